@@ -1,0 +1,89 @@
+"""This file holds every exception that the package raises on purpose.
+
+::
+
+    NanochatError
+    ├── ConfigError          a model or training configuration that cannot work
+    ├── ShapeError           arrays whose shapes disagree with each other or with the configuration
+    ├── NumericError         infinities, NaN or codes outside {-1, 0, 1} where numbers must be finite
+    ├── InputError           an argument or a prompt that the call cannot serve
+    │   └── ContextLengthError   more tokens than the model's context holds
+    ├── FormatError          a file that is truncated, corrupt, mislabelled or hostile
+    │   └── VersionError         a file written by a newer version of this package
+    ├── SaveError            a file that could not be written; the old one is untouched
+    ├── BackendError         a backend that is unknown or cannot run on this machine
+    ├── ModelNotFoundError   a name for which no weights can be found
+    ├── DataError            training data that is missing or unusable
+    └── TrainingError        a run that cannot start, continue or resume
+
+Each message names the offending value, the rule that it breaks, and the fix. Classes that stand for a bad
+value are also a `ValueError`, so that callers who know nothing of this package can catch them.
+"""
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "FormatError",
+    "InputError",
+    "ModelNotFoundError",
+    "NanochatError",
+    "NumericError",
+    "SaveError",
+    "ShapeError",
+    "TrainingError",
+    "VersionError",
+]
+
+
+class NanochatError(Exception):
+    """The root of all errors that a user can cause and fix."""
+
+
+class ConfigError(NanochatError, ValueError):
+    """A configuration that cannot work."""
+
+
+class ShapeError(NanochatError, ValueError):
+    """Arrays whose shapes disagree with each other or with the configuration."""
+
+
+class NumericError(NanochatError, ValueError):
+    """Infinities, NaN or ternary codes outside {-1, 0, 1}."""
+
+
+class InputError(NanochatError, ValueError):
+    """An argument or a prompt that the call cannot serve."""
+
+
+class ContextLengthError(InputError):
+    """More tokens than the model's context holds."""
+
+
+class FormatError(NanochatError, ValueError):
+    """A file that is truncated, corrupt, mislabelled or hostile."""
+
+
+class VersionError(FormatError):
+    """A file written by a newer version of this package."""
+
+
+class SaveError(NanochatError, OSError):
+    """A file that could not be written; what stood there before is untouched."""
+
+
+class BackendError(NanochatError, RuntimeError):
+    """A backend that is unknown or cannot run on this machine."""
+
+
+class ModelNotFoundError(NanochatError, LookupError):
+    """A model name for which no weights can be found."""
+
+
+class DataError(NanochatError, ValueError):
+    """Training data that is missing or unusable."""
+
+
+class TrainingError(NanochatError, RuntimeError):
+    """A training run that cannot start, continue or resume."""
