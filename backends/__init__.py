@@ -1,0 +1,117 @@
+"""This file holds the names of the backends, whether each can run here, and the choice among them.
+
+A backend is loaded by name, once, when a model is loaded. Nothing is chosen silently: `choose` says why.
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+from typing import Any
+
+from nanochat.errors import BackendError
+from nanochat.ops import Ops
+
+__all__ = ["NAMES", "choose", "get", "unavailable"]
+
+NAMES = ("torch", "mlx", "numba", "reference")
+
+_FIX = {
+    "torch": "pip install 'nanochat-ternary[torch]'",
+    "mlx": "pip install 'nanochat-ternary[mlx]'",
+    "numba": "pip install numba",
+}
+
+
+def unavailable(name: str) -> str | None:
+    """Why the backend cannot run here, with the fix; `None` if it can.
+
+    Raises
+    ------
+    BackendError
+        If there is no backend of that name.
+    """
+    if name not in NAMES:
+        raise BackendError(f"unknown backend {name!r}: choose auto or one of {', '.join(NAMES)}")
+    if name == "reference":
+        return None
+    module = "mlx.core" if name == "mlx" else name
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        return f"the package {name} is not installed: {_FIX[name]}"
+    return None
+
+
+def choose(name: str = "auto") -> tuple[str, str]:
+    """The backend to use and the reason.
+
+    Parameters
+    ----------
+    name : str
+        A backend, or "auto": then the environment variable ``NANOCHAT_BACKEND`` if it is set; torch if CUDA is there;
+        MLX on Apple silicon; Numba; the reference.
+
+    Raises
+    ------
+    BackendError
+        If the named backend is unknown or unavailable.
+    """
+    if name != "auto":
+        return _require(name), "asked for"
+    wanted = os.environ.get("NANOCHAT_BACKEND", "")
+    if wanted and wanted != "auto":
+        return _require(wanted), "NANOCHAT_BACKEND is set"
+    if unavailable("torch") is None and _cuda_is_there():
+        return "torch", "a CUDA device is there"
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    if apple and unavailable("mlx") is None:
+        return "mlx", "this is Apple silicon"
+    if unavailable("numba") is None:
+        return "numba", "no CUDA device and no Apple GPU; compiled CPU code is next"
+    return "reference", f"nothing faster can run: {unavailable('numba')}"
+
+
+def get(name: str = "auto") -> Ops[Any, Any, Any]:
+    """The operations of a backend, by name or chosen by `choose`.
+
+    Raises
+    ------
+    BackendError
+        If the backend is unknown or unavailable; the message repeats every backend's reason.
+    """
+    chosen, _ = choose(name)
+    # Late on purpose: a framework is loaded only when its backend is asked for.
+    if chosen == "torch":
+        from nanochat.backends.torch import TorchOps
+
+        return TorchOps()
+    if chosen == "mlx":
+        from nanochat.backends.mlx import MlxOps
+
+        return MlxOps()
+    if chosen == "numba":
+        from nanochat.backends.numba import NumbaOps
+
+        return NumbaOps()
+    from nanochat.backends.reference import ReferenceOps
+
+    return ReferenceOps()
+
+
+def _require(name: str) -> str:
+    if unavailable(name) is not None:
+        reasons = "; ".join(f"{n}: {unavailable(n) or 'available'}" for n in NAMES)
+        raise BackendError(f"backend {name!r} cannot run here ({reasons})")
+    return name
+
+
+def _cuda_is_there() -> bool:
+    # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
+    if sys.platform == "linux" and not os.path.exists("/proc/driver/nvidia"):  # noqa: PTH110
+        return False
+    from nanochat.backends.torch import cuda_is_available
+
+    return cuda_is_available()

@@ -1,0 +1,365 @@
+"""This file holds the model's configuration and the presets, which are functions that return one."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nanochat.errors import ConfigError
+
+__all__ = [
+    "PRESETS",
+    "Activation",
+    "Coefficients",
+    "LayerKind",
+    "Mixer",
+    "ModelConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "hybrid_pattern",
+    "preset",
+]
+
+Activation = Literal["swiglu", "relu2", "relu2_glu"]
+Coefficients = Literal["static", "dynamic"]
+LayerKind = Literal["attention", "delta"]
+Mixer = Literal["lite", "sinkhorn", "identity"]
+TableFormat = Literal["int8", "dense"]
+
+# Largest accepted values. They bound what a hostile `config.json` can make a reader allocate.
+_LIMITS = {
+    "vocab_size": 1 << 21,
+    "width": 1 << 16,
+    "num_layers": 1 << 10,
+    "num_heads": 1 << 10,
+    "num_kv_heads": 1 << 10,
+    "head_dim": 1 << 10,
+    "ffn_width": 1 << 18,
+    "context_length": 1 << 24,
+    "loop_count": 64,
+    "num_ahead": 16,
+    "num_experts": 1 << 10,
+    "expert_width": 1 << 18,
+    "shared_expert_width": 1 << 18,
+    "delta_heads": 1 << 10,
+    "delta_key_dim": 1 << 10,
+    "delta_value_dim": 1 << 10,
+    "delta_conv_width": 64,
+    "sinkhorn_iterations": 1 << 10,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides what the model computes.
+
+    Parameters
+    ----------
+    vocab_size, width, num_layers, context_length : int
+        Tokens in the vocabulary, features of the residual stream, layers held in memory, and the longest sequence.
+    num_heads, num_kv_heads, head_dim : int
+        Query heads, key and value heads (grouped-query attention), features of one head.
+    ffn_width : int
+        Hidden features of a dense feed-forward network; unused when `num_experts` is positive.
+    activation : {"swiglu", "relu2", "relu2_glu"}
+        ``silu(gate) * up``, ``relu(up)**2``, or ``relu(gate)**2 * up``.
+    qk_norm, sub_norm, attention_gate : bool
+        RMSNorm of each query and key head; RMSNorm before the output linears (BitNet); sigmoid-gated attention.
+    layer_pattern : tuple of {"attention", "delta"}
+        Kinds of the layers, repeated until all layers have one. See `hybrid_pattern`.
+    rope_theta, rope_scale : float
+        Base of the rotation, and the NTK-aware context factor (1 is none).
+    delta_heads, delta_key_dim, delta_value_dim, delta_conv_width : int
+        Heads, key and value features, and taps of the short convolution of Gated DeltaNet layers.
+    num_experts, experts_per_token, expert_width, shared_expert_width : int
+        Mixture of experts; 0 experts is a dense network, a shared width of 0 is no shared expert.
+    loop_count, loop_prelude, loop_coda : int
+        LoopLM: the layers between the first `loop_prelude` and the last `loop_coda` run `loop_count` times.
+    exit_threshold : float
+        A token leaves the loop once its cumulative exit probability reaches this; 1 never leaves early.
+    num_ahead : int
+        Extra heads that predict the tokens after the next one, in training only.
+    tie_embeddings : bool
+        Whether the head is the embedding table.
+    num_streams, coefficients, mixer, sinkhorn_iterations : int or str
+        Residual streams (mHC); 1 is the ordinary residual, for which the other three have no effect.
+    mixer_bias : float
+        Initial logit of the other permutations (or entries) relative to the identity.
+    table_format : {"int8", "dense"}
+        Storage of embedding and head.
+    weight_block : int or "row"
+        Columns of a ternary matrix that share a scale.
+    activation_block : int or "token"
+        Columns of a linear's input that share a scale.
+    norm_eps : float
+        Added to the mean square inside every RMSNorm.
+
+    Raises
+    ------
+    ConfigError
+        If the values cannot work together.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_width: int
+    head_dim: int = 64
+    context_length: int = 2048
+    activation: Activation = "swiglu"
+    qk_norm: bool = True
+    sub_norm: bool = False
+    attention_gate: bool = False
+    layer_pattern: tuple[LayerKind, ...] = ("attention",)
+    rope_theta: float = 10_000.0
+    rope_scale: float = 1.0
+    delta_heads: int = 4
+    delta_key_dim: int = 64
+    delta_value_dim: int = 64
+    delta_conv_width: int = 4
+    num_experts: int = 0
+    experts_per_token: int = 2
+    expert_width: int = 0
+    shared_expert_width: int = 0
+    loop_count: int = 1
+    loop_prelude: int = 0
+    loop_coda: int = 0
+    exit_threshold: float = 1.0
+    num_ahead: int = 0
+    tie_embeddings: bool = True
+    num_streams: int = 4
+    coefficients: Coefficients = "static"
+    mixer: Mixer = "lite"
+    sinkhorn_iterations: int = 20
+    mixer_bias: float = -8.0
+    table_format: TableFormat = "int8"
+    weight_block: int | Literal["row"] = 256
+    activation_block: int | Literal["token"] = 128
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_ranges(self)
+        _check_blocks(self)
+        _check_structure(self)
+
+
+def _check_types(config: ModelConfig) -> None:
+    choices: dict[str, tuple[object, ...]] = {
+        "activation": get_args(Activation),
+        "coefficients": get_args(Coefficients),
+        "mixer": get_args(Mixer),
+        "table_format": get_args(TableFormat),
+        "num_streams": (1, 2, 4),
+        "weight_block": ("row", 128, 256),
+        "activation_block": ("token", 128, 256),
+    }
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in choices:
+            if isinstance(value, bool) or value not in choices[field.name]:
+                raise ConfigError(
+                    f"{field.name}={value!r}: choose one of {list(choices[field.name])}"
+                )
+        elif field.type is bool and not isinstance(value, bool):
+            raise ConfigError(f"{field.name}={value!r}: write true or false")
+        elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{field.name}={value!r}: write a whole number")
+        elif field.type is float and (
+            isinstance(value, bool) or not isinstance(value, (int, float))
+        ):
+            raise ConfigError(f"{field.name}={value!r}: write a number")
+    pattern = config.layer_pattern
+    if (
+        not isinstance(pattern, tuple)
+        or not pattern
+        or any(k not in get_args(LayerKind) for k in pattern)
+    ):
+        raise ConfigError(
+            f"layer_pattern={pattern!r}: write a non-empty tuple of {list(get_args(LayerKind))}"
+        )
+
+
+def _check_ranges(config: ModelConfig) -> None:
+    may_be_zero = {
+        "ffn_width": config.num_experts > 0,
+        "num_experts": True,
+        "expert_width": config.num_experts == 0,
+        "shared_expert_width": True,
+        "num_ahead": True,
+    }
+    for name, limit in _LIMITS.items():
+        value = getattr(config, name)
+        least = 0 if may_be_zero.get(name, False) else 1
+        if not least <= value <= limit:
+            raise ConfigError(f"{name}={value}: must lie between {least} and {limit}")
+    for name, low, high in (
+        ("rope_theta", 1.0, 1e12),
+        ("rope_scale", 1.0, 1e6),
+        ("norm_eps", 1e-20, 1.0),
+        ("mixer_bias", -30.0, 30.0),
+        ("exit_threshold", 1e-6, 1.0),
+    ):
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name}={value}: must lie between {low} and {high}")
+
+
+def _check_blocks(config: ModelConfig) -> None:
+    if config.activation_block == "token" and config.weight_block != "row":
+        raise ConfigError(
+            f'activation_block="token" with weight_block={config.weight_block}: an activation block must lie '
+            'inside one weight block; pass weight_block="row" or activation_block=128'
+        )
+    if (
+        isinstance(config.activation_block, int)
+        and isinstance(config.weight_block, int)
+        and config.weight_block % config.activation_block
+    ):
+        raise ConfigError(
+            f"activation_block={config.activation_block} does not divide weight_block={config.weight_block}: "
+            "pass activation_block=128"
+        )
+    block = 4
+    if isinstance(config.activation_block, int):
+        block = config.activation_block
+    if isinstance(config.weight_block, int):
+        block = config.weight_block
+    inputs = {"width": config.width, "num_heads * head_dim": config.num_heads * config.head_dim}
+    if config.num_experts:
+        inputs |= {
+            "expert_width": config.expert_width,
+            "shared_expert_width": config.shared_expert_width,
+        }
+    else:
+        inputs["ffn_width"] = config.ffn_width
+    if "delta" in config.layer_pattern:
+        inputs["delta_heads * delta_value_dim"] = config.delta_heads * config.delta_value_dim
+    for name, value in inputs.items():
+        if value % block:
+            raise ConfigError(
+                f"{name}={value} is the input width of a ternary linear and not a multiple of its block of {block}: "
+                f"use {-(-value // block) * block}, or another weight_block"
+            )
+
+
+def _check_structure(config: ModelConfig) -> None:
+    if config.num_heads % config.num_kv_heads:
+        raise ConfigError(
+            f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}: "
+            "each key head must serve the same number of query heads"
+        )
+    if config.head_dim % 2:
+        raise ConfigError(f"head_dim={config.head_dim} is odd: the rotation needs pairs of features")
+    if config.num_experts and config.experts_per_token not in range(1, config.num_experts + 1):
+        raise ConfigError(
+            f"experts_per_token={config.experts_per_token}: must lie between 1 and num_experts={config.num_experts}"
+        )
+    looped = config.num_layers - config.loop_prelude - config.loop_coda
+    if config.loop_prelude < 0 or config.loop_coda < 0 or looped < 1:
+        raise ConfigError(
+            f"loop_prelude={config.loop_prelude} and loop_coda={config.loop_coda} leave {looped} of "
+            f"{config.num_layers} layers for the loop: leave at least one, and no negative counts"
+        )
+    if config.exit_threshold < 1.0:
+        if config.loop_count == 1:
+            raise ConfigError(
+                f"exit_threshold={config.exit_threshold} without a loop: set loop_count above 1 or exit_threshold=1"
+            )
+        kinds = [
+            config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers)
+        ]
+        if "delta" in kinds[config.loop_prelude : config.num_layers - config.loop_coda]:
+            raise ConfigError(
+                f"exit_threshold={config.exit_threshold} with a delta layer inside the loop: its recurrent state needs "
+                "every loop step; set exit_threshold=1 or keep delta layers in the prelude and coda"
+            )
+
+
+def hybrid_pattern(*, delta: int, attention: int = 1) -> tuple[LayerKind, ...]:
+    """Pattern of `delta` Gated DeltaNet layers followed by `attention` attention layers.
+
+    Examples
+    --------
+    >>> hybrid_pattern(delta=3)
+    ('delta', 'delta', 'delta', 'attention')
+    """
+    return ("delta",) * delta + ("attention",) * attention
+
+
+def config_to_dict(config: ModelConfig) -> dict[str, object]:
+    """All fields by name, with tuples as lists, ready for JSON."""
+    fields = dataclasses.asdict(config)
+    fields["layer_pattern"] = list(config.layer_pattern)
+    return fields
+
+
+def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
+    """Rebuild a configuration from `config_to_dict`; absent optional fields take their defaults.
+
+    Raises
+    ------
+    ConfigError
+        If a field is unknown, missing, or has a value that cannot work.
+    """
+    known = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown configuration field {unknown[0]!r}: remove it, or upgrade nanochat-ternary")
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
+    if missing:
+        raise ConfigError(f"configuration field {missing[0]!r} is missing: it has no default, so write it")
+    values = dict(fields)
+    if isinstance(values.get("layer_pattern"), list):
+        values["layer_pattern"] = tuple(values["layer_pattern"])  # type: ignore[arg-type]
+    for name, value in values.items():
+        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool):
+            values[name] = float(value)
+    return ModelConfig(**values)  # type: ignore[arg-type]
+
+
+def tiny() -> ModelConfig:
+    """The model that ships: about 6M parameters, small enough to train on two cores."""
+    return ModelConfig(
+        vocab_size=4096,
+        width=256,
+        num_layers=6,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_width=768,
+        context_length=1024,
+        mixer_bias=-6.0,
+    )
+
+
+def d20() -> ModelConfig:
+    """Depth 20: the shape of the `d20` of karpathy/nanochat, width 1280, with ternary linears."""
+    return ModelConfig(
+        vocab_size=65_536,
+        width=1280,
+        num_layers=20,
+        num_heads=10,
+        num_kv_heads=10,
+        head_dim=128,
+        ffn_width=5120,
+        activation="relu2",
+        tie_embeddings=False,
+    )
+
+
+PRESETS = {"tiny": tiny, "d20": d20}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of that name.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()

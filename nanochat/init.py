@@ -1,0 +1,122 @@
+"""This file holds the random initial weights of a model, drawn from a NumPy generator in the order of the names."""
+
+import math
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat import ternary
+from nanochat.config import ModelConfig
+from nanochat.shapes import shapes
+from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
+
+__all__ = ["freeze", "init"]
+
+
+def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]:
+    """Initial latent weights.
+
+    Linears are normal with variance 1 / columns, those that write to the residual stream smaller by the square root of
+    the number of writes. Each mHC site reads and writes one stream more than the others, another at every site:
+    streams that start equal and are treated alike would stay equal for ever (`mhc_stream`).
+
+    References
+    ----------
+    .. [1] github.com/FFTYYY/mhc-lite, commit ea19775: biases -1 and +1 at stream ``layer mod n``, mixing bias -8.
+    """
+    return map_leaves(lambda name, spec: _leaf(name, spec, config, generator), shapes(config))
+
+
+def freeze(weights: Weights[Stored]) -> Weights[Stored]:
+    """Round every latent leaf, once and for good, to the leaf that it stands for.
+
+    Raises
+    ------
+    NumericError
+        With the tensor's name, if a weight is not finite.
+    """
+    return map_leaves(_freeze_leaf, weights)
+
+
+def _freeze_leaf(name: str, leaf: Stored) -> Stored:
+    if isinstance(leaf, Dense):
+        ternary.require_finite(leaf.values, name)
+        return leaf
+    if not isinstance(leaf, Latent):
+        return leaf
+    if leaf.kind == "int8":
+        codes, scales = ternary.quantize_rows(leaf.values, name=name)
+        return Int8(codes=codes, scales=scales, activation_block=leaf.activation_block)
+    codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
+    return Ternary(
+        packed=ternary.pack(codes, name=name),
+        scales=scales,
+        columns=codes.shape[1],
+        activation_block=leaf.activation_block,
+    )
+
+
+def _leaf(name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator) -> Stored:
+    values = _values(name, spec, config, generator)
+    if spec.kind == "dense":
+        return Dense(values=values)
+    return Latent(
+        values=values,
+        kind=spec.kind,
+        weight_block=spec.weight_block,
+        activation_block=spec.activation_block,
+    )
+
+
+def _values(
+    name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    def normal(deviation: float) -> NDArray[np.float32]:
+        return generator.standard_normal(spec.shape, np.float32) * np.float32(deviation)
+
+    columns = spec.shape[-1]
+    match spec.initial:
+        case "ones":
+            return np.ones(spec.shape, np.float32)
+        case "zeros":
+            return np.zeros(spec.shape, np.float32)
+        case "linear" | "head":
+            return normal(1 / math.sqrt(columns))
+        case "output":
+            writes = 2 * (config.num_layers + (config.loop_count - 1) * _looped(config))
+            return normal(1 / math.sqrt(columns * writes))
+        case "embedding":
+            return normal(1.0 / math.sqrt(columns) if config.tie_embeddings else 1.0)
+        case "conv":
+            return normal(1 / math.sqrt(columns))
+        case "log_rate":
+            return np.log(generator.uniform(1, 16, spec.shape)).astype(np.float32)
+        case "time_bias":
+            step = np.exp(generator.uniform(math.log(1e-3), math.log(0.1), spec.shape))
+            # The inverse of softplus.
+            return (step + np.log(-np.expm1(-step))).astype(np.float32)
+        case "mhc_stream":
+            biases = np.full(spec.shape, -1, np.float32)
+            biases[_site_index(name) % config.num_streams] = 1
+            return biases
+        case "mhc_gates":
+            return np.full(spec.shape, 0.01, np.float32)
+        case "mhc_lite":
+            logits = np.full(spec.shape, config.mixer_bias, np.float32)
+            logits[0] = 0
+            return logits
+        case "mhc_sinkhorn":
+            off_diagonal = 1 - np.eye(config.num_streams, dtype=np.float32)
+            return (off_diagonal * np.float32(config.mixer_bias)).reshape(-1)
+    raise AssertionError(spec.initial)
+
+
+def _looped(config: ModelConfig) -> int:
+    return config.num_layers - config.loop_prelude - config.loop_coda
+
+
+def _site_index(name: str) -> int:
+    match = re.match(r"layers\.(\d+)\.(mixer|network)_site\.", name)
+    assert match is not None, name
+    return 2 * int(match[1]) + (match[2] == "network")

@@ -1,0 +1,314 @@
+"""This file holds the model: one function of tokens and weights, written in the operations of `nanochat.ops`.
+
+`forward` runs it for inference, with a state between calls; `training_outputs` gives everything that a training
+objective needs. Both walk the same layers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Generic, TypeVar
+
+from nanochat.config import ModelConfig
+from nanochat.ops import Ops, Slot
+from nanochat.shapes import layer_kinds
+from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
+
+__all__ = ["TrainingOutputs", "forward", "slots", "training_outputs"]
+
+Array = TypeVar("Array")
+Leaf = TypeVar("Leaf")
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutputs(Generic[Array]):
+    """What a training objective needs, all with axes (B, T, ...).
+
+    Parameters
+    ----------
+    steps : tuple of arrays (B, T, vocabulary)
+        Logits after each loop step; one for a model without a loop.
+    survival : tuple of arrays (B, T, 1)
+        Probability of still being in the loop after each step but the last.
+    ahead : tuple of arrays (B, T, vocabulary)
+        Logits for the tokens after the next one.
+    routing : tuple of arrays (B, T, experts)
+        Router logits of every mixture of experts, in the order in which they ran.
+    """
+
+    steps: tuple[Array, ...]
+    survival: tuple[Array, ...]
+    ahead: tuple[Array, ...]
+    routing: tuple[Array, ...]
+
+
+def slots(config: ModelConfig) -> tuple[Slot, ...]:
+    """What a state must hold, in the order in which `forward` reaches it; a looped layer has its own at every step."""
+    kinds = layer_kinds(config)
+    prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
+    order = kinds[:prelude] + kinds[prelude:coda] * config.loop_count + kinds[coda:]
+    heads, taps = config.delta_heads, config.delta_conv_width
+    keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
+    of_kind = {
+        "attention": (
+            Slot(kind="attention", heads=config.num_kv_heads, key_dim=config.head_dim),
+        ),
+        "delta": (
+            Slot(kind="conv", taps=taps, features=keys),
+            Slot(kind="conv", taps=taps, features=keys),
+            Slot(kind="conv", taps=taps, features=values),
+            Slot(
+                kind="delta",
+                heads=heads,
+                key_dim=config.delta_key_dim,
+                value_dim=config.delta_value_dim,
+            ),
+        ),
+    }
+    return tuple(slot for kind in order for slot in of_kind[kind])
+
+
+def forward(
+    tokens: Array,
+    weights: Weights[Leaf],
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, State],
+    state: State | None = None,
+    *,
+    only_last: bool = False,
+) -> Array:
+    """Logits of the next token after every token, (B, T, vocabulary), or after the last one only.
+
+    Parameters
+    ----------
+    tokens : array of the backend, shape (B, T)
+        From ``ops.tokens``.
+    weights : tree of the backend's leaves
+        From ``ops.prepare``.
+    state : state of the backend, optional
+        From ``ops.new_state(slots(config), ...)``. Its sequences are continued, and advanced by T.
+    only_last : bool
+        Give (B, 1, vocabulary), which spares the head's work on a long prompt.
+    """
+    walk = _Walk(config, ops, state)
+    prelude, looped, coda = _stages(weights, config)
+    x = walk.layers(walk.open(tokens, weights), prelude)
+    x = walk.loop(x, looped, weights.exit)
+    x = walk.layers(x, coda)
+    if state is not None:
+        ops.advance(state, tokens)
+    return walk.head(ops.last(x) if only_last else x, weights)
+
+
+def training_outputs(
+    tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
+) -> TrainingOutputs[Array]:
+    """Run every loop step and every extra head on whole sequences; no token leaves the loop early."""
+    walk = _Walk(config, ops, None)
+    prelude, looped, coda = _stages(weights, config)
+    x = walk.layers(walk.open(tokens, weights), prelude)
+    steps: list[Array] = []
+    survival: list[Array] = []
+    trunk = x
+    for step in range(config.loop_count):
+        x = walk.layers(x, looped)
+        trunk = walk.layers(x, coda)
+        steps.append(walk.head(trunk, weights))
+        if weights.exit is not None and step < config.loop_count - 1:
+            survival.append(walk.survive(x, weights.exit, survival[-1] if survival else None))
+    collapsed = walk.close(trunk)
+    ahead = [walk.read_out(walk.layer(collapsed, layer), weights) for layer in weights.ahead]
+    return TrainingOutputs(
+        steps=tuple(steps),
+        survival=tuple(survival),
+        ahead=tuple(ahead),
+        routing=tuple(walk.routing),
+    )
+
+
+def _stages(
+    weights: Weights[Leaf], config: ModelConfig
+) -> tuple[tuple[Layer[Leaf], ...], tuple[Layer[Leaf], ...], tuple[Layer[Leaf], ...]]:
+    prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
+    return weights.layers[:prelude], weights.layers[prelude:coda], weights.layers[coda:]
+
+
+class _Walk(Generic[Array, Leaf, State]):
+    """One pass over the layers: what is fixed for it, and the place in the state that comes next."""
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops[Array, Leaf, State], state: State | None
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        self.state = state
+        self.routing: list[Array] = []
+        self.slot: Iterator[int] = count()
+        # Keys and values of the looped layers at this loop step, when tokens may leave the loop early.
+        self.keys: list[tuple[Array, Array]] = []
+        self.frozen: tuple[Array, list[tuple[Array, Array]]] | None = None
+
+    def open(self, tokens: Array, weights: Weights[Leaf]) -> Array:
+        x = self.ops.embed(tokens, weights.embedding)
+        return self.ops.mhc_open(x, self.config.num_streams) if self.config.num_streams > 1 else x
+
+    def close(self, x: Array) -> Array:
+        return self.ops.mhc_close(x) if self.config.num_streams > 1 else x
+
+    def head(self, x: Array, weights: Weights[Leaf]) -> Array:
+        return self.read_out(self.close(x), weights)
+
+    def read_out(self, x: Array, weights: Weights[Leaf]) -> Array:
+        table = weights.embedding if weights.head is None else weights.head
+        normed = self.ops.rms_norm(x, weights.norm, eps=self.config.norm_eps)
+        return self.ops.project(normed, table)[0]
+
+    def layers(self, x: Array, layers: tuple[Layer[Leaf], ...]) -> Array:
+        for layer in layers:
+            x = self.layer(x, layer)
+        return x
+
+    def layer(self, x: Array, layer: Layer[Leaf]) -> Array:
+        mixer = self.attention if isinstance(layer.mixer, Attention) else self.delta
+        x = self.site(x, layer.mixer_site, partial(mixer, layer.mixer))  # type: ignore[arg-type]
+        network = self.experts if isinstance(layer.network, Experts) else self.feed_forward
+        return self.site(x, layer.network_site, partial(network, layer.network))  # type: ignore[arg-type]
+
+    def site(self, x: Array, site: Site[Leaf], network: Callable[[Array], Array]) -> Array:
+        ops, config = self.ops, self.config
+        if site.mhc is None:
+            return ops.add(x, network(ops.rms_norm(x, site.norm, eps=config.norm_eps)))
+        u, post, mix = ops.mhc_read(
+            x,
+            site.mhc,
+            mixer=config.mixer,
+            iterations=config.sinkhorn_iterations,
+            eps=config.norm_eps,
+        )
+        return ops.mhc_write(x, network(ops.rms_norm(u, site.norm, eps=config.norm_eps)), post, mix)
+
+    def attention(self, w: Attention[Leaf], x: Array) -> Array:
+        ops, config = self.ops, self.config
+        linears = (w.q, w.k, w.v) if w.gate is None else (w.q, w.k, w.v, w.gate)
+        q, k, v, *gates = ops.project(x, *linears)
+        q = ops.split_heads(q, config.num_heads)
+        k = ops.split_heads(k, config.num_kv_heads)
+        v = ops.split_heads(v, config.num_kv_heads)
+        if w.q_norm is not None and w.k_norm is not None:
+            q = ops.rms_norm(q, w.q_norm, eps=config.norm_eps)
+            k = ops.rms_norm(k, w.k_norm, eps=config.norm_eps)
+        theta = _ntk_theta(config)
+        q = ops.rope(q, theta=theta, state=self.state)
+        k = ops.rope(k, theta=theta, state=self.state)
+        k, v = self._of_remaining(k, v)
+        y = ops.attention(q, k, v, state=self.state, slot=next(self.slot))
+        y = ops.merge_heads(y)
+        if gates:
+            y = ops.gate(y, gates[0])
+        return self._output(y, w.sub_norm, w.o)
+
+    def delta(self, w: Delta[Leaf], x: Array) -> Array:
+        ops, config, state = self.ops, self.config, self.state
+        q, k, v, gate = ops.project(x, w.q, w.k, w.v, w.gate)
+        beta, decay = ops.project(x, w.beta, w.decay)
+        q = ops.short_conv(q, w.q_conv, state=state, slot=next(self.slot))
+        k = ops.short_conv(k, w.k_conv, state=state, slot=next(self.slot))
+        v = ops.short_conv(v, w.v_conv, state=state, slot=next(self.slot))
+        y = ops.delta_rule(
+            ops.split_heads(q, config.delta_heads),
+            ops.split_heads(k, config.delta_heads),
+            ops.split_heads(v, config.delta_heads),
+            beta,
+            decay,
+            w.log_rate,
+            w.time_bias,
+            state=state,
+            slot=next(self.slot),
+        )
+        y = ops.merge_heads(ops.rms_norm(y, w.norm, eps=config.norm_eps))
+        return self._output(ops.swiglu(gate, y), w.sub_norm, w.o)
+
+    def feed_forward(self, w: FeedForward[Leaf], x: Array) -> Array:
+        ops = self.ops
+        if w.gate is None:
+            y = ops.relu2(ops.project(x, w.up)[0], None)
+        else:
+            gate, up = ops.project(x, w.gate, w.up)
+            swiglu = self.config.activation == "swiglu"
+            y = ops.swiglu(gate, up) if swiglu else ops.relu2(gate, up)
+        return self._output(y, w.sub_norm, w.down)
+
+    def experts(self, w: Experts[Leaf], x: Array) -> Array:
+        ops = self.ops
+        (logits,) = ops.project(x, w.router)
+        self.routing.append(logits)
+        networks = [partial(self.feed_forward, network) for network in w.networks]
+        y = ops.experts(x, logits, networks, top_k=self.config.experts_per_token)
+        return y if w.shared is None else ops.add(y, self.feed_forward(w.shared, x))
+
+    def _output(self, y: Array, sub_norm: Leaf | None, linear: Leaf) -> Array:
+        if sub_norm is not None:
+            y = self.ops.rms_norm(y, sub_norm, eps=self.config.norm_eps)
+        return self.ops.project(y, linear)[0]
+
+    def survive(self, x: Array, gate: Exit[Leaf], previous: Array | None) -> Array:
+        ops = self.ops
+        normed = ops.rms_norm(self.close(x), gate.norm, eps=self.config.norm_eps)
+        (logits,) = ops.project(normed, gate.weight)
+        return ops.survival(previous, ops.add(logits, ops.parameter(gate.bias)))
+
+    def loop(self, x: Array, layers: tuple[Layer[Leaf], ...], gate: Exit[Leaf] | None) -> Array:
+        """Run the looped layers, stopping as soon as every token of this call has left the loop.
+
+        A token that left at some step keeps its stream, and its keys and values of that step stand for it at the later
+        ones. So a token's result depends on itself and on earlier tokens alone: prefill, decoding and batches agree.
+        """
+        steps, threshold = self.config.loop_count, self.config.exit_threshold
+        if gate is None or threshold >= 1.0:
+            for _ in range(steps):
+                x = self.layers(x, layers)
+            return x
+        ops = self.ops
+        survival: Array | None = None
+        for step in range(steps):
+            self.keys, previous = [], x
+            x = self.layers(x, layers)
+            if self.frozen is not None:
+                x = ops.select(self.frozen[0], previous, x)
+            if step == steps - 1:
+                break
+            survival = self.survive(x, gate, survival)
+            left = ops.at_most(survival, 1.0 - threshold)
+            self.frozen = left, self.keys
+            if ops.every(left):
+                self._remember(self.keys, steps - step - 1)
+                break
+        self.frozen = None
+        return x
+
+    def _of_remaining(self, k: Array, v: Array) -> tuple[Array, Array]:
+        if self.config.exit_threshold >= 1.0:
+            return k, v
+        if self.frozen is not None:
+            left, earlier = self.frozen
+            old_k, old_v = earlier[len(self.keys)]
+            k, v = self.ops.select(left, old_k, k), self.ops.select(left, old_v, v)
+        self.keys.append((k, v))
+        return k, v
+
+    def _remember(self, keys: list[tuple[Array, Array]], steps: int) -> None:
+        for _ in range(steps):
+            for k, v in keys:
+                slot = next(self.slot)
+                if self.state is not None:
+                    self.ops.remember(k, v, state=self.state, slot=slot)
+
+
+def _ntk_theta(config: ModelConfig) -> float:
+    """Base of the rotation after NTK-aware scaling: ``theta * scale**(K / (K - 2))``."""
+    if config.head_dim == 2:
+        return config.rope_theta
+    exponent = config.head_dim / (config.head_dim - 2)
+    return config.rope_theta * float(config.rope_scale**exponent)

@@ -1,0 +1,263 @@
+"""This file holds the operations that the model is written in: their names, shapes and exact meaning.
+
+A backend implements `Ops` on its own arrays. The model passes those arrays around without looking inside; only
+`tokens`, `numpy`, `prepare` and `new_state` know NumPy. `nanochat.backends.reference` is the plain implementation.
+
+Legend: B sequences, T tokens, C width, F any number of features, H query heads, G key and value heads, K head
+features, V value features, n residual streams, E experts, R rows of a linear. All arithmetic is float32 unless an
+operation says otherwise; a leading ``...`` is any number of dimensions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import Mixer
+from nanochat.weights import Mhc, Stored, Weights
+
+__all__ = ["Ops", "Slot"]
+
+Array = TypeVar("Array")
+Leaf = TypeVar("Leaf")
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """What one mixer must remember between calls, for every sequence.
+
+    ``kind="attention"``: keys and values, each (capacity, heads, key_dim). ``kind="conv"``: the last `taps` - 1 inputs
+    of `features` channels. ``kind="delta"``: one float32 matrix (key_dim, value_dim) per head, at first zero.
+    """
+
+    kind: str
+    heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    taps: int = 0
+    features: int = 0
+
+
+class Ops(Protocol[Array, Leaf, State]):
+    """The operations of one backend.
+
+    `State` belongs to the backend that made it and is changed in place; ``state=None`` means that the sequences start
+    here and nothing is remembered. It holds a length for each sequence: the tokens seen so far.
+    """
+
+    # The border.
+
+    def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
+        """Weights in the form that this backend is fastest with, made once per model."""
+        ...
+
+    def tokens(self, ids: NDArray[np.int64]) -> Array:
+        """Token ids, shape (B, T)."""
+        ...
+
+    def numpy(self, x: Array) -> NDArray[np.float32]:
+        """Copy an array out, as float32."""
+        ...
+
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> State:
+        """An empty state for `batch` sequences of at most `capacity` tokens."""
+        ...
+
+    def stack(self, states: Sequence[State]) -> State:
+        """One state that holds the sequences of all `states`, which had the same slots and capacity."""
+        ...
+
+    def advance(self, state: State, tokens: Array) -> None:
+        """Add T to the length of every sequence, once all mixers have seen these tokens, (B, T)."""
+        ...
+
+    # Tables, norms, linears.
+
+    def embed(self, tokens: Array, table: Leaf) -> Array:
+        """Rows of the table, (B, T, C). An 8-bit table gives codes times the row's scale."""
+        ...
+
+    def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
+        """``x / sqrt(mean(x**2) + eps) * gain`` over the last axis."""
+        ...
+
+    def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
+        """``x @ w.T`` for each linear w, (..., C) to (..., R); they share one rounding of x.
+
+        Ternary: x is rounded to int8 in blocks of ``activation_block`` columns (`ternary.quantize_activations`), and
+
+            y[r] = sum over activation blocks b of float32(int32 sum of code * q) * s[b] * scale[r, block of b]
+
+        Int8: the same with 8-bit codes and one scale per row. Dense: a float32 product; x is not rounded.
+        Latent: as the leaf that it stands for, with straight-through gradients for both roundings.
+        """
+        ...
+
+    def add(self, x: Array, y: Array) -> Array:
+        """``x + y``, the last axes aligned."""
+        ...
+
+    def parameter(self, leaf: Leaf) -> Array:
+        """The numbers of a dense leaf."""
+        ...
+
+    def last(self, x: Array) -> Array:
+        """The last token of each sequence, (B, T, ...) to (B, 1, ...)."""
+        ...
+
+    # Attention.
+
+    def split_heads(self, x: Array, heads: int) -> Array:
+        """(B, T, H K) to (B, T, H, K)."""
+        ...
+
+    def merge_heads(self, x: Array) -> Array:
+        """(B, T, H, K) to (B, T, H K)."""
+        ...
+
+    def rope(self, x: Array, *, theta: float, state: State | None) -> Array:
+        """Rotate feature pairs (i, i + K/2) of (B, T, H, K) by ``position * theta**(-2 i / K)`` radians.
+
+        Positions count from the sequence's length in `state`, or from 0. Angles are float32 products of the position
+        and the frequency, which is computed in float64 and rounded once.
+
+        References
+        ----------
+        .. [1] J. Su et al., "RoFormer", 2021, arXiv:2104.09864; pairs are half-split as in GPT-NeoX.
+        """
+        ...
+
+    def attention(self, q: Array, k: Array, v: Array, *, state: State | None, slot: int) -> Array:
+        """Causal grouped-query attention, ``softmax(q k / sqrt(K)) v``; (B, T, H, K) out.
+
+        Query head h reads key head ``h // (H / G)``. With a state, k and v (B, T, G, K) are first appended to `slot`
+        after each sequence's length, and the query at offset t sees that length plus t + 1 positions.
+        """
+        ...
+
+    def remember(self, k: Array, v: Array, *, state: State, slot: int) -> None:
+        """Append k and v to `slot` without attending."""
+        ...
+
+    # Gated DeltaNet.
+
+    def short_conv(self, x: Array, kernel: Leaf, *, state: State | None, slot: int) -> Array:
+        """Causal depthwise convolution, then SiLU: ``silu(sum_j kernel[f, j] * x[t - taps + 1 + j, f])``, (B, T, F)."""
+        ...
+
+    def delta_rule(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        beta: Array,
+        decay: Array,
+        log_rate: Leaf,
+        time_bias: Leaf,
+        *,
+        state: State | None,
+        slot: int,
+    ) -> Array:
+        """Gated delta rule over q, k (B, T, H, K), v (B, T, H, V), beta and decay (B, T, H); (B, T, H, V) out.
+
+        With ``q = q / sqrt(sum(q**2) + 1e-6) / sqrt(K)``, ``k = k / sqrt(sum(k**2) + 1e-6)``, ``b = sigmoid(beta)`` and
+        ``a = exp(-exp(log_rate) * softplus(decay + time_bias))``, for each head and token, S being (K, V):
+
+            S = a S;   S = S + k (outer) b (v - k S);   out = q S
+
+        References
+        ----------
+        .. [1] S. Yang et al., "Gated Delta Networks", ICLR 2025, equation 10. arXiv:2412.06464
+        """
+        ...
+
+    # Networks.
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """``gate * sigmoid(gate) * up``."""
+        ...
+
+    def relu2(self, x: Array, up: Array | None) -> Array:
+        """``max(x, 0)**2``, times `up` if there is one."""
+        ...
+
+    def gate(self, x: Array, logits: Array) -> Array:
+        """``x * sigmoid(logits)``."""
+        ...
+
+    def experts(
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[Callable[[Array], Array]],
+        *,
+        top_k: int,
+    ) -> Array:
+        """Each token's `top_k` highest-scoring networks, weighted by the softmax of their logits.
+
+        x is (B, T, C), logits (B, T, E). A network maps rows (N, C), those of the tokens that chose it, to (N, C).
+        Equal logits are taken in the order of the experts.
+        """
+        ...
+
+    # mHC: manifold-constrained hyper-connections.
+
+    def mhc_open(self, x: Array, num_streams: int) -> Array:
+        """Copy x to all streams, (B, T, C) to (B, T, n, C)."""
+        ...
+
+    def mhc_read(
+        self, streams: Array, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
+    ) -> tuple[Array, Array, Array | None]:
+        """Blend the streams into one input, and give what `mhc_write` needs.
+
+        Logits p, q, r are ``site.read``, ``site.write``, ``site.mix``; a dynamic site adds, per token, its gates times
+        the rows of ``projection @ rms_norm(vec(streams))`` (no gain, `eps` inside the root). Then
+
+            u = sum_i sigmoid(p)_i streams_i      post = 2 sigmoid(q)
+
+        and the mixing matrix M: *lite*, ``sum_k softmax(r)_k P_k`` over the permutations of n in lexicographic order,
+        ``P_k[i, permutation_k[i]] = 1``; *sinkhorn*, exp(r - max r) as an n x n matrix whose columns, then rows, are
+        divided by their sums, `iterations` times; *identity*, none.
+
+        Returns
+        -------
+        u : (B, T, C)
+        post : (n,) or (B, T, n)
+        mix : (n, n), (B, T, n, n), or None
+
+        References
+        ----------
+        .. [1] Z. Xie et al., "mHC", 2025, equations 3-9. arXiv:2512.24880
+        .. [2] "mHC-lite", 2026, section 3. arXiv:2601.05732
+        """
+        ...
+
+    def mhc_write(self, streams: Array, y: Array, post: Array, mix: Array | None) -> Array:
+        """``x'_i = sum_j mix[i, j] streams_j + post_i y``, (B, T, n, C)."""
+        ...
+
+    def mhc_close(self, streams: Array) -> Array:
+        """Mean of the streams, (B, T, n, C) to (B, T, C)."""
+        ...
+
+    # Adaptive depth.
+
+    def survival(self, previous: Array | None, logits: Array) -> Array:
+        """``previous * sigmoid(logits)`` (previous 1 at first): the probability of not having left the loop."""
+        ...
+
+    def at_most(self, x: Array, threshold: float) -> Array:
+        """A mask of where ``x <= threshold``."""
+        ...
+
+    def every(self, mask: Array) -> bool:
+        """Whether the mask holds everywhere."""
+        ...
+
+    def select(self, mask: Array, yes: Array, no: Array) -> Array:
+        """`yes` where the mask (B, T, 1) holds, else `no`; further axes of both are broadcast on the right."""
+        ...

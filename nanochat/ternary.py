@@ -1,0 +1,290 @@
+"""This file holds the numerics contract: how weights and activations become small integers.
+
+Glossary, used with these meanings everywhere:
+
+* *codes*: the small integers, int8; in {-1, 0, 1} for ternary weights, in [-127, 127] for activations and tables.
+* *scales*: the factors that turn codes back into numbers.
+* *block*: consecutive columns (input features) that share a scale.
+* *packed*: four ternary codes to a byte, ``code + 1`` in two bits, lowest bits first; 0b11 is illegal.
+* *latent*: the float weights that training updates and that `quantize` rounds.
+
+Shapes are written with R rows (output features), C columns (input features), B blocks of a row, N tokens.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.errors import NumericError, ShapeError
+
+__all__ = [
+    "SMALLEST_SCALE",
+    "block_products",
+    "dequantize",
+    "num_blocks",
+    "pack",
+    "quantize",
+    "quantize_activations",
+    "quantize_rows",
+    "require_finite",
+    "require_legal",
+    "unpack",
+]
+
+# The smallest normal number of float16: scales below it would lose bits in every format that stores them.
+SMALLEST_SCALE = 2.0**-14
+
+_ILLEGAL_PAIR = np.array(
+    [any((byte >> 2 * i) & 3 == 3 for i in range(4)) for byte in range(256)], dtype=np.bool_
+)
+
+
+def num_blocks(columns: int, block: int) -> int:
+    """Blocks in a row.
+
+    Raises
+    ------
+    ShapeError
+        If `block` does not divide `columns`.
+    """
+    if block < 1 or columns % block:
+        raise ShapeError(
+            f"cannot split {columns} columns into blocks of {block}: pass a block that divides {columns}, "
+            "or pad the layer's input width"
+        )
+    return columns // block
+
+
+def require_finite(values: NDArray[np.floating], name: str) -> None:
+    """Refuse infinities and NaN.
+
+    Raises
+    ------
+    NumericError
+        With `name` and the first bad value.
+    """
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise NumericError(
+            f"{name} holds {values[index]} at {list(index)}: every weight must be finite; "
+            "restore an earlier checkpoint or lower the learning rate"
+        )
+
+
+def quantize(
+    weight: NDArray[np.float32], *, block: int, name: str = "weight"
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Round each weight to the nearest of -1, 0, +1 times its block's mean magnitude.
+
+    Parameters
+    ----------
+    weight : float32 array, shape (R, C)
+        Row ``r`` produces output feature ``r``.
+    block : int
+        Columns that share a scale; divides C.
+    name : str
+        The tensor's name, for the error.
+
+    Returns
+    -------
+    codes : int8 array, shape (R, C)
+        ``clip(rint(w / scale), -1, 1)``, half to even.
+    scales : float16 array, shape (R, C / block)
+        ``float16(max(mean |w|, 2**-14))``.
+
+    Raises
+    ------
+    NumericError
+        If a weight is not finite, or its block's mean magnitude exceeds float16.
+    ShapeError
+        If `block` does not divide C.
+
+    References
+    ----------
+    .. [1] S. Ma et al., "The Era of 1-bit LLMs", 2024, section 2. arXiv:2402.17764
+
+    Examples
+    --------
+    >>> codes, scales = quantize(np.array([[0.9, -0.1, 0.0, -1.0]], np.float32), block=4)
+    >>> codes.tolist(), scales.tolist()
+    ([[1, 0, 0, -1]], [[0.5]])
+    """
+    require_finite(weight, name)
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, num_blocks(columns, block), block)
+    magnitude = np.abs(blocks).mean(axis=2, dtype=np.float32)
+    if magnitude.size and magnitude.max() > np.finfo(np.float16).max:
+        raise NumericError(
+            f"{name} has a block of mean magnitude {magnitude.max():.3g}: scales are float16 and at most 65504; "
+            "rescale the tensor"
+        )
+    scales = np.maximum(magnitude, np.float32(SMALLEST_SCALE)).astype(np.float16)
+    codes = np.clip(np.rint(blocks / scales.astype(np.float32)[:, :, None]), -1, 1).astype(np.int8)
+    return codes.reshape(rows, columns), scales
+
+
+def dequantize(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Codes times the scale of their block, float32, shape (R, C)."""
+    rows, columns = codes.shape
+    block = num_blocks(columns, columns // scales.shape[1])
+    repeated = np.repeat(scales.astype(np.float32), block, axis=1)
+    return codes.astype(np.float32) * repeated.reshape(rows, columns)
+
+
+def quantize_rows(
+    table: NDArray[np.float32], *, name: str = "table"
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Round each row of an embedding or head to 8 bits.
+
+    Returns
+    -------
+    codes : int8 array, shape (R, C)
+        ``clip(rint(w / scale), -127, 127)``, half to even.
+    scales : float16 array, shape (R,)
+        ``float16(max(max |w| / 127, 2**-14))``.
+
+    Raises
+    ------
+    NumericError
+        If a value is not finite, or a row's scale exceeds float16.
+    """
+    require_finite(table, name)
+    largest = np.abs(table).max(axis=1) / np.float32(127)
+    if largest.size and largest.max() > np.finfo(np.float16).max:
+        raise NumericError(
+            f"{name} has a row of magnitude {largest.max() * 127:.3g}: scales are float16; rescale the table"
+        )
+    scales = np.maximum(largest, np.float32(SMALLEST_SCALE)).astype(np.float16)
+    codes = np.clip(np.rint(table / scales.astype(np.float32)[:, None]), -127, 127)
+    return codes.astype(np.int8), scales
+
+
+def quantize_activations(
+    x: NDArray[np.float32], *, block: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round each block of a token's features to 8 bits.
+
+    Parameters
+    ----------
+    x : float32 array, shape (N, C)
+    block : int
+        Columns that share a scale; divides C.
+
+    Returns
+    -------
+    codes : int8 array, shape (N, C)
+        ``clip(rint(x * (127 / max |x|)), -127, 127)``, half to even; 0 in a block of zeros.
+    scales : float32 array, shape (N, C / block)
+        ``max |x| / 127``; 0 in a block of zeros.
+    """
+    tokens, columns = x.shape
+    blocks = x.reshape(tokens, num_blocks(columns, block), block)
+    largest = np.abs(blocks).max(axis=2)
+    # A subnormal maximum would make 127 / largest infinite; such a block counts as zeros.
+    largest = np.where(largest < np.finfo(np.float32).tiny * 128, np.float32(0), largest)
+    inverse = np.divide(
+        np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0
+    )
+    codes = np.clip(np.rint(blocks * inverse[:, :, None]), -127, 127).astype(np.int8)
+    return codes.reshape(tokens, columns), largest / np.float32(127)
+
+
+def block_products(
+    x_codes: NDArray[np.int8], codes: NDArray[np.int8], *, block: int
+) -> NDArray[np.int32]:
+    """Exact integer sums of one linear, before any scale.
+
+    Parameters
+    ----------
+    x_codes : int8 array, shape (N, C)
+    codes : int8 array, shape (R, C)
+    block : int
+        Columns of one sum; an activation block.
+
+    Returns
+    -------
+    int32 array, shape (C / block, N, R)
+        Every backend that forms these sums forms exactly these.
+    """
+    tokens, columns = x_codes.shape
+    count = num_blocks(columns, block)
+    # float64 holds every partial sum exactly (127 * 127 * C < 2**53), and its product is far faster than int32's.
+    left = x_codes.reshape(tokens, count, block).transpose(1, 0, 2).astype(np.float64)
+    right = codes.reshape(-1, count, block).transpose(1, 2, 0).astype(np.float64)
+    return (left @ right).astype(np.int32)
+
+
+def pack(codes: NDArray[np.int8], *, name: str = "codes") -> NDArray[np.uint8]:
+    """Four ternary codes to a byte, lowest bits first; a row's tail is filled with zero codes.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (R, C), values in {-1, 0, 1}
+
+    Returns
+    -------
+    uint8 array, shape (R, ceil(C / 4))
+
+    Raises
+    ------
+    NumericError
+        If a code is not -1, 0 or 1.
+
+    Examples
+    --------
+    >>> pack(np.array([[1, 0, -1, 1]], np.int8)).tolist() == [[0b10_00_01_10]]
+    True
+    """
+    if codes.size and (codes.min() < -1 or codes.max() > 1):
+        bad = codes[(codes < -1) | (codes > 1)][0]
+        raise NumericError(f"{name} holds the code {bad}: ternary codes are -1, 0 and 1")
+    rows, columns = codes.shape
+    padded = np.zeros((rows, -(-columns // 4) * 4), np.int8)
+    padded[:, :columns] = codes
+    pairs = (padded + 1).astype(np.uint8).reshape(rows, -1, 4)
+    packed = pairs[:, :, 0] | pairs[:, :, 1] << 2 | pairs[:, :, 2] << 4 | pairs[:, :, 3] << 6
+    return packed.astype(np.uint8)
+
+
+def unpack(
+    packed: NDArray[np.uint8], *, columns: int, name: str = "packed"
+) -> NDArray[np.int8]:
+    """Undo `pack`.
+
+    Returns
+    -------
+    int8 array, shape (R, columns)
+
+    Raises
+    ------
+    NumericError
+        If a pair of bits is 0b11.
+    ShapeError
+        If a row does not have ``ceil(columns / 4)`` bytes.
+    """
+    rows, size = packed.shape
+    if size != -(-columns // 4):
+        raise ShapeError(
+            f"{name} has {size} bytes a row but {columns} columns need {-(-columns // 4)}: the file is truncated "
+            "or its configuration is another model's"
+        )
+    require_legal(packed, name)
+    pairs = packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+    return (pairs.reshape(rows, size * 4)[:, :columns]).astype(np.int8) - np.int8(1)
+
+
+def require_legal(packed: NDArray[np.uint8], name: str) -> None:
+    """Refuse bytes that hold the pair 0b11.
+
+    Raises
+    ------
+    NumericError
+        With `name` and the position of the first illegal byte.
+    """
+    illegal = _ILLEGAL_PAIR[packed]
+    if illegal.any():
+        index = tuple(int(i) for i in np.argwhere(illegal)[0])
+        raise NumericError(
+            f"{name} holds the byte {int(packed[index]):#04x} at {list(index)}, with the pair 0b11 that stands for no "
+            "code: the file is corrupt, fetch it again"
+        )

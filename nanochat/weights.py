@@ -1,0 +1,248 @@
+"""This file holds the tree of a model's weights, its leaves, and the walks over it.
+
+The tree is generic in its leaves: `shapes` gives a tree of `Spec`, a checkpoint one of stored leaves (`Latent`,
+`Ternary`, `Int8`, `Dense`), a backend one of its own handles. A leaf's name is its dotted path, such as
+``layers.0.mixer.q``; it is the key in every file.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Attention",
+    "Delta",
+    "Dense",
+    "Exit",
+    "Experts",
+    "FeedForward",
+    "Int8",
+    "Latent",
+    "Layer",
+    "LeafKind",
+    "Mhc",
+    "Node",
+    "Site",
+    "Spec",
+    "Stored",
+    "Ternary",
+    "Weights",
+    "map_leaves",
+    "named_leaves",
+]
+
+LeafKind = Literal["ternary", "int8", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a leaf must be, without its numbers.
+
+    Parameters
+    ----------
+    kind : {"ternary", "int8", "dense"}
+        How it is stored.
+    shape : tuple of int
+        ``(rows, columns)`` for linears and tables.
+    initial : str
+        Name of its initial distribution in `nanochat.init`.
+    weight_block, activation_block : int
+        Columns that share a scale, in the weights (ternary only) and in the input (ternary and int8).
+    """
+
+    kind: LeafKind
+    shape: tuple[int, ...]
+    initial: str
+    weight_block: int = 0
+    activation_block: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latent:
+    """Float weights that are rounded in every forward pass, with straight-through gradients.
+
+    `kind` says to what: ternary codes in blocks, or 8 bits with one scale per row.
+    """
+
+    values: NDArray[np.float32]
+    kind: Literal["ternary", "int8"]
+    weight_block: int
+    activation_block: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ternary:
+    """A packed ternary matrix: bytes (R, ceil(C / 4)) and float16 scales (R, C / weight_block)."""
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    columns: int
+    activation_block: int
+
+    @property
+    def weight_block(self) -> int:
+        """Columns that share a scale."""
+        return self.columns // self.scales.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Int8:
+    """An embedding or head: codes (R, C) and one float16 scale per row."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    activation_block: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dense:
+    """Numbers used as they are, in float32, with an input that is not rounded."""
+
+    values: NDArray[np.float32]
+
+
+Stored = Latent | Ternary | Int8 | Dense
+
+L = TypeVar("L")
+M = TypeVar("M")
+
+
+class Node:
+    """Marks the inner nodes of the tree; everything else is a leaf."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mhc(Node, Generic[L]):
+    """Coefficients of one mHC site for n streams of width C; see `Ops.mhc_read`.
+
+    `read`, `write`: (n,). `mix`: (n!,) for lite, (n * n,) for sinkhorn, absent for identity. Dynamic sites have
+    `projection`, (2 n + size of mix, n C), rows in the order read, write, mix, and `gates`, (3,).
+    """
+
+    read: L
+    write: L
+    mix: L | None
+    projection: L | None
+    gates: L | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Node, Generic[L]):
+    """What stands before a sub-layer: its norm's gain (C,) and, with several streams, its mHC coefficients."""
+
+    norm: L
+    mhc: Mhc[L] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention(Node, Generic[L]):
+    """Grouped-query attention; H query heads and G key heads of K features."""
+
+    q: L
+    k: L
+    v: L
+    o: L
+    gate: L | None
+    q_norm: L | None
+    k_norm: L | None
+    sub_norm: L | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta(Node, Generic[L]):
+    """Gated DeltaNet; see `Ops.delta_rule`."""
+
+    q: L
+    k: L
+    v: L
+    gate: L
+    o: L
+    q_conv: L
+    k_conv: L
+    v_conv: L
+    beta: L
+    decay: L
+    log_rate: L
+    time_bias: L
+    norm: L
+    sub_norm: L | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward(Node, Generic[L]):
+    """Feed-forward network; `gate` is absent for plain squared ReLU."""
+
+    gate: L | None
+    up: L
+    down: L
+    sub_norm: L | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts(Node, Generic[L]):
+    """Mixture of experts: a router (E, C), E networks, and perhaps one that serves every token."""
+
+    router: L
+    networks: tuple[FeedForward[L], ...]
+    shared: FeedForward[L] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Node, Generic[L]):
+    """A mixer over tokens and a network over features, each behind its site."""
+
+    mixer_site: Site[L]
+    mixer: Attention[L] | Delta[L]
+    network_site: Site[L]
+    network: FeedForward[L] | Experts[L]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit(Node, Generic[L]):
+    """The exit gate of a LoopLM: gain (C,), weight (1, C), bias (1,)."""
+
+    norm: L
+    weight: L
+    bias: L
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Node, Generic[L]):
+    """A whole model. `head` is absent when tied; `ahead` predicts the tokens after the next, in training."""
+
+    embedding: L
+    layers: tuple[Layer[L], ...]
+    norm: L
+    head: L | None
+    exit: Exit[L] | None
+    ahead: tuple[Layer[L], ...]
+
+
+def map_leaves(function: Callable[[str, L], M], weights: Weights[L]) -> Weights[M]:
+    """The same tree with every leaf replaced by ``function(name, leaf)``, in the order of `named_leaves`."""
+    return cast(Weights[M], _map(function, weights, ""))
+
+
+def _map(function: Callable[[str, L], M], tree: object, path: str) -> object:
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        return tuple(_map(function, child, f"{path}.{i}") for i, child in enumerate(tree))
+    if isinstance(tree, Node) and dataclasses.is_dataclass(tree):
+        children = {
+            field.name: _map(function, getattr(tree, field.name), f"{path}.{field.name}")
+            for field in dataclasses.fields(tree)
+        }
+        return type(tree)(**children)
+    return function(path.removeprefix("."), cast(L, tree))
+
+
+def named_leaves(weights: Weights[L]) -> Iterator[tuple[str, L]]:
+    """Every leaf with its dotted path, depth first, in the order of the fields."""
+    pairs: list[tuple[str, L]] = []
+    map_leaves(lambda name, leaf: pairs.append((name, leaf)), weights)
+    yield from pairs
