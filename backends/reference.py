@@ -61,6 +61,9 @@ class ReferenceOps:
     def tokens(self, ids: NDArray[np.int64]) -> Array:
         return np.asarray(ids)
 
+    def array(self, values: NDArray[np.float32]) -> Array:
+        return np.array(values, np.float32)
+
     def numpy(self, x: Array) -> NDArray[np.float32]:
         return np.array(x, np.float32)
 
