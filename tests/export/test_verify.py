@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nanochat.errors import NumericError, ShapeError
+from nanochat.export.verify import compare
+
+
+def _logits(shape: tuple[int, ...] = (2, 5, 17)) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def test_equal_logits_have_no_distance() -> None:
+    logits = _logits()
+
+    report = compare(logits, logits.copy())
+
+    assert (report.num_tokens, report.rms_ratio, report.max_abs) == (10, 0.0, 0.0)
+    assert (report.share_within, report.share_same_greedy, report.ok) == (1.0, 1.0, True)
+
+
+def test_a_wrong_token_lowers_the_shares_by_its_weight() -> None:
+    logits = _logits()
+    other = logits.copy()
+    other[1, 2] = -other[1, 2]
+
+    report = compare(logits, other)
+
+    assert (report.share_within, report.share_same_greedy, report.ok) == (0.9, 0.9, False)
+
+
+def test_the_rms_ratio_does_not_depend_on_the_unit() -> None:
+    logits, noise = _logits(), np.float32(1e-3) * _logits()[::-1]
+
+    ratios = [
+        compare(s * logits, s * (logits + noise)).rms_ratio for s in (np.float32(1), np.float32(64))
+    ]
+
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
+
+
+def test_zero_logits_are_close_to_zero_logits_only() -> None:
+    zeros = np.zeros((1, 3), np.float32)
+
+    assert compare(zeros, zeros).ok
+    assert not compare(zeros, zeros + 1).ok
+
+
+def test_the_json_report_is_one_line_with_all_fields() -> None:
+    report = compare(_logits(), _logits())
+
+    line = report.to_json()
+
+    assert "\n" not in line
+    assert json.loads(line)["rms_ratio"] == 0.0
+    assert json.loads(line)["ok"] is True
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 16), (0, 17)], ids=["vocabulary", "empty"])
+def test_logits_that_cannot_be_compared_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="same tokens"):
+        compare(_logits(shape), _logits() if shape[0] else _logits(shape))
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    broken = _logits()
+    broken[0, 0, 0] = np.nan
+
+    with pytest.raises(NumericError, match="artefact"):
+        compare(_logits(), broken)
