@@ -1,0 +1,458 @@
+"""This file holds the torch backend: eager or compiled, on CPU and CUDA, for inference and for training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from nanochat import ternary
+from nanochat.backends.reference import check_room, permutation_matrices
+from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
+from nanochat.config import Mixer
+from nanochat.ops import Slot
+from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
+
+__all__ = ["LatentLinear", "PackedLinear", "TableLinear", "TorchOps", "TorchState", "cuda_is_available"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentLinear:
+    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin."""
+
+    values: Tensor
+    kind: Literal["ternary", "int8", "float"]
+    weight_block: int
+    activation_block: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedLinear:
+    """A ternary matrix as stored: packed codes (R, ceil(C / 4)) and scales (R, blocks), float32."""
+
+    packed: Tensor
+    scales: Tensor
+    columns: int
+    activation_block: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableLinear:
+    """An 8-bit table: codes (R, C) and scales (R, 1), float32."""
+
+    codes: Tensor
+    scales: Tensor
+    activation_block: int
+
+
+Leaf = LatentLinear | PackedLinear | TableLinear | Tensor
+
+
+class TorchState:
+    """Lengths of the sequences (B,), and the tensors of every slot, each with B in front."""
+
+    def __init__(
+        self, slots: Sequence[Slot], batch: int, capacity: int, device: torch.device
+    ) -> None:
+        self.capacity = capacity
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        # The longest length, known without asking the device.
+        self.longest = 0
+        self.tensors: list[list[Tensor]] = []
+        for slot in slots:
+            if slot.kind == "attention":
+                shape: tuple[int, ...] = (batch, capacity, slot.heads, slot.key_dim)
+                count = 2
+            elif slot.kind == "conv":
+                shape, count = (batch, slot.taps - 1, slot.features), 1
+            else:
+                shape, count = (batch, slot.heads, slot.key_dim, slot.value_dim), 1
+            self.tensors.append([torch.zeros(shape, device=device) for _ in range(count)])
+
+
+class TorchOps:
+    """Torch implementation of `nanochat.ops.Ops`, where every method is specified.
+
+    Parameters
+    ----------
+    device : str
+        "auto" is CUDA if it is there, else the CPU.
+    dtype : torch.dtype
+        Of the products with latent weights. In bfloat16 both operands' codes are exact and their scales round.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.dtype = dtype
+
+    def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
+        """Move all leaves to the device; ternary codes stay packed, latent weights stay latent."""
+        return map_leaves(self._prepare_leaf, weights)
+
+    def _prepare_leaf(self, name: str, leaf: Stored) -> Leaf:
+        if isinstance(leaf, Dense):
+            return self._tensor(leaf.values)
+        if isinstance(leaf, Latent):
+            return LatentLinear(
+                values=self._tensor(leaf.values),
+                kind=leaf.kind,
+                weight_block=leaf.weight_block,
+                activation_block=leaf.activation_block,
+            )
+        if isinstance(leaf, Int8):
+            return TableLinear(
+                codes=self._tensor(leaf.codes),
+                scales=self._tensor(leaf.scales[:, None].astype(np.float32)),
+                activation_block=leaf.activation_block,
+            )
+        ternary.require_legal(leaf.packed, name)
+        return self._packed(leaf)
+
+    def _packed(self, leaf: Ternary) -> PackedLinear:
+        return PackedLinear(
+            packed=self._tensor(leaf.packed),
+            scales=self._tensor(leaf.scales.astype(np.float32)),
+            columns=leaf.columns,
+            activation_block=leaf.activation_block,
+        )
+
+    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
+        # A copy: torch refuses read-only memory maps, and shares the memory of writable arrays.
+        return torch.tensor(np.array(values), device=self.device)
+
+    def tokens(self, ids: NDArray[np.int64]) -> Tensor:
+        return torch.tensor(np.asarray(ids, np.int64), device=self.device)
+
+    def array(self, values: NDArray[np.float32]) -> Tensor:
+        return self._tensor(np.asarray(values, np.float32))
+
+    def numpy(self, x: Tensor) -> NDArray[np.float32]:
+        return np.array(x.detach().to("cpu", torch.float32).numpy())
+
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> TorchState:
+        return TorchState(slots, batch, capacity, self.device)
+
+    def stack(self, states: Sequence[TorchState]) -> TorchState:
+        whole = TorchState((), 0, states[0].capacity, self.device)
+        whole.lengths = torch.cat([state.lengths for state in states])
+        whole.longest = max(state.longest for state in states)
+        whole.tensors = [
+            [torch.cat(parts) for parts in zip(*slot, strict=True)]
+            for slot in zip(*(state.tensors for state in states), strict=True)
+        ]
+        return whole
+
+    def advance(self, state: TorchState, tokens: Tensor) -> None:
+        state.lengths = state.lengths + tokens.shape[1]
+        state.longest += tokens.shape[1]
+
+    def embed(self, tokens: Tensor, table: Leaf) -> Tensor:
+        if isinstance(table, TableLinear):
+            return table.codes[tokens].float() * table.scales[tokens]
+        if isinstance(table, LatentLinear):
+            return functional.embedding(tokens, _rounded_weight(table))
+        assert isinstance(table, Tensor)
+        return functional.embedding(tokens, table)
+
+    def rms_norm(self, x: Tensor, gain: Leaf, *, eps: float) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * _dense(gain)
+
+    def project(self, x: Tensor, *linears: Leaf) -> tuple[Tensor, ...]:
+        rounded: dict[int, Tensor] = {}
+        codes: dict[int, tuple[Tensor, Tensor]] = {}
+        return tuple(self._project(x, linear, rounded, codes) for linear in linears)
+
+    def _project(
+        self,
+        x: Tensor,
+        linear: Leaf,
+        rounded: dict[int, Tensor],
+        codes: dict[int, tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        if isinstance(linear, Tensor):
+            return functional.linear(x, linear)
+        block = linear.activation_block
+        if isinstance(linear, LatentLinear):
+            if linear.kind == "float":
+                return _product(x, linear.values, self.dtype)
+            if block not in rounded:
+                rounded[block] = _rounded_activations(x, block)
+            return _product(rounded[block], _rounded_weight(linear), self.dtype)
+        if block not in codes:
+            codes[block] = _quantize_activations(x, block)
+        return _integer_product(*codes[block], linear)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def parameter(self, leaf: Leaf) -> Tensor:
+        return _dense(leaf)
+
+    def last(self, x: Tensor) -> Tensor:
+        return x[:, -1:]
+
+    def split_heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, x.shape[-1] // heads))
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        return x.flatten(-2)
+
+    def rope(self, x: Tensor, *, theta: float, state: TorchState | None) -> Tensor:
+        half = x.shape[-1] // 2
+        exponents = -torch.arange(half, device=x.device, dtype=torch.float64) / half
+        frequency = (theta**exponents).float()
+        positions = torch.arange(x.shape[1], device=x.device)[None, :]
+        if state is not None:
+            positions = positions + state.lengths[:, None]
+        angle = positions.float()[:, :, None, None] * frequency
+        cos, sin = angle.cos(), angle.sin()
+        first, second = x[..., :half], x[..., half:]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, *, state: TorchState | None, slot: int
+    ) -> Tensor:
+        if state is None:
+            return _attend(q, k, v, None, self.dtype)
+        self.remember(k, v, state=state, slot=slot)
+        end = state.longest + q.shape[1]
+        k, v = (tensor[:, :end] for tensor in state.tensors[slot])
+        queries = state.lengths[:, None] + torch.arange(q.shape[1], device=q.device)
+        visible = torch.arange(end, device=q.device) <= queries[:, :, None]
+        return _attend(q, k, v, visible[:, None], torch.float32)
+
+    def remember(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
+        check_room(state.longest, k.shape[1], state.capacity)
+        places = state.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        state.tensors[slot][0][rows, places] = k
+        state.tensors[slot][1][rows, places] = v
+
+    def short_conv(
+        self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int
+    ) -> Tensor:
+        weight = _dense(kernel)
+        taps = weight.shape[1]
+        if state is None:
+            padded = functional.pad(x, (0, 0, taps - 1, 0))
+        else:
+            padded = torch.cat([state.tensors[slot][0], x], dim=1)
+            state.tensors[slot][0] = padded[:, padded.shape[1] - (taps - 1) :].clone()
+        y = functional.conv1d(padded.mT, weight[:, None], groups=weight.shape[0]).mT
+        return functional.silu(y)
+
+    def delta_rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        log_rate: Leaf,
+        time_bias: Leaf,
+        *,
+        state: TorchState | None,
+        slot: int,
+    ) -> Tensor:
+        q = _unit(q) / q.shape[-1] ** 0.5
+        k = _unit(k)
+        log_keep = -_dense(log_rate).exp() * functional.softplus(
+            decay + _dense(time_bias), threshold=30.0
+        )
+        memory = None if state is None else state.tensors[slot][0]
+        rule = delta_step if q.shape[1] == 1 and memory is not None else chunked_delta_rule
+        out, memory = rule(q, k, v, beta.sigmoid(), log_keep, memory)
+        if state is not None:
+            state.tensors[slot][0] = memory
+        return out
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return functional.silu(gate) * up
+
+    def relu2(self, x: Tensor, up: Tensor | None) -> Tensor:
+        y = functional.relu(x).square()
+        return y if up is None else y * up
+
+    def gate(self, x: Tensor, logits: Tensor) -> Tensor:
+        return x * logits.sigmoid()
+
+    def experts(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        networks: Sequence[Callable[[Tensor], Tensor]],
+        *,
+        top_k: int,
+    ) -> Tensor:
+        rows, scores = x.flatten(0, 1), logits.flatten(0, 1)
+        ordered, chosen = scores.sort(dim=1, descending=True, stable=True)
+        chosen, shares = chosen[:, :top_k], ordered[:, :top_k].softmax(dim=1)
+        out = torch.zeros_like(rows)
+        for e, network in enumerate(networks):
+            token, rank = (chosen == e).nonzero(as_tuple=True)
+            if token.numel():
+                out = out.index_add(0, token, shares[token, rank, None] * network(rows[token]))
+        return out.view_as(x)
+
+    def mhc_open(self, x: Tensor, num_streams: int) -> Tensor:
+        return x[:, :, None, :].expand(-1, -1, num_streams, -1)
+
+    def mhc_read(
+        self, streams: Tensor, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        n = streams.shape[2]
+        read, write = _dense(site.read), _dense(site.write)
+        mix = None if site.mix is None else _dense(site.mix)
+        if site.projection is not None and site.gates is not None:
+            flat = streams.flatten(2)
+            root = torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
+            found = functional.linear(flat, _dense(site.projection)) * root
+            gates = _dense(site.gates)
+            read = read + gates[0] * found[..., :n]
+            write = write + gates[1] * found[..., n : 2 * n]
+            if mix is not None:
+                mix = mix + gates[2] * found[..., 2 * n :]
+        u = (read.sigmoid()[..., :, None] * streams).sum(dim=2)
+        return u, 2 * write.sigmoid(), None if mix is None else _mix(mix, n, mixer, iterations)
+
+    def mhc_write(self, streams: Tensor, y: Tensor, post: Tensor, mix: Tensor | None) -> Tensor:
+        if mix is None:
+            mixed = streams
+        elif mix.ndim == 2:
+            # A sum of n scaled streams fuses with the addition; a product with an n x n matrix does not.
+            mixed = torch.stack(
+                [
+                    sum((mix[i, j] * streams[:, :, j] for j in range(1, mix.shape[0])),
+                        mix[i, 0] * streams[:, :, 0])
+                    for i in range(mix.shape[0])
+                ],
+                dim=2,
+            )
+        else:
+            mixed = mix @ streams
+        return mixed + post[..., :, None] * y[:, :, None, :]
+
+    def mhc_close(self, streams: Tensor) -> Tensor:
+        return streams.mean(dim=2)
+
+    def survival(self, previous: Tensor | None, logits: Tensor) -> Tensor:
+        stay = logits.sigmoid()
+        return stay if previous is None else previous * stay
+
+    def at_most(self, x: Tensor, threshold: float) -> Tensor:
+        return x <= threshold
+
+    def every(self, mask: Tensor) -> bool:
+        return bool(mask.all())
+
+    def select(self, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+        return torch.where(mask.view(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)
+
+
+def cuda_is_available() -> bool:
+    """Whether torch finds a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def _dense(leaf: Leaf) -> Tensor:
+    assert isinstance(leaf, Tensor)
+    return leaf
+
+
+def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return functional.linear(x.to(dtype), weight.to(dtype)).float()
+
+
+def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+    return values + (rounded - values).detach()
+
+
+def _quantize_activations(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes (..., blocks, block), as floats, and scales (..., blocks); see `ternary.quantize_activations`."""
+    blocks = x.unflatten(-1, (-1, block))
+    largest = blocks.abs().amax(dim=-1)
+    largest = torch.where(largest < torch.finfo(torch.float32).tiny * 128, 0.0, largest)
+    inverse = torch.where(largest > 0, 127 / largest, 0.0)
+    return (blocks * inverse[..., None]).round().clamp(-127, 127), largest / 127
+
+
+def _rounded_activations(x: Tensor, block: int) -> Tensor:
+    codes, scales = _quantize_activations(x.detach(), block)
+    return _straight_through(x, (codes * scales[..., None]).flatten(-2))
+
+
+def _rounded_weight(linear: LatentLinear) -> Tensor:
+    values = linear.values
+    if linear.kind == "float":
+        return values
+    weight = values.detach()
+    floor = ternary.SMALLEST_SCALE
+    if linear.kind == "int8":
+        scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
+        return _straight_through(values, (weight / scales).round().clamp(-127, 127) * scales)
+    blocks = weight.unflatten(1, (-1, linear.weight_block))
+    scales = blocks.abs().mean(dim=2, keepdim=True).clamp(min=floor).half().float()
+    rounded = (blocks / scales).round().clamp(-1, 1) * scales
+    return _straight_through(values, rounded.flatten(1))
+
+
+def _integer_product(
+    codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear
+) -> Tensor:
+    """Exact integer sums per activation block, as floats wide enough to hold them, then the scales."""
+    if isinstance(linear, PackedLinear):
+        weight, largest = _unpack(linear.packed, linear.columns), 1
+    else:
+        weight, largest = linear.codes, 127
+    count, block = codes.shape[-2:]
+    # float32 holds integers below 2**24 exactly.
+    exact = torch.float32 if 127 * largest * block < 2**24 else torch.float64
+    rows = codes.reshape(-1, count, block).transpose(0, 1).to(exact)
+    blocks = weight.view(-1, count, block).permute(1, 2, 0).to(exact)
+    sums = (rows @ blocks).float()
+    share = count // linear.scales.shape[1]
+    factors = linear.scales.repeat_interleave(share, dim=1)
+    scaled = sums * scales.reshape(-1, count).T[:, :, None] * factors.T[:, None, :]
+    return scaled.sum(dim=0).view(*codes.shape[:-2], -1)
+
+
+def _unpack(packed: Tensor, columns: int) -> Tensor:
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+    pairs = (packed[:, :, None] >> shifts) & 3
+    return pairs.flatten(1)[:, :columns].to(torch.int8) - 1
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    q, k, v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    y = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, is_causal=visible is None
+    )
+    return y.transpose(1, 2).float()
+
+
+def _mix(logits: Tensor, n: int, mixer: Mixer, iterations: int) -> Tensor:
+    if mixer == "lite":
+        table = torch.from_numpy(permutation_matrices(n).reshape(-1, n * n)).to(logits.device)
+        return (logits.softmax(dim=-1) @ table).unflatten(-1, (n, n))
+    matrix = (logits - logits.amax(dim=-1, keepdim=True)).exp().unflatten(-1, (n, n))
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(dim=-2, keepdim=True)
+        matrix = matrix / matrix.sum(dim=-1, keepdim=True)
+    return matrix
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
