@@ -1,0 +1,311 @@
+"""This file holds the rules of who may import whom, and checks them on the syntax tree of every module.
+
+Nothing is imported, so the rules hold for modules whose framework is not installed, too.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# An import points to the same row or to one further down, never up.
+ROWS = (
+    ("cli",),
+    ("serve", "train", "rl"),
+    ("eval",),
+    ("lm", "export"),
+    ("backends", "zoo"),
+    ("model", "checkpoint", "generation", "sampling", "init", "chat"),
+    ("ops",),
+    ("weights", "shapes", "tokenizer"),
+    ("config", "ternary", "files"),
+    ("errors",),
+)
+
+# A backend knows operations, not architectures.
+NEVER = {("backends", "model"), ("backends", "shapes")}
+
+# The only files that may import a framework. Every other dependency than NumPy is listed here, too.
+FRAMEWORKS = {
+    "click": ("nanochat/cli/*",),
+    "gguf": ("export/gguf*.py", "export/foreign*.py"),
+    "huggingface_hub": ("zoo/*",),
+    "llvmlite": ("backends/numba_kernels/*",),
+    "mlx": ("backends/mlx*.py", "nanochat/train/*mlx*"),
+    "numba": ("backends/numba.py", "backends/numba_kernels/*"),
+    "onnx": ("export/onnx*.py", "export/verify*.py"),
+    "onnx_ir": ("export/onnx*.py", "export/verify*.py"),
+    "onnxruntime": ("export/onnx*.py", "export/verify*.py"),
+    "onnxscript": ("export/onnx*.py", "export/verify*.py"),
+    "rich": ("nanochat/cli/*", "nanochat/train/*"),
+    "safetensors": ("nanochat/checkpoint.py", "nanochat/train/*"),
+    "tokenizers": ("nanochat/tokenizer.py",),
+    "torch": ("backends/torch*.py", "backends/triton_kernels/*", "nanochat/train/*"),
+    "triton": ("backends/triton_kernels/*",),
+}
+
+# The only files in which an import may stand elsewhere than at the top of the module.
+LATE = {
+    "backends/__init__.py": "`get` imports the one backend that was asked for",
+    "export/__init__.py": "an exporter is imported when it is used, and with it onnx or gguf",
+    "nanochat/__init__.py": "the public names are imported when they are used",
+    "nanochat/cli/*": "`nanochat --help` starts without the frameworks of the verbs",
+    "nanochat/lm.py": "exporters and the Hub are imported when they are used",
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's view of one module: `module` is absolute, `name` what is taken from it."""
+
+    module: str
+    name: str
+    line: int
+    late: bool
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Return the text of every file of the package by its path from the root, links not followed."""
+    folders = [ROOT / name for name in ("nanochat", "backends", "export", "zoo")]
+    paths = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    links = tuple(f"nanochat/{name}/" for name in ("backends", "export", "zoo"))
+    return {path: text for path, text in texts.items() if not path.startswith(links)}
+
+
+def module_name(path: str) -> str:
+    """Return the import name of the file at `path`.
+
+    >>> module_name("backends/__init__.py"), module_name("nanochat/model.py")
+    ('nanochat.backends', 'nanochat.model')
+    """
+    parts = path.removesuffix(".py").removesuffix("/__init__").split("/")
+    return ".".join(parts if parts[0] == "nanochat" else ["nanochat", *parts])
+
+
+def imports(source: str) -> Iterator[Import]:
+    """Return what `source` imports, with relative imports spelled by their dots."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        late = node not in tree.body
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, "", node.lineno, late)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno, late)
+        elif isinstance(node, ast.Call) and _is_dynamic_import(node.func):
+            target = node.args[0] if node.args else None
+            text = target.value if isinstance(target, ast.Constant) else ""
+            yield Import(str(text), "", node.lineno, late=True)
+
+
+def _is_dynamic_import(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in {"import_module", "__import__"}
+
+
+def target_module(item: Import, modules: set[str]) -> str:
+    """Return the module of ours that `item` loads: ``from a import b`` means a.b if that is a module."""
+    whole = f"{item.module}.{item.name}"
+    return whole if whole in modules else item.module
+
+
+def unit_of(module: str) -> str:
+    """Return the part of `module` that rows are made of: the second, or nothing for the facade."""
+    return module.removeprefix("nanochat").lstrip(".").split(".")[0]
+
+
+def row_of(module: str) -> int | None:
+    """Return the row of `module`; the facade, which may import everything, is above the first."""
+    unit = unit_of(module)
+    if not unit:
+        return -1
+    return next((number for number, row in enumerate(ROWS) if unit in row), None)
+
+
+def violations(path: str, source: str, modules: set[str]) -> Iterator[str]:
+    """Return a sentence for each rule that the file at `path` breaks."""
+    here = module_name(path)
+    if row_of(here) is None:
+        yield f"{path}: {here} is in no row: add it to ROWS in {Path(__file__).name}"
+        return
+    for item in imports(source):
+        where = f"{path}:{item.line}"
+        top = item.module.split(".")[0]
+        if item.module.startswith("."):
+            yield f"{where}: relative import of {item.module}{item.name}: write it absolute"
+        elif item.name == "*":
+            yield f"{where}: star import from {item.module}: name what you need"
+        elif top == "nanochat":
+            yield from _internal_violations(where, here, item, modules)
+        elif top in {"backends", "export", "zoo", "tests", "bench"}:
+            yield f"{where}: import of {item.module}: the package is named nanochat.{item.module}"
+        elif top in FRAMEWORKS:
+            if not any(fnmatch(path, pattern) for pattern in FRAMEWORKS[top]):
+                yield f"{where}: {top} may be imported only in {', '.join(FRAMEWORKS[top])}"
+        elif top not in {*sys.stdlib_module_names, "numpy", ""}:
+            yield f"{where}: {top} is no dependency: add it to FRAMEWORKS in {Path(__file__).name}"
+        if item.late and not any(fnmatch(path, pattern) for pattern in LATE):
+            yield f"{where}: import of {item.module} below the top of the module: move it up"
+
+
+def _internal_violations(where: str, here: str, item: Import, modules: set[str]) -> Iterator[str]:
+    target = target_module(item, modules)
+    row, target_row = row_of(here) or 0, row_of(target)
+    if target == "nanochat":
+        # The version is defined in the facade, where packaging reads it.
+        if item.name != "__version__":
+            yield f"{where}: import from the facade: import {item.name or 'it'} where it is defined"
+    elif target_row is None:
+        yield f"{where}: {target} is in no row: add it to ROWS in {Path(__file__).name}"
+    elif target_row < row:
+        yield f"{where}: import of {target} points upward: move the code down, or pass it in"
+    elif (unit_of(here), unit_of(target)) in NEVER:
+        yield f"{where}: {unit_of(here)} must not know {target}: move the code down, or pass it in"
+
+
+def test_every_import_follows_the_rules() -> None:
+    modules = {module_name(path) for path in sources()}
+
+    broken = [v for path, text in sources().items() for v in violations(path, text, modules)]
+
+    assert not broken, "\n".join(broken)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {module_name(path) for path in sources()}
+    graph = {
+        module_name(path): {
+            target
+            for item in imports(text)
+            if not item.late and (target := target_module(item, modules)) in modules
+        }
+        for path, text in sources().items()
+    }
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("modules import each other: " + " <- ".join(error.args[1]))
+
+
+def test_every_exception_from_the_rules_names_a_known_row() -> None:
+    known = {"nanochat/__init__.py", *(f"nanochat/{unit}" for row in ROWS for unit in row)}
+    patterns = [*LATE, *(pattern for allowed in FRAMEWORKS.values() for pattern in allowed)]
+
+    units = {
+        pattern if pattern == "nanochat/__init__.py" else _unit_of(pattern) for pattern in patterns
+    }
+
+    assert units <= known
+
+
+def _unit_of(pattern: str) -> str:
+    parts = pattern.removesuffix(".py").split("/")
+    return f"nanochat/{parts[1] if parts[0] == 'nanochat' else parts[0]}"
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "message"),
+    [
+        pytest.param(
+            "nanochat/ops.py", "import torch", "torch may be imported only in", id="torch"
+        ),
+        pytest.param(
+            "backends/numba.py",
+            "from torch import nn",
+            "torch may be imported",
+            id="torch in numba",
+        ),
+        pytest.param(
+            "backends/reference.py", "import scipy.linalg", "scipy is no dependency", id="scipy"
+        ),
+        pytest.param(
+            "nanochat/lm.py",
+            "from nanochat.model import forward",
+            "",
+            id="a lower row",
+        ),
+        pytest.param(
+            "backends/torch.py",
+            "from nanochat.model import forward",
+            "backends must not know nanochat.model",
+            id="a backend's architecture",
+        ),
+        pytest.param(
+            "nanochat/model.py",
+            "from nanochat.backends import get",
+            "import of nanochat.backends points upward",
+            id="upward",
+        ),
+        pytest.param(
+            "nanochat/model.py",
+            "from nanochat import lm",
+            "import of nanochat.lm points upward",
+            id="upward, spelled as a name",
+        ),
+        pytest.param(
+            "zoo/hub.py", "from nanochat import Model", "from the facade", id="facade's name"
+        ),
+        pytest.param("zoo/hub.py", "import nanochat", "import from the facade", id="facade"),
+        pytest.param("zoo/hub.py", "from nanochat import __version__", "", id="version"),
+        pytest.param("zoo/hub.py", "from .catalog import find", "relative import", id="relative"),
+        pytest.param("zoo/hub.py", "from os import *", "star import from os", id="star"),
+        pytest.param("zoo/hub.py", "import backends", "named nanochat.backends", id="top level"),
+        pytest.param(
+            "zoo/hub.py",
+            "def f():\n    import json",
+            "zoo/hub.py:2: import of json below",
+            id="late",
+        ),
+        pytest.param(
+            "nanochat/model.py",
+            "import importlib\nt = importlib.import_module('torch')",
+            "nanochat/model.py:2: torch may be imported only",
+            id="dynamic",
+        ),
+        pytest.param("nanochat/cli/run.py", "def f():\n    import json", "", id="late in a verb"),
+        pytest.param("nanochat/new.py", "", "nanochat.new is in no row: add it to ROWS", id="new"),
+    ],
+)
+def test_the_rules_find_what_they_forbid(path: str, source: str, message: str) -> None:
+    modules = {"nanochat.model", "nanochat.lm", "nanochat.backends"}
+
+    found = list(violations(path, source, modules))
+
+    assert (message in found[0]) if message else not found
+
+
+@pytest.mark.parametrize("path", sorted(sources()))
+def test_a_module_says_what_it_holds_and_what_is_public(path: str) -> None:
+    tree = ast.parse(sources()[path])
+
+    docstring = ast.get_docstring(tree)
+    names = [
+        ast.unparse(target)
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+
+    assert docstring, f"{path} has no docstring: begin it with 'This file holds'"
+    assert path.endswith("__init__.py") or docstring.startswith("This file holds")
+    assert "__all__" in names, f"{path} defines no __all__"
+
+
+@pytest.mark.parametrize("path", sorted(sources()))
+def test_a_module_is_short_enough_to_read_in_one_sitting(path: str) -> None:
+    num_lines = len(sources()[path].splitlines())
+
+    assert num_lines < 500, f"{path} has {num_lines} lines: split it by idea"
