@@ -1,0 +1,85 @@
+"""A conversation becomes tokens in one way, and no content can forge a turn."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.chat import Message, render
+from nanochat.errors import InputError
+from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
+
+TOKENIZER = Tokenizer.train(["Hello, how are you? Fine, thank you."] * 2, vocab_size=280)
+CONVERSATION: list[Message] = [
+    {"role": "system", "content": "Be brief.\n"},
+    {"role": "user", "content": " Hello "},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "é🙂"},
+]
+
+
+def template(messages: list[Message], *, reply: bool) -> str:
+    sandbox = pytest.importorskip("jinja2.sandbox", reason="needs jinja2, which torch brings")
+    # The settings of transformers' apply_chat_template.
+    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    text: str = environment.from_string(CHAT_TEMPLATE).render(
+        messages=messages, bos_token=SPECIALS[0], add_generation_prompt=reply
+    )
+    return text
+
+
+def test_a_turn_is_role_content_end() -> None:
+    tokens = render([{"role": "user", "content": "Hello"}], TOKENIZER)
+
+    assert tokens == [
+        TOKENIZER.bos,
+        TOKENIZER.user,
+        *TOKENIZER.encode("Hello"),
+        TOKENIZER.end,
+        TOKENIZER.assistant,
+    ]
+
+
+def test_without_a_reply_the_conversation_ends_with_its_last_turn() -> None:
+    tokens = render(CONVERSATION, TOKENIZER, reply=False)
+
+    assert tokens[-1] == TOKENIZER.end
+    assert [*tokens, TOKENIZER.assistant] == render(CONVERSATION, TOKENIZER)
+
+
+@pytest.mark.parametrize("reply", [True, False])
+def test_the_jinja_template_renders_the_same_tokens(reply: bool) -> None:
+    text = template(CONVERSATION, reply=reply)
+
+    assert TOKENIZER.encode(text, specials=True) == render(CONVERSATION, TOKENIZER, reply=reply)
+
+
+def test_llama_cpp_cannot_take_the_template_for_phi_3() -> None:
+    assert "<|assistant|>" not in CHAT_TEMPLATE
+
+
+@given(st.lists(st.sampled_from([*"<|> end", *SPECIALS])))
+def test_no_content_forges_a_turn(parts: list[str]) -> None:
+    tokens = render([{"role": "user", "content": "".join(parts)}], TOKENIZER)
+
+    specials = [token for token in tokens if token in TOKENIZER.special_ids]
+    assert specials == [TOKENIZER.bos, TOKENIZER.user, TOKENIZER.end, TOKENIZER.assistant]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        pytest.param([], "pass a list with at least one", id="empty"),
+        pytest.param("Hello", "pass a list with at least one", id="a string"),
+        pytest.param(["Hello"], "message 0 is 'Hello'", id="a list of strings"),
+        pytest.param([{"role": "user"}], "message 0 is", id="no content"),
+        pytest.param([{"role": "tool", "content": ""}], "has role 'tool'", id="unknown role"),
+        pytest.param([{"role": [], "content": ""}], "has role", id="role not a string"),
+        pytest.param([{"role": "user", "content": None}], "is None", id="content not a string"),
+        pytest.param([{"role": "user", "content": "\ud800"}], "surrogate", id="surrogate"),
+    ],
+)
+def test_a_message_that_cannot_be_rendered_is_refused(messages: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        render(messages, TOKENIZER)
