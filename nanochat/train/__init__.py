@@ -1,0 +1,3 @@
+"""This package holds training: data, recipes, optimizers and the loop."""
+
+__all__: list[str] = []
