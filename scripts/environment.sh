@@ -1,0 +1,33 @@
+# Sourced by the scripts beside it: makes a virtual environment, and installs into it as the constraints say.
+
+# find_python: prints the first Python on the PATH that can run the package.
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11 python; do
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.11 or newer with venv on the PATH: install one, for example with" \
+        "'apt install python3 python3-venv' or 'brew install python'" >&2
+    return 1
+}
+
+# make_environment DIRECTORY: makes it, or makes it anew if its interpreter has been removed.
+make_environment() {
+    local python
+    "$1/bin/python" -c '' 2>/dev/null && return
+    python="$(find_python)" || return
+    "$python" -m venv --clear "$1"
+}
+
+# install_into DIRECTORY REQUIREMENT...
+install_into() {
+    local directory="$1"
+    shift
+    echo "Installing into $directory ..." >&2
+    # Twice quiet leaves only errors.
+    "$directory/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
+        --root-user-action=ignore --constraint constraints.txt "$@"
+}
