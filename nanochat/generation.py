@@ -1,0 +1,305 @@
+"""This file holds generation: prompts are read, tokens are chosen one after the other, and text comes out in pieces.
+
+`Engine` runs the network and nothing else; `generate` drives it. Prompts of a batch may have different lengths: each
+is read alone, then their states are stacked and every step continues all of them at once.
+
+Legend: B sequences, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypedDict, TypeVar, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import ModelConfig
+from nanochat.errors import ContextLengthError, InputError
+from nanochat.model import forward, slots
+from nanochat.ops import Ops
+from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
+from nanochat.tokenizer import StreamDecoder, Tokenizer
+from nanochat.weights import Weights
+
+__all__ = ["Engine", "FinishReason", "Options", "Piece", "check_ids", "generate"]
+
+Array = TypeVar("Array")
+Leaf = TypeVar("Leaf")
+State = TypeVar("State")
+
+FinishReason = Literal["stop", "length"]
+
+# The default of `Options.max_tokens`.
+_MAX_TOKENS = 256
+
+
+class Options(TypedDict, total=False):
+    """What a caller may choose about generation; whatever is absent has its default.
+
+    Attributes
+    ----------
+    max_tokens : int
+        Most tokens to generate; 256, or what the longest prompt leaves of the context if that is less.
+    temperature : float
+        0.0 always takes the most probable token; 0.0.
+    top_k, top_p, min_p, repetition_penalty : int or float
+        See `nanochat.sampling.Sampling`; off.
+    stop : str or sequence of str
+        Strings that end the text and are not part of it; none.
+    seed : int
+        The same seed gives the same text; 0. Sequence i of a batch draws with ``seed + i``.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One chosen token and the text that it releases.
+
+    Parameters
+    ----------
+    row : int
+        Which of the prompts it continues.
+    token : int
+        Its id.
+    text : str
+        Often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
+    finish_reason : {"stop", "length"} or None
+        On the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`.
+    """
+
+    row: int
+    token: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+class Engine(Generic[Array, Leaf, State]):
+    """A model on a backend: tokens in, logits out, both NumPy's.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        What `weights` belong to.
+    weights : tree of the backend's leaves
+        From ``ops.prepare``.
+    ops : Ops
+        The backend.
+    prefill_chunk : int
+        Tokens of a prompt that are read at once, which bounds the memory of activations.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights[Leaf],
+        ops: Ops[Array, Leaf, State],
+        *,
+        prefill_chunk: int = 512,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.ops = ops
+        self._prefill_chunk = prefill_chunk
+        self._slots = slots(config)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every token of a sequence, (T, V)."""
+        tokens = self.ops.tokens(np.array([ids], np.int64))
+        logits: NDArray[np.float32] = self.ops.numpy(
+            forward(tokens, self.weights, self.config, self.ops)
+        )[0]
+        return logits
+
+    def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
+        """Read a prompt: the state of its one sequence, with room for `capacity` tokens, and the last logits, (V,)."""
+        state = self.ops.new_state(self._slots, batch=1, capacity=capacity)
+        logits = np.empty(0, np.float32)
+        for start in range(0, len(ids), self._prefill_chunk):
+            logits = self._step(np.array([ids[start : start + self._prefill_chunk]]), state)[0]
+        return state, logits
+
+    def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
+        """Append one token to each sequence of `state`; the logits after it, (B, V)."""
+        return self._step(np.array(tokens)[:, None], state)
+
+    def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:
+        tokens = self.ops.tokens(ids.astype(np.int64))
+        logits = forward(tokens, self.weights, self.config, self.ops, state, only_last=True)
+        return self.ops.numpy(logits)[:, 0]
+
+
+def generate(
+    engine: Engine[Array, Leaf, State],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    **options: Unpack[Options],
+) -> Iterator[Piece]:
+    """Continue every prompt until it stops; the pieces of the rows arrive in turn, one token each.
+
+    Any special token ends a row, because none of them is text. Closing the iterator, or an interrupt (Ctrl-C) inside
+    it, frees the state; the pieces that it gave before are complete.
+
+    Parameters
+    ----------
+    engine : Engine
+        The model.
+    tokenizer : Tokenizer
+        Turns tokens into text.
+    prompts : sequence of sequences of int
+        Token ids, as a rule with ``<|bos|>`` first.
+    **options : Options
+        How to choose tokens, and when to stop.
+
+    Raises
+    ------
+    ContextLengthError
+        If a prompt and `max_tokens` together exceed the model's context.
+    InputError
+        If there is no prompt, a prompt is empty or holds ids that the model does not have, or an option is out of
+        range.
+    """
+    sampling, stops = _settings(options)
+    if not prompts:
+        raise InputError("there is no prompt: pass at least one")
+    for ids in prompts:
+        check_ids(ids, engine.config)
+    longest = max(map(len, prompts))
+    max_tokens = _check_room(longest, options.get("max_tokens"), engine.config)
+    rows = [
+        _Row(index, tokenizer, sampler, max_tokens, StopStrings(stops))
+        for index, sampler in enumerate(batch_samplers(sampling, prompts))
+    ]
+    # The last token is never fed back. A row that has stopped is still computed, but no row runs for longer.
+    capacity = longest + max_tokens - 1
+    return _run(engine, prompts, rows, capacity)
+
+
+def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
+    """Refuse tokens that a model cannot read.
+
+    Raises
+    ------
+    InputError
+        If there is none, or one is not in the vocabulary.
+    """
+    if not len(ids):
+        raise InputError("there is no token to read: pass at least one, such as <|bos|>")
+    for token in (min(ids), max(ids)):
+        if not 0 <= token < config.vocab_size:
+            raise InputError(
+                f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
+                "encode the text with the model's own tokenizer"
+            )
+
+
+def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int:
+    """The number of tokens to generate after a prompt of this length."""
+    room = config.context_length - length
+    holds = f"the model's context holds {config.context_length} tokens"
+    if room < 1:
+        raise ContextLengthError(
+            f"a prompt of {length} tokens leaves no room for an answer, because {holds}: "
+            f"shorten it to {config.context_length - 1} tokens or less"
+        )
+    if max_tokens is None:
+        return min(room, _MAX_TOKENS)
+    if max_tokens > room:
+        raise ContextLengthError(
+            f"a prompt of {length} tokens and max_tokens={max_tokens} make {length + max_tokens}, but {holds}: "
+            f"pass max_tokens={room} or less, or shorten the prompt"
+        )
+    return max_tokens
+
+
+def _settings(options: Options) -> tuple[Sampling, tuple[str, ...]]:
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"there is no option {unknown[0]!r}: choose from {', '.join(Options.__annotations__)}"
+        )
+    max_tokens, stop = options.get("max_tokens", _MAX_TOKENS), options.get("stop", ())
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InputError(f"max_tokens={max_tokens!r} is not a number of tokens: pass 1 or more")
+    sampling = Sampling(
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        temperature=options.get("temperature", 0.0),
+        top_k=options.get("top_k", 0),
+        top_p=options.get("top_p", 1.0),
+        min_p=options.get("min_p", 0.0),
+        seed=options.get("seed", 0),
+    )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in stops:
+        if not isinstance(text, str):
+            raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
+    return sampling, stops
+
+
+def _run(
+    engine: Engine[Array, Leaf, State],
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence["_Row"],
+    capacity: int,
+) -> Iterator[Piece]:
+    states: list[State] = []
+    running: list[_Row] = []
+    for ids, row in zip(prompts, rows, strict=True):
+        state, logits = engine.prefill(ids, capacity=capacity)
+        yield row.push(logits)
+        if row.finish_reason is None:
+            states.append(state)
+            running.append(row)
+    if not running:
+        return
+    # One name for the state, so that nothing keeps the parts alive next to the whole.
+    state = states[0] if len(states) == 1 else engine.ops.stack(states)
+    states.clear()
+    while any(row.finish_reason is None for row in running):
+        logits = engine.decode([row.token for row in running], state)
+        for row, row_logits in zip(running, logits, strict=True):
+            if row.finish_reason is None:
+                yield row.push(row_logits)
+
+
+class _Row:
+    """The text of one sequence as it grows."""
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        sampler: Sampler,
+        max_tokens: int,
+        stops: StopStrings,
+    ) -> None:
+        self.token = -1
+        self.finish_reason: FinishReason | None = None
+        self._index = index
+        self._tokenizer = tokenizer
+        self._sampler = sampler
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = stops
+        self._tokens_left = max_tokens
+
+    def push(self, logits: NDArray[np.float32]) -> Piece:
+        """Choose the token that follows."""
+        # A model may have more rows in its table than its tokenizer has tokens.
+        self.token = self._sampler.next(logits[: self._tokenizer.vocab_size])
+        self._tokens_left -= 1
+        text, stopped = self._stops.push(self._decoder.push(self.token))
+        if stopped or self.token in self._tokenizer.special_ids:
+            self.finish_reason = "stop"
+        elif not self._tokens_left:
+            self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self._stops.push(self._decoder.flush())[0] + self._stops.flush()
+        return Piece(row=self._index, token=self.token, text=text, finish_reason=self.finish_reason)

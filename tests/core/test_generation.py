@@ -1,0 +1,262 @@
+"""Generation: a batch equals its rows, pieces add up to the text, and every end has its reason."""
+
+import gc
+import weakref
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+
+from nanochat.backends.reference import Array, Leaf, ReferenceOps, ReferenceState
+from nanochat.errors import ContextLengthError, InputError
+from nanochat.generation import Engine, Options, Piece, generate
+from nanochat.ops import Slot
+from tests.core.random_model import (
+    random_config,
+    random_tokenizer,
+    random_weights,
+    reciting_config,
+    reciting_weights,
+)
+
+RandomEngine = Engine[Array, Leaf, ReferenceState]
+TOKENIZER = random_tokenizer()
+PROMPTS = [[TOKENIZER.bos, *TOKENIZER.encode(text)] for text in ("fn main", "to", "wörld, or")]
+
+
+def engine_on(ops: ReferenceOps, *, prefill_chunk: int = 512) -> RandomEngine:
+    config = random_config()
+    weights = ops.prepare(random_weights(config))
+    return Engine(config, weights, ops, prefill_chunk=prefill_chunk)
+
+
+@cache
+def random_engine() -> RandomEngine:
+    return engine_on(ReferenceOps())
+
+
+def recite(tokens: list[int], options: Options) -> list[Piece]:
+    ops = ReferenceOps()
+    engine = Engine(reciting_config(), ops.prepare(reciting_weights(tokens)), ops)
+    return list(generate(engine, TOKENIZER, [tokens[:1]], **options))
+
+
+def texts(pieces: Sequence[Piece], num_rows: int) -> list[str]:
+    return ["".join(p.text for p in pieces if p.row == row) for row in range(num_rows)]
+
+
+def test_decoding_gives_the_logits_of_the_whole_sequence() -> None:
+    engine = random_engine()
+    ids = PROMPTS[0] + PROMPTS[2]
+
+    state, first = engine.prefill(ids[:5], capacity=len(ids))
+    steps = [first] + [engine.decode([token], state)[0] for token in ids[5:]]
+
+    np.testing.assert_allclose(np.stack(steps), engine.logits(ids)[4:], atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_a_prompt_may_be_read_in_chunks(chunk: int) -> None:
+    ids = PROMPTS[0]
+
+    _, chunked = engine_on(ReferenceOps(), prefill_chunk=chunk).prefill(ids, capacity=len(ids))
+
+    np.testing.assert_allclose(chunked, random_engine().logits(ids)[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_equals_its_rows(temperature: float) -> None:
+    engine = random_engine()
+
+    batch = list(
+        generate(engine, TOKENIZER, PROMPTS, max_tokens=8, temperature=temperature, seed=5)
+    )
+    alone = [
+        list(
+            generate(engine, TOKENIZER, [ids], max_tokens=8, temperature=temperature, seed=5 + row)
+        )
+        for row, ids in enumerate(PROMPTS)
+    ]
+
+    assert [[p.token for p in batch if p.row == row] for row in range(3)] == [
+        [p.token for p in pieces] for pieces in alone
+    ]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others() -> None:
+    engine = random_engine()
+
+    first, again, other = (
+        [
+            p.token
+            for p in generate(engine, TOKENIZER, PROMPTS[:1], temperature=1.0, max_tokens=9, seed=s)
+        ]
+        for s in (1, 1, 2)
+    )
+
+    assert first == again != other
+
+
+def test_the_pieces_add_up_to_the_text_of_the_tokens() -> None:
+    pieces = list(generate(random_engine(), TOKENIZER, PROMPTS[:1], max_tokens=20, temperature=2.0))
+
+    assert texts(pieces, 1) == [TOKENIZER.decode(p.token for p in pieces)]
+
+
+def test_the_last_piece_alone_has_the_reason() -> None:
+    pieces = list(generate(random_engine(), TOKENIZER, PROMPTS[:1], max_tokens=3))
+
+    assert [p.finish_reason for p in pieces] == [None, None, "length"]
+
+
+def test_a_character_appears_when_its_last_byte_does() -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("é☃"), TOKENIZER.eos]
+
+    pieces = recite(tokens, {})
+
+    assert [p.text for p in pieces] == ["", "é", "", "", "☃", ""]
+
+
+def test_a_character_that_stays_incomplete_is_replaced_at_the_end() -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("a☃")]
+
+    pieces = recite(tokens, {"max_tokens": 3})
+
+    assert texts(pieces, 1) == ["a\N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("special", sorted(TOKENIZER.special_ids - {TOKENIZER.bos}))
+def test_every_special_token_ends_the_text_and_is_not_part_of_it(special: int) -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("xyz"), special]
+
+    pieces = recite(tokens, {})
+
+    assert (texts(pieces, 1), pieces[-1].finish_reason) == (["xyz"], "stop")
+
+
+@pytest.mark.parametrize("stop", ["yz", ["never", "yz"]], ids=["one", "several"])
+def test_a_stop_string_ends_the_text_and_is_not_part_of_it(stop: str | list[str]) -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("wxyzv"), TOKENIZER.eos]
+
+    pieces = recite(tokens, {"stop": stop})
+
+    assert (texts(pieces, 1), pieces[-1].finish_reason) == (["wx"], "stop")
+
+
+def test_the_start_of_a_stop_string_is_released_when_the_text_ends() -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("wxy"), TOKENIZER.eos]
+
+    pieces = recite(tokens, {"stop": "yz"})
+
+    assert texts(pieces, 1) == ["wxy"]
+
+
+def test_a_row_that_stopped_says_no_more_while_the_others_go_on() -> None:
+    tokens = [TOKENIZER.bos, *TOKENIZER.encode("uvwxyz"), TOKENIZER.eos]
+    ops = ReferenceOps()
+    engine = Engine(reciting_config(), ops.prepare(reciting_weights(tokens)), ops)
+
+    pieces = list(generate(engine, TOKENIZER, [tokens[:1], tokens[:5], tokens[:-1]]))
+
+    assert texts(pieces, 3) == ["uvwxyz", "yz", ""]
+    assert [sum(p.row == row for p in pieces) for row in range(3)] == [7, 3, 1]
+
+
+def test_the_context_may_be_filled_to_the_last_token() -> None:
+    ids = (PROMPTS[0] * 30)[:60]
+
+    pieces = list(generate(random_engine(), TOKENIZER, [ids], max_tokens=4))
+
+    assert len(pieces) == 4
+
+
+def test_without_max_tokens_the_longest_prompt_says_how_much_room_there_is() -> None:
+    ids = (PROMPTS[0] * 30)[:60]
+
+    pieces = list(generate(random_engine(), TOKENIZER, [ids, PROMPTS[1]]))
+
+    assert [sum(p.row == row for p in pieces) for row in range(2)] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("length", "fix"), [(60, "max_tokens=4 or less"), (64, "to 63 tokens")], ids=["some", "none"]
+)
+def test_too_long_a_prompt_is_refused_with_the_room_that_is_left(length: int, fix: str) -> None:
+    ids = (PROMPTS[0] * 30)[:length]
+
+    with pytest.raises(ContextLengthError, match=fix):
+        generate(random_engine(), TOKENIZER, [ids], max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompt"),
+        ([[]], {}, "no token"),
+        ([[0, 10_000]], {}, "token 10000 is outside"),
+        ([[-1]], {}, "token -1 is outside"),
+        ([[0]], {"max_tokens": 0}, "max_tokens=0"),
+        ([[0]], {"max_tokens": True}, "max_tokens=True"),
+        ([[0]], {"temperature": -1.0}, "temperature=-1"),
+        ([[0]], {"stop": ""}, "stop string is empty"),
+        ([[0]], {"stop": [7]}, "holds 7"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_before_anything_runs(
+    prompts: list[list[int]], options: Options, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        generate(random_engine(), TOKENIZER, prompts, **options)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    options: Options = {"temprature": 1.0}  # type: ignore[typeddict-unknown-key] # the mistake under test
+
+    with pytest.raises(TypeError, match="'temprature': choose from max_tokens, temperature"):
+        generate(random_engine(), TOKENIZER, [[0]], **options)
+
+
+class WatchedOps(ReferenceOps):
+    """Counts the living states, and interrupts at the given call of `advance`."""
+
+    def __init__(self, interrupt_at: int) -> None:
+        self.states: list[weakref.ref[ReferenceState]] = []
+        self._calls_left = interrupt_at
+
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> ReferenceState:
+        state = super().new_state(slots, batch=batch, capacity=capacity)
+        self.states.append(weakref.ref(state))
+        return state
+
+    def advance(self, state: ReferenceState, tokens: Array) -> None:
+        self._calls_left -= 1
+        if not self._calls_left:
+            raise KeyboardInterrupt
+        super().advance(state, tokens)
+
+    def num_living(self) -> int:
+        gc.collect()
+        return sum(state() is not None for state in self.states)
+
+
+def test_closing_the_iterator_frees_the_state() -> None:
+    ops = WatchedOps(interrupt_at=0)
+    pieces = generate(engine_on(ops), TOKENIZER, PROMPTS[:1])
+    next(pieces), next(pieces)
+    before = ops.num_living()
+
+    pieces.close()  # type: ignore[attr-defined] # it is a generator
+
+    assert (before, ops.num_living()) == (1, 0)
+
+
+def test_an_interrupt_keeps_the_pieces_and_frees_the_state() -> None:
+    ops = WatchedOps(interrupt_at=4)
+    pieces: list[Piece] = []
+
+    with pytest.raises(KeyboardInterrupt):
+        pieces.extend(generate(engine_on(ops), TOKENIZER, PROMPTS[:1]))
+
+    assert (len(pieces), ops.num_living()) == (3, 0)
