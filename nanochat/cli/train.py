@@ -1,0 +1,191 @@
+"""This file holds `nanochat train`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nanochat.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from nanochat.train.loop import Report
+    from nanochat.train.recipe import Recipe
+
+__all__ = ["train"]
+
+_MAX_RECIPE_BYTES = 1 << 20
+
+_EXAMPLES = """
+\b
+Examples:
+  nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
+  nanochat train --preset tiny --data data/rust --out runs/tiny --set steps=1000
+  nanochat train --resume --data data/rust --out runs/tiny
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option("--preset", help="Start from this preset's shape, such as tiny.")
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Start from this recipe (JSON, as in the log's first line).",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a number of the recipe, or model.NAME of the model; repeatable.",
+)
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Token shards, from `nanochat data prepare`.",
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Directory of the run."
+)
+@click.option("--resume", is_flag=True, help="Go on from the snapshot in --out, with its recipe.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Branch off a snapshot of another run of the same model, at its step.",
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--compile/--no-compile",
+    "compile_model",
+    default=True,
+    show_default=True,
+    help="Run through torch.compile: a minute to start, then several times faster.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's]")
+@click.option("--json", "as_json", is_flag=True, help="Print the last evaluation as JSON.")
+def train(
+    *,
+    preset: str | None,
+    recipe_file: Path | None,
+    changes: tuple[str, ...],
+    data: Path,
+    out: Path,
+    resume: bool,
+    start: Path | None,
+    device: str,
+    compile_model: bool,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Train a model on prepared data, and write it as a model directory.
+
+    The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C ends the run after the current
+    step with a snapshot; --resume goes on from it, exactly.
+    """
+    import torch
+
+    from nanochat.train.loop import Trainer
+    from nanochat.train.snapshot import load_snapshot
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    snapshot = out / "snapshot"
+    if resume:
+        if preset or recipe_file or start or changes:
+            raise click.UsageError("--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set")
+        recipe = load_snapshot(snapshot, torch.device("cpu")).recipe
+        start = snapshot
+    else:
+        if snapshot.exists():
+            raise TrainingError(f"{out} already holds a run: pass --resume to go on, or another --out")
+        recipe = _recipe(preset, recipe_file, changes)
+    trainer = Trainer(recipe, data, out, start=start, device=device, compile_model=compile_model)
+    last: dict[str, object] = {}
+    with _progress(recipe, trainer.step) as show:
+
+        def note(report: "Report") -> None:
+            if "held_out_bits_per_byte" in report.values:
+                last.update(step=report.step, **report.values)
+            show(report)
+
+        finished = trainer.run(note)
+    if not finished:
+        click.echo(f"stopped after step {trainer.step}; go on with --resume", err=True)
+    elif recipe.precision == "ternary":
+        click.echo(f"wrote {out / 'model'}", err=True)
+    if as_json:
+        click.echo(json.dumps(last))
+
+
+def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
+    from nanochat.config import config_to_dict, preset
+    from nanochat.files import parse_json, read_bytes
+    from nanochat.train.recipe import recipe_from_dict
+
+    if (preset_name is None) == (file is None):
+        raise click.UsageError("pass one of --preset and --recipe")
+    fields: dict[str, object]
+    if file is not None:
+        fields = parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file))
+    else:
+        assert preset_name is not None
+        fields = {"model": config_to_dict(preset(preset_name))}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {change}: write NAME=VALUE")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        target = fields
+        *groups, name = name.split(".")
+        for group in groups:
+            inner = target.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise click.UsageError(f"--set {change}: {group} is not a group of settings")
+            target = inner
+        target[name] = value
+    if not isinstance(fields.get("steps"), int):
+        raise ConfigError("the recipe needs a number of steps: add --set steps=1000, say")
+    return recipe_from_dict(fields)
+
+
+class _progress:  # noqa: N801
+    """A progress bar on standard error."""
+
+    def __init__(self, recipe: "Recipe", step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("compiling", total=recipe.steps, completed=step)
+        self._held_out = ""
+
+    def __enter__(self) -> "_progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, report: "Report") -> None:
+        values = report.values
+        bits = values.get("held_out_bits_per_byte")
+        if isinstance(bits, float):
+            self._held_out = f"  held out {bits:.4f} bits/byte"
+            self._bar.console.print(f"step {report.step}: held out {bits:.4f} bits per byte")
+        if "cross_entropy" in values:
+            text = f"{values['cross_entropy']:.3f} nats/token  {values['tokens_per_second']:.0f} tokens/s{self._held_out}"
+            self._bar.update(self._task, completed=report.step, description=text)

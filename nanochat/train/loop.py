@@ -1,0 +1,289 @@
+"""This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
+
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat import checkpoint
+from nanochat.backends.torch import TorchOps
+from nanochat.errors import ConfigError, TrainingError
+from nanochat.init import freeze, init
+from nanochat.shapes import shapes
+from nanochat.train.data import Shards
+from nanochat.train.module import LanguageModel
+from nanochat.train.objective import objective
+from nanochat.train.probe import mixing_gradients, stream_divergence
+from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
+from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
+from nanochat.train.updater import Updater
+from nanochat.weights import named_leaves
+
+__all__ = ["Report", "Trainer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One line of the log; what was not measured at this step is absent."""
+
+    step: int
+    values: dict[str, object]
+
+
+class Trainer:
+    """A run: a model, its optimizer and its data, and a directory that they are saved in.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : Path
+        Token shards, from `nanochat.train.data.prepare`.
+    directory : Path
+        Of the run: ``log.jsonl``, ``snapshot/`` and in the end ``model/``.
+    start : Path, optional
+        A snapshot to go on from; its step counts.
+    device : str
+        "auto", "cpu", "cuda".
+    compile_model : bool
+        Whether to run through ``torch.compile``: slow to start, several times faster afterwards.
+
+    Raises
+    ------
+    ConfigError
+        If the model's vocabulary is smaller than the tokenizer's.
+    TrainingError
+        If the snapshot is another model's.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path,
+        directory: Path,
+        *,
+        start: Path | None = None,
+        device: str = "auto",
+        compile_model: bool = True,
+    ) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.shards = Shards(data, "train", seed=recipe.seed)
+        self.held_out = Shards(data, "held_out", seed=recipe.seed)
+        if self.shards.tokenizer.vocab_size > recipe.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer of {data} has {self.shards.tokenizer.vocab_size} tokens but vocab_size="
+                f"{recipe.model.vocab_size}: train a smaller tokenizer or a wider model"
+            )
+        ops = TorchOps(device, getattr(torch, recipe.products))
+        weights = init(recipe.model, np.random.default_rng(recipe.seed))
+        self.model = LanguageModel(recipe.model, weights, ops, recipe.precision)
+        specs = dict(named_leaves(shapes(recipe.model)))
+        self.updater = Updater(self.model, specs, recipe)
+        self.step = 0
+        if start is not None:
+            self._restore(start)
+        self._losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._objective
+        if compile_model:
+            self._losses = torch.compile(self._objective)
+
+    def run(self, show: Callable[[Report], None]) -> bool:
+        """Train to the recipe's last step; every report is written to the log and shown.
+
+        SIGINT and SIGTERM end the run after the current step, with a snapshot.
+
+        Returns
+        -------
+        bool
+            Whether the last step was reached; the model directory is then written.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is no longer finite; the last snapshot is older and good.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._log() as log, _interruption() as interrupted:
+
+            def report(values: dict[str, object]) -> None:
+                log.write(json.dumps({"step": self.step, **values}) + "\n")
+                log.flush()
+                show(Report(step=self.step, values=values))
+
+            if self.step == 0:
+                report({"recipe": recipe_to_dict(self.recipe), "machine": _machine()})
+            while self.step < self.recipe.steps and not interrupted.is_set():
+                report(self._advance())
+                last = self.step == self.recipe.steps
+                if last or self.step % self.recipe.evaluate_every == 0:
+                    windows = None if last else self.recipe.evaluation_windows
+                    report(self.evaluate(windows))
+                if last or self.step % self.recipe.snapshot_every == 0:
+                    self.save()
+            if interrupted.is_set():
+                self.save()
+        if self.step < self.recipe.steps:
+            return False
+        if self.recipe.precision == "ternary":
+            self.write_model(self.directory / "model")
+        return True
+
+    def evaluate(self, num_windows: int | None) -> dict[str, object]:
+        """Bits per byte of the held-out text in its first windows, or in all of them, and the state of mHC.
+
+        Whole windows of the recipe's length are scored, each without what stood before it.
+        """
+        nats, num_bytes, num_tokens = 0.0, 0, 0
+        device = self.model.ops.device
+        batches = self.held_out.windows(self.recipe.batch_size, self.recipe.length)
+        with torch.no_grad():
+            for inputs, targets, lengths in batches:
+                if num_windows is not None and num_tokens >= num_windows * self.recipe.length:
+                    break
+                # A last batch of another size would be compiled anew.
+                losses = self._losses if len(inputs) == self.recipe.batch_size else self._objective
+                _, cross_entropy = losses(
+                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+                )
+                nats += float(cross_entropy) * targets.size
+                num_tokens += targets.size
+                num_bytes += int(lengths.sum())
+        values: dict[str, object] = {
+            "held_out_bits_per_byte": nats / math.log(2) / num_bytes,
+            "held_out_nats_per_token": nats / num_tokens,
+            "held_out_tokens": num_tokens,
+        }
+        if self.recipe.model.num_streams > 1:
+            inputs, _ = self.shards.batch(0, 1, self.recipe.length)
+            divergence, gain = stream_divergence(self.model, torch.from_numpy(inputs).to(device))
+            values["stream_divergence"] = [round(d, 5) for d in divergence]
+            values["composite_gain"] = gain
+        return values
+
+    def save(self) -> None:
+        """Write the snapshot of this step."""
+        parameters = {name: p.detach() for name, p in self.model.named_parameters()}
+        snapshot = Snapshot(
+            step=self.step,
+            recipe=self.recipe,
+            parameters=parameters,
+            optimizer=self.updater.state,
+        )
+        save_snapshot(self.directory / "snapshot", snapshot)
+
+    def write_model(self, directory: Path) -> None:
+        """Write the model directory: rounded weights, configuration and tokenizer."""
+        generation = {"eos_token_id": self.shards.tokenizer.eos}
+        checkpoint.save(
+            directory, self.recipe.model, freeze(self.model.stored()), generation=generation
+        )
+        self.shards.tokenizer.save(directory)
+
+    def _objective(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return objective(
+            self.model(inputs),
+            targets,
+            self.recipe.objective,
+            top_k=self.recipe.model.experts_per_token,
+        )
+
+    def _advance(self) -> dict[str, object]:
+        begin = time.perf_counter()
+        inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
+        device = self.model.ops.device
+        loss, cross_entropy = self._losses(
+            torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+        )
+        if not math.isfinite(float(loss)):
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {self.step}: resume from {self.directory / 'snapshot'} with a lower "
+                "matrix_rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        mixing = mixing_gradients(gradients)
+        norm = self.updater.update(self.step)
+        factor = learning_rate_factor(self.recipe, self.step)
+        self.step += 1
+        seconds = time.perf_counter() - begin
+        return {
+            "tokens": self.step * self.recipe.batch_size * self.recipe.length,
+            "loss": float(loss),
+            "cross_entropy": float(cross_entropy),
+            "learning_rate_factor": factor,
+            "gradient_norm": float(norm),
+            "tokens_per_second": inputs.size / seconds,
+            **{f"gradient_norm_{kind}": value for kind, value in mixing.items()},
+        }
+
+    def _restore(self, start: Path) -> None:
+        snapshot = load_snapshot(start, self.model.ops.device)
+        if snapshot.recipe.model != self.recipe.model:
+            raise TrainingError(f"{start} is a snapshot of another model: pass that model's configuration")
+        for name, parameter in self.model.named_parameters():
+            if name not in snapshot.parameters or snapshot.parameters[name].shape != parameter.shape:
+                raise TrainingError(f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged")
+            parameter.data.copy_(snapshot.parameters[name])
+        for group in self.updater.state:
+            self.updater.state[group] = dict(snapshot.optimizer.get(group, {}))
+        self.step = snapshot.step
+
+    @contextmanager
+    def _log(self) -> Iterator[TextIO]:
+        path = self.directory / "log.jsonl"
+        if path.exists():
+            # Lines after the snapshot will be written again, the same.
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line) <= self.step and self.step > 0]
+            path.write_text("".join(kept))
+        with path.open("a") as file:
+            yield file
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, while the block runs; a second SIGINT interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, _: object) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    for number in previous:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _machine() -> dict[str, object]:
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

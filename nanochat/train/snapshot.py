@@ -1,0 +1,108 @@
+"""This file holds training checkpoints: everything from which a run goes on exactly.
+
+A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters.safetensors`` (latent weights by name)
+and ``optimizer.safetensors``. The data order is a function of the seed and the step, and nothing else is random.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat.errors import FormatError, TrainingError, VersionError
+from nanochat.files import atomic_directory, parse_json, read_bytes
+from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
+
+__all__ = ["Snapshot", "load_snapshot", "save_snapshot"]
+
+_FORMAT = 1
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """A run after `step` updates."""
+
+    step: int
+    recipe: Recipe
+    parameters: Mapping[str, Tensor]
+    optimizer: Mapping[str, Mapping[str, Tensor]]
+
+
+def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot into a directory of its own, complete or not at all.
+
+    Raises
+    ------
+    SaveError
+        If the disk is full or the directory cannot be written.
+    """
+    flat = {
+        f"{group}|{name}": tensor
+        for group, state in snapshot.optimizer.items()
+        for name, tensor in state.items()
+    }
+    text = {
+        "format": _FORMAT,
+        "step": snapshot.step,
+        "recipe": recipe_to_dict(snapshot.recipe),
+    }
+    with atomic_directory(directory) as new:
+        _save(dict(snapshot.parameters), new / "parameters.safetensors")
+        _save(flat, new / "optimizer.safetensors")
+        (new / "snapshot.json").write_text(json.dumps(text, indent=1))
+
+
+def load_snapshot(directory: Path, device: torch.device) -> Snapshot:
+    """Read a snapshot.
+
+    Raises
+    ------
+    TrainingError
+        If there is none.
+    FormatError
+        If it is damaged or from a newer version.
+    """
+    path = directory / "snapshot.json"
+    if not path.is_file():
+        raise TrainingError(
+            f"{directory} holds no snapshot.json: pass the directory of a run that has saved a snapshot"
+        )
+    text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
+    if text.get("format") != _FORMAT:
+        raise VersionError(
+            f"{path}: format {text.get('format')!r} is not {_FORMAT}: upgrade nanochat-ternary or start a new run"
+        )
+    step, recipe = text.get("step"), text.get("recipe")
+    if not isinstance(step, int) or step < 0 or not isinstance(recipe, dict):
+        raise FormatError(f"{path}: step {step!r} or its recipe is damaged; use an earlier snapshot")
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _load(directory / "optimizer.safetensors", device).items():
+        group, _, name = key.rpartition("|")
+        optimizer.setdefault(group, {})[name] = tensor
+    return Snapshot(
+        step=step,
+        recipe=recipe_from_dict(recipe),
+        parameters=_load(directory / "parameters.safetensors", device),
+        optimizer=optimizer,
+    )
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, path)
+    except SafetensorError as error:
+        # The library wraps the operating system's refusal; the directory's owner reports it as such.
+        raise OSError(str(error)) from error
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is damaged ({error}): use an earlier snapshot") from error
