@@ -33,6 +33,9 @@ __all__ = [
 # The smallest normal number of float16: scales below it would lose bits in every format that stores them.
 SMALLEST_SCALE = 2.0**-14
 
+# 128 times the smallest normal float32.
+_SMALLEST_ACTIVATION = np.float32(2.0**-119)
+
 _ILLEGAL_PAIR = np.array(
     [any((byte >> 2 * i) & 3 == 3 for i in range(4)) for byte in range(256)], dtype=np.bool_
 )
@@ -112,7 +115,9 @@ def quantize(
     require_finite(weight, name)
     rows, columns = weight.shape
     blocks = weight.reshape(rows, num_blocks(columns, block), block)
-    magnitude = np.abs(blocks).mean(axis=2, dtype=np.float32)
+    # A sum beyond float32 is refused below.
+    with np.errstate(over="ignore"):
+        magnitude = np.abs(blocks).mean(axis=2, dtype=np.float32)
     if magnitude.size and magnitude.max() > np.finfo(np.float16).max:
         raise NumericError(
             f"{name} has a block of mean magnitude {magnitude.max():.3g}: scales are float16 and at most 65504; "
@@ -124,11 +129,19 @@ def quantize(
 
 
 def dequantize(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Codes times the scale of their block, float32, shape (R, C)."""
-    rows, columns = codes.shape
-    block = num_blocks(columns, columns // scales.shape[1])
-    repeated = np.repeat(scales.astype(np.float32), block, axis=1)
-    return codes.astype(np.float32) * repeated.reshape(rows, columns)
+    """Codes times the scale of their block, float32, shape (R, C).
+
+    Raises
+    ------
+    ShapeError
+        If the columns cannot be split into as many blocks as there are scales.
+    """
+    columns, count = codes.shape[1], scales.shape[1]
+    if columns % count:
+        raise ShapeError(
+            f"{count} scales a row cannot share {columns} columns evenly: codes and scales are of two matrices"
+        )
+    return codes.astype(np.float32) * np.repeat(scales.astype(np.float32), columns // count, axis=1)
 
 
 def quantize_rows(
@@ -176,15 +189,18 @@ def quantize_activations(
         ``clip(rint(x * (127 / max |x|)), -127, 127)``, half to even; 0 in a block of zeros.
     scales : float32 array, shape (N, C / block)
         ``max |x| / 127``; 0 in a block of zeros.
+
+    Notes
+    -----
+    A block whose largest magnitude is below 2**-119 counts as zeros: its scale would be subnormal, and near zero
+    ``127 / max |x|`` is infinite. A block with an infinity or NaN has a scale that is not finite, and codes without
+    meaning.
     """
     tokens, columns = x.shape
     blocks = x.reshape(tokens, num_blocks(columns, block), block)
     largest = np.abs(blocks).max(axis=2)
-    # A subnormal maximum would make 127 / largest infinite; such a block counts as zeros.
-    largest = np.where(largest < np.finfo(np.float32).tiny * 128, np.float32(0), largest)
-    inverse = np.divide(
-        np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0
-    )
+    largest[largest < _SMALLEST_ACTIVATION] = 0
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     codes = np.clip(np.rint(blocks * inverse[:, :, None]), -127, 127).astype(np.int8)
     return codes.reshape(tokens, columns), largest / np.float32(127)
 
@@ -239,16 +255,15 @@ def pack(codes: NDArray[np.int8], *, name: str = "codes") -> NDArray[np.uint8]:
         bad = codes[(codes < -1) | (codes > 1)][0]
         raise NumericError(f"{name} holds the code {bad}: ternary codes are -1, 0 and 1")
     rows, columns = codes.shape
-    padded = np.zeros((rows, -(-columns // 4) * 4), np.int8)
+    size = -(-columns // 4)
+    padded = np.zeros((rows, size * 4), np.int8)
     padded[:, :columns] = codes
-    pairs = (padded + 1).astype(np.uint8).reshape(rows, -1, 4)
+    pairs = (padded + 1).astype(np.uint8).reshape(rows, size, 4)
     packed = pairs[:, :, 0] | pairs[:, :, 1] << 2 | pairs[:, :, 2] << 4 | pairs[:, :, 3] << 6
     return packed.astype(np.uint8)
 
 
-def unpack(
-    packed: NDArray[np.uint8], *, columns: int, name: str = "packed"
-) -> NDArray[np.int8]:
+def unpack(packed: NDArray[np.uint8], *, columns: int, name: str = "packed") -> NDArray[np.int8]:
     """Undo `pack`.
 
     Returns

@@ -86,7 +86,8 @@ class Ternary:
     @property
     def weight_block(self) -> int:
         """Columns that share a scale."""
-        return self.columns // self.scales.shape[1]
+        num_blocks: int = self.scales.shape[1]
+        return self.columns // num_blocks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
