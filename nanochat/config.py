@@ -1,4 +1,4 @@
-"""This file holds the model's configuration and the presets, which are functions that return one."""
+"""This file holds the model's configuration, its checks, and its form as a dictionary; presets are in `presets`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,16 +8,15 @@ from typing import Literal, get_args
 from nanochat.errors import ConfigError
 
 __all__ = [
-    "PRESETS",
     "Activation",
     "Coefficients",
     "LayerKind",
     "Mixer",
     "ModelConfig",
+    "TableFormat",
     "config_from_dict",
     "config_to_dict",
     "hybrid_pattern",
-    "preset",
 ]
 
 Activation = Literal["swiglu", "relu2", "relu2_glu"]
@@ -39,6 +38,7 @@ _LIMITS = {
     "loop_count": 64,
     "num_ahead": 16,
     "num_experts": 1 << 10,
+    "experts_per_token": 1 << 10,
     "expert_width": 1 << 18,
     "shared_expert_width": 1 << 18,
     "delta_heads": 1 << 10,
@@ -47,6 +47,8 @@ _LIMITS = {
     "delta_conv_width": 64,
     "sinkhorn_iterations": 1 << 10,
 }
+# Experts of all layers. The largest published models have about 25,000.
+_MOST_EXPERTS = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,8 @@ def _check_types(config: ModelConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in choices:
-            if isinstance(value, bool) or value not in choices[field.name]:
+            # 256.0 equals 256 and True equals 1, but neither can stand for it.
+            if not any(type(value) is type(c) and value == c for c in choices[field.name]):
                 raise ConfigError(
                     f"{field.name}={value!r}: choose one of {list(choices[field.name])}"
                 )
@@ -252,10 +255,17 @@ def _check_structure(config: ModelConfig) -> None:
             "each key head must serve the same number of query heads"
         )
     if config.head_dim % 2:
-        raise ConfigError(f"head_dim={config.head_dim} is odd: the rotation needs pairs of features")
+        raise ConfigError(
+            f"head_dim={config.head_dim} is odd: the rotation needs pairs of features"
+        )
     if config.num_experts and config.experts_per_token not in range(1, config.num_experts + 1):
         raise ConfigError(
             f"experts_per_token={config.experts_per_token}: must lie between 1 and num_experts={config.num_experts}"
+        )
+    if config.num_layers * config.num_experts > _MOST_EXPERTS:
+        raise ConfigError(
+            f"num_layers={config.num_layers} with num_experts={config.num_experts}: a model holds at most "
+            f"{_MOST_EXPERTS} experts in all its layers; use fewer"
         )
     looped = config.num_layers - config.loop_prelude - config.loop_coda
     if config.loop_prelude < 0 or config.loop_coda < 0 or looped < 1:
@@ -286,7 +296,9 @@ def hybrid_pattern(*, delta: int, attention: int = 1) -> tuple[LayerKind, ...]:
     >>> hybrid_pattern(delta=3)
     ('delta', 'delta', 'delta', 'attention')
     """
-    return ("delta",) * delta + ("attention",) * attention
+    deltas: list[LayerKind] = ["delta"] * delta
+    attentions: list[LayerKind] = ["attention"] * attention
+    return (*deltas, *attentions)
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, object]:
@@ -307,59 +319,20 @@ def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
     unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise ConfigError(f"unknown configuration field {unknown[0]!r}: remove it, or upgrade nanochat-ternary")
+        raise ConfigError(
+            f"unknown configuration field {unknown[0]!r}: remove it, or upgrade nanochat-ternary"
+        )
     missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
     if missing:
-        raise ConfigError(f"configuration field {missing[0]!r} is missing: it has no default, so write it")
+        raise ConfigError(
+            f"configuration field {missing[0]!r} is missing: it has no default, so write it"
+        )
+    pattern = fields.get("layer_pattern", ())
     values = dict(fields)
-    if isinstance(values.get("layer_pattern"), list):
-        values["layer_pattern"] = tuple(values["layer_pattern"])  # type: ignore[arg-type]
-    for name, value in values.items():
-        if known[name].type is float and isinstance(value, int) and not isinstance(value, bool):
-            values[name] = float(value)
-    return ModelConfig(**values)  # type: ignore[arg-type]
-
-
-def tiny() -> ModelConfig:
-    """The model that ships: about 6M parameters, small enough to train on two cores."""
-    return ModelConfig(
-        vocab_size=4096,
-        width=256,
-        num_layers=6,
-        num_heads=4,
-        num_kv_heads=2,
-        ffn_width=768,
-        context_length=1024,
-        mixer_bias=-6.0,
-    )
-
-
-def d20() -> ModelConfig:
-    """Depth 20: the shape of the `d20` of karpathy/nanochat, width 1280, with ternary linears."""
-    return ModelConfig(
-        vocab_size=65_536,
-        width=1280,
-        num_layers=20,
-        num_heads=10,
-        num_kv_heads=10,
-        head_dim=128,
-        ffn_width=5120,
-        activation="relu2",
-        tie_embeddings=False,
-    )
-
-
-PRESETS = {"tiny": tiny, "d20": d20}
-
-
-def preset(name: str) -> ModelConfig:
-    """The configuration of that name.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such preset.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    if isinstance(pattern, list):
+        values["layer_pattern"] = tuple(pattern)
+    # ModelConfig itself checks the type of every value.
+    config = ModelConfig(**values)  # type: ignore[arg-type]
+    # JSON may write 10000.0 as 10000; only now is it known to fit a float.
+    floats = {name: float(getattr(config, name)) for name, f in known.items() if f.type is float}
+    return dataclasses.replace(config, **floats)  # type: ignore[arg-type]  # fields of type float

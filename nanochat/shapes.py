@@ -37,18 +37,16 @@ def num_parameters(config: ModelConfig) -> int:
 
     Examples
     --------
-    >>> from nanochat.config import preset
+    >>> from nanochat.presets import preset
     >>> num_parameters(preset("tiny"))
-    5775232
+    5771648
     """
     return sum(math.prod(spec.shape) for _, spec in named_leaves(shapes(config)))
 
 
 def shapes(config: ModelConfig) -> Weights[Spec]:
     """The tree of weights with a `Spec` for every leaf."""
-    layers = tuple(
-        _layer(config, kind, config.num_streams) for kind in layer_kinds(config)
-    )
+    layers = tuple(_layer(config, kind, config.num_streams) for kind in layer_kinds(config))
     return Weights(
         embedding=_table(config, "embedding"),
         layers=layers,
