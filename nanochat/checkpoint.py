@@ -1,0 +1,419 @@
+"""This file holds the model directory: ``config.json``, ``model.safetensors``, ``generation_config.json``.
+
+A leaf's key is its dotted path: NAME for a dense leaf; NAME.codes (packed bytes of a ternary matrix, int8 of a table)
+and NAME.scales (float16) for the others. A model that is too large for one file has
+``model-00001-of-0000N.safetensors`` and an index. The tokenizer's files lie beside them.
+
+Nothing that a file says is believed before it is checked: sizes before memory is reserved, numbers before use.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from nanochat import ternary
+from nanochat.config import ModelConfig, config_from_dict, config_to_dict
+from nanochat.errors import (
+    ConfigError,
+    FormatError,
+    InputError,
+    ModelNotFoundError,
+    NumericError,
+    SaveError,
+    ShapeError,
+    VersionError,
+)
+from nanochat.files import (
+    CHECKSUMS,
+    DTYPES,
+    MAX_HEADER_BYTES,
+    Tensor,
+    atomic_directory,
+    exists,
+    parse_json,
+    read_bytes,
+    read_tensors,
+)
+from nanochat.shapes import shapes
+from nanochat.weights import (
+    Dense,
+    Int8,
+    Latent,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+    named_leaves,
+)
+
+__all__ = [
+    "FORMAT",
+    "MODEL_TYPE",
+    "load",
+    "load_config",
+    "load_generation",
+    "require_legal",
+    "save",
+]
+
+MODEL_TYPE = "nanochat-ternary"
+FORMAT = 1
+
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# The Hub's own default, bytes.
+_MAX_SHARD_BYTES = 5 * 10**9
+_MAX_CONFIG_BYTES = 2**20
+
+
+def save(
+    directory: str | Path,
+    config: ModelConfig,
+    weights: Weights[Stored],
+    *,
+    generation: Mapping[str, object] | None = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> None:
+    """Write a model; it replaces the one in `directory`, of which other files stay.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Made if it is not there.
+    config : ModelConfig
+        What `weights` were made for.
+    weights : Weights[Stored]
+        Without latent leaves: see `nanochat.init.freeze`.
+    generation : mapping, optional
+        Content of ``generation_config.json``; absent leaves that file as it is.
+    max_shard_bytes : int
+        Tensors of more bytes than this go to several files.
+
+    Raises
+    ------
+    InputError
+        If a leaf is latent, or `generation` has no JSON form.
+    ShapeError
+        If a leaf is not what `config` asks for.
+    NumericError
+        If a value is not finite or a code is illegal.
+    SaveError
+        If a file cannot be written; the model that was there is untouched.
+    """
+    directory = Path(directory)
+    tensors = dict(_tensors(config, weights))
+    texts = {_CONFIG: {"model_type": MODEL_TYPE, "format": FORMAT, **config_to_dict(config)}}
+    if generation is not None:
+        texts[_GENERATION] = dict(generation)
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) > 1:
+        texts[_INDEX] = {
+            "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
+            "weight_map": {key: name for name, keys in shards.items() for key in keys},
+        }
+    contents = {name: _json(value, name) for name, value in texts.items()}
+    with atomic_directory(directory) as new:
+        for name, text in contents.items():
+            (new / name).write_bytes(text)
+        for name, keys in shards.items():
+            part = {key: tensors[key] for key in keys}
+            checksums = json.dumps({key: zlib.crc32(array.data) for key, array in part.items()})
+            try:
+                # One entry: the library writes several in random order.
+                save_file(part, new / name, metadata={CHECKSUMS: checksums})
+            except SafetensorError as error:
+                raise SaveError(
+                    f"cannot write {directory / name}: {error}; free space or pass another path"
+                ) from error
+    _remove_others(directory, {*contents, *shards})
+
+
+def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
+    """Read a model; its arrays are read-only views of the files, which must stay.
+
+    Float16 dense leaves are widened. Every byte is checked once.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no model directory.
+    FormatError
+        If a file is truncated, corrupt, of another kind or too new (`VersionError`), or tensors are missing or
+        unexpected. Each tensor is compared with its CRC-32.
+    ConfigError
+        If ``config.json`` holds values that cannot work.
+    ShapeError
+        If a tensor does not have the shape that the configuration asks for.
+    NumericError
+        If a value is not finite or a code is illegal.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    tensors = _read_all(directory)
+    specs = shapes(config)
+    _check_keys(specs, tensors, directory)
+    for tensor in tensors.values():
+        tensor.verify()
+    weights = map_leaves(lambda name, spec: _decode(name, spec, tensors), specs)
+    for name, leaf in named_leaves(weights):
+        require_legal(name, leaf)
+    return config, weights
+
+
+def load_config(directory: str | Path) -> ModelConfig:
+    """Read the configuration of a model, without its weights; see `load`."""
+    path = Path(directory) / _CONFIG
+    if not exists(path):
+        raise ModelNotFoundError(
+            f"{path}: no such file; pass a model directory, which holds {_CONFIG}, or a model's name"
+        )
+    fields = parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
+    model_type = fields.pop("model_type", None)
+    if model_type != MODEL_TYPE:
+        raise FormatError(
+            f'{path}: model_type is {model_type!r:.80}, must be "{MODEL_TYPE}"; '
+            "pass a model directory that this package wrote"
+        )
+    version = fields.pop("format", None)
+    if type(version) is not int or version < 1:
+        raise FormatError(f"{path}: format is {version!r:.80}, must be 1 or more; fetch it again")
+    if version > FORMAT:
+        raise VersionError(
+            f"{path}: format {version} is newer than {FORMAT}, the newest that this version reads; "
+            "upgrade nanochat-ternary"
+        )
+    try:
+        return config_from_dict(fields)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_generation(directory: str | Path) -> dict[str, object]:
+    """Read ``generation_config.json``; empty if there is none.
+
+    Raises
+    ------
+    FormatError
+        If it is not a JSON object, or over 1 MiB.
+    """
+    path = Path(directory) / _GENERATION
+    if not exists(path):
+        return {}
+    return parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
+
+
+def require_legal(name: str, leaf: Stored) -> None:
+    """Refuse a leaf with values that no arithmetic may meet.
+
+    Raises
+    ------
+    NumericError
+        If a value or scale is not finite, or a code outside its range.
+    """
+    match leaf:
+        case Ternary():
+            ternary.require_legal(leaf.packed, f"{name}.codes")
+            ternary.require_finite(leaf.scales, f"{name}.scales")
+        case Int8():
+            if leaf.codes.min() < -127:
+                raise NumericError(
+                    f"{name}.codes holds -128: codes lie in [-127, 127]; fetch the model again"
+                )
+            ternary.require_finite(leaf.scales, f"{name}.scales")
+        case Dense() | Latent():
+            ternary.require_finite(leaf.values, name)
+
+
+def _tensors(
+    config: ModelConfig, weights: Weights[Stored]
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Yield the key and the array of everything to be written, checked against the configuration."""
+    specs = dict(named_leaves(shapes(config)))
+    leaves = dict(named_leaves(weights))
+    advice = "save weights with the configuration that they were made for"
+    different = sorted(specs.keys() ^ leaves.keys())
+    if different:
+        name = different[0]
+        raise ShapeError(
+            f"{name} is {'missing from' if name in specs else 'no part of'} the model: {advice}"
+        )
+    for name, leaf in leaves.items():
+        arrays = _arrays(name, leaf)
+        found = {key: (_dtype(array), array.shape) for key, array in arrays.items()}
+        asked = {key: (dtypes[0], shape) for key, dtypes, shape in _parts(name, specs[name])}
+        if found != asked:
+            raise ShapeError(
+                f"{name} holds {found} but the configuration asks for {asked}: {advice}"
+            )
+        block = specs[name].activation_block
+        if not isinstance(leaf, Dense) and leaf.activation_block != block:
+            raise ShapeError(
+                f"{name} rounds its input in blocks of {leaf.activation_block} columns but the "
+                f"configuration asks for {block}: {advice}"
+            )
+        require_legal(name, leaf)
+        yield from arrays.items()
+
+
+def _arrays(name: str, leaf: Stored) -> dict[str, NDArray[np.generic]]:
+    match leaf:
+        case Ternary():
+            arrays = {f"{name}.codes": leaf.packed, f"{name}.scales": leaf.scales}
+        case Int8():
+            arrays = {f"{name}.codes": leaf.codes, f"{name}.scales": leaf.scales}
+        case Dense():
+            arrays = {name: leaf.values}
+        case Latent():
+            raise InputError(
+                f"{name} is latent: a model directory holds rounded weights; pass freeze(weights), "
+                "from nanochat.init"
+            )
+    # The writer copies memory without a look at strides.
+    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+
+
+def _dtype(array: NDArray[np.generic]) -> str:
+    return next((name for name, dtype in DTYPES.items() if array.dtype == dtype), str(array.dtype))
+
+
+def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+    """Yield key, accepted types (the written one first) and shape of the tensors of one leaf."""
+    if spec.kind == "dense":
+        yield name, ("F32", "F16"), spec.shape
+        return
+    rows, columns = spec.shape
+    if spec.kind == "int8":
+        yield f"{name}.codes", ("I8",), spec.shape
+        yield f"{name}.scales", ("F16",), (rows,)
+    else:
+        yield f"{name}.codes", ("U8",), (rows, -(-columns // 4))
+        yield f"{name}.scales", ("F16",), (rows, columns // spec.weight_block)
+
+
+def _split(tensors: Mapping[str, NDArray[np.generic]], limit: int) -> dict[str, list[str]]:
+    """Return the keys of each file, in order."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for key, array in tensors.items():
+        if groups[-1] and size + array.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(key)
+        size += array.nbytes
+    if len(groups) == 1:
+        return {_SINGLE: groups[0]}
+    count = len(groups)
+    return {f"model-{i + 1:05}-of-{count:05}.safetensors": keys for i, keys in enumerate(groups)}
+
+
+def _json(value: Mapping[str, object], name: str) -> bytes:
+    try:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} has no JSON form ({error}): pass plain values") from error
+
+
+def _remove_others(directory: Path, written: set[str]) -> None:
+    """Delete the weights that were just replaced but bear other names."""
+    for path in directory.iterdir():
+        replaced = path.name in (_SINGLE, _INDEX) or _SHARD.fullmatch(path.name)
+        if replaced and path.name not in written:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise SaveError(
+                    f"cannot delete {path}, of the model that was replaced: {error.strerror}; "
+                    "delete it, or the new model will not load"
+                ) from error
+
+
+def _read_all(directory: Path) -> dict[str, Tensor]:
+    """Return every tensor of the model's files."""
+    single, index = directory / _SINGLE, directory / _INDEX
+    if exists(single) and exists(index):
+        raise FormatError(
+            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
+        )
+    if not exists(index):
+        return read_tensors(single)
+    data = parse_json(read_bytes(index, limit=MAX_HEADER_BYTES), str(index))
+    homes = data.get("weight_map")
+    if not isinstance(homes, dict):
+        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, homes.values()))):
+        # Only names of this form, so that no index can lead out of its directory.
+        if not _SHARD.fullmatch(name):
+            raise FormatError(
+                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
+                "or alike; do not use this model"
+            )
+        for key, tensor in read_tensors(directory / name).items():
+            if homes.get(key) != name:
+                raise FormatError(
+                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
+                    "fetch both again"
+                )
+            tensors[key] = tensor
+    missing = sorted(homes.keys() - tensors.keys())
+    if missing:
+        raise FormatError(
+            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
+        )
+    return tensors
+
+
+def _check_keys(specs: Weights[Spec], tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Refuse missing, unexpected and misshapen tensors."""
+    parts = [part for name, spec in named_leaves(specs) for part in _parts(name, spec)]
+    missing = [key for key, _, _ in parts if key not in tensors]
+    if missing:
+        raise FormatError(
+            f"{directory}: {len(missing)} tensors are missing, the first is {missing[0]}: "
+            f"{_CONFIG} is another model's, or a download is incomplete; fetch the model again"
+        )
+    unexpected = sorted(tensors.keys() - {key for key, _, _ in parts})
+    if unexpected:
+        raise FormatError(
+            f"{directory}: {len(unexpected)} tensors are no part of the model, the first is "
+            f"{unexpected[0]!r:.80}: {_CONFIG} is another model's; fetch the model again"
+        )
+    for key, dtypes, shape in parts:
+        tensor = tensors[key]
+        if tensor.shape != shape:
+            raise ShapeError(
+                f"{tensor.path}: {key} has shape {list(tensor.shape)} but {_CONFIG} asks for {list(shape)}: "
+                "one of the two files is another model's; fetch both again"
+            )
+        if tensor.dtype not in dtypes:
+            raise FormatError(
+                f"{tensor.path}: {key} is of type {tensor.dtype}, must be {' or '.join(dtypes)}; "
+                "convert it, or fetch the model again"
+            )
+
+
+def _decode(name: str, spec: Spec, tensors: Mapping[str, Tensor]) -> Stored:
+    if spec.kind == "dense":
+        return Dense(values=tensors[name].array().astype(np.float32, copy=False))
+    codes, scales = tensors[f"{name}.codes"].array(), tensors[f"{name}.scales"].array()
+    if spec.kind == "int8":
+        return Int8(
+            codes=codes.astype(np.int8, copy=False),
+            scales=scales.astype(np.float16, copy=False),
+            activation_block=spec.activation_block,
+        )
+    return Ternary(
+        packed=codes.astype(np.uint8, copy=False),
+        scales=scales.astype(np.float16, copy=False),
+        columns=spec.shape[1],
+        activation_block=spec.activation_block,
+    )
