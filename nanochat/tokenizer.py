@@ -9,11 +9,9 @@ The pre-tokenizer is GPT-2's regular expression, which stock llama.cpp knows as 
 """
 
 import codecs
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +21,8 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nanochat.errors import FormatError, InputError, SaveError
+from nanochat.errors import FormatError, InputError
+from nanochat.files import atomic_directory, parse_json, read_bytes
 
 __all__ = ["CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
 
@@ -172,32 +171,19 @@ class Tokenizer:
             If the file is missing, over 64 MiB, damaged, or a tokenizer of another kind.
         """
         path = Path(directory) / "tokenizer.json"
+        data = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
         try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise FormatError(
-                f"{path}: {error.strerror}; pass a directory that Tokenizer.save has written"
-            ) from error
-        if len(data) > _MAX_FILE_BYTES:
-            raise FormatError(
-                f"{path}: larger than the limit of {_MAX_FILE_BYTES} bytes for a tokenizer; "
-                "pass the directory of a model"
-            )
-        try:
-            return cls(*_parse(json.loads(data)))
+            return cls(*_parse(data))
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: not JSON ({error}); copy the file again") from error
 
     def save(self, directory: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``, aside first, then renamed.
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, both or neither.
 
         Raises
         ------
         SaveError
-            If a file cannot be written; files that stood there are untouched.
+            If a file cannot be written.
         """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -210,26 +196,9 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         }
-        contents = {
-            "tokenizer.json": self._bpe.to_str(pretty=True),
-            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
-        }
-        directory = Path(directory)
-        aside = {directory / name: directory / f".{name}.{os.getpid()}" for name in contents}
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for path, temporary in aside.items():
-                temporary.write_text(contents[path.name], encoding="utf-8", newline="\n")
-            for path, temporary in aside.items():
-                temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                for temporary in aside.values():
-                    temporary.unlink(missing_ok=True)
-            raise SaveError(
-                f"cannot write the tokenizer to {directory}: {error.strerror}; "
-                "pass a directory that can be written"
-            ) from error
+        with atomic_directory(Path(directory)) as new:
+            _write(new / "tokenizer.json", self._bpe.to_str(pretty=True))
+            _write(new / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     @property
     def vocab_size(self) -> int:
@@ -385,11 +354,15 @@ def _check_pieces(pieces: tuple[str, ...]) -> None:
         )
 
 
-def _parse(data: object) -> tuple[list[str], list[tuple[str, str]]]:
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _parse(data: dict[str, object]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the pieces and merges of a parsed ``tokenizer.json``."""
-    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+    model = data.get("model")
+    if not isinstance(model, dict):
         raise FormatError("no object 'model': use a tokenizer that this package trained")
-    model = data["model"]
     split = data.get("pre_tokenizer")
     split = split if isinstance(split, dict) else {}
     # What would make another reader of the file split or merge differently from `_library_tokenizer`.

@@ -8,16 +8,19 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import DataError, FormatError, VersionError
+from nanochat.files import parse_json, read_bytes
 
 __all__ = ["FILE_NAME", "FORMAT", "Manifest", "Shard", "Split"]
 
 FILE_NAME = "data.json"
 FORMAT = 1
+_MAX_FILE_BYTES = 64 * 2**20
 _SHARD_NAME = re.compile(r"(train|held_out)-\d{5,}\.npy")
 
 
@@ -174,15 +177,10 @@ class Manifest:
             If it is damaged, or (VersionError) written by a newer version.
         """
         path = directory / FILE_NAME
-        try:
-            data = json.loads(path.read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{path}: {error.strerror}; pass a directory that `prepare` has written"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: not JSON ({error}); prepare the data again") from error
-        version = data.get("format") if isinstance(data, dict) else None
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; pass a directory that `prepare` has written")
+        data = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
+        version = data.get("format")
         if type(version) is not int or version < 1:
             raise FormatError(f"{path}: format is {version!r:.40}; prepare the data again")
         if version > FORMAT:
@@ -190,17 +188,18 @@ class Manifest:
                 f"{path}: format {version} is newer than {FORMAT}; upgrade nanochat-ternary"
             )
         try:
-            splits = {name: _split(split) for name, split in data["splits"].items()}
-            return cls(**{**data, "splits": splits, "patterns": tuple(data["patterns"])})
+            return cls(**_fields(data))
         except (AttributeError, KeyError, TypeError, FormatError) as error:
             raise FormatError(f"{path}: damaged ({error}); prepare the data again") from error
 
 
-def _split(data: dict[str, object]) -> Split:
-    shards = data["shards"]
-    if not isinstance(shards, list):
-        raise FormatError("the shards are not a list")
-    return Split(**{**data, "shards": tuple(Shard(**shard) for shard in shards)})  # type: ignore[arg-type] # checked in __post_init__
+def _fields(data: Any) -> Any:
+    splits = {name: _split(split) for name, split in data["splits"].items()}
+    return {**data, "splits": splits, "patterns": tuple(data["patterns"])}
+
+
+def _split(data: Any) -> Split:
+    return Split(**{**data, "shards": tuple(Shard(**shard) for shard in data["shards"])})
 
 
 def _check_counts(**counts: int) -> None:

@@ -160,7 +160,7 @@ def test_merges_written_as_strings_load(saved: Path) -> None:
 def test_a_directory_that_cannot_be_written_is_a_save_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(SaveError, match="cannot write the tokenizer to"):
+    with pytest.raises(SaveError, match="cannot write"):
         TOKENIZER.save(tmp_path / "file")
 
 
@@ -177,15 +177,24 @@ def test_a_directory_that_cannot_be_written_is_a_save_error(tmp_path: Path) -> N
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path, contents: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(contents)
 
-    with pytest.raises(FormatError, match=r"tokenizer\.json: not JSON"):
+    with pytest.raises(FormatError, match=r"tokenizer\.json: not valid JSON"):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("contents", ["[]", "null", "3", '{"model": []}', "{}"])
-def test_json_without_a_model_is_refused(tmp_path: Path, contents: str) -> None:
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        pytest.param("[]", "holds no JSON object", id="list"),
+        pytest.param("null", "holds no JSON object", id="null"),
+        pytest.param("{}", "no object 'model'", id="no model"),
+        pytest.param('{"model": []}', "no object 'model'", id="list for a model"),
+        pytest.param('{"model": {}, "model": {}}', "is there twice", id="two models"),
+    ],
+)
+def test_json_without_a_model_is_refused(tmp_path: Path, contents: str, message: str) -> None:
     (tmp_path / "tokenizer.json").write_text(contents)
 
-    with pytest.raises(FormatError, match=r"tokenizer\.json: no object 'model'"):
+    with pytest.raises(FormatError, match=rf"tokenizer\.json: .*{message}"):
         Tokenizer.load(tmp_path)
 
 
@@ -201,7 +210,7 @@ def test_json_without_a_model_is_refused(tmp_path: Path, contents: str) -> None:
         pytest.param({"model__vocab": {"a": 0, "b": 0}}, "used twice", id="duplicate id"),
         pytest.param({"model__vocab": {"a": -1}}, "piece 'a' has id -1", id="negative id"),
         pytest.param({"model__vocab": {"a": 0.5}}, "piece 'a' has id 0.5", id="fraction"),
-        pytest.param({"model__vocab": {"a": 10**30}}, "piece 'a' has id", id="huge id"),
+        pytest.param({"model__vocab": {"a": 10**18}}, "piece 'a' has id", id="huge id"),
         pytest.param({"model__vocab": {"a": 0}}, "the first pieces are", id="no specials"),
         pytest.param({"model__merges": {}}, "no list 'merges'", id="no merges"),
         pytest.param({"model__merges": [["a"]]}, "is not a pair", id="half a merge"),
@@ -234,7 +243,7 @@ def test_a_file_over_64_mib_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(64 * 2**20 + 1)
 
-    with pytest.raises(FormatError, match="larger than the limit of 67108864 bytes"):
+    with pytest.raises(FormatError, match="over the limit of 67108864"):
         Tokenizer.load(tmp_path)
 
 

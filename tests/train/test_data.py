@@ -430,7 +430,7 @@ def test_a_damaged_manifest_is_refused(copy: Path, changes: dict[str, Any]) -> N
 def test_a_manifest_that_is_not_json_is_refused(copy: Path) -> None:
     (copy / "data.json").write_text('{"format": 1')
 
-    with pytest.raises(FormatError, match=r"data\.json: not JSON"):
+    with pytest.raises(FormatError, match=r"data\.json: not valid JSON"):
         Shards(copy)
 
 
