@@ -74,6 +74,8 @@ CONFIGS = {
 }
 CONFIG = CONFIGS["row"]
 
+ROOT = Path(__file__).parents[2]
+
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
@@ -277,7 +279,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, config, weights)
 
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
 
     assert "model.safetensors: " in said
     assert "free space or pass another path" in said

@@ -18,6 +18,8 @@ from nanochat.files import (
     read_bytes,
 )
 
+ROOT = Path(__file__).parents[2]
+
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
@@ -93,7 +95,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     command = [sys.executable, "-c", FULL_DISK, str(path)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
 
     assert said == f"cannot write {path}: File too large; free space or pass another path\n"
     assert path.read_bytes() == b"old"
