@@ -60,6 +60,7 @@ __all__ = [
     "load",
     "load_config",
     "load_generation",
+    "require_complete",
     "require_legal",
     "save",
 ]
@@ -209,6 +210,12 @@ def load_generation(directory: str | Path) -> dict[str, object]:
     if not exists(path):
         return {}
     return parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
+
+
+def require_complete(config: ModelConfig, weights: Weights[Stored]) -> None:
+    """Refuse weights that cannot be written as a model of this configuration; see `save`."""
+    for _ in _tensors(config, weights):
+        pass
 
 
 def require_legal(name: str, leaf: Stored) -> None:
