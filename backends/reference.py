@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights,
 
 __all__ = ["IntegerLinear", "ReferenceOps", "ReferenceState", "check_room", "permutation_matrices"]
 
+# Token ids (int64) and masks (bool) are arrays, too, and go by the same type.
 Array = NDArray[np.float32]
 
 
@@ -59,7 +61,7 @@ class ReferenceOps:
         return map_leaves(_prepare_leaf, weights)
 
     def tokens(self, ids: NDArray[np.int64]) -> Array:
-        return np.asarray(ids)
+        return cast(Array, ids)
 
     def array(self, values: NDArray[np.float32]) -> Array:
         return np.array(values, np.float32)
@@ -83,14 +85,16 @@ class ReferenceOps:
         state.lengths += tokens.shape[1]
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
+        ids = cast(NDArray[np.int64], tokens)
         if isinstance(table, IntegerLinear):
-            codes = table.codes[tokens].astype(np.float32)
-            return codes * table.scales[tokens].astype(np.float32)
-        return table[tokens]
+            return table.codes[ids].astype(np.float32) * table.scales[ids].astype(np.float32)
+        rows: Array = table[ids]
+        return rows
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
         mean = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean + np.float32(eps)) * _dense(gain)
+        y: Array = x / np.sqrt(mean + np.float32(eps)) * _dense(gain)
+        return y
 
     def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
         return tuple(_project(x, linear) for linear in linears)
@@ -153,9 +157,8 @@ class ReferenceOps:
     ) -> Array:
         weight = _dense(kernel)
         taps = weight.shape[1]
-        if state is None:
-            before = np.zeros((x.shape[0], taps - 1, x.shape[2]), np.float32)
-        else:
+        before = np.zeros((x.shape[0], taps - 1, x.shape[2]), np.float32)
+        if state is not None:
             before = state.arrays[slot][0]
         padded = np.concatenate([before, x], axis=1)
         if state is not None:
@@ -251,14 +254,15 @@ class ReferenceOps:
         return mixed + post[..., :, None] * y[..., None, :]
 
     def mhc_close(self, streams: Array) -> Array:
-        return streams.mean(axis=2)
+        mean: Array = streams.mean(axis=2)
+        return mean
 
     def survival(self, previous: Array | None, logits: Array) -> Array:
         stay = _sigmoid(logits)
         return stay if previous is None else previous * stay
 
     def at_most(self, x: Array, threshold: float) -> Array:
-        return x <= np.float32(threshold)
+        return cast(Array, x <= np.float32(threshold))
 
     def every(self, mask: Array) -> bool:
         return bool(mask.all())
@@ -333,8 +337,10 @@ def _project(x: Array, linear: Leaf) -> Array:
 def _mixing_matrix(logits: Array, n: int, mixer: Mixer, iterations: int) -> Array | None:
     if mixer == "identity":
         return None
+    matrix: Array
     if mixer == "lite":
-        return np.einsum("...k,kij->...ij", _softmax(logits), permutation_matrices(n))
+        matrix = np.einsum("...k,kij->...ij", _softmax(logits), permutation_matrices(n))
+        return matrix
     matrix = np.exp(logits - logits.max(axis=-1, keepdims=True))
     matrix = matrix.reshape(*logits.shape[:-1], n, n)
     for _ in range(iterations):
@@ -344,14 +350,17 @@ def _mixing_matrix(logits: Array, n: int, mixer: Mixer, iterations: int) -> Arra
 
 
 def _sigmoid(x: Array) -> Array:
-    # tanh never overflows, unlike exp(-x).
-    return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1))
+    # exp(-x) overflows where x is very negative, and tanh is inaccurate there.
+    y: Array = np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+    return y
 
 
 def _softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    shares: Array = e / e.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _unit(x: Array) -> Array:
-    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(1e-6))
+    unit: Array = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + np.float32(1e-6))
+    return unit
