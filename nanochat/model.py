@@ -52,9 +52,7 @@ def slots(config: ModelConfig) -> tuple[Slot, ...]:
     heads, taps = config.delta_heads, config.delta_conv_width
     keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
     of_kind = {
-        "attention": (
-            Slot(kind="attention", heads=config.num_kv_heads, key_dim=config.head_dim),
-        ),
+        "attention": (Slot(kind="attention", heads=config.num_kv_heads, key_dim=config.head_dim),),
         "delta": (
             Slot(kind="conv", taps=taps, features=keys),
             Slot(kind="conv", taps=taps, features=keys),
