@@ -1,0 +1,286 @@
+"""A model is loaded, run, scored and saved through one class, and says what it is."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat import backends
+from nanochat.backends.reference import ReferenceOps
+from nanochat.chat import Message
+from nanochat.errors import (
+    BackendError,
+    ConfigError,
+    ContextLengthError,
+    FormatError,
+    InputError,
+    ModelNotFoundError,
+)
+from nanochat.lm import Model, from_pretrained, tensor_classes
+from nanochat.tokenizer import Tokenizer
+from nanochat.weights import Int8, Stored, map_leaves
+from tests.core.random_model import (
+    random_config,
+    random_tokenizer,
+    random_weights,
+    reciting_config,
+    reciting_weights,
+)
+
+HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = random_config()
+    return Model(config, random_weights(config), random_tokenizer(), backend="reference")
+
+
+@pytest.fixture
+def directory(model: Model, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def backend_parameters() -> list[object]:
+    """Every backend, those that cannot run here with the reason."""
+    return [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                backends.unavailable(name) is not None, reason=str(backends.unavailable(name))
+            ),
+        )
+        for name in backends.NAMES
+    ]
+
+
+def test_generate_returns_what_follows_the_prompt(model: Model) -> None:
+    text = model.generate("fn main", max_tokens=8)
+
+    ids = model.encode_prompt("fn main")
+    assert text == model.tokenizer.decode(p.token for p in model.pieces([ids], max_tokens=8))
+
+
+def test_generate_of_a_list_returns_a_list_of_the_same_texts(model: Model) -> None:
+    texts = model.generate(["fn main", "to be"], max_tokens=8)
+
+    assert texts == [model.generate(text, max_tokens=8) for text in ("fn main", "to be")]
+
+
+def test_without_options_generation_is_greedy(model: Model) -> None:
+    assert model.generate("to be") == model.generate("to be", temperature=0.0, seed=7)
+
+
+def test_a_stream_adds_up_to_the_generated_text(model: Model) -> None:
+    parts = list(model.stream("to be", temperature=1.0, seed=3))
+
+    assert "".join(parts) == model.generate("to be", temperature=1.0, seed=3)
+    assert "" not in parts
+
+
+def test_a_chat_continues_the_rendered_conversation() -> None:
+    tokenizer = random_tokenizer()
+    script = [tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end]
+    model = Model(reciting_config(), reciting_weights(script), tokenizer, backend="reference")
+
+    assert model.chat(HELLO) == "wxyz"
+    assert "".join(model.stream_chat(HELLO)) == "wxyz"
+
+
+@pytest.mark.parametrize("call", [Model.generate, Model.stream, Model.score])
+def test_an_empty_text_is_refused(model: Model, call: Callable[[Model, str], object]) -> None:
+    with pytest.raises(InputError, match="prompt is empty"):
+        call(model, "")
+
+
+def test_what_is_no_text_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="cannot encode int"):
+        model.generate(5)  # type: ignore[call-overload] # the mistake under test
+
+
+def test_no_text_at_all_is_refused(model: Model) -> None:
+    with pytest.raises(InputError, match="no prompt"):
+        model.generate([])
+
+
+def test_a_stream_refuses_before_it_starts(model: Model) -> None:
+    with pytest.raises(ContextLengthError, match="max_tokens=62 or less"):
+        model.stream("t", max_tokens=100)
+
+
+def test_logits_are_those_of_every_token(model: Model) -> None:
+    ids = model.encode_prompt("fn main")
+
+    logits = model.logits(ids)
+
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits[-1], model.engine.prefill(ids, capacity=9)[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [([], InputError), ([300], InputError), ([0] * 65, ContextLengthError)],
+    ids=["none", "unknown", "many"],
+)
+def test_logits_of_impossible_tokens_are_refused(
+    model: Model, ids: list[int], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        model.logits(ids)
+
+
+def test_a_score_is_the_cross_entropy_after_bos(model: Model) -> None:
+    text = "to be, or wörld"
+    ids = model.encode_prompt(text)
+    logits = model.logits(ids).astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    score = model.score(text)
+
+    nats = -np.log(probabilities[range(len(ids) - 1), ids[1:]]).sum()
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert (score.tokens, score.bytes) == (len(ids) - 1, 16)
+    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / 16)
+
+
+def test_a_text_longer_than_the_context_is_scored_in_windows_that_overlap_by_half() -> None:
+    config = random_config(context_length=8)
+    model = Model(config, random_weights(config), random_tokenizer(), backend="reference")
+    ids = model.encode_prompt("uvwxyzUVWXYZ{|}~@")
+    windows = [(0, 8, 8), (4, 12, 4), (8, 16, 4), (12, 17, 1)]
+    rows = np.concatenate([model.logits(ids[a:b])[-new:] for a, b, new in windows])
+
+    score = model.score("uvwxyzUVWXYZ{|}~@")
+
+    probabilities = np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+    assert score.tokens == 17
+    assert score.nats == pytest.approx(-np.log(probabilities[range(17), ids[1:]]).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 7])
+def test_every_token_is_scored_once_whatever_the_context(context_length: int) -> None:
+    config = random_config(context_length=context_length)
+    weights = map_leaves(_zeroed, random_weights(config))
+    model = Model(config, weights, random_tokenizer(), backend="reference")
+
+    score = model.score("uvwxyzUVWXYZ{|}~@")
+
+    # A head of zeros finds every token equally probable.
+    assert score.nats == pytest.approx(17 * math.log(config.vocab_size))
+
+
+def _zeroed(name: str, leaf: Stored) -> Stored:
+    if name == "head" and isinstance(leaf, Int8):
+        return dataclasses.replace(leaf, codes=np.zeros_like(leaf.codes))
+    return leaf
+
+
+@pytest.mark.parametrize("name", backend_parameters())
+def test_every_backend_generates_the_same_greedy_text(model: Model, name: str) -> None:
+    other = Model(model.config, model.weights, model.tokenizer, backend=name)
+
+    assert other.generate("fn main", max_tokens=12) == model.generate("fn main", max_tokens=12)
+
+
+def test_a_saved_model_is_loaded_again_and_says_the_same(model: Model, directory: Path) -> None:
+    loaded = from_pretrained(directory, backend="reference")
+
+    assert loaded.config == model.config
+    assert loaded.generate("fn main", max_tokens=8) == model.generate("fn main", max_tokens=8)
+
+
+def test_the_card_and_the_generation_settings_survive_loading_and_saving(
+    directory: Path, tmp_path: Path
+) -> None:
+    (directory / "README.md").write_text("# A card\n")
+    (directory / "generation_config.json").write_text('{"temperature": 0.5}\n')
+
+    from_pretrained(directory, backend="reference").save_pretrained(tmp_path / "copy")
+
+    assert (tmp_path / "copy/README.md").read_text() == "# A card\n"
+    assert "0.5" in (tmp_path / "copy/generation_config.json").read_text()
+
+
+def test_a_saved_model_stops_at_the_ends_of_texts_and_turns(directory: Path) -> None:
+    assert '"eos_token_id": [' in (directory / "generation_config.json").read_text()
+
+
+def test_a_gguf_file_is_a_model_too(model: Model, directory: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("nanochat.export.gguf")
+    path = tmp_path / "model.gguf"
+    gguf.write_gguf(path, model.config, model.weights, tokenizer=directory, name="test")
+
+    loaded = from_pretrained(path, backend="reference")
+
+    assert loaded.generate("fn main", max_tokens=8) == model.generate("fn main", max_tokens=8)
+
+
+def test_an_unknown_name_is_no_model() -> None:
+    with pytest.raises(ModelNotFoundError, match="no model is named 'no-such-model'"):
+        from_pretrained("no-such-model")
+
+
+def test_a_directory_without_a_model_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
+        from_pretrained(tmp_path)
+
+
+def test_a_model_without_a_tokenizer_is_damaged(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+
+    with pytest.raises(FormatError, match=r"tokenizer\.json"):
+        from_pretrained(directory, backend="reference")
+
+
+def test_a_tokenizer_of_another_model_is_refused(model: Model) -> None:
+    larger = Tokenizer.train(
+        ["abcabcabc xyzxyzxyz uvwuvwuvw"] * 9 + [str(i) * 9 for i in range(99)] * 9, 340
+    )
+
+    with pytest.raises(ConfigError, match="tokens but the model only 300"):
+        Model(model.config, model.weights, larger, backend="reference")
+
+
+def test_an_unknown_backend_is_refused(model: Model) -> None:
+    with pytest.raises(BackendError, match="'abacus'"):
+        Model(model.config, model.weights, model.tokenizer, backend="abacus")
+
+
+def test_a_backend_of_ones_own_is_taken(model: Model) -> None:
+    own = Model(model.config, model.weights, model.tokenizer, backend=ReferenceOps())
+
+    assert own.describe()["backend"] == "ReferenceOps"
+
+
+def test_the_choice_of_the_backend_is_logged_once_with_its_reason(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="nanochat"):
+        Model(model.config, model.weights, model.tokenizer, backend="reference", name="mine")
+
+    assert caplog.messages == ["mine runs on reference: asked for"]
+
+
+def test_the_description_counts_every_parameter_and_byte(model: Model, directory: Path) -> None:
+    description = model.describe()
+
+    stored = (directory / "model.safetensors").stat().st_size
+    assert description["parameters"] == sum(c.parameters for c in tensor_classes(model.config))
+    # The file has a header, too.
+    assert 0 <= stored - int(str(description["bytes"])) < 10_000
+
+
+def test_the_description_names_the_format_of_every_class_of_tensors(model: Model) -> None:
+    formats = {c.name: (c.tensors, c.format) for c in tensor_classes(model.config)}
+
+    assert formats["embedding"] == (1, "int8, a float16 scale per row")
+    assert formats["layers.mixer.q"] == (
+        2,
+        "ternary, 2 bits, a float16 scale per 256 columns",
+    )
+    assert formats["layers.mixer_site.norm"] == (2, "float32")
