@@ -8,7 +8,7 @@ Inputs and outputs are named as onnxruntime-genai names them. B sequences, T tok
   (B, heads, key_dim, value_dim), which are zeros at first.
 * out: ``logits`` float32 (B, T, vocabulary), and a ``present…`` for every ``past…``.
 
-Run it with ONNX Runtime 1.28 or newer: versions before have no integer kernel for 2-bit weights, and fall back to float.
+Run it with ONNX Runtime 1.28 or newer: earlier ones have no integer kernel for 2-bit weights and fall back to float.
 """
 
 import dataclasses
