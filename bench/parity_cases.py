@@ -1,0 +1,110 @@
+"""This file holds small models that together use every option of a configuration, and random weights for them."""
+
+from typing import Any
+
+import numpy as np
+
+from nanochat.config import ModelConfig, hybrid_pattern
+from nanochat.init import init
+from nanochat.weights import Dense, Stored, Weights, map_leaves
+
+__all__ = ["CASES", "random_weights"]
+
+
+def _config(**options: Any) -> ModelConfig:
+    """Two layers with all options at their simplest, but for `options`."""
+    simplest: dict[str, Any] = {
+        "vocab_size": 67,
+        "width": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        "ffn_width": 256,
+        "context_length": 64,
+        "num_streams": 1,
+        # Near 0, so that the streams are mixed.
+        "mixer_bias": -1.0,
+        "weight_block": 128,
+    }
+    return ModelConfig(**simplest | options)
+
+
+def _delta(**options: Any) -> ModelConfig:
+    shape = {"delta_heads": 2, "delta_key_dim": 24, "delta_value_dim": 64}
+    return _config(**shape | options)
+
+
+def _loop(**options: Any) -> ModelConfig:
+    shape = {"num_layers": 3, "loop_prelude": 1, "loop_coda": 1, "loop_count": 3}
+    return _config(**shape | options)
+
+
+_EXPERTS = {"ffn_width": 0, "num_experts": 8, "expert_width": 128}
+
+CASES = {
+    "grouped_query_attention": _config(),
+    "multi_head_attention": _config(num_kv_heads=4),
+    "multi_query_attention": _config(num_kv_heads=1),
+    "rope_scale": _config(rope_theta=500_000.0, rope_scale=4.0),
+    "no_qk_norm": _config(qk_norm=False),
+    "relu2": _config(activation="relu2"),
+    "relu2_glu": _config(activation="relu2_glu"),
+    "sub_norm": _config(sub_norm=True),
+    "attention_gate": _config(attention_gate=True),
+    "delta_by_ratio": _delta(num_layers=4, layer_pattern=hybrid_pattern(delta=3)),
+    "delta_by_pattern": _delta(
+        num_layers=3, layer_pattern=("attention", "delta", "delta"), sub_norm=True, num_streams=2
+    ),
+    "delta_without_taps": _delta(layer_pattern=("delta",), delta_conv_width=1),
+    "experts": _config(**_EXPERTS),
+    "shared_expert": _config(**_EXPERTS, shared_expert_width=128, num_streams=2, sub_norm=True),
+    "one_expert_per_token": _config(**_EXPERTS, experts_per_token=1, activation="relu2"),
+    "loop": _loop(),
+    "loop_with_streams": _loop(num_layers=2, loop_prelude=0, num_streams=4),
+    "loop_with_delta": _delta(
+        num_layers=2, layer_pattern=("delta", "attention"), loop_count=2, tie_embeddings=False
+    ),
+    "adaptive_exit": _loop(exit_threshold=0.6, num_streams=2),
+    "adaptive_exit_of_all": _loop(exit_threshold=0.01),
+    "ahead": _config(num_ahead=2, num_streams=2),
+    "untied": _config(tie_embeddings=False),
+    "dense_table": _config(table_format="dense"),
+    "dense_tables": _config(table_format="dense", tie_embeddings=False),
+    "weight_block_256": _config(width=256, num_heads=8, num_kv_heads=4, weight_block=256),
+    "both_blocks_256": _config(
+        width=256, head_dim=64, weight_block=256, activation_block=256, tie_embeddings=False
+    ),
+    "row_scales": _config(weight_block="row"),
+    # No multiple of 8, let alone of a block.
+    "row_and_token_scales": _config(
+        width=132,
+        num_heads=6,
+        head_dim=22,
+        ffn_width=100,
+        weight_block="row",
+        activation_block="token",
+    ),
+} | {
+    f"{n}_streams_{coefficients}_{mixer}": _config(
+        num_streams=n, coefficients=coefficients, mixer=mixer
+    )
+    for n in (2, 4)
+    for coefficients in ("static", "dynamic")
+    for mixer in ("lite", "sinkhorn", "identity")
+}
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> Weights[Stored]:
+    """Initial weights, but no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten."""
+    generator = np.random.default_rng(seed)
+
+    def disturb(name: str, leaf: Stored) -> Stored:
+        del name
+        if not isinstance(leaf, Dense):
+            return leaf
+        shape = leaf.values.shape
+        deviation = np.float32(0.3 if len(shape) == 1 else shape[-1] ** -0.5)
+        return Dense(values=leaf.values + deviation * generator.standard_normal(shape, np.float32))
+
+    return map_leaves(disturb, init(config, generator))

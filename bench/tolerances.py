@@ -1,0 +1,84 @@
+"""This file holds the tolerances of all comparisons between backends, with the reason for each.
+
+An error is the root mean square (RMS) of the differences divided by that of the reference. A tolerance of 0 asks for
+equal numbers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TOLERANCES", "Tolerance", "rms_error"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest error that passes, and why it is not smaller."""
+
+    limit: float
+    reason: str
+
+
+_COPY = Tolerance(0, "numbers are moved, not computed")
+_ELEMENTWISE = Tolerance(
+    1e-6, "a few float32 roundings, and an exponential that is off by 3e-7 on MLX's CPU"
+)
+_SUM = Tolerance(1e-6, "one float32 sum, whose order is free")
+
+# By operation: both backends are given the same numbers, then their results are compared.
+TOLERANCES = {
+    "embed": Tolerance(0, "a code of 8 bits times a scale of 11 fits into float32's 24"),
+    "rms_norm": _SUM,
+    "project": Tolerance(1e-6, "the integer sums are equal; float32 sums of the blocks, and products where there are "
+                         "no integer ones"),
+    # The project of dense leaves; routers and gates have few rows.
+    "dense project": Tolerance(3e-6, "a float32 sum whose terms may cancel, and few of them to average over"),
+    "add": Tolerance(0, "IEEE 754 addition is correctly rounded"),
+    "parameter": _COPY,
+    "last": _COPY,
+    "split_heads": _COPY,
+    "merge_heads": _COPY,
+    "rope": Tolerance(1e-6, "angles are equal; cosines and sines may differ by one rounding"),
+    "attention": Tolerance(1e-5, "exponentials of float32 sums: an error of a score becomes one of its share"),
+    "short_conv": _ELEMENTWISE,
+    "delta_rule": Tolerance(1e-5, "a recurrence over all tokens, or its chunked form with other products"),
+    "swiglu": _ELEMENTWISE,
+    "relu2": _ELEMENTWISE,
+    "gate": _ELEMENTWISE,
+    "experts": Tolerance(1e-5, "a network and a softmax; its inner roundings are given the same numbers"),
+    "mhc_open": _COPY,
+    "mhc_read": Tolerance(2e-6, "up to 20 normalisations of the mixing matrix, each with its roundings"),
+    "mhc_write": _SUM,
+    "mhc_close": _SUM,
+    "survival": _ELEMENTWISE,
+    "at_most": Tolerance(0, "a comparison"),
+    "every": Tolerance(0, "a comparison"),
+    "select": _COPY,
+    # Not operations.
+    "integer sums": Tolerance(0, "integers have no rounding"),
+    "drift": Tolerance(1e-5, "float32 numbers that took their own way from one rounding to int8 to the next"),
+    "logits": Tolerance(3e-2, "a difference of 1e-7 can turn one rounding to int8 the other way, and the next layers "
+                        "then work on other integers; llama.cpp's other activation blocks cost as much"),
+}  # fmt: skip
+
+
+def rms_error(x: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """RMS of the differences over RMS of the reference.
+
+    Infinite for other shapes, for a NaN or an infinity on one side only, and for any number where all should be 0.
+
+    Examples
+    --------
+    >>> rms_error(np.array([3.0, 4.1], np.float32), np.array([3.0, 4.0], np.float32))
+    0.02
+    """
+    if x.shape != reference.shape:
+        return float("inf")
+    same = x == reference
+    if same.all():
+        return 0.0
+    difference = np.subtract(x, reference, dtype=np.float64, where=~same, out=np.zeros(x.shape))
+    scale = np.sqrt(np.mean(np.square(reference, dtype=np.float64)))
+    error = np.sqrt(np.mean(difference**2))
+    return float(error / scale) if np.isfinite(error) and scale > 0 else float("inf")
