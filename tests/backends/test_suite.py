@@ -1,0 +1,99 @@
+"""What the comparison itself must do: meet every operation, and notice a wrong one."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bench.lockstep import LockstepOps
+from bench.parity_cases import CASES, random_weights
+from bench.tolerances import TOLERANCES, rms_error
+from nanochat.backends.reference import Leaf, ReferenceOps, ReferenceState
+from nanochat.model import forward
+from nanochat.ops import Ops
+
+BORDER = {"prepare", "tokens", "array", "numpy", "new_state", "stack", "advance"}
+
+
+class OffByOneInAThousand(ReferenceOps):
+    def swiglu(self, gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:
+        return super().swiglu(gate, up) * np.float32(1.001)
+
+
+class WritesToItsInput(ReferenceOps):
+    def rms_norm(self, x: NDArray[np.float32], gain: Leaf, *, eps: float) -> NDArray[np.float32]:
+        result = super().rms_norm(x, gain, eps=eps)
+        x *= np.float32(1.001)
+        return result
+
+
+class ChoosesTheWorstExperts(ReferenceOps):
+    def experts(
+        self,
+        x: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        networks: Sequence[Callable[[NDArray[np.float32]], NDArray[np.float32]]],
+        *,
+        top_k: int,
+    ) -> NDArray[np.float32]:
+        return super().experts(x, -logits, networks, top_k=top_k)
+
+
+def run(
+    other: Ops[NDArray[np.float32], Leaf, ReferenceState], case: str
+) -> LockstepOps[NDArray[np.float32], Leaf, ReferenceState]:
+    lockstep = LockstepOps(other)
+    config = CASES[case]
+    weights = lockstep.prepare(random_weights(config))
+    forward(lockstep.tokens(np.arange(9)[None]), weights, config, lockstep)
+    return lockstep
+
+
+def test_the_cases_meet_every_operation() -> None:
+    operations = {name for name in vars(Ops) if not name.startswith("_")}
+    # These two give nothing to compare, or serve generation only.
+    operations -= BORDER | {"remember", "last"}
+
+    met = {name for case in CASES for name in run(ReferenceOps(), case).errors}
+
+    assert operations - met == set()
+    assert operations - set(TOLERANCES) == set()
+
+
+def test_the_reference_agrees_with_itself() -> None:
+    assert run(ReferenceOps(), "shared_expert").worst()[1] == 0
+
+
+def test_a_small_error_in_one_operation_is_found() -> None:
+    lockstep = run(OffByOneInAThousand(), "grouped_query_attention")
+
+    assert lockstep.worst()[0] == "swiglu"
+    with pytest.raises(AssertionError, match=r"^swiglu: error 0.001, tolerance 1e-06$"):
+        lockstep.check()
+
+
+def test_an_input_that_is_overwritten_is_found() -> None:
+    assert run(WritesToItsInput(), "grouped_query_attention").errors["add"] > 1e-4
+
+
+def test_other_experts_are_found() -> None:
+    assert run(ChoosesTheWorstExperts(), "experts").worst()[0] == "experts"
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ([1.0, 2.0], 0.0),
+        ([np.nan, 2.0], np.inf),
+        ([np.inf, 2.0], np.inf),
+        ([1.0, 2.0, 3.0], np.inf),
+    ],
+    ids=["equal", "nan", "infinity", "shape"],
+)
+def test_no_bad_number_passes_for_a_small_error(values: list[float], error: float) -> None:
+    assert rms_error(np.array(values, np.float32), np.array([1, 2], np.float32)) == error
+
+
+def test_any_number_is_infinitely_wrong_where_all_should_be_zero() -> None:
+    assert rms_error(np.full(3, 1e-9, np.float32), np.zeros(3, np.float32)) == np.inf
