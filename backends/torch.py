@@ -368,7 +368,7 @@ def _dense(leaf: Leaf) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return functional.linear(x.to(dtype), weight.to(dtype)).float()
+    return functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
 
 
 def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
@@ -433,6 +433,7 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
+    given = q.dtype
     q, k, v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
     share = q.shape[1] // k.shape[1]
     if share > 1:
@@ -440,12 +441,12 @@ def _attend(
     y = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=visible, is_causal=visible is None
     )
-    return y.transpose(1, 2).float()
+    return y.transpose(1, 2).to(given)
 
 
 def _mix(logits: Tensor, n: int, mixer: Mixer, iterations: int) -> Tensor:
     if mixer == "lite":
-        table = torch.from_numpy(permutation_matrices(n).reshape(-1, n * n)).to(logits.device)
+        table = torch.from_numpy(permutation_matrices(n).reshape(-1, n * n)).to(logits)
         return (logits.softmax(dim=-1) @ table).unflatten(-1, (n, n))
     matrix = (logits - logits.amax(dim=-1, keepdim=True)).exp().unflatten(-1, (n, n))
     for _ in range(iterations):

@@ -47,7 +47,7 @@ def chunked_delta_rule(
     lower = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
     difference = torch.where(lower, total - total.mT, 0.0)
     between = torch.where(lower, difference.exp(), 0.0)
-    system = torch.eye(chunk, device=q.device) + ((beta * k) @ k.mT * between).tril(-1)
+    system = torch.eye(chunk, device=q.device, dtype=q.dtype) + ((beta * k) @ k.mT * between).tril(-1)
     known = torch.cat([beta * v, beta * total.exp() * k], dim=-1)
     solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], dim=-1)

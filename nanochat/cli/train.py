@@ -46,9 +46,7 @@ Examples:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Token shards, from `nanochat data prepare`.",
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Directory of the run."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the snapshot in --out, with its recipe.")
 @click.option(
     "--start",
@@ -96,12 +94,16 @@ def train(
     snapshot = out / "snapshot"
     if resume:
         if preset or recipe_file or start or changes:
-            raise click.UsageError("--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set")
+            raise click.UsageError(
+                "--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set"
+            )
         recipe = load_snapshot(snapshot, torch.device("cpu")).recipe
         start = snapshot
     else:
         if snapshot.exists():
-            raise TrainingError(f"{out} already holds a run: pass --resume to go on, or another --out")
+            raise TrainingError(
+                f"{out} already holds a run: pass --resume to go on, or another --out"
+            )
         recipe = _recipe(preset, recipe_file, changes)
     trainer = Trainer(recipe, data, out, start=start, device=device, compile_model=compile_model)
     last: dict[str, object] = {}
@@ -122,7 +124,8 @@ def train(
 
 
 def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
-    from nanochat.config import config_to_dict, preset
+    from nanochat.config import config_to_dict
+    from nanochat.presets import preset
     from nanochat.files import parse_json, read_bytes
     from nanochat.train.recipe import recipe_from_dict
 
@@ -160,7 +163,13 @@ class _progress:  # noqa: N801
 
     def __init__(self, recipe: "Recipe", step: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("step"),

@@ -101,7 +101,7 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
 
     Examples
     --------
-    >>> from nanochat.config import preset
+    >>> from nanochat.presets import preset
     >>> recipe = Recipe(model=preset("tiny"), steps=10, warmup_steps=2, decay_steps=4)
     >>> [round(learning_rate_factor(recipe, step), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]

@@ -1,0 +1,165 @@
+"""The training objective, term by term."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nanochat.backends.torch import TorchOps
+from nanochat.config import ModelConfig
+from nanochat.init import init
+from nanochat.model import TrainingOutputs
+from nanochat.train.module import LanguageModel
+from nanochat.train.objective import Objective, exit_distribution, objective
+
+
+def outputs(**changes: tuple[torch.Tensor, ...]) -> TrainingOutputs[torch.Tensor]:
+    parts: dict[str, tuple[torch.Tensor, ...]] = {
+        "steps": (torch.zeros(2, 5, 8),),
+        "survival": (),
+        "ahead": (),
+        "routing": (),
+    }
+    return TrainingOutputs(**{**parts, **changes})
+
+
+TARGETS = torch.arange(10).reshape(2, 5) % 8
+
+
+def test_a_plain_model_minimises_the_cross_entropy_alone() -> None:
+    loss, cross_entropy = objective(outputs(), TARGETS, Objective(), top_k=1)
+
+    assert float(loss) == float(cross_entropy) == pytest.approx(math.log(8))
+
+
+def test_exit_probabilities_sum_to_one() -> None:
+    survival = (torch.full((1, 3, 1), 0.7), torch.full((1, 3, 1), 0.2))
+
+    exits = exit_distribution(survival)
+
+    torch.testing.assert_close(exits[:, 0, 0], torch.tensor([0.3, 0.5, 0.2]))
+
+
+def test_a_loop_weighs_the_loss_of_each_step_by_its_exit_probability() -> None:
+    good = torch.nn.functional.one_hot(TARGETS, 8) * 100.0
+    looped = outputs(steps=(torch.zeros(2, 5, 8), good), survival=(torch.full((2, 5, 1), 0.25),))
+
+    loss, cross_entropy = objective(looped, TARGETS, Objective(exit_entropy=0.0), top_k=1)
+
+    assert float(loss) == pytest.approx(0.75 * math.log(8), rel=1e-5)
+    assert float(cross_entropy) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_entropy_term_rewards_undecided_exits() -> None:
+    even = outputs(steps=(torch.zeros(2, 5, 8),) * 2, survival=(torch.full((2, 5, 1), 0.5),))
+
+    loss, _ = objective(even, TARGETS, Objective(exit_entropy=1.0), top_k=1)
+
+    assert float(loss) == pytest.approx(math.log(8) - math.log(2), rel=1e-5)
+
+
+def test_extra_heads_predict_the_tokens_after_the_next() -> None:
+    later = torch.nn.functional.one_hot(TARGETS.roll(-1, dims=1), 8) * 100.0
+
+    loss, cross_entropy = objective(outputs(ahead=(later,)), TARGETS, Objective(), top_k=1)
+
+    assert float(loss - cross_entropy) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_even_routing_has_a_balance_of_one() -> None:
+    logits = torch.eye(4).repeat(2, 1)[None] * 1e-3
+    settings = Objective(balance=1.0, router_z=0.0)
+
+    loss, cross_entropy = objective(outputs(routing=(logits,)), TARGETS, settings, top_k=1)
+
+    assert float(loss - cross_entropy) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_routing_everything_to_one_expert_costs_more() -> None:
+    logits = torch.tensor([9.0, 0.0, 0.0, 0.0]).expand(1, 8, 4)
+    settings = Objective(balance=1.0, router_z=0.0)
+
+    loss, cross_entropy = objective(outputs(routing=(logits,)), TARGETS, settings, top_k=1)
+
+    assert float(loss - cross_entropy) > 3.9
+
+
+SMALL = {
+    "vocab_size": 16,
+    "width": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "ffn_width": 128,
+    "weight_block": 128,
+}
+
+
+def unquantised(**changes: object) -> LanguageModel:
+    config = ModelConfig(**{**SMALL, **changes})  # type: ignore[arg-type]
+    weights = init(config, np.random.default_rng(0))
+    model = LanguageModel(config, weights, TorchOps("cpu", torch.float64), "float").double()
+    # Numbers that start at zero would hide the paths behind them.
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_streams": 1},
+        {"coefficients": "dynamic"},
+        {"mixer": "sinkhorn", "num_streams": 2},
+        {"layer_pattern": ("delta", "attention")},
+        {"num_experts": 4, "expert_width": 128},
+        {"loop_count": 2},
+        {"num_ahead": 1},
+        {"attention_gate": True, "sub_norm": True, "activation": "relu2"},
+    ],
+    ids=str,
+)
+def test_gradients_agree_with_finite_differences(changes: dict[str, object]) -> None:
+    model = unquantised(**changes)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(16, (2, 9), generator=generator)
+    parameters = list(model.parameters())
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def loss() -> torch.Tensor:
+        return objective(model(tokens[:, :-1]), tokens[:, 1:], Objective(), top_k=2)[0]
+
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    slope = sum(
+        float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
+    )
+    step = 1e-5
+    with torch.no_grad():
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter += step * direction
+        ahead = float(loss())
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter -= 2 * step * direction
+        behind = float(loss())
+
+    assert slope == pytest.approx((ahead - behind) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+def test_rounding_is_straight_through() -> None:
+    ops = TorchOps("cpu")
+    config = ModelConfig(**SMALL, num_streams=1)  # type: ignore[arg-type]
+    model = LanguageModel(config, init(config, np.random.default_rng(0)), ops)
+    linear = model.tree().layers[0].network.down  # type: ignore[union-attr]
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    upstream = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
+
+    (y,) = ops.project(x, linear)
+    y.backward(upstream)
+
+    blocks = linear.values.detach().abs().mean(dim=1, keepdim=True).half().float()
+    weight = (linear.values.detach() / blocks).round().clamp(-1, 1) * blocks
+    torch.testing.assert_close(x.grad, upstream @ weight, rtol=1e-5, atol=1e-5)
