@@ -70,8 +70,8 @@ def rms_error(x: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
 
     Examples
     --------
-    >>> rms_error(np.array([3.0, 4.1], np.float32), np.array([3.0, 4.0], np.float32))
-    0.02
+    >>> rms_error(np.array([3.0, 4.125], np.float32), np.array([3.0, 4.0], np.float32))
+    0.025
     """
     if x.shape != reference.shape:
         return float("inf")

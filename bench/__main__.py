@@ -1,0 +1,61 @@
+"""This file holds the command `python -m bench CASE`, run from the root of a checkout."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench import parity
+from bench.plot import draw
+from bench.result import Case, json_line
+
+__all__ = ["CASES", "main"]
+
+CASES = {
+    "parity": Case(
+        summary="every option on every backend, compared with the reference",
+        run=parity.run,
+        table=parity.table,
+    ),
+}
+
+
+@click.command(
+    epilog="\b\nCases:\n" + "\n".join(f"  {name}: {case.summary}" for name, case in CASES.items())
+)
+@click.argument("case", type=click.Choice(sorted(CASES)))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--quick", is_flag=True, help="End within 50 seconds on two cores.")
+@click.option("--check", is_flag=True, help="Exit 1 and list the targets that were missed.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the results into this SVG file.",
+)
+def main(case: str, *, as_json: bool, quick: bool, check: bool, plot: Path | None) -> None:
+    """Measure CASE and print a table."""
+    chosen = CASES[case]
+    results = []
+    with Console(stderr=True).status(case) as status:
+        for result in chosen.run(quick):
+            results.append(result)
+            status.update(result.what)
+            if as_json:
+                click.echo(json_line(result))
+    if not as_json:
+        Console().print(chosen.table(results))
+    if plot is not None:
+        draw(results, plot)
+    missed = [result for result in results if not result.ok]
+    if check and missed:
+        for result in missed:
+            click.echo(
+                f"missed: {result.what}: {result.ours:.3g}, target {result.target} ({result.unit})",
+                err=True,
+            )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""This file holds the case `parity`: every option on every backend, compared with the reference.
+
+What a benchmark times must first be right: other cases call `require` before they start their clocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from bench.lockstep import LockstepOps
+from bench.parity_cases import CASES, random_weights
+from bench.result import Result
+from bench.tolerances import TOLERANCES, rms_error
+from nanochat import backends
+from nanochat.config import ModelConfig
+from nanochat.errors import BackendError
+from nanochat.init import freeze
+from nanochat.model import forward
+
+__all__ = ["require", "run", "table"]
+
+# Each covers several options.
+_FEW = (
+    "grouped_query_attention",
+    "delta_by_pattern",
+    "shared_expert",
+    "adaptive_exit",
+    "row_and_token_scales",
+    "4_streams_dynamic_sinkhorn",
+)
+_PART = "part of tolerance"
+_LOGITS = "RMS error of logits"
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    operation: str
+    part: float
+    logits: float
+
+    @property
+    def passes(self) -> bool:
+        return self.part <= 1 and self.logits <= TOLERANCES["logits"].limit
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """Compare all backends that can run here; if `quick`, on a few models.
+
+    Each gives two results: the error of an operation in lockstep, as part of its tolerance, for the operation where
+    that part is largest; and the error of the logits when the backend is left alone.
+    """
+    for name in _backends():
+        for option in _FEW if quick else CASES:
+            found = _compare(CASES[option], name)
+            limit = TOLERANCES["logits"].limit
+            yield _result(f"{option}, {name}, {found.operation}", _PART, found.part, 1.0)
+            yield _result(f"{option}, {name}, logits", _LOGITS, found.logits, limit)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row for each option, and for each backend its worst operation and the logits' error."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        option, name, what = result.what.split(", ")
+        color = "" if result.ok else "[red]"
+        number = f"{result.ours:.2f} {what}" if result.unit == _PART else f"{result.ours:.0e}"
+        cells.setdefault((option, name), []).append(color + number)
+    names = list(dict.fromkeys(name for _, name in cells))
+    drawn = Table(
+        "option",
+        box=None,
+        caption="worst operation's error as part of its tolerance (1 passes); RMS error of the logits "
+        f"when left alone ({TOLERANCES['logits'].limit:.0e} passes)",
+    )
+    for name in names:
+        drawn.add_column(name)
+        drawn.add_column("logits", justify="right")
+    for option in dict.fromkeys(option for option, _ in cells):
+        drawn.add_row(option, *(text for name in names for text in cells[option, name]))
+    return drawn
+
+
+def require(name: str) -> None:
+    """Refuse to time a backend that disagrees with the reference.
+
+    Raises
+    ------
+    BackendError
+        With the operation that is wrong.
+    """
+    for option in _FEW:
+        found = _compare(CASES[option], name)
+        if not found.passes:
+            raise BackendError(
+                f"backend {name!r} disagrees with the reference on {option} (worst operation {found.operation}, "
+                f"{found.part:.2g} times its tolerance; logits {found.logits:.2g}): no green, no number; "
+                "run python -m bench parity"
+            )
+
+
+def _backends() -> list[str]:
+    return [n for n in backends.NAMES if n != "reference" and backends.unavailable(n) is None]
+
+
+def _compare(config: ModelConfig, name: str) -> _Comparison:
+    ops = backends.get(name)
+    weights = freeze(random_weights(config))
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 9))
+    parts = []
+    for equalize in ("operations", "roundings"):
+        lockstep = LockstepOps(ops, equalize=equalize)
+        forward(lockstep.tokens(ids), lockstep.prepare(weights), config, lockstep)
+        parts.append(lockstep.worst())
+    operation, part = max(parts, key=lambda worst: worst[1])
+    reference = lockstep.reference
+    expected = forward(reference.tokens(ids), reference.prepare(weights), config, reference)
+    logits = ops.numpy(forward(ops.tokens(ids), ops.prepare(weights), config, ops))
+    return _Comparison(operation, part, rms_error(logits, expected))
+
+
+def _result(what: str, unit: str, ours: float, target: float) -> Result:
+    return Result(
+        case="parity",
+        what=what,
+        unit=unit,
+        ours=ours,
+        peer_name="reference",
+        target=target,
+        ok=ours <= target,
+    )

@@ -1,0 +1,93 @@
+"""This file holds what one measurement says, and how it is written: a JSON line, or a row of a table."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+
+from bench.machine import commit, machine
+
+__all__ = ["Case", "Result", "json_line", "table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One number, and what it is compared with.
+
+    Parameters
+    ----------
+    case, what, unit : str
+        The case of `python -m bench`, what was measured, and the unit of all numbers but `ratio`.
+    ours : float
+        Median of the runs, or an error.
+    peer, peer_name : float and str, optional
+        The same measured on something else, in turn with ours.
+    ratio : float, optional
+        How many times better ours is than the peer.
+    bound : float, optional
+        What the hardware allows.
+    target : float, optional
+        What `ours` or `ratio` is held to.
+    ok : bool
+        Whether it is met.
+    """
+
+    case: str
+    what: str
+    unit: str
+    ours: float
+    peer: float | None = None
+    peer_name: str | None = None
+    ratio: float | None = None
+    bound: float | None = None
+    target: float | None = None
+    ok: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A case of `python -m bench`.
+
+    `run` gives its results one by one; its argument is whether it must end within 50 seconds on two cores. `table`
+    draws them for people.
+    """
+
+    summary: str
+    run: Callable[[bool], Iterator[Result]]
+    table: Callable[[Sequence[Result]], Table]
+
+
+def json_line(result: Result) -> str:
+    """One JSON object with the machine and the commit; a number that is not finite is null.
+
+    Examples
+    --------
+    >>> line = json_line(Result(case="cpu", what="decode", unit="tokens/s", ours=41.0))
+    >>> json.loads(line)["ours"]
+    41.0
+    """
+    values = asdict(result) | {"machine": machine(), "commit": commit()}
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+    return json.dumps(finite)
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row for each result."""
+    drawn = Table("what", "unit", box=None)
+    for name in ("ours", "peer", "ratio", "bound", "target"):
+        drawn.add_column(name, justify="right")
+    drawn.add_column("ok")
+    for result in results:
+        numbers = (result.ours, result.peer, result.ratio, result.bound, result.target)
+        drawn.add_row(
+            result.what,
+            result.unit,
+            *("" if number is None else f"{number:.3g}" for number in numbers),
+            "yes" if result.ok else "[red]no",
+        )
+    return drawn

@@ -1,0 +1,87 @@
+"""What every case of `python -m bench` has in common: its lines, its drawing and its exit code."""
+
+import doctest
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+from bench import result, tolerances
+from bench.__main__ import CASES, main
+from bench.result import Case, Result, json_line, table
+
+MET = Result(case="parity", what="met", unit="s", ours=0.5, target=1.0, ok=True)
+MISSED = Result(case="parity", what="<missed>", unit="s", ours=2.0, peer=0.0, target=1.0, ok=False)
+
+
+def some_results(quick: bool) -> Iterator[Result]:
+    yield MET
+    if not quick:
+        yield MISSED
+
+
+@pytest.fixture(autouse=True)
+def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CASES, "parity", Case(summary="", run=some_results, table=table))
+
+
+def test_a_line_is_stamped_with_the_machine_and_the_commit() -> None:
+    values = json.loads(json_line(MET))
+
+    assert list(values) == [
+        "case",
+        "what",
+        "unit",
+        "ours",
+        "peer",
+        "peer_name",
+        "ratio",
+        "bound",
+        "target",
+        "ok",
+        "machine",
+        "commit",
+    ]
+    assert values["machine"]["cores"] >= 1
+
+
+def test_a_line_is_valid_json_when_a_number_is_infinite() -> None:
+    line = json_line(Result(case="parity", what="x", unit="s", ours=float("inf"), ok=False))
+
+    assert json.loads(line)["ours"] is None
+
+
+def test_json_prints_one_object_a_line() -> None:
+    done = CliRunner().invoke(main, ["parity", "--json"])
+
+    assert [json.loads(line)["what"] for line in done.stdout.splitlines()] == ["met", "<missed>"]
+    assert done.exit_code == 0
+
+
+def test_check_lists_the_missed_targets_and_exits_1() -> None:
+    done = CliRunner().invoke(main, ["parity", "--check"])
+
+    assert "missed: <missed>: 2, target 1.0 (s)" in done.stderr
+    assert done.exit_code == 1
+
+
+def test_check_exits_0_if_all_targets_are_met() -> None:
+    assert CliRunner().invoke(main, ["parity", "--check", "--quick"]).exit_code == 0
+
+
+@pytest.mark.parametrize("module", [result, tolerances], ids=["result", "tolerances"])
+def test_the_examples_show_what_they_say(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+def test_a_plot_is_a_well_formed_drawing_with_every_result(tmp_path: Path) -> None:
+    path = tmp_path / "parity.svg"
+
+    CliRunner().invoke(main, ["parity", "--plot", str(path)])
+
+    texts = [element.text for element in ElementTree.parse(path).iter() if element.text]
+    assert {"met", "<missed>"} <= set(texts)
