@@ -1,0 +1,205 @@
+"""This file holds what a configuration costs, counted without building it: parameters, bytes and operations.
+
+A token *uses* these leaves: the layers, those of a loop once for every step; of a mixture the router, the shared expert
+and the chosen ones; one row of the embedding and the whole head; the exit gate where tokens may leave early. It uses no
+extra heads. For n streams of width C, H query and G key heads of K features, and D heads of K key and V value features:
+
+* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R``, dense 4 for each number;
+* *active parameters*: the numbers in all uses, counted at every use;
+* *operations*: 2 for each active parameter; attention ``4 H K`` for each position in sight; the delta rule ``7 D K V``
+  (1 to decay, 2 each to read, write and answer); an mHC site ``2 n C (n + 2)``, or ``4 n C`` if it does not mix. Norms,
+  activations, rotations and coefficients are left out: a few for each feature;
+* *state*: attention ``2 G K`` numbers for each token; for each sequence ``D K V`` numbers, and the inputs of the short
+  convolutions, all but the last tap;
+* *bytes read* for a token that is decoded alone: its uses, the keys and values in sight, and the rest of the state.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nanochat.config import ModelConfig
+from nanochat.errors import InputError
+from nanochat.model import slots
+from nanochat.shapes import shapes
+from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
+
+__all__ = ["Cost", "cost"]
+
+_FLOAT32_BYTES = 4
+_SCALE_BYTES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs; the formulas are those of `nanochat.cost`.
+
+    Parameters
+    ----------
+    context : int
+        Tokens in sight of a token, itself included.
+    ternary_parameters, int8_parameters, dense_parameters : int
+        Trained numbers by the form in which they are stored.
+    ternary_bytes, int8_bytes, dense_bytes : int
+        Size of the stored model by form, scales included.
+    active_parameters : int
+        Numbers that one token uses.
+    flops_per_token : int
+        Floating-point operations of one token's forward pass.
+    kv_bytes_per_token : int
+        Keys and values that each token leaves behind, in all layers and loop steps.
+    state_bytes : int
+        What a sequence keeps whatever its length.
+    read_bytes_per_token : int
+        Weights and state that a token reads when it is decoded alone.
+    """
+
+    context: int
+    ternary_parameters: int
+    int8_parameters: int
+    dense_parameters: int
+    ternary_bytes: int
+    int8_bytes: int
+    dense_bytes: int
+    active_parameters: int
+    flops_per_token: int
+    kv_bytes_per_token: int
+    state_bytes: int
+    read_bytes_per_token: int
+
+    @property
+    def parameters(self) -> int:
+        """All trained numbers; see `nanochat.shapes.num_parameters`."""
+        return self.ternary_parameters + self.int8_parameters + self.dense_parameters
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the stored weights."""
+        return self.ternary_bytes + self.int8_bytes + self.dense_bytes
+
+
+def cost(config: ModelConfig, *, context: int, kv_number_bytes: int = _FLOAT32_BYTES) -> Cost:
+    """What a model of this configuration costs.
+
+    Parameters
+    ----------
+    context : int
+        Tokens in sight of a token, itself included.
+    kv_number_bytes : int
+        Bytes of one number among keys and values: 4, or 2 in a backend that keeps them in half precision.
+
+    Raises
+    ------
+    InputError
+        If `context` is not between 1 and the context length of the model.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> tiny = cost(preset("tiny"), context=1024)
+    >>> tiny.parameters, tiny.stored_bytes, tiny.kv_bytes_per_token
+    (5771648, 2291200, 6144)
+    """
+    if not 1 <= context <= config.context_length:
+        raise InputError(
+            f"context={context}: a token of this model sees between 1 and {config.context_length} tokens; choose one "
+            "of these counts"
+        )
+    leaves = [spec for _, spec in named_leaves(shapes(config))]
+    used = _used(config)
+    active = sum(math.prod(spec.shape) for spec in used)
+    kv, rest = _state_numbers(config)
+    return Cost(
+        context=context,
+        ternary_parameters=_numbers(leaves, "ternary"),
+        int8_parameters=_numbers(leaves, "int8"),
+        dense_parameters=_numbers(leaves, "dense"),
+        ternary_bytes=_bytes(leaves, "ternary"),
+        int8_bytes=_bytes(leaves, "int8"),
+        dense_bytes=_bytes(leaves, "dense"),
+        active_parameters=active,
+        flops_per_token=2 * active + _mixer_flops(config, context) + _stream_flops(config),
+        kv_bytes_per_token=kv * kv_number_bytes,
+        state_bytes=rest * _FLOAT32_BYTES,
+        read_bytes_per_token=sum(_stored_bytes(spec) for spec in used)
+        + kv * kv_number_bytes * context
+        + rest * _FLOAT32_BYTES,
+    )
+
+
+def _numbers(leaves: Iterable[Spec], kind: LeafKind) -> int:
+    return sum(math.prod(spec.shape) for spec in leaves if spec.kind == kind)
+
+
+def _bytes(leaves: Iterable[Spec], kind: LeafKind) -> int:
+    return sum(_stored_bytes(spec) for spec in leaves if spec.kind == kind)
+
+
+def _stored_bytes(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return math.prod(spec.shape) * _FLOAT32_BYTES
+    rows, columns = spec.shape
+    if spec.kind == "int8":
+        return rows * (columns + _SCALE_BYTES)
+    return rows * (-(-columns // 4) + columns // spec.weight_block * _SCALE_BYTES)
+
+
+def _used(config: ModelConfig) -> list[Spec]:
+    """What one token uses, a leaf as often as it is used."""
+    tree = shapes(config)
+    layers = [_of_one_token(layer, config) for layer in tree.layers]
+    prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
+    tree_of_token = dataclasses.replace(
+        tree,
+        embedding=dataclasses.replace(tree.embedding, shape=(1, config.width)),
+        layers=(*layers[:prelude], *layers[prelude:coda] * config.loop_count, *layers[coda:]),
+        head=tree.embedding if tree.head is None else tree.head,
+        exit=None,
+        ahead=(),
+    )
+    used = [spec for _, spec in named_leaves(tree_of_token)]
+    if tree.exit is not None and config.exit_threshold < 1:
+        used += [tree.exit.norm, tree.exit.weight, tree.exit.bias] * (config.loop_count - 1)
+    return used
+
+
+def _of_one_token(layer: Layer[Spec], config: ModelConfig) -> Layer[Spec]:
+    if not isinstance(layer.network, Experts):
+        return layer
+    # All experts have the same shape, so any will do.
+    chosen = layer.network.networks[: config.experts_per_token]
+    return dataclasses.replace(layer, network=dataclasses.replace(layer.network, networks=chosen))
+
+
+def _state_numbers(config: ModelConfig) -> tuple[int, int]:
+    """Numbers remembered for each token, and for each sequence whatever its length."""
+    kv = rest = 0
+    for slot in slots(config):
+        if slot.kind == "attention":
+            kv += 2 * slot.heads * slot.key_dim
+        elif slot.kind == "conv":
+            rest += (slot.taps - 1) * slot.features
+        else:
+            rest += slot.heads * slot.key_dim * slot.value_dim
+    return kv, rest
+
+
+def _mixer_flops(config: ModelConfig, context: int) -> int:
+    flops = 0
+    for slot in slots(config):
+        if slot.kind == "attention":
+            flops += 4 * config.num_heads * config.head_dim * context
+        elif slot.kind == "delta":
+            flops += 7 * slot.heads * slot.key_dim * slot.value_dim
+    return flops
+
+
+def _stream_flops(config: ModelConfig) -> int:
+    n = config.num_streams
+    if n == 1:
+        return 0
+    looped = config.num_layers - config.loop_prelude - config.loop_coda
+    sites = 2 * (config.num_layers + (config.loop_count - 1) * looped)
+    mixing = 0 if config.mixer == "identity" else n
+    return sites * 2 * n * config.width * (mixing + 2)
