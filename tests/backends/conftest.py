@@ -26,8 +26,18 @@ def backends_under_test() -> list[str]:
 @pytest.fixture(scope="session", params=backends_under_test())
 def ops(request: pytest.FixtureRequest) -> Iterator[Ops[Any, Any, Any]]:
     """Operations of each backend under test; an error if it was declared and cannot run."""
-    chosen = backends.get(request.param)
-    if request.param != "torch":
+    yield from loaded(request.param)
+
+
+@pytest.fixture(scope="session", params=[n for n in backends_under_test() if n != "reference"])
+def other(request: pytest.FixtureRequest) -> Iterator[Ops[Any, Any, Any]]:
+    """As `ops`, but without the reference, for what is compared with it."""
+    yield from loaded(request.param)
+
+
+def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:
+    chosen = backends.get(name)
+    if name != "torch":
         yield chosen
         return
     import torch

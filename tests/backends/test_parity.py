@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from bench.lockstep import LockstepOps
 from bench.parity_cases import CASES, random_weights
 from bench.tolerances import TOLERANCES, rms_error
+from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
 from nanochat.model import forward, slots, training_outputs
@@ -64,8 +65,8 @@ def continued(
 
 
 @every_case
-def test_every_operation_agrees_with_the_reference(ops: AnyOps, config: ModelConfig) -> None:
-    lockstep = LockstepOps(ops)
+def test_every_operation_agrees_with_the_reference(other: AnyOps, config: ModelConfig) -> None:
+    lockstep = LockstepOps(other)
     weights = lockstep.prepare(packed_weights(config))
 
     forward(lockstep.tokens(token_ids(config, 2, 9)), weights, config, lockstep)
@@ -75,9 +76,9 @@ def test_every_operation_agrees_with_the_reference(ops: AnyOps, config: ModelCon
 
 @every_case
 def test_numbers_drift_little_from_one_rounding_to_the_next(
-    ops: AnyOps, config: ModelConfig
+    other: AnyOps, config: ModelConfig
 ) -> None:
-    lockstep = LockstepOps(ops, equalize="roundings")
+    lockstep = LockstepOps(other, equalize="roundings")
     weights = lockstep.prepare(packed_weights(config))
 
     logits = forward(lockstep.tokens(token_ids(config, 2, 9)), weights, config, lockstep)
@@ -87,20 +88,20 @@ def test_numbers_drift_little_from_one_rounding_to_the_next(
 
 
 @every_case
-def test_logits_of_the_model_left_alone_agree(ops: AnyOps, config: ModelConfig) -> None:
+def test_logits_of_the_model_left_alone_agree(other: AnyOps, config: ModelConfig) -> None:
     weights = packed_weights(config)
     ids = token_ids(config, 2, 9)
-    reference = LockstepOps(ops).reference
+    reference = ReferenceOps()
 
-    logits = forward(ops.tokens(ids), ops.prepare(weights), config, ops)
+    logits = forward(other.tokens(ids), other.prepare(weights), config, other)
 
     expected = forward(reference.tokens(ids), reference.prepare(weights), config, reference)
-    assert rms_error(ops.numpy(logits), expected) <= TOLERANCES["logits"].limit
+    assert rms_error(other.numpy(logits), expected) <= TOLERANCES["logits"].limit
 
 
 @cases(TRAINED)
-def test_training_outputs_agree_with_latent_weights(ops: AnyOps, config: ModelConfig) -> None:
-    lockstep = LockstepOps(ops)
+def test_training_outputs_agree_with_latent_weights(other: AnyOps, config: ModelConfig) -> None:
+    lockstep = LockstepOps(other)
     weights = lockstep.prepare(random_weights(config))
 
     outputs = training_outputs(lockstep.tokens(token_ids(config, 2, 9)), weights, config, lockstep)
@@ -111,8 +112,8 @@ def test_training_outputs_agree_with_latent_weights(ops: AnyOps, config: ModelCo
 
 
 @cases(STATEFUL)
-def test_operations_agree_with_a_state(ops: AnyOps, config: ModelConfig) -> None:
-    lockstep = LockstepOps(ops)
+def test_operations_agree_with_a_state(other: AnyOps, config: ModelConfig) -> None:
+    lockstep = LockstepOps(other)
     weights = lockstep.prepare(packed_weights(config))
     pieces = np.split(token_ids(config, 2, 8), [5, 6, 7], axis=1)
 
@@ -134,9 +135,9 @@ def test_a_prefix_and_single_steps_equal_the_whole(ops: AnyOps, config: ModelCon
 
 @cases(STATEFUL)
 def test_a_batch_of_different_lengths_agrees_with_the_reference(
-    ops: AnyOps, config: ModelConfig
+    other: AnyOps, config: ModelConfig
 ) -> None:
-    lockstep = LockstepOps(ops)
+    lockstep = LockstepOps(other)
     weights = lockstep.prepare(packed_weights(config))
     ids = token_ids(config, 3, 12)
     states = [lockstep.new_state(slots(config), batch=1, capacity=16) for _ in range(3)]
