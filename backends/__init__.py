@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from nanochat.errors import BackendError
@@ -21,6 +22,9 @@ _FIX = {
     "mlx": "pip install 'nanochat-ternary[mlx]'",
     "numba": "pip install numba",
 }
+
+# Where a CUDA driver shows on Linux: as usual, in some containers, and in WSL.
+_DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def unavailable(name: str) -> str | None:
@@ -110,7 +114,7 @@ def _require(name: str) -> str:
 
 def _cuda_is_there() -> bool:
     # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
-    if sys.platform == "linux" and not os.path.exists("/proc/driver/nvidia"):  # noqa: PTH110
+    if sys.platform == "linux" and not any(path.exists() for path in _DRIVERS):
         return False
     from nanochat.backends.torch import cuda_is_available
 
