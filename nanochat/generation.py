@@ -21,7 +21,7 @@ from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
 from nanochat.tokenizer import StreamDecoder, Tokenizer
 from nanochat.weights import Weights
 
-__all__ = ["Engine", "FinishReason", "Options", "Piece", "check_ids", "generate"]
+__all__ = ["Engine", "FinishReason", "Options", "Piece", "check_ids", "generate", "read_options"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -167,7 +167,7 @@ def generate(
         If there is no prompt, a prompt is empty or holds ids that the model does not have, or an option is out of
         range.
     """
-    sampling, stops = _settings(options)
+    sampling, stops = read_options(options)
     if not prompts:
         raise InputError("there is no prompt: pass at least one")
     for ids in prompts:
@@ -181,6 +181,37 @@ def generate(
     # The last token is never fed back. A row that has stopped is still computed, but no row runs for longer.
     capacity = longest + max_tokens - 1
     return _run(engine, prompts, rows, capacity)
+
+
+def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
+    """The sampling settings and the stop strings that options stand for.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+    """
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"there is no option {unknown[0]!r}: choose from {', '.join(Options.__annotations__)}"
+        )
+    max_tokens, stop = options.get("max_tokens", _MAX_TOKENS), options.get("stop", ())
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InputError(f"max_tokens={max_tokens!r} is not a number of tokens: pass 1 or more")
+    sampling = Sampling(
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        temperature=options.get("temperature", 0.0),
+        top_k=options.get("top_k", 0),
+        top_p=options.get("top_p", 1.0),
+        min_p=options.get("min_p", 0.0),
+        seed=options.get("seed", 0),
+    )
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in stops:
+        if not isinstance(text, str):
+            raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
+    return sampling, stops
 
 
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
@@ -218,30 +249,6 @@ def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int
             f"pass max_tokens={room} or less, or shorten the prompt"
         )
     return max_tokens
-
-
-def _settings(options: Options) -> tuple[Sampling, tuple[str, ...]]:
-    unknown = sorted(options.keys() - Options.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"there is no option {unknown[0]!r}: choose from {', '.join(Options.__annotations__)}"
-        )
-    max_tokens, stop = options.get("max_tokens", _MAX_TOKENS), options.get("stop", ())
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise InputError(f"max_tokens={max_tokens!r} is not a number of tokens: pass 1 or more")
-    sampling = Sampling(
-        repetition_penalty=options.get("repetition_penalty", 1.0),
-        temperature=options.get("temperature", 0.0),
-        top_k=options.get("top_k", 0),
-        top_p=options.get("top_p", 1.0),
-        min_p=options.get("min_p", 0.0),
-        seed=options.get("seed", 0),
-    )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for text in stops:
-        if not isinstance(text, str):
-            raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
-    return sampling, stops
 
 
 def _run(

@@ -23,7 +23,7 @@ from nanochat.init import freeze
 from nanochat.ops import Ops
 from nanochat.shapes import shapes
 from nanochat.tokenizer import Tokenizer
-from nanochat.weights import Spec, Stored, Weights, named_leaves
+from nanochat.weights import LeafKind, Spec, Stored, Weights, named_leaves
 
 __all__ = ["Model", "Score", "TensorClass", "from_pretrained", "load_parts", "tensor_classes"]
 
@@ -75,13 +75,16 @@ class TensorClass:
     ----------
     name : str
         Their path without the layer's number, such as ``layers.mixer.q``.
+    kind : {"ternary", "int8", "dense"}
+        What they are stored as.
     format : str
-        How they are stored.
+        The same in words.
     tensors, parameters, bytes : int
         How many there are, and what they hold together.
     """
 
     name: str
+    kind: LeafKind
     format: str
     tensors: int
     parameters: int
@@ -384,6 +387,7 @@ def tensor_classes(config: ModelConfig) -> list[TensorClass]:
     return [
         TensorClass(
             name=name,
+            kind=specs[0].kind,
             format=form,
             tensors=len(specs),
             parameters=sum(math.prod(spec.shape) for spec in specs),

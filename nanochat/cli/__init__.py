@@ -1,0 +1,63 @@
+"""This package holds the command line: `nanochat VERB`, each verb in a module that is imported when it is used."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from nanochat import __version__
+from nanochat.cli.group import Group
+from nanochat.cli.run import run
+
+__all__ = ["main"]
+
+_VERBS = {
+    "generate": ("nanochat.cli.generate", "generate", "Continue a text."),
+    "chat": ("nanochat.cli.chat", "chat", "Talk with a model."),
+    "models": ("nanochat.cli.models", "models", "List the models that have a name."),
+    "info": ("nanochat.cli.info", "info", "Show the size and cost of a preset or a model."),
+    "data": ("nanochat.cli.data", "data", "Turn text into training data."),
+    "train": ("nanochat.cli.train", "train", "Train a model."),
+    "doctor": ("nanochat.cli.doctor", "doctor", "Show what this machine can run, and why."),
+}
+_EPILOG = """\b
+Examples:
+  nanochat generate --prompt "fn main() {"
+  nanochat chat
+  nanochat doctor
+"""
+
+
+class _LateGroup(Group):
+    """The verbs, known by name and by a line of help before their modules are imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module, attribute, _ = _VERBS[cmd_name]
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.UsageError(
+                f"{cmd_name} cannot run, because {error.name} is not installed", ctx
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _VERBS.items()])
+
+
+@click.group(cls=_LateGroup, epilog=_EPILOG)
+@click.version_option(__version__, message="nanochat %(version)s")
+def _nanochat() -> None:
+    """Ternary language models: generate, chat and train; `nanochat-export` writes GGUF and ONNX."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `nanochat` and end the process with its exit code."""
+    sys.exit(run(_nanochat, "nanochat", arguments))

@@ -1,0 +1,167 @@
+"""This file holds `nanochat doctor`: what this machine is, what can run on it, and what would be chosen."""
+
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from nanochat import __version__
+from nanochat.cli.options import as_json_option
+from nanochat.cli.output import format_bytes, print_json, print_table, write
+from nanochat.errors import BackendError
+
+__all__ = ["doctor"]
+
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "torch",
+    "triton",
+    "mlx",
+    "onnxruntime",
+    "gguf",
+    "tokenizers",
+    "huggingface-hub",
+)
+# What a processor needs for fast integer products, in the words of /proc/cpuinfo, oldest first.
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+_EXAMPLES = """\b
+Examples:
+  nanochat doctor
+  NANOCHAT_BACKEND=numba nanochat doctor
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Backend:
+    name: str
+    ready: bool
+    detail: str
+
+
+@click.command(epilog=_EXAMPLES)
+@as_json_option
+def doctor(*, as_json: bool) -> None:
+    """Show this machine, which backends can run on it and why others cannot, and what auto chooses.
+
+    The exit code is 1 if nothing can be chosen.
+    """
+    from nanochat import backends
+
+    machine = _machine()
+    found = [_try(name) for name in backends.NAMES]
+    try:
+        chosen, reason = backends.choose("auto")
+    except BackendError as error:
+        chosen, reason = "", str(error)
+    if as_json:
+        print_json(
+            {
+                "machine": machine,
+                "packages": _versions(),
+                "environment": _environment(),
+                "backends": [asdict(backend) for backend in found],
+                "auto": {"backend": chosen or None, "reason": reason},
+            }
+        )
+    else:
+        print_table(list(machine.items()))
+        write("\n")
+        print_table(list(_versions().items()))
+        if _environment():
+            write("\n")
+            print_table(list(_environment().items()))
+        write("\n")
+        rows = [(b.name, "ready" if b.ready else "no", b.detail) for b in found]
+        print_table(rows, header=("backend", "here", "device, or the reason and what to do"))
+        write(f"\nauto is {chosen or 'no backend'}: {reason}", end="\n")
+    if not chosen:
+        raise click.exceptions.Exit(1)
+
+
+def _try(name: str) -> _Backend:
+    from nanochat import backends
+
+    reason = backends.unavailable(name)
+    if reason is not None:
+        return _Backend(name=name, ready=False, detail=reason)
+    try:
+        device = _device(name)
+    # A broken installation may raise anything, and to say so is what this verb is for.
+    except Exception as error:
+        text = (
+            f"it is installed, but does not start ({type(error).__name__}: {error}): reinstall it"
+        )
+        return _Backend(name=name, ready=False, detail=" ".join(text.split()))
+    return _Backend(name=name, ready=True, detail=device)
+
+
+def _device(name: str) -> str:
+    from nanochat import backends
+
+    device = str(getattr(backends.get(name), "device", "cpu"))
+    if name != "numba":
+        return device
+    from nanochat.backends.numba import _threading_layer
+
+    return f"{device}, threads by {_threading_layer()}"
+
+
+def _machine() -> dict[str, object]:
+    cpuinfo = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    has = set(flags[1].split()) if flags else set()
+    memory = re.search(r"^MemTotal:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
+    return {
+        "nanochat": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "instructions": " ".join(name for name in _INSTRUCTIONS if name in has) or "unknown",
+        "cores": _num_cores(),
+        "memory": format_bytes(1024 * int(memory[1])) if memory else "unknown",
+    }
+
+
+def _num_cores() -> int:
+    # Those that this process may use, where the system can tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _environment() -> dict[str, str]:
+    prefixes = ("NANOCHAT_", "NUMBA_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME")
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,102 @@
+"""This file holds `nanochat info`: how large a model is and what a token costs."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nanochat.cli.options import as_json_option
+from nanochat.cli.output import format_bytes, format_count, print_json, print_table, write
+from nanochat.cli.run import as_file_errors
+
+if TYPE_CHECKING:
+    from nanochat.config import ModelConfig
+
+__all__ = ["info"]
+
+_EXAMPLES = """\b
+Examples:
+  nanochat info small-560m
+  nanochat info nanochat-tiny
+  nanochat info path/to/model --json
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("model", metavar="PRESET-OR-MODEL")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens in sight of the token whose cost is counted.  [default: the whole context]",
+)
+@as_json_option
+def info(model: str, *, context: int | None, as_json: bool) -> None:
+    """Show the parameters, bytes and cost of a preset or a model, without loading its weights.
+
+    A preset is a shape to train, such as tiny; a model is a directory, a .gguf file, a name that `nanochat models list`
+    shows, or OWNER/NAME on the Hugging Face Hub. A preset comes first, so write ./tiny for a directory of that name.
+    """
+    from nanochat.config import config_to_dict
+    from nanochat.cost import cost
+    from nanochat.lm import tensor_classes
+
+    config = _config(model)
+    classes = tensor_classes(config)
+    costs = cost(config, context=config.context_length if context is None else context)
+    by_format: dict[str, int] = {}
+    for c in classes:
+        by_format[c.format] = by_format.get(c.format, 0) + c.bytes
+    if as_json:
+        print_json(
+            {
+                "name": model,
+                "parameters": costs.parameters,
+                "bytes": costs.stored_bytes,
+                "bytes_by_format": by_format,
+                "cost": dataclasses.asdict(costs),
+                "tensors": [vars(c) for c in classes],
+                "config": config_to_dict(config),
+            }
+        )
+        return
+    rows = [(c.name, c.format, c.tensors, c.parameters, format_bytes(c.bytes)) for c in classes]
+    print_table(rows, header=("tensors", "format", "count", "parameters", "bytes"))
+    write("\n")
+    print_table(
+        [
+            ("parameters", format_count(costs.parameters)),
+            ("bytes", format_bytes(costs.stored_bytes)),
+            *((f"  {name}", format_bytes(count)) for name, count in by_format.items()),
+            ("longest context", f"{config.context_length} tokens"),
+        ]
+    )
+    write(f"\nOne token after {costs.context - 1} others:\n")
+    print_table(
+        [
+            ("  active parameters", format_count(costs.active_parameters)),
+            ("  floating-point operations", format_count(costs.flops_per_token)),
+            ("  bytes read when decoded alone", format_bytes(costs.read_bytes_per_token)),
+            ("  keys and values that it leaves", format_bytes(costs.kv_bytes_per_token)),
+            ("  state of a sequence besides", format_bytes(costs.state_bytes)),
+        ]
+    )
+
+
+def _config(name: str) -> "ModelConfig":
+    from nanochat.checkpoint import load_config
+    from nanochat.presets import PRESETS, preset
+    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.hub import resolve
+
+    if name in PRESETS:
+        return preset(name)
+    if name in CATALOG and not CATALOG[name].ships and not Path(name).is_dir():
+        return preset(CATALOG[name].preset)
+    path = resolve(name)
+    with as_file_errors():
+        if path.suffix == ".gguf":
+            from nanochat.export.gguf import load_gguf
+
+            return load_gguf(path)[0]
+        return load_config(path)

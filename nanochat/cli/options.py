@@ -1,0 +1,121 @@
+"""This file holds the arguments and options that several verbs share."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import click
+
+from nanochat.cli.run import as_file_errors
+
+if TYPE_CHECKING:
+    from nanochat.generation import Options
+    from nanochat.lm import Model
+
+__all__ = [
+    "as_json_option",
+    "backend_option",
+    "generation_options",
+    "load_model",
+    "model_argument",
+    "read_options",
+]
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+_BACKENDS = ("auto", "torch", "mlx", "numba", "reference")
+
+model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(_BACKENDS),
+    default="auto",
+    show_default=True,
+    help="What computes; `nanochat doctor` shows what auto chooses.",
+)
+as_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
+
+_GENERATION = (
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens to generate.  [default: 256, or what the context has left]",
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.7,
+        show_default=True,
+        help="How freely to choose; 0 always takes the most probable token.",
+    ),
+    click.option(
+        "--top-k",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Choose among this many most probable tokens; 0 is off.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Choose among the fewest tokens of this total probability; 1 is off.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Choose among tokens at least this fraction as probable as the first; 0 is off.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Make tokens that were there before less probable; 1 is off.",
+    ),
+    click.option(
+        "--stop", multiple=True, help="Text that ends the answer and is left out of it; repeatable."
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="The same seed gives the same text.",
+    ),
+)
+
+
+def generation_options(command: Command) -> Command:
+    """Add the options of `nanochat.generation.Options`."""
+    for option in reversed(_GENERATION):
+        command = option(command)
+    return command
+
+
+def read_options(values: Mapping[str, object]) -> "Options":
+    """The generation options of a command line, without those that were not given and have no default.
+
+    Raises
+    ------
+    InputError
+        If one is out of its range; better now than when a large model has been loaded.
+    """
+    from nanochat import generation
+
+    # The options are declared with the names and types of the arguments.
+    options = cast("Options", {name: value for name, value in values.items() if value is not None})
+    generation.read_options(options)
+    return options
+
+
+def load_model(name: str, backend: str) -> "Model":
+    """Load a model for a verb."""
+    from nanochat.lm import from_pretrained
+
+    with as_file_errors():
+        return from_pretrained(name, backend=backend)

@@ -1,0 +1,110 @@
+"""This file holds the run of a command: every mistake of a user becomes one line and an exit code.
+
+Codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 the reader of the output went away.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
+
+__all__ = ["as_file_errors", "run"]
+
+# Which extra brings a package that the package runs without.
+_EXTRAS = {
+    "mlx": "mlx",
+    "onnx": "onnx",
+    "onnx_ir": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "torch": "torch",
+    "triton": "cuda",
+}
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Parameters
+    ----------
+    command : click.Command
+        What to run.
+    name : str
+        What its user typed to start it.
+    arguments : sequence of str, optional
+        Those of the process if absent.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character is no reason to stop.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        _start_logging()
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        with command.make_context(name, words) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        return int(request.exit_code)
+    except click.ClickException as error:
+        return _fail(_with_help(error), error.exit_code)
+    except (InputError, ConfigError) as error:
+        return _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except NanochatError as error:
+        return _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        fix = f"pip install 'nanochat-ternary[{_EXTRAS[package]}]'"
+        return _fail(f"the package {package} is needed but not installed: {fix}", 1)
+    except MemoryError:
+        return _fail("out of memory: use a smaller model, a shorter context or fewer prompts", 1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", 1)
+    return 0
+
+
+@contextmanager
+def as_file_errors() -> Iterator[None]:
+    """Report a configuration that cannot work as a fault of the file that holds it, not of the command's use."""
+    try:
+        yield
+    except ConfigError as error:
+        raise FormatError(str(error)) from error
+
+
+def _start_logging() -> None:
+    level = os.environ.get("NANOCHAT_LOG", "info").lower()
+    if level not in _LEVELS:
+        raise InputError(f"NANOCHAT_LOG={level!r}: choose one of {', '.join(_LEVELS)}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("nanochat")
+    logger.handlers = [handler]
+    logger.setLevel(level.upper())
+
+
+def _with_help(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message}; see {error.ctx.command_path} --help"
+    return message
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
