@@ -64,21 +64,21 @@ def table(results: Sequence[Result]) -> Table:
     cells: dict[tuple[str, str], list[str]] = {}
     for result in results:
         option, name, what = result.what.split(", ")
-        color = "" if result.ok else "[red]"
-        number = f"{result.ours:.2f} {what}" if result.unit == _PART else f"{result.ours:.0e}"
-        cells.setdefault((option, name), []).append(color + number)
-    names = list(dict.fromkeys(name for _, name in cells))
+        number = f"{result.ours:.2f}" if result.unit == _PART else f"{result.ours:.0e}"
+        text = number if result.ok else f"[red]{number} {what}"
+        cells.setdefault((option, name), []).append(text)
     drawn = Table(
         "option",
         box=None,
         caption="worst operation's error as part of its tolerance (1 passes); RMS error of the logits "
         f"when left alone ({TOLERANCES['logits'].limit:.0e} passes)",
     )
-    for name in names:
-        drawn.add_column(name)
+    for name in dict.fromkeys(name for _, name in cells):
+        drawn.add_column(name, justify="right")
         drawn.add_column("logits", justify="right")
     for option in dict.fromkeys(option for option, _ in cells):
-        drawn.add_row(option, *(text for name in names for text in cells[option, name]))
+        row = [text for (of, _), texts in cells.items() if of == option for text in texts]
+        drawn.add_row(option, *row)
     return drawn
 
 
