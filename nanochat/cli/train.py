@@ -84,20 +84,16 @@ def train(
     The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C ends the run after the current
     step with a snapshot; --resume goes on from it, exactly.
     """
-    import torch
-
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import load_snapshot
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     snapshot = out / "snapshot"
     if resume:
         if preset or recipe_file or start or changes:
             raise click.UsageError(
                 "--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set"
             )
-        recipe = load_snapshot(snapshot, torch.device("cpu")).recipe
+        recipe = load_snapshot(snapshot).recipe
         start = snapshot
     else:
         if snapshot.exists():
@@ -105,7 +101,15 @@ def train(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
         recipe = _recipe(preset, recipe_file, changes)
-    trainer = Trainer(recipe, data, out, start=start, device=device, compile_model=compile_model)
+    trainer = Trainer(
+        recipe,
+        data,
+        out,
+        start=start,
+        device=device,
+        num_threads=threads,
+        compile_model=compile_model,
+    )
     last: dict[str, object] = {}
     with _progress(recipe, trainer.step) as show:
 

@@ -55,6 +55,9 @@ class Trainer:
         A snapshot to go on from; its step counts.
     device : str
         "auto", "cpu", "cuda".
+    num_threads : int, optional
+        CPU threads of this process, from now on; torch's own choice otherwise. Sums depend on it, so exact resumption
+        needs the same number.
     compile_model : bool
         Whether to run through ``torch.compile``: slow to start, several times faster afterwards.
 
@@ -74,8 +77,11 @@ class Trainer:
         *,
         start: Path | None = None,
         device: str = "auto",
+        num_threads: int | None = None,
         compile_model: bool = True,
     ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         self.recipe = recipe
         self.directory = directory
         self.shards = Shards(data, "train", seed=recipe.seed)
@@ -204,9 +210,10 @@ class Trainer:
         loss, cross_entropy = self._losses(
             torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
         )
-        if not math.isfinite(float(loss)):
+        values = {"loss": loss.item(), "cross_entropy": cross_entropy.item()}
+        if not math.isfinite(values["loss"]):
             raise TrainingError(
-                f"the loss is {float(loss)} at step {self.step}: resume from {self.directory / 'snapshot'} with a lower "
+                f"the loss is {values['loss']} at step {self.step}: resume from {self.directory / 'snapshot'} with a lower "
                 "matrix_rate"
             )
         loss.backward()  # type: ignore[no-untyped-call]
@@ -218,8 +225,7 @@ class Trainer:
         seconds = time.perf_counter() - begin
         return {
             "tokens": self.step * self.recipe.batch_size * self.recipe.length,
-            "loss": float(loss),
-            "cross_entropy": float(cross_entropy),
+            **values,
             "learning_rate_factor": factor,
             "gradient_norm": float(norm),
             "tokens_per_second": inputs.size / seconds,
@@ -227,7 +233,7 @@ class Trainer:
         }
 
     def _restore(self, start: Path) -> None:
-        snapshot = load_snapshot(start, self.model.ops.device)
+        snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
             raise TrainingError(f"{start} is a snapshot of another model: pass that model's configuration")
         for name, parameter in self.model.named_parameters():

@@ -52,16 +52,14 @@ class LanguageModel(nn.Module):
             self._specs[name] = leaf
             _register(self, name, nn.Parameter(torch.tensor(leaf.values, device=ops.device)))
         self._skeleton = map_leaves(lambda name, _: name, weights)
-        self._tree: Weights[Leaf] | None = None
+        # Once: torch.compile cannot trace the walk that makes it.
+        parameters = dict(self.named_parameters())
+        self._tree = map_leaves(
+            lambda _, name: self._leaf(name, parameters[name]), self._skeleton
+        )
 
     def tree(self) -> Weights[Leaf]:
         """The weights tree over the parameters, which updates change in place."""
-        if self._tree is None:
-            # Once: walking the tree anew would be traced by torch.compile in every forward pass.
-            parameters = dict(self.named_parameters())
-            self._tree = map_leaves(
-                lambda _, name: self._leaf(name, parameters[name]), self._skeleton
-            )
         return self._tree
 
     def _leaf(self, name: str, parameter: Tensor) -> Leaf:

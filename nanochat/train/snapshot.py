@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -58,7 +57,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
         (new / "snapshot.json").write_text(json.dumps(text, indent=1))
 
 
-def load_snapshot(directory: Path, device: torch.device) -> Snapshot:
+def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     """Read a snapshot.
 
     Raises
@@ -101,8 +100,8 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Tensor]:
+def _load(path: Path, device: str) -> dict[str, Tensor]:
     try:
-        return load_file(path, device=str(device))
+        return load_file(path, device=device)
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is damaged ({error}): use an earlier snapshot") from error

@@ -26,7 +26,7 @@ ROWS = (
     ("model", "checkpoint", "generation", "sampling", "init", "chat"),
     ("ops",),
     ("weights", "shapes", "tokenizer"),
-    ("config", "ternary", "files", "tensor_file"),
+    ("config", "presets", "ternary", "files", "tensor_file"),
     ("errors",),
 )
 

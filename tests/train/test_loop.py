@@ -1,0 +1,221 @@
+"""Whole runs on a small corpus: learning, exact resumption after a kill, and errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat import checkpoint
+from nanochat.errors import ConfigError, TrainingError
+from nanochat.presets import preset
+from nanochat.train.data import prepare
+from nanochat.train.loop import Report, Trainer
+from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
+
+MODEL = {
+    "width": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "ffn_width": 128,
+    "weight_block": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty small files of repetitive code."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = [f"fn f{i}(x: u32) -> u32 {{ x * {i} + f{i // 2}(x) }}\n" for i in range(400)]
+    for i in range(20):
+        (folder / f"{i}.rs").write_text("".join(lines[i * 20 :] + lines[: i * 20]))
+    prepare([str(folder)], folder / "tokens", 300, held_out=0.1)
+    return folder / "tokens"
+
+
+def recipe(**changes: object) -> Recipe:
+    fields = {
+        "model": {"vocab_size": 300, **MODEL},
+        "steps": 30,
+        "batch_size": 2,
+        "length": 64,
+        "warmup_steps": 2,
+        "decay_steps": 10,
+        "evaluate_every": 10,
+        "snapshot_every": 5,
+        "evaluation_windows": 8,
+    }
+    return recipe_from_dict({**fields, **changes})
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def quiet(_: Report) -> None:
+    pass
+
+
+def test_training_learns_and_writes_a_model_that_loads(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
+
+    finished = trainer.run(quiet)
+
+    assert finished
+    assert losses(tmp_path)[30] < 0.7 * losses(tmp_path)[1]
+    assert checkpoint.load(tmp_path / "model")[0] == trainer.recipe.model
+
+
+def test_the_log_holds_held_out_bits_and_the_state_of_the_streams(
+    data: Path, tmp_path: Path
+) -> None:
+    Trainer(recipe(steps=12), data, tmp_path, num_threads=1, compile_model=False).run(quiet)
+
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "held_out_bits_per_byte" in line][-1]
+    step = [line for line in lines if "loss" in line][-1]
+    assert 0 < last["held_out_bits_per_byte"] < 8
+    assert min(last["stream_divergence"]) > 0.01
+    assert last["composite_gain"] > 1
+    assert step["gradient_norm_mix"] > 0
+
+
+def test_the_unquantised_twin_trains_on_the_same_batches(data: Path, tmp_path: Path) -> None:
+    twin = Trainer(
+        recipe(precision="float", steps=12), data, tmp_path, num_threads=1, compile_model=False
+    )
+
+    assert twin.run(quiet)
+    assert not (tmp_path / "model").exists()
+
+
+def command(data: Path, run: Path, *arguments: str) -> list[str]:
+    options = ["--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
+    return [sys.executable, "-m", "nanochat.cli", "train", *options, *arguments]
+
+
+def test_a_killed_run_resumes_with_the_same_losses(data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "recipe.json"
+    settings.write_text(json.dumps(recipe_to_dict(recipe())))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(
+        command(data, whole, "--recipe", str(settings)), check=True, capture_output=True
+    )
+
+    with subprocess.Popen(
+        command(data, killed, "--recipe", str(settings)), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (killed / "snapshot").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    reached = max(losses(killed))
+    resumed = subprocess.run(command(data, killed, "--resume"), capture_output=True, check=False)
+
+    assert resumed.returncode == 0, resumed.stderr.decode()
+    assert reached < 30
+    assert losses(killed) == losses(whole)
+
+
+def test_an_interrupted_run_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "recipe.json"
+    settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, decay_steps=0))))
+    run = tmp_path / "run"
+
+    with subprocess.Popen(
+        command(data, run, "--recipe", str(settings)), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "log.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert "--resume" in messages
+    assert "Traceback" not in messages
+    assert (run / "snapshot" / "snapshot.json").is_file()
+
+
+def test_a_branch_starts_from_another_runs_snapshot(data: Path, tmp_path: Path) -> None:
+    first, branch = tmp_path / "first", tmp_path / "branch"
+    Trainer(recipe(steps=20), data, first, num_threads=1, compile_model=False).run(quiet)
+
+    trainer = Trainer(
+        recipe(steps=25),
+        data,
+        branch,
+        start=first / "snapshot",
+        num_threads=1,
+        compile_model=False,
+    )
+
+    assert trainer.step == 20
+    assert trainer.run(quiet)
+
+
+def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
+    Trainer(recipe(steps=5, decay_steps=0), data, tmp_path, num_threads=1, compile_model=False).run(
+        quiet
+    )
+    file = tmp_path / "snapshot" / "parameters.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+    with pytest.raises(ValueError, match="parameters.safetensors is damaged"):
+        Trainer(recipe(), data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
+
+
+def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    Trainer(recipe(steps=5, decay_steps=0), data, tmp_path, num_threads=1, compile_model=False).run(
+        quiet
+    )
+    other = recipe(model={"vocab_size": 300, **MODEL, "num_layers": 1})
+
+    with pytest.raises(TrainingError, match="another model"):
+        Trainer(other, data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
+    small = recipe(model={"vocab_size": 64, **MODEL})
+
+    with pytest.raises(ConfigError, match="vocab_size=64"):
+        Trainer(small, data, tmp_path, compile_model=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"warmup_steps": 25, "decay_steps": 25}, "exceed steps=30"),
+        ({"length": 5000}, "context_length"),
+        ({"matrix_rate": float("nan")}, "matrix_rate=nan"),
+        ({"precision": "int4"}, "precision='int4'"),
+        ({"speed": 3}, "speed"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_cannot_work_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(**changes)
+
+
+def test_a_recipe_survives_json() -> None:
+    original = Recipe(model=preset("tiny"), steps=100)
+
+    assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(original)))) == original
+
+
+def test_the_model_compiles_without_a_graph_break(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
+    tokens = torch.from_numpy(trainer.shards.batch(0, 2, 64)[0])
+
+    # The backend that does not generate code: the graph is what is tested, and it starts in a second.
+    compiled = torch.compile(trainer.model, fullgraph=True, backend="aot_eager")
+
+    torch.testing.assert_close(compiled(tokens).steps[0], trainer.model(tokens).steps[0])
