@@ -69,6 +69,7 @@ class Tally:
         self._parts: list[str] = []
         self._num_tokens = 0
         self._finish_reason = ""
+        self._first_seconds = 0.0
         self._seconds = 0.0
 
     @property
@@ -81,6 +82,7 @@ class Tally:
         start = time.perf_counter()
         for piece in self._pieces:
             self._seconds = time.perf_counter() - start
+            self._first_seconds = self._first_seconds or self._seconds
             self._num_tokens += 1
             self._parts.append(piece.text)
             self._finish_reason = piece.finish_reason or self._finish_reason
@@ -107,19 +109,22 @@ class Tally:
             "finish_reason": self._finish_reason,
             "prompt_tokens": prompt_tokens,
             "tokens": self._num_tokens,
+            "first_token_seconds": round(self._first_seconds, 6),
             "seconds": round(self._seconds, 6),
         }
 
     def sentence(self) -> str:
         """The same for people."""
-        rate = self._num_tokens / self._seconds if self._seconds else 0.0
-        ending = {
+        tokens = "1 token" if self._num_tokens == 1 else f"{self._num_tokens} tokens"
+        parts = [f"{tokens}, the first after {self._first_seconds:.2f} s"]
+        if self._num_tokens > 1:
+            rate = (self._num_tokens - 1) / (self._seconds - self._first_seconds)
+            parts.append(f"then {rate:.1f} tokens/s")
+        endings = {
             "stop": "the model ended the text, or a stop string did",
             "length": "as many as asked for, or the context is full",
-        }.get(self._finish_reason, self._finish_reason)
-        return (
-            f"({self._num_tokens} tokens in {self._seconds:.1f} s, {rate:.1f} tokens/s; {ending})"
-        )
+        }
+        return f"({', '.join(parts)}; {endings.get(self._finish_reason, self._finish_reason)})"
 
 
 def _standard_input() -> str:

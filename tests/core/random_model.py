@@ -6,6 +6,7 @@ import numpy as np
 
 from nanochat.config import ModelConfig
 from nanochat.init import freeze, init
+from nanochat.lm import Model
 from nanochat.tokenizer import SPECIALS, Tokenizer
 from nanochat.weights import Latent, Stored, Weights, map_leaves
 
@@ -40,6 +41,11 @@ def random_weights(config: ModelConfig) -> Weights[Stored]:
         return leaf
 
     return freeze(map_leaves(silence, init(config, np.random.default_rng(0))))
+
+
+def random_model(*, context_length: int = 64) -> Model:
+    config = random_config(context_length=context_length)
+    return Model(config, random_weights(config), random_tokenizer(), backend="reference")
 
 
 def reciting_config() -> ModelConfig:

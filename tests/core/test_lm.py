@@ -46,19 +46,6 @@ def directory(model: Model, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def backend_parameters() -> list[object]:
-    """Every backend, those that cannot run here with the reason."""
-    return [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                backends.unavailable(name) is not None, reason=str(backends.unavailable(name))
-            ),
-        )
-        for name in backends.NAMES
-    ]
-
-
 def test_generate_returns_what_follows_the_prompt(model: Model) -> None:
     text = model.generate("fn main", max_tokens=8)
 
@@ -180,9 +167,9 @@ def _zeroed(name: str, leaf: Stored) -> Stored:
     return leaf
 
 
-@pytest.mark.parametrize("name", backend_parameters())
-def test_every_backend_generates_the_same_greedy_text(model: Model, name: str) -> None:
-    other = Model(model.config, model.weights, model.tokenizer, backend=name)
+@pytest.mark.skipif(backends.unavailable("numba") is not None, reason="needs numba")
+def test_another_backend_generates_the_same_greedy_text(model: Model) -> None:
+    other = Model(model.config, model.weights, model.tokenizer, backend="numba")
 
     assert other.generate("fn main", max_tokens=12) == model.generate("fn main", max_tokens=12)
 

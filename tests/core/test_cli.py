@@ -1,0 +1,349 @@
+"""The verbs do their work: results on one stream, everything else on the other."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from nanochat import backends, cli
+from nanochat.cli import export
+from nanochat.cli.output import format_count, print_table
+from nanochat.cost import cost
+from nanochat.presets import preset
+from nanochat.shapes import num_parameters
+from tests.core.command_line import GREEDY, ROOT, Run
+from tests.core.random_model import random_model, random_tokenizer
+
+# Generate.
+
+
+def test_generate_prints_what_follows_the_prompt_and_nothing_else(
+    run: Run, directory: Path
+) -> None:
+    result = run("generate", directory, "--prompt", "to be", "--max-tokens", 8, *GREEDY)
+
+    assert (result.code, result.out) == (0, random_model().generate("to be", max_tokens=8) + "\n")
+
+
+def test_generate_says_on_standard_error_what_runs_and_how_fast(run: Run, directory: Path) -> None:
+    result = run("generate", directory, "--prompt", "to be", "--max-tokens", 8, *GREEDY)
+
+    assert "runs on reference: asked for" in result.err
+    assert "8 tokens, the first after" in result.err
+
+
+def test_generate_reads_the_prompt_from_standard_input(run: Run, directory: Path) -> None:
+    options = ("--max-tokens", 8, *GREEDY)
+
+    piped = run("generate", directory, "--prompt", "-", *options, stdin="wörld".encode())
+
+    assert piped.out == run("generate", directory, "--prompt", "wörld", *options).out
+
+
+def test_generate_prints_one_json_object(run: Run, directory: Path) -> None:
+    result = run("generate", directory, "--prompt", "to be", "--max-tokens", 8, *GREEDY, "--json")
+
+    expected = {
+        "prompt": "to be",
+        "text": random_model().generate("to be", max_tokens=8),
+        "finish_reason": "length",
+        "tokens": 8,
+    }
+    assert result.out.count("\n") == 1
+    assert expected.items() <= result.last_json.items()
+
+
+def test_the_same_seed_prints_the_same_text_and_another_seed_another(
+    run: Run, directory: Path
+) -> None:
+    first, again, other = (
+        run("generate", directory, "--prompt", "a", "--backend", "reference", "--seed", seed).out
+        for seed in (1, 1, 2)
+    )
+
+    assert first == again != other
+
+
+def test_a_stop_string_ends_the_text(run: Run, polite: Path) -> None:
+    result = run("chat", polite, "--message", "hi", "--stop", "q", "--stop", "yz", *GREEDY)
+
+    assert result.out == "wx\n"
+
+
+# Chat.
+
+
+def test_chat_answers_one_message(run: Run, polite: Path) -> None:
+    result = run("chat", polite, "--message", "hello", *GREEDY)
+
+    assert (result.code, result.out) == (0, "wxyz\n")
+
+
+def test_chat_prints_one_json_object(run: Run, polite: Path) -> None:
+    result = run("chat", polite, "--message", "hello", "--system", "be brief", *GREEDY, "--json")
+
+    assert {"text": "wxyz", "finish_reason": "stop"}.items() <= result.last_json.items()
+
+
+def test_a_conversation_has_an_answer_for_every_line_until_the_end_of_the_input(
+    run: Run, polite: Path
+) -> None:
+    result = run("chat", polite, *GREEDY, stdin=b"hello\n\nhow are you?\n")
+
+    assert (result.code, result.out) == (0, "wxyz\nwxyz\n")
+
+
+def test_a_conversation_knows_its_commands(run: Run, polite: Path) -> None:
+    result = run("chat", polite, *GREEDY, stdin=b"/help\nhi\n/clear\n/exit\nhi\n")
+
+    assert result.out == "wxyz\n"
+    assert "/clear forgets the conversation" in result.err
+    assert "(forgotten)" in result.err
+
+
+def test_a_conversation_that_fills_the_context_forgets_its_oldest_turns(
+    run: Run, polite: Path
+) -> None:
+    result = run("chat", polite, "--max-tokens", 6, *GREEDY, stdin=b"to be or not to be\n" * 6)
+
+    assert result.out == "wxyz\n" * 6
+    assert "the oldest question and its answer are forgotten" in result.err
+
+
+def test_a_message_that_can_never_fit_leaves_the_conversation_running(
+    run: Run, polite: Path
+) -> None:
+    result = run("chat", polite, *GREEDY, stdin=b"7" * 99 + b"\nhi\n")
+
+    assert (result.code, result.out) == (0, "wxyz\n")
+    assert "error: a prompt of" in result.err
+
+
+# Data, models, info, doctor.
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(20):
+        (folder / f"{index}.txt").write_text(f"{index}: to be or not to be\n" * 20)
+    return folder
+
+
+def test_data_is_prepared_and_shown(run: Run, texts: Path, tmp_path: Path) -> None:
+    options = ("--vocab-size", 280, "--held-out", 0.2)
+
+    made = run("data", "prepare", texts, "--out", tmp_path / "data", *options, "--json")
+    shown = run("data", "show", tmp_path / "data", "--verify", "--json")
+
+    assert (made.code, shown.code) == (0, 0)
+    assert made.last_json == shown.last_json
+    assert made.last_json["vocab_size"] == 280
+
+
+def test_data_may_be_prepared_with_the_tokenizer_of_a_model(
+    run: Run, texts: Path, tmp_path: Path, directory: Path
+) -> None:
+    options = ("--tokenizer", directory, "--held-out", 0.2)
+
+    result = run("data", "prepare", texts, "--out", tmp_path / "data", *options)
+
+    assert f"vocabulary  {random_tokenizer().vocab_size} tokens" in result.out
+
+
+def test_models_are_listed_and_shown(run: Run) -> None:
+    listed = run("models", "list", "--json").last_json["models"]
+    shown = run("models", "show", "nanochat-tiny", "--json").last_json
+
+    assert isinstance(listed, list)
+    assert shown in listed
+    assert "nanochat-tiny" in run("models", "list").out
+    assert "included" in run("models", "show", "nanochat-tiny").out
+
+
+def test_info_of_a_preset_and_of_a_model(run: Run, directory: Path) -> None:
+    description = random_model().describe()
+
+    of_preset = run("info", "tiny", "--json").last_json
+    of_model = run("info", directory, "--json").last_json
+
+    parameters = num_parameters(preset("tiny"))
+    assert of_preset["parameters"] == parameters
+    assert {key: of_model[key] for key in ("parameters", "bytes", "tensors")} == {
+        key: description[key] for key in ("parameters", "bytes", "tensors")
+    }
+    assert format_count(parameters) in run("info", "tiny").out
+
+
+def test_info_says_what_a_token_costs(run: Run) -> None:
+    config = preset("tiny")
+
+    few, many = (
+        run("info", "tiny", "--json", *options).last_json["cost"]
+        for options in (("--context", 1), ())
+    )
+
+    assert few == dataclasses.asdict(cost(config, context=1))
+    assert many == dataclasses.asdict(cost(config, context=config.context_length))
+
+
+def test_doctor_says_what_auto_chooses_and_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+
+    result = run("doctor", "--json")
+
+    assert result.code == 0
+    assert result.last_json["auto"] == {
+        "backend": "reference",
+        "reason": "NANOCHAT_BACKEND is set",
+    }
+    assert "auto is reference: NANOCHAT_BACKEND is set" in run("doctor").out
+
+
+@pytest.mark.skipif(backends.unavailable("numba") is not None, reason="needs numba")
+def test_doctor_says_what_runs_the_threads_of_numba(run: Run) -> None:
+    rows = run("doctor", "--json").last_json["backends"]
+
+    assert isinstance(rows, list)
+    assert [row["ready"] for row in rows if row["name"] in ("numba", "reference")] == [True, True]
+    assert any("threads by" in row["detail"] for row in rows if row["name"] == "numba")
+
+
+def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BACKEND", "abacus")
+
+    result = run("doctor")
+
+    assert result.code == 1
+    assert "auto is no backend: unknown backend 'abacus'" in result.out
+
+
+# Export.
+
+
+@pytest.mark.parametrize(("kind", "module"), [("gguf", "gguf"), ("onnx", "onnxruntime")])
+def test_an_export_is_verified_and_names_every_format(
+    run: Run,
+    directory: Path,
+    tmp_path: Path,
+    kind: str,
+    module: str,
+) -> None:
+    pytest.importorskip(module)
+    out = tmp_path / f"model.{kind}"
+
+    result = run("--format", kind, "--out", out, directory, "--json", program="nanochat-export")
+
+    report = result.last_json
+    assert (result.code, report["bytes"]) == (0, out.stat().st_size)
+    assert isinstance(report["parity"], dict)
+    assert report["parity"]["ok"]
+    assert isinstance(report["tensors"], list)
+    assert {tensor["name"] for tensor in report["tensors"]} >= {"embedding", "layers.mixer.q"}
+
+
+def test_an_export_prints_a_table_and_the_parity(
+    run: Run, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    result = run("--format", "gguf", directory, program="nanochat-export")
+
+    assert (tmp_path / "random.gguf").exists()
+    assert "TQ2_0" in result.out
+    assert "parity: 32 tokens: RMS ratio 0.00e+00, within" in result.out
+
+
+def test_an_export_may_go_unchecked_but_says_so(run: Run, directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+
+    result = run(
+        "--format", "gguf", "--no-verify", "--out", out, directory, program="nanochat-export"
+    )
+
+    assert (result.code, result.out.splitlines()[-1]) == (0, "parity: not checked")
+
+
+def test_an_exported_file_generates_the_same_text(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model.gguf"
+    run("--format", "gguf", "--no-verify", "--out", out, directory, program="nanochat-export")
+    options = ("--prompt", "to be", "--max-tokens", 8, *GREEDY)
+
+    result = run("generate", out, *options)
+
+    assert result.out == run("generate", directory, *options).out
+
+
+# Help.
+
+
+def commands(command: click.Command, name: str) -> list[tuple[str, click.Command]]:
+    """A command and all below it."""
+    found = [(name, command)]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for verb in command.list_commands(context):
+            child = command.get_command(context, verb)
+            assert child is not None
+            found += commands(child, f"{name} {verb}")
+    return found
+
+
+COMMANDS = [*commands(cli._nanochat, "nanochat"), *commands(export.export, "nanochat-export")]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_command_and_option_says_what_it_is_for(name: str, command: click.Command) -> None:
+    options = [p for p in command.params if isinstance(p, click.Option)]
+
+    assert command.help, name
+    assert [option.name for option in options if not option.help] == []
+    assert all("_" not in text for option in options for text in option.opts)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["data"], ["generate", "--help"]], ids=str)
+def test_help_is_a_result(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("Usage: nanochat")
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version").out.startswith("nanochat 0.")
+
+
+def test_help_starts_at_once_and_loads_no_framework() -> None:
+    program = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from nanochat.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(time.perf_counter() - start, 'numpy' in sys.modules)"
+    )
+
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()[-2:]
+        for _ in range(5)
+    ]
+
+    assert min(float(seconds) for seconds, _ in answers) < 0.3
+    assert {loaded for _, loaded in answers} == {"False"}
+
+
+def test_a_table_has_numbers_on_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([("a", 5, "1.5 MB"), ("bcd", 1000, "20 kB")], header=("name", "count", "size"))
+
+    assert capsys.readouterr().out == (
+        "name  count    size\n"
+        "a         5  1.5 MB\n"
+        "bcd    1000   20 kB\n"
+    )  # fmt: skip

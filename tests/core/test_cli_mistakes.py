@@ -1,0 +1,233 @@
+"""Nothing that a user, a disk or a terminal does ends in a traceback."""
+
+import io
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from nanochat import cli
+from nanochat.cli.output import write
+from tests.core.command_line import GREEDY, Run, finish, start
+
+MISTAKES = [
+    (["bake"], 2, "there is no verb 'bake': choose from generate,"),
+    (["data", "bake"], 2, "there is no verb 'bake': choose from prepare, show"),
+    (["--loud"], 2, "No such option '--loud'"),
+    (["generate"], 2, "Missing option '--prompt'; see nanochat generate --help"),
+    (["generate", "MODEL", "--prompt", ""], 2, "the prompt is empty"),
+    (["generate", "MODEL", "--prompt", "\udcff"], 2, "lone surrogate"),
+    (["generate", "MODEL", "--prompt", "a", "--temperature", "-1"], 2, "temperature=-1.0"),
+    (["generate", "MODEL", "--prompt", "a", "--temperature", "nan"], 2, "temperature=nan"),
+    (["generate", "MODEL", "--prompt", "a", "--temperature", "hot"], 2, "'hot' is not a valid"),
+    (["generate", "MODEL", "--prompt", "a", "--top-p", "0"], 2, "top_p=0.0"),
+    (["generate", "MODEL", "--prompt", "a", "--seed", "-1"], 2, "seed=-1"),
+    (["generate", "MODEL", "--prompt", "a", "--stop", ""], 2, "stop string is empty"),
+    (["generate", "MODEL", "--prompt", "a", "--max-tokens", "0"], 2, "--max-tokens"),
+    (["generate", "MODEL", "--prompt", "a", "--max-tokens", "99"], 2, "max_tokens=62 or less"),
+    (["generate", "MODEL", "--prompt", "a" * 99], 2, "leaves no room"),
+    (["generate", "MODEL", "--prompt", "a", "--backend", "abacus"], 2, "'abacus' is not one of"),
+    (["generate", "nanochat-tinny", "--prompt", "a"], 1, "did you mean nanochat-tiny"),
+    (["generate", "EMPTY", "--prompt", "a"], 1, "config.json: no such file"),
+    (["generate", "EMPTY/no.gguf", "--prompt", "a"], 1, "no such directory or .gguf file"),
+    (["generate", "BROKEN", "--prompt", "a"], 1, "not valid JSON"),
+    (["generate", "IMPOSSIBLE", "--prompt", "a"], 1, "num_streams"),
+    (["chat", "--json"], 2, "pass --message"),
+    (["chat", "MODEL", "--message", "a" * 99], 2, "leaves no room"),
+    (["models", "show", "nanochat-9b"], 2, "choose nanochat-"),
+    (["info"], 2, "Missing argument 'PRESET-OR-MODEL'"),
+    (["info", "tiny", "--context", "9999"], 2, "context=9999"),
+    (["info", "huge"], 1, "no model is named 'huge'"),
+    (["info", "IMPOSSIBLE"], 1, "num_streams"),
+    (["data", "prepare"], 2, "Missing"),
+    (["data", "prepare", "EMPTY", "--out", "OUT"], 2, "either --vocab-size"),
+    (["data", "prepare", "EMPTY", "--out", "OUT", "--vocab-size", "300"], 1, "matches no file"),
+    (["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "9"], 2, "vocab_size=263"),
+    (["data", "show", "EMPTY"], 1, "data.json"),
+    (["export"], 2, "there is no verb 'export'"),
+    (["nanochat-export", "MODEL"], 2, "Missing option '--format'"),
+    (["nanochat-export", "--format", "pdf", "MODEL"], 2, "'pdf' is not one of"),
+    (["nanochat-export", "--format", "gguf"], 2, "Missing argument 'MODEL'"),
+    (["nanochat-export", "--format", "gguf", "--out", "FILE/x", "MODEL"], 1, "cannot write"),
+    (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:60] for m in MISTAKES]
+)
+def test_a_mistake_is_one_line_and_an_exit_code(
+    run: Run, directory: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    places = {name: tmp_path / name for name in ("EMPTY", "BROKEN", "IMPOSSIBLE", "OUT", "FILE")}
+    for name in ("EMPTY", "BROKEN", "IMPOSSIBLE"):
+        places[name].mkdir()
+    places["FILE"].touch()
+    (places["BROKEN"] / "config.json").write_text("{")
+    config = json.loads((directory / "config.json").read_text())
+    (places["IMPOSSIBLE"] / "config.json").write_text(json.dumps({**config, "num_streams": 3}))
+    for name, path in {**places, "MODEL": directory}.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    program = arguments.pop(0) if arguments[0] == "nanochat-export" else "nanochat"
+
+    result = run(*arguments, program=program)
+
+    last = result.err.splitlines()[-1]
+    assert (result.code, result.out) == (code, "")
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_standard_input_that_is_no_text_is_a_mistake(run: Run, directory: Path) -> None:
+    result = run("generate", directory, "--prompt", "-", stdin=b"a\xff")
+
+    assert (result.code, result.err) == (
+        2,
+        "error: byte 1 of standard input is not UTF-8: convert the text\n",
+    )
+
+
+def test_a_log_level_that_does_not_exist_is_a_mistake(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_LOG", "loud")
+
+    result = run("models", "list")
+
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: NANOCHAT_LOG='loud': choose one of debug, info, warning, error\n"
+
+
+def test_the_log_can_be_silenced(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_LOG", "error")
+
+    assert "runs on" not in run("generate", directory, "--prompt", "a", *GREEDY).err
+
+
+def test_a_verb_that_is_not_installed_leaves_the_others_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli._VERBS, "train", ("nanochat.cli.absent", "train", "Train a model."))
+
+    assert run("--help").code == run("models", "list").code == 0
+    assert "train cannot run, because nanochat.cli.absent is not installed" in run("train").err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(28, "No space left on device", "out.bin"), 1, "No space left on device (out.bin)"),
+        (MemoryError(), 1, "out of memory"),
+        (ModuleNotFoundError(name="onnx_ir"), 1, "pip install 'nanochat-ternary[onnx]'"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+    ids=["disk", "memory", "package", "interrupt"],
+)
+def test_trouble_outside_of_the_program_has_no_traceback(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(cli._VERBS, "fail", (__name__, "fail", "Fail."))
+    monkeypatch.setitem(sys.modules[__name__].__dict__, "fail", click.command("fail")(fail))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+
+    result = run("fail")
+
+    assert result.code == code
+    assert line in result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_interrupt_keeps_what_was_generated_and_ends_with_130(large_context: Path) -> None:
+    process = start("generate", large_context, "--prompt", "a", "--max-tokens", 16_000, *GREEDY)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+
+    assert first
+    assert result.code == 130
+    assert result.err.endswith("interrupted)\n")
+    assert "Traceback" not in result.err
+
+
+def test_an_interrupt_ends_the_answer_but_not_the_conversation(large_context: Path) -> None:
+    process = start("chat", large_context, "--max-tokens", 12_000, *GREEDY)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    process.stdout.read(1)
+
+    process.send_signal(signal.SIGINT)
+    process.stdin.write(b"/exit\n")
+    result = finish(process)
+
+    assert (result.code, result.out[-1:]) == (0, "\n")
+    assert "Traceback" not in result.err
+
+
+def test_an_interrupt_ends_a_json_object_properly(large_context: Path) -> None:
+    options = ("--prompt", "a", "--max-tokens", 16_000, *GREEDY, "--json")
+    process = start("generate", large_context, *options)
+    assert process.stderr is not None
+    while b"runs on" not in process.stderr.readline():
+        pass
+    time.sleep(0.3)
+
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+
+    assert result.code == 130
+    assert result.last_json["finish_reason"] == "interrupted"
+    assert result.last_json["text"]
+
+
+def test_a_reader_that_goes_away_is_no_error(large_context: Path) -> None:
+    process = start("generate", large_context, "--prompt", "a", "--max-tokens", 16_000, *GREEDY)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+
+    process.stdout.close()
+    with process:
+        err = process.stderr.read().decode()
+
+    assert process.returncode == 141
+    assert "error" not in err
+    assert "Traceback" not in err
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark(polite: Path) -> None:
+    options = ("--prompt", "ö", "--max-tokens", 4, *GREEDY, "--json")
+
+    result = finish(start("generate", polite, *options, PYTHONIOENCODING="ascii"))
+
+    assert result.code == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_obeys_no_control_character_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", Terminal())
+
+    write("a\x1b[2J\tb\r\n\x9b")
+
+    assert isinstance(sys.stdout, Terminal)
+    assert sys.stdout.getvalue() == "a�[2J\tb�\n�"
