@@ -348,6 +348,17 @@ def test_extra_heads_are_causal() -> None:
     assert error(other[:, :5], ahead[:, :5]) < 1e-6
 
 
+def test_extra_heads_read_what_the_coda_writes() -> None:
+    config = ModelConfig(**LOOP, num_ahead=1)
+    weights = smooth(OPS.prepare(drawn(config)))
+    first, looped, _ = weights.layers
+    other_coda = dataclasses.replace(weights, layers=(first, looped, first))
+
+    (ahead,) = train(config, weights).ahead
+
+    assert error(train(config, other_coda).ahead[0], ahead) > 1e-2
+
+
 def test_routing_holds_the_logits_of_every_mixture_that_ran() -> None:
     config = ModelConfig(**LOOP, num_experts=3, expert_width=128)
     weights = smooth(OPS.prepare(drawn(config)))
@@ -559,6 +570,21 @@ def test_leaving_after_the_first_step_equals_a_loop_of_one_step() -> None:
     logits = run(config, leaving, TOKENS)
 
     assert np.array_equal(logits, run(single, leaving, TOKENS))
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(0.2, 1), (0.3, 2), (0.43, 2), (0.45, 3)])
+def test_a_token_leaves_once_its_exit_probability_reaches_the_threshold(
+    threshold: float, steps: int
+) -> None:
+    config, weights = model("adaptive loop")
+    adaptive = dataclasses.replace(config, exit_threshold=threshold)
+    shorter = dataclasses.replace(config, loop_count=steps, exit_threshold=1.0)
+    # A token stays with probability 3/4, so 1/4 and then 7/16 have left.
+    undecided = with_stay_logit(weights, float(np.log(3)))
+
+    logits = run(adaptive, undecided, TOKENS)
+
+    assert np.array_equal(logits, run(shorter, undecided, TOKENS))
 
 
 def test_leaving_early_skips_the_remaining_steps() -> None:

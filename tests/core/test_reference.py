@@ -501,6 +501,15 @@ def test_equal_logits_choose_the_first_experts() -> None:
     assert error(y, x * factors[None, :, None]) < 1e-6
 
 
+def test_equal_logits_of_many_experts_choose_the_first() -> None:
+    x, logits = normal(0, 1, 8, 4), np.random.default_rng(1).integers(0, 2, (1, 8, 100))
+
+    y = OPS.experts(x, logits.astype(np.float32), [Network(e) for e in range(100)], top_k=3)
+
+    first_ones = [np.flatnonzero(scores)[:3].mean() for scores in logits[0]]
+    assert error(y, x * np.array(first_ones)[None, :, None]) < 1e-6
+
+
 def test_an_expert_sees_only_the_tokens_that_chose_it() -> None:
     x = np.arange(3, dtype=np.float32).reshape(1, 3, 1)
     logits = np.array([[[9, 0, 0], [0, 0, 9], [9, 0, 0]]], np.float32)
