@@ -45,6 +45,11 @@ class Pair(Generic[R, X]):
     other: X
 
 
+Arrays = Pair[Values, Array]
+Leaves = Pair[ReferenceLeaf, Leaf]
+States = Pair[ReferenceState, State]
+
+
 class LockstepOps(Generic[Array, Leaf, State]):
     """The reference and another backend, as one backend.
 
@@ -99,70 +104,62 @@ class LockstepOps(Generic[Array, Leaf, State]):
         ]
         assert not bad, "; ".join(bad)
 
-    def compare(self, name: str, pair: Pair[Values, Array]) -> None:
+    def compare(self, name: str, pair: Arrays[Array]) -> None:
         """Note the error of an array under the name of an operation."""
         error = rms_error(self.other.numpy(pair.other), self.reference.numpy(pair.reference))
         self.errors[name] = max(error, self.errors.get(name, 0.0))
 
     # The border.
 
-    def prepare(self, weights: Weights[Stored]) -> Weights[Pair[ReferenceLeaf, Leaf]]:
+    def prepare(self, weights: Weights[Stored]) -> Weights[Leaves[Leaf]]:
         others = dict(named_leaves(self.other.prepare(weights)))
         return map_leaves(
             lambda name, leaf: Pair(leaf, others[name]), self.reference.prepare(weights)
         )
 
-    def tokens(self, ids: NDArray[np.int64]) -> Pair[Values, Array]:
+    def tokens(self, ids: NDArray[np.int64]) -> Arrays[Array]:
         return Pair(self.reference.tokens(ids), self.other.tokens(ids))
 
-    def array(self, values: Values) -> Pair[Values, Array]:
+    def array(self, values: Values) -> Arrays[Array]:
         return Pair(self.reference.array(values), self.other.array(values))
 
-    def numpy(self, x: Pair[Values, Array]) -> Values:
+    def numpy(self, x: Arrays[Array]) -> Values:
         """The other backend's numbers."""
         return self.other.numpy(x.other)
 
-    def new_state(
-        self, slots: Sequence[Slot], *, batch: int, capacity: int
-    ) -> Pair[ReferenceState, State]:
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> States[State]:
         return Pair(
             self.reference.new_state(slots, batch=batch, capacity=capacity),
             self.other.new_state(slots, batch=batch, capacity=capacity),
         )
 
-    def stack(self, states: Sequence[Pair[ReferenceState, State]]) -> Pair[ReferenceState, State]:
+    def stack(self, states: Sequence[States[State]]) -> States[State]:
         return Pair(
             self.reference.stack([state.reference for state in states]),
             self.other.stack([state.other for state in states]),
         )
 
-    def advance(self, state: Pair[ReferenceState, State], tokens: Pair[Values, Array]) -> None:
+    def advance(self, state: States[State], tokens: Arrays[Array]) -> None:
         self.reference.advance(state.reference, tokens.reference)
         self.other.advance(state.other, tokens.other)
 
     # Tables, norms, linears.
 
-    def embed(
-        self, tokens: Pair[Values, Array], table: Pair[ReferenceLeaf, Leaf]
-    ) -> Pair[Values, Array]:
+    def embed(self, tokens: Arrays[Array], table: Leaves[Leaf]) -> Arrays[Array]:
         return self._run(
             "embed",
             lambda: self.reference.embed(tokens.reference, table.reference),
             lambda: self.other.embed(tokens.other, table.other),
         )
 
-    def rms_norm(
-        self, x: Pair[Values, Array], gain: Pair[ReferenceLeaf, Leaf], *, eps: float
-    ) -> Pair[Values, Array]:
+    def rms_norm(self, x: Arrays[Array], gain: Leaves[Leaf], *, eps: float) -> Arrays[Array]:
         return self._run(
             "rms_norm",
             lambda: self.reference.rms_norm(x.reference, gain.reference, eps=eps),
             lambda: self.other.rms_norm(x.other, gain.other, eps=eps),
         )
 
-    def project(
-        self, x: Pair[Values, Array], *linears: Pair[ReferenceLeaf, Leaf]
-    ) -> tuple[Pair[Values, Array], ...]:
+    def project(self, x: Arrays[Array], *linears: Leaves[Leaf]) -> tuple[Arrays[Array], ...]:
         x = self._equal_input(x)
         return self._run_all(
             [
@@ -173,44 +170,42 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.project(x.other, *(w.other for w in linears)),
         )
 
-    def add(self, x: Pair[Values, Array], y: Pair[Values, Array]) -> Pair[Values, Array]:
+    def add(self, x: Arrays[Array], y: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "add",
             lambda: self.reference.add(x.reference, y.reference),
             lambda: self.other.add(x.other, y.other),
         )
 
-    def parameter(self, leaf: Pair[ReferenceLeaf, Leaf]) -> Pair[Values, Array]:
+    def parameter(self, leaf: Leaves[Leaf]) -> Arrays[Array]:
         return self._run(
             "parameter",
             lambda: self.reference.parameter(leaf.reference),
             lambda: self.other.parameter(leaf.other),
         )
 
-    def last(self, x: Pair[Values, Array]) -> Pair[Values, Array]:
+    def last(self, x: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "last", lambda: self.reference.last(x.reference), lambda: self.other.last(x.other)
         )
 
     # Attention.
 
-    def split_heads(self, x: Pair[Values, Array], heads: int) -> Pair[Values, Array]:
+    def split_heads(self, x: Arrays[Array], heads: int) -> Arrays[Array]:
         return self._run(
             "split_heads",
             lambda: self.reference.split_heads(x.reference, heads),
             lambda: self.other.split_heads(x.other, heads),
         )
 
-    def merge_heads(self, x: Pair[Values, Array]) -> Pair[Values, Array]:
+    def merge_heads(self, x: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "merge_heads",
             lambda: self.reference.merge_heads(x.reference),
             lambda: self.other.merge_heads(x.other),
         )
 
-    def rope(
-        self, x: Pair[Values, Array], *, theta: float, state: Pair[ReferenceState, State] | None
-    ) -> Pair[Values, Array]:
+    def rope(self, x: Arrays[Array], *, theta: float, state: States[State] | None) -> Arrays[Array]:
         return self._run(
             "rope",
             lambda: self.reference.rope(x.reference, theta=theta, state=_reference(state)),
@@ -219,13 +214,13 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def attention(
         self,
-        q: Pair[Values, Array],
-        k: Pair[Values, Array],
-        v: Pair[Values, Array],
+        q: Arrays[Array],
+        k: Arrays[Array],
+        v: Arrays[Array],
         *,
-        state: Pair[ReferenceState, State] | None,
+        state: States[State] | None,
         slot: int,
-    ) -> Pair[Values, Array]:
+    ) -> Arrays[Array]:
         return self._run(
             "attention",
             lambda: self.reference.attention(
@@ -235,12 +230,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
         )
 
     def remember(
-        self,
-        k: Pair[Values, Array],
-        v: Pair[Values, Array],
-        *,
-        state: Pair[ReferenceState, State],
-        slot: int,
+        self, k: Arrays[Array], v: Arrays[Array], *, state: States[State], slot: int
     ) -> None:
         self.reference.remember(k.reference, v.reference, state=state.reference, slot=slot)
         self.other.remember(k.other, v.other, state=state.other, slot=slot)
@@ -248,13 +238,8 @@ class LockstepOps(Generic[Array, Leaf, State]):
     # Gated DeltaNet.
 
     def short_conv(
-        self,
-        x: Pair[Values, Array],
-        kernel: Pair[ReferenceLeaf, Leaf],
-        *,
-        state: Pair[ReferenceState, State] | None,
-        slot: int,
-    ) -> Pair[Values, Array]:
+        self, x: Arrays[Array], kernel: Leaves[Leaf], *, state: States[State] | None, slot: int
+    ) -> Arrays[Array]:
         return self._run(
             "short_conv",
             lambda: self.reference.short_conv(
@@ -265,17 +250,17 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def delta_rule(
         self,
-        q: Pair[Values, Array],
-        k: Pair[Values, Array],
-        v: Pair[Values, Array],
-        beta: Pair[Values, Array],
-        decay: Pair[Values, Array],
-        log_rate: Pair[ReferenceLeaf, Leaf],
-        time_bias: Pair[ReferenceLeaf, Leaf],
+        q: Arrays[Array],
+        k: Arrays[Array],
+        v: Arrays[Array],
+        beta: Arrays[Array],
+        decay: Arrays[Array],
+        log_rate: Leaves[Leaf],
+        time_bias: Leaves[Leaf],
         *,
-        state: Pair[ReferenceState, State] | None,
+        state: States[State] | None,
         slot: int,
-    ) -> Pair[Values, Array]:
+    ) -> Arrays[Array]:
         return self._run(
             "delta_rule",
             lambda: self.reference.delta_rule(
@@ -304,21 +289,21 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     # Networks.
 
-    def swiglu(self, gate: Pair[Values, Array], up: Pair[Values, Array]) -> Pair[Values, Array]:
+    def swiglu(self, gate: Arrays[Array], up: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "swiglu",
             lambda: self.reference.swiglu(gate.reference, up.reference),
             lambda: self.other.swiglu(gate.other, up.other),
         )
 
-    def relu2(self, x: Pair[Values, Array], up: Pair[Values, Array] | None) -> Pair[Values, Array]:
+    def relu2(self, x: Arrays[Array], up: Arrays[Array] | None) -> Arrays[Array]:
         return self._run(
             "relu2",
             lambda: self.reference.relu2(x.reference, _reference(up)),
             lambda: self.other.relu2(x.other, _other(up)),
         )
 
-    def gate(self, x: Pair[Values, Array], logits: Pair[Values, Array]) -> Pair[Values, Array]:
+    def gate(self, x: Arrays[Array], logits: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "gate",
             lambda: self.reference.gate(x.reference, logits.reference),
@@ -327,12 +312,12 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def experts(
         self,
-        x: Pair[Values, Array],
-        logits: Pair[Values, Array],
-        networks: Sequence[Callable[[Pair[Values, Array]], Pair[Values, Array]]],
+        x: Arrays[Array],
+        logits: Arrays[Array],
+        networks: Sequence[Callable[[Arrays[Array]], Arrays[Array]]],
         *,
         top_k: int,
-    ) -> Pair[Values, Array]:
+    ) -> Arrays[Array]:
         """Each backend routes by itself, from equal logits.
 
         The reference runs first and notes what its experts project; the other's rows are replaced by the nearest of
@@ -366,7 +351,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     # mHC.
 
-    def mhc_open(self, x: Pair[Values, Array], num_streams: int) -> Pair[Values, Array]:
+    def mhc_open(self, x: Arrays[Array], num_streams: int) -> Arrays[Array]:
         return self._run(
             "mhc_open",
             lambda: self.reference.mhc_open(x.reference, num_streams),
@@ -375,13 +360,13 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def mhc_read(
         self,
-        streams: Pair[Values, Array],
-        site: Mhc[Pair[ReferenceLeaf, Leaf]],
+        streams: Arrays[Array],
+        site: Mhc[Leaves[Leaf]],
         *,
         mixer: Mixer,
         iterations: int,
         eps: float,
-    ) -> tuple[Pair[Values, Array], Pair[Values, Array], Pair[Values, Array] | None]:
+    ) -> tuple[Arrays[Array], Arrays[Array], Arrays[Array] | None]:
         *expected, expected_mix = self.reference.mhc_read(
             streams.reference,
             Mhc(
@@ -418,11 +403,11 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def mhc_write(
         self,
-        streams: Pair[Values, Array],
-        y: Pair[Values, Array],
-        post: Pair[Values, Array],
-        mix: Pair[Values, Array] | None,
-    ) -> Pair[Values, Array]:
+        streams: Arrays[Array],
+        y: Arrays[Array],
+        post: Arrays[Array],
+        mix: Arrays[Array] | None,
+    ) -> Arrays[Array]:
         return self._run(
             "mhc_write",
             lambda: self.reference.mhc_write(
@@ -431,7 +416,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.mhc_write(streams.other, y.other, post.other, _other(mix)),
         )
 
-    def mhc_close(self, streams: Pair[Values, Array]) -> Pair[Values, Array]:
+    def mhc_close(self, streams: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "mhc_close",
             lambda: self.reference.mhc_close(streams.reference),
@@ -440,16 +425,14 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     # Adaptive depth.
 
-    def survival(
-        self, previous: Pair[Values, Array] | None, logits: Pair[Values, Array]
-    ) -> Pair[Values, Array]:
+    def survival(self, previous: Arrays[Array] | None, logits: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "survival",
             lambda: self.reference.survival(_reference(previous), logits.reference),
             lambda: self.other.survival(_other(previous), logits.other),
         )
 
-    def at_most(self, x: Pair[Values, Array], threshold: float) -> Pair[Values, Array]:
+    def at_most(self, x: Arrays[Array], threshold: float) -> Arrays[Array]:
         mask = Pair(
             self.reference.at_most(x.reference, threshold), self.other.at_most(x.other, threshold)
         )
@@ -457,14 +440,12 @@ class LockstepOps(Generic[Array, Leaf, State]):
         # Not made equal: only a backend knows how it writes a mask.
         return mask
 
-    def every(self, mask: Pair[Values, Array]) -> bool:
+    def every(self, mask: Arrays[Array]) -> bool:
         expected, found = self.reference.every(mask.reference), self.other.every(mask.other)
         self.errors["every"] = self.errors.get("every", 0.0) if expected == found else np.inf
         return expected
 
-    def select(
-        self, mask: Pair[Values, Array], yes: Pair[Values, Array], no: Pair[Values, Array]
-    ) -> Pair[Values, Array]:
+    def select(self, mask: Arrays[Array], yes: Arrays[Array], no: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "select",
             lambda: self.reference.select(mask.reference, yes.reference, no.reference),
@@ -475,7 +456,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
 
     def _run(
         self, name: str, reference: Callable[[], Values], other: Callable[[], Array]
-    ) -> Pair[Values, Array]:
+    ) -> Arrays[Array]:
         return self._run_all([name], lambda: (reference(),), lambda: (other(),))[0]
 
     def _run_all(
@@ -483,7 +464,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
         names: Sequence[str],
         reference: Callable[[], tuple[Values, ...]],
         other: Callable[[], tuple[Array, ...]],
-    ) -> tuple[Pair[Values, Array], ...]:
+    ) -> tuple[Arrays[Array], ...]:
         empty = self.array(np.zeros((1, 1), np.float32))
         missing = len(names)
         expected = (empty.reference,) * missing if self._alone == "other" else reference()
@@ -493,16 +474,16 @@ class LockstepOps(Generic[Array, Leaf, State]):
             for name, mine, its in zip(names, expected, found, strict=True)
         )
 
-    def _finished(self, name: str, pair: Pair[Values, Array]) -> Pair[Values, Array]:
+    def _finished(self, name: str, pair: Arrays[Array]) -> Arrays[Array]:
         if self._alone != "no" or self.equalize == "roundings":
             return pair
         return self._equalized(name, pair)
 
-    def _equalized(self, name: str, pair: Pair[Values, Array]) -> Pair[Values, Array]:
+    def _equalized(self, name: str, pair: Arrays[Array]) -> Arrays[Array]:
         self.compare(name, pair)
         return Pair(pair.reference, self.other.array(pair.reference))
 
-    def _equal_input(self, x: Pair[Values, Array]) -> Pair[Values, Array]:
+    def _equal_input(self, x: Arrays[Array]) -> Arrays[Array]:
         if self._alone == "no":
             return self._equalized("drift", x)
         if self._alone == "reference":

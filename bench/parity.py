@@ -82,22 +82,23 @@ def table(results: Sequence[Result]) -> Table:
     return drawn
 
 
-def require(name: str) -> None:
-    """Refuse to time a backend that disagrees with the reference.
+def require(*names: str) -> None:
+    """Refuse to time backends, or any that can run here if none is named, that disagree with the reference.
 
     Raises
     ------
     BackendError
         With the operation that is wrong.
     """
-    for option in _FEW:
-        found = _compare(CASES[option], name)
-        if not found.passes:
-            raise BackendError(
-                f"backend {name!r} disagrees with the reference on {option} (worst operation {found.operation}, "
-                f"{found.part:.2g} times its tolerance; logits {found.logits:.2g}): no green, no number; "
-                "run python -m bench parity"
-            )
+    for name in names or _backends():
+        for option in _FEW:
+            found = _compare(CASES[option], name)
+            if not found.passes:
+                raise BackendError(
+                    f"backend {name!r} disagrees with the reference on {option} (worst operation {found.operation}, "
+                    f"{found.part:.2g} times its tolerance; logits {found.logits:.2g}): no green, no number; "
+                    "run python -m bench parity"
+                )
 
 
 def _backends() -> list[str]:
