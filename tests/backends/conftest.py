@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.lockstep import LockstepOps
 from nanochat import backends
 from nanochat.ops import Ops
 
@@ -33,6 +34,12 @@ def ops(request: pytest.FixtureRequest) -> Iterator[Ops[Any, Any, Any]]:
 def other(request: pytest.FixtureRequest) -> Iterator[Ops[Any, Any, Any]]:
     """As `ops`, but without the reference, for what is compared with it."""
     yield from loaded(request.param)
+
+
+@pytest.fixture
+def lockstep(other: Ops[Any, Any, Any]) -> LockstepOps[Any, Any, Any]:
+    """The reference and a backend side by side."""
+    return LockstepOps(other)
 
 
 def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:

@@ -1,0 +1,144 @@
+"""Activations, experts, mHC and masks alone, on awkward shapes and numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.tolerances import TOLERANCES, rms_error
+from nanochat.config import Mixer
+from nanochat.weights import Dense, Mhc, Stored
+from tests.backends.leaves import AnyOps, Lockstep, normal, prepared, ternary_leaf
+
+
+@pytest.mark.parametrize("features", [1, 7, 129])
+def test_activations(lockstep: Lockstep, features: int) -> None:
+    x = lockstep.array(normal(2, 3, features) * 4)
+    y = lockstep.array(normal(2, 3, features, seed=1))
+
+    lockstep.swiglu(x, y)
+    lockstep.relu2(x, None)
+    lockstep.relu2(x, y)
+    lockstep.gate(y, x)
+    lockstep.survival(None, x)
+    lockstep.survival(y, x)
+
+    lockstep.check()
+
+
+def test_activations_do_not_overflow(lockstep: Lockstep) -> None:
+    x = lockstep.array(np.array([[[-1e4, -100, -0.0, 0, 100, 1e4]]], np.float32))
+
+    lockstep.swiglu(x, x)
+    lockstep.gate(x, x)
+    lockstep.survival(None, x)
+
+    lockstep.check()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_experts", "top_k"), [(1, 8, 2), (7, 3, 1), (13, 4, 4), (65, 8, 2)], ids=str
+)
+def test_experts(lockstep: Lockstep, tokens: int, num_experts: int, top_k: int) -> None:
+    leaf = prepared(lockstep, ternary_leaf(128, 128, block=128, activation_block=128))
+    gains = [prepared(lockstep, Dense(values=normal(128, seed=e))) for e in range(num_experts)]
+    networks = [
+        lambda rows, gain=gain: lockstep.rms_norm(lockstep.project(rows, leaf)[0], gain, eps=1e-6)
+        for gain in gains
+    ]
+    x = lockstep.array(normal(1, tokens, 128))
+
+    lockstep.experts(x, lockstep.array(normal(1, tokens, num_experts)), networks, top_k=top_k)
+
+    lockstep.check()
+
+
+def test_equal_experts_are_taken_in_their_order(ops: AnyOps) -> None:
+    networks = [lambda rows, e=e: ops.add(rows, ops.array(np.full(4, e, "f"))) for e in range(5)]
+    logits = np.array([[[0, 0, 0, 0, 0], [0, 1, 0, 1, 1]]], np.float32)
+
+    y = ops.experts(
+        ops.array(np.zeros((1, 2, 4), np.float32)), ops.array(logits), networks, top_k=2
+    )
+
+    # The means of experts 0 and 1, and of experts 1 and 3.
+    np.testing.assert_allclose(ops.numpy(y)[0, :, 0], [0.5, 2], rtol=1e-6)
+
+
+def mhc_site(n: int, width: int, mixer: Mixer, *, dynamic: bool, spread: float) -> Mhc[Stored]:
+    mix = {"lite": {2: 2, 4: 24}[n], "sinkhorn": n * n, "identity": 0}[mixer]
+
+    def leaf(*shape: int) -> Dense:
+        return Dense(values=normal(*shape, seed=sum(shape)) * np.float32(spread))
+
+    return Mhc(
+        read=leaf(n),
+        write=leaf(n),
+        mix=leaf(mix) if mix else None,
+        projection=leaf(2 * n + mix, n * width) if dynamic else None,
+        gates=leaf(3) if dynamic else None,
+    )
+
+
+def prepared_site(ops: AnyOps, site: Mhc[Stored]) -> Mhc[Any]:
+    leaves = {
+        name: None if leaf is None else prepared(ops, leaf) for name, leaf in vars(site).items()
+    }
+    return Mhc(**leaves)
+
+
+@pytest.mark.parametrize("mixer", ["lite", "sinkhorn", "identity"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (7, 129)], ids=str)
+def test_mhc(
+    lockstep: Lockstep, mixer: Mixer, n: int, tokens: int, width: int, dynamic: bool
+) -> None:
+    site = prepared_site(lockstep, mhc_site(n, width, mixer, dynamic=dynamic, spread=0.3))
+    streams = lockstep.array(normal(2, tokens, n, width))
+
+    u, post, mix = lockstep.mhc_read(streams, site, mixer=mixer, iterations=20, eps=1e-6)
+    lockstep.mhc_write(streams, u, post, mix)
+    lockstep.mhc_close(streams)
+    lockstep.mhc_open(u, n)
+
+    lockstep.check()
+
+
+@pytest.mark.parametrize("mixer", ["lite", "sinkhorn"])
+def test_mhc_with_large_logits(lockstep: Lockstep, mixer: Mixer) -> None:
+    site = prepared_site(lockstep, mhc_site(4, 8, mixer, dynamic=False, spread=30))
+
+    lockstep.mhc_read(
+        lockstep.array(normal(1, 3, 4, 8)), site, mixer=mixer, iterations=20, eps=1e-6
+    )
+
+    lockstep.check()
+
+
+def test_prepared_sites_do_not_share_coefficients(ops: AnyOps) -> None:
+    streams = ops.array(normal(1, 3, 2, 8))
+    written = []
+    for spread in (0.0, 5.0):
+        site = prepared_site(ops, mhc_site(2, 8, "lite", dynamic=False, spread=spread))
+        _, post, _ = ops.mhc_read(streams, site, mixer="lite", iterations=20, eps=1e-6)
+        written.append(ops.numpy(post))
+
+    assert rms_error(written[1], written[0]) > TOLERANCES["mhc_read"].limit
+
+
+def test_masks(lockstep: Lockstep) -> None:
+    x = lockstep.array(np.array([[[0.25], [0.5], [0.75]]], np.float32))
+    yes, no = (lockstep.array(normal(1, 3, 5, seed=seed)) for seed in range(2))
+    deep_yes, deep_no = (lockstep.array(normal(1, 3, 4, 5, seed=seed)) for seed in range(2))
+
+    mask = lockstep.at_most(x, 0.5)
+    lockstep.select(mask, yes, no)
+    lockstep.select(mask, deep_yes, deep_no)
+
+    assert [lockstep.every(lockstep.at_most(x, limit)) for limit in (0.2, 0.5, 0.75)] == [
+        False,
+        False,
+        True,
+    ]
+    lockstep.check()
