@@ -17,7 +17,14 @@ from nanochat.config import Mixer
 from nanochat.ops import Slot
 from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
 
-__all__ = ["LatentLinear", "PackedLinear", "TableLinear", "TorchOps", "TorchState", "cuda_is_available"]
+__all__ = [
+    "LatentLinear",
+    "PackedLinear",
+    "TableLinear",
+    "TorchOps",
+    "TorchState",
+    "cuda_is_available",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,7 +207,7 @@ class TorchOps:
         return x[:, -1:]
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, x.shape[-1] // heads))
+        return x.view(*x.shape[:-1], heads, x.shape[-1] // heads)
 
     def merge_heads(self, x: Tensor) -> Tensor:
         return x.flatten(-2)
@@ -236,9 +243,7 @@ class TorchOps:
         state.tensors[slot][0][rows, places] = k
         state.tensors[slot][1][rows, places] = v
 
-    def short_conv(
-        self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int
-    ) -> Tensor:
+    def short_conv(self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int) -> Tensor:
         weight = _dense(kernel)
         taps = weight.shape[1]
         if state is None:
@@ -330,8 +335,10 @@ class TorchOps:
             # A sum of n scaled streams fuses with the addition; a product with an n x n matrix does not.
             mixed = torch.stack(
                 [
-                    sum((mix[i, j] * streams[:, :, j] for j in range(1, mix.shape[0])),
-                        mix[i, 0] * streams[:, :, 0])
+                    sum(
+                        (mix[i, j] * streams[:, :, j] for j in range(1, mix.shape[0])),
+                        mix[i, 0] * streams[:, :, 0],
+                    )
                     for i in range(mix.shape[0])
                 ],
                 dim=2,
@@ -398,15 +405,15 @@ def _rounded_weight(linear: LatentLinear) -> Tensor:
     if linear.kind == "int8":
         scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
         return _straight_through(values, (weight / scales).round().clamp(-127, 127) * scales)
+    # As in `ternary.quantize`, to the last bit.
     blocks = weight.unflatten(1, (-1, linear.weight_block))
-    scales = blocks.abs().mean(dim=2, keepdim=True).clamp(min=floor).half().float()
+    mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
+    scales = mean.clamp(min=floor).half().float()
     rounded = (blocks / scales).round().clamp(-1, 1) * scales
     return _straight_through(values, rounded.flatten(1))
 
 
-def _integer_product(
-    codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear
-) -> Tensor:
+def _integer_product(codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear) -> Tensor:
     """Exact integer sums per activation block, as floats wide enough to hold them, then the scales."""
     if isinstance(linear, PackedLinear):
         weight, largest = _unpack(linear.packed, linear.columns), 1
@@ -430,9 +437,7 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
     return pairs.flatten(1)[:, :columns].to(torch.int8) - 1
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
     given = q.dtype
     q, k, v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
     share = q.shape[1] // k.shape[1]
@@ -447,8 +452,9 @@ def _attend(
 def _mix(logits: Tensor, n: int, mixer: Mixer, iterations: int) -> Tensor:
     if mixer == "lite":
         table = torch.from_numpy(permutation_matrices(n).reshape(-1, n * n)).to(logits)
-        return (logits.softmax(dim=-1) @ table).unflatten(-1, (n, n))
-    matrix = (logits - logits.amax(dim=-1, keepdim=True)).exp().unflatten(-1, (n, n))
+        mixed: Tensor = (logits.softmax(dim=-1) @ table).unflatten(-1, (n, n))
+        return mixed
+    matrix: Tensor = (logits - logits.amax(dim=-1, keepdim=True)).exp().unflatten(-1, (n, n))
     for _ in range(iterations):
         matrix = matrix / matrix.sum(dim=-2, keepdim=True)
         matrix = matrix / matrix.sum(dim=-1, keepdim=True)

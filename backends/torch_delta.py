@@ -45,18 +45,19 @@ def chunked_delta_rule(
 
     total = log_keep.cumsum(dim=3)
     lower = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
-    difference = torch.where(lower, total - total.mT, 0.0)
-    between = torch.where(lower, difference.exp(), 0.0)
-    system = torch.eye(chunk, device=q.device, dtype=q.dtype) + ((beta * k) @ k.mT * between).tril(-1)
+    segments = _segment_sums(log_keep, lower)
+    between = torch.where(lower, segments.exp(), 0.0)
+    system = torch.eye(chunk, device=q.device, dtype=q.dtype) + ((beta * k) @ k.mT * between).tril(
+        -1
+    )
     known = torch.cat([beta * v, beta * total.exp() * k], dim=-1)
     solved = torch.linalg.solve_triangular(system, known, upper=False, unitriangular=True)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     inside = q @ k.mT * between
     queries = q * total.exp()
-    last = total[:, :, :, -1:]
-    remembered = k * (last - total).exp()
-    keep = last.exp()
+    remembered = k * segments[:, :, :, -1, :, None].exp()
+    keep = total[:, :, :, -1:].exp()
     if memory is None:
         memory = q.new_zeros(batch, heads, k.shape[-1], v.shape[-1])
     out = []
@@ -68,6 +69,15 @@ def chunked_delta_rule(
     return y.transpose(1, 2), memory
 
 
+def _segment_sums(log_keep: Tensor, lower: Tensor) -> Tensor:
+    """Sums of log_keep (B, H, N, L, 1) after token j up to token i, (B, H, N, L, L), zero above the diagonal.
+
+    Each is a sum of its own: the difference of two running sums would cancel where decays are strong.
+    """
+    after = lower.tril(-1)
+    return torch.where(after, log_keep.expand(*log_keep.shape[:-1], len(lower)), 0.0).cumsum(dim=3)
+
+
 def _chunks(x: Tensor, padding: int, chunk: int) -> Tensor:
-    padded = functional.pad(x, (0, 0, 0, 0, 0, padding))
-    return padded.transpose(1, 2).unflatten(2, (-1, chunk))
+    chunks: Tensor = functional.pad(x, (0, 0, 0, 0, 0, padding)).transpose(1, 2)
+    return chunks.reshape(*chunks.shape[:2], -1, chunk, chunks.shape[-1])

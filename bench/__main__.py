@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import parity
-from bench.plot import draw
-from bench.result import Case, json_line
+from bench import backends, parity, training
+from bench.case import Case
+from bench.result import json_line
 
 __all__ = ["CASES", "main"]
 
@@ -17,6 +17,17 @@ CASES = {
         summary="every option on every backend, compared with the reference",
         run=parity.run,
         table=parity.table,
+    ),
+    "backends": Case(
+        summary="speed of the shipped model on every backend",
+        run=backends.run,
+        table=backends.table,
+    ),
+    "training": Case(
+        summary="what the shipped model's training log says, beside its unquantised twin's",
+        run=training.run,
+        table=training.table,
+        plot=training.plot,
     ),
 }
 
@@ -46,7 +57,7 @@ def main(case: str, *, as_json: bool, quick: bool, check: bool, plot: Path | Non
     if not as_json:
         Console().print(chosen.table(results))
     if plot is not None:
-        draw(results, plot)
+        chosen.plot(results, plot)
     missed = [result for result in results if not result.ok]
     if check and missed:
         for result in missed:

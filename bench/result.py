@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
 from bench.machine import commit, machine
 
-__all__ = ["Case", "Result", "json_line", "table"]
+__all__ = ["Result", "json_line", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,6 @@ class Result:
     bound: float | None = None
     target: float | None = None
     ok: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A case of `python -m bench`.
-
-    `run` gives its results one by one; its argument is whether it must end within 50 seconds on two cores. `table`
-    draws them for people.
-    """
-
-    summary: str
-    run: Callable[[bool], Iterator[Result]]
-    table: Callable[[Sequence[Result]], Table]
 
 
 def json_line(result: Result) -> str:

@@ -93,7 +93,8 @@ def quantize(
     codes : int8 array, shape (R, C)
         ``clip(rint(w / scale), -1, 1)``, half to even.
     scales : float16 array, shape (R, C / block)
-        ``float16(max(mean |w|, 2**-14))``.
+        ``float16(float32(max(mean |w|, 2**-14)))``; the mean is a float64 sum, so that the order of its additions,
+        which differs between frameworks, does not show.
 
     Raises
     ------
@@ -115,9 +116,7 @@ def quantize(
     require_finite(weight, name)
     rows, columns = weight.shape
     blocks = weight.reshape(rows, num_blocks(columns, block), block)
-    # A sum beyond float32 is refused below.
-    with np.errstate(over="ignore"):
-        magnitude = np.abs(blocks).mean(axis=2, dtype=np.float32)
+    magnitude = np.abs(blocks).mean(axis=2, dtype=np.float64).astype(np.float32)
     if magnitude.size and magnitude.max() > np.finfo(np.float16).max:
         raise NumericError(
             f"{name} has a block of mean magnitude {magnitude.max():.3g}: scales are float16 and at most 65504; "

@@ -54,7 +54,11 @@ Examples:
     help="Branch off a snapshot of another run of the same model, at its step.",
 )
 @click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto is CUDA if it is there.",
 )
 @click.option(
     "--compile/--no-compile",
@@ -129,8 +133,8 @@ def train(
 
 def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
     from nanochat.config import config_to_dict
-    from nanochat.presets import preset
     from nanochat.files import parse_json, read_bytes
+    from nanochat.presets import preset
     from nanochat.train.recipe import recipe_from_dict
 
     if (preset_name is None) == (file is None):
@@ -200,5 +204,6 @@ class _progress:  # noqa: N801
             self._held_out = f"  held out {bits:.4f} bits/byte"
             self._bar.console.print(f"step {report.step}: held out {bits:.4f} bits per byte")
         if "cross_entropy" in values:
-            text = f"{values['cross_entropy']:.3f} nats/token  {values['tokens_per_second']:.0f} tokens/s{self._held_out}"
+            loss, speed = values["cross_entropy"], values["tokens_per_second"]
+            text = f"{loss:.3f} nats/token  {speed:.0f} tokens/s{self._held_out}"
             self._bar.update(self._task, completed=report.step, description=text)

@@ -213,10 +213,10 @@ class Trainer:
         values = {"loss": loss.item(), "cross_entropy": cross_entropy.item()}
         if not math.isfinite(values["loss"]):
             raise TrainingError(
-                f"the loss is {values['loss']} at step {self.step}: resume from {self.directory / 'snapshot'} with a lower "
-                "matrix_rate"
+                f"the loss is {values['loss']} at step {self.step}: resume from "
+                f"{self.directory / 'snapshot'} with a lower matrix_rate"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         mixing = mixing_gradients(gradients)
         norm = self.updater.update(self.step)
@@ -235,10 +235,17 @@ class Trainer:
     def _restore(self, start: Path) -> None:
         snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
-            raise TrainingError(f"{start} is a snapshot of another model: pass that model's configuration")
+            raise TrainingError(
+                f"{start} is a snapshot of another model: pass that model's configuration"
+            )
         for name, parameter in self.model.named_parameters():
-            if name not in snapshot.parameters or snapshot.parameters[name].shape != parameter.shape:
-                raise TrainingError(f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged")
+            if (
+                name not in snapshot.parameters
+                or snapshot.parameters[name].shape != parameter.shape
+            ):
+                raise TrainingError(
+                    f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged"
+                )
             parameter.data.copy_(snapshot.parameters[name])
         for group in self.updater.state:
             self.updater.state[group] = dict(snapshot.optimizer.get(group, {}))

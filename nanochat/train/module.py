@@ -5,7 +5,7 @@ Its ``state_dict()`` keys are the names of the weights tree, so DDP, FSDP2, ``to
 """
 
 import dataclasses
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,9 +54,7 @@ class LanguageModel(nn.Module):
         self._skeleton = map_leaves(lambda name, _: name, weights)
         # Once: torch.compile cannot trace the walk that makes it.
         parameters = dict(self.named_parameters())
-        self._tree = map_leaves(
-            lambda _, name: self._leaf(name, parameters[name]), self._skeleton
-        )
+        self._tree = map_leaves(lambda _, name: self._leaf(name, parameters[name]), self._skeleton)
 
     def tree(self) -> Weights[Leaf]:
         """The weights tree over the parameters, which updates change in place."""
@@ -94,5 +92,5 @@ def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
     for part in path:
         if part not in dict(module.named_children()):
             module.add_module(part, nn.Module())
-        module = cast(nn.Module, module.get_submodule(part))
+        module = module.get_submodule(part)
     module.register_parameter(last, parameter)

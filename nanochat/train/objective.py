@@ -1,6 +1,7 @@
 """This file holds the training objective: cross entropy, and what loops, experts and extra heads add to it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,9 +77,9 @@ def objective(
 
 
 def exit_distribution(survival: tuple[Tensor, ...]) -> Tensor:
-    """Probability of leaving the loop after each step, (steps, B, T), from the survival after all steps but the last."""
+    """Probability of leaving the loop after each step, (steps, B, T), from the survival after all but the last."""
     still = [torch.ones_like(survival[0]), *survival, torch.zeros_like(survival[0])]
-    return torch.stack([a - b for a, b in zip(still, still[1:], strict=False)])[..., 0]
+    return torch.stack([a - b for a, b in pairwise(still)])[..., 0]
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""This file holds what is measured of mHC during training: whether the streams differ, and how much the sites amplify."""
+"""This file holds what is measured of mHC in training: whether the streams differ, how much the sites amplify."""
 
 import re
 from collections.abc import Mapping
@@ -28,9 +28,7 @@ class _Probe(TorchOps):
     def mhc_read(  # type: ignore[no-untyped-def]
         self, streams: Tensor, site, *, mixer: Mixer, iterations: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        u, post, mix = super().mhc_read(
-            streams, site, mixer=mixer, iterations=iterations, eps=eps
-        )
+        u, post, mix = super().mhc_read(streams, site, mixer=mixer, iterations=iterations, eps=eps)
         # The read weights, from what a basis of streams is read as.
         self._read = site.read.sigmoid()
         return u, post, mix
@@ -38,10 +36,14 @@ class _Probe(TorchOps):
     def mhc_write(self, streams: Tensor, y: Tensor, post: Tensor, mix: Tensor | None) -> Tensor:
         out = super().mhc_write(streams, y, post, mix)
         mean = out.mean(dim=2, keepdim=True)
-        self.divergence.append(float((out - mean).square().mean().sqrt() / mean.square().mean().sqrt()))
+        self.divergence.append(
+            float((out - mean).square().mean().sqrt() / mean.square().mean().sqrt())
+        )
         assert self._read is not None
         n = streams.shape[2]
-        mixing = torch.eye(n, device=out.device) if mix is None else mix.reshape(-1, n, n).mean(dim=0)
+        mixing = (
+            torch.eye(n, device=out.device) if mix is None else mix.reshape(-1, n, n).mean(dim=0)
+        )
         write = post.reshape(-1, n).mean(dim=0)
         self.matrices.append((mixing + write[:, None] * self._read[None, :]).double().cpu().numpy())
         return out

@@ -79,7 +79,9 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
         )
     step, recipe = text.get("step"), text.get("recipe")
     if not isinstance(step, int) or step < 0 or not isinstance(recipe, dict):
-        raise FormatError(f"{path}: step {step!r} or its recipe is damaged; use an earlier snapshot")
+        raise FormatError(
+            f"{path}: step {step!r} or its recipe is damaged; use an earlier snapshot"
+        )
     optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _load(directory / "optimizer.safetensors", device).items():
         group, _, name = key.rpartition("|")

@@ -50,18 +50,23 @@ class Updater:
             The global gradient norm before clipping.
         """
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        norm: Tensor = torch.stack([g.norm() for g in gradients.values()]).norm()
         shrink = (self._recipe.clip / (norm + 1e-12)).clamp(max=1.0)
         factor = learning_rate_factor(self._recipe, step)
         for key, group in self._groups.items():
             parameters = [self._parameters[name] for name in group.names]
             # A parameter that this step did not use (an expert without tokens) has no gradient.
-            stacked = torch.stack([gradients.get(n, torch.zeros_like(self._parameters[n])) for n in group.names])
+            stacked = torch.stack(
+                [gradients.get(n, torch.zeros_like(self._parameters[n])) for n in group.names]
+            )
             hyper = Hyper(
                 learning_rate=group.rate * factor, step=step + 1, weight_decay=group.weight_decay
             )
             new, self.state[key] = rule_of(group.rule)(
-                torch.stack([p.detach() for p in parameters]), stacked * shrink, self.state[key], hyper
+                torch.stack([p.detach() for p in parameters]),
+                stacked * shrink,
+                self.state[key],
+                hyper,
             )
             for parameter, value in zip(parameters, new.unbind(), strict=True):
                 parameter.copy_(value)
@@ -74,7 +79,10 @@ def _groups(specs: Mapping[str, Spec], recipe: Recipe) -> dict[str, _Group]:
     for name, spec in specs.items():
         if spec.kind == "ternary":
             key: tuple[Rule, float, float, tuple[int, ...]] = (
-                "muon", recipe.matrix_rate, recipe.weight_decay, spec.shape,
+                "muon",
+                recipe.matrix_rate,
+                recipe.weight_decay,
+                spec.shape,
             )
         elif spec.initial in ("embedding", "head"):
             key = (recipe.table_rule, recipe.table_rate, 0.0, spec.shape)
@@ -87,5 +95,7 @@ def _groups(specs: Mapping[str, Spec], recipe: Recipe) -> dict[str, _Group]:
         limit = max(1, (1 << 26) // max(1, math.prod(shape)))
         for first in range(0, len(members), limit):
             part = tuple(members[first : first + limit])
-            groups[f"{rule}:{part[0]}"] = _Group(names=part, rule=rule, rate=rate, weight_decay=decay)
+            groups[f"{rule}:{part[0]}"] = _Group(
+                names=part, rule=rule, rate=rate, weight_decay=decay
+            )
     return groups

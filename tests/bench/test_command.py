@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from bench import result, tolerances
 from bench.__main__ import CASES, main
-from bench.result import Case, Result, json_line, table
+from bench.case import Case
+from bench.result import Result, json_line, table
 
 MET = Result(case="parity", what="met", unit="s", ours=0.5, target=1.0, ok=True)
 MISSED = Result(case="parity", what="<missed>", unit="s", ours=2.0, peer=0.0, target=1.0, ok=False)

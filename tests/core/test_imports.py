@@ -23,7 +23,7 @@ ROWS = (
     ("eval",),
     ("lm", "export"),
     ("backends", "zoo"),
-    ("model", "checkpoint", "generation", "sampling", "init", "chat"),
+    ("model", "cost", "checkpoint", "generation", "sampling", "init", "chat"),
     ("ops",),
     ("weights", "shapes", "tokenizer"),
     ("config", "presets", "ternary", "files", "tensor_file"),

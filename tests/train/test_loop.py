@@ -104,9 +104,7 @@ def test_a_killed_run_resumes_with_the_same_losses(data: Path, tmp_path: Path) -
     settings = tmp_path / "recipe.json"
     settings.write_text(json.dumps(recipe_to_dict(recipe())))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(
-        command(data, whole, "--recipe", str(settings)), check=True, capture_output=True
-    )
+    subprocess.run(command(data, whole, "--recipe", str(settings)), check=True, capture_output=True)
 
     with subprocess.Popen(
         command(data, killed, "--recipe", str(settings)), stderr=subprocess.DEVNULL
@@ -167,7 +165,7 @@ def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "snapshot" / "parameters.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
 
-    with pytest.raises(ValueError, match="parameters.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"parameters\.safetensors is damaged"):
         Trainer(recipe(), data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
 
 

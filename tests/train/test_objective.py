@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.backends.torch import TorchOps
+from nanochat.backends.torch import LatentLinear, TorchOps
 from nanochat.config import ModelConfig
 from nanochat.init import init
 from nanochat.model import TrainingOutputs
 from nanochat.train.module import LanguageModel
 from nanochat.train.objective import Objective, exit_distribution, objective
+from nanochat.weights import named_leaves
 
 
 def outputs(**changes: tuple[torch.Tensor, ...]) -> TrainingOutputs[torch.Tensor]:
@@ -104,7 +105,7 @@ def unquantised(**changes: object) -> LanguageModel:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return model
 
 
@@ -127,23 +128,23 @@ def test_gradients_agree_with_finite_differences(changes: dict[str, object]) -> 
     model = unquantised(**changes)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(16, (2, 9), generator=generator)
-    parameters = list(model.parameters())
+    parameters = [p.data for p in model.parameters()]
     directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
 
     def loss() -> torch.Tensor:
         return objective(model(tokens[:, :-1]), tokens[:, 1:], Objective(), top_k=2)[0]
 
-    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    gradients = torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True)
     slope = sum(
         float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None
     )
     step = 1e-5
     with torch.no_grad():
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter += step * direction
+            parameter.add_(direction, alpha=step)
         ahead = float(loss())
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter -= 2 * step * direction
+            parameter.sub_(direction, alpha=2 * step)
         behind = float(loss())
 
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=1e-6, abs=1e-8)
@@ -153,7 +154,8 @@ def test_rounding_is_straight_through() -> None:
     ops = TorchOps("cpu")
     config = ModelConfig(**SMALL, num_streams=1)  # type: ignore[arg-type]
     model = LanguageModel(config, init(config, np.random.default_rng(0)), ops)
-    linear = model.tree().layers[0].network.down  # type: ignore[union-attr]
+    linear = dict(named_leaves(model.tree()))["layers.0.network.down"]
+    assert isinstance(linear, LatentLinear)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
     upstream = torch.randn(3, 128, generator=torch.Generator().manual_seed(1))
 

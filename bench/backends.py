@@ -1,0 +1,65 @@
+"""This file holds the case `backends`: how fast each backend runs the shipped model, one after the other in turns.
+
+Timed are whole calls of `Model.generate`, less their first token, and prefill of a long prompt. Kernels at the limit of
+the machine, and other systems as peers, are another case.
+"""
+
+import time
+from collections.abc import Iterator
+from statistics import median
+
+import numpy as np
+
+from bench.parity import require
+from bench.result import Result, table
+from nanochat import backends, from_pretrained
+from nanochat.lm import Model
+
+__all__ = ["run", "table"]
+
+_MODEL = "nanochat-tiny"
+_PROMPT_TOKENS = 256
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """Decode and prefill of every backend that can run here, with the reference as the peer."""
+    names = [name for name in backends.NAMES if backends.unavailable(name) is None]
+    for name in names:
+        require(name)
+    models = {name: from_pretrained(_MODEL, backend=name) for name in names}
+    rounds, tokens = (3, 8) if quick else (20, 32)
+    ids = np.random.default_rng(0).integers(7, 4096, _PROMPT_TOKENS).tolist()
+    seconds: dict[str, dict[str, list[float]]] = {
+        what: {name: [] for name in models} for what in ("decode", "prefill")
+    }
+    for model in models.values():
+        _decode(model, 2)
+        model.logits(ids)
+    for _ in range(rounds):
+        for name, model in models.items():
+            seconds["decode"][name].append(_decode(model, tokens))
+            begin = time.perf_counter()
+            model.logits(ids)
+            seconds["prefill"][name].append((time.perf_counter() - begin) / len(ids))
+    for what, of in seconds.items():
+        peer = 1 / median(of["reference"])
+        for name in models:
+            rate = 1 / median(of[name])
+            spread = 1 / max(of[name]), 1 / min(of[name])
+            yield Result(
+                case="backends",
+                what=f"{what}, {name} ({spread[0]:.0f} to {spread[1]:.0f})",
+                unit="tokens/s",
+                ours=rate,
+                peer=peer,
+                peer_name="reference",
+                ratio=rate / peer,
+            )
+
+
+def _decode(model: Model, tokens: int) -> float:
+    """Median seconds from one token to the next."""
+    ids = model.encode_prompt("fn main() {")
+    pieces = model.pieces([ids], max_tokens=tokens + 1, temperature=0.0)
+    times = [time.perf_counter() for _ in pieces]
+    return median(np.diff(times))
