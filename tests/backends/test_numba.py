@@ -235,7 +235,11 @@ def calls() -> dict[str, Call]:
     unit, unit_values = normal(2, 9, 3, 12) / 4, normal(2, 9, 3, 64)
     steps, memory = np.full((2, 9, 3), 0.5, np.float32), normal(2, 3, 2, 12, LANES)
     signal, before, taps = normal(2, 9, 13), normal(2, 3, 13), normal(4, 13)
-    codes = [np.zeros((37, 1, 132), np.int16), np.zeros((37, 1), np.int16), normal(37, 1)]
+    codes: list[NDArray[Any]] = [
+        np.zeros((37, 1, 132), np.int16),
+        np.zeros((37, 1), np.int16),
+        normal(37, 1),
+    ]
     products = linear.integer_product, linear.integer_product_parallel
     norms = dense.rms_norm, dense.rms_norm_parallel
     sums = dense.dense_product, dense.dense_product_parallel

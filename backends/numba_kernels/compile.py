@@ -1,0 +1,66 @@
+"""This file holds how kernels are compiled: when first called, without the GIL, and cached on disk.
+
+Numba's cache notices a change of the file that holds a kernel, not of the files that it calls: after editing `lanes` or
+`elementary`, delete the ``__pycache__`` of this folder.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from numba import njit
+
+__all__ = ["fused_kernel", "inlined", "kernel", "parallel_kernel", "sum_kernel"]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_LOG = logging.getLogger(__name__)
+
+
+def kernel(function: F) -> F:
+    """Compile with every operation rounded as it is written."""
+    return _compiled(function, fastmath=set(), parallel=False)
+
+
+def fused_kernel(function: F) -> F:
+    """Compile so that a product is added without being rounded first.
+
+    Write ``sum + a * b + c * d``: of ``a * b + c * d`` the compiler may round either, here one and there the other.
+    """
+    return _compiled(function, fastmath={"contract"}, parallel=False)
+
+
+def sum_kernel(function: F) -> F:
+    """Compile so that, besides, the terms of a sum may be reordered; NaN and infinity keep their meaning."""
+    return _compiled(function, fastmath={"contract", "reassoc"}, parallel=False)
+
+
+def parallel_kernel(function: F) -> F:
+    """Compile a loop over ``numba.prange``."""
+    return _compiled(function, fastmath=set(), parallel=True)
+
+
+def inlined(function: F) -> F:
+    """Compile into every caller, by its rules: only there does LLVM see that accumulators overlap nothing."""
+    return cast(F, njit(error_model="numpy", inline="always")(function))
+
+
+def _compiled(function: F, *, fastmath: set[str], parallel: bool) -> F:
+    # A division by zero gives infinity (error_model): a check would keep loops from being vectorised.
+    decorator = functools.partial(
+        njit, nogil=True, error_model="numpy", fastmath=fastmath, parallel=parallel
+    )
+    try:
+        return cast(F, decorator(cache=True)(function))
+    except RuntimeError:
+        _warn()
+        return cast(F, decorator()(function))
+
+
+@functools.cache
+def _warn() -> None:
+    _LOG.warning(
+        "Numba finds no folder where it could keep compiled kernels, so every start compiles them anew, for some "
+        "seconds: set NUMBA_CACHE_DIR to a folder that can be written"
+    )

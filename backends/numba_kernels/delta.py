@@ -1,0 +1,188 @@
+"""This file holds the mixers with a fixed-size memory: the short convolution and the gated delta rule.
+
+Memories are (B, H, V / L, K', L), V / L rounded up and K' a multiple of 4: features of the values lie in lanes, and
+each group of lanes is a recurrence of its own, whose 4 K' L bytes stay in the first-level cache.
+
+Legend: B sequences, T tokens, F channels, H heads, K and V key and value features, L lanes.
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from nanochat.backends.numba_kernels.compile import (
+    fused_kernel,
+    inlined,
+    kernel,
+    parallel_kernel,
+    sum_kernel,
+)
+from nanochat.backends.numba_kernels.elementary import sigmoid
+from nanochat.backends.numba_kernels.lanes import LANES, float32_lanes
+
+__all__ = [
+    "convolve",
+    "convolve_parallel",
+    "delta_inputs",
+    "delta_rule",
+    "delta_rule_parallel",
+]
+
+_Array = NDArray[np.float32]
+
+
+@fused_kernel
+def convolve(x: _Array, before: _Array, weight: _Array, y: _Array, first: int, last: int) -> None:
+    """Causal depthwise convolution with SiLU of x (B, T, F) after `before` (B, taps - 1, F); weight is (taps, F).
+
+    A task is one token.
+    """
+    taps, length = weight.shape[0], x.shape[1]
+    for task in range(first, last):
+        b, t = task // length, task % length
+        y_t = y[b, t]
+        y_t[:] = 0
+        for j in range(taps):
+            position = t - (taps - 1) + j
+            x_j = x[b, position] if position >= 0 else before[b, position + taps - 1]
+            weight_j = weight[j]
+            for f in range(y_t.shape[0]):
+                y_t[f] += weight_j[f] * x_j[f]
+        for f in range(y_t.shape[0]):
+            y_t[f] *= sigmoid(y_t[f])
+
+
+@parallel_kernel
+def convolve_parallel(
+    x: _Array, before: _Array, weight: _Array, y: _Array, tasks: int, parts: int
+) -> None:
+    """All tasks of `convolve`."""
+    for part in prange(parts):
+        first, last = part * tasks // parts, (part + 1) * tasks // parts
+        convolve(x, before, weight, y, first, last)
+
+
+@sum_kernel
+def delta_inputs(
+    q: _Array,
+    k: _Array,
+    beta: _Array,
+    decay: _Array,
+    log_rate: _Array,
+    time_bias: _Array,
+    queries: _Array,
+    keys: _Array,
+    steps: _Array,
+    keeps: _Array,
+) -> None:
+    """From the arguments of `Ops.delta_rule`: unit queries and keys (B, T, H, K'), and b and a (B, T, H)."""
+    root = np.sqrt(np.float32(q.shape[3]))
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            for h in range(q.shape[2]):
+                _unit(q[b, t, h], root, queries[b, t, h])
+                _unit(k[b, t, h], np.float32(1), keys[b, t, h])
+                steps[b, t, h] = sigmoid(beta[b, t, h])
+                time = np.float64(decay[b, t, h] + time_bias[h])
+                softplus = max(time, 0.0) + math.log1p(math.exp(-abs(time)))
+                keeps[b, t, h] = math.exp(-math.exp(log_rate[h]) * softplus)
+
+
+@sum_kernel
+def _unit(x: _Array, divisor: np.float32, y: _Array) -> None:
+    total = np.float32(0)
+    for i in range(x.shape[0]):
+        total += x[i] * x[i]
+    root = np.sqrt(total + np.float32(1e-6))
+    for i in range(x.shape[0]):
+        y[i] = x[i] / root / divisor
+    y[x.shape[0] :] = 0
+
+
+@kernel
+def delta_rule(
+    queries: _Array,
+    keys: _Array,
+    values: _Array,
+    steps: _Array,
+    keeps: _Array,
+    memory: _Array,
+    y: _Array,
+    first: int,
+    last: int,
+) -> None:
+    """Run the recurrence over all tokens; values and y are (B, T, H, L times a whole number).
+
+    A task is one group of lanes of one head of one sequence.
+    """
+    heads, groups = memory.shape[1], memory.shape[2]
+    mistake, total = float32_lanes(), float32_lanes()
+    for task in range(first, last):
+        b, h, low = task // groups // heads, task // groups % heads, task % groups * LANES
+        memory_h = memory[b, h, task % groups]
+        fours = memory_h.shape[0] // 4
+        for t in range(values.shape[1]):
+            keep, step = keeps[b, t, h], steps[b, t, h]
+            key, query = keys[b, t, h], queries[b, t, h]
+            values_t, y_t = values[b, t, h, low : low + LANES], y[b, t, h, low : low + LANES]
+            for lane in range(LANES):
+                mistake[lane] = total[lane] = 0
+            for i in range(fours):
+                _add_rows(mistake, key, memory_h, 4 * i)
+            for lane in range(LANES):
+                mistake[lane] = step * (values_t[lane] - keep * mistake[lane])
+            for i in range(fours):
+                _update_rows(total, mistake, query, key, keep, memory_h, 4 * i)
+            for lane in range(LANES):
+                y_t[lane] = total[lane]
+
+
+@parallel_kernel
+def delta_rule_parallel(
+    queries: _Array,
+    keys: _Array,
+    values: _Array,
+    steps: _Array,
+    keeps: _Array,
+    memory: _Array,
+    y: _Array,
+    tasks: int,
+    parts: int,
+) -> None:
+    """All tasks of `delta_rule`."""
+    for part in prange(parts):
+        first, last = part * tasks // parts, (part + 1) * tasks // parts
+        delta_rule(queries, keys, values, steps, keeps, memory, y, first, last)
+
+
+@inlined
+def _add_rows(total: _Array, key: _Array, memory: _Array, i: int) -> None:
+    k_0, k_1, k_2, k_3 = key[i], key[i + 1], key[i + 2], key[i + 3]
+    rows_0, rows_1, rows_2, rows_3 = memory[i], memory[i + 1], memory[i + 2], memory[i + 3]
+    for lane in range(LANES):
+        low = k_0 * rows_0[lane] + k_1 * rows_1[lane]
+        total[lane] += low + k_2 * rows_2[lane] + k_3 * rows_3[lane]
+
+
+@inlined
+def _update_rows(
+    total: _Array,
+    mistake: _Array,
+    query: _Array,
+    key: _Array,
+    keep: np.float32,
+    memory: _Array,
+    i: int,
+) -> None:
+    k_0, k_1, k_2, k_3 = key[i], key[i + 1], key[i + 2], key[i + 3]
+    q_0, q_1, q_2, q_3 = query[i], query[i + 1], query[i + 2], query[i + 3]
+    rows_0, rows_1, rows_2, rows_3 = memory[i], memory[i + 1], memory[i + 2], memory[i + 3]
+    for lane in range(LANES):
+        m_0 = keep * rows_0[lane] + k_0 * mistake[lane]
+        m_1 = keep * rows_1[lane] + k_1 * mistake[lane]
+        m_2 = keep * rows_2[lane] + k_2 * mistake[lane]
+        m_3 = keep * rows_3[lane] + k_3 * mistake[lane]
+        rows_0[lane], rows_1[lane], rows_2[lane], rows_3[lane] = m_0, m_1, m_2, m_3
+        total[lane] += q_0 * m_0 + q_1 * m_1 + q_2 * m_2 + q_3 * m_3
