@@ -30,7 +30,6 @@ from nanochat.weights import Mhc, Stored, Weights, map_leaves
 
 __all__ = ["MlxOps", "MlxState"]
 
-# ruff: noqa: D102 - every operation is specified in `nanochat.ops.Ops`.
 
 # MLX's CPU kernel adds up all columns in one float32 number: from 5,000 on its error exceeds 1e-6. Its GPU kernels add
 # in 32 lanes or more.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba_kernels import activation, attention, delta, dense, linear, mhc
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.quantize import chunk_width, quantize, quantize_parallel
-from nanochat.backends.numba_kernels.threads import run
+from nanochat.backends.numba_kernels.threads import num_threads, run, start_threads
 from nanochat.backends.numba_kernels.tiles import Leaf, TiledLinear, prepare_leaf
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.config import Mixer
@@ -49,6 +49,11 @@ class NumbaOps:
 
     def __init__(self) -> None:
         self._rotations: dict[tuple[float, int], tuple[Array, Array]] = {}
+
+    @property
+    def device(self) -> str:
+        """The processor's threads and what runs them, for people."""
+        return f"cpu, {num_threads()} threads by {start_threads()}"
 
     # The border.
 

@@ -16,7 +16,6 @@ from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights,
 
 __all__ = ["IntegerLinear", "ReferenceOps", "ReferenceState", "check_room", "permutation_matrices"]
 
-# ruff: noqa: D102 - every operation is specified in `nanochat.ops.Ops`.
 
 # Token ids (int64) and masks (bool) are arrays, too, and go by the same type.
 Array = NDArray[np.float32]

@@ -1,8 +1,9 @@
-"""This file holds the choice between one thread and several, for every call of a kernel."""
+"""This file holds the choice between one thread and several, made anew for every call of a kernel."""
 
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -10,16 +11,21 @@ import numba
 from numba.core import config
 from numba.np.ufunc.parallel import threading_layer
 
-__all__ = ["run"]
+__all__ = ["num_threads", "run", "start_threads"]
 
 _LOG = logging.getLogger(__name__)
 _OWN_POOL = threading.Lock()
 
-# Nanoseconds of work on one thread below which the others are not woken. That takes OpenMP some microseconds, and far
-# more when other processes hold the cores.
-_WORTH_THREADS = 50_000.0
+# Nanoseconds of work on one thread below which the others are not woken, which takes OpenMP some microseconds.
+_WORTH_THREADS = 50_000
 # Numba's own pool takes a hundred microseconds or more.
-_WORTH_OWN_POOL = 500_000.0
+_WORTH_OWN_POOL = 500_000
+# Work of less than the first that took more than the second on all threads has waited for a core that another process
+# held: a time slice is 3 milliseconds and more. Then one thread works alone for the third.
+_SHORT, _STALLED, _ALONE = 1_000_000, 3_000_000, 100_000_000
+
+
+_alone_until = 0
 
 
 def run(
@@ -30,22 +36,32 @@ def run(
     tasks: int,
     nanoseconds: float,
 ) -> None:
-    """Run all tasks of a kernel, on several threads if one would take that long."""
-    if nanoseconds < _WORTH_THREADS or tasks == 1:
+    """Run all tasks of a kernel: on several threads, if one would take that long and no other process is in the way."""
+    global _alone_until
+    if nanoseconds < _WORTH_THREADS or time.perf_counter_ns() < _alone_until:
         kernel(*arguments, 0, tasks)
         return
-    own_pool = _start_threads() == "workqueue"
-    threads = min(tasks, numba.get_num_threads())
-    if threads == 1 or (own_pool and nanoseconds < _WORTH_OWN_POOL):
+    own_pool = start_threads() == "workqueue"
+    parts = min(tasks, numba.get_num_threads())
+    if parts == 1 or (own_pool and nanoseconds < _WORTH_OWN_POOL):
         kernel(*arguments, 0, tasks)
         return
+    start = time.perf_counter_ns()
     # Numba's own pool aborts the process if two threads use it at once.
     with _OWN_POOL if own_pool else nullcontext():
-        parallel(*arguments, tasks, threads)
+        parallel(*arguments, tasks, parts)
+    end = time.perf_counter_ns()
+    if nanoseconds < _SHORT and end - start > _STALLED:
+        _alone_until = end + _ALONE
+
+
+def num_threads() -> int:
+    """Threads that a large call is shared among."""
+    return int(numba.get_num_threads())
 
 
 @functools.cache
-def _start_threads() -> str:
+def start_threads() -> str:
     """Start Numba's threads, and name what runs them."""
     settings = vars(config)
     if settings["THREADING_LAYER_PRIORITY"] == ["tbb", "omp", "workqueue"]:

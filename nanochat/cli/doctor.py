@@ -113,12 +113,7 @@ def _try(name: str) -> _Backend:
 def _device(name: str) -> str:
     from nanochat import backends
 
-    device = str(getattr(backends.get(name), "device", "cpu"))
-    if name != "numba":
-        return device
-    from nanochat.backends.numba import _threading_layer
-
-    return f"{device}, threads by {_threading_layer()}"
+    return str(getattr(backends.get(name), "device", "cpu"))
 
 
 def _machine() -> dict[str, object]:
