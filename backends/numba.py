@@ -62,7 +62,8 @@ class NumbaOps:
         return map_leaves(prepare_leaf, weights)
 
     def tokens(self, ids: NDArray[np.int64]) -> Array:
-        return cast(Array, np.ascontiguousarray(ids, np.int64))
+        # A read-only array would have every kernel compiled once more.
+        return cast(Array, np.require(ids, np.int64, ["C", "W"]))
 
     def array(self, values: NDArray[np.float32]) -> Array:
         return np.array(values, np.float32, order="C")
@@ -92,16 +93,16 @@ class NumbaOps:
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
         if not isinstance(table, TiledLinear):
-            rows: Array = table[ids]
-            return rows
-        if ids.size and (ids.min() < 0 or ids.max() >= table.rows):
+            found: Array = table[ids]
+            return found
+        y = np.empty((*ids.shape, table.columns), np.float32)
+        rows = y.reshape(-1, table.columns)
+        block = table.activation_block
+        if not linear.embed(table.codes, table.scales, ids.reshape(-1), table.rows, block, rows):
             raise InputError(
                 f"token ids from {ids.min()} to {ids.max()} do not fit a table of {table.rows} rows: use the tokenizer "
                 "of this model"
             )
-        y = np.empty((*ids.shape, table.columns), np.float32)
-        flat = y.reshape(-1, table.columns)
-        linear.embed(table.codes, table.scales, ids.reshape(-1), table.activation_block, flat)
         return y
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:

@@ -84,19 +84,27 @@ def embed(
     codes: _Codes,
     scales: _Float32,
     tokens: NDArray[np.int64],
+    rows: int,
     block: int,
     y: _Float32,
-) -> None:
-    """Rows of an 8-bit table (tiles, C, W, L): y (N, columns) is code times the row's scale."""
+) -> bool:
+    """Rows of an 8-bit table (tiles, C, W, L): y (N, columns) is code times the row's scale.
+
+    False, with y half written, if a token is no row.
+    """
     blocks = y.shape[1] // block
     chunks, width = codes.shape[1] // blocks, codes.shape[2]
     for n in range(tokens.shape[0]):
+        if not 0 <= tokens[n] < rows:
+            return False
         tile, lane = tokens[n] // LANES, tokens[n] % LANES
         scale = scales[tile, 0, lane]
         for b in range(blocks):
-            for j in range(block):
-                code = np.int8(codes[tile, b * chunks + j // width, j % width, lane])
-                y[n, b * block + j] = np.float32(code) * scale
+            for j in range(chunks):
+                for i in range(min(width, block - j * width)):
+                    code = np.int8(codes[tile, b * chunks + j, i, lane])
+                    y[n, b * block + j * width + i] = np.float32(code) * scale
+    return True
 
 
 @inlined

@@ -53,8 +53,18 @@ def _mixing(
             for j in range(n):
                 matrix[i, j] = exp(logits[i * n + j] - largest)
         for _ in range(iterations):
-            _normalize(matrix.T)
-            _normalize(matrix)
+            for j in range(n):
+                total = np.float32(0)
+                for i in range(n):
+                    total += matrix[i, j]
+                for i in range(n):
+                    matrix[i, j] /= total
+            for i in range(n):
+                total = np.float32(0)
+                for j in range(n):
+                    total += matrix[i, j]
+                for j in range(n):
+                    matrix[i, j] /= total
         return
     matrix[:] = 0
     total = np.float32(0)
@@ -64,16 +74,6 @@ def _mixing(
         share = exp(logits[k] - largest) / total
         for i in range(n):
             matrix[i, permutations[k, i]] += share
-
-
-@kernel
-def _normalize(matrix: _Array) -> None:
-    for i in range(matrix.shape[0]):
-        total = np.float32(0)
-        for j in range(matrix.shape[1]):
-            total += matrix[i, j]
-        for j in range(matrix.shape[1]):
-            matrix[i, j] /= total
 
 
 @fused_kernel

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.quantize import chunk_width
-from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
+from nanochat.weights import Dense, Int8, Latent, Stored
 
 __all__ = ["Leaf", "TiledLinear", "prepare_leaf"]
 
@@ -35,41 +35,62 @@ class TiledLinear:
 Leaf = TiledLinear | NDArray[np.float32]
 
 
+# Four codes 0; what they are multiplied with is 0, too.
+_PACKED_ZEROS = 0b01_01_01_01
+
+
 def prepare_leaf(name: str, leaf: Stored) -> Leaf:
     """Lay codes out, after rounding latent weights; copy dense numbers."""
     match leaf:
         case Dense():
             return np.array(leaf.values, np.float32, order="C")
-        case Ternary():
-            codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
-            return _tiled(codes, leaf.scales, leaf.activation_block, packed=True)
         case Int8():
-            return _tiled(leaf.codes, leaf.scales[:, None], leaf.activation_block, packed=False)
-        case Latent(kind="ternary"):
+            return _eight_bits(leaf.codes, leaf.scales, leaf.activation_block)
+        case Latent(kind="int8"):
+            return _eight_bits(
+                *ternary.quantize_rows(leaf.values, name=name), leaf.activation_block
+            )
+        case Latent():
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
-            return _tiled(codes, scales, leaf.activation_block, packed=True)
-    codes, scales = ternary.quantize_rows(leaf.values, name=name)
-    return _tiled(codes, scales[:, None], leaf.activation_block, packed=False)
+            return _two_bits(codes, scales, leaf.activation_block)
+    if leaf.activation_block % 4 == 0:
+        ternary.require_legal(leaf.packed, name)
+        return _tiled(leaf.packed, leaf.scales, leaf.columns, leaf.activation_block, per_byte=4)
+    codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
+    return _two_bits(codes, leaf.scales, leaf.activation_block)
+
+
+def _eight_bits(codes: NDArray[np.int8], scales: NDArray[np.float16], block: int) -> TiledLinear:
+    return _tiled(codes.view(np.uint8), scales[:, None], codes.shape[1], block, per_byte=1)
+
+
+def _two_bits(codes: NDArray[np.int8], scales: NDArray[np.float16], block: int) -> TiledLinear:
+    rows, columns = codes.shape
+    blocks = ternary.pack(codes.reshape(rows * ternary.num_blocks(columns, block), block))
+    return _tiled(blocks.reshape(rows, -1), scales, columns, block, per_byte=4)
 
 
 def _tiled(
-    codes: NDArray[np.int8], scales: NDArray[np.float16], block: int, *, packed: bool
+    data: NDArray[np.uint8],
+    scales: NDArray[np.float16],
+    columns: int,
+    block: int,
+    *,
+    per_byte: int,
 ) -> TiledLinear:
-    rows, columns = codes.shape
-    blocks = ternary.num_blocks(columns, block)
-    tiles, width = -(-rows // LANES), chunk_width(block)
-    chunks = -(-block // width)
-    padded = np.zeros((tiles * LANES, blocks, chunks * width), np.int8)
-    padded[:rows, :, :block] = codes.reshape(rows, blocks, block)
-    lanes_last = padded.reshape(tiles, LANES, blocks * chunks, width).transpose(0, 2, 3, 1)
-    if packed:
-        pairs = (lanes_last + 1).astype(np.uint8).reshape(tiles, blocks * chunks, -1, 4, LANES)
-        quads = pairs[:, :, :, 0] | pairs[:, :, :, 1] << 2
-        lanes_last = quads | pairs[:, :, :, 2] << 4 | pairs[:, :, :, 3] << 6
+    """From rows of bytes, in which every block begins with a new byte."""
+    rows, blocks = len(data), ternary.num_blocks(columns, block)
+    data = data.reshape(rows, blocks, -1)
+    tiles, chunk = -(-rows // LANES), chunk_width(block) // per_byte
+    chunks = -(-data.shape[2] // chunk)
+    padding = _PACKED_ZEROS if per_byte == 4 else 0
+    padded = np.full((tiles * LANES, blocks, chunks * chunk), padding, np.uint8)
+    padded[:rows, :, : data.shape[2]] = data
+    codes = padded.reshape(tiles, LANES, blocks * chunks, chunk).transpose(0, 2, 3, 1)
     padded_scales = np.zeros((tiles * LANES, scales.shape[1]), np.float32)
     padded_scales[:rows] = scales
     return TiledLinear(
-        codes=np.ascontiguousarray(lanes_last).view(np.uint8),
+        codes=np.ascontiguousarray(codes),
         scales=np.ascontiguousarray(padded_scales.reshape(tiles, LANES, -1).transpose(0, 2, 1)),
         rows=rows,
         columns=columns,

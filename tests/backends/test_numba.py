@@ -5,13 +5,16 @@ Legend: see `nanochat.backends.numba_kernels.linear`.
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from bench.parity_cases import CASES, random_weights
@@ -25,6 +28,7 @@ from nanochat.backends.numba_kernels import (
     linear,
     mhc,
     quantize,
+    threads,
 )
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
@@ -330,6 +334,69 @@ print(all((y == 1).all() for y in results))
 
     assert result.stdout == "True\n", result.stderr
     assert "slower pool" in result.stderr
+
+
+@pytest.mark.skipif(numba.get_num_threads() == 1, reason="there is one core")
+def test_one_thread_works_alone_while_another_process_holds_a_core() -> None:
+    used: list[str] = []
+
+    def alone(_first: int, _last: int) -> None:
+        used.append("alone")
+
+    def together(_tasks: int, _parts: int) -> None:
+        used.append("together")
+
+    def stalled(_tasks: int, _parts: int) -> None:
+        used.append("stalled")
+        time.sleep(0.005)
+
+    threads.run(alone, stalled, (), tasks=2, nanoseconds=1e5)
+    threads.run(alone, together, (), tasks=2, nanoseconds=1e5)
+    time.sleep(0.15)
+    threads.run(alone, together, (), tasks=2, nanoseconds=1e5)
+
+    assert used == ["stalled", "alone", "together"]
+
+
+@pytest.mark.parametrize(("tasks", "nanoseconds"), [(1, 1e9), (2, 1e3)])
+def test_little_work_stays_on_one_thread(tasks: int, nanoseconds: float) -> None:
+    ranges: list[tuple[int, int]] = []
+
+    def alone(first: int, last: int) -> None:
+        ranges.append((first, last))
+
+    def together(_tasks: int, _parts: int) -> None:
+        raise AssertionError
+
+    threads.run(alone, together, (), tasks=tasks, nanoseconds=nanoseconds)
+
+    assert ranges == [(0, tasks)]
+
+
+# Compilation.
+
+
+@pytest.mark.parametrize("name", ["delta_by_pattern", "shared_expert", "adaptive_exit"])
+def test_a_kernel_is_compiled_for_one_kind_of_arguments(name: str) -> None:
+    config = CASES[name]
+    ops = NumbaOps()
+    weights = ops.prepare(freeze(random_weights(config)))
+    ids = np.arange(2 * 40).reshape(2, 40) % config.vocab_size
+    ids.flags.writeable = False
+    state = ops.new_state(slots(config), batch=2, capacity=50)
+
+    for piece in np.split(ids, [33, 34], axis=1):
+        forward(ops.tokens(piece), weights, config, ops, state, only_last=True)
+
+    modules = (activation, attention, delta, dense, linear, mhc, quantize)
+    kernels = {
+        f"{module.__name__}.{name}": value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Dispatcher)
+    }
+    assert len(kernels) > 30
+    assert [name for name, found in kernels.items() if len(found.signatures) > 1] == []
 
 
 # Memory.
