@@ -12,7 +12,7 @@ from nanochat.errors import BackendError
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Take away every framework and the environment variable."""
-    for module in ("torch", "mlx", "numba"):
+    for module in ("torch", "mlx", "mlx.core", "numba"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delenv("NANOCHAT_BACKEND", raising=False)
     return monkeypatch

@@ -123,7 +123,7 @@ def test_a_killed_run_resumes_with_the_same_losses(data: Path, tmp_path: Path) -
 
 def test_an_interrupted_run_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     settings = tmp_path / "recipe.json"
-    settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, decay_steps=0))))
+    settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, snapshot_every=100_000))))
     run = tmp_path / "run"
 
     with subprocess.Popen(
