@@ -9,6 +9,7 @@ Nothing that a file says is believed before it is checked: sizes before memory i
 
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -135,6 +136,8 @@ def save(
                 raise SaveError(
                     f"cannot write {directory / name}: {error}; free space or pass another path"
                 ) from error
+            # The library makes its files private to their owner.
+            shutil.copymode(new / _CONFIG, new / name)
     _remove_others(directory, {*contents, *shards})
 
 

@@ -202,6 +202,12 @@ def test_shards_hold_the_same_model(saved: Path) -> None:
     assert arrays(checkpoint.load(saved)[1]) == arrays(weights)
 
 
+def test_whoever_may_read_the_configuration_may_read_the_weights(saved: Path) -> None:
+    modes = {file.name: file.stat().st_mode for file in saved.iterdir()}
+
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_one_file_replaces_shards(saved: Path) -> None:
     checkpoint.save(saved, CONFIG, make(CONFIG), max_shard_bytes=1500)
     (saved / "tokenizer.json").write_text("{}")

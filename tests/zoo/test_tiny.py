@@ -1,0 +1,111 @@
+"""The model that ships: the main job, on every backend and through every export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nanochat
+from nanochat import backends, checkpoint
+from nanochat.config import config_to_dict
+from nanochat.export.gguf import load_gguf, write_gguf
+from nanochat.export.onnx import export_onnx, verify_onnx
+from nanochat.lm import Model
+from nanochat.presets import preset
+from nanochat.train.recipe import recipe_from_dict
+from nanochat.weights import named_leaves
+from nanochat.zoo.hub import resolve
+
+PROMPT = "fn main() {"
+RUST = """\
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {})", self.x, self.y)
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def directory() -> Path:
+    return resolve("nanochat-tiny")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Model:
+    return nanochat.from_pretrained("nanochat-tiny", backend="reference")
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_every_backend_writes_the_same_greedy_text(reference: Model, backend: str) -> None:
+    model = nanochat.from_pretrained("nanochat-tiny", backend=backend)
+
+    assert model.generate(PROMPT, max_tokens=40, seed=0) == reference.generate(
+        PROMPT, max_tokens=40, seed=0
+    )
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_the_same_seed_samples_the_same_text_on_every_backend(
+    reference: Model, backend: str
+) -> None:
+    model = nanochat.from_pretrained("nanochat-tiny", backend=backend)
+
+    texts = [m.generate(PROMPT, max_tokens=24, temperature=0.7, seed=3) for m in (model, reference)]
+
+    assert texts[0] == texts[1]
+
+
+def test_it_has_learned_rust(reference: Model) -> None:
+    bits = reference.score(RUST).bits_per_byte
+    shuffled = "".join(np.random.default_rng(0).permutation(list(RUST)))
+
+    assert bits < 1.5
+    assert reference.score(shuffled).bits_per_byte > 3
+
+
+def test_its_streams_differ_and_its_mixers_have_moved(directory: Path) -> None:
+    _, weights = checkpoint.load(directory)
+    mixers = {n: leaf.values for n, leaf in named_leaves(weights) if n.endswith(".mhc.mix")}  # type: ignore[union-attr]
+
+    start = np.array([0.0] + [preset("tiny").mixer_bias] * 23, np.float32)
+    moved = [name for name, mixer in mixers.items() if np.abs(mixer - start).max() > 0.05]
+    # The first site mixes streams that are still equal, and the mean after the last undoes any doubly stochastic
+    # mixing: those two have no gradient, in any model.
+    assert moved == list(mixers)[1:-1]
+    assert len(moved) == 10
+
+
+def test_it_is_the_tiny_preset_and_its_recipe_is_with_it(directory: Path) -> None:
+    recipe = recipe_from_dict(json.loads((directory / "recipe.json").read_text()))
+
+    assert config_to_dict(recipe.model) == config_to_dict(preset("tiny"))
+    assert checkpoint.load_config(directory) == preset("tiny")
+    assert "licence" in (directory / "README.md").read_text().lower()
+
+
+def test_it_takes_at_most_five_megabytes(directory: Path) -> None:
+    assert sum(file.stat().st_size for file in directory.iterdir()) < 5_000_000
+
+
+def test_its_gguf_file_gives_the_same_logits(directory: Path, tmp_path: Path) -> None:
+    config, weights = checkpoint.load(directory)
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, config, weights, tokenizer=directory, name="nanochat-tiny")
+
+    loaded = nanochat.from_pretrained(str(file), backend="reference")
+    original = nanochat.from_pretrained("nanochat-tiny", backend="reference")
+
+    ids = original.encode_prompt(RUST)
+    np.testing.assert_array_equal(loaded.logits(ids), original.logits(ids))
+    assert load_gguf(file)[0] == config
+
+
+def test_its_onnx_file_gives_the_same_logits(directory: Path, tmp_path: Path) -> None:
+    config, weights = checkpoint.load(directory)
+    file = tmp_path / "tiny.onnx"
+    export_onnx(config, weights, file, name="nanochat-tiny")
+
+    ids = nanochat.from_pretrained("nanochat-tiny").encode_prompt(RUST)
+    assert verify_onnx(file, config, weights, np.array([ids])).ok
