@@ -66,7 +66,7 @@ def resolve(
     if path is not None:
         if name in CATALOG:
             _LOGGER.warning("%s is a directory here, and comes before the model of that name", name)
-        _LOGGER.info("%s is at %s", name, path)
+        _LOGGER.debug("%s is at %s", name, path)
         return path
     repo, _, suffix = name.partition("@")
     entry = CATALOG.get(repo)
