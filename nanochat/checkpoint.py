@@ -83,6 +83,7 @@ def save(
     weights: Weights[Stored],
     *,
     generation: Mapping[str, object] | None = None,
+    others: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> None:
     """Write a model; it replaces the one in `directory`, of which other files stay.
@@ -97,6 +98,8 @@ def save(
         Without latent leaves: see `nanochat.init.freeze`.
     generation : mapping, optional
         Content of ``generation_config.json``; absent leaves that file as it is.
+    others : mapping, optional
+        Content of files that belong to the model, such as the tokenizer's, by name: all are written, or none.
     max_shard_bytes : int
         Tensors of more bytes than this go to several files.
 
@@ -126,6 +129,8 @@ def save(
     with atomic_directory(directory) as new:
         for name, text in contents.items():
             (new / name).write_bytes(text)
+        for name, content in (others or {}).items():
+            (new / name).write_bytes(content)
         for name, keys in shards.items():
             part = {key: tensors[key] for key in keys}
             checksums = json.dumps({key: zlib.crc32(array.data) for key, array in part.items()})

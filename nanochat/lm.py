@@ -17,7 +17,7 @@ from nanochat import backends, checkpoint
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, ContextLengthError, InputError
-from nanochat.files import atomic_write, exists, read_bytes
+from nanochat.files import exists, read_bytes
 from nanochat.generation import Engine, Options, Piece, check_ids, generate
 from nanochat.init import freeze
 from nanochat.ops import Ops
@@ -25,7 +25,15 @@ from nanochat.shapes import shapes
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import LeafKind, Spec, Stored, Weights, named_leaves
 
-__all__ = ["Model", "Score", "TensorClass", "from_pretrained", "load_parts", "tensor_classes"]
+__all__ = [
+    "Model",
+    "Score",
+    "TensorClass",
+    "from_pretrained",
+    "load_parts",
+    "save_model",
+    "tensor_classes",
+]
 
 _LOGGER = logging.getLogger(__name__)
 _CARD = "README.md"
@@ -215,13 +223,16 @@ class Model:
         Raises
         ------
         SaveError
-            If a file cannot be written.
+            If a file cannot be written; the model that was there is untouched.
         """
-        directory = Path(directory)
-        checkpoint.save(directory, self.config, self.weights, generation=self._generation)
-        self.tokenizer.save(directory)
-        if self._card:
-            atomic_write(directory / _CARD, self._card)
+        save_model(
+            directory,
+            self.config,
+            self.weights,
+            self.tokenizer,
+            generation=self._generation,
+            card=self._card,
+        )
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> str: ...
@@ -376,6 +387,37 @@ def load_parts(path: Path) -> tuple[ModelConfig, Weights[Stored], Tokenizer]:
         return load_gguf(path)
     config, weights = checkpoint.load(path)
     return config, weights, Tokenizer.load(path)
+
+
+def save_model(
+    directory: str | Path,
+    config: ModelConfig,
+    weights: Weights[Stored],
+    tokenizer: Tokenizer,
+    *,
+    generation: Mapping[str, object],
+    card: bytes = b"",
+) -> None:
+    """Write a model directory, complete or not at all.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Made if it is not there; the model that it holds is replaced.
+    config, weights, tokenizer
+        See `Model`; without latent leaves.
+    generation : mapping
+        Content of ``generation_config.json``.
+    card : bytes
+        Content of ``README.md``; empty leaves that file as it is.
+
+    Raises
+    ------
+    SaveError
+        If a file cannot be written; the model that was there is untouched.
+    """
+    others = {**tokenizer.files(), _CARD: card} if card else tokenizer.files()
+    checkpoint.save(directory, config, weights, generation=generation, others=others)
 
 
 def tensor_classes(config: ModelConfig) -> list[TensorClass]:

@@ -178,13 +178,19 @@ class Tokenizer:
             raise FormatError(f"{path}: {error}") from error
 
     def save(self, directory: str | Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``, both or neither.
+        """Write `files`, all or none.
 
         Raises
         ------
         SaveError
             If a file cannot be written.
         """
+        with atomic_directory(Path(directory)) as new:
+            for name, content in self.files().items():
+                (new / name).write_bytes(content)
+
+    def files(self) -> dict[str, bytes]:
+        """The content of ``tokenizer.json`` and ``tokenizer_config.json``, by name."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": SPECIALS[self.bos],
@@ -196,9 +202,10 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         }
-        with atomic_directory(Path(directory)) as new:
-            _write(new / "tokenizer.json", self._bpe.to_str(pretty=True))
-            _write(new / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        return {
+            "tokenizer.json": self._bpe.to_str(pretty=True).encode(),
+            "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        }
 
     @property
     def vocab_size(self) -> int:
@@ -352,10 +359,6 @@ def _check_pieces(pieces: tuple[str, ...]) -> None:
             f"no token for byte {_BYTES[min(missing)]:#04x}: all 256 bytes need one; "
             "use a byte-level vocabulary"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _parse(data: dict[str, object]) -> tuple[list[str], list[tuple[str, str]]]:

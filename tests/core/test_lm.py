@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,28 @@ from tests.core.random_model import (
     reciting_config,
     reciting_weights,
 )
+
+ROOT = Path(__file__).parents[2]
+
+# The card is the only file that does not fit.
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from nanochat.errors import SaveError
+from nanochat.init import freeze, init
+from nanochat.lm import save_model
+from tests.core.random_model import random_config, random_tokenizer
+config = random_config()
+weights = freeze(init(config, np.random.default_rng(5)))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, 2**23))
+try:
+    save_model(
+        sys.argv[1], config, weights, random_tokenizer(), generation={}, card=bytes(2**23 + 1)
+    )
+except SaveError as error:
+    print(error)
+"""
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
@@ -195,6 +219,27 @@ def test_the_card_and_the_generation_settings_survive_loading_and_saving(
 
 def test_a_saved_model_stops_at_the_ends_of_texts_and_turns(directory: Path) -> None:
     assert '"eos_token_id": [' in (directory / "generation_config.json").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX only")
+def test_a_full_disk_leaves_no_half_of_a_new_model(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+
+    assert said == f"cannot write {path}: File too large; free space or pass another path\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX only")
+def test_a_full_disk_mixes_no_two_models(directory: Path) -> None:
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    command = [sys.executable, "-c", FULL_DISK, str(directory)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 def test_a_gguf_file_is_a_model_too(model: Model, directory: Path, tmp_path: Path) -> None:
