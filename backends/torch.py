@@ -14,6 +14,7 @@ from nanochat import ternary
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
 from nanochat.config import Mixer
+from nanochat.errors import BackendError
 from nanochat.ops import Slot
 from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
 
@@ -97,6 +98,10 @@ class TorchOps:
     def __init__(self, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise BackendError(
+                f"device {device!r} is not here: torch {torch.__version__} finds no CUDA device; pass 'cpu' or 'auto'"
+            )
         self.device = torch.device(device)
         self.dtype = dtype
 

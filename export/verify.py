@@ -12,6 +12,10 @@ from nanochat.errors import NumericError, ShapeError
 __all__ = ["Report", "compare"]
 
 
+# What float32 additions in another order may differ by.
+_EQUAL = 1e-5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The distance between two arrays of logits for the same tokens.
@@ -30,6 +34,10 @@ class Report:
         Share of the tokens whose own RMS ratio is at most `tolerance`.
     share_same_greedy : float
         Share of the tokens after which both choose the same next token.
+    share_equal : float
+        Share of the tokens whose own RMS ratio is at most 1e-5: no rounding of theirs has flipped.
+    least_equal : float
+        Share of equal tokens below which the artefact computes something else.
     """
 
     num_tokens: int
@@ -38,11 +46,13 @@ class Report:
     tolerance: float
     share_within: float
     share_same_greedy: float
+    share_equal: float
+    least_equal: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """Whether all tokens together are within the tolerance."""
-        return self.rms_ratio <= self.tolerance
+        """Whether all tokens together are within the tolerance, and enough of them equal."""
+        return self.rms_ratio <= self.tolerance and self.share_equal >= self.least_equal
 
     def to_json(self) -> str:
         """One JSON object on one line: the fields and `ok`."""
@@ -53,7 +63,8 @@ class Report:
         return (
             f"{self.num_tokens} tokens: RMS ratio {self.rms_ratio:.2e}, {verdict} the tolerance of "
             f"{self.tolerance:.0e}; largest difference {self.max_abs:.2e}; "
-            f"{self.share_within:.1%} of the tokens within; same greedy token {self.share_same_greedy:.1%}"
+            f"{self.share_within:.1%} of the tokens within; same greedy token {self.share_same_greedy:.1%}; "
+            f"equal to 1e-05 {self.share_equal:.1%}, at least {self.least_equal:.1%} needed"
         )
 
 
@@ -95,13 +106,15 @@ def compare(
     rows = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
     others = artefact.reshape(rows.shape).astype(np.float64)
     difference = others - rows
+    ratios = _ratio(_rms(difference, 1), _rms(rows, 1))
     return Report(
         num_tokens=len(rows),
         rms_ratio=float(_ratio(_rms(difference, None), _rms(rows, None))),
         max_abs=float(np.abs(difference).max()),
         tolerance=tolerance,
-        share_within=float((_ratio(_rms(difference, 1), _rms(rows, 1)) <= tolerance).mean()),
+        share_within=float((ratios <= tolerance).mean()),
         share_same_greedy=float((rows.argmax(axis=1) == others.argmax(axis=1)).mean()),
+        share_equal=float((ratios <= _EQUAL).mean()),
     )
 
 

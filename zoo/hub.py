@@ -45,7 +45,7 @@ def resolve(
         In this order: the path of a directory or ``.gguf`` file that exists, a name of the catalog, or ``owner/name``
         on the Hugging Face Hub, perhaps with ``@revision``.
     revision : str, optional
-        Branch, tag or commit on the Hub; absent is the main branch.
+        Branch, tag or commit on the Hub; absent is the main branch. Nothing but a model of the Hub has one.
     token : str, optional
         Access token; absent is the one of ``hf auth login`` or ``HF_TOKEN``.
     cache_dir : str or Path, optional
@@ -58,7 +58,7 @@ def resolve(
     Raises
     ------
     ModelNotFoundError
-        If nothing has that name, or it cannot be reached.
+        If nothing has that name or revision, or it cannot be reached.
     SaveError
         If what was fetched cannot be stored.
     """
@@ -66,15 +66,22 @@ def resolve(
     if path is not None:
         if name in CATALOG:
             _LOGGER.warning("%s is a directory here, and comes before the model of that name", name)
+        if revision:
+            raise _without_revisions(name, revision, f"it is at {path}")
         _LOGGER.debug("%s is at %s", name, path)
         return path
     repo, _, suffix = name.partition("@")
     entry = CATALOG.get(repo)
     if entry is not None and entry.repo is None:
-        return directory(entry)
+        path = directory(entry)
+        if suffix or revision:
+            raise _without_revisions(repo, suffix or revision, "it is part of this package")
+        return path
     if entry is not None and entry.repo is not None:
         repo = entry.repo
     if not _REPO.fullmatch(repo):
+        if suffix and _on_disk(repo) is not None:
+            raise _without_revisions(repo, suffix, "it is on this disk")
         raise _unknown(name)
     if suffix and revision and suffix != revision:
         raise ModelNotFoundError(
@@ -102,7 +109,19 @@ def _on_disk(name: str) -> Path | None:
     return None
 
 
+def _without_revisions(name: str, revision: str | None, where: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{name:.200} has no revision {revision!r:.80}: {where}, and only models of the Hugging Face Hub have "
+        "revisions; leave it out"
+    )
+
+
 def _unknown(name: str) -> ModelNotFoundError:
+    if name.endswith(".onnx"):
+        return ModelNotFoundError(
+            f"{name:.200}: a .onnx file is for other programs and cannot be loaded back; pass the model directory "
+            "or .gguf file that it was exported from"
+        )
     if name.startswith(("/", ".", "~")) or name.endswith(".gguf"):
         return ModelNotFoundError(
             f"{name:.200}: no such directory or .gguf file; pass the path of a model"

@@ -6,6 +6,7 @@ step number.
 """
 
 import functools
+import hashlib
 import logging
 import tempfile
 from bisect import bisect_right
@@ -174,6 +175,11 @@ class Shards:
         self._shards = self.manifest.splits[split].shards
         self._arrays = [shard.open(self.directory) for shard in self._shards]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over those of the shards: two streams of the same fingerprint hold the same tokens."""
+        return hashlib.sha256("".join(s.sha256 for s in self._shards).encode()).hexdigest()
 
     def verify(self) -> None:
         """Compare the SHA-256 of each shard with the manifest.

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nanochat import checkpoint
 from nanochat.backends.torch import TorchOps
-from nanochat.errors import ConfigError, TrainingError
+from nanochat.errors import ConfigError, SaveError, TrainingError
+from nanochat.files import atomic_write
 from nanochat.init import freeze, init
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
@@ -80,6 +81,10 @@ class Trainer:
         num_threads: int | None = None,
         compile_model: bool = True,
     ) -> None:
+        if (directory / "data.json").exists():
+            raise ConfigError(
+                f"{directory} holds prepared data: pass another directory for the run"
+            )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self.recipe = recipe
@@ -99,6 +104,9 @@ class Trainer:
         self.step = 0
         if start is not None:
             self._restore(start)
+        # A branch is a run of its own, with a recipe of its own in its log.
+        resumed = start is not None and start.resolve().parent == directory.resolve()
+        self._first_step = None if resumed else self.step
         self._losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._objective
         if compile_model:
             self._losses = torch.compile(self._objective)
@@ -118,7 +126,6 @@ class Trainer:
         TrainingError
             If the loss is no longer finite; the last snapshot is older and good.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         with self._log() as log, _interruption() as interrupted:
 
             def report(values: dict[str, object]) -> None:
@@ -126,7 +133,7 @@ class Trainer:
                 log.flush()
                 show(Report(step=self.step, values=values))
 
-            if self.step == 0:
+            if self.step == self._first_step:
                 report({"recipe": recipe_to_dict(self.recipe), "machine": _machine()})
             while self.step < self.recipe.steps and not interrupted.is_set():
                 report(self._advance())
@@ -182,6 +189,7 @@ class Trainer:
         snapshot = Snapshot(
             step=self.step,
             recipe=self.recipe,
+            data=self.shards.fingerprint,
             parameters=parameters,
             optimizer=self.updater.state,
         )
@@ -189,7 +197,8 @@ class Trainer:
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
-        generation = {"eos_token_id": self.shards.tokenizer.eos}
+        tokenizer = self.shards.tokenizer
+        generation = {"eos_token_id": [tokenizer.eos, tokenizer.end]}
         checkpoint.save(
             directory, self.recipe.model, freeze(self.model.stored()), generation=generation
         )
@@ -247,20 +256,36 @@ class Trainer:
                     f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged"
                 )
             parameter.data.copy_(snapshot.parameters[name])
-        for group in self.updater.state:
-            self.updater.state[group] = dict(snapshot.optimizer.get(group, {}))
+        if snapshot.data != self.shards.fingerprint:
+            raise TrainingError(
+                f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
+            )
+        if snapshot.step >= self.recipe.steps:
+            raise TrainingError(
+                f"{start} is at step {snapshot.step} and the recipe ends at {self.recipe.steps}: ask for more steps"
+            )
+        self.updater.restore(snapshot.optimizer, str(start))
         self.step = snapshot.step
 
     @contextmanager
     def _log(self) -> Iterator[TextIO]:
         path = self.directory / "log.jsonl"
-        if path.exists():
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
             # Lines after the snapshot will be written again, the same.
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step_of(line) <= self.step and self.step > 0]
-            path.write_text("".join(kept))
-        with path.open("a") as file:
-            yield file
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            kept = [
+                line for line in lines if self._first_step is None and _step_of(line) <= self.step
+            ]
+            atomic_write(path, "".join(kept).encode())
+            with path.open("a") as file:
+                yield file
+        except OSError as error:
+            if isinstance(error, SaveError):
+                raise
+            raise SaveError(
+                f"cannot write {path}: {error}; free space or pass another directory, and resume"
+            ) from error
 
 
 def _step_of(line: str) -> float:

@@ -65,7 +65,16 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "length", "evaluate_every", "snapshot_every"):
+        _check_types(self)
+        _check_types(self.objective)
+        for name in (
+            "steps",
+            "batch_size",
+            "length",
+            "evaluate_every",
+            "snapshot_every",
+            "evaluation_windows",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         for name in ("warmup_steps", "decay_steps", "seed"):
@@ -77,7 +86,7 @@ class Recipe:
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ConfigError(
                 f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed steps={self.steps}: "
-                "train longer or shorten them"
+                "train longer, or shorten them with --set warmup_steps=0, say"
             )
         if self.length > self.model.context_length:
             raise ConfigError(
@@ -94,6 +103,19 @@ class Recipe:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: choose one of {list(allowed)}")
+
+
+def _check_types(settings: Recipe | Objective) -> None:
+    for field_ in dataclasses.fields(settings):
+        value = getattr(settings, field_.name)
+        if field_.type is int and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{field_.name}={value!r}: write a whole number")
+        if field_.type is float and (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < float("inf")
+        ):
+            raise ConfigError(f"{field_.name}={value!r}: write a number that is not negative")
 
 
 def learning_rate_factor(recipe: Recipe, step: int) -> float:

@@ -25,10 +25,11 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after `step` updates."""
+    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw."""
 
     step: int
     recipe: Recipe
+    data: str
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Mapping[str, Tensor]]
 
@@ -49,6 +50,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     text = {
         "format": _FORMAT,
         "step": snapshot.step,
+        "data": snapshot.data,
         "recipe": recipe_to_dict(snapshot.recipe),
     }
     with atomic_directory(directory) as new:
@@ -77,10 +79,15 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
         raise VersionError(
             f"{path}: format {text.get('format')!r} is not {_FORMAT}: upgrade nanochat-ternary or start a new run"
         )
-    step, recipe = text.get("step"), text.get("recipe")
-    if not isinstance(step, int) or step < 0 or not isinstance(recipe, dict):
+    step, recipe, data = text.get("step"), text.get("recipe"), text.get("data")
+    if (
+        not isinstance(step, int)
+        or step < 0
+        or not isinstance(recipe, dict)
+        or not isinstance(data, str)
+    ):
         raise FormatError(
-            f"{path}: step {step!r} or its recipe is damaged; use an earlier snapshot"
+            f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
     optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _load(directory / "optimizer.safetensors", device).items():
@@ -89,6 +96,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     return Snapshot(
         step=step,
         recipe=recipe_from_dict(recipe),
+        data=data,
         parameters=_load(directory / "parameters.safetensors", device),
         optimizer=optimizer,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nanochat.errors import TrainingError
 from nanochat.train.module import LanguageModel
 from nanochat.train.optimizers import Hyper, Rule, rule_of
 from nanochat.train.recipe import Recipe, learning_rate_factor
@@ -39,6 +40,24 @@ class Updater:
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._groups = _groups(specs, recipe)
         self.state: dict[str, dict[str, Tensor]] = {name: {} for name in self._groups}
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """Take over the state of a snapshot.
+
+        Raises
+        ------
+        TrainingError
+            If it is not the state of this model under this recipe.
+        """
+        for key, group in self._groups.items():
+            shape = (len(group.names), *self._parameters[group.names[0]].shape)
+            found = state.get(key, {})
+            if not found or any(tuple(tensor.shape) != shape for tensor in found.values()):
+                raise TrainingError(
+                    f"{source} has no optimizer state {key} of shape {shape}: it is damaged, or of a recipe with other "
+                    "rules or rates; use an earlier snapshot, or keep the recipe's rates"
+                )
+            self.state[key] = dict(found)
 
     @torch.no_grad()
     def update(self, step: int) -> Tensor:

@@ -11,7 +11,7 @@ def test_the_twin_saw_as_many_tokens_and_the_streams_differ() -> None:
     results = list(training.run(quick=True))
 
     assert [result.ok for result in results] == [True, True, True]
-    assert 0.9 < (results[0].ratio or 0) < 1.0
+    assert 0.8 < (results[0].ratio or 0) < 1.0
 
 
 def test_the_logs_can_be_drawn(tmp_path: Path) -> None:

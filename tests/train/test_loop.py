@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nanochat import checkpoint
-from nanochat.errors import ConfigError, TrainingError
+from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.train.data import prepare
 from nanochat.train.loop import Report, Trainer
@@ -179,6 +180,67 @@ def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> N
         Trainer(other, data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
 
 
+def snapshot(data: Path, run: Path) -> Path:
+    Trainer(recipe(steps=12), data, run, num_threads=1, compile_model=False).run(quiet)
+    return run / "snapshot"
+
+
+def test_other_data_than_the_snapshot_saw_is_refused(data: Path, tmp_path: Path) -> None:
+    start = snapshot(data, tmp_path / "run")
+    (tmp_path / "other.rs").write_text("fn main() { loop { break } }\n" * 400)
+    (tmp_path / "another.rs").write_text("struct S { x: u8, y: [u8; 4] }\n" * 400)
+    prepare([str(tmp_path / "*.rs")], tmp_path / "tokens", 300, held_out=0.4)
+
+    with pytest.raises(TrainingError, match="has seen other data"):
+        Trainer(recipe(), tmp_path / "tokens", tmp_path, start=start, compile_model=False)
+
+
+def test_a_recipe_that_ends_before_the_snapshot_is_refused(data: Path, tmp_path: Path) -> None:
+    start = snapshot(data, tmp_path / "run")
+
+    with pytest.raises(TrainingError, match=r"at step 12 and the recipe ends at 12"):
+        Trainer(recipe(steps=12), data, tmp_path / "branch", start=start, compile_model=False)
+
+
+def test_a_snapshot_without_its_optimizer_is_refused(data: Path, tmp_path: Path) -> None:
+    start = snapshot(data, tmp_path / "run")
+    save_file({}, start / "optimizer.safetensors")
+
+    with pytest.raises(TrainingError, match="no optimizer state"):
+        Trainer(recipe(), data, tmp_path / "branch", start=start, compile_model=False)
+
+
+def test_a_branch_writes_its_own_recipe(data: Path, tmp_path: Path) -> None:
+    start = snapshot(data, tmp_path / "run")
+    branch = tmp_path / "branch"
+
+    Trainer(recipe(steps=14), data, branch, start=start, num_threads=1, compile_model=False).run(
+        quiet
+    )
+
+    first = json.loads((branch / "log.jsonl").read_text().splitlines()[0])
+    assert first["recipe"]["steps"] == 14
+
+
+def test_a_run_does_not_move_in_with_its_data(data: Path) -> None:
+    with pytest.raises(ConfigError, match="holds prepared data"):
+        Trainer(recipe(), data, data, compile_model=False)
+
+
+def test_a_directory_that_cannot_be_made_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    trainer = Trainer(recipe(), data, tmp_path / "file", num_threads=1, compile_model=False)
+
+    with pytest.raises(SaveError, match=r"cannot write .*file"):
+        trainer.run(quiet)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_a_device_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="device 'cuda' is not here"):
+        Trainer(recipe(), data, tmp_path, device="cuda", compile_model=False)
+
+
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
     small = recipe(model={"vocab_size": 64, **MODEL})
 
@@ -195,6 +257,12 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(data: Path, tmp_pat
         ({"matrix_rate": float("nan")}, "matrix_rate=nan"),
         ({"precision": "int4"}, "precision='int4'"),
         ({"speed": 3}, "speed"),
+        ({"evaluation_windows": 0}, "evaluation_windows=0"),
+        ({"seed": 1.5}, "seed=1.5: write a whole number"),
+        ({"steps": True}, "steps=True"),
+        ({"matrix_rate": "abc"}, "matrix_rate='abc': write a number"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"objective": {"balance": "x"}}, "balance='x'"),
     ],
     ids=str,
 )

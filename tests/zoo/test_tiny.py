@@ -1,7 +1,9 @@
 """The model that ships: the main job, on every backend and through every export."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from nanochat.export.onnx import export_onnx, verify_onnx
 from nanochat.lm import Model
 from nanochat.presets import preset
 from nanochat.train.recipe import recipe_from_dict
-from nanochat.weights import named_leaves
+from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve
 
 PROMPT = "fn main() {"
@@ -109,3 +111,27 @@ def test_its_onnx_file_gives_the_same_logits(directory: Path, tmp_path: Path) ->
 
     ids = nanochat.from_pretrained("nanochat-tiny").encode_prompt(RUST)
     assert verify_onnx(file, config, weights, np.array([ids])).ok
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rope_theta": 9000.0}, {"mixer": "identity"}, {"activation_block": 256}],
+    ids=str,
+)
+def test_a_file_that_computes_something_else_is_not_verified(
+    changes: dict[str, Any], directory: Path, tmp_path: Path
+) -> None:
+    config, weights = checkpoint.load(directory)
+    export_onnx(config, weights, tmp_path / "tiny.onnx", name="nanochat-tiny")
+    ids = nanochat.from_pretrained("nanochat-tiny").encode_prompt(RUST)
+    other = dataclasses.replace(config, **changes)
+    block = changes.get("activation_block", 128)
+    leaves = map_leaves(lambda _, leaf: with_block(leaf, block), weights)
+
+    report = verify_onnx(tmp_path / "tiny.onnx", other, leaves, np.array([ids]))
+
+    assert not report.ok
+
+
+def with_block(leaf: Stored, block: int) -> Stored:
+    return leaf if isinstance(leaf, Dense) else dataclasses.replace(leaf, activation_block=block)
