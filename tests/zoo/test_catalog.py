@@ -146,6 +146,8 @@ def test_a_model_without_weights_names_the_ways_on(entry: catalog.Entry) -> None
         ("./missing", "no such directory"),
         ("/missing/model", "no such directory"),
         ("missing.gguf", "no such directory or .gguf file"),
+        ("nope.onnx", "cannot be loaded back; pass the model directory"),
+        ("./build/nope.onnx", "cannot be loaded back; pass the model directory"),
         ("org/name.gguf/x/y", "no model is named"),
         ("a/b/c", "no model is named"),
         ("../../etc", "no such directory"),
@@ -190,6 +192,21 @@ def test_a_revision_is_named_either_way(
 def test_two_revisions_are_refused(download: Download) -> None:
     with pytest.raises(ModelNotFoundError, match="two revisions"):
         resolve("org/name@a", revision="b")
+
+    assert not download.asked
+
+
+@pytest.mark.parametrize("name", ["model", "./model", "nanochat-tiny"])
+def test_what_is_here_has_no_revisions(
+    name: str, model: Path, download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_WEIGHTS", model)
+    (model / "nanochat-tiny").mkdir()
+
+    with pytest.raises(ModelNotFoundError, match=r"no revision 'x': .* leave it out"):
+        resolve(name, revision="x")
+    with pytest.raises(ModelNotFoundError, match=r"no revision 'x': .* leave it out"):
+        resolve(f"{name}@x")
 
     assert not download.asked
 
