@@ -82,6 +82,10 @@ def export(
 
     MODEL is a directory, a .gguf file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging Face Hub.
     """
+    if kind == "gguf" and exit_threshold is not None:
+        raise click.UsageError("--exit-threshold is for ONNX: a GGUF file keeps the model's own")
+    if kind == "onnx" and licence is not None:
+        raise click.UsageError("--licence is for GGUF: an ONNX file has no place for it")
     from nanochat.lm import load_parts, tensor_classes
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve

@@ -51,6 +51,8 @@ MISTAKES = [
     (["export"], 2, "there is no verb 'export'"),
     (["nanochat-export", "MODEL"], 2, "Missing option '--format'"),
     (["nanochat-export", "--format", "pdf", "MODEL"], 2, "'pdf' is not one of"),
+    (["nanochat-export", "--format", "gguf", "--exit-threshold", "1", "MODEL"], 2, "is for ONNX"),
+    (["nanochat-export", "--format", "onnx", "--licence", "MIT", "MODEL"], 2, "is for GGUF"),
     (["nanochat-export", "--format", "gguf"], 2, "Missing argument 'MODEL'"),
     (["nanochat-export", "--format", "gguf", "--out", "FILE/x", "MODEL"], 1, "cannot write"),
     (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
