@@ -1,8 +1,9 @@
 """This file holds what a configuration costs, counted without building it: parameters, bytes and operations.
 
 A token *uses* these leaves: the layers, those of a loop once for every step; of a mixture the router, the shared expert
-and the chosen ones; one row of the embedding and the whole head; the exit gate where tokens may leave early. It uses no
-extra heads. For n streams of width C, H query and G key heads of K features, and D heads of K key and V value features:
+and the chosen ones; the whole head, and one row of an embedding that is not the head as well; the exit gate where
+tokens may leave early. It uses no extra heads. For n streams of width C, H query and G key heads of K features, and D
+heads of K key and V value features:
 
 * *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R``, dense 4 for each number;
 * *active parameters*: the numbers in all uses, counted at every use;
@@ -152,7 +153,10 @@ def _used(config: ModelConfig) -> list[Spec]:
     prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
     tree_of_token = dataclasses.replace(
         tree,
-        embedding=dataclasses.replace(tree.embedding, shape=(1, config.width)),
+        # The head of a tied model is the embedding, so its row is counted there.
+        embedding=dataclasses.replace(
+            tree.embedding, shape=(0 if tree.head is None else 1, config.width)
+        ),
         layers=(*layers[:prelude], *layers[prelude:coda] * config.loop_count, *layers[coda:]),
         head=tree.embedding if tree.head is None else tree.head,
         exit=None,

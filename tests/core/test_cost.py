@@ -76,11 +76,17 @@ def test_a_dense_table_has_four_bytes_a_number() -> None:
 
 
 def test_a_token_uses_all_layers_the_head_and_one_row_of_the_embedding() -> None:
-    assert small().active_parameters == 2 * (TERNARY + DENSE) + 256 + TABLE + 256
+    untied = small(tie_embeddings=False)
+
+    assert untied.active_parameters == 2 * (TERNARY + DENSE) + 256 + TABLE + 256
 
 
-def test_an_untied_model_uses_as_much_as_a_tied_one() -> None:
-    assert small(tie_embeddings=False).active_parameters == small().active_parameters
+def test_a_token_uses_every_parameter_of_a_dense_tied_model_once() -> None:
+    assert small().active_parameters == small().parameters
+
+
+def test_the_head_of_a_tied_model_holds_the_row_of_the_embedding() -> None:
+    assert small(tie_embeddings=False).active_parameters == small().active_parameters + 256
 
 
 def test_a_token_uses_its_experts_the_router_and_the_shared_one() -> None:
@@ -88,7 +94,7 @@ def test_a_token_uses_its_experts_the_router_and_the_shared_one() -> None:
 
     attention, expert, shared = 256 * 256 * 3, 256 * 256 * 3, 512 * 256 * 3
     layer = attention + 2 * expert + shared + 8 * 256 + DENSE
-    assert counted.active_parameters == 2 * layer + 256 + TABLE + 256
+    assert counted.active_parameters == 2 * layer + 256 + TABLE
     assert counted.ternary_parameters == 2 * (attention + 8 * expert + shared)
 
 
@@ -96,7 +102,7 @@ def test_a_looped_layer_is_used_at_every_step_but_stored_once() -> None:
     counted = small(num_layers=4, loop_count=3, loop_prelude=1, loop_coda=1)
 
     # The prelude, two layers three times, the coda; nothing leaves early, so the gate is idle.
-    assert counted.active_parameters == 8 * (TERNARY + DENSE) + 256 + TABLE + 256
+    assert counted.active_parameters == 8 * (TERNARY + DENSE) + 256 + TABLE
     assert counted.ternary_parameters == 4 * TERNARY
     assert counted.dense_parameters == 4 * DENSE + 256 + (256 + 256 + 1)
 
@@ -180,14 +186,14 @@ def test_delta_layers_keep_a_matrix_a_head_and_the_inputs_of_their_convolutions(
 def test_a_decoded_token_reads_its_weights_and_the_state_in_sight() -> None:
     counted = small(10)
 
-    weights = 2 * TERNARY_BYTES + TABLE_BYTES + (256 + 2) + 4 * (2 * DENSE + 256)
+    weights = 2 * TERNARY_BYTES + TABLE_BYTES + 4 * (2 * DENSE + 256)
     assert counted.read_bytes_per_token == weights + 10 * counted.kv_bytes_per_token
 
 
 def test_a_loop_reads_its_weights_at_every_step() -> None:
     counted = small(10, num_layers=1, loop_count=3)
 
-    weights = 3 * (TERNARY_BYTES + 4 * DENSE) + TABLE_BYTES + (256 + 2) + 4 * 256
+    weights = 3 * (TERNARY_BYTES + 4 * DENSE) + TABLE_BYTES + 4 * 256
     assert counted.read_bytes_per_token == weights + 10 * counted.kv_bytes_per_token
 
 
