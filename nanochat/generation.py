@@ -6,7 +6,8 @@ is read alone, then their states are stacked and every step continues all of the
 Legend: B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypedDict, TypeVar, Unpack
 
@@ -45,7 +46,7 @@ class Options(TypedDict, total=False):
     top_k, top_p, min_p, repetition_penalty : int or float
         See `nanochat.sampling.Sampling`; off.
     stop : str or sequence of str
-        Strings that end the text and are not part of it; none.
+        Strings that end the text and are not part of it; none, as with None.
     seed : int
         The same seed gives the same text; 0. Sequence i of a batch draws with ``seed + i``.
     """
@@ -56,7 +57,7 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     seed: int
 
 
@@ -196,8 +197,9 @@ def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
         raise TypeError(
             f"there is no option {unknown[0]!r}: choose from {', '.join(Options.__annotations__)}"
         )
-    max_tokens, stop = options.get("max_tokens", _MAX_TOKENS), options.get("stop", ())
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+    max_tokens = options.get("max_tokens", _MAX_TOKENS)
+    whole = isinstance(max_tokens, int | np.integer) and not isinstance(max_tokens, bool)
+    if not whole or max_tokens < 1:
         raise InputError(f"max_tokens={max_tokens!r} is not a number of tokens: pass 1 or more")
     sampling = Sampling(
         repetition_penalty=options.get("repetition_penalty", 1.0),
@@ -207,11 +209,7 @@ def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
         min_p=options.get("min_p", 0.0),
         seed=options.get("seed", 0),
     )
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for text in stops:
-        if not isinstance(text, str):
-            raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
-    return sampling, stops
+    return sampling, _stop_strings(options.get("stop"))
 
 
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
@@ -220,16 +218,38 @@ def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
     Raises
     ------
     InputError
-        If there is none, or one is not in the vocabulary.
+        If there is none, or one is no integer or not in the vocabulary.
     """
-    if not len(ids):
+    try:
+        tokens = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise InputError(
+            f"{ids!r:.80} is not one sequence of token ids, which are integers: encode the text with the model's "
+            "own tokenizer"
+        ) from error
+    if not tokens:
         raise InputError("there is no token to read: pass at least one, such as <|bos|>")
-    for token in (min(ids), max(ids)):
+    for token in (min(tokens), max(tokens)):
         if not 0 <= token < config.vocab_size:
             raise InputError(
                 f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
                 "encode the text with the model's own tokenizer"
             )
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        return (stop,)
+    if not isinstance(stop, Iterable):
+        raise InputError(f"stop={stop!r:.80} is no text: pass a string, or a list of strings")
+    stops = []
+    for text in stop:
+        if not isinstance(text, str):
+            raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
+        stops.append(text)
+    return tuple(stops)
 
 
 def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int:
@@ -248,7 +268,7 @@ def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int
             f"a prompt of {length} tokens and max_tokens={max_tokens} make {length + max_tokens}, but {holds}: "
             f"pass max_tokens={room} or less, or shorten the prompt"
         )
-    return max_tokens
+    return int(max_tokens)
 
 
 def _run(

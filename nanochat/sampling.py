@@ -67,6 +67,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            # A number of NumPy becomes Python's.
+            if isinstance(value, np.number):
+                object.__setattr__(self, name, value.item())
         _check_number(
             "repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1.0 switches it off"
         )

@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,14 +202,41 @@ def test_too_long_a_prompt_is_refused_with_the_room_that_is_left(length: int, fi
         ([[0]], {"temperature": -1.0}, "temperature=-1"),
         ([[0]], {"stop": ""}, "stop string is empty"),
         ([[0]], {"stop": [7]}, "holds 7"),
+        ([[0]], {"stop": 3}, "stop=3 is no text"),
+        (["abc"], {}, "'abc' is not one sequence of token ids"),
+        ([0, 1], {}, "0 is not one sequence of token ids"),
     ],
     ids=str,
 )
 def test_a_wrong_value_is_refused_before_anything_runs(
-    prompts: list[list[int]], options: Options, message: str
+    prompts: Any, options: Options, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         generate(random_engine(), TOKENIZER, prompts, **options)
+
+
+def test_no_stop_strings_may_be_written_as_none() -> None:
+    engine = random_engine()
+
+    assert list(generate(engine, TOKENIZER, [[0]], max_tokens=5, stop=None)) == list(
+        generate(engine, TOKENIZER, [[0]], max_tokens=5)
+    )
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    engine = random_engine()
+    numbers: Any = {
+        "max_tokens": np.int32(5),
+        "temperature": np.float32(0.5),
+        "top_k": np.int64(9),
+        "seed": np.int64(3),
+    }
+
+    pieces = list(generate(engine, TOKENIZER, [np.array([0, 1])], **numbers))  # type: ignore[list-item] # an array is no Sequence
+
+    assert pieces == list(
+        generate(engine, TOKENIZER, [[0, 1]], max_tokens=5, temperature=0.5, top_k=9, seed=3)
+    )
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:

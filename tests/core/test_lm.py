@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,11 +136,19 @@ def test_logits_are_those_of_every_token(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("ids", "error"),
-    [([], InputError), ([300], InputError), ([0] * 65, ContextLengthError)],
-    ids=["none", "unknown", "many"],
+    [
+        ([], InputError),
+        ([300], InputError),
+        ([0] * 65, ContextLengthError),
+        ("abc", InputError),
+        ([[0, 1]], InputError),
+        (np.zeros((2, 2), np.int64), InputError),
+        ([1.5], InputError),
+    ],
+    ids=["none", "unknown", "many", "text", "nested", "matrix", "fractions"],
 )
 def test_logits_of_impossible_tokens_are_refused(
-    model: Model, ids: list[int], error: type[Exception]
+    model: Model, ids: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         model.logits(ids)
