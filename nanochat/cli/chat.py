@@ -1,6 +1,7 @@
 """This file holds `nanochat chat`: one answer, or a conversation at the terminal."""
 
 import contextlib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ Examples:
   nanochat chat nanochat-tiny --system "Answer in one line." --temperature 0.5
   nanochat chat path/to/model --message "What is a lifetime in Rust?"
 """
+# Other lines that begin with a slash are questions: a comment, a path.
+_COMMAND = re.compile(r"/[a-z]+")
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an answer."
 
 
@@ -56,6 +59,10 @@ def chat(
     """
     if as_json and message is None:
         raise click.UsageError("--json prints one answer: pass --message, too")
+    if message == "":
+        raise InputError(
+            "the message is empty: ask something, or leave --message out for a conversation"
+        )
     options = read_options(values)
     conversation = _Conversation(load_model(model, backend), system, options)
     if message is None:
@@ -131,8 +138,10 @@ def _converse(conversation: _Conversation) -> None:
         if text == "/clear":
             conversation.clear()
             note("(forgotten)")
-        elif text.startswith("/"):
+        elif text == "/help":
             note(_HELP)
+        elif _COMMAND.fullmatch(text):
+            note(f"(there is no command {text}) {_HELP}")
         elif text:
             _answer(conversation, text)
 

@@ -104,6 +104,20 @@ def test_a_conversation_knows_its_commands(run: Run, polite: Path) -> None:
     assert "(forgotten)" in result.err
 
 
+def test_an_unknown_command_is_no_question(run: Run, polite: Path) -> None:
+    result = run("chat", polite, *GREEDY, stdin=b"/claer\n")
+
+    assert result.out == ""
+    assert "there is no command /claer" in result.err
+
+
+@pytest.mark.parametrize("line", [b"// why?", b"/etc/fstab", b"/ is what?", b"/* c */"])
+def test_a_question_may_begin_with_a_slash(run: Run, polite: Path, line: bytes) -> None:
+    result = run("chat", polite, *GREEDY, stdin=line + b"\n")
+
+    assert result.out == "wxyz\n"
+
+
 def test_a_conversation_that_fills_the_context_forgets_its_oldest_turns(
     run: Run, polite: Path
 ) -> None:
