@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.errors import DataError
+from nanochat.errors import DataError, InputError
 
 __all__ = ["Document", "documents", "find_files", "is_held_out", "log_dropped", "position"]
 
@@ -119,11 +119,11 @@ def is_held_out(name: str, share: float) -> bool:
 
     Raises
     ------
-    DataError
+    InputError
         If `share` is not in [0, 1).
     """
     if not 0 <= share < 1:
-        raise DataError(f"held_out={share} is not a share of the files: pass 0 <= held_out < 1")
+        raise InputError(f"held_out={share} is not a share of the files: pass 0 <= held_out < 1")
     return position(name) < share
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.errors import DataError, FormatError, SaveError
+from nanochat.errors import DataError, FormatError, InputError, SaveError
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.corpus import (
     Document,
@@ -72,18 +72,26 @@ def prepare(
     Raises
     ------
     DataError
-        If the text, the vocabulary or `output` is unusable.
+        If the text is unusable.
+    InputError
+        If an argument is out of its range, or `output` holds what must not be replaced.
     SaveError
         If a file cannot be written.
     """
     output = Path(output)
     vocab_size = tokenizer if isinstance(tokenizer, int) else tokenizer.vocab_size
     if vocab_size > MAX_VOCABULARY:
-        raise DataError(
+        raise InputError(
             f"a vocabulary of {vocab_size} tokens does not fit 16 bits: use at most {MAX_VOCABULARY}"
         )
-    if shard_tokens < 1:
-        raise DataError(f"shard_tokens={shard_tokens} leaves no room: pass 1 or more")
+    sizes = {
+        "shard_tokens": shard_tokens,
+        "max_file_bytes": max_file_bytes,
+        "sample_bytes": sample_bytes,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name}={size} leaves no room: pass 1 or more")
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
     if isinstance(tokenizer, int):
@@ -94,7 +102,9 @@ def prepare(
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
             new = Path(aside) / "new"
-            tokenizer.save(new)
+            new.mkdir()
+            for name, content in tokenizer.files().items():
+                (new / name).write_bytes(content)
             splits = _write_splits(read, new, tokenizer, shard_tokens)
             log_dropped(dropped)
             _check_splits(splits, held_out)
@@ -114,7 +124,7 @@ def prepare(
             new.rename(output)
     except OSError as error:
         raise SaveError(
-            f"cannot write {output}: {error}; free space or pass another path"
+            f"cannot write {output}: {error.strerror or error}; free space or pass another path"
         ) from error
     return manifest
 
@@ -376,11 +386,13 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / FILE_NAME).is_file():
-        raise DataError(
+        raise InputError(
             f"{output} exists and is not prepared data: pass another path, or delete it"
         )
     if not overwrite:
-        raise DataError(f"{output} already holds prepared data: pass overwrite=True to replace it")
+        raise InputError(
+            f"{output} already holds prepared data: pass --overwrite, or overwrite=True in Python, to replace it"
+        )
 
 
 def _check_splits(splits: dict[str, Split], held_out: float) -> None:

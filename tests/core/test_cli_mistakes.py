@@ -48,6 +48,38 @@ MISTAKES = [
     (["data", "prepare", "EMPTY", "--out", "OUT"], 2, "either --vocab-size"),
     (["data", "prepare", "EMPTY", "--out", "OUT", "--vocab-size", "300"], 1, "matches no file"),
     (["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "9"], 2, "vocab_size=263"),
+    (
+        ["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "300", "--sample-bytes", "-5"],
+        2,
+        "sample_bytes=-5",
+    ),
+    (
+        [
+            "data",
+            "prepare",
+            "MODEL",
+            "--out",
+            "OUT",
+            "--vocab-size",
+            "300",
+            "--max-file-bytes",
+            "-1",
+        ],
+        2,
+        "max_file_bytes=-1",
+    ),
+    (
+        ["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "300", "--shard-tokens", "0"],
+        2,
+        "shard_tokens=0",
+    ),
+    (
+        ["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "300", "--held-out", "1"],
+        2,
+        "held_out=1.0",
+    ),
+    (["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "65537"], 2, "at most 65536"),
+    (["data", "prepare", "MODEL", "--out", "MODEL", "--vocab-size", "300"], 2, "another path"),
     (["data", "show", "EMPTY"], 1, "data.json"),
     (["export"], 2, "there is no verb 'export'"),
     (["nanochat-export", "MODEL"], 2, "Missing option '--format'"),
@@ -61,7 +93,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:60] for m in MISTAKES]
+    ("arguments", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:80] for m in MISTAKES]
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
     run: Run, directory: Path, tmp_path: Path, arguments: list[str], code: int, message: str

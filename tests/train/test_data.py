@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.errors import DataError, FormatError, VersionError
+from nanochat.errors import DataError, FormatError, InputError, SaveError, VersionError
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.corpus import documents, find_files, is_held_out, position
 from nanochat.train.data import Shards, _window_starts, prepare
@@ -142,7 +142,7 @@ def test_patterns_without_files_are_refused(patterns: Any, message: str) -> None
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_zero_to_one_is_refused(share: float) -> None:
-    with pytest.raises(DataError, match="pass 0 <= held_out < 1"):
+    with pytest.raises(InputError, match="pass 0 <= held_out < 1"):
         is_held_out("lib.rs", share)
 
 
@@ -207,7 +207,7 @@ def test_a_smaller_sample_trains_another_tokenizer(corpus: Path, tmp_path: Path)
 
 
 def test_prepared_data_is_replaced_on_request_only(corpus: Path, copy: Path) -> None:
-    with pytest.raises(DataError, match="pass overwrite=True"):
+    with pytest.raises(InputError, match="pass --overwrite, or overwrite=True"):
         prepare([corpus], copy, TOKENIZER)
 
     manifest = prepare([corpus], copy, TOKENIZER, held_out=0.3, overwrite=True)
@@ -219,7 +219,7 @@ def test_prepared_data_is_replaced_on_request_only(corpus: Path, copy: Path) -> 
 def test_a_directory_with_other_files_is_never_replaced(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
 
-    with pytest.raises(DataError, match="is not prepared data"):
+    with pytest.raises(InputError, match="is not prepared data"):
         prepare([corpus], tmp_path, TOKENIZER, overwrite=True)
 
 
@@ -238,15 +238,40 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     [
         pytest.param({"held_out": 1e-9}, "none of 60 files is held out", id="nothing held out"),
         pytest.param({"held_out": 1 - 1e-9}, "no text for training", id="all held out"),
+    ],
+)
+def test_shares_that_leave_a_split_without_text_are_refused(
+    corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare([corpus], tmp_path / "out", TOKENIZER, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         pytest.param({"tokenizer": 65_537}, "does not fit 16 bits", id="large vocabulary"),
         pytest.param({"shard_tokens": 0}, "leaves no room", id="no shard length"),
+        pytest.param({"sample_bytes": -5}, "sample_bytes=-5 leaves no room", id="no sample"),
+        pytest.param({"max_file_bytes": -1}, "max_file_bytes=-1 leaves no room", id="no file"),
     ],
 )
 def test_options_that_cannot_work_are_refused(
     corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         prepare([corpus], tmp_path / "out", **({"tokenizer": TOKENIZER} | options))
+
+
+def test_a_directory_that_cannot_be_written_is_named_once(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "below" / "out"
+
+    with pytest.raises(SaveError) as raised:
+        prepare([corpus], output, TOKENIZER)
+
+    expected = f"cannot write {output}: Not a directory; free space or pass another path"
+    assert str(raised.value) == expected
 
 
 # Batches
