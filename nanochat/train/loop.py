@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat import checkpoint
 from nanochat.backends.torch import TorchOps
 from nanochat.errors import ConfigError, SaveError, TrainingError
 from nanochat.files import atomic_write
 from nanochat.init import freeze, init
+from nanochat.lm import save_model
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
 from nanochat.train.module import LanguageModel
@@ -198,11 +198,13 @@ class Trainer:
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
         tokenizer = self.shards.tokenizer
-        generation = {"eos_token_id": [tokenizer.eos, tokenizer.end]}
-        checkpoint.save(
-            directory, self.recipe.model, freeze(self.model.stored()), generation=generation
+        save_model(
+            directory,
+            self.recipe.model,
+            freeze(self.model.stored()),
+            tokenizer,
+            generation={"eos_token_id": [tokenizer.eos, tokenizer.end]},
         )
-        self.shards.tokenizer.save(directory)
 
     def _objective(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return objective(
