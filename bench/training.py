@@ -1,18 +1,24 @@
 """This file holds the case `training`: what the logs of the shipped model and of its unquantised twin say.
 
-It computes nothing anew: the logs are those of the two runs, and `zoo/weights/nanochat-tiny/README.md` has their
-commands.
+The logs are those of the two runs, whose commands are in `zoo/weights/nanochat-tiny/README.md`. Only what mixing does
+to the logits is computed anew, from the shipped weights.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.curves import Curve, draw_curves
 from bench.result import Result, table
+from bench.tolerances import rms_error
+from nanochat import from_pretrained
+from nanochat.lm import Model, load_parts
+from nanochat.zoo.hub import resolve
 
 __all__ = ["LOGS", "plot", "run", "table"]
+
+_RUST = "impl Point {\n    fn new(x: u32, y: u32) -> Self {\n        Point { x, y }\n    }\n}\n"
 
 LOGS = Path(__file__).parent / "results" / "training"
 
@@ -57,6 +63,21 @@ def run(quick: bool) -> Iterator[Result]:  # noqa: ARG001
         target=0.0,
         ok=min(gradients) > 0,
     )
+    yield Result(
+        case="training",
+        what="change of the logits if all mixing matrices were the identity",
+        unit="RMS ratio",
+        ours=_without_mixing(),
+    )
+
+
+def _without_mixing() -> float:
+    """RMS ratio on a short piece of Rust, on the reference backend."""
+    model = from_pretrained("nanochat-tiny", backend="reference")
+    config, weights, tokenizer = load_parts(resolve("nanochat-tiny"))
+    unmixed = Model(replace(config, mixer="identity"), weights, tokenizer, backend="reference")
+    ids = model.encode_prompt(_RUST)
+    return rms_error(unmixed.logits(ids), model.logits(ids))
 
 
 def plot(_: Sequence[Result], path: Path) -> None:

@@ -26,7 +26,7 @@ from nanochat.model import slots
 from nanochat.shapes import shapes
 from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
 
-__all__ = ["Cost", "cost"]
+__all__ = ["Cost", "cost", "leaf_bytes"]
 
 _FLOAT32_BYTES = 4
 _SCALE_BYTES = 2
@@ -123,7 +123,7 @@ def cost(config: ModelConfig, *, context: int, kv_number_bytes: int = _FLOAT32_B
         flops_per_token=2 * active + _mixer_flops(config, context) + _stream_flops(config),
         kv_bytes_per_token=kv * kv_number_bytes,
         state_bytes=rest * _FLOAT32_BYTES,
-        read_bytes_per_token=sum(_stored_bytes(spec) for spec in used)
+        read_bytes_per_token=sum(leaf_bytes(spec) for spec in used)
         + kv * kv_number_bytes * context
         + rest * _FLOAT32_BYTES,
     )
@@ -134,10 +134,11 @@ def _numbers(leaves: Iterable[Spec], kind: LeafKind) -> int:
 
 
 def _bytes(leaves: Iterable[Spec], kind: LeafKind) -> int:
-    return sum(_stored_bytes(spec) for spec in leaves if spec.kind == kind)
+    return sum(leaf_bytes(spec) for spec in leaves if spec.kind == kind)
 
 
-def _stored_bytes(spec: Spec) -> int:
+def leaf_bytes(spec: Spec) -> int:
+    """Bytes of a leaf in a model directory."""
     if spec.kind == "dense":
         return math.prod(spec.shape) * _FLOAT32_BYTES
     rows, columns = spec.shape

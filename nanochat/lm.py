@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nanochat import backends, checkpoint
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
+from nanochat.cost import leaf_bytes
 from nanochat.errors import ConfigError, ContextLengthError, InputError
 from nanochat.files import exists, read_bytes
 from nanochat.generation import Engine, Options, Piece, check_ids, generate
@@ -433,7 +434,7 @@ def tensor_classes(config: ModelConfig) -> list[TensorClass]:
             format=form,
             tensors=len(specs),
             parameters=sum(math.prod(spec.shape) for spec in specs),
-            bytes=sum(_num_bytes(spec) for spec in specs),
+            bytes=sum(leaf_bytes(spec) for spec in specs),
         )
         for (name, form), specs in groups.items()
     ]
@@ -445,15 +446,6 @@ def _format(spec: Spec) -> str:
     if spec.kind == "int8":
         return "int8, a float16 scale per row"
     return f"ternary, 2 bits, a float16 scale per {spec.weight_block} columns"
-
-
-def _num_bytes(spec: Spec) -> int:
-    if spec.kind == "dense":
-        return 4 * math.prod(spec.shape)
-    rows, columns = spec.shape
-    if spec.kind == "int8":
-        return rows * columns + 2 * rows
-    return rows * -(-columns // 4) + 2 * rows * (columns // spec.weight_block)
 
 
 def _device(ops: Ops[Any, Any, Any]) -> str:

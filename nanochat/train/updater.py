@@ -68,15 +68,15 @@ class Updater:
         scalar tensor
             The global gradient norm before clipping.
         """
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        norm: Tensor = torch.stack([g.norm() for g in gradients.values()]).norm()
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm: Tensor = torch.stack([gradient.norm() for gradient in gradients]).norm()
         shrink = (self._recipe.clip / (norm + 1e-12)).clamp(max=1.0)
         factor = learning_rate_factor(self._recipe, step)
         for key, group in self._groups.items():
             parameters = [self._parameters[name] for name in group.names]
             # A parameter that this step did not use (an expert without tokens) has no gradient.
             stacked = torch.stack(
-                [gradients.get(n, torch.zeros_like(self._parameters[n])) for n in group.names]
+                [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             )
             hyper = Hyper(
                 learning_rate=group.rate * factor, step=step + 1, weight_decay=group.weight_decay
