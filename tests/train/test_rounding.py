@@ -41,3 +41,16 @@ def test_a_block_mean_does_not_depend_on_the_order_of_its_additions() -> None:
     _, of_reversed = ternary.quantize(np.ascontiguousarray(reversed_blocks), block=256)
 
     np.testing.assert_array_equal(scales, of_reversed)
+
+
+def test_no_scale_of_many_differs_in_its_last_bit() -> None:
+    weight = np.random.default_rng(0).standard_normal((16_384, 1024)).astype(np.float32)
+    codes, scales = ternary.quantize(weight, block=256)
+    latent = LatentLinear(
+        values=OPS.array(weight), kind="ternary", weight_block=256, activation_block=128
+    )
+
+    # An embedding's rows are the rounded weights as they are.
+    in_training = OPS.numpy(OPS.embed(OPS.tokens(np.arange(16_384)[None]), latent))[0]
+
+    np.testing.assert_array_equal(in_training, ternary.dequantize(codes, scales))
