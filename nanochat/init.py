@@ -11,7 +11,7 @@ from nanochat.config import ModelConfig
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
 
-__all__ = ["freeze", "init"]
+__all__ = ["freeze", "init", "initial_leaf"]
 
 
 def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]:
@@ -25,7 +25,9 @@ def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]
     ----------
     .. [1] github.com/FFTYYY/mhc-lite, commit ea19775: biases -1 and +1 at stream ``layer mod n``, mixing bias -8.
     """
-    return map_leaves(lambda name, spec: _leaf(name, spec, config, generator), shapes(config))
+    return map_leaves(
+        lambda name, spec: initial_leaf(name, spec, config, generator), shapes(config)
+    )
 
 
 def freeze(weights: Weights[Stored]) -> Weights[Stored]:
@@ -57,10 +59,13 @@ def _freeze_leaf(name: str, leaf: Stored) -> Stored:
     )
 
 
-def _leaf(name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator) -> Stored:
+def initial_leaf(
+    name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator
+) -> Stored:
+    """The initial numbers of one leaf of `init`: latent, or dense."""
     values = _values(name, spec, config, generator)
     if spec.kind == "dense":
-        return Dense(values=values)
+        return Dense(values=values.astype(spec.dtype, copy=False))
     return Latent(
         values=values,
         kind=spec.kind,
