@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanochat.errors import BackendError
+from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 
 __all__ = ["NAMES", "choose", "get", "unavailable"]
 
 NAMES = ("torch", "mlx", "numba", "reference")
+
+# Backends whose number of threads can be chosen.
+_THREADED = ("numba", "torch")
+_MOST_THREADS = 256
 
 _FIX = {
     "torch": "pip install 'nanochat-ternary[torch]'",
@@ -78,20 +82,33 @@ def choose(name: str = "auto") -> tuple[str, str]:
     return "reference", f"nothing faster can run: {unavailable('numba')}"
 
 
-def get(name: str = "auto") -> Ops[Any, Any, Any]:
+def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, Any]:
     """The operations of a backend, by name or chosen by `choose`.
+
+    Parameters
+    ----------
+    name : str
+        As for `choose`.
+    num_threads : int, optional
+        Threads of the CPU that share an operation, for numba (by default one for each physical core) and for torch,
+        where the number is the whole process's.
 
     Raises
     ------
     BackendError
-        If the backend is unknown or unavailable; the message repeats every backend's reason.
+        If the backend is unknown or unavailable, where the message repeats every backend's reason; or if it does not
+        let the caller choose its threads.
+    InputError
+        If `num_threads` is no number from 1 to 256.
     """
     chosen, _ = choose(name)
+    if num_threads is not None:
+        _check_threads(chosen, num_threads)
     # Late on purpose: a framework is loaded only when its backend is asked for.
     if chosen == "torch":
         from nanochat.backends.torch import TorchOps
 
-        return TorchOps()
+        return TorchOps(num_threads=num_threads)
     if chosen == "mlx":
         from nanochat.backends.mlx import MlxOps
 
@@ -99,10 +116,23 @@ def get(name: str = "auto") -> Ops[Any, Any, Any]:
     if chosen == "numba":
         from nanochat.backends.numba import NumbaOps
 
-        return NumbaOps()
+        return NumbaOps(num_threads=num_threads)
     from nanochat.backends.reference import ReferenceOps
 
     return ReferenceOps()
+
+
+def _check_threads(name: str, num_threads: int) -> None:
+    if name not in _THREADED:
+        raise BackendError(
+            f"num_threads={num_threads}, but backend {name!r} chooses its threads itself: leave num_threads out, or "
+            f"choose {' or '.join(_THREADED)}"
+        )
+    if not isinstance(num_threads, int) or not 1 <= num_threads <= _MOST_THREADS:
+        raise InputError(
+            f"num_threads={num_threads!r} is no number of threads: pass 1 to {_MOST_THREADS}, as a rule one for each "
+            "physical core, or leave it out"
+        )
 
 
 def _require(name: str) -> str:

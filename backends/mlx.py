@@ -23,6 +23,7 @@ from nanochat.backends.mlx_packed import (
     prepare_leaf,
     round_blocks,
 )
+from nanochat.backends.mlx_state import MlxState
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.ops import Slot
@@ -38,27 +39,6 @@ _MOST_COLUMNS_ON_CPU = 2048
 _FEW_TOKENS = 8
 
 _Elementwise = Callable[..., mx.array]
-
-
-class MlxState:
-    """Lengths of the sequences (B,), on the host, and the arrays of every slot, each with B in front.
-
-    Keys and values are (B, heads, capacity, features).
-    """
-
-    def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
-        self.capacity = capacity
-        self.lengths = np.zeros(batch, np.int64)
-        self.arrays: list[list[mx.array]] = []
-        for slot in slots:
-            if slot.kind == "attention":
-                shape: tuple[int, ...] = (batch, slot.heads, capacity, slot.key_dim)
-                self.arrays.append([mx.zeros(shape), mx.zeros(shape)])
-            elif slot.kind == "conv":
-                self.arrays.append([mx.zeros((batch, slot.taps - 1, slot.features))])
-            else:
-                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
-                self.arrays.append([mx.zeros(shape)])
 
 
 class MlxOps:
@@ -96,13 +76,7 @@ class MlxOps:
         return MlxState(slots, batch, capacity)
 
     def stack(self, states: Sequence[MlxState]) -> MlxState:
-        whole = MlxState((), 0, states[0].capacity)
-        whole.lengths = np.concatenate([state.lengths for state in states])
-        whole.arrays = [
-            [mx.concatenate(list(parts)) for parts in zip(*slot, strict=True)]
-            for slot in zip(*(state.arrays for state in states), strict=True)
-        ]
-        return whole
+        return MlxState.stack(states)
 
     def advance(self, state: MlxState, tokens: mx.array) -> None:
         state.lengths += tokens.shape[1]
@@ -170,8 +144,8 @@ class MlxOps:
         else:
             self.remember(k, v, state=state, slot=slot)
             end = int(state.lengths.max()) + length
-            keys, values = (whole[:, :, :end] for whole in state.arrays[slot])
-            if not _are_equal(state.lengths):
+            keys, values = state.kept(slot, end)
+            if not state.is_even():
                 seen = state.lengths[:, None] + np.arange(length)
                 mask = mx.array((np.arange(end) <= seen[:, :, None])[:, None])
         # "causal" lines up the last query with the last key, also when there are more keys than queries.
@@ -183,16 +157,7 @@ class MlxOps:
     def remember(self, k: mx.array, v: mx.array, *, state: MlxState, slot: int) -> None:
         length = k.shape[1]
         check_room(int(state.lengths.max()), length, state.capacity)
-        keys, values = state.arrays[slot]
-        if _are_equal(state.lengths):
-            start = int(state.lengths[0])
-            keys[:, :, start : start + length] = k.swapaxes(1, 2)
-            values[:, :, start : start + length] = v.swapaxes(1, 2)
-            return
-        rows = mx.arange(k.shape[0])[:, None]
-        positions = mx.array(state.lengths[:, None] + np.arange(length))
-        keys[rows, :, positions] = k
-        values[rows, :, positions] = v
+        state.keep(slot, k, v)
 
     def short_conv(
         self, x: mx.array, kernel: Leaf, *, state: MlxState | None, slot: int
@@ -332,7 +297,7 @@ class MlxOps:
             # Powers of two: a growing sequence fills few tables.
             whole = _angle_table(half, theta, 1 << (start + length).bit_length())
             self._angles[half, theta] = whole
-        if state is None or _are_equal(state.lengths):
+        if state is None or state.is_even():
             cos, sin = (table[None, start : start + length, None] for table in whole)
             return cos, sin
         positions = mx.array(state.lengths[:, None] + np.arange(length))
@@ -373,10 +338,6 @@ def _gate(x: mx.array, logits: mx.array) -> mx.array:
 def _dense(leaf: Leaf) -> mx.array:
     assert not isinstance(leaf, PackedLinear)
     return leaf
-
-
-def _are_equal(lengths: NDArray[np.int64]) -> bool:
-    return bool((lengths == lengths[0]).all())
 
 
 def _angle_table(half: int, theta: float, count: int) -> tuple[mx.array, mx.array]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.config import Mixer
 from nanochat.errors import ContextLengthError
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
 
 __all__ = ["IntegerLinear", "ReferenceOps", "ReferenceState", "check_room", "permutation_matrices"]
@@ -34,9 +34,13 @@ Leaf = IntegerLinear | Array
 
 
 class ReferenceState:
-    """Lengths of the sequences (B,), and the arrays of every slot, each with B in front."""
+    """Lengths of the sequences (B,), and the arrays of every slot, each with B in front.
+
+    Keys and values are float32, rounded to what the slot's storage can hold.
+    """
 
     def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
+        self.slots = tuple(slots)
         self.capacity = capacity
         self.lengths = np.zeros(batch, np.int64)
         self.arrays: list[list[Array]] = []
@@ -74,7 +78,7 @@ class ReferenceOps:
         return ReferenceState(slots, batch, capacity)
 
     def stack(self, states: Sequence[ReferenceState]) -> ReferenceState:
-        whole = ReferenceState((), 0, states[0].capacity)
+        whole = ReferenceState(states[0].slots, 0, states[0].capacity)
         whole.lengths = np.concatenate([state.lengths for state in states])
         whole.arrays = [
             [np.concatenate(parts) for parts in zip(*slot, strict=True)]
@@ -135,20 +139,19 @@ class ReferenceOps:
             self.remember(k, v, state=state, slot=slot)
             starts = state.lengths
             k, v = state.arrays[slot]
-        share = heads // k.shape[2]
+        share, root = heads // k.shape[2], np.float32(np.sqrt(features))
         out = np.empty_like(q)
         for b in range(batch):
-            end = int(starts[b]) + length
-            keys = np.repeat(k[b, :end], share, axis=1)
-            values = np.repeat(v[b, :end], share, axis=1)
-            scores = np.einsum("thk,shk->hts", q[b], keys) / np.float32(np.sqrt(features))
-            visible = np.arange(end)[None, :] <= starts[b] + np.arange(length)[:, None]
-            scores = np.where(visible, scores, -np.inf)
-            out[b] = np.einsum("hts,shk->thk", _softmax(scores), values)
+            keys, values = np.repeat(k[b], share, axis=1), np.repeat(v[b], share, axis=1)
+            for t in range(length):
+                seen = slice(int(starts[b]) + t + 1)
+                scores = np.einsum("hk,shk->hs", q[b, t], keys[seen]) / root
+                out[b, t] = np.einsum("hs,shk->hk", _softmax(scores), values[seen])
         return out
 
     def remember(self, k: Array, v: Array, *, state: ReferenceState, slot: int) -> None:
         check_room(int(state.lengths.max()), k.shape[1], state.capacity)
+        k, v = (_kept(x, state.slots[slot].storage) for x in (k, v))
         for b, start in enumerate(state.lengths):
             state.arrays[slot][0][b, start : start + k.shape[1]] = k[b]
             state.arrays[slot][1][b, start : start + k.shape[1]] = v[b]
@@ -348,6 +351,20 @@ def _mixing_matrix(logits: Array, n: int, mixer: Mixer, iterations: int) -> Arra
         matrix = matrix / matrix.sum(axis=-2, keepdims=True)
         matrix = matrix / matrix.sum(axis=-1, keepdims=True)
     return matrix
+
+
+def _kept(x: Array, storage: Storage) -> Array:
+    """What vectors along the last axis are after they have been stored."""
+    if storage == "float32":
+        return x
+    if storage == "float16":
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(np.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    with np.errstate(invalid="ignore"):
+        codes, scales = ternary.quantize_activations(rows, block=x.shape[-1])
+    scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
+    return (codes * scales).reshape(x.shape)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from nanochat import ternary
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
+from nanochat.backends.torch_state import TorchState, quantize_activations
 from nanochat.config import Mixer
 from nanochat.errors import BackendError
 from nanochat.ops import Slot
@@ -30,12 +31,15 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LatentLinear:
-    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin."""
+    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin.
+
+    "float16" is the projection of an mHC site, whose input is not rounded.
+    """
 
     values: Tensor
-    kind: Literal["ternary", "int8", "float"]
-    weight_block: int
-    activation_block: int
+    kind: Literal["ternary", "int8", "float16", "float"]
+    weight_block: int = 0
+    activation_block: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,28 +64,6 @@ class TableLinear:
 Leaf = LatentLinear | PackedLinear | TableLinear | Tensor
 
 
-class TorchState:
-    """Lengths of the sequences (B,), and the tensors of every slot, each with B in front."""
-
-    def __init__(
-        self, slots: Sequence[Slot], batch: int, capacity: int, device: torch.device
-    ) -> None:
-        self.capacity = capacity
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        # The longest length, known without asking the device.
-        self.longest = 0
-        self.tensors: list[list[Tensor]] = []
-        for slot in slots:
-            if slot.kind == "attention":
-                shape: tuple[int, ...] = (batch, capacity, slot.heads, slot.key_dim)
-                count = 2
-            elif slot.kind == "conv":
-                shape, count = (batch, slot.taps - 1, slot.features), 1
-            else:
-                shape, count = (batch, slot.heads, slot.key_dim, slot.value_dim), 1
-            self.tensors.append([torch.zeros(shape, device=device) for _ in range(count)])
-
-
 class TorchOps:
     """Torch implementation of `nanochat.ops.Ops`, where every method is specified.
 
@@ -91,11 +73,21 @@ class TorchOps:
         "auto" is CUDA if it is there, else the CPU.
     dtype : torch.dtype
         Of the products with latent weights. In bfloat16 both operands' codes are exact and their scales round.
+    num_threads : int, optional
+        Threads of the CPU that torch uses in the whole process; by default torch's own choice.
     """
 
     name = "torch"
 
-    def __init__(self, device: str = "auto", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -111,7 +103,7 @@ class TorchOps:
 
     def _prepare_leaf(self, name: str, leaf: Stored) -> Leaf:
         if isinstance(leaf, Dense):
-            return self._tensor(leaf.values)
+            return self._tensor(leaf.values.astype(np.float32))
         if isinstance(leaf, Latent):
             return LatentLinear(
                 values=self._tensor(leaf.values),
@@ -153,14 +145,7 @@ class TorchOps:
         return TorchState(slots, batch, capacity, self.device)
 
     def stack(self, states: Sequence[TorchState]) -> TorchState:
-        whole = TorchState((), 0, states[0].capacity, self.device)
-        whole.lengths = torch.cat([state.lengths for state in states])
-        whole.longest = max(state.longest for state in states)
-        whole.tensors = [
-            [torch.cat(parts) for parts in zip(*slot, strict=True)]
-            for slot in zip(*(state.tensors for state in states), strict=True)
-        ]
-        return whole
+        return TorchState.stack(states)
 
     def advance(self, state: TorchState, tokens: Tensor) -> None:
         state.lengths = state.lengths + tokens.shape[1]
@@ -199,7 +184,7 @@ class TorchOps:
                 rounded[block] = _rounded_activations(x, block)
             return _product(rounded[block], _rounded_weight(linear), self.dtype)
         if block not in codes:
-            codes[block] = _quantize_activations(x, block)
+            codes[block] = quantize_activations(x, block)
         return _integer_product(*codes[block], linear)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -236,17 +221,14 @@ class TorchOps:
             return _attend(q, k, v, None, self.dtype)
         self.remember(k, v, state=state, slot=slot)
         end = state.longest + q.shape[1]
-        k, v = (tensor[:, :end] for tensor in state.tensors[slot])
+        k, v = state.kept(slot, end)
         queries = state.lengths[:, None] + torch.arange(q.shape[1], device=q.device)
         visible = torch.arange(end, device=q.device) <= queries[:, :, None]
         return _attend(q, k, v, visible[:, None], torch.float32)
 
     def remember(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
         check_room(state.longest, k.shape[1], state.capacity)
-        places = state.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        state.tensors[slot][0][rows, places] = k
-        state.tensors[slot][1][rows, places] = v
+        state.keep(slot, k, v)
 
     def short_conv(self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int) -> Tensor:
         weight = _dense(kernel)
@@ -324,7 +306,7 @@ class TorchOps:
         if site.projection is not None and site.gates is not None:
             flat = streams.flatten(2)
             root = torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
-            found = functional.linear(flat, _dense(site.projection)) * root
+            found = functional.linear(flat, _projection(site.projection)) * root
             gates = _dense(site.gates)
             read = read + gates[0] * found[..., :n]
             write = write + gates[1] * found[..., n : 2 * n]
@@ -379,6 +361,10 @@ def _dense(leaf: Leaf) -> Tensor:
     return leaf
 
 
+def _projection(leaf: Leaf) -> Tensor:
+    return _rounded_weight(leaf) if isinstance(leaf, LatentLinear) else _dense(leaf)
+
+
 def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
 
@@ -387,17 +373,8 @@ def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
     return values + (rounded - values).detach()
 
 
-def _quantize_activations(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Codes (..., blocks, block), as floats, and scales (..., blocks); see `ternary.quantize_activations`."""
-    blocks = x.unflatten(-1, (-1, block))
-    largest = blocks.abs().amax(dim=-1)
-    largest = torch.where(largest < torch.finfo(torch.float32).tiny * 128, 0.0, largest)
-    inverse = torch.where(largest > 0, 127 / largest, 0.0)
-    return (blocks * inverse[..., None]).round().clamp(-127, 127), largest / 127
-
-
 def _rounded_activations(x: Tensor, block: int) -> Tensor:
-    codes, scales = _quantize_activations(x.detach(), block)
+    codes, scales = quantize_activations(x.detach(), block)
     return _straight_through(x, (codes * scales[..., None]).flatten(-2))
 
 
@@ -406,6 +383,8 @@ def _rounded_weight(linear: LatentLinear) -> Tensor:
     if linear.kind == "float":
         return values
     weight = values.detach()
+    if linear.kind == "float16":
+        return _straight_through(values, weight.half().float())
     floor = ternary.SMALLEST_SCALE
     if linear.kind == "int8":
         scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()

@@ -105,6 +105,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights[Stored]:
             return leaf
         shape = leaf.values.shape
         deviation = np.float32(0.3 if len(shape) == 1 else shape[-1] ** -0.5)
-        return Dense(values=leaf.values + deviation * generator.standard_normal(shape, np.float32))
+        values = leaf.values + deviation * generator.standard_normal(shape, np.float32)
+        return Dense(values=values.astype(leaf.values.dtype))
 
     return map_leaves(disturb, init(config, generator))

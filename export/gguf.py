@@ -50,7 +50,10 @@ _FORMAT = f"{ARCHITECTURE}.format"
 _KINDS = {
     "ternary": gguf.GGMLQuantizationType.TQ2_0,
     "int8": gguf.GGMLQuantizationType.Q8_0,
-    "dense": gguf.GGMLQuantizationType.F32,
+}
+_FLOATS = {
+    "float32": gguf.GGMLQuantizationType.F32,
+    "float16": gguf.GGMLQuantizationType.F16,
 }
 _MAX_TOKENIZER_CONFIG_BYTES = 2**20
 # The pieces hold no space, so these names are free.
@@ -68,7 +71,8 @@ def write_gguf(
 ) -> None:
     """Write a model to one file, read it back, and put it in place if it is the same model.
 
-    Ternary matrices become TQ2_0 and 8-bit tables Q8_0, which hold the same codes and scales; the rest is F32.
+    Ternary matrices become TQ2_0 and 8-bit tables Q8_0, which hold the same codes and scales; the rest is F32 or F16,
+    as in the model.
 
     Parameters
     ----------
@@ -260,7 +264,7 @@ def _packed_shape(
         case Int8():
             kind, columns, rows = _KINDS["int8"], leaf.codes.shape[1], len(leaf.codes)
         case Dense():
-            return leaf.values.shape, leaf.values.dtype, _KINDS["dense"]
+            return leaf.values.shape, leaf.values.dtype, _FLOATS[leaf.values.dtype.name]
         case Latent():
             raise AssertionError
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -340,13 +344,14 @@ def _decode(path: Path, name: str, spec: Spec, tensor: GgufTensor) -> Stored:
             f"{path}: {name} has shape {list(tensor.shape)} but the configuration asks for {list(spec.shape)}: "
             "fetch the file again"
         )
-    if tensor.kind != _KINDS[spec.kind]:
+    kind = _FLOATS[spec.dtype] if spec.kind == "dense" else _KINDS[spec.kind]
+    if tensor.kind != kind:
         raise FormatError(
-            f"{path}: {name} is {tensor.kind.name}, must be {_KINDS[spec.kind].name}: "
+            f"{path}: {name} is {tensor.kind.name}, must be {kind.name}: "
             "export the model again with nanochat-ternary"
         )
     if spec.kind == "dense":
-        return Dense(values=tensor.data.view("<f4").reshape(spec.shape))
+        return Dense(values=tensor.data.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape))
     rows, columns = spec.shape
     data = tensor.data.reshape(rows, -1)
     if spec.kind == "int8":

@@ -52,13 +52,15 @@ class Parameter:
                 return self.leaf.values.shape
 
     def dense(self, graph: Graph) -> Value:
-        """The numbers of a dense leaf, as a tensor of the file."""
-        return graph.constant(self.name, self.dense_values())
+        """The numbers of a dense leaf, as a tensor of the file that the graph widens if it is float16."""
+        assert isinstance(self.leaf, Dense), self.name
+        numbers = graph.constant(self.name, self.leaf.values)
+        return graph.cast(numbers, np.float32) if self.leaf.values.itemsize < 4 else numbers
 
     def dense_values(self) -> NDArray[np.float32]:
         """The numbers of a dense leaf."""
         assert isinstance(self.leaf, Dense), self.name
-        return self.leaf.values
+        return self.leaf.values.astype(np.float32, copy=False)
 
     def integers(self, graph: Graph) -> IntegerTensors:
         """The codes and scales of a ternary or 8-bit leaf, as tensors of the file."""

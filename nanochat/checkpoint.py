@@ -149,7 +149,7 @@ def save(
 def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     """Read a model; its arrays are read-only views of the files, which must stay.
 
-    Float16 dense leaves are widened. Every byte is checked once.
+    Dense leaves are converted to the type that they have in the model. Every byte is checked once.
 
     Raises
     ------
@@ -303,7 +303,7 @@ def _dtype(array: NDArray[np.generic]) -> str:
 def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """Yield key, accepted types (the written one first) and shape of the tensors of one leaf."""
     if spec.kind == "dense":
-        yield name, ("F32", "F16"), spec.shape
+        yield name, ("F16", "F32") if spec.dtype == "float16" else ("F32", "F16"), spec.shape
         return
     rows, columns = spec.shape
     if spec.kind == "int8":
@@ -418,7 +418,9 @@ def _check_keys(specs: Weights[Spec], tensors: Mapping[str, Tensor], directory: 
 
 def _decode(name: str, spec: Spec, tensors: Mapping[str, Tensor]) -> Stored:
     if spec.kind == "dense":
-        return Dense(values=tensors[name].array().astype(np.float32, copy=False))
+        # A number beyond float16 becomes infinite, which is refused with all others.
+        with np.errstate(over="ignore"):
+            return Dense(values=tensors[name].array().astype(spec.dtype, copy=False))
     codes, scales = tensors[f"{name}.codes"].array(), tensors[f"{name}.scales"].array()
     if spec.kind == "int8":
         return Int8(

@@ -5,13 +5,14 @@ and the chosen ones; the whole head, and one row of an embedding that is not the
 tokens may leave early. It uses no extra heads. For n streams of width C, H query and G key heads of K features, and D
 heads of K key and V value features:
 
-* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R``, dense 4 for each number;
+* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R``, dense 4 for each number, 2 in mHC
+  projections;
 * *active parameters*: the numbers in all uses, counted at every use;
 * *operations*: 2 for each active parameter; attention ``4 H K`` for each position in sight; the delta rule ``7 D K V``
   (1 to decay, 2 each to read, write and answer); an mHC site ``2 n C (n + 2)``, or ``4 n C`` if it does not mix. Norms,
   activations, rotations and coefficients are left out: a few for each feature;
-* *state*: attention ``2 G K`` numbers for each token; for each sequence ``D K V`` numbers, and the inputs of the short
-  convolutions, all but the last tap;
+* *state*: attention ``2 G K`` numbers for each token, and ``2 G`` scales of 4 bytes where they are int8; for each
+  sequence ``D K V`` numbers, and the inputs of the short convolutions, all but the last tap;
 * *bytes read* for a token that is decoded alone: its uses, the keys and values in sight, and the rest of the state.
 """
 
@@ -23,12 +24,14 @@ from dataclasses import dataclass
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.model import slots
+from nanochat.ops import Storage
 from nanochat.shapes import shapes
 from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
 
 __all__ = ["Cost", "cost", "leaf_bytes"]
 
 _FLOAT32_BYTES = 4
+_FLOAT16_BYTES = 2
 _SCALE_BYTES = 2
 
 
@@ -80,15 +83,15 @@ class Cost:
         return self.ternary_bytes + self.int8_bytes + self.dense_bytes
 
 
-def cost(config: ModelConfig, *, context: int, kv_number_bytes: int = _FLOAT32_BYTES) -> Cost:
+def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") -> Cost:
     """What a model of this configuration costs.
 
     Parameters
     ----------
     context : int
         Tokens in sight of a token, itself included.
-    kv_number_bytes : int
-        Bytes of one number among keys and values: 4, or 2 in a backend that keeps them in half precision.
+    kv_cache : {"float32", "float16", "int8"}
+        What keys and values are kept in; see `nanochat.ops.Slot`.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def cost(config: ModelConfig, *, context: int, kv_number_bytes: int = _FLOAT32_B
     leaves = [spec for _, spec in named_leaves(shapes(config))]
     used = _used(config)
     active = sum(math.prod(spec.shape) for spec in used)
-    kv, rest = _state_numbers(config)
+    kv_bytes, rest = _kv_bytes(config, kv_cache), _state_numbers(config)
     return Cost(
         context=context,
         ternary_parameters=_numbers(leaves, "ternary"),
@@ -121,10 +124,10 @@ def cost(config: ModelConfig, *, context: int, kv_number_bytes: int = _FLOAT32_B
         dense_bytes=_bytes(leaves, "dense"),
         active_parameters=active,
         flops_per_token=2 * active + _mixer_flops(config, context) + _stream_flops(config),
-        kv_bytes_per_token=kv * kv_number_bytes,
+        kv_bytes_per_token=kv_bytes,
         state_bytes=rest * _FLOAT32_BYTES,
         read_bytes_per_token=sum(leaf_bytes(spec) for spec in used)
-        + kv * kv_number_bytes * context
+        + kv_bytes * context
         + rest * _FLOAT32_BYTES,
     )
 
@@ -140,7 +143,8 @@ def _bytes(leaves: Iterable[Spec], kind: LeafKind) -> int:
 def leaf_bytes(spec: Spec) -> int:
     """Bytes of a leaf in a model directory."""
     if spec.kind == "dense":
-        return math.prod(spec.shape) * _FLOAT32_BYTES
+        size = _FLOAT16_BYTES if spec.dtype == "float16" else _FLOAT32_BYTES
+        return math.prod(spec.shape) * size
     rows, columns = spec.shape
     if spec.kind == "int8":
         return rows * (columns + _SCALE_BYTES)
@@ -177,17 +181,23 @@ def _of_one_token(layer: Layer[Spec], config: ModelConfig) -> Layer[Spec]:
     return dataclasses.replace(layer, network=dataclasses.replace(layer.network, networks=chosen))
 
 
-def _state_numbers(config: ModelConfig) -> tuple[int, int]:
-    """Numbers remembered for each token, and for each sequence whatever its length."""
-    kv = rest = 0
+def _kv_bytes(config: ModelConfig, storage: Storage) -> int:
+    """Bytes of the keys and values of one token."""
+    of_numbers = {"float32": 4, "float16": 2, "int8": 1}[storage]
+    of_scales = _FLOAT32_BYTES if storage == "int8" else 0
+    vectors = (slot for slot in slots(config) if slot.kind == "attention")
+    return sum(2 * slot.heads * (slot.key_dim * of_numbers + of_scales) for slot in vectors)
+
+
+def _state_numbers(config: ModelConfig) -> int:
+    """Numbers remembered for each sequence whatever its length."""
+    rest = 0
     for slot in slots(config):
-        if slot.kind == "attention":
-            kv += 2 * slot.heads * slot.key_dim
-        elif slot.kind == "conv":
+        if slot.kind == "conv":
             rest += (slot.taps - 1) * slot.features
-        else:
+        elif slot.kind == "delta":
             rest += slot.heads * slot.key_dim * slot.value_dim
-    return kv, rest
+    return rest
 
 
 def _mixer_flops(config: ModelConfig, context: int) -> int:

@@ -9,7 +9,7 @@ Legend: B sequences, T tokens, V vocabulary.
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Generic, Literal, TypedDict, TypeVar, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.model import forward, slots
-from nanochat.ops import Ops
+from nanochat.ops import Ops, Repeats, Storage
 from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
 from nanochat.tokenizer import StreamDecoder, Tokenizer
 from nanochat.weights import Weights
@@ -96,6 +96,15 @@ class Engine(Generic[Array, Leaf, State]):
         The backend.
     prefill_chunk : int
         Tokens of a prompt that are read at once, which bounds the memory of activations.
+    kv_cache : {"float32", "float16", "int8"}
+        What keys and values are kept in while text is generated; see `nanochat.ops.Slot`. `logits` rounds none.
+
+    Raises
+    ------
+    InputError
+        If `kv_cache` is something else.
+    BackendError
+        If this backend cannot keep them so.
     """
 
     def __init__(
@@ -105,12 +114,21 @@ class Engine(Generic[Array, Leaf, State]):
         ops: Ops[Array, Leaf, State],
         *,
         prefill_chunk: int = 512,
+        kv_cache: Storage = "float32",
     ) -> None:
+        if kv_cache not in get_args(Storage):
+            raise InputError(
+                f"kv_cache={kv_cache!r} is nothing that keys and values can be kept in: choose one of "
+                f"{', '.join(get_args(Storage))}"
+            )
         self.config = config
         self.weights = weights
         self.ops = ops
         self._prefill_chunk = prefill_chunk
-        self._slots = slots(config)
+        self.kv_cache: Storage = kv_cache
+        self._slots = slots(config, storage=kv_cache)
+        # A backend that cannot keep them so says it now, not at the first prompt.
+        ops.new_state(self._slots, batch=1, capacity=1)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token of a sequence, (T, V)."""
@@ -130,12 +148,18 @@ class Engine(Generic[Array, Leaf, State]):
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append one token to each sequence of `state`; the logits after it, (B, V)."""
-        return self._step(np.array(tokens)[:, None], state)
+        if not isinstance(self.ops, Repeats):
+            return self._step(np.array(tokens)[:, None], state)
+        ids = self.ops.tokens(np.array(tokens, np.int64)[:, None])
+        logits = self.ops.repeat(lambda ids: self._forward(ids, state), ids, state)
+        return self.ops.numpy(logits)[:, 0]
 
     def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:
-        tokens = self.ops.tokens(ids.astype(np.int64))
-        logits = forward(tokens, self.weights, self.config, self.ops, state, only_last=True)
+        logits = self._forward(self.ops.tokens(ids.astype(np.int64)), state)
         return self.ops.numpy(logits)[:, 0]
+
+    def _forward(self, tokens: Array, state: State) -> Array:
+        return forward(tokens, self.weights, self.config, self.ops, state, only_last=True)
 
 
 def generate(

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from nanochat import backends, checkpoint
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
-from nanochat.cost import leaf_bytes
+from nanochat.cost import cost, leaf_bytes
 from nanochat.errors import ConfigError, ContextLengthError, InputError
 from nanochat.files import exists, read_bytes
 from nanochat.generation import Engine, Options, Piece, check_ids, generate
 from nanochat.init import freeze
-from nanochat.ops import Ops
+from nanochat.ops import Ops, Storage
 from nanochat.shapes import shapes
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import LeafKind, Spec, Stored, Weights, named_leaves
@@ -115,6 +115,11 @@ class Model:
         A name for `nanochat.backends.choose`, or a backend of one's own.
     name : str
         For messages.
+    kv_cache : {"float32", "float16", "int8"}
+        What keys and values are kept in while text is generated. The narrow ones take a half and about a quarter of
+        the memory, and less time where the context is long; they round, see `nanochat.ops.Slot`.
+    num_threads : int, optional
+        See `nanochat.backends.get`; for a backend that is chosen by name.
 
     Attributes
     ----------
@@ -126,9 +131,11 @@ class Model:
     Raises
     ------
     BackendError
-        If the backend is unknown or cannot run here.
+        If the backend is unknown or cannot run here, or cannot keep keys and values as asked.
     ConfigError
         If the tokenizer has more tokens than the model.
+    InputError
+        If `kv_cache` or `num_threads` is none of its values.
     """
 
     def __init__(
@@ -139,6 +146,8 @@ class Model:
         *,
         backend: str | Ops[Any, Any, Any] = "auto",
         name: str = "model",
+        kv_cache: Storage = "float32",
+        num_threads: int | None = None,
     ) -> None:
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
@@ -151,11 +160,11 @@ class Model:
         self.name = name
         if isinstance(backend, str):
             self._backend, self._reason = backends.choose(backend)
-            ops = backends.get(self._backend)
+            ops = backends.get(self._backend, num_threads=num_threads)
         else:
             self._backend, self._reason = type(backend).__name__, "given"
             ops = backend
-        self.engine = Engine(config, ops.prepare(self.weights), ops)
+        self.engine = Engine(config, ops.prepare(self.weights), ops, kv_cache=kv_cache)
         self._card = b""
         self._generation: Mapping[str, object] = {
             "bos_token_id": tokenizer.bos,
@@ -171,6 +180,8 @@ class Model:
         name: str | Path,
         *,
         backend: str | Ops[Any, Any, Any] = "auto",
+        kv_cache: Storage = "float32",
+        num_threads: int | None = None,
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
@@ -185,6 +196,10 @@ class Model:
             A directory, a ``.gguf`` file, a name of the catalog such as ``nanochat-tiny``, or ``owner/name`` on the
             Hugging Face Hub. What exists on disk comes first.
         backend : str or Ops
+            See `Model`.
+        kv_cache : {"float32", "float16", "int8"}
+            See `Model`.
+        num_threads : int, optional
             See `Model`.
         revision, token, cache_dir, local_files_only, force_download
             See `nanochat.zoo.hub.resolve`.
@@ -210,7 +225,15 @@ class Model:
             force_download=force_download,
         )
         config, weights, tokenizer = load_parts(path)
-        model = cls(config, weights, tokenizer, backend=backend, name=str(name))
+        model = cls(
+            config,
+            weights,
+            tokenizer,
+            backend=backend,
+            name=str(name),
+            kv_cache=kv_cache,
+            num_threads=num_threads,
+        )
         if path.suffix == ".gguf":
             return model
         model._generation = checkpoint.load_generation(path) or model._generation
@@ -355,6 +378,7 @@ class Model:
     def describe(self) -> dict[str, object]:
         """What runs, where and why, and how its tensors are stored; ready for JSON."""
         classes = tensor_classes(self.config)
+        costs = cost(self.config, context=1, kv_cache=self.engine.kv_cache)
         return {
             "name": self.name,
             "backend": self._backend,
@@ -363,6 +387,8 @@ class Model:
             "parameters": sum(c.parameters for c in classes),
             "bytes": sum(c.bytes for c in classes),
             "context_length": self.config.context_length,
+            "kv_cache": self.engine.kv_cache,
+            "kv_bytes_per_token": costs.kv_bytes_per_token,
             "vocab_size": self.config.vocab_size,
             "tensors": [vars(c) for c in classes],
         }
@@ -442,7 +468,7 @@ def tensor_classes(config: ModelConfig) -> list[TensorClass]:
 
 def _format(spec: Spec) -> str:
     if spec.kind == "dense":
-        return "float32"
+        return spec.dtype
     if spec.kind == "int8":
         return "int8, a float16 scale per row"
     return f"ternary, 2 bits, a float16 scale per {spec.weight_block} columns"

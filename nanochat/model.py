@@ -11,7 +11,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from nanochat.config import ModelConfig
-from nanochat.ops import Ops, Slot
+from nanochat.ops import Ops, Slot, Storage
 from nanochat.shapes import layer_kinds
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
@@ -44,15 +44,25 @@ class TrainingOutputs(Generic[Array]):
     routing: tuple[Array, ...]
 
 
-def slots(config: ModelConfig) -> tuple[Slot, ...]:
-    """What a state must hold, in the order in which `forward` reaches it; a looped layer has its own at every step."""
+def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, ...]:
+    """What a state must hold, in the order in which `forward` reaches it; a looped layer has its own at every step.
+
+    Keys and values are kept as `storage` says.
+    """
     kinds = layer_kinds(config)
     prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
     order = kinds[:prelude] + kinds[prelude:coda] * config.loop_count + kinds[coda:]
     heads, taps = config.delta_heads, config.delta_conv_width
     keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
     of_kind = {
-        "attention": (Slot(kind="attention", heads=config.num_kv_heads, key_dim=config.head_dim),),
+        "attention": (
+            Slot(
+                kind="attention",
+                heads=config.num_kv_heads,
+                key_dim=config.head_dim,
+                storage=storage,
+            ),
+        ),
         "delta": (
             Slot(kind="conv", taps=taps, features=keys),
             Slot(kind="conv", taps=taps, features=keys),

@@ -11,7 +11,7 @@ operation says otherwise; a leading ``...`` is any number of dimensions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from nanochat.config import Mixer
 from nanochat.weights import Mhc, Stored, Weights
 
-__all__ = ["Ops", "Slot"]
+__all__ = ["Ops", "Repeats", "Slot", "Storage"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
 State = TypeVar("State")
+Continued = TypeVar("Continued", contravariant=True)
+
+Storage = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,17 @@ class Slot:
 
     ``kind="attention"``: keys and values, each (capacity, heads, key_dim). ``kind="conv"``: the last `taps` - 1 inputs
     of `features` channels. ``kind="delta"``: one float32 matrix (key_dim, value_dim) per head, at first zero.
+
+    Keys and values are rounded when they are appended, as `storage` says, and attention computes in float32 with what
+    the rounded ones stand for:
+
+    * *float32*: not rounded.
+    * *float16*: half to even; magnitudes from 65520 on become infinite.
+    * *int8*: each vector of key_dim numbers as `ternary.quantize_activations` rounds a block, to codes and one float32
+      scale, which the vector's other bytes make cheap and which cannot overflow. A vector that is not finite is NaN.
+
+    What is kept is rounded, not what is computed: attention without a state is that of float32, and with one, a prompt
+    read at once and token by token give the same, since every query sees rounded keys and values, its own included.
     """
 
     kind: str
@@ -40,6 +54,7 @@ class Slot:
     value_dim: int = 0
     taps: int = 0
     features: int = 0
+    storage: Storage = "float32"
 
 
 class Ops(Protocol[Array, Leaf, State]):
@@ -220,7 +235,8 @@ class Ops(Protocol[Array, Leaf, State]):
         """Blend the streams into one input, and give what `mhc_write` needs.
 
         Logits p, q, r are ``site.read``, ``site.write``, ``site.mix``; a dynamic site adds, per token, its gates times
-        the rows of ``projection @ rms_norm(vec(streams))`` (no gain, `eps` inside the root). Then
+        the rows of ``projection @ rms_norm(vec(streams))`` (no gain, `eps` inside the root; the projection's numbers
+        are float16, the arithmetic is float32). Then
 
             u = sum_i sigmoid(p)_i streams_i      post = 2 sigmoid(q)
 
@@ -265,4 +281,17 @@ class Ops(Protocol[Array, Leaf, State]):
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         """`yes` where the mask (B, T, 1) holds, else `no`; further axes of both are broadcast on the right."""
+        ...
+
+
+@runtime_checkable
+class Repeats(Protocol[Array, Continued]):
+    """A backend that can repeat a step of generation faster than by running the model's code again."""
+
+    def repeat(self, step: Callable[[Array], Array], tokens: Array, state: Continued) -> Array:
+        """``step(tokens)`` for tokens (B, 1), where `step` continues the sequences of `state`.
+
+        For one state, `step` must do the same in every call but for the tokens and what is in the state. The result is
+        overwritten by the next call with that state.
+        """
         ...

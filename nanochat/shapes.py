@@ -104,10 +104,14 @@ def _site(config: ModelConfig, n: int) -> Site[Spec]:
             read=_dense("mhc_stream", n),
             write=_dense("mhc_stream", n),
             mix=_dense(f"mhc_{config.mixer}", mix) if mix else None,
-            projection=_dense("zeros", 2 * n + mix, n * config.width) if dynamic else None,
+            projection=_projection(2 * n + mix, n * config.width) if dynamic else None,
             gates=_dense("mhc_gates", 3) if dynamic else None,
         ),
     )
+
+
+def _projection(rows: int, columns: int) -> Spec:
+    return Spec(kind="dense", shape=(rows, columns), initial="zeros", dtype="float16")
 
 
 def _attention(config: ModelConfig) -> Attention[Spec]:

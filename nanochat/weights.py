@@ -17,6 +17,7 @@ __all__ = [
     "Attention",
     "Delta",
     "Dense",
+    "DenseType",
     "Exit",
     "Experts",
     "FeedForward",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 LeafKind = Literal["ternary", "int8", "dense"]
+DenseType = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class Spec:
         Name of its initial distribution in `nanochat.init`.
     weight_block, activation_block : int
         Columns that share a scale, in the weights (ternary only) and in the input (ternary and int8).
+    dtype : {"float32", "float16"}
+        Type of the numbers of a dense leaf.
     """
 
     kind: LeafKind
@@ -59,6 +63,7 @@ class Spec:
     initial: str
     weight_block: int = 0
     activation_block: int = 0
+    dtype: DenseType = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,9 +106,13 @@ class Int8:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dense:
-    """Numbers used as they are, in float32, with an input that is not rounded."""
+    """Numbers used as they are, in float32, with an input that is not rounded.
 
-    values: NDArray[np.float32]
+    Those of an mHC projection are float16, for every decoded token reads all of them at every site. Training keeps them
+    in float32 and rounds them in every forward pass, half to even, with straight-through gradients.
+    """
+
+    values: NDArray[np.float32 | np.float16]
 
 
 Stored = Latent | Ternary | Int8 | Dense
@@ -121,7 +130,7 @@ class Mhc(Node, Generic[L]):
     """Coefficients of one mHC site for n streams of width C; see `Ops.mhc_read`.
 
     `read`, `write`: (n,). `mix`: (n!,) for lite, (n * n,) for sinkhorn, absent for identity. Dynamic sites have
-    `projection`, (2 n + size of mix, n C), rows in the order read, write, mix, and `gates`, (3,).
+    `projection`, float16 (2 n + size of mix, n C), rows in the order read, write, mix, and `gates`, (3,).
     """
 
     read: L

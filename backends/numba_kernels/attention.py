@@ -1,223 +1,247 @@
-"""This file holds rotary positions and causal grouped-query attention over the key-value buffers.
+"""This file holds causal grouped-query attention over the buffers of `remember`, in each storage.
 
-Buffers: keys (B, G, P / L, K', L) and values (B, G, K / L, P, L), the fractions rounded up, K' a multiple of 4.
-Positions of the keys and features of the values lie in lanes, so that neither scores nor weighted sums of values add
-across lanes.
+Positions are taken in blocks: scores of one block, their exponentials, and the sum of its values, added to those of the
+blocks before. So what a task needs besides the buffers stays in the first-level cache, however long the sequence.
 
-Legend: B sequences, T tokens, H query heads, G key heads, K head features, P positions, L lanes.
+Legend: B sequences, T tokens, H query heads, G key heads, K head features, P positions, L lanes, R rows, which are the
+queries that share a key head: all heads of one token, then of the next.
+
+References
+----------
+.. [1] T. Dao et al., "FlashAttention", 2022, section 3.1: the running maximum and sum. arXiv:2205.14135
 """
 
 import numpy as np
-from numba import prange
+from numba import types
+from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import (
-    fused_kernel,
-    inlined,
-    kernel,
-    parallel_kernel,
-    sum_kernel,
-)
+from nanochat.backends.numba_kernels.compile import inlined, kernel, sum_kernel
 from nanochat.backends.numba_kernels.elementary import exp
-from nanochat.backends.numba_kernels.lanes import LANES, float32_lanes
+from nanochat.backends.numba_kernels.lanes import LANES
+from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply, scratch
 
-__all__ = ["append", "attend", "attend_parallel", "rotate", "rotate_parallel"]
+__all__ = ["ROWS", "attend_float16", "attend_float32", "attend_int8"]
 
 _Array = NDArray[np.float32]
 _Starts = NDArray[np.int64]
 
+# Rows of a task, which share what they read of the buffers.
+ROWS = 32
+# Positions of a block, a multiple of `LANES`. Their scores, for as many rows as a product takes, fill the first-level
+# cache, and keys and values of 128 features the second. Blocks of 256 and 512 were up to a tenth slower.
+_BLOCK = 1024
+
 _MAGNITUDE = 0x7FFFFFFF
 
-
-@kernel
-def rotate(
-    x: _Array, cosines: _Array, sines: _Array, starts: _Starts, y: _Array, first: int, last: int
-) -> None:
-    """Rotate the halves of each head of x (B, T, H, K); the tables are (positions, K / 2); a task is one token."""
-    length, half = x.shape[1], x.shape[3] // 2
-    for task in range(first, last):
-        b, t = task // length, task % length
-        cosine, sine = cosines[starts[b] + t], sines[starts[b] + t]
-        for h in range(x.shape[2]):
-            left, right = x[b, t, h, :half], x[b, t, h, half:]
-            y_left, y_right = y[b, t, h, :half], y[b, t, h, half:]
-            for i in range(half):
-                y_left[i] = left[i] * cosine[i] - right[i] * sine[i]
-                y_right[i] = right[i] * cosine[i] + left[i] * sine[i]
-
-
-@parallel_kernel
-def rotate_parallel(
-    x: _Array, cosines: _Array, sines: _Array, starts: _Starts, y: _Array, tasks: int, parts: int
-) -> None:
-    """All tasks of `rotate`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        rotate(x, cosines, sines, starts, y, first, last)
+_scores = scratch(types.float32, MOST_ROWS * _BLOCK)
+_blends = scratch(types.float32, 2 * MOST_ROWS * LANES)
+_offsets = scratch(types.int64, 2 * MOST_ROWS)
+_of_rows = scratch(types.float32, 3 * ROWS)
 
 
 @kernel
-def append(k: _Array, v: _Array, starts: _Starts, keys: _Array, values: _Array) -> None:
-    """Copy k and v (B, T, G, K) into the buffers from position ``starts[b]`` on."""
-    features = k.shape[3]
-    for b in range(k.shape[0]):
-        for g in range(k.shape[2]):
-            for t in range(k.shape[1]):
-                position = starts[b] + t
-                tile, lane = position // LANES, position % LANES
-                for i in range(features):
-                    keys[b, g, tile, i, lane] = k[b, t, g, i]
-                    values[b, g, i // LANES, position, i % LANES] = v[b, t, g, i]
-                for i in range(features, keys.shape[3]):
-                    keys[b, g, tile, i, lane] = 0
-
-
-@fused_kernel
-def attend(
-    q: _Array, keys: _Array, values: _Array, starts: _Starts, y: _Array, first: int, last: int
+def attend_float32(
+    q: _Array,
+    keys: _Array,
+    values: _Array,
+    key_scales: _Array,
+    value_scales: _Array,
+    starts: _Starts,
+    y: _Array,
+    first: int,
+    last: int,
 ) -> None:
-    """``softmax(q k / sqrt(K)) v`` for q and y (B, T, H, K).
+    """``softmax(q k / sqrt(K)) v`` for q and y (B, T, H, K); a task is `ROWS` queries that share a key head.
 
-    The query at offset t sees the positions up to ``starts[b] + t``. A task is four queries, of one or more heads that
-    share a key head.
+    The query at offset t sees the positions up to ``starts[b] + t``, and nothing else is read.
     """
-    length, heads, features = q.shape[1:]
-    groups = keys.shape[1]
-    share = heads // groups
-    rows = length * share
-    fours = -(-rows // 4)
-    root = np.sqrt(np.float32(features))
-    queries = np.zeros((4, keys.shape[3]), np.float32)
-    scores = np.empty((4, keys.shape[2] * LANES), np.float32)
-    blends = np.empty((4, values.shape[2] * LANES), np.float32)
-    sums = np.empty(4, np.float32)
-    for task in range(first, last):
-        b, g = task // fours // groups, task // fours % groups
-        # From both ends in turn: later queries see more, and every thread should have its share of them.
-        four = task % fours
-        row = 4 * (four // 2 if four % 2 == 0 else fours - 1 - four // 2)
-        count = min(4, rows - row)
-        for j in range(count):
-            t, h = (row + j) // share, g * share + (row + j) % share
-            for i in range(features):
-                queries[j, i] = q[b, t, h, i] / root
-        end = starts[b] + (row + count - 1) // share + 1
-        tiles = -(-end // LANES)
-        _score(queries, keys[b, g], tiles, count, scores)
-        for j in range(count):
-            visible = starts[b] + (row + j) // share + 1
-            sums[j] = _exponentials(scores[j, : tiles * LANES], visible)
-        _blend(scores, values[b, g], end, count, blends)
-        for j in range(count):
-            t, h = (row + j) // share, g * share + (row + j) % share
-            for i in range(features):
-                y[b, t, h, i] = blends[j, i] / sums[j]
+    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
 
 
-@parallel_kernel
-def attend_parallel(
-    q: _Array, keys: _Array, values: _Array, starts: _Starts, y: _Array, tasks: int, parts: int
+@kernel
+def attend_float16(
+    q: _Array,
+    keys: NDArray[np.uint16],
+    values: NDArray[np.uint16],
+    key_scales: _Array,
+    value_scales: _Array,
+    starts: _Starts,
+    y: _Array,
+    first: int,
+    last: int,
 ) -> None:
-    """All tasks of `attend`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        attend(q, keys, values, starts, y, first, last)
+    """As `attend_float32`."""
+    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
+
+
+@kernel
+def attend_int8(
+    q: _Array,
+    keys: NDArray[np.int8],
+    values: NDArray[np.int8],
+    key_scales: _Array,
+    value_scales: _Array,
+    starts: _Starts,
+    y: _Array,
+    first: int,
+    last: int,
+) -> None:
+    """As `attend_float32`."""
+    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
 
 
 @inlined
-def _score(queries: _Array, keys: _Array, tiles: int, count: int, scores: _Array) -> None:
-    sum_0, sum_1 = float32_lanes(), float32_lanes()
-    sum_2, sum_3 = float32_lanes(), float32_lanes()
-    for tile in range(tiles):
-        low, keys_t = tile * LANES, keys[tile]
-        if count == 4:
-            for lane in range(LANES):
-                sum_0[lane] = sum_1[lane] = sum_2[lane] = sum_3[lane] = 0
-            for i in range(keys_t.shape[0] // 4):
-                _add_features(sum_0, queries[0], keys_t, 4 * i)
-                _add_features(sum_1, queries[1], keys_t, 4 * i)
-                _add_features(sum_2, queries[2], keys_t, 4 * i)
-                _add_features(sum_3, queries[3], keys_t, 4 * i)
-            for lane in range(LANES):
-                scores[0, low + lane] = sum_0[lane]
-                scores[1, low + lane] = sum_1[lane]
-                scores[2, low + lane] = sum_2[lane]
-                scores[3, low + lane] = sum_3[lane]
-        else:
-            for j in range(count):
-                for lane in range(LANES):
-                    sum_0[lane] = 0
-                for i in range(keys_t.shape[0] // 4):
-                    _add_features(sum_0, queries[j], keys_t, 4 * i)
-                for lane in range(LANES):
-                    scores[j, low + lane] = sum_0[lane]
+def _attend(
+    q: _Array,
+    keys: NDArray[np.generic],
+    values: NDArray[np.generic],
+    key_scales: _Array,
+    value_scales: _Array,
+    starts: _Starts,
+    y: _Array,
+    first: int,
+    last: int,
+) -> None:
+    length, heads, features = q.shape[1:]
+    groups, tiles = keys.shape[1:3]
+    lane_groups, capacity = values.shape[2:4]
+    share = heads // groups
+    parts = -(-length * share // ROWS)
+    factor = np.float32(1) / np.sqrt(np.float32(features))
+    scores = carray(_scores(), (MOST_ROWS, _BLOCK), np.float32)
+    blends = carray(_blends(), (2, MOST_ROWS, LANES), np.float32)
+    offsets = carray(_offsets(), (2, MOST_ROWS), np.int64)
+    largest, sums, shrinks = carray(_of_rows(), (3, ROWS), np.float32)
+    for j in range(MOST_ROWS):
+        offsets[1, j] = j * _BLOCK
+    for task in range(first, last):
+        head, part = task // parts, task % parts
+        b, g = head // groups, head % groups
+        # From both ends in turn: later queries see more, and every thread should have its share of them.
+        row_0 = ROWS * (part // 2 if part % 2 == 0 else parts - 1 - part // 2)
+        count = min(ROWS, length * share - row_0)
+        largest[:] = -np.inf
+        sums[:] = 0
+        end = starts[b] + (row_0 + count - 1) // share + 1
+        for low in range(0, end, _BLOCK):
+            done = 0
+            while done < count:
+                rows = -(-(count - done) // -(-(count - done) // MOST_ROWS))
+                row = row_0 + done
+                # Positions of this block that the first of these rows sees, and the last.
+                common = max(0, min(starts[b] + row // share + 1 - low, _BLOCK))
+                most = min(starts[b] + (row + rows - 1) // share + 1 - low, _BLOCK)
+                if most <= 0:
+                    done += rows
+                    continue
+                for j in range(rows):
+                    t, h = (row + j) // share, g * share + (row + j) % share
+                    offsets[0, j] = ((b * length + t) * heads + h) * features
+                for tile in range(-(-most // LANES)):
+                    place = (head * tiles + low // LANES + tile) * features * LANES
+                    sums_of_tile = scores[0, tile * LANES :]
+                    multiply(rows, q, offsets[0], keys, place, features, sums_of_tile, _BLOCK)
+                for j in range(rows):
+                    seen = min(starts[b] + (row + j) // share + 1 - low, _BLOCK)
+                    if seen > 0:
+                        shrinks[j] = _weigh(
+                            scores[j, :seen],
+                            factor,
+                            key_scales[b, g, low:],
+                            value_scales[b, g, low:],
+                            largest[done + j :],
+                            sums[done + j :],
+                        )
+                for group in range(lane_groups):
+                    place = ((head * lane_groups + group) * capacity + low) * LANES
+                    multiply(rows, scores, offsets[1], values, place, common, blends[0], LANES)
+                    for j in range(rows):
+                        seen = min(starts[b] + (row + j) // share + 1 - low, _BLOCK)
+                        if seen > common:
+                            # Not with a weight of zero for the others: a value that is not finite must not reach them.
+                            offsets[0, 0] = j * _BLOCK + common
+                            multiply(
+                                1,
+                                scores,
+                                offsets[0],
+                                values,
+                                place + common * LANES,
+                                seen - common,
+                                blends[1],
+                                LANES,
+                            )
+                            for lane in range(LANES):
+                                blends[0, j, lane] += blends[1, 0, lane]
+                        if seen > 0:
+                            t, h = (row + j) // share, g * share + (row + j) % share
+                            y_part = y[b, t, h, group * LANES : (group + 1) * LANES]
+                            _add(y_part, blends[0, j], shrinks[j], low > 0)
+                done += rows
+        for r in range(count):
+            t, h = (row_0 + r) // share, g * share + (row_0 + r) % share
+            # Scores that are all minus infinity have no softmax.
+            total = np.float32(np.nan) if largest[r] == -np.inf else sums[r]
+            _divide(y[b, t, h], total)
 
 
 @kernel
-def _exponentials(scores: _Array, visible: int) -> np.float32:
-    """Replace scores by their exponentials, zero from `visible` on, and return the sum."""
-    bits = scores.view(np.int32)
+def _weigh(
+    scores: _Array,
+    factor: np.float32,
+    key_scales: _Array,
+    value_scales: _Array,
+    largest: _Array,
+    sums: _Array,
+) -> np.float32:
+    """Turn a row's products with keys into weights of the values, and give what all before them shrinks by.
+
+    The first of `largest` and of `sums` are the row's largest score and sum of exponentials until now.
+    """
+    count = scores.shape[0]
+    if key_scales.shape[0] > 0:
+        for i in range(count):
+            scores[i] *= key_scales[i]
+    before, most = largest[0], _largest(scores) * factor
+    most = before if most <= before else most
+    largest[0] = most
+    # Minus infinity from itself would be NaN, and later scores may be finite.
+    base = np.float32(0) if most == -np.inf else most
+    shrink = exp(before - base)
+    sums[0] = sums[0] * shrink + _exponentials(scores, factor, base)
+    if value_scales.shape[0] > 0:
+        for i in range(count):
+            scores[i] *= value_scales[i]
+    return shrink
+
+
+@kernel
+def _largest(numbers: _Array) -> np.float32:
+    bits = numbers.view(np.int32)
     # Floats order like these integers; a float maximum cannot be vectorised, since it must respect NaN.
     most = np.int32(-(2**31))
-    for i in range(visible):
+    for i in range(numbers.shape[0]):
         most = max(most, np.int32(bits[i] ^ (bits[i] >> 31 & _MAGNITUDE)))
-    largest = np.int32(most ^ (most >> 31 & _MAGNITUDE)).view(np.float32)
-    for i in range(visible):
-        scores[i] = exp(scores[i] - largest)
-    scores[visible:] = 0
-    return _sum(scores)
+    return np.int32(most ^ (most >> 31 & _MAGNITUDE)).view(np.float32)
 
 
 @sum_kernel
-def _sum(x: _Array) -> np.float32:
+def _exponentials(scores: _Array, factor: np.float32, base: np.float32) -> np.float32:
+    """Replace each score by ``e**(score * factor - base)``, and give the sum."""
     total = np.float32(0)
-    for i in range(x.shape[0]):
-        total += x[i]
+    for i in range(scores.shape[0]):
+        scores[i] = exp(scores[i] * factor - base)
+        total += scores[i]
     return total
 
 
-@inlined
-def _blend(scores: _Array, values: _Array, end: int, count: int, blends: _Array) -> None:
-    sum_0, sum_1 = float32_lanes(), float32_lanes()
-    sum_2, sum_3 = float32_lanes(), float32_lanes()
-    for group in range(values.shape[0]):
-        low, values_g = group * LANES, values[group]
-        if count == 4:
-            for lane in range(LANES):
-                sum_0[lane] = sum_1[lane] = sum_2[lane] = sum_3[lane] = 0
-            for i in range(-(-end // 4)):
-                _add_positions(sum_0, scores[0], values_g, 4 * i, end - 1)
-                _add_positions(sum_1, scores[1], values_g, 4 * i, end - 1)
-                _add_positions(sum_2, scores[2], values_g, 4 * i, end - 1)
-                _add_positions(sum_3, scores[3], values_g, 4 * i, end - 1)
-            for lane in range(LANES):
-                blends[0, low + lane] = sum_0[lane]
-                blends[1, low + lane] = sum_1[lane]
-                blends[2, low + lane] = sum_2[lane]
-                blends[3, low + lane] = sum_3[lane]
-        else:
-            for j in range(count):
-                for lane in range(LANES):
-                    sum_0[lane] = 0
-                for i in range(-(-end // 4)):
-                    _add_positions(sum_0, scores[j], values_g, 4 * i, end - 1)
-                for lane in range(LANES):
-                    blends[j, low + lane] = sum_0[lane]
+@kernel
+def _add(y: _Array, blend: _Array, shrink: np.float32, begun: bool) -> None:
+    for lane in range(y.shape[0]):
+        y[lane] = y[lane] * shrink + blend[lane] if begun else blend[lane]
 
 
-@inlined
-def _add_features(total: _Array, query: _Array, keys: _Array, i: int) -> None:
-    q_0, q_1, q_2, q_3 = query[i], query[i + 1], query[i + 2], query[i + 3]
-    for lane in range(LANES):
-        part = total[lane] + q_0 * keys[i, lane] + q_1 * keys[i + 1, lane]
-        total[lane] = part + q_2 * keys[i + 2, lane] + q_3 * keys[i + 3, lane]
-
-
-@inlined
-def _add_positions(total: _Array, scores: _Array, values: _Array, i: int, last: int) -> None:
-    # Scores are zero beyond the last position; its value stands in for memory that was never written.
-    i_1, i_2, i_3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
-    p_0, p_1, p_2, p_3 = scores[i], scores[i + 1], scores[i + 2], scores[i + 3]
-    for lane in range(LANES):
-        part = total[lane] + p_0 * values[i, lane] + p_1 * values[i_1, lane]
-        total[lane] = part + p_2 * values[i_2, lane] + p_3 * values[i_3, lane]
+@kernel
+def _divide(y: _Array, total: np.float32) -> None:
+    for i in range(y.shape[0]):
+        y[i] /= total

@@ -1,15 +1,13 @@
-"""This file holds how kernels are compiled: when first called, without the GIL, and cached on disk.
-
-Numba's cache notices a change of the file that holds a kernel, not of the files that it calls: after editing `lanes` or
-`elementary`, delete the ``__pycache__`` of this folder.
-"""
+"""This file holds how kernels are compiled: when first called, without the GIL, and cached on disk."""
 
 import functools
 import logging
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from numba import njit
+
+from nanochat.backends.numba_kernels.cache import KernelCache
 
 __all__ = ["fused_kernel", "inlined", "kernel", "parallel_kernel", "sum_kernel"]
 
@@ -51,11 +49,13 @@ def _compiled(function: F, *, fastmath: set[str], parallel: bool) -> F:
     decorator = functools.partial(
         njit, nogil=True, error_model="numpy", fastmath=fastmath, parallel=parallel
     )
+    # Without Numba's own cache, which does not see changes of inlined functions.
+    compiled: Any = decorator()(function)
     try:
-        return cast(F, decorator(cache=True)(function))
+        compiled._cache = KernelCache(function)
     except RuntimeError:
         _warn()
-        return cast(F, decorator()(function))
+    return cast(F, compiled)
 
 
 @functools.cache

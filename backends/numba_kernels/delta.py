@@ -9,26 +9,18 @@ Legend: B sequences, T tokens, F channels, H heads, K and V key and value featur
 import math
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from nanochat.backends.numba_kernels.compile import (
     fused_kernel,
     inlined,
     kernel,
-    parallel_kernel,
     sum_kernel,
 )
 from nanochat.backends.numba_kernels.elementary import sigmoid
 from nanochat.backends.numba_kernels.lanes import LANES, float32_lanes
 
-__all__ = [
-    "convolve",
-    "convolve_parallel",
-    "delta_inputs",
-    "delta_rule",
-    "delta_rule_parallel",
-]
+__all__ = ["convolve", "delta_inputs", "delta_rule", "keep"]
 
 _Array = NDArray[np.float32]
 
@@ -54,14 +46,16 @@ def convolve(x: _Array, before: _Array, weight: _Array, y: _Array, first: int, l
             y_t[f] *= sigmoid(y_t[f])
 
 
-@parallel_kernel
-def convolve_parallel(
-    x: _Array, before: _Array, weight: _Array, y: _Array, tasks: int, parts: int
-) -> None:
-    """All tasks of `convolve`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        convolve(x, before, weight, y, first, last)
+@kernel
+def keep(x: _Array, before: _Array, first: int, last: int) -> None:
+    """Replace `before` (B, taps - 1, F) by the last inputs of it and of x (B, T, F); a task is one sequence."""
+    memory, length = before.shape[1], x.shape[1]
+    for b in range(first, last):
+        for j in range(memory):
+            if j + length < memory:
+                before[b, j] = before[b, j + length]
+            else:
+                before[b, j] = x[b, j + length - memory]
 
 
 @sum_kernel
@@ -76,18 +70,23 @@ def delta_inputs(
     keys: _Array,
     steps: _Array,
     keeps: _Array,
+    first: int,
+    last: int,
 ) -> None:
-    """From the arguments of `Ops.delta_rule`: unit queries and keys (B, T, H, K'), and b and a (B, T, H)."""
+    """From the arguments of `Ops.delta_rule`: unit queries and keys (B, T, H, K'), and b and a (B, T, H).
+
+    A task is one token.
+    """
     root = np.sqrt(np.float32(q.shape[3]))
-    for b in range(q.shape[0]):
-        for t in range(q.shape[1]):
-            for h in range(q.shape[2]):
-                _unit(q[b, t, h], root, queries[b, t, h])
-                _unit(k[b, t, h], np.float32(1), keys[b, t, h])
-                steps[b, t, h] = sigmoid(beta[b, t, h])
-                time = np.float64(decay[b, t, h] + time_bias[h])
-                softplus = max(time, 0.0) + math.log1p(math.exp(-abs(time)))
-                keeps[b, t, h] = math.exp(-math.exp(log_rate[h]) * softplus)
+    for task in range(first, last):
+        b, t = task // q.shape[1], task % q.shape[1]
+        for h in range(q.shape[2]):
+            _unit(q[b, t, h], root, queries[b, t, h])
+            _unit(k[b, t, h], np.float32(1), keys[b, t, h])
+            steps[b, t, h] = sigmoid(beta[b, t, h])
+            time = np.float64(decay[b, t, h] + time_bias[h])
+            softplus = max(time, 0.0) + math.log1p(math.exp(-abs(time)))
+            keeps[b, t, h] = math.exp(-math.exp(log_rate[h]) * softplus)
 
 
 @sum_kernel
@@ -113,7 +112,7 @@ def delta_rule(
     first: int,
     last: int,
 ) -> None:
-    """Run the recurrence over all tokens; values and y are (B, T, H, L times a whole number).
+    """Run the recurrence over all tokens; values and y are (B, T, H, V).
 
     A task is one group of lanes of one head of one sequence.
     """
@@ -131,30 +130,13 @@ def delta_rule(
                 mistake[lane] = total[lane] = 0
             for i in range(fours):
                 _add_rows(mistake, key, memory_h, 4 * i)
-            for lane in range(LANES):
+            # The memory of lanes beyond the last feature is zero and stays so.
+            for lane in range(values_t.shape[0]):
                 mistake[lane] = step * (values_t[lane] - keep * mistake[lane])
             for i in range(fours):
                 _update_rows(total, mistake, query, key, keep, memory_h, 4 * i)
-            for lane in range(LANES):
+            for lane in range(y_t.shape[0]):
                 y_t[lane] = total[lane]
-
-
-@parallel_kernel
-def delta_rule_parallel(
-    queries: _Array,
-    keys: _Array,
-    values: _Array,
-    steps: _Array,
-    keeps: _Array,
-    memory: _Array,
-    y: _Array,
-    tasks: int,
-    parts: int,
-) -> None:
-    """All tasks of `delta_rule`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        delta_rule(queries, keys, values, steps, keeps, memory, y, first, last)
 
 
 @inlined

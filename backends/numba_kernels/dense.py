@@ -1,15 +1,27 @@
-"""This file holds float32 sums over the last axis: the product with a dense matrix, and RMSNorm.
+"""This file holds the use of matrices in float32: their rows, products with them, and RMSNorm.
 
 Legend: N tokens, C columns, R rows of the matrix.
 """
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import parallel_kernel, sum_kernel
+from nanochat.backends.numba_kernels.compile import kernel, sum_kernel
 
-__all__ = ["dense_product", "dense_product_parallel", "rms_norm", "rms_norm_parallel"]
+__all__ = ["dense_product", "gather", "rms_norm"]
+
+
+@kernel
+def gather(
+    table: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    y: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Rows of the table (R, C) into y (N, C), one task an id."""
+    for n in range(first, last):
+        y[n] = table[ids[n]]
 
 
 @sum_kernel
@@ -31,20 +43,6 @@ def dense_product(
             y[n, r] = total
 
 
-@parallel_kernel
-def dense_product_parallel(
-    weight: NDArray[np.float32],
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    tasks: int,
-    parts: int,
-) -> None:
-    """All tasks of `dense_product`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        dense_product(weight, x, y, first, last)
-
-
 @sum_kernel
 def rms_norm(
     x: NDArray[np.float32],
@@ -63,18 +61,3 @@ def rms_norm(
         root = np.sqrt(total / np.float32(x_n.shape[0]) + np.float32(eps))
         for c in range(x_n.shape[0]):
             y_n[c] = x_n[c] / root * gain[c]
-
-
-@parallel_kernel
-def rms_norm_parallel(
-    x: NDArray[np.float32],
-    gain: NDArray[np.float32],
-    eps: float,
-    y: NDArray[np.float32],
-    tasks: int,
-    parts: int,
-) -> None:
-    """All tasks of `rms_norm`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        rms_norm(x, gain, eps, y, first, last)

@@ -1,228 +1,177 @@
-"""This file holds the product of int8 activations with ternary or 8-bit weights.
+"""This file holds the product of int8 activations with ternary or 8-bit weights, and rows of an 8-bit table.
 
 Weights lie in tiles of `LANES` rows: neighbouring lanes of a register are neighbouring rows, so an activation is
-broadcast, no sum runs across lanes, and scales multiply lane by lane. Ternary codes stay packed, four columns to a
-byte, and the sum of a chunk stays in int16. For a 2048 x 2048 matrix on one Zen 4 core: 108 GOPS for one token and 162
-for four at a time, against 39 for int8 codes in the same tiles and 48 for packed codes in rows.
+broadcast, no sum runs across lanes, and scales multiply lane by lane. The layout is the same for every instruction set:
 
-Legend: L lanes, C chunks of a row, W columns of a chunk (see `quantize`), N tokens, R rows.
+* A *group* is 16 columns. A row's four bytes of packed codes of a group are those of the checkpoint: field f of byte j,
+  from the lowest bits, is column ``4 j + f``. Those of all rows of a tile follow each other.
+* Activations of a group are permuted, so that what meets field f of the four bytes follows each other: byte ``4 f + j``
+  is column ``4 j + f``. 8-bit codes are permuted like them, and lie as four parts of four bytes a row.
+* A block that is no multiple of 16 columns is filled up with codes and activations 0.
+
+Legend: B activation blocks of a row, G groups of a block, L lanes, N tokens, R rows.
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import inlined, kernel, parallel_kernel
-from nanochat.backends.numba_kernels.lanes import LANES, float32_lanes, int16_lanes, int32_lanes
+from nanochat.backends.numba_kernels.compile import inlined, kernel
+from nanochat.backends.numba_kernels.isa import Isa
+from nanochat.backends.numba_kernels.lanes import LANES
+from nanochat.backends.numba_kernels.tile_product import tile_product
 
-__all__ = ["TOKENS", "embed", "integer_product", "integer_product_parallel"]
+__all__ = ["AHEAD", "TOKENS", "VARIANTS", "embed", "integer_product", "num_tasks", "plain_product"]
 
 _Codes = NDArray[np.uint8]
+_Scales = NDArray[np.uint16]
 _Float32 = NDArray[np.float32]
 _Int32 = NDArray[np.int32]
-_Int16 = NDArray[np.int16]
+_Int8 = NDArray[np.int8]
 
-# Tokens of one task: they share a tile of weights while it is in the first-level cache.
-TOKENS = 32
+# Tokens of one task. They share a tile of weights while it is in the first cache, 32 KiB of packed codes for 4096
+# columns; their activations stay in the second, 256 KiB, while one tile after the other comes.
+TOKENS = 64
+
+# What `variant` may be: the most tokens that share a register of codes, plus `AHEAD` to ask for the codes of a token
+# that has a register for itself before it needs them. On one Zen 4 core and for every instruction set, 4 tokens gave
+# more than 2, 3, 6, 8 and 12: 8 leave x86 too few addresses or registers.
+AHEAD = 8
+VARIANTS = (4 + AHEAD, 4, 1 + AHEAD, 1)
+
+
+def num_tasks(codes: _Codes, tokens: int) -> int:
+    """Tasks of `integer_product`."""
+    return len(codes) * -(-tokens // TOKENS)
+
+
+@functools.cache
+def integer_product(isa: Isa) -> Callable[..., None]:
+    """The kernel for an instruction set, which the CPU must have.
+
+    ``kernel(codes, scales, x, sums, x_scales, y, variant, first, last)`` writes y (N, R): the int32 sum of each
+    activation block, times both scales, added in float32 from left to right. codes are (tiles, B, G, L, 4) for packed
+    weights and (tiles, B, 4 G, L, 4) for 8-bit ones; scales (tiles, weight blocks, L) are the bits of float16; x
+    (N, B, 16 G), sums (N, B) and x_scales (N, B) are from `quantize`; variant is one of `VARIANTS`. A task is one tile
+    for `TOKENS` tokens; tiles change fastest. Every kernel and variant writes the bits of `plain_product`.
+    """
+
+    # Numba's cache tells the kernels apart by the value of `isa`.
+    @kernel
+    def integer_product(
+        codes: _Codes,
+        scales: _Scales,
+        x: _Int8,
+        sums: _Int32,
+        x_scales: _Float32,
+        y: _Float32,
+        variant: int,
+        first: int,
+        last: int,
+    ) -> None:
+        tiles = codes.shape[0]
+        packed = codes.shape[2] * 16 == x.shape[2]
+        alone, ahead = variant % AHEAD == 1, variant >= AHEAD
+        tile = first % tiles
+        start = first // tiles * TOKENS
+        for _ in range(first, last):
+            n = start
+            end = min(start + TOKENS, x.shape[0])
+            while n < end:
+                # Two tokens and more go with four; those that are missing are doubles of the last.
+                count = 1 if alone else min(4, end - n)
+                if count > 1 and packed:
+                    tile_product(
+                        isa, True, 4, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                elif count > 1:
+                    tile_product(
+                        isa, False, 4, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                elif packed and ahead:
+                    tile_product(
+                        isa, True, 1, True, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                elif packed:
+                    tile_product(
+                        isa, True, 1, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                elif ahead:
+                    tile_product(
+                        isa, False, 1, True, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                else:
+                    tile_product(
+                        isa, False, 1, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                n += count
+            tile += 1
+            if tile == tiles:
+                tile = 0
+                start += TOKENS
+
+    return integer_product
 
 
 @kernel
-def integer_product(
+def plain_product(
     codes: _Codes,
-    scales: _Float32,
-    x: _Int16,
-    sums: _Int16,
+    scales: _Scales,
+    x: _Int8,
     x_scales: _Float32,
     y: _Float32,
     first: int,
     last: int,
 ) -> None:
-    """Write y (N, R): the int32 sum of each activation block, times both scales, added in float32 from left to right.
-
-    codes are (tiles, C, W / 4, L) for ternary weights, packed from the lowest bits, and (tiles, C, W, L) for 8-bit
-    ones; scales (tiles, weight blocks, L); x (N, C, W), sums (N, C) and x_scales (N, blocks) are from `quantize`. A
-    task is one tile for `TOKENS` tokens; tiles change fastest.
-    """
-    tiles = codes.shape[0]
-    packed = codes.shape[2] < x.shape[2]
-    for task in range(first, last):
-        tile = task % tiles
-        n = task // tiles * TOKENS
-        end = min(n + TOKENS, x.shape[0])
-        rows = slice(tile * LANES, (tile + 1) * LANES)
-        while packed and n + 4 <= end:
-            m = n + 4
-            _ternary_four(codes[tile], scales[tile], x[n:m], sums[n:m], x_scales[n:m], y[n:m, rows])
-            n = m
-        while packed and n < end:
-            _ternary(codes[tile], scales[tile], x[n], sums[n], x_scales[n], y[n, rows])
-            n += 1
-        while n < end:
-            _int8(codes[tile], scales[tile], x[n], x_scales[n], y[n, rows])
-            n += 1
-
-
-@parallel_kernel
-def integer_product_parallel(
-    codes: _Codes,
-    scales: _Float32,
-    x: _Int16,
-    sums: _Int16,
-    x_scales: _Float32,
-    y: _Float32,
-    tasks: int,
-    parts: int,
-) -> None:
-    """All tasks of `integer_product`."""
-    for part in prange(parts):
-        first, last = part * tasks // parts, (part + 1) * tasks // parts
-        integer_product(codes, scales, x, sums, x_scales, y, first, last)
+    """What `integer_product` writes, in plain loops: the judge of all its kernels. A task is one token."""
+    packed = codes.shape[2] * 16 == x.shape[2]
+    share = x.shape[1] // scales.shape[1]
+    for n in range(first, last):
+        for r in range(y.shape[1]):
+            tile, lane = r // LANES, r % LANES
+            result = np.float32(0)
+            for b in range(x.shape[1]):
+                total = np.int32(0)
+                for i in range(x.shape[2]):
+                    group, f, j = i // 16, i % 16 // 4, i % 4
+                    if packed:
+                        code = np.int32(codes[tile, b, group, lane, j] >> 2 * f & 3) - 1
+                    else:
+                        code = np.int32(np.int8(codes[tile, b, 4 * group + f, lane, j]))
+                    total = np.int32(total + code * x[n, b, i])
+                scale = _float32(scales[tile, b // share, lane])
+                result = result + np.float32(total) * x_scales[n, b] * scale
+            y[n, r] = result
 
 
 @kernel
 def embed(
     codes: _Codes,
-    scales: _Float32,
+    scales: _Scales,
     tokens: NDArray[np.int64],
-    rows: int,
     block: int,
     y: _Float32,
-) -> bool:
-    """Rows of an 8-bit table (tiles, C, W, L): y (N, columns) is code times the row's scale.
-
-    False, with y half written, if a token is no row.
-    """
-    blocks = y.shape[1] // block
-    chunks, width = codes.shape[1] // blocks, codes.shape[2]
-    for n in range(tokens.shape[0]):
-        if not 0 <= tokens[n] < rows:
-            return False
+    first: int,
+    last: int,
+) -> None:
+    """Rows of an 8-bit table (tiles, B, 4 G, L, 4), one task a token: y (N, columns) is code times the row's scale."""
+    for n in range(first, last):
         tile, lane = tokens[n] // LANES, tokens[n] % LANES
-        scale = scales[tile, 0, lane]
-        for b in range(blocks):
-            for j in range(chunks):
-                for i in range(min(width, block - j * width)):
-                    code = np.int8(codes[tile, b * chunks + j, i, lane])
-                    y[n, b * block + j * width + i] = np.float32(code) * scale
-    return True
+        scale = _float32(scales[tile, 0, lane])
+        for b in range(codes.shape[1]):
+            y_b = y[n, b * block : (b + 1) * block]
+            for part in range(codes.shape[2]):
+                for j in range(4):
+                    column = part // 4 * 16 + 4 * j + part % 4
+                    if column < block:
+                        y_b[column] = np.float32(np.int8(codes[tile, b, part, lane, j])) * scale
 
 
 @inlined
-def _ternary(
-    codes: _Codes, scales: _Float32, x: _Int16, sums: _Int16, x_scales: _Float32, y: _Float32
-) -> None:
-    blocks = x_scales.shape[0]
-    chunks, share = codes.shape[0] // blocks, blocks // scales.shape[0]
-    total = float32_lanes()
-    whole = int32_lanes()
-    part = int16_lanes()
-    for lane in range(LANES):
-        total[lane] = 0
-        whole[lane] = 0
-    for b in range(blocks):
-        for c in range(b * chunks, (b + 1) * chunks):
-            _start(part, sums[c])
-            for quad in range(codes.shape[1]):
-                _add_quad(part, codes[c, quad], x[c], 4 * quad)
-            done = c == (b + 1) * chunks - 1
-            _flush(part, whole, total, x_scales[b], scales[b // share], done)
-    for lane in range(min(LANES, y.shape[0])):
-        y[lane] = total[lane]
-
-
-@inlined
-def _ternary_four(
-    codes: _Codes, scales: _Float32, x: _Int16, sums: _Int16, x_scales: _Float32, y: _Float32
-) -> None:
-    blocks = x_scales.shape[1]
-    chunks, share = codes.shape[0] // blocks, blocks // scales.shape[0]
-    total_0, total_1 = float32_lanes(), float32_lanes()
-    total_2, total_3 = float32_lanes(), float32_lanes()
-    whole_0, whole_1 = int32_lanes(), int32_lanes()
-    whole_2, whole_3 = int32_lanes(), int32_lanes()
-    part_0, part_1 = int16_lanes(), int16_lanes()
-    part_2, part_3 = int16_lanes(), int16_lanes()
-    for lane in range(LANES):
-        total_0[lane] = total_1[lane] = total_2[lane] = total_3[lane] = 0
-        whole_0[lane] = whole_1[lane] = whole_2[lane] = whole_3[lane] = 0
-    for b in range(blocks):
-        for c in range(b * chunks, (b + 1) * chunks):
-            _start(part_0, sums[0, c])
-            _start(part_1, sums[1, c])
-            _start(part_2, sums[2, c])
-            _start(part_3, sums[3, c])
-            for quad in range(codes.shape[1]):
-                _add_quad(part_0, codes[c, quad], x[0, c], 4 * quad)
-                _add_quad(part_1, codes[c, quad], x[1, c], 4 * quad)
-                _add_quad(part_2, codes[c, quad], x[2, c], 4 * quad)
-                _add_quad(part_3, codes[c, quad], x[3, c], 4 * quad)
-            done = c == (b + 1) * chunks - 1
-            scales_b = scales[b // share]
-            _flush(part_0, whole_0, total_0, x_scales[0, b], scales_b, done)
-            _flush(part_1, whole_1, total_1, x_scales[1, b], scales_b, done)
-            _flush(part_2, whole_2, total_2, x_scales[2, b], scales_b, done)
-            _flush(part_3, whole_3, total_3, x_scales[3, b], scales_b, done)
-    for lane in range(min(LANES, y.shape[1])):
-        y[0, lane] = total_0[lane]
-        y[1, lane] = total_1[lane]
-        y[2, lane] = total_2[lane]
-        y[3, lane] = total_3[lane]
-
-
-@inlined
-def _int8(codes: _Codes, scales: _Float32, x: _Int16, x_scales: _Float32, y: _Float32) -> None:
-    blocks = x_scales.shape[0]
-    chunks, share = codes.shape[0] // blocks, blocks // scales.shape[0]
-    total = float32_lanes()
-    whole = int32_lanes()
-    for lane in range(LANES):
-        total[lane] = 0
-    for b in range(blocks):
-        for lane in range(LANES):
-            whole[lane] = 0
-        for c in range(b * chunks, (b + 1) * chunks):
-            for pair in range(codes.shape[1] // 2):
-                _add_pair(whole, codes[c, 2 * pair], codes[c, 2 * pair + 1], x[c], 2 * pair)
-        scales_b = scales[b // share]
-        for lane in range(LANES):
-            total[lane] += np.float32(whole[lane]) * x_scales[b] * scales_b[lane]
-    for lane in range(min(LANES, y.shape[0])):
-        y[lane] = total[lane]
-
-
-@inlined
-def _start(part: _Int16, x_sum: np.int16) -> None:
-    # A packed pair is code + 1, so it counts every activation once too often.
-    for lane in range(LANES):
-        part[lane] = np.int16(-x_sum)
-
-
-@inlined
-def _add_quad(part: _Int16, codes: _Codes, x: _Int16, column: int) -> None:
-    x_0, x_1, x_2, x_3 = x[column], x[column + 1], x[column + 2], x[column + 3]
-    for lane in range(LANES):
-        pairs = np.int16(codes[lane])
-        products = (pairs & 3) * x_0 + (pairs >> 2 & 3) * x_1
-        products += (pairs >> 4 & 3) * x_2 + (pairs >> 6) * x_3
-        part[lane] = np.int16(part[lane] + products)
-
-
-@inlined
-def _flush(
-    part: _Int16, whole: _Int32, total: _Float32, x_scale: np.float32, scales: _Float32, done: bool
-) -> None:
-    # One loop for both cases: LLVM unrolls shorter ones before it vectorises, and then fails to.
-    for lane in range(LANES):
-        block_sum = np.int32(whole[lane] + part[lane])
-        whole[lane] = np.int32(0) if done else block_sum
-        scaled = np.float32(block_sum) * x_scale * scales[lane]
-        total[lane] += scaled if done else np.float32(0)
-
-
-@inlined
-def _add_pair(whole: _Int32, even: _Codes, odd: _Codes, x: _Int16, column: int) -> None:
-    x_0, x_1 = x[column], x[column + 1]
-    for lane in range(LANES):
-        # int16 holds both products: 2 * 127 * 127 < 2**15.
-        products = np.int16(np.int8(even[lane]) * x_0 + np.int8(odd[lane]) * x_1)
-        whole[lane] = np.int32(whole[lane] + products)
+def _float32(bits: np.uint16) -> np.float32:
+    """A finite float16 number, given by its bits."""
+    # As bits of float32, its exponent is 112 too small.
+    magnitude = np.int32((bits & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
+    return -magnitude if bits & 0x8000 else magnitude

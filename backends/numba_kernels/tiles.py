@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba_kernels.lanes import LANES
-from nanochat.backends.numba_kernels.quantize import chunk_width
+from nanochat.backends.numba_kernels.layout import lay_bytes, lay_packed
+from nanochat.backends.numba_kernels.memory import WeightMemory, release
+from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
+from nanochat.backends.numba_kernels.quantize import padded_width
 from nanochat.weights import Dense, Int8, Latent, Stored
 
 __all__ = ["Leaf", "TiledLinear", "prepare_leaf"]
@@ -19,80 +22,118 @@ class TiledLinear:
 
     Parameters
     ----------
-    codes : uint8 array, shape (tiles, chunks, bytes, LANES)
-        Four packed ternary codes, or one 8-bit code, to a byte.
-    scales : float32 array, shape (tiles, weight blocks, LANES)
+    codes : uint8 array, shape (tiles, blocks, groups, LANES, 4) or (tiles, blocks, 4 groups, LANES, 4)
+        Packed ternary codes, or 8-bit ones, in the order that `linear` describes.
+    scales : uint16 array, shape (tiles, weight blocks, LANES)
+        Bits of float16.
     rows, columns, activation_block : int
     """
 
     codes: NDArray[np.uint8]
-    scales: NDArray[np.float32]
+    scales: NDArray[np.uint16]
     rows: int
     columns: int
     activation_block: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.columns
 
-Leaf = TiledLinear | NDArray[np.float32]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.codes.nbytes + self.scales.nbytes
 
 
-# Four codes 0; what they are multiplied with is 0, too.
-_PACKED_ZEROS = 0b01_01_01_01
+Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
 
 
-def prepare_leaf(name: str, leaf: Stored) -> Leaf:
-    """Lay codes out, after rounding latent weights; copy dense numbers."""
+def prepare_leaf(name: str, leaf: Stored, memory: WeightMemory) -> Leaf:
+    """Lay codes out, after rounding latent weights; copy dense numbers.
+
+    What a mapped file took of the memory is given back: a tensor is there twice only while it is laid out.
+    """
+    prepared = _prepare(name, leaf, memory)
+    for values in vars(leaf).values():
+        if isinstance(values, np.ndarray):
+            release(values)
+    return prepared
+
+
+def _prepare(name: str, leaf: Stored, memory: WeightMemory) -> Leaf:
     match leaf:
         case Dense():
+            if leaf.values.dtype == np.float16:
+                return tile_projection(leaf.values)
             return np.array(leaf.values, np.float32, order="C")
         case Int8():
-            return _eight_bits(leaf.codes, leaf.scales, leaf.activation_block)
+            return _eight_bits(memory, leaf.codes, leaf.scales, leaf.activation_block)
         case Latent(kind="int8"):
-            return _eight_bits(
-                *ternary.quantize_rows(leaf.values, name=name), leaf.activation_block
-            )
+            table, row_scales = ternary.quantize_rows(leaf.values, name=name)
+            return _eight_bits(memory, table, row_scales, leaf.activation_block)
         case Latent():
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
-            return _two_bits(codes, scales, leaf.activation_block)
-    if leaf.activation_block % 4 == 0:
-        ternary.require_legal(leaf.packed, name)
-        return _tiled(leaf.packed, leaf.scales, leaf.columns, leaf.activation_block, per_byte=4)
-    codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
-    return _two_bits(codes, leaf.scales, leaf.activation_block)
+            packed = ternary.pack(codes, name=name)
+            columns, block = leaf.values.shape[1], leaf.activation_block
+            return _two_bits(memory, name, packed, scales, columns, block)
+    return _two_bits(memory, name, leaf.packed, leaf.scales, leaf.columns, leaf.activation_block)
 
 
-def _eight_bits(codes: NDArray[np.int8], scales: NDArray[np.float16], block: int) -> TiledLinear:
-    return _tiled(codes.view(np.uint8), scales[:, None], codes.shape[1], block, per_byte=1)
-
-
-def _two_bits(codes: NDArray[np.int8], scales: NDArray[np.float16], block: int) -> TiledLinear:
-    rows, columns = codes.shape
-    blocks = ternary.pack(codes.reshape(rows * ternary.num_blocks(columns, block), block))
-    return _tiled(blocks.reshape(rows, -1), scales, columns, block, per_byte=4)
-
-
-def _tiled(
-    data: NDArray[np.uint8],
+def _two_bits(
+    memory: WeightMemory,
+    name: str,
+    packed: NDArray[np.uint8],
     scales: NDArray[np.float16],
     columns: int,
     block: int,
-    *,
-    per_byte: int,
 ) -> TiledLinear:
-    """From rows of bytes, in which every block begins with a new byte."""
-    rows, blocks = len(data), ternary.num_blocks(columns, block)
-    data = data.reshape(rows, blocks, -1)
-    tiles, chunk = -(-rows // LANES), chunk_width(block) // per_byte
-    chunks = -(-data.shape[2] // chunk)
-    padding = _PACKED_ZEROS if per_byte == 4 else 0
-    padded = np.full((tiles * LANES, blocks, chunks * chunk), padding, np.uint8)
-    padded[:rows, :, : data.shape[2]] = data
-    codes = padded.reshape(tiles, LANES, blocks * chunks, chunk).transpose(0, 2, 3, 1)
-    padded_scales = np.zeros((tiles * LANES, scales.shape[1]), np.float32)
-    padded_scales[:rows] = scales
+    assert packed.shape[1] == -(-columns // 4)
+    rows, blocks = len(packed), ternary.num_blocks(columns, block)
+    tiles = -(-rows // LANES)
+    codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
+    legal = np.empty(tiles, np.uint8)
+    lay_packed(_read_only(packed), block, codes, legal, 0, tiles)
+    if not legal.all():
+        ternary.require_legal(packed, name)
     return TiledLinear(
-        codes=np.ascontiguousarray(codes),
-        scales=np.ascontiguousarray(padded_scales.reshape(tiles, LANES, -1).transpose(0, 2, 1)),
+        codes=codes,
+        scales=_scales(memory, scales),
         rows=rows,
         columns=columns,
         activation_block=block,
     )
+
+
+def _eight_bits(
+    memory: WeightMemory, table: NDArray[np.int8], scales: NDArray[np.float16], block: int
+) -> TiledLinear:
+    rows, columns = table.shape
+    tiles, blocks = -(-rows // LANES), ternary.num_blocks(columns, block)
+    codes = memory.empty((tiles, blocks, padded_width(block) // 4, LANES, 4), np.uint8)
+    lay_bytes(_read_only(table.view(np.uint8)), block, codes, 0, tiles)
+    return TiledLinear(
+        codes=codes,
+        scales=_scales(memory, scales[:, None]),
+        rows=rows,
+        columns=columns,
+        activation_block=block,
+    )
+
+
+def _scales(memory: WeightMemory, scales: NDArray[np.float16]) -> NDArray[np.uint16]:
+    """From (rows, weight blocks), with 0 for rows that are missing in the last tile."""
+    rows, blocks = scales.shape
+    tiles = -(-rows // LANES)
+    padded = np.zeros((tiles * LANES, blocks), np.float16)
+    padded[:rows] = scales
+    laid: NDArray[np.uint16] = memory.empty((tiles, blocks, LANES), np.uint16)
+    laid[...] = padded.view(np.uint16).reshape(tiles, LANES, blocks).transpose(0, 2, 1)
+    return laid
+
+
+def _read_only(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As a file that is mapped into memory: a kernel is compiled once for both."""
+    view = np.ascontiguousarray(rows).view()
+    view.flags.writeable = False
+    return view

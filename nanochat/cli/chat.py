@@ -12,9 +12,11 @@ from nanochat.cli.options import (
     as_json_option,
     backend_option,
     generation_options,
+    kv_cache_option,
     load_model,
     model_argument,
     read_options,
+    threads_option,
 )
 from nanochat.cli.output import note, print_json, write
 from nanochat.errors import ContextLengthError, InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from nanochat.chat import Message
     from nanochat.generation import Options
     from nanochat.lm import Model
+    from nanochat.ops import Storage
 
 __all__ = ["chat"]
 
@@ -43,12 +46,16 @@ _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an
 @click.option("--system", help="What the model is told before the conversation.")
 @generation_options
 @backend_option
+@kv_cache_option
+@threads_option
 @as_json_option
 def chat(
     model: str,
     message: str | None,
     system: str | None,
     backend: str,
+    kv_cache: "Storage",
+    num_threads: int | None,
     *,
     as_json: bool,
     **values: object,
@@ -64,7 +71,7 @@ def chat(
             "the message is empty: ask something, or leave --message out for a conversation"
         )
     options = read_options(values)
-    conversation = _Conversation(load_model(model, backend), system, options)
+    conversation = _Conversation(load_model(model, backend, kv_cache, num_threads), system, options)
     if message is None:
         _converse(conversation)
         return

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["export", "main"]
 
 _FORMATS = {
-    "gguf": {"ternary": "TQ2_0", "int8": "Q8_0", "dense": "F32"},
+    "gguf": {"ternary": "TQ2_0", "int8": "Q8_0", "dense": "F32", "float16": "F16"},
     "onnx": {
         "ternary": "MatMulNBits, 2 bits, blocks of 128",
         "int8": "8 bits, blocks of 128",
         "dense": "float32",
+        "float16": "float16",
     },
 }
 _EXAMPLES = """\b
@@ -106,7 +107,10 @@ def export(
         export_onnx(config, weights, out, name=name, exit_threshold=exit_threshold)
     note(f"wrote {out}, {format_bytes(out.stat().st_size)}")
     formats = _FORMATS[kind]
-    classes = [(c.name, formats[c.kind], c.tensors, c.parameters) for c in tensor_classes(config)]
+    classes = [
+        (c.name, formats.get(c.format, formats[c.kind]), c.tensors, c.parameters)
+        for c in tensor_classes(config)
+    ]
     report = _verify(kind, out, config, weights, tokenizer) if verify else None
     if as_json:
         fields = ("name", "format", "tensors", "parameters")

@@ -12,15 +12,18 @@ from nanochat.cli.options import (
     as_json_option,
     backend_option,
     generation_options,
+    kv_cache_option,
     load_model,
     model_argument,
     read_options,
+    threads_option,
 )
 from nanochat.cli.output import note, print_json, write
 from nanochat.errors import InputError
 
 if TYPE_CHECKING:
     from nanochat.generation import Piece
+    from nanochat.ops import Storage
 
 __all__ = ["Tally", "generate"]
 
@@ -37,8 +40,19 @@ Examples:
 @click.option("--prompt", required=True, help="Text to continue; - reads it from standard input.")
 @generation_options
 @backend_option
+@kv_cache_option
+@threads_option
 @as_json_option
-def generate(model: str, prompt: str, backend: str, *, as_json: bool, **values: object) -> None:
+def generate(
+    model: str,
+    prompt: str,
+    backend: str,
+    kv_cache: "Storage",
+    num_threads: int | None,
+    *,
+    as_json: bool,
+    **values: object,
+) -> None:
     """Print what MODEL writes after a prompt.
 
     MODEL is a directory, a .gguf file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging Face Hub.
@@ -46,7 +60,7 @@ def generate(model: str, prompt: str, backend: str, *, as_json: bool, **values: 
     """
     options = read_options(values)
     text = _standard_input() if prompt == "-" else prompt
-    loaded = load_model(model, backend)
+    loaded = load_model(model, backend, kv_cache, num_threads)
     prompt_ids = loaded.encode_prompt(text)
     tally = Tally(loaded.pieces([prompt_ids], **options))
     with tally.until_interrupt():

@@ -10,19 +10,23 @@ from nanochat.cli.run import as_file_errors
 if TYPE_CHECKING:
     from nanochat.generation import Options
     from nanochat.lm import Model
+    from nanochat.ops import Storage
 
 __all__ = [
     "as_json_option",
     "backend_option",
     "generation_options",
+    "kv_cache_option",
     "load_model",
     "model_argument",
     "read_options",
+    "threads_option",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 _BACKENDS = ("auto", "torch", "mlx", "numba", "reference")
+_KV_CACHES = ("float32", "float16", "int8")
 
 model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
 backend_option = click.option(
@@ -31,6 +35,19 @@ backend_option = click.option(
     default="auto",
     show_default=True,
     help="What computes; `nanochat doctor` shows what auto chooses.",
+)
+kv_cache_option = click.option(
+    "--kv-cache",
+    type=click.Choice(_KV_CACHES),
+    default="float32",
+    show_default=True,
+    help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
+)
+threads_option = click.option(
+    "--threads",
+    "num_threads",
+    type=click.IntRange(min=1, max=256),
+    help="Threads of the CPU that share the work.  [default: one for each physical core]",
 )
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
@@ -113,9 +130,14 @@ def read_options(values: Mapping[str, object]) -> "Options":
     return options
 
 
-def load_model(name: str, backend: str) -> "Model":
+def load_model(
+    name: str,
+    backend: str,
+    kv_cache: "Storage" = "float32",
+    num_threads: int | None = None,
+) -> "Model":
     """Load a model for a verb."""
     from nanochat.lm import from_pretrained
 
     with as_file_errors():
-        return from_pretrained(name, backend=backend)
+        return from_pretrained(name, backend=backend, kv_cache=kv_cache, num_threads=num_threads)

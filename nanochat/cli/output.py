@@ -5,10 +5,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-__all__ = ["format_bytes", "format_count", "note", "print_json", "print_table", "write"]
+__all__ = ["end_line", "format_bytes", "format_count", "note", "print_json", "print_table", "write"]
 
 # With a unit, perhaps.
 _NUMBER = re.compile(r"[\d.,]+( [a-zA-Z/]{1,3})?")
+# Whether the last character on the terminal belongs to a line of the result.
+_inside_line = False
 # What a terminal obeys instead of showing it: C0 and C1 controls, but for tabs and new lines.
 _CONTROLS = {
     code: "\N{REPLACEMENT CHARACTER}"
@@ -19,8 +21,18 @@ _CONTROLS = {
 
 def write(text: str, *, end: str = "") -> None:
     """Print a part of the result at once; on a terminal without control characters, which a model may make up."""
-    sys.stdout.write((text.translate(_CONTROLS) if sys.stdout.isatty() else text) + end)
+    global _inside_line
+    shown = sys.stdout.isatty()
+    sys.stdout.write((text.translate(_CONTROLS) if shown else text) + end)
     sys.stdout.flush()
+    if shown and text + end:
+        _inside_line = not (text + end).endswith("\n")
+
+
+def end_line() -> None:
+    """Begin a new line if the terminal shows a part of the result, before something else is shown there."""
+    if _inside_line:
+        write("\n")
 
 
 def note(text: str) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import click
 
+from nanochat.cli.notices import NoticeHandler
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
 
 __all__ = ["as_file_errors", "run"]
@@ -75,6 +76,8 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", 1)
+    finally:
+        _stop_logging()
     return 0
 
 
@@ -91,11 +94,18 @@ def _start_logging() -> None:
     level = os.environ.get("NANOCHAT_LOG", "info").lower()
     if level not in _LEVELS:
         raise InputError(f"NANOCHAT_LOG={level!r}: choose one of {', '.join(_LEVELS)}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = NoticeHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("nanochat")
     logger.handlers = [handler]
     logger.setLevel(level.upper())
+
+
+def _stop_logging() -> None:
+    logger = logging.getLogger("nanochat")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def _with_help(error: click.ClickException) -> str:

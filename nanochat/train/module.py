@@ -50,7 +50,8 @@ class LanguageModel(nn.Module):
         for name, leaf in named_leaves(weights):
             assert isinstance(leaf, Latent | Dense), name
             self._specs[name] = leaf
-            _register(self, name, nn.Parameter(torch.tensor(leaf.values, device=ops.device)))
+            values = leaf.values.astype(np.float32)
+            _register(self, name, nn.Parameter(torch.tensor(values, device=ops.device)))
         self._skeleton = map_leaves(lambda name, _: name, weights)
         # Once: torch.compile cannot trace the walk that makes it.
         parameters = dict(self.named_parameters())
@@ -63,7 +64,9 @@ class LanguageModel(nn.Module):
     def _leaf(self, name: str, parameter: Tensor) -> Leaf:
         spec = self._specs[name]
         if isinstance(spec, Dense):
-            return parameter
+            if spec.values.dtype == np.float32 or self.precision == "float":
+                return parameter
+            return LatentLinear(values=parameter, kind="float16")
         return LatentLinear(
             values=parameter,
             kind="float" if self.precision == "float" else spec.kind,
@@ -72,12 +75,17 @@ class LanguageModel(nn.Module):
         )
 
     def stored(self) -> Weights[Stored]:
-        """The weights as NumPy leaves: latent ones stay latent."""
+        """The weights as NumPy leaves: latent ones stay latent, float16 ones are rounded."""
         parameters = dict(self.named_parameters())
 
         def leaf(_: str, name: str) -> Stored:
+            spec = self._specs[name]
             values = np.array(parameters[name].detach().cpu().numpy(), np.float32)
-            return dataclasses.replace(self._specs[name], values=values)
+            if isinstance(spec, Latent):
+                return dataclasses.replace(spec, values=values)
+            # A number beyond float16 becomes infinite, which `freeze` refuses.
+            with np.errstate(over="ignore"):
+                return Dense(values=values.astype(spec.values.dtype.type))
 
         return map_leaves(leaf, self._skeleton)
 

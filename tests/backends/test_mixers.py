@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.tolerances import TOLERANCES, rms_error
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot
 from nanochat.weights import Dense
@@ -100,6 +101,116 @@ def test_a_state_takes_as_many_tokens_as_its_capacity_and_no_more(ops: AnyOps) -
 
     with pytest.raises(ContextLengthError, match="3 tokens seen and 1 more"):
         ops.attention(one, one, one, state=state, slot=0)
+
+
+STORAGES = ("float32", "float16", "int8")
+every_storage = pytest.mark.parametrize("storage", STORAGES)
+
+
+@every_storage
+@pytest.mark.parametrize(
+    ("h", "g", "k", "pieces"),
+    [
+        (1, 1, 2, [1, 1, 1]),
+        (6, 2, 10, [5, 1, 3]),
+        (7, 1, 33, [31, 1, 1, 2]),
+        (10, 2, 64, [65, 1]),
+        (9, 1, 16, [1020, 3, 1, 5]),
+        (3, 3, 32, [70, 1200, 1]),
+    ],
+    ids=str,
+)
+def test_attention_to_what_is_kept(
+    lockstep: Lockstep, storage: Any, h: int, g: int, k: int, pieces: list[int]
+) -> None:
+    slot = Slot(kind="attention", heads=g, key_dim=k, storage=storage)
+    state = lockstep.new_state([slot], batch=2, capacity=sum(pieces))
+
+    for tokens in pieces:
+        q, keys, values = heads(lockstep, 2, tokens, h, g, k)
+        lockstep.attention(q, keys, values, state=state, slot=0)
+        lockstep.advance(state, lockstep.tokens(np.zeros((2, tokens), np.int64)))
+
+    lockstep.check()
+
+
+@every_storage
+def test_a_batch_of_different_lengths_attends_to_what_is_kept(
+    lockstep: Lockstep, storage: Any
+) -> None:
+    slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
+    states = []
+    for length in [1, 40, 3]:
+        state = lockstep.new_state([slot, slot], batch=1, capacity=50)
+        _, keys, values = heads(lockstep, 1, length, 2, 2, 10)
+        lockstep.remember(values, keys, state=state, slot=0)
+        lockstep.remember(keys, values, state=state, slot=1)
+        lockstep.advance(state, lockstep.tokens(np.zeros((1, length), np.int64)))
+        states.append(state)
+    whole = lockstep.stack(states)
+    q, keys, values = heads(lockstep, 3, 2, 6, 2, 10)
+
+    lockstep.attention(q, keys, values, state=whole, slot=0)
+    lockstep.attention(q, keys, values, state=whole, slot=1)
+
+    lockstep.check()
+
+
+@every_storage
+def test_prompts_read_at_once_and_step_by_step_attend_alike(ops: AnyOps, storage: Any) -> None:
+    slot = Slot(kind="attention", heads=2, key_dim=24, storage=storage)
+    q, k, v = (normal(2, 9, n, 24, seed=n) for n in (4, 2, 2))
+    steps = []
+    state = ops.new_state([slot], batch=2, capacity=9)
+    for t in range(9):
+        part = [ops.array(x[:, t : t + 1]) for x in (q, k, v)]
+        steps.append(ops.numpy(ops.attention(*part, state=state, slot=0)))
+        ops.advance(state, ops.tokens(np.zeros((2, 1), np.int64)))
+
+    state = ops.new_state([slot], batch=2, capacity=9)
+    whole = ops.attention(ops.array(q), ops.array(k), ops.array(v), state=state, slot=0)
+
+    error = rms_error(ops.numpy(whole), np.concatenate(steps, axis=1))
+    assert error <= TOLERANCES["attention"].limit
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@every_storage
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_what_is_not_finite_reaches_every_head_that_attends_to_it(
+    ops: AnyOps, storage: Any, bad: float, place: str
+) -> None:
+    slot = Slot(kind="attention", heads=2, key_dim=6, storage=storage)
+    state = ops.new_state([slot], batch=1, capacity=4)
+    q, k, v = normal(1, 3, 4, 6), normal(1, 3, 2, 6, seed=1), normal(1, 3, 2, 6, seed=2)
+    # A query along the bad feature, so that minus infinity there makes the score plus infinity.
+    q[:, 2, :2, 3] = np.sign(bad) if np.isinf(bad) else 1
+    (k if place == "key" else v)[0, 2, 0, 3] = bad
+
+    for t in range(3):
+        part = [ops.array(x[:, t : t + 1]) for x in (q, k, v)]
+        y = ops.numpy(ops.attention(*part, state=state, slot=0))[0, 0]
+        ops.advance(state, ops.tokens(np.zeros((1, 1), np.int64)))
+
+    assert not np.isfinite(y[:2, 3]).any()
+    assert np.isfinite(y[2:]).all()
+
+
+@every_storage
+def test_magnitudes_of_every_size_are_kept(lockstep: Lockstep, storage: Any) -> None:
+    slot = Slot(kind="attention", heads=7, key_dim=8, storage=storage)
+    state = lockstep.new_state([slot], batch=1, capacity=2)
+    sizes = np.array([[0], [1e-45], [1e-38], [6e-8], [1], [60_000], [3e4]], np.float32)
+    k, v = (
+        normal(1, 2, 7, 8) * np.minimum(sizes, np.float32(100)),
+        normal(1, 2, 7, 8, seed=1) * (sizes / np.float32(10)),
+    )
+
+    keys, values = lockstep.array(k), lockstep.array(v)
+    lockstep.attention(keys, keys, values, state=state, slot=0)
+
+    lockstep.check()
 
 
 @pytest.mark.parametrize("taps", [1, 2, 4])

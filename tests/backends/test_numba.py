@@ -18,7 +18,6 @@ from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from bench.parity_cases import CASES, random_weights
-from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels import (
     activation,
@@ -31,178 +30,17 @@ from nanochat.backends.numba_kernels import (
     threads,
 )
 from nanochat.backends.numba_kernels.lanes import LANES
-from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.init import freeze
 from nanochat.model import forward, slots
-from nanochat.weights import Int8, Stored, Ternary
 
 Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
-SHAPES = [
-    (1, 4, 4),
-    (31, 128, 128),
-    (32, 256, 128),
-    (33, 384, 128),
-    (65, 512, 256),
-    (7, 768, 768),
-    (129, 1028, 1028),
-    (3, 5120, 5120),
-    (5, 130, 130),
-]
-
 
 def normal(*shape: int, seed: int = 0) -> Values:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def ternary_leaf(codes: Codes, block: int) -> Ternary:
-    scales = np.ones((len(codes), 1), np.float16)
-    return Ternary(
-        packed=ternary.pack(codes), scales=scales, columns=codes.shape[1], activation_block=block
-    )
-
-
-def int8_leaf(codes: Codes, block: int) -> Int8:
-    return Int8(codes=codes, scales=np.ones(len(codes), np.float16), activation_block=block)
-
-
-def tiled(leaf: Stored) -> TiledLinear:
-    found = prepare_leaf("leaf", leaf)
-    assert isinstance(found, TiledLinear)
-    return found
-
-
-def chunked(
-    x: NDArray[Any], leaf: TiledLinear
-) -> tuple[NDArray[np.int16], NDArray[np.int16], Values]:
-    """Codes as `quantize` lays them out, their sums, and scales."""
-    tokens, block = len(x), leaf.activation_block
-    width = quantize.chunk_width(block)
-    blocks, chunks = leaf.columns // block, -(-block // width)
-    codes = np.empty((tokens, blocks * chunks, width), np.int16)
-    sums = np.empty((tokens, blocks * chunks), np.int16)
-    scales = np.empty((tokens, blocks), np.float32)
-    quantize.quantize(x.astype(np.float32), block, codes, sums, scales, 0, tokens)
-    return codes, sums, scales
-
-
-def block_sums(x_codes: Codes, leaf: TiledLinear) -> NDArray[np.int64]:
-    """The integer sum of every block, (blocks, N, R): all other blocks get the scale 0."""
-    codes, sums, scales = chunked(x_codes, leaf)
-    found = []
-    for b in range(scales.shape[1]):
-        scales[:] = 0
-        scales[:, b] = 1
-        y = np.full((len(x_codes), leaf.rows), np.nan, np.float32)
-        tasks = len(leaf.codes) * -(-len(x_codes) // linear.TOKENS)
-        linear.integer_product(leaf.codes, leaf.scales, codes, sums, scales, y, 0, tasks)
-        found.append(y.astype(np.int64))
-    return np.stack(found)
-
-
-def rounded_codes(tokens: int, columns: int, block: int) -> Codes:
-    """Random codes that rounding leaves alone, since the largest of every block is 127."""
-    codes = np.random.default_rng(1).integers(-127, 128, (tokens, columns)).astype(np.int8)
-    codes[:, ::block] = 127
-    return codes
-
-
-@pytest.mark.parametrize("tokens", [1, 3, 4, 7, 33])
-@pytest.mark.parametrize(("rows", "columns", "block"), SHAPES, ids=str)
-def test_ternary_sums_are_exact(rows: int, columns: int, block: int, tokens: int) -> None:
-    codes = np.random.default_rng(0).integers(-1, 2, (rows, columns)).astype(np.int8)
-    x_codes = rounded_codes(tokens, columns, block)
-
-    sums = block_sums(x_codes, tiled(ternary_leaf(codes, block)))
-
-    np.testing.assert_array_equal(sums, ternary.block_products(x_codes, codes, block=block))
-
-
-@pytest.mark.parametrize("tokens", [1, 4, 33])
-@pytest.mark.parametrize(("rows", "columns", "block"), SHAPES[:5], ids=str)
-def test_8_bit_sums_are_exact(rows: int, columns: int, block: int, tokens: int) -> None:
-    codes = np.random.default_rng(0).integers(-127, 128, (rows, columns)).astype(np.int8)
-    x_codes = rounded_codes(tokens, columns, block)
-
-    sums = block_sums(x_codes, tiled(int8_leaf(codes, block)))
-
-    np.testing.assert_array_equal(sums, ternary.block_products(x_codes, codes, block=block))
-
-
-@pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("block", [128, 256, 8192])
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_the_largest_ternary_sums_do_not_overflow(tokens: int, block: int, sign: int) -> None:
-    codes = np.full((33, block), sign, np.int8)
-    x_codes = np.full((tokens, block), 127, np.int8)
-
-    sums = block_sums(x_codes, tiled(ternary_leaf(codes, block)))
-
-    assert (sums == sign * 127 * block).all()
-
-
-@pytest.mark.parametrize("code", [-128, 127])
-@pytest.mark.parametrize("block", [128, 1024])
-def test_the_largest_8_bit_sums_do_not_overflow(block: int, code: int) -> None:
-    codes = np.full((33, block), code, np.int8)
-    x_codes = np.full((1, block), 127, np.int8)
-
-    sums = block_sums(x_codes, tiled(int8_leaf(codes, block)))
-
-    assert (sums == code * 127 * block).all()
-
-
-def test_a_product_of_a_batch_equals_its_rows_to_the_last_bit() -> None:
-    leaf = tiled(ternary_leaf(rounded_codes(67, 512, 1) // 127, 128))
-    x = normal(7, 512)
-
-    (together,) = NumbaOps().project(x, leaf)
-
-    alone = [NumbaOps().project(row[None], leaf)[0] for row in x]
-    np.testing.assert_array_equal(together, np.concatenate(alone))
-
-
-def test_weights_take_little_more_memory_than_their_bits() -> None:
-    codes = np.zeros((4096, 1280), np.int8)
-
-    two_bits, eight_bits = tiled(ternary_leaf(codes, 128)), tiled(int8_leaf(codes, 128))
-
-    assert 8 * (two_bits.codes.nbytes + two_bits.scales.nbytes) <= 2.3 * codes.size
-    assert 8 * (eight_bits.codes.nbytes + eight_bits.scales.nbytes) <= 8.3 * codes.size
-
-
-# Rounding.
-
-
-@pytest.mark.parametrize("block", [4, 128, 256, 512])
-def test_activations_are_rounded_as_the_contract_says(block: int) -> None:
-    x = normal(9, 512) * np.float32(10) ** np.arange(-4, 5)[:, None].astype(np.float32)
-    x[3, :256] = 0
-    x[4, :256] = 1e-42
-    x[5, :8] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, 125.5, 126.5]
-    leaf = tiled(ternary_leaf(np.zeros((1, 512), np.int8), block))
-
-    codes, sums, scales = chunked(x, leaf)
-
-    expected_codes, expected_scales = ternary.quantize_activations(x, block=block)
-    np.testing.assert_array_equal(codes.reshape(9, 512), expected_codes)
-    np.testing.assert_array_equal(scales, expected_scales)
-    np.testing.assert_array_equal(sums, codes.sum(axis=2))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_does_not_pass_unseen(value: float) -> None:
-    x = normal(1, 2, 256)
-    x[0, 1, 200] = value
-    codes = np.random.default_rng(0).integers(-1, 2, (33, 256)).astype(np.int8)
-
-    (y,) = NumbaOps().project(x, tiled(ternary_leaf(codes, 128)))
-
-    assert np.isfinite(y[0, 0]).all()
-    assert np.isnan(y[0, 1]).all()
 
 
 # Threads.
@@ -234,24 +72,12 @@ def calls() -> dict[str, Call]:
     streams, share, mixing = normal(37, 4, 131), normal(37, 4, seed=2), normal(37, 4, 4)
     heads, starts, tables = normal(2, 9, 4, 10), np.array([3, 0]), normal(12, 5)
     keys, values = normal(2, 2, 1, 12, LANES), normal(2, 2, 1, 12, LANES, seed=1)
-    leaf = tiled(ternary_leaf(rounded_codes(67, 512, 1) // 127, 128))
-    rounded = chunked(rounded_codes(37, 512, 128), leaf)
     unit, unit_values = normal(2, 9, 3, 12) / 4, normal(2, 9, 3, 64)
     steps, memory = np.full((2, 9, 3), 0.5, np.float32), normal(2, 3, 2, 12, LANES)
     signal, before, taps = normal(2, 9, 13), normal(2, 3, 13), normal(4, 13)
-    codes: list[NDArray[Any]] = [
-        np.zeros((37, 1, 132), np.int16),
-        np.zeros((37, 1), np.int16),
-        normal(37, 1),
-    ]
-    products = linear.integer_product, linear.integer_product_parallel
     norms = dense.rms_norm, dense.rms_norm_parallel
     sums = dense.dense_product, dense.dense_product_parallel
     return {
-        "quantize": Call(quantize.quantize, quantize.quantize_parallel, [x, 131], codes, 37),
-        "integer_product": Call(
-            *products, [leaf.codes, leaf.scales, *rounded], [normal(37, 67)], 2 * 3
-        ),
         "dense_product": Call(*sums, [y, x], [normal(37, 37)], 37),
         "rms_norm": Call(*norms, [x, gain, 1e-6], [y], 37),
         "swiglu": Call(activation.swiglu, activation.swiglu_parallel, [line, other], [line], 997),
@@ -422,7 +248,7 @@ def poison_unused(state: Any, config: ModelConfig) -> None:
     """Fill the keys and values of positions that no token has taken yet."""
     for slot, arrays in zip(slots(config), state.arrays, strict=True):
         if slot.kind == "attention":
-            keys, values = arrays
+            keys, values, *_scales = arrays
             for b, length in enumerate(state.lengths):
                 values[b, :, :, length:] = np.nan
                 for position in range(length, keys.shape[2] * LANES):

@@ -73,6 +73,7 @@ CONFIGS = {
     "untied": ModelConfig(**SMALL, tie_embeddings=False, activation="relu2", table_format="dense"),
 }
 CONFIG = CONFIGS["row"]
+PROJECTION = "layers.1.network_site.mhc.projection"
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,6 +228,39 @@ def test_a_rows_stride_does_not_reach_the_file(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, CONFIGS["delta"], map_leaves(transpose, weights))
 
     assert arrays(checkpoint.load(tmp_path)[1]) == arrays(weights)
+
+
+def test_float32_projections_are_rounded(tmp_path: Path) -> None:
+    config = CONFIGS["dynamic"]
+    checkpoint.save(tmp_path, config, make(config))
+    numbers = np.random.default_rng(0).standard_normal((8, 32), np.float32)
+    rewrite(tmp_path, lambda tensors: tensors.update({PROJECTION: numbers}))
+
+    leaf = dict(named_leaves(checkpoint.load(tmp_path)[1]))[PROJECTION]
+
+    assert isinstance(leaf, Dense)
+    assert leaf.values.dtype == np.float16
+    assert np.array_equal(leaf.values, numbers.astype(np.float16))
+
+
+def test_projections_beyond_float16_are_refused(tmp_path: Path) -> None:
+    config = CONFIGS["dynamic"]
+    checkpoint.save(tmp_path, config, make(config))
+    numbers = np.full((8, 32), 65520, np.float32)
+    rewrite(tmp_path, lambda tensors: tensors.update({PROJECTION: numbers}))
+
+    with pytest.raises(NumericError, match=f"{PROJECTION} holds inf"):
+        checkpoint.load(tmp_path)
+
+
+def test_float32_projections_are_not_saved(tmp_path: Path) -> None:
+    config = CONFIGS["dynamic"]
+
+    def widen(name: str, leaf: Stored) -> Stored:
+        return Dense(values=np.zeros((8, 32), np.float32)) if name == PROJECTION else leaf
+
+    with pytest.raises(ShapeError, match=f"{PROJECTION} holds .*F32.* asks for .*F16"):
+        checkpoint.save(tmp_path, config, map_leaves(widen, make(config)))
 
 
 def test_float16_dense_leaves_are_widened(saved: Path) -> None:

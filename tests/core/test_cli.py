@@ -3,15 +3,18 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import pytest
 
 from nanochat import backends, cli
+from nanochat.backends.reference import ReferenceOps, ReferenceState
 from nanochat.cli import export
 from nanochat.cli.output import format_count, print_table
 from nanochat.cost import cost
+from nanochat.ops import Slot
 from nanochat.presets import preset
 from nanochat.shapes import num_parameters
 from tests.core.command_line import GREEDY, ROOT, Run
@@ -54,6 +57,25 @@ def test_generate_prints_one_json_object(run: Run, directory: Path) -> None:
     }
     assert result.out.count("\n") == 1
     assert expected.items() <= result.last_json.items()
+
+
+@pytest.mark.parametrize("verb", [("generate", "--prompt"), ("chat", "--message")], ids="-".join)
+def test_keys_and_values_are_kept_as_asked(
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, str]
+) -> None:
+    storages: list[str] = []
+
+    def new_state(
+        _self: ReferenceOps, slots: Sequence[Slot], *, batch: int, capacity: int
+    ) -> ReferenceState:
+        storages.extend(slot.storage for slot in slots)
+        return ReferenceState(slots, batch, capacity)
+
+    monkeypatch.setattr(ReferenceOps, "new_state", new_state)
+
+    run(verb[0], directory, verb[1], "a", "--backend", "reference", "--kv-cache", "int8")
+
+    assert set(storages) == {"int8"}
 
 
 def test_the_same_seed_prints_the_same_text_and_another_seed_another(

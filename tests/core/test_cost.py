@@ -75,6 +75,17 @@ def test_a_dense_table_has_four_bytes_a_number() -> None:
     assert counted.dense_bytes == 4 * (2 * DENSE + 256 + TABLE)
 
 
+def test_a_projection_has_two_bytes_a_number() -> None:
+    static, dynamic = (
+        small(num_streams=4, coefficients=coefficients) for coefficients in ("static", "dynamic")
+    )
+
+    # Each of four sites has 32 rows of four streams, and three gates.
+    more = 4 * (32 * 4 * 256 * 2 + 3 * 4)
+    assert dynamic.dense_bytes - static.dense_bytes == more
+    assert dynamic.read_bytes_per_token - static.read_bytes_per_token == more
+
+
 def test_a_token_uses_all_layers_the_head_and_one_row_of_the_embedding() -> None:
     untied = small(tie_embeddings=False)
 
@@ -168,10 +179,17 @@ def test_keys_and_values_are_kept_for_every_layer_and_loop_step() -> None:
 def test_half_precision_halves_keys_and_values_only() -> None:
     config = ModelConfig(**SMALL, layer_pattern=("delta", "attention"))
 
-    full, half = cost(config, context=10), cost(config, context=10, kv_number_bytes=2)
+    full, half = cost(config, context=10), cost(config, context=10, kv_cache="float16")
 
     assert half.kv_bytes_per_token * 2 == full.kv_bytes_per_token
     assert half.state_bytes == full.state_bytes
+
+
+def test_int8_keys_and_values_have_a_scale_for_every_head() -> None:
+    counted = cost(ModelConfig(**SMALL), context=10, kv_cache="int8")
+
+    # Two layers of two key heads; keys and values of 64 bytes and a float32 scale.
+    assert counted.kv_bytes_per_token == 2 * 2 * 2 * (64 + 4)
 
 
 def test_delta_layers_keep_a_matrix_a_head_and_the_inputs_of_their_convolutions() -> None:

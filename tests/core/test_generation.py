@@ -12,7 +12,7 @@ import pytest
 from nanochat.backends.reference import Array, Leaf, ReferenceOps, ReferenceState
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation import Engine, Options, Piece, generate
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from tests.core.random_model import (
     random_config,
     random_tokenizer,
@@ -55,6 +55,25 @@ def test_decoding_gives_the_logits_of_the_whole_sequence() -> None:
     steps = [first] + [engine.decode([token], state)[0] for token in ids[5:]]
 
     np.testing.assert_allclose(np.stack(steps), engine.logits(ids)[4:], atol=1e-4)
+
+
+@pytest.mark.parametrize("kv_cache", ["float16", "int8"])
+def test_narrow_keys_and_values_change_the_logits_a_little(kv_cache: Storage) -> None:
+    ops, config = ReferenceOps(), random_config()
+    engine = Engine(config, ops.prepare(random_weights(config)), ops, kv_cache=kv_cache)
+
+    _, rounded = engine.prefill(PROMPTS[0], capacity=20)
+
+    _, exact = random_engine().prefill(PROMPTS[0], capacity=20)
+    assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
+
+
+def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
+    ops, config = ReferenceOps(), random_config()
+    weights = ops.prepare(random_weights(config))
+
+    with pytest.raises(InputError, match=r"kv_cache='int4'.*choose one of float32, float16, int8"):
+        Engine(config, weights, ops, kv_cache="int4")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])

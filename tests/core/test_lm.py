@@ -298,6 +298,17 @@ def test_a_backend_of_ones_own_is_taken(model: Model) -> None:
     assert own.describe()["backend"] == "ReferenceOps"
 
 
+def test_the_description_says_what_keys_and_values_take(model: Model) -> None:
+    narrow = Model(
+        model.config, model.weights, model.tokenizer, backend="reference", kv_cache="float16"
+    )
+
+    wide, half = model.describe(), narrow.describe()
+
+    assert (wide["kv_cache"], half["kv_cache"]) == ("float32", "float16")
+    assert wide["kv_bytes_per_token"] == 2 * int(str(half["kv_bytes_per_token"])) > 0
+
+
 def test_the_choice_of_the_backend_is_logged_once_with_its_reason(
     model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:

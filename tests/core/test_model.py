@@ -73,7 +73,8 @@ def drawn(config: ModelConfig) -> Weights[Stored]:
         if not isinstance(leaf, Dense):
             return leaf
         noise = generator.standard_normal(leaf.values.shape, np.float32)
-        return Dense(values=leaf.values + np.float32(0.3) * noise)
+        values = leaf.values + np.float32(0.3) * noise
+        return Dense(values=values.astype(leaf.values.dtype))
 
     return map_leaves(shaken, freeze(init(config, generator)))
 

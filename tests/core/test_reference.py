@@ -17,7 +17,7 @@ from nanochat.backends.reference import (
     permutation_matrices,
 )
 from nanochat.errors import ContextLengthError
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from nanochat.ternary import quantize, quantize_activations, quantize_rows
 from nanochat.weights import Mhc
 
@@ -329,6 +329,70 @@ def test_remembered_keys_and_values_stand_where_attention_would_put_them() -> No
     OPS.remember(k, v, state=remembering, slot=0)
 
     assert np.array_equal(attending.arrays, remembering.arrays, equal_nan=True)
+
+
+def kept(x: Float, storage: Storage) -> Float:
+    """What a state holds after it was given the vectors (T, K)."""
+    slot = Slot(kind="attention", heads=1, key_dim=x.shape[1], storage=storage)
+    state = state_of(slot)
+    OPS.remember(x[None, :, None], x[None, :, None], state=state, slot=0)
+    keys, values = (array[0, : len(x), 0] for array in state.arrays[0])
+    assert np.array_equal(keys, values, equal_nan=True)
+    return keys
+
+
+def test_float32_keys_are_kept_as_they_are() -> None:
+    x = normal(0, 3, 5)
+
+    assert np.array_equal(kept(x, "float32"), x)
+
+
+def test_float16_keys_are_rounded_half_to_even() -> None:
+    x = np.array([[1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-11, 65519, -65520, 2**-25]], np.float32)
+
+    assert kept(x, "float16").tolist() == [[1, 1 + 2**-9, -1, 65504, -np.inf, 0]]
+
+
+def test_int8_keys_are_rounded_half_to_even_with_one_scale_a_vector() -> None:
+    x = np.array([[127, 0.5, 1.5, -2.5], [0, 0, 0, 0], [0, -0.254, 0.1, 0.004]], np.float32)
+
+    rounded = kept(x, "int8")
+
+    assert rounded[:2].tolist() == [[127, 0, 2, -2], [0, 0, 0, 0]]
+    np.testing.assert_allclose(
+        rounded[2], np.array([0, -127, 50, 2], np.float32) * 0.254 / 127, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_int8_key_that_is_not_finite_is_nan_as_a_whole(bad: float) -> None:
+    rounded = kept(np.array([[1, 2, bad], [1, 2, 127]], np.float32), "int8")
+
+    assert np.isnan(rounded[0]).all()
+    assert rounded[1].tolist() == [1, 2, 127]
+
+
+def test_attention_without_a_state_rounds_nothing() -> None:
+    q, k, v = (normal(seed, 1, 3, 1, 4) for seed in range(3))
+    state = state_of(Slot(kind="attention", heads=1, key_dim=4, storage="int8"))
+
+    alone, remembering = OPS.attention(q, k, v, state=None, slot=0), state
+    rounded = OPS.attention(q, k, v, state=remembering, slot=0)
+
+    assert 1e-4 < error(rounded, alone) < 2e-2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_query_reads_no_value_after_its_own(bad: float) -> None:
+    q, k, v = (normal(seed, 1, 5, 2, 4) for seed in range(3))
+    clean = OPS.attention(q, k, v, state=None, slot=0)
+    k[0, 3], v[0, 3] = bad, bad
+
+    y = OPS.attention(q, k, v, state=None, slot=0)
+
+    assert np.array_equal(y[:, :3], clean[:, :3])
+    assert not np.isfinite(y[:, 3:]).any()
 
 
 def test_a_state_refuses_more_tokens_than_its_capacity() -> None:

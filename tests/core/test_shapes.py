@@ -133,6 +133,14 @@ def test_a_dynamic_site_projects_all_streams_to_all_logits(mixer: str, rows: int
     assert found["layers.1.network_site.mhc.gates"].shape == (3,)
 
 
+def test_projections_alone_are_float16() -> None:
+    found = leaves(num_streams=4, coefficients="dynamic", layer_pattern=("delta", "attention"))
+
+    halves = {name for name, spec in found.items() if spec.dtype == "float16"}
+
+    assert halves == {name for name in found if name.endswith(".mhc.projection")}
+
+
 def test_one_stream_has_no_coefficients() -> None:
     assert not [name for name in leaves(num_streams=1) if "mhc" in name]
 

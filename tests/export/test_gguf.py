@@ -29,7 +29,7 @@ from nanochat.export.gguf import load_gguf, write_gguf
 from nanochat.export.gguf_file import read_gguf
 from nanochat.init import freeze, init
 from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
-from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, named_leaves
+from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
 
 BASE: dict[str, Any] = {
     "vocab_size": 300,
@@ -177,6 +177,24 @@ def test_a_model_is_read_as_it_was_written(
     assert arrays(loaded) == arrays(weights)
     assert loaded_tokenizer.pieces == TOKENIZER.pieces
     assert loaded_tokenizer.merges == TOKENIZER.merges
+
+
+def test_a_projection_is_written_in_float16(tokenizer: Path, tmp_path: Path) -> None:
+    config, name = CONFIGS["dynamic"], "layers.0.mixer_site.mhc.projection"
+    numbers = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float16)
+
+    def fill(path: str, leaf: Stored) -> Stored:
+        return Dense(values=numbers) if path == name else leaf
+
+    weights = map_leaves(fill, make(config))
+    write_gguf(tmp_path / "x.gguf", config, weights, tokenizer=tokenizer, name="x")
+
+    tensor = read_gguf(tmp_path / "x.gguf").tensors[name]
+    leaf = dict(named_leaves(load_gguf(tmp_path / "x.gguf")[1]))[name]
+
+    assert tensor.kind == gguf.GGMLQuantizationType.F16
+    assert isinstance(leaf, Dense)
+    assert np.array_equal(leaf.values, numbers)
 
 
 def test_a_loaded_file_is_a_checkpoint_again(written: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nanochat.export.onnx import export_onnx, verify_onnx
 from nanochat.export.onnx_session import OnnxSession
 from nanochat.init import init
 from nanochat.model import forward
-from nanochat.weights import Dense, Stored, Weights, map_leaves
+from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 
 VOCABULARY = 61
 DELTA = {"delta_heads": 2, "delta_key_dim": 48, "delta_value_dim": 128}
@@ -84,7 +84,8 @@ def random_weights(model: ModelConfig, seed: int = 0) -> Weights[Stored]:
         if not isinstance(leaf, Dense):
             return leaf
         noise = generator.standard_normal(leaf.values.shape, np.float32)
-        return Dense(values=leaf.values + np.float32(0.1) * noise)
+        values = leaf.values + np.float32(0.1) * noise
+        return Dense(values=values.astype(leaf.values.dtype))
 
     return map_leaves(disturb, init(model, generator))
 
@@ -226,6 +227,22 @@ def test_a_model_that_a_graph_cannot_compute_is_refused(
         export_onnx(model, random_weights(model), path)
 
     assert path.read_bytes() == b"what stood there"
+
+
+def test_the_file_holds_projections_in_float16(tmp_path: Path) -> None:
+    model = config(num_streams=4, coefficients="dynamic")
+    weights = random_weights(model)
+    export_onnx(model, weights, tmp_path / "model.onnx")
+
+    tensors = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+
+    name = "layers.0.mixer_site.mhc.projection"
+    leaf = dict(named_leaves(weights))[name]
+    assert isinstance(leaf, Dense)
+    assert leaf.values.any()
+    found = onnx.numpy_helper.to_array(tensors[name])
+    assert found.dtype == np.float16
+    assert np.array_equal(found, leaf.values)
 
 
 def test_a_path_that_cannot_be_replaced_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def random_weights(model: ModelConfig) -> Weights[Stored]:
         if not isinstance(leaf, Dense):
             return leaf
         noise = generator.standard_normal(leaf.values.shape, np.float32)
-        return Dense(values=leaf.values + np.float32(0.2) * noise)
+        values = leaf.values + np.float32(0.2) * noise
+        return Dense(values=values.astype(leaf.values.dtype))
 
     return map_leaves(disturb, init(model, generator))
 

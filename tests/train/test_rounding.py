@@ -1,13 +1,19 @@
 """What training multiplies with is what the file will hold, bit for bit."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from nanochat import ternary
-from nanochat.backends.torch import LatentLinear, TorchOps
+from nanochat.backends.torch import LatentLinear, TorchOps, _projection
+from nanochat.config import Mixer
 from nanochat.init import freeze, init
 from nanochat.presets import preset
-from nanochat.weights import Int8, Ternary, named_leaves
+from nanochat.train.module import LanguageModel
+from nanochat.weights import Dense, Int8, Ternary, Weights, named_leaves
 
 OPS = TorchOps("cpu")
 WEIGHTS = init(preset("tiny"), np.random.default_rng(0))
@@ -54,3 +60,73 @@ def test_no_scale_of_many_differs_in_its_last_bit() -> None:
     in_training = OPS.numpy(OPS.embed(OPS.tokens(np.arange(16_384)[None]), latent))[0]
 
     np.testing.assert_array_equal(in_training, ternary.dequantize(codes, scales))
+
+
+def dynamic_model(mixer: Mixer) -> LanguageModel:
+    config = dataclasses.replace(preset("tiny"), coefficients="dynamic", mixer=mixer)
+    model = LanguageModel(config, init(config, np.random.default_rng(0)), OPS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("projection"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
+
+
+def coefficients(tree: Weights[Any], mixer: Mixer) -> list[torch.Tensor]:
+    streams = OPS.array(np.random.default_rng(2).standard_normal((2, 3, 4, 256), np.float32))
+    site = tree.layers[0].mixer_site.mhc
+    assert site is not None
+    return [
+        array
+        for array in OPS.mhc_read(streams, site, mixer=mixer, iterations=20, eps=1e-6)
+        if array is not None
+    ]
+
+
+@pytest.mark.parametrize("mixer", ["lite", "sinkhorn", "identity"])
+def test_a_projection_in_training_is_that_of_the_file(mixer: Mixer) -> None:
+    model = dynamic_model(mixer)
+    frozen = freeze(model.stored())
+
+    in_training = coefficients(model.tree(), mixer)
+    of_the_file = coefficients(OPS.prepare(frozen), mixer)
+
+    leaf = dict(named_leaves(frozen))["layers.0.mixer_site.mhc.projection"]
+    assert isinstance(leaf, Dense)
+    assert leaf.values.dtype == np.float16
+    for trained, stored in zip(in_training, of_the_file, strict=True):
+        np.testing.assert_array_equal(OPS.numpy(trained), OPS.numpy(stored))
+
+
+def test_the_gradient_of_a_projection_is_that_of_the_rounded_numbers() -> None:
+    values = OPS.array(np.random.default_rng(0).standard_normal((32, 256), np.float32))
+    values.requires_grad_()
+    upstream = OPS.array(np.random.default_rng(1).standard_normal((32, 256), np.float32))
+
+    _projection(LatentLinear(values=values, kind="float16")).backward(upstream)
+
+    np.testing.assert_array_equal(values.grad, upstream)
+
+
+@pytest.mark.parametrize("mixer", ["lite", "sinkhorn"])
+def test_every_row_of_a_projection_learns(mixer: Mixer) -> None:
+    model = dynamic_model(mixer)
+    parameter = dict(model.named_parameters())["layers.0.mixer_site.mhc.projection"]
+
+    torch.stack([c.square().sum() for c in coefficients(model.tree(), mixer)]).sum().backward()
+
+    assert parameter.grad is not None
+    assert parameter.grad.any(dim=1).all()
+
+
+def test_every_float16_number_and_the_midpoints_are_rounded_exactly() -> None:
+    halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    values = np.concatenate(
+        [halves, (halves[1:] + halves[:-1]) / 2, halves[1:] * np.float32(0.9999)]
+    )
+    latent = LatentLinear(values=OPS.array(values[None]), kind="float16")
+
+    found = OPS.numpy(_projection(latent))[0]
+
+    np.testing.assert_array_equal(found, values.astype(np.float16).astype(np.float32))

@@ -1,0 +1,110 @@
+"""This file holds the memory of weights: in few large pieces, on huge pages, spread over the nodes of the machine.
+
+Every token reads all weights once, in order. Huge pages spare the processor the search for 4 KiB pages (1.1 to 1.2
+times faster on 150 MB of matrices, one Zen 4 core). On a machine with several memory nodes any thread may take any part
+of a matrix, so pages go to all nodes in turn, and all their channels are used.
+"""
+
+import ctypes
+import mmap
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["WeightMemory", "release", "spread_over_nodes"]
+
+_PIECE = 32 * 2**20
+_HUGE_PAGE = 2 * 2**20
+_CACHE_LINE = 64
+
+_NODES = Path("/sys/devices/system/node/online")
+# Numbers of Linux: set_mempolicy, and two of its policies.
+_SET_POLICY = {"x86_64": 238, "aarch64": 237}
+_DEFAULT, _INTERLEAVE = 0, 3
+
+
+class WeightMemory:
+    """Gives arrays, one after the other, from pieces that are freed when none of their arrays is left."""
+
+    def __init__(self) -> None:
+        self._piece = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array that begins on a cache line; its contents are zero."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > len(self._piece):
+            self._piece = _huge_pages(max(size, _PIECE))
+        array, rest = self._piece[:size], -size % _CACHE_LINE
+        self._piece = self._piece[size + rest :]
+        return array.view(dtype).reshape(shape)
+
+
+def _huge_pages(size: int) -> NDArray[np.uint8]:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        room = np.zeros(size + _CACHE_LINE, np.uint8)
+        return room[-_address(room) % _CACHE_LINE :][:size]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    room = np.frombuffer(memory := mmap.mmap(-1, size + _HUGE_PAGE, flags=flags), np.uint8)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return room[-_address(room) % _HUGE_PAGE :][:size]
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory of an array that is a view of a mapped file; what is read again comes from the file."""
+    owner: object = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    # What was written to a private copy of a file's page would be lost.
+    mapped = isinstance(owner, mmap.mmap) and not array.flags.writeable
+    if not mapped or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    assert isinstance(owner, mmap.mmap)
+    start = _address(array) - _address(np.frombuffer(owner, np.uint8))
+    # Pages that hold the ends of neighbours stay.
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+@contextmanager
+def spread_over_nodes(online: Path = _NODES) -> Iterator[int]:
+    """Have the pages that this thread takes come from all memory nodes in turn; gives their number.
+
+    With one node, or where the system cannot be asked, nothing changes.
+    """
+    nodes = _nodes(online)
+    if len(nodes) < 2 or not _set_policy(_INTERLEAVE, nodes):
+        yield 1
+        return
+    try:
+        yield len(nodes)
+    finally:
+        _set_policy(_DEFAULT, [])
+
+
+def _nodes(online: Path) -> list[int]:
+    try:
+        ranges = [part.split("-") for part in online.read_text().strip().split(",")]
+        return [node for ends in ranges for node in range(int(ends[0]), int(ends[-1]) + 1)]
+    except (OSError, ValueError):
+        return []
+
+
+def _set_policy(policy: int, nodes: list[int]) -> bool:
+    number = _SET_POLICY.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return False
+    mask = ctypes.c_uint64(sum(1 << node for node in nodes if node < 64))
+    libc = ctypes.CDLL(None)
+    return bool(libc.syscall(number, policy, ctypes.byref(mask), ctypes.c_ulong(65)) == 0)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

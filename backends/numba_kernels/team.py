@@ -1,0 +1,320 @@
+"""This file holds the threads that share the work of kernels, and the loop that runs a list of calls on them.
+
+A call is cut into chunks of its tasks, and a thread that is free claims the next chunk. Every thread walks the same
+list; where results are needed, it waits until all chunks before are done. The calling thread takes part and waits for
+chunks, never for threads: one that sleeps, or that the system has put aside, delays nothing but the chunk in its hands.
+
+Threads that find nothing to do look for a millisecond or two, since the next token follows soon, and then sleep. So a
+call costs some hundred nanoseconds on threads that are awake, where an empty parallel loop costs OpenMP 2 to 6
+microseconds and Numba's own pool 100 to 300.
+"""
+
+import atexit
+import ctypes
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.backends.numba_kernels import native
+from nanochat.backends.numba_kernels.compile import kernel
+
+__all__ = ["Call", "Program", "run", "run_program"]
+
+# Words of `_control`, each on a cache line of its own where threads look for changes.
+_EPOCH, _TABLE, _COUNT, _MEMBERS, _STOP, _YIELD, _ASLEEP = 0, 8, 9, 10, 11, 12, 16
+_LINE = 8
+# Words of a call in `_claims`. The first is the epoch, in the upper half, and the next chunk.
+_CLAIM, _DONE, _CHUNKS, _JOIN = 0, 1, 2, 3
+# Words of a call in a program's table.
+_ENTRY, _BLOCK, _TASKS = 0, 1, 2
+
+_EPOCHS = 2**31 - 1
+_MOST_CALLS = 4096
+_MOST_THREADS = 256
+# Nanoseconds: the least work worth a chunk, and how long an idle thread looks for work.
+_CHUNK, _PATIENCE = 4_000, 2_000_000
+# Pauses before a waiting thread offers its core to others.
+_IMPATIENT = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A kernel ``f(*arguments, first, last)`` for all of its tasks.
+
+    Parameters
+    ----------
+    kernel : function
+        From `compile.kernel` and its likes.
+    arguments : tuple of arrays, int and float
+        Arrays in C order. A kernel has one signature, that of its first call.
+    tasks : int
+        Independent parts of the work.
+    nanoseconds : float
+        About what all of it takes one thread.
+    join : bool
+        Whether all calls so far must be done before the next begins.
+    """
+
+    kernel: Callable[..., object]
+    arguments: tuple[object, ...]
+    tasks: int
+    nanoseconds: float
+    join: bool = True
+
+
+class Program:
+    """Calls that can be run again and again, on the same arrays.
+
+    Parameters
+    ----------
+    calls : sequence of Call
+        In order.
+    threads : int
+        Threads that share them, the calling one included.
+    """
+
+    def __init__(self, calls: Sequence[Call], *, threads: int) -> None:
+        self.threads = min(threads, _MOST_THREADS)
+        self.table = np.zeros((len(calls), _LINE), np.int64)
+        self._alive = [self._write(row, call) for row, call in zip(self.table, calls, strict=True)]
+
+    def _write(self, row: NDArray[np.int64], call: Call) -> object:
+        kinds, address = _entry(call.kernel, call.arguments)
+        block = native.pack(call.arguments, kinds)
+        chunks = min(call.tasks, int(call.nanoseconds / _CHUNK), 16 * self.threads)
+        chunks = max(1, chunks) if self.threads > 1 else 1
+        row[:5] = address, _address(block), call.tasks, chunks, call.join
+        return block, call.arguments
+
+
+def run(call: Call, *, threads: int) -> None:
+    """Run one call now; what is soon done is done on this thread."""
+    if threads == 1 or call.nanoseconds < 4 * _CHUNK:
+        call.kernel(*call.arguments, 0, call.tasks)
+    else:
+        run_program(Program([call], threads=threads))
+
+
+def run_program(program: Program) -> None:
+    """Run all calls; on this thread alone if another one uses the team, so that there are never more than cores."""
+    team = _team()
+    if program.threads == 1 or not team.lock.acquire(blocking=False):
+        _run_alone(program.table)
+        return
+    try:
+        team.wake(program.threads)
+        for start in range(0, len(program.table), _MOST_CALLS):
+            part = program.table[start : start + _MOST_CALLS]
+            _lead(team.control, team.claims, part, program.threads)
+    finally:
+        team.lock.release()
+
+
+class _Team:
+    """Threads of this process; none is started before it is needed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.control = np.zeros(_ASLEEP + _LINE * _MOST_THREADS, np.int64)
+        self.claims = np.zeros(_MOST_CALLS * _LINE, np.int64)
+        self._doors: list[threading.Lock] = []
+        self._threads: list[threading.Thread] = []
+
+    def wake(self, threads: int) -> None:
+        """Start what is missing, and call those that sleep; none is waited for."""
+        while len(self._threads) < threads - 1:
+            self._start()
+        for index, door in enumerate(self._doors[: threads - 1]):
+            if self.control[_ASLEEP + _LINE * index] and door.locked():
+                door.release()
+
+    def stop(self) -> None:
+        """End all threads: native code must not look at arrays that the interpreter frees when it ends."""
+        self.control[_STOP] = 1
+        for door in self._doors:
+            if door.locked():
+                door.release()
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self) -> None:
+        if not self._threads:
+            self.control[_YIELD] = _yield_address()
+            # Compiled here, not by two threads at once.
+            _serve(self.control, self.claims, 0, 0, 0)
+            atexit.register(self.stop)
+        index = len(self._threads)
+        door = threading.Lock()
+        door.acquire()
+        thread = threading.Thread(target=self._work, args=(index, door), daemon=True)
+        self._doors.append(door)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self, index: int, door: threading.Lock) -> None:
+        seen = int(self.control[_EPOCH])
+        patience = _patience()
+        while not self.control[_STOP]:
+            seen = _serve(self.control, self.claims, index, seen, patience)
+            door.acquire()
+
+
+_TEAM: list[_Team] = []
+
+
+def _team() -> _Team:
+    if not _TEAM:
+        _TEAM.append(_Team())
+    return _TEAM[0]
+
+
+# A forked process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TEAM.clear)
+
+
+@kernel
+def _run_alone(table: NDArray[np.int64]) -> None:
+    for row in range(table.shape[0]):
+        native.call(table[row, _ENTRY], table[row, _BLOCK], 0, table[row, _TASKS])
+
+
+@kernel
+def _lead(
+    control: NDArray[np.int64], claims: NDArray[np.int64], table: NDArray[np.int64], threads: int
+) -> None:
+    epoch = control[_EPOCH] % _EPOCHS + 1
+    for row in range(table.shape[0]):
+        at = row * _LINE
+        claims[at + _DONE] = 0
+        claims[at + _CHUNKS] = table[row, 3]
+        claims[at + _JOIN] = table[row, 4] or row == table.shape[0] - 1
+        # From here on, a thread that is late on the last list finds that this is not its own.
+        native.store(claims, at + _CLAIM, epoch << 32)
+    control[_TABLE] = table.ctypes.data
+    control[_COUNT] = table.shape[0]
+    control[_MEMBERS] = threads - 1
+    native.store(control, _EPOCH, epoch)
+    _walk(control, claims, epoch, True)
+
+
+@kernel
+def _serve(
+    control: NDArray[np.int64], claims: NDArray[np.int64], index: int, seen: int, patience: int
+) -> int:
+    """Take part in every list of calls; the last epoch, once there was nothing to do for `patience` pauses."""
+    asleep = _ASLEEP + _LINE * index
+    native.store(control, asleep, 0)
+    idle = 0
+    while native.load(control, _STOP) == 0:
+        epoch = native.load(control, _EPOCH)
+        if epoch != seen:
+            seen, idle = epoch, 0
+            if index < native.load(control, _MEMBERS):
+                _walk(control, claims, epoch, False)
+        elif idle < patience:
+            idle += 1
+            _wait(control, idle)
+        else:
+            native.store(control, asleep, 1)
+            # The caller looks who sleeps before it begins an epoch: what began in between is seen here.
+            if native.load(control, _EPOCH) == seen:
+                return seen
+            native.store(control, asleep, 0)
+            idle = 0
+    return seen
+
+
+@kernel
+def _walk(control: NDArray[np.int64], claims: NDArray[np.int64], epoch: int, leads: bool) -> None:
+    joined = 0
+    for row in range(native.load(control, _COUNT)):
+        at = row * _LINE
+        while True:
+            claim = native.load(claims, at + _CLAIM)
+            chunks = native.load(claims, at + _CHUNKS)
+            if claim >> 32 != epoch:
+                return
+            chunk = claim & 0xFFFFFFFF
+            # A call of one chunk stays where the results of others are in the cache.
+            if chunk >= chunks or (chunks == 1 and not leads):
+                break
+            if native.compare_and_swap(claims, at + _CLAIM, claim, claim + 1):
+                # A list lives as long as one of its chunks is not done.
+                call = native.load(control, _TABLE) + row * _LINE * 8
+                tasks = native.peek(call, _TASKS)
+                first, last = chunk * tasks // chunks, (chunk + 1) * tasks // chunks
+                native.call(native.peek(call, _ENTRY), native.peek(call, _BLOCK), first, last)
+                native.add(claims, at + _DONE, 1)
+        if native.load(claims, at + _JOIN):
+            while joined <= row:
+                if not _is_done(control, claims, joined * _LINE, epoch):
+                    return
+                joined += 1
+
+
+@kernel
+def _is_done(control: NDArray[np.int64], claims: NDArray[np.int64], at: int, epoch: int) -> bool:
+    """Wait until all chunks of a call are done; False if another list has begun."""
+    waited = 0
+    while native.load(claims, at + _DONE) < native.load(claims, at + _CHUNKS):
+        if native.load(claims, at + _CLAIM) >> 32 != epoch:
+            return False
+        waited += 1
+        _wait(control, waited)
+    return True
+
+
+@kernel
+def _wait(control: NDArray[np.int64], waited: int) -> None:
+    native.pause()
+    if waited % _IMPATIENT == 0:
+        native.call_plain(control[_YIELD])
+
+
+@kernel
+def _pauses(count: int) -> None:
+    for _ in range(count):
+        native.pause()
+
+
+@functools.cache
+def _patience() -> int:
+    """Pauses that take `_PATIENCE` nanoseconds."""
+    _pauses(1)
+    start = time.perf_counter_ns()
+    _pauses(10_000)
+    return 10_000 * _PATIENCE // max(1, time.perf_counter_ns() - start)
+
+
+def _yield_address() -> int:
+    """The function of the system that lets other threads run."""
+    if sys.platform == "win32":
+        function = ctypes.windll.kernel32.SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+_ENTRIES: dict[int, tuple[native.Signature, int]] = {}
+
+
+def _entry(
+    kernel: Callable[..., object], arguments: tuple[object, ...]
+) -> tuple[native.Signature, int]:
+    known = _ENTRIES.get(id(kernel))
+    if known is None:
+        kinds = native.signature(arguments)
+        known = _ENTRIES[id(kernel)] = kinds, native.entry(kernel, kinds)
+    return known
+
+
+def _address(array: NDArray[np.int64]) -> int:
+    return int(array.__array_interface__["data"][0])

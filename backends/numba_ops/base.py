@@ -1,0 +1,64 @@
+"""This file holds what all operations of the Numba backend share: the launcher, and what must be done at every step."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+
+from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.numba_kernels.isa import chosen
+from nanochat.backends.numba_kernels.launch import Launcher
+from nanochat.backends.numba_kernels.tiles import Leaf
+from nanochat.backends.numba_ops.pending import Array, Values, now
+
+__all__ = ["ELEMENT", "FLOAT", "INTEGER", "KernelOps", "dense_values"]
+
+# Nanoseconds on one thread of a Zen 4 core: a multiply-add of integers and of float32, and an element that is moved
+# through a few operations. They decide what is worth several threads, and how finely it is cut.
+INTEGER, FLOAT, ELEMENT = 1 / 150, 1 / 20, 0.5
+
+
+class KernelOps:
+    """What depends on tokens is computed by kernels alone, so that a step can be repeated without Python.
+
+    An operation that uses NumPy on activations calls `needs_python`.
+
+    Parameters
+    ----------
+    num_threads : int, optional
+        Threads that share a large operation; by default one for each physical core.
+    """
+
+    def __init__(self, *, num_threads: int | None = None) -> None:
+        self.isa = chosen()
+        self.launch = Launcher(num_cores() if num_threads is None else num_threads)
+
+    def needs_python(self) -> None:
+        """Have the step that is being noted not repeated."""
+        if self.launch.notes is not None:
+            self.launch.notes.complete = False
+
+    def each_time(self, act: Callable[[], None], *, after: bool = False) -> None:
+        """Do something now, and before or after the kernels whenever the step is repeated."""
+        act()
+        if (notes := self.launch.notes) is not None:
+            (notes.after if after else notes.before).append(act)
+
+    def elementwise(self, kernel: Callable[..., None], x: Array, *others: Array) -> Values:
+        """Launch ``kernel(x, *others, y)`` on flat arrays of one size."""
+        arrays = [now(x), *map(now, others)]
+        y = cast(Values, self.launch.empty(arrays[0].shape))
+        assert all(array.size == y.size for array in arrays)
+        flat = [array.reshape(-1) for array in (*arrays, y)]
+        self.launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * ELEMENT)
+        return y
+
+    def like(self, x: Values) -> Values:
+        """An array of the same shape, not yet set."""
+        return cast(Values, self.launch.empty(x.shape))
+
+
+def dense_values(leaf: Leaf) -> Values:
+    """The numbers of a leaf that is not rounded."""
+    assert isinstance(leaf, np.ndarray)
+    return leaf

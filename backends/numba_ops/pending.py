@@ -1,0 +1,70 @@
+"""This file holds results that are not computed until they are needed.
+
+A norm or an activation is followed by a product, which needs it rounded to int8. What `Pending` stands for is then
+rounded while it is computed, in one pass over the numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Pending", "Rounded", "Values", "now"]
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """Activations as `quantize` rounds them: codes (N, B, 16 G), the sums of their blocks (N, B), and scales (N, B)."""
+
+    codes: NDArray[np.int8]
+    sums: NDArray[np.int32]
+    scales: Values
+
+
+class Fusion(Protocol):
+    """Computes an array into `y`, rows (N, C), and rounds it in blocks of so many columns into `rounded`."""
+
+    def __call__(self, y: Values, block: int, rounded: Rounded) -> None: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Pending:
+    """An array that somebody may need, as floats or rounded.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the array.
+    compute : function
+        Gives the array.
+    fusion : function, optional
+        Computes and rounds it at once.
+    norm : function, optional
+        Gives the RMSNorm of the array, from gains and epsilon, without computing the array.
+    """
+
+    shape: tuple[int, ...]
+    compute: Callable[[], Values]
+    fusion: Fusion | None = None
+    norm: Callable[[Values, float], "Pending"] | None = None
+    values: Values | None = None
+    roundings: dict[int, Rounded] = field(default_factory=dict)
+
+    def array(self) -> Values:
+        """The array itself, computed once."""
+        if self.values is None:
+            self.values = self.compute()
+        return self.values
+
+
+# Token ids (int64) and masks (bool) are arrays, too, and go by the same type.
+Array = Values | Pending
+
+
+def now(x: Array) -> Values:
+    """The array that `x` is or stands for."""
+    return x.array() if isinstance(x, Pending) else x

@@ -1,0 +1,226 @@
+"""Attention of the Numba backend over narrow keys and values: its kernels alone, memory, and what it refuses."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nanochat import backends
+
+if backends.unavailable("numba") is not None:
+    pytest.skip("needs numba", allow_module_level=True)
+
+from numba import njit
+
+from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba_kernels import attention, remember
+from nanochat.backends.numba_kernels.lanes import LANES
+from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply
+from nanochat.backends.numba_ops import state as numba_state
+from nanochat.backends.numba_ops.state import buffers
+from nanochat.errors import BackendError
+from nanochat.ops import Slot, Storage
+from nanochat.ternary import quantize_activations
+from tests.backends.leaves import Values, normal
+
+STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8")
+APPEND: dict[Storage, Callable[..., None]] = {
+    "float32": remember.append_float32,
+    "float16": remember.append_float16,
+    "int8": remember.append_int8,
+}
+ATTEND: dict[Storage, Callable[..., None]] = {
+    "float32": attention.attend_float32,
+    "float16": attention.attend_float16,
+    "int8": attention.attend_int8,
+}
+every_storage = pytest.mark.parametrize("storage", STORAGES)
+
+
+def filled(storage: Storage, k: Values, v: Values, capacity: int) -> list[Any]:
+    """Buffers with k and v at their beginning, and what no computation survives behind them."""
+    batch, length, heads, features = k.shape
+    slot = Slot(kind="attention", heads=heads, key_dim=features, storage=storage)
+    kept: list[Any] = list(buffers(slot, batch, capacity))
+    for array in kept:
+        # As float16 bits, a NaN.
+        array[...] = (
+            0x7E00 if array.dtype == np.uint16 else np.nan if array.dtype.kind == "f" else 99
+        )
+    starts = np.zeros(batch, np.int64)
+    APPEND[storage](k, v, starts, *kept, 0, batch * heads * length)
+    return kept
+
+
+def attend(storage: Storage, q: Values, kept: list[Any], start: int, cuts: list[int]) -> Values:
+    """Run the tasks in the pieces that the cuts make."""
+    y = np.full_like(q, np.nan)
+    starts = np.full(len(q), start, np.int64)
+    for first, last in itertools.pairwise(cuts):
+        ATTEND[storage](q, *kept, starts, y, first, last)
+    return y
+
+
+def float16_of(kept: NDArray[np.uint16]) -> NDArray[np.float16]:
+    return kept.view(np.float16)
+
+
+@njit
+def multiplied(rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values) -> None:
+    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES)
+
+
+@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
+@pytest.mark.parametrize("count", [0, 1, 37])
+def test_a_product_of_rows_equals_that_of_numpy_in_every_storage(rows: int, count: int) -> None:
+    weights, numbers = normal(rows, count + 3), normal(count, LANES, seed=1)
+    offsets = np.arange(rows) * (count + 3) + 2
+    kept: dict[Storage, NDArray[Any]] = {
+        "float32": numbers,
+        "float16": numbers.astype(np.float16).view(np.uint16),
+        "int8": np.rint(40 * numbers).astype(np.int8),
+    }
+    sums = {storage: np.full((rows, LANES), np.nan, np.float32) for storage in kept}
+
+    for storage, matrix in kept.items():
+        multiplied(rows, weights, offsets, matrix, sums[storage])
+
+    used = weights[:, 2 : 2 + count].astype(np.float64)
+    exact: dict[Storage, NDArray[Any]] = {
+        "float32": numbers,
+        "float16": kept["float16"].view(np.float16),
+        "int8": kept["int8"],
+    }
+    for storage, matrix in exact.items():
+        np.testing.assert_allclose(sums[storage], used @ matrix, rtol=1e-5, atol=1e-4)
+
+
+def test_float16_keys_and_values_equal_those_of_numpy() -> None:
+    x = normal(1, 4, 1, 4096) * np.array([1, 1e-4, 1e-7, 3e4], np.float32)[:, None, None]
+
+    keys, values, *_ = filled("float16", x, -x, 4)
+
+    with np.errstate(over="ignore"):
+        expected = x[0, :, 0].astype(np.float16)
+    found = float16_of(keys)[0, 0, 0, :, :4].T
+    np.testing.assert_array_equal(found, expected)
+    found = np.moveaxis(float16_of(values)[0, 0], 0, 1).reshape(4, 4096)
+    np.testing.assert_array_equal(found, -expected)
+
+
+@pytest.mark.parametrize("features", [1, 33, 128])
+def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None:
+    sizes = np.array([1, 1e-37, 1e-40, 0, 1e30], np.float32)[:, None, None]
+    k, v = normal(1, 5, 1, features) * sizes, normal(1, 5, 1, features, seed=1) * sizes
+
+    keys, values, key_scales, value_scales = filled("int8", k, v, 5)
+
+    for x, scales in ((k, key_scales), (v, value_scales)):
+        _, expected = quantize_activations(x[0, :, 0], block=features)
+        np.testing.assert_array_equal(scales[0, 0, :5], expected[:, 0])
+    codes, _ = quantize_activations(k[0, :, 0], block=features)
+    np.testing.assert_array_equal(keys[0, 0, 0, :, :5].T, codes)
+    codes, _ = quantize_activations(v[0, :, 0], block=features)
+    lanes = np.moveaxis(values[0, 0], 0, 1).reshape(5, -1)[:, :features]
+    np.testing.assert_array_equal(lanes, codes)
+
+
+@every_storage
+def test_attention_is_the_same_however_its_tasks_are_cut(storage: Storage) -> None:
+    k, v, q = normal(2, 80, 2, 10), normal(2, 80, 2, 10, seed=1), normal(2, 40, 6, 10, seed=2)
+    kept = filled(storage, k, v, 80)
+    # Three heads share a key head: 120 rows of it in each sequence.
+    tasks = 2 * 2 * -(-40 * 3 // attention.ROWS)
+
+    whole = attend(storage, q, kept, 40, [0, tasks])
+    parts = attend(storage, q, kept, 40, [0, 1, 2, 7, tasks])
+
+    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(parts, whole)
+
+
+@every_storage
+@pytest.mark.parametrize("length", [1, LANES - 1, LANES, LANES + 1, 1024, 1025])
+def test_memory_behind_the_last_position_does_not_matter(storage: Storage, length: int) -> None:
+    k, v, q = normal(1, length, 1, 33), normal(1, length, 1, 33, seed=1), normal(1, 1, 3, 33)
+
+    tight = attend(storage, q, filled(storage, k, v, length), length - 1, [0, 1])
+    roomy = attend(storage, q, filled(storage, k, v, length + 99), length - 1, [0, 1])
+
+    assert np.isfinite(tight).all()
+    np.testing.assert_array_equal(roomy, tight)
+
+
+@every_storage
+def test_a_query_reads_no_value_after_its_own(storage: Storage) -> None:
+    k, v, q = normal(1, 20, 2, 8), normal(1, 20, 2, 8, seed=1), normal(1, 20, 2, 8, seed=2)
+    clean = attend(storage, q, filled(storage, k, v, 20), 0, [0, 2])
+    k[0, 9], v[0, 9] = np.nan, np.nan
+
+    y = attend(storage, q, filled(storage, k, v, 20), 0, [0, 2])
+
+    np.testing.assert_array_equal(y[:, :9], clean[:, :9])
+    assert np.isnan(y[:, 9:]).all()
+
+
+def test_scores_of_minus_infinity_count_for_nothing_unless_there_is_no_other() -> None:
+    k, v, q = (
+        normal(1, 1200, 1, 4),
+        normal(1, 1200, 1, 4, seed=1),
+        np.ones((1, 1, 1, 4), np.float32),
+    )
+    k[0, :1100, 0, 1] = -np.inf
+    kept = filled("float32", k, v, 1200)
+
+    among_others = attend("float32", q, kept, 1199, [0, 1])
+    alone = attend("float32", q, kept, 1050, [0, 1])
+
+    expected = attend("float32", q, filled("float32", k[:, 1100:], v[:, 1100:], 100), 99, [0, 1])
+    np.testing.assert_allclose(among_others, expected, rtol=1e-5)
+    assert np.isnan(alone).all()
+
+
+@pytest.mark.parametrize(
+    ("storage", "of_a_vector"), [("float32", 256), ("float16", 128), ("int8", 68)]
+)
+def test_keys_and_values_take_the_bytes_of_their_storage(
+    storage: Storage, of_a_vector: int
+) -> None:
+    slot = Slot(kind="attention", heads=3, key_dim=64, storage=storage)
+
+    kept = buffers(slot, 2, 1024)
+
+    assert sum(array.nbytes for array in kept) == 2 * 2 * 3 * 1024 * of_a_vector
+    assert [array.ctypes.data % 64 for array in kept[:2]] == [0, 0]
+
+
+@every_storage
+def test_stacked_states_remember_what_each_remembered(storage: Storage) -> None:
+    ops = NumbaOps()
+    slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
+    states = []
+    for length in (3, 35):
+        state = ops.new_state([slot], batch=1, capacity=64)
+        k, v = normal(1, length, 2, 10), normal(1, length, 2, 10, seed=1)
+        ops.remember(k, v, state=state, slot=0)
+        ops.advance(state, ops.tokens(np.zeros((1, length), np.int64)))
+        states.append(state)
+
+    whole = ops.stack(states)
+
+    expected = zip(*(state.arrays[0] for state in states), strict=True)
+    for found, parts in zip(whole.arrays[0], expected, strict=True):
+        np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_float16_is_refused_where_the_processor_cannot_convert_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numba_state, "has_half", lambda: False)
+    slot = Slot(kind="attention", heads=1, key_dim=2, storage="float16")
+
+    with pytest.raises(BackendError, match=r"F16C.*kv_cache='int8' or 'float32'"):
+        NumbaOps().new_state([slot], batch=1, capacity=1)

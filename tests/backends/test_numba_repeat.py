@@ -1,0 +1,88 @@
+"""A step that is repeated without Python gives the bits of one that is run by the model's code."""
+
+import numpy as np
+import pytest
+
+from bench.parity_cases import CASES, random_weights
+from nanochat.backends.numba import NumbaOps
+from nanochat.config import ModelConfig
+from nanochat.errors import ContextLengthError, InputError
+from nanochat.generation import Engine
+from nanochat.init import freeze
+
+
+def engine(config: ModelConfig, *, threads: int = 1, repeats: bool = True) -> Engine:  # type: ignore[type-arg]
+    ops = NumbaOps(num_threads=threads)
+    weights = ops.prepare(freeze(random_weights(config)))
+    if repeats:
+        return Engine(config, weights, ops)
+    plain = Engine(config, weights, ops)
+    plain.decode = lambda tokens, state: plain._step(np.array(tokens)[:, None], state)  # type: ignore[method-assign]
+    return plain
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("option", CASES)
+def test_repeated_steps_equal_steps_by_the_models_code(option: str, threads: int) -> None:
+    config = CASES[option]
+    found, expected = engine(config, threads=threads), engine(config, repeats=False)
+    states = [each.prefill([1, 2, 3], capacity=12)[0] for each in (found, expected)]
+
+    for token in (4, 0, 3, 1):
+        logits = found.decode([token], states[0])
+        np.testing.assert_array_equal(logits, expected.decode([token], states[1]))
+
+
+def test_what_makes_no_choice_is_repeated() -> None:
+    eager = set()
+    for option, config in CASES.items():
+        model = engine(config)
+        state, _ = model.prefill([1, 2], capacity=4)
+        model.decode([3], state)
+        if not state.step[0].complete:
+            eager.add(option)
+
+    assert eager <= {option for option in CASES if _chooses(CASES[option])}
+
+
+def test_a_batch_is_repeated_row_by_row() -> None:
+    config = CASES["grouped_query_attention"]
+    model, plain = engine(config), engine(config, repeats=False)
+    stacked = []
+    for each in (model, plain):
+        states = [each.prefill(ids, capacity=9)[0] for ids in ([1, 2, 3], [4])]
+        stacked.append(each.ops.stack(states))
+
+    for tokens in ([5, 6], [0, 2], [1, 1]):
+        logits = model.decode(tokens, stacked[0])
+        np.testing.assert_array_equal(logits, plain.decode(tokens, stacked[1]))
+
+
+def test_a_repeated_step_refuses_what_the_first_one_refuses() -> None:
+    config = CASES["grouped_query_attention"]
+    model = engine(config)
+    state, _ = model.prefill([1, 2], capacity=4)
+    model.decode([3], state)
+
+    with pytest.raises(InputError, match="token ids"):
+        model.decode([config.vocab_size], state)
+    model.decode([3], state)
+    with pytest.raises(ContextLengthError):
+        model.decode([3], state)
+
+
+def test_two_states_of_one_model_do_not_share_their_steps() -> None:
+    config = CASES["grouped_query_attention"]
+    model = engine(config)
+    first, _ = model.prefill([1, 2], capacity=8)
+    again, _ = model.prefill([1, 2], capacity=8)
+
+    once = [model.decode([token], first) for token in (3, 4, 5)]
+    twice = [model.decode([token], again) for token in (3, 4, 5)]
+
+    np.testing.assert_array_equal(once, twice)
+
+
+# What depends on a choice by the numbers of a token cannot be repeated.
+def _chooses(config: ModelConfig) -> bool:
+    return config.num_experts > 0 or config.exit_threshold < 1

@@ -1,0 +1,89 @@
+"""What the library logs reaches standard error, moving where that can be seen."""
+
+import io
+import logging
+
+import pytest
+
+from nanochat.cli import output
+from nanochat.cli.notices import NoticeHandler
+
+ERASE_LINE, HIDE_CURSOR, SHOW_CURSOR = "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def replace(
+    monkeypatch: pytest.MonkeyPatch, out: io.StringIO, err: io.StringIO
+) -> tuple[io.StringIO, io.StringIO]:
+    """Let standard output and standard error be these; in the test, since pytest sets them before it."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("nanochat.cli.output._inside_line", False)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    return out, err
+
+
+def record(text: str, progress: str = "") -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": text, "progress": progress})
+
+
+def test_a_pipe_gets_a_line_at_the_begin_and_one_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, err = replace(monkeypatch, io.StringIO(), io.StringIO())
+    handler = NoticeHandler()
+
+    handler.handle(record("compiling ...", "begin"))
+    handler.handle(record("compiled", "end"))
+
+    assert err.getvalue() == "compiling ...\ncompiled\n"
+
+
+def test_a_terminal_gets_a_sign_that_makes_room_for_the_next_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, err = replace(monkeypatch, Terminal(), Terminal())
+    handler = NoticeHandler()
+
+    handler.handle(record("compiling ...", "begin"))
+    handler.handle(record("compiled", "end"))
+
+    assert "compiling ..." in err.getvalue()
+    assert err.getvalue().endswith(f"{ERASE_LINE}compiled\n")
+
+
+def test_a_sign_whose_wait_never_ended_gives_the_cursor_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, err = replace(monkeypatch, Terminal(), Terminal())
+    handler = NoticeHandler()
+    handler.handle(record("compiling ...", "begin"))
+
+    handler.close()
+
+    shown = err.getvalue()
+    assert shown.rfind(SHOW_CURSOR) > shown.rfind(HIDE_CURSOR) >= 0
+
+
+def test_a_notice_in_the_middle_of_a_line_begins_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, _ = replace(monkeypatch, Terminal(), Terminal())
+    output.write("fn main")
+
+    NoticeHandler().handle(record("compiled"))
+
+    assert out.getvalue() == "fn main\n"
+
+
+def test_a_result_in_a_pipe_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = replace(monkeypatch, io.StringIO(), io.StringIO())
+    output.write("fn main")
+
+    NoticeHandler().handle(record("compiled"))
+
+    assert out.getvalue() == "fn main"
