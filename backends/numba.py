@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba_kernels import activation, fused
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.progress import end_wait
-from nanochat.backends.numba_kernels.tiles import Leaf, prepare_leaf
+from nanochat.backends.numba_kernels.tiles import Leaf, TiledLinear, prepare_leaf
 from nanochat.backends.numba_ops.base import ELEMENT
 from nanochat.backends.numba_ops.linears import LinearOps
 from nanochat.backends.numba_ops.mixers import MixerOps
@@ -21,7 +21,7 @@ from nanochat.backends.numba_ops.pending import Array, Pending, Rounded, Values,
 from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.backends.numba_ops.streams import StreamOps
 from nanochat.ops import Slot
-from nanochat.weights import Stored, Weights, map_leaves
+from nanochat.weights import Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["NumbaOps"]
 
@@ -49,7 +49,14 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
         self.forget_sites()
         memory = WeightMemory()
         with spread_over_nodes():
-            return map_leaves(lambda name, leaf: prepare_leaf(name, leaf, memory), weights)
+            prepared = map_leaves(lambda name, leaf: prepare_leaf(name, leaf, memory), weights)
+        self.tuner.adopt(
+            leaf
+            for name, leaf in named_leaves(prepared)
+            # A table that is no head is only looked up.
+            if isinstance(leaf, TiledLinear) and (name != "embedding" or weights.head is None)
+        )
+        return prepared
 
     def tokens(self, ids: NDArray[np.int64]) -> Array:
         # A read-only array would have every kernel compiled once more.

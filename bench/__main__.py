@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import backends, parity, training
+from bench import backends, cpu, parity, start, training
 from bench.case import Case
 from bench.result import json_line
 
@@ -22,6 +22,16 @@ CASES = {
         summary="speed of the shipped model on every backend",
         run=backends.run,
         table=backends.table,
+    ),
+    "cpu": Case(
+        summary="the Numba backend beside onnxruntime, torch and llama.cpp on this CPU",
+        run=cpu.run,
+        table=cpu.table,
+    ),
+    "start": Case(
+        summary="seconds from the start of Python to the first token",
+        run=start.run,
+        table=start.table,
     ),
     "training": Case(
         summary="what the shipped model's training log says, beside its unquantised twin's",

@@ -351,7 +351,9 @@ def _decode(path: Path, name: str, spec: Spec, tensor: GgufTensor) -> Stored:
             "export the model again with nanochat-ternary"
         )
     if spec.kind == "dense":
-        return Dense(values=tensor.data.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape))
+        return Dense(
+            values=tensor.data.view(np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+        )
     rows, columns = spec.shape
     data = tensor.data.reshape(rows, -1)
     if spec.kind == "int8":

@@ -19,7 +19,7 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
-__all__ = ["KernelCache"]
+__all__ = ["KernelCache", "folder", "stamp"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class KernelCache(FunctionCache):
     def __init__(self, function: Any) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]  # Numba's own has no types
         name = Path(self._cache_path) / self._impl.filename_base
-        self._cache_file: Any = _Files(name, _stamp(Path(inspect.getfile(function)).parent))
+        self._cache_file: Any = _Files(name, stamp(Path(inspect.getfile(function)).parent))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled kernel if that is possible."""
@@ -44,6 +44,12 @@ class KernelCache(FunctionCache):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]  # see above
         except OSError as error:
             _warn(self._cache_path, error.strerror or str(error))
+
+
+def folder(kernel: object) -> Path | None:
+    """Where a kernel is kept, or nothing if there is no folder that can be written."""
+    cache = getattr(kernel, "_cache", None)
+    return Path(cache._cache_path) if isinstance(cache, KernelCache) else None
 
 
 class _Files:
@@ -84,12 +90,12 @@ class _Files:
 
 
 @functools.cache
-def _stamp(folder: Path) -> bytes:
-    """Checksum of all that decides what a kernel is compiled to, but for the kernel's key."""
-    stamp = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(folder.glob("*.py")):
-        stamp.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
-    return stamp.digest()
+def stamp(kernels: Path) -> bytes:
+    """Checksum of all that decides what a kernel of that folder is compiled to, but for the kernel's key."""
+    checksum = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(kernels.glob("*.py")):
+        checksum.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
+    return checksum.digest()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from numba import njit
 
 from nanochat.backends.numba_kernels.cache import KernelCache
 
-__all__ = ["fused_kernel", "inlined", "kernel", "parallel_kernel", "sum_kernel"]
+__all__ = ["fused_kernel", "inlined", "kernel", "sum_kernel"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 def kernel(function: F) -> F:
     """Compile with every operation rounded as it is written."""
-    return _compiled(function, fastmath=set(), parallel=False)
+    return _compiled(function, fastmath=set())
 
 
 def fused_kernel(function: F) -> F:
@@ -26,17 +26,12 @@ def fused_kernel(function: F) -> F:
 
     Write ``sum + a * b + c * d``: of ``a * b + c * d`` the compiler may round either, here one and there the other.
     """
-    return _compiled(function, fastmath={"contract"}, parallel=False)
+    return _compiled(function, fastmath={"contract"})
 
 
 def sum_kernel(function: F) -> F:
     """Compile so that, besides, the terms of a sum may be reordered; NaN and infinity keep their meaning."""
-    return _compiled(function, fastmath={"contract", "reassoc"}, parallel=False)
-
-
-def parallel_kernel(function: F) -> F:
-    """Compile a loop over ``numba.prange``."""
-    return _compiled(function, fastmath=set(), parallel=True)
+    return _compiled(function, fastmath={"contract", "reassoc"})
 
 
 def inlined(function: F) -> F:
@@ -44,11 +39,9 @@ def inlined(function: F) -> F:
     return cast(F, njit(error_model="numpy", inline="always")(function))
 
 
-def _compiled(function: F, *, fastmath: set[str], parallel: bool) -> F:
+def _compiled(function: F, *, fastmath: set[str]) -> F:
     # A division by zero gives infinity (error_model): a check would keep loops from being vectorised.
-    decorator = functools.partial(
-        njit, nogil=True, error_model="numpy", fastmath=fastmath, parallel=parallel
-    )
+    decorator = functools.partial(njit, nogil=True, error_model="numpy", fastmath=fastmath)
     # Without Numba's own cache, which does not see changes of inlined functions.
     compiled: Any = decorator()(function)
     try:

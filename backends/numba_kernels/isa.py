@@ -16,7 +16,7 @@ from numba.core.codegen import get_host_cpu_features
 
 from nanochat.errors import BackendError, InputError
 
-__all__ = ["Isa", "available", "chosen", "cpu_features", "has_half", "supported"]
+__all__ = ["Isa", "available", "chosen", "cpu_features", "has_half", "rivals", "supported"]
 
 # The fastest first.
 Isa = Literal["avx512vnni", "avxvnni", "avx2", "portable"]
@@ -59,6 +59,17 @@ def chosen() -> Isa:
         f"NANOCHAT_ISA={name} asks for instructions that this CPU ({llvmlite.binding.get_host_cpu_name()}) does not "
         f"have or that NUMBA_CPU_FEATURES leaves out: choose one of {', '.join(found)}, or unset it"
     )
+
+
+def rivals() -> tuple[Isa, ...]:
+    """The instruction sets that may be the fastest here, `chosen` first.
+
+    Wide registers slow some processors down, so both widths of VNNI are tried; what has neither is never faster.
+    """
+    first = chosen()
+    if os.environ.get("NANOCHAT_ISA") or first != "avx512vnni" or "avxvnni" not in available():
+        return (first,)
+    return first, "avxvnni"
 
 
 @functools.cache

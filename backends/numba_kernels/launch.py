@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,32 @@ from nanochat.backends.numba_kernels.team import Call, Program, run, run_program
 __all__ = ["Launcher", "Notes"]
 
 
+class Pool:
+    """Memory that is used again once no array needs it, since what the system gives anew it must first clear.
+
+    Parameters
+    ----------
+    most : int
+        Buffers to keep, besides those in use.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._buffers: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+
+    def empty(self, size: int) -> NDArray[np.uint8]:
+        """Memory of `size` bytes, not set."""
+        # The list, the loop and the argument refer to a buffer; every view of it does, too.
+        for buffer in self._buffers[size]:
+            if sys.getrefcount(buffer) == _REFERENCES_OF_A_FREE_BUFFER:
+                return buffer
+        if sum(map(len, self._buffers.values())) >= self._most:
+            self._buffers = defaultdict(list)
+        buffer = np.empty(size, np.uint8)
+        self._buffers[size].append(buffer)
+        return buffer
+
+
 class Notes:
     """What one step did: its calls of kernels, and what Python must do before and after them."""
 
@@ -27,18 +54,9 @@ class Notes:
         self.before: list[Callable[[], None]] = []
         self.after: list[Callable[[], None]] = []
         self.complete = True
+        # What the calls write to lives as long as the notes.
+        self.pool = Pool(most=sys.maxsize)
         self._program: Program | None = None
-        self._buffers: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
-
-    def empty(self, size: int) -> NDArray[np.uint8]:
-        """Memory of `size` bytes that lives as long as the notes: what no array of the step uses any more, or new."""
-        for buffer in self._buffers[size]:
-            # The list, `buffer` and the argument: a buffer in use has more, since its views keep it.
-            if sys.getrefcount(buffer) == _REFERENCES_OF_A_FREE_BUFFER:
-                return buffer
-        buffer = np.empty(size, np.uint8)
-        self._buffers[size].append(buffer)
-        return buffer
 
     def repeat(self, threads: int) -> None:
         """Run all calls again, on the arrays that they were noted with."""
@@ -82,10 +100,21 @@ class Launcher:
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """An array that is not yet set, for the result of a kernel."""
-        if self.notes is None:
-            return np.empty(shape, dtype)
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        return self.notes.empty(size).view(dtype).reshape(shape)
+        if self.notes is not None:
+            pool = self.notes.pool
+        elif size < _LARGE:
+            return np.empty(shape, dtype)
+        else:
+            pool = self._pool()
+        return pool.empty(size).view(dtype).reshape(shape)
+
+    def _pool(self) -> Pool:
+        # Another thread could find the same buffer free.
+        pool: Pool | None = getattr(self._local, "pool", None)
+        if pool is None:
+            pool = self._local.pool = Pool(most=_MOST_BUFFERS)
+        return pool
 
     def __call__(
         self,
@@ -99,6 +128,7 @@ class Launcher:
 
     def together(self, calls: Sequence[Call]) -> None:
         """Run calls that do not need each other's results, which may be done at once."""
+        calls = [*(replace(call, join=False) for call in calls[:-1]), *calls[-1:]]
         if self.notes is not None:
             self.notes.calls += calls
         if len(calls) == 1:
@@ -110,6 +140,8 @@ class Launcher:
             run_program(Program(calls, threads=self.threads))
 
 
+# Bytes from which an array's memory comes from the system and goes back to it, and how many are kept instead.
+_LARGE, _MOST_BUFFERS = 128 * 1024, 24
 # Nanoseconds of work for which several calls are made a list for the threads.
 _WORTH_A_PROGRAM = 40_000
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["WeightMemory", "release", "spread_over_nodes"]
+__all__ = ["WeightMemory", "nodes", "release", "spread_over_nodes"]
 
 _PIECE = 32 * 2**20
 _HUGE_PAGE = 2 * 2**20
@@ -79,17 +79,18 @@ def spread_over_nodes(online: Path = _NODES) -> Iterator[int]:
 
     With one node, or where the system cannot be asked, nothing changes.
     """
-    nodes = _nodes(online)
-    if len(nodes) < 2 or not _set_policy(_INTERLEAVE, nodes):
+    found = nodes(online)
+    if len(found) < 2 or not _set_policy(_INTERLEAVE, found):
         yield 1
         return
     try:
-        yield len(nodes)
+        yield len(found)
     finally:
         _set_policy(_DEFAULT, [])
 
 
-def _nodes(online: Path) -> list[int]:
+def nodes(online: Path = _NODES) -> list[int]:
+    """The memory nodes that are in use; none where the system does not say."""
     try:
         ranges = [part.split("-") for part in online.read_text().strip().split(",")]
         return [node for ends in ranges for node in range(int(ends[0]), int(ends[-1]) + 1)]

@@ -59,9 +59,9 @@ def _typed(  # type: ignore[no-untyped-def]
     return types.void(isa, packed, tokens, ahead, *kinds, tile, first, count), generate
 
 
-# tile_product(isa, packed, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count) writes y for the rows
-# of a tile and `tokens` tokens from the first on. The last of `count` tokens stands for those that are missing. isa,
-# packed, tokens, and ahead, whether later codes are asked for, are constants; the arrays are those of
+# tile_product(isa, packed, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count) writes y for the
+# rows of a tile and `tokens` tokens from the first on. The last of `count` tokens stands for those that are missing.
+# isa, packed, tokens, and ahead, whether later codes are asked for, are constants; the arrays are those of
 # `linear.integer_product`.
 tile_product = cast(Callable[..., None], intrinsic(prefer_literal=True)(_typed))
 

@@ -6,9 +6,10 @@ from typing import cast
 import numpy as np
 
 from nanochat.backends.numba_kernels.cores import num_cores
-from nanochat.backends.numba_kernels.isa import chosen
+from nanochat.backends.numba_kernels.isa import chosen, rivals
 from nanochat.backends.numba_kernels.launch import Launcher
 from nanochat.backends.numba_kernels.tiles import Leaf
+from nanochat.backends.numba_kernels.tune import Tuner
 from nanochat.backends.numba_ops.pending import Array, Values, now
 
 __all__ = ["ELEMENT", "FLOAT", "INTEGER", "KernelOps", "dense_values"]
@@ -32,6 +33,7 @@ class KernelOps:
     def __init__(self, *, num_threads: int | None = None) -> None:
         self.isa = chosen()
         self.launch = Launcher(num_cores() if num_threads is None else num_threads)
+        self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
 
     def needs_python(self) -> None:
         """Have the step that is being noted not repeated."""

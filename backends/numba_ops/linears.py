@@ -100,11 +100,13 @@ class LinearOps(KernelOps):
         # A kernel checks no bound.
         assert x.scales.shape[1] * leaf.activation_block == leaf.columns
         y = cast(Values, self.launch.empty((tokens, leaf.rows)))
+        choice = self.tuner.choice(leaf, tokens)
+        nanoseconds = tokens * leaf.rows * leaf.columns * INTEGER
         call = Call(
-            linear.integer_product(self.isa),
-            (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, linear.VARIANTS[0]),
+            linear.integer_product(choice.isa),
+            (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
             tasks=linear.num_tasks(leaf.codes, tokens),
-            nanoseconds=tokens * leaf.rows * leaf.columns * INTEGER,
+            nanoseconds=0.0 if choice.alone else nanoseconds,
         )
         return call, y
 

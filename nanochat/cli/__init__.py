@@ -19,6 +19,7 @@ _VERBS = {
     "info": ("nanochat.cli.info", "info", "Show the size and cost of a preset or a model."),
     "data": ("nanochat.cli.data", "data", "Turn text into training data."),
     "train": ("nanochat.cli.train", "train", "Train a model."),
+    "tune": ("nanochat.cli.tune", "tune", "Measure what is fastest on this processor."),
     "doctor": ("nanochat.cli.doctor", "doctor", "Show what this machine can run, and why."),
 }
 _EPILOG = """\b

@@ -6,13 +6,17 @@ import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nanochat import __version__
 from nanochat.cli.options import as_json_option
-from nanochat.cli.output import format_bytes, print_json, print_table, write
-from nanochat.errors import BackendError
+from nanochat.cli.output import format_bytes, note, print_json, print_table, write
+from nanochat.errors import BackendError, NanochatError
+
+if TYPE_CHECKING:
+    from nanochat.backends.numba_kernels.report import Report
 
 __all__ = ["doctor"]
 
@@ -64,6 +68,7 @@ def doctor(*, as_json: bool) -> None:
 
     machine = _machine()
     found = [_try(name) for name in backends.NAMES]
+    kernels = _kernels() if any(b.name == "numba" and b.ready for b in found) else None
     try:
         chosen, reason = backends.choose("auto")
     except BackendError as error:
@@ -75,6 +80,7 @@ def doctor(*, as_json: bool) -> None:
                 "packages": _versions(),
                 "environment": _environment(),
                 "backends": [asdict(backend) for backend in found],
+                "numba": None if kernels is None else asdict(kernels),
                 "auto": {"backend": chosen or None, "reason": reason},
             }
         )
@@ -88,6 +94,9 @@ def doctor(*, as_json: bool) -> None:
         write("\n")
         rows = [(b.name, "ready" if b.ready else "no", b.detail) for b in found]
         print_table(rows, header=("backend", "here", "device, or the reason and what to do"))
+        if kernels is not None:
+            write("\n")
+            print_table(_rows(kernels))
         write(f"\nauto is {chosen or 'no backend'}: {reason}", end="\n")
     if not chosen:
         raise click.exceptions.Exit(1)
@@ -114,6 +123,38 @@ def _device(name: str) -> str:
     from nanochat import backends
 
     return str(getattr(backends.get(name), "device", "cpu"))
+
+
+def _kernels() -> "Report | None":
+    from nanochat.backends.numba_kernels.report import report
+
+    try:
+        return report()
+    except NanochatError as error:
+        note(f"warning: {error}")
+    return None
+
+
+def _rows(kernels: "Report") -> list[tuple[str, str]]:
+    others = [isa for isa in kernels.available if isa != kernels.isa]
+    also = f"; also here: {', '.join(others)}" if others else ""
+    writable = "" if kernels.kernels_writable else ", which cannot be written"
+    answers = f"{kernels.num_choices} measured products in {kernels.choices}"
+    return [
+        ("numba kernels", f"{kernels.isa}{also}"),
+        ("threads", f"{kernels.threads}, {kernels.call_microseconds:.1f} microseconds a call"),
+        *([("", kernels.warning)] if kernels.warning else []),
+        ("kv-cache float16", "yes" if kernels.float16 else "no: the processor lacks F16C"),
+        ("huge pages", kernels.huge_pages),
+        ("memory nodes", str(kernels.memory_nodes)),
+        (
+            "compiled code",
+            f"in {kernels.kernels}{writable}"
+            if kernels.kernels
+            else "kept nowhere: set NUMBA_CACHE_DIR to a folder that can be written",
+        ),
+        ("nanochat tune", answers if kernels.tuning else "switched off by NANOCHAT_TUNE"),
+    ]
 
 
 def _machine() -> dict[str, object]:

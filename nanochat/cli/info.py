@@ -1,17 +1,11 @@
 """This file holds `nanochat info`: how large a model is and what a token costs."""
 
 import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.options import as_json_option
+from nanochat.cli.options import as_json_option, find_config
 from nanochat.cli.output import format_bytes, format_count, print_json, print_table, write
-from nanochat.cli.run import as_file_errors
-
-if TYPE_CHECKING:
-    from nanochat.config import ModelConfig
 
 __all__ = ["info"]
 
@@ -41,7 +35,7 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
     from nanochat.cost import cost
     from nanochat.lm import tensor_classes
 
-    config = _config(model)
+    config = find_config(model)
     classes = tensor_classes(config)
     costs = cost(config, context=config.context_length if context is None else context)
     by_format: dict[str, int] = {}
@@ -81,22 +75,3 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
             ("  state of a sequence besides", format_bytes(costs.state_bytes)),
         ]
     )
-
-
-def _config(name: str) -> "ModelConfig":
-    from nanochat.checkpoint import load_config
-    from nanochat.presets import PRESETS, preset
-    from nanochat.zoo.catalog import CATALOG
-    from nanochat.zoo.hub import resolve
-
-    if name in PRESETS:
-        return preset(name)
-    if name in CATALOG and not CATALOG[name].ships and not Path(name).is_dir():
-        return preset(CATALOG[name].preset)
-    path = resolve(name)
-    with as_file_errors():
-        if path.suffix == ".gguf":
-            from nanochat.export.gguf import load_gguf
-
-            return load_gguf(path)[0]
-        return load_config(path)

@@ -1,6 +1,7 @@
 """This file holds the arguments and options that several verbs share."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
@@ -8,6 +9,7 @@ import click
 from nanochat.cli.run import as_file_errors
 
 if TYPE_CHECKING:
+    from nanochat.config import ModelConfig
     from nanochat.generation import Options
     from nanochat.lm import Model
     from nanochat.ops import Storage
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_json_option",
     "backend_option",
+    "find_config",
     "generation_options",
     "kv_cache_option",
     "load_model",
@@ -141,3 +144,23 @@ def load_model(
 
     with as_file_errors():
         return from_pretrained(name, backend=backend, kv_cache=kv_cache, num_threads=num_threads)
+
+
+def find_config(name: str) -> "ModelConfig":
+    """The configuration of a preset or a model; no weights are loaded."""
+    from nanochat.checkpoint import load_config
+    from nanochat.presets import PRESETS, preset
+    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.hub import resolve
+
+    if name in PRESETS:
+        return preset(name)
+    if name in CATALOG and not CATALOG[name].ships and not Path(name).is_dir():
+        return preset(CATALOG[name].preset)
+    path = resolve(name)
+    with as_file_errors():
+        if path.suffix == ".gguf":
+            from nanochat.export.gguf import load_gguf
+
+            return load_gguf(path)[0]
+        return load_config(path)

@@ -3,12 +3,10 @@
 Legend: see `nanochat.backends.numba_kernels.linear`.
 """
 
-import subprocess
-import sys
-import time
+import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -24,182 +22,195 @@ from nanochat.backends.numba_kernels import (
     attention,
     delta,
     dense,
+    fused,
     linear,
     mhc,
+    mhc_coefficients,
     quantize,
-    threads,
+    remember,
+    rope,
 )
 from nanochat.backends.numba_kernels.lanes import LANES
+from nanochat.backends.numba_kernels.tiles import Leaf
+from nanochat.backends.numba_ops.pending import now
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.init import freeze
 from nanochat.model import forward, slots
+from nanochat.weights import Weights
+from tests.backends.leaves import normal, prepared, ternary_leaf
 
 Values = NDArray[np.float32]
-Codes = NDArray[np.int8]
 
 
-def normal(*shape: int, seed: int = 0) -> Values:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+def model(name: str, *, num_threads: int) -> tuple[NumbaOps, Weights[Leaf], ModelConfig]:
+    config = CASES[name]
+    ops = NumbaOps(num_threads=num_threads)
+    return ops, ops.prepare(freeze(random_weights(config))), config
+
+
+def logits(name: str, *, num_threads: int) -> list[Values]:
+    """Of a prompt without state, of the same prompt with it, and of some steps after it."""
+    ops, weights, config = model(name, num_threads=num_threads)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 40))
+    state = ops.new_state(slots(config), batch=2, capacity=50)
+    results = [ops.numpy(forward(ops.tokens(ids), weights, config, ops))]
+    for piece in np.split(ids, [33, *range(34, 40)], axis=1):
+
+        def step(tokens: Any) -> Any:
+            return forward(tokens, weights, config, ops, state)
+
+        tokens = ops.tokens(piece)
+        y = ops.repeat(step, tokens, state) if piece.shape[1] == 1 else step(tokens)
+        results.append(ops.numpy(y))
+    return results
 
 
 # Threads.
 
-
-@dataclass(frozen=True)
-class Call:
-    """A kernel, its twin, what it reads, what it writes, and the number of its tasks."""
-
-    kernel: Callable[..., None]
-    parallel: Callable[..., None]
-    inputs: list[Any]
-    outputs: list[NDArray[Any]]
-    tasks: int
-
-    def run(self, parts: int) -> list[NDArray[Any]]:
-        """Copies of the outputs, filled by one thread if `parts` is 0."""
-        outputs = [array.copy() for array in self.outputs]
-        if parts:
-            self.parallel(*self.inputs, *outputs, self.tasks, min(parts, self.tasks))
-        else:
-            self.kernel(*self.inputs, *outputs, 0, self.tasks)
-        return outputs
+FAMILIES = ["grouped_query_attention", "delta_by_ratio", "experts", "4_streams_dynamic_lite"]
 
 
-def calls() -> dict[str, Call]:
-    x, y, gain = normal(37, 131), normal(37, 131, seed=1), normal(131)
-    line, other = normal(997), normal(997, seed=1)
-    streams, share, mixing = normal(37, 4, 131), normal(37, 4, seed=2), normal(37, 4, 4)
-    heads, starts, tables = normal(2, 9, 4, 10), np.array([3, 0]), normal(12, 5)
-    keys, values = normal(2, 2, 1, 12, LANES), normal(2, 2, 1, 12, LANES, seed=1)
-    unit, unit_values = normal(2, 9, 3, 12) / 4, normal(2, 9, 3, 64)
-    steps, memory = np.full((2, 9, 3), 0.5, np.float32), normal(2, 3, 2, 12, LANES)
-    signal, before, taps = normal(2, 9, 13), normal(2, 3, 13), normal(4, 13)
-    norms = dense.rms_norm, dense.rms_norm_parallel
-    sums = dense.dense_product, dense.dense_product_parallel
-    return {
-        "dense_product": Call(*sums, [y, x], [normal(37, 37)], 37),
-        "rms_norm": Call(*norms, [x, gain, 1e-6], [y], 37),
-        "swiglu": Call(activation.swiglu, activation.swiglu_parallel, [line, other], [line], 997),
-        "gate": Call(activation.gate, activation.gate_parallel, [line, other], [line], 997),
-        "relu2": Call(activation.relu2, activation.relu2_parallel, [line], [other], 997),
-        "relu2_glu": Call(
-            activation.relu2_glu, activation.relu2_glu_parallel, [line, other], [line], 997
-        ),
-        "rotate": Call(
-            attention.rotate,
-            attention.rotate_parallel,
-            [heads, tables, tables, starts],
-            [heads],
-            2 * 9,
-        ),
-        "attend": Call(
-            attention.attend, attention.attend_parallel, [heads, keys, values, starts], [heads], 20
-        ),
-        "convolve": Call(
-            delta.convolve, delta.convolve_parallel, [signal, before, taps], [signal], 2 * 9
-        ),
-        "delta_rule": Call(
-            delta.delta_rule,
-            delta.delta_rule_parallel,
-            [unit, unit, unit_values, steps, steps],
-            [memory, unit_values],
-            2 * 3 * 2,
-        ),
-        "blend": Call(mhc.blend, mhc.blend_parallel, [streams, share], [x], 37),
-        "mix": Call(mhc.mix, mhc.mix_parallel, [streams, y, share, mixing], [streams], 37),
-    }
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_number_of_threads_changes_no_bit(
+    name: str, num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits(name, num_threads=1)
+    # Otherwise these small models are not worth a second thread.
+    monkeypatch.setattr("nanochat.backends.numba_kernels.team._CHUNK", 1)
+
+    found = logits(name, num_threads=num_threads)
+
+    for y, alone in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(y, alone)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-@pytest.mark.parametrize("name", list(calls()))
-def test_the_number_of_threads_changes_no_bit(name: str, parts: int) -> None:
-    call = calls()[name]
-
-    outputs = call.run(parts)
-
-    for found, expected, untouched in zip(outputs, call.run(0), call.outputs, strict=True):
-        np.testing.assert_array_equal(found, expected)
-        assert not np.array_equal(found, untouched)
-
-
-def test_two_threads_may_run_one_model() -> None:
-    config = CASES["grouped_query_attention"]
-    ops = NumbaOps()
-    weights = ops.prepare(freeze(random_weights(config)))
+def test_two_python_threads_may_run_one_model() -> None:
+    ops, weights, config = model("grouped_query_attention", num_threads=2)
     ids = ops.tokens(np.arange(60)[None])
-    expected = forward(ids, weights, config, ops)
+    expected = ops.numpy(forward(ids, weights, config, ops))
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: forward(ids, weights, config, ops), range(16)))
+        found = list(pool.map(lambda _: now(forward(ids, weights, config, ops)), range(16)))
 
-    for logits in found:
-        np.testing.assert_array_equal(logits, expected)
-
-
-def test_numbas_own_pool_warns_and_serves_two_threads() -> None:
-    program = """
-import logging, numpy as np
-from concurrent.futures import ThreadPoolExecutor
-from nanochat.backends.numba import NumbaOps
-logging.basicConfig(format="%(message)s")
-x, gain = np.ones((2000, 1024), np.float32), np.ones(1024, np.float32)
-with ThreadPoolExecutor(4) as pool:
-    results = pool.map(lambda _: NumbaOps().rms_norm(x, gain, eps=0.0), range(20))
-print(all((y == 1).all() for y in results))
-"""
-    environment = {
-        "NUMBA_THREADING_LAYER": "workqueue",
-        "NUMBA_NUM_THREADS": "2",
-        "PYTHONPATH": ":".join(sys.path),
-    }
-
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-
-    assert result.stdout == "True\n", result.stderr
-    assert "slower pool" in result.stderr
+    for y in found:
+        np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.skipif(numba.get_num_threads() == 1, reason="there is one core")
-def test_one_thread_works_alone_while_another_process_holds_a_core() -> None:
-    used: list[str] = []
+def test_two_models_may_generate_at_once() -> None:
+    names = ["grouped_query_attention", "4_streams_dynamic_lite"]
+    expected = [logits(name, num_threads=2) for name in names]
 
-    def alone(_first: int, _last: int) -> None:
-        used.append("alone")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda name: logits(name, num_threads=2), names * 3))
 
-    def together(_tasks: int, _parts: int) -> None:
-        used.append("together")
-
-    def stalled(_tasks: int, _parts: int) -> None:
-        used.append("stalled")
-        time.sleep(0.005)
-
-    threads.run(alone, stalled, (), tasks=2, nanoseconds=1e5)
-    threads.run(alone, together, (), tasks=2, nanoseconds=1e5)
-    time.sleep(0.15)
-    threads.run(alone, together, (), tasks=2, nanoseconds=1e5)
-
-    assert used == ["stalled", "alone", "together"]
+    for results, alone in zip(found, expected * 3, strict=True):
+        for y, right in zip(results, alone, strict=True):
+            np.testing.assert_array_equal(y, right)
 
 
-@pytest.mark.parametrize(("tasks", "nanoseconds"), [(1, 1e9), (2, 1e3)])
-def test_little_work_stays_on_one_thread(tasks: int, nanoseconds: float) -> None:
-    ranges: list[tuple[int, int]] = []
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_generates_what_its_parent_does() -> None:
+    expected = logits("grouped_query_attention", num_threads=2)
 
-    def alone(first: int, last: int) -> None:
-        ranges.append((first, last))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(logits, ("grouped_query_attention",), {"num_threads": 2}).get(60)
 
-    def together(_tasks: int, _parts: int) -> None:
-        raise AssertionError
+    for y, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(y, right)
 
-    threads.run(alone, together, (), tasks=tasks, nanoseconds=nanoseconds)
 
-    assert ranges == [(0, tasks)]
+# Inputs.
+
+
+@pytest.fixture(scope="module")
+def ops() -> NumbaOps:
+    return NumbaOps(num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def leaf(ops: NumbaOps) -> Leaf:
+    found: Leaf = prepared(ops, ternary_leaf(67, 512, block=256, activation_block=128))
+    return found
+
+
+def read_only(x: Values) -> Values:
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def strided(x: Values) -> Values:
+    return np.repeat(x, 2, axis=1)[:, ::2]
+
+
+def unaligned(x: Values) -> Values:
+    memory = np.empty(x.nbytes + 1, np.uint8)[1:]
+    memory[:] = np.frombuffer(x.tobytes(), np.uint8)
+    return memory.view(np.float32).reshape(x.shape)
+
+
+@pytest.mark.parametrize("kind", [read_only, strided, unaligned, np.asfortranarray, np.float64])
+def test_any_array_of_numbers_may_be_given(
+    kind: Callable[[Values], Any], ops: NumbaOps, leaf: Leaf
+) -> None:
+    x = normal(5, 512)
+    (expected,) = ops.project(ops.array(x), leaf)
+
+    (y,) = ops.project(ops.array(kind(x)), leaf)
+
+    np.testing.assert_array_equal(ops.numpy(y), ops.numpy(expected))
+
+
+def test_token_ids_may_be_read_only_and_strided(ops: NumbaOps) -> None:
+    ids = np.arange(20)[None]
+    ids.flags.writeable = False
+
+    tokens = ops.tokens(ids[:, ::2])
+
+    np.testing.assert_array_equal(tokens, ids[:, ::2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_spoils_its_own_token_alone(
+    value: float, ops: NumbaOps, leaf: Leaf
+) -> None:
+    x = normal(3, 512)
+    x[1, 300] = value
+
+    (y,) = ops.project(ops.rms_norm(ops.array(x), np.ones(512, np.float32), eps=1e-6), leaf)
+
+    assert np.isfinite(ops.numpy(y)).all(axis=1).tolist() == [True, False, True]
+    assert np.isnan(ops.numpy(y)[1]).all()
+
+
+def test_no_tokens_give_no_rows(ops: NumbaOps, leaf: Leaf) -> None:
+    (y,) = ops.project(ops.array(np.empty((0, 512), np.float32)), leaf)
+
+    assert ops.numpy(y).shape == (0, 67)
+
+
+def test_more_threads_than_cores_are_no_error(leaf: Leaf) -> None:
+    x = normal(300, 512)
+    (expected,) = NumbaOps(num_threads=1).project(x, leaf)
+
+    (y,) = NumbaOps(num_threads=16).project(x, leaf)
+
+    np.testing.assert_array_equal(y, expected)
 
 
 # Compilation.
+
+
+def from_python(kernel: Dispatcher) -> list[Any]:
+    """The types of arguments for which a kernel was compiled, but for its uses inside other kernels."""
+    return [kinds for kinds in kernel.signatures if not any(map(_is_constant, kinds))]
+
+
+def _is_constant(kind: Any) -> bool:
+    return isinstance(kind, numba.types.Literal | numba.types.Omitted)
 
 
 @pytest.mark.parametrize("name", ["delta_by_pattern", "shared_expert", "adaptive_exit"])
@@ -214,7 +225,10 @@ def test_a_kernel_is_compiled_for_one_kind_of_arguments(name: str) -> None:
     for piece in np.split(ids, [33, 34], axis=1):
         forward(ops.tokens(piece), weights, config, ops, state, only_last=True)
 
-    modules = (activation, attention, delta, dense, linear, mhc, quantize)
+    modules = (
+        *(activation, attention, delta, dense, fused, linear),
+        *(mhc, mhc_coefficients, quantize, remember, rope),
+    )
     kernels = {
         f"{module.__name__}.{name}": value
         for module in modules
@@ -222,7 +236,7 @@ def test_a_kernel_is_compiled_for_one_kind_of_arguments(name: str) -> None:
         if isinstance(value, Dispatcher)
     }
     assert len(kernels) > 30
-    assert [name for name, found in kernels.items() if len(found.signatures) > 1] == []
+    assert [n for n, k in kernels.items() if len(from_python(k)) > 1] == []
 
 
 # Memory.
@@ -255,9 +269,7 @@ def poison_unused(state: Any, config: ModelConfig) -> None:
                     keys[b, :, position // LANES, :, position % LANES] = np.nan
 
 
-@pytest.mark.parametrize(
-    "name", ["grouped_query_attention", "delta_by_ratio", "experts", "4_streams_dynamic_lite"]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_memory_that_was_never_written_is_never_read(name: str, poison: Callable[[], None]) -> None:
     config = CASES[name]
     ops = NumbaOps()
@@ -266,18 +278,18 @@ def test_memory_that_was_never_written_is_never_read(name: str, poison: Callable
 
     def run(before_each_piece: Callable[[Any, ModelConfig], None]) -> list[Values]:
         state = ops.new_state(slots(config), batch=2, capacity=50)
-        results = [forward(ops.tokens(ids), weights, config, ops)]
+        results = [ops.numpy(forward(ops.tokens(ids), weights, config, ops))]
         for piece in np.split(ids, [33, 34, 35], axis=1):
             before_each_piece(state, config)
-            results.append(forward(ops.tokens(piece), weights, config, ops, state))
+            results.append(ops.numpy(forward(ops.tokens(piece), weights, config, ops, state)))
         return results
 
     expected = run(lambda _state, _config: None)
     poison()
     found = run(poison_unused)
 
-    for logits, clean in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(logits, clean)
+    for y, clean in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(y, clean)
 
 
 @pytest.mark.parametrize("token", [-1, 67])

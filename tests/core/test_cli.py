@@ -241,12 +241,77 @@ def test_doctor_says_what_auto_chooses_and_why(run: Run, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(backends.unavailable("numba") is not None, reason="needs numba")
-def test_doctor_says_what_runs_the_threads_of_numba(run: Run) -> None:
-    rows = run("doctor", "--json").last_json["backends"]
+def test_doctor_says_how_numba_would_run(run: Run) -> None:
+    shown, found = run("doctor").out, run("doctor", "--json").last_json["numba"]
 
-    assert isinstance(rows, list)
-    assert [row["ready"] for row in rows if row["name"] in ("numba", "reference")] == [True, True]
-    assert any("threads by" in row["detail"] for row in rows if row["name"] == "numba")
+    assert isinstance(found, dict)
+    assert found["isa"] in found["available"]
+    assert found["threads"] >= 1
+    assert found["call_microseconds"] >= 0
+    assert f"numba kernels     {found['isa']}" in shown
+    assert f"compiled code     in {found['kernels']}" in shown
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where measured products are kept, instead of the user's folder."""
+    cache = pytest.importorskip("nanochat.backends.numba_kernels.cache")
+    monkeypatch.setattr(cache, "folder", lambda _kernel: tmp_path)
+    monkeypatch.delenv("NANOCHAT_TUNE", raising=False)
+    return tmp_path
+
+
+def test_tune_measures_all_shapes_of_a_preset_and_keeps_the_answers(run: Run, kept: Path) -> None:
+    options = ("--tokens", 1, "--tokens", 100, "--threads", 1)
+
+    made = run("tune", "tiny", *options, "--json").last_json
+    shown = run("tune", "--show", "--json").last_json
+
+    assert made == shown
+    assert made["file"] == str(next(kept.iterdir()))
+    choices = made["choices"]
+    assert isinstance(choices, list)
+    assert {(c["shape"]["rows"], c["shape"]["columns"], c["tokens"]) for c in choices} == {
+        (rows, columns, tokens)
+        for rows, columns in ((256, 256), (128, 256), (768, 256), (256, 768), (4096, 256))
+        for tokens in (1, 64)
+    }
+
+
+def test_tune_prints_a_table_and_forgets_when_told(run: Run, kept: Path, directory: Path) -> None:
+    table = run("tune", directory, "--tokens", 2).out
+    cleared = run("tune", "--clear")
+
+    assert table.startswith("weights  rows  columns  tokens  threads  chosen")
+    assert "together" in table
+    assert (cleared.code, cleared.err, list(kept.iterdir())) == (0, "1 files removed\n", [])
+    assert run("tune", "--show").out == "nothing has been measured yet\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "switch", "message"),
+    [
+        (("--show", "--clear"), "on", "choose one of them"),
+        (("tiny",), "off", "NANOCHAT_TUNE=off: what is measured would not be used"),
+        (("tiny",), "fast", "NANOCHAT_TUNE='fast': choose on"),
+        (("tiny", "--tokens", 0), "on", "--tokens"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("kept")
+def test_tune_refuses_what_makes_no_sense(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    switch: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("NANOCHAT_TUNE", switch)
+
+    result = run("tune", *arguments)
+
+    assert result.code == 2
+    assert message in result.err
 
 
 def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

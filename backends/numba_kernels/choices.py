@@ -1,0 +1,243 @@
+"""This file holds what `tune` finds out, and the file where it is kept beside the compiled kernels.
+
+There is one file for each kind of processor, so that machines may share a folder. A file that was written for other
+kernels, that is damaged, or that holds anything this file would not write is not used, and is written anew.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import llvmlite.binding
+
+from nanochat.backends.numba_kernels import cache, linear
+from nanochat.backends.numba_kernels.isa import Isa, available, cpu_features
+from nanochat.backends.numba_kernels.quantize import padded_width
+from nanochat.backends.numba_kernels.tiles import TiledLinear
+from nanochat.errors import FormatError, SaveError
+from nanochat.files import atomic_write, exists, parse_json, read_bytes
+
+__all__ = [
+    "CLASSES",
+    "Choice",
+    "Finding",
+    "Key",
+    "Shape",
+    "clear",
+    "keep",
+    "load",
+    "path",
+    "record",
+]
+
+_LOG = logging.getLogger(__name__)
+
+# Numbers of tokens that are told apart: each stands for all up to the next.
+CLASSES = (1, 2, 3, 4, 16, 64)
+
+_NAME = "choices"
+# A record is about 250 bytes; there may be some thousands.
+_LARGEST_FILE = 4 * 2**20
+_MOST_RECORDS = 4096
+
+
+class Shape(NamedTuple):
+    """What a product's speed depends on, of its matrix; `block` columns of activations share a scale."""
+
+    kind: Literal["ternary", "int8"]
+    rows: int
+    columns: int
+    block: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes."""
+        return self.rows * self.columns // (4 if self.kind == "ternary" else 1)
+
+    @classmethod
+    def of(cls, matrix: TiledLinear) -> "Shape":
+        """That of a matrix."""
+        packed = matrix.codes.shape[2] * 16 == padded_width(matrix.activation_block)
+        kind: Literal["ternary", "int8"] = "ternary" if packed else "int8"
+        return cls(kind, matrix.rows, matrix.columns, matrix.activation_block)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What a choice is made for.
+
+    Parameters
+    ----------
+    shape : Shape
+    tokens : int
+        One of `CLASSES`.
+    isas : tuple of str
+        The instruction sets among which was chosen.
+    threads : int
+    size : int
+        Logarithm of the bytes of all matrices of the model, to base 2 and rounded up: what fits a cache is faster.
+    """
+
+    shape: Shape
+    tokens: int
+    isas: tuple[Isa, ...]
+    threads: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How to compute a product: see `linear.integer_product`; `alone` leaves all of it to the calling thread."""
+
+    isa: Isa
+    variant: int
+    alone: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A choice, and the next best if there was another, with their speeds in billions of operations a second."""
+
+    choice: Choice
+    gops: float
+    next_best: Choice | None
+    next_gops: float
+
+
+def load() -> dict[Key, Finding]:
+    """What was found on this machine with these kernels: nothing if nothing can be trusted."""
+    try:
+        return _kept(path())
+    except FormatError as error:
+        _LOG.info("%s, so products are measured anew", error)
+    return {}
+
+
+def keep(found: dict[Key, Finding]) -> Path | None:
+    """Add to what is kept; the file, or nothing if it cannot be written.
+
+    Of two processes that write at once, one may lose what it found and measure it again another time.
+    """
+    file = path()
+    if file is None:
+        return None
+    known: dict[Key, Finding] = {}
+    with suppress(FormatError):
+        known = _kept(file)
+    pairs = (known | found).items()
+    records = [record(key, finding) for key, finding in pairs][-_MOST_RECORDS:]
+    content = {"kernels": _kernels(), "choices": records}
+    try:
+        atomic_write(file, json.dumps(content).encode())
+    except SaveError as error:
+        _LOG.debug("%s", error)
+        return None
+    return file
+
+
+def clear() -> int:
+    """Remove what is kept for all processors; how many files there were."""
+    file = path()
+    files = [] if file is None else list(file.parent.glob(f"{_NAME}.*.json"))
+    for each in files:
+        each.unlink(missing_ok=True)
+    return len(files)
+
+
+def path() -> Path | None:
+    """The file for this processor, or nothing if there is no folder for compiled kernels."""
+    folder = cache.folder(linear.plain_product)
+    return None if folder is None else folder / f"{_NAME}.{_processor()}.json"
+
+
+def _processor() -> str:
+    words = [
+        platform.machine(),
+        llvmlite.binding.get_host_cpu_name(),
+        _model(),
+        *sorted(cpu_features()),
+    ]
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("model name")), "")
+
+
+def _kernels() -> str:
+    """What changes when any kernel may have become another."""
+    stamp = cache.stamp(Path(__file__).parent) + llvmlite.__version__.encode()
+    return hashlib.sha256(stamp).hexdigest()
+
+
+def record(key: Key, finding: Finding) -> dict[str, object]:
+    """Both in types that JSON has."""
+    shape = key.shape._asdict()
+    return {**asdict(key), **asdict(finding), "shape": shape}
+
+
+def _kept(file: Path | None) -> dict[Key, Finding]:
+    if file is None or not exists(file):
+        return {}
+    content = parse_json(read_bytes(file, limit=_LARGEST_FILE), str(file))
+    records = content.get("choices")
+    if content.get("kernels") != _kernels():
+        raise FormatError(f"{file} was written for other kernels")
+    if content.keys() != {"kernels", "choices"} or not isinstance(records, list):
+        raise FormatError(f"{file} is not of the form that is written")
+    found: dict[Key, Finding] = {}
+    for each in records:
+        pair = _parsed(each)
+        # Nothing may be lost or added on the way.
+        if pair is None or json.dumps(record(*pair)) != json.dumps(each):
+            raise FormatError(f"{file} holds {each!r:.80}")
+        found[pair[0]] = pair[1]
+    return found
+
+
+def _parsed(value: object) -> tuple[Key, Finding] | None:
+    match value:
+        case {
+            "shape": {
+                "kind": ("ternary" | "int8") as kind,
+                "rows": int(rows),
+                "columns": int(columns),
+                "block": int(block),
+            },
+            "tokens": int(tokens),
+            "isas": [*names],
+            "threads": int(threads),
+            "size": int(size),
+            "choice": choice,
+            "gops": float(gops),
+            "next_best": next_best,
+            "next_gops": float(next_gops),
+        } if tokens in CLASSES and math.isfinite(gops) and math.isfinite(next_gops):
+            isas = tuple(isa for isa in available() if isa in names)
+            best, second = _choice(choice), _choice(next_best)
+            if best is None or best.isa not in isas:
+                return None
+            shape = Shape(kind, rows, columns, block)
+            key = Key(shape=shape, tokens=tokens, isas=isas, threads=threads, size=size)
+            return key, Finding(choice=best, gops=gops, next_best=second, next_gops=next_gops)
+    return None
+
+
+def _choice(value: object) -> Choice | None:
+    match value:
+        # A kernel must not meet a processor that lacks its instructions.
+        case {"isa": isa, "variant": int(variant), "alone": bool(alone)} if (
+            isa in available() and type(variant) is int and variant in linear.VARIANTS
+        ):
+            return Choice(isa=isa, variant=variant, alone=alone)
+    return None

@@ -1,0 +1,69 @@
+"""This file holds fair timing on a noisy machine: competitors take turns, so that what disturbs one disturbs all."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+__all__ = ["Runner", "Timing", "interleaved", "ratio"]
+
+# Threads of other runtimes look for work that long after theirs is done; those of ours, 2 milliseconds.
+_SETTLE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """A competitor: `run` is timed; `start` comes before its turn, and `rest` after it, to have its threads sleep."""
+
+    run: Callable[[], object]
+    start: Callable[[], object] = lambda: None
+    rest: Callable[[], object] = lambda: time.sleep(_SETTLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of a call: the median of each turn."""
+
+    turns: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median of the turns."""
+        return median(self.turns)
+
+    def spread(self, amount: float) -> str:
+        """From the slowest to the fastest turn, as `amount` per second."""
+        return f"{amount / max(self.turns):.3g} to {amount / min(self.turns):.3g}"
+
+
+def interleaved(
+    runners: Mapping[str, Runner], *, turns: int, seconds: float = 0.03
+) -> dict[str, Timing]:
+    """Time all runners, in turns of about so many seconds each, and at least three calls.
+
+    The first two calls of a turn wake threads and fill caches; they are not counted.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(turns):
+        for name, runner in runners.items():
+            runner.start()
+            found[name].append(_turn(runner.run, seconds))
+            runner.rest()
+    return {name: Timing(turns=tuple(times)) for name, times in found.items()}
+
+
+def ratio(ours: Timing, peer: Timing) -> float:
+    """How many times faster ours is: the median over turns of what the two took in the same turn."""
+    return median(theirs / our for our, theirs in zip(ours.turns, peer.turns, strict=True))
+
+
+def _turn(run: Callable[[], object], seconds: float) -> float:
+    run()
+    run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return median(times)
