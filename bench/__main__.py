@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bench import backends, cpu, parity, start, training
 from bench.case import Case
-from bench.result import json_line
+from bench.result import Result, json_line
 
 __all__ = ["CASES", "main"]
 
@@ -72,10 +72,17 @@ def main(case: str, *, as_json: bool, quick: bool, check: bool, plot: Path | Non
     if check and missed:
         for result in missed:
             click.echo(
-                f"missed: {result.what}: {result.ours:.3g}, target {result.target} ({result.unit})",
+                f"missed: {result.what}: {_held(result)}, target {result.target}",
                 err=True,
             )
         sys.exit(1)
+
+
+def _held(result: Result) -> str:
+    """What the target is about."""
+    if result.ratio is None:
+        return f"{result.ours:.3g} {result.unit}"
+    return f"{result.ratio:.3g} times {result.peer_name}"
 
 
 if __name__ == "__main__":

@@ -104,7 +104,6 @@ def cost_of_streams(name: str, *, turns: int) -> Iterator[Result]:
             ours=1 / times,
             peer=1.0,
             peer_name="1 stream",
-            ratio=times,
             target=limit,
             ok=1 / times <= limit,
         )
@@ -147,9 +146,9 @@ def _rate(
     times = ratio(ours, peer)
     return Result(
         case="cpu",
-        what=f"{what} ({ours.spread(tokens)})",
+        what=what,
         unit="tokens/s",
-        ours=tokens / ours.seconds,
+        **ours.rates(tokens),
         peer=tokens / peer.seconds,
         peer_name=_PEER,
         ratio=times,

@@ -99,6 +99,8 @@ def bandwidth_share(*, turns: int) -> Iterator[Result]:
         what=f"GEMV {_LARGE[0]}x{_LARGE[1]}, {threads} threads: share of read bandwidth",
         unit="GB/s",
         ours=rate / 1e9,
+        low=min(rates) / 1e9,
+        high=max(rates) / 1e9,
         peer=rate / share / 1e9,
         peer_name="read bandwidth",
         ratio=share,
@@ -124,10 +126,9 @@ def _compare(
         times = ratio(timings["ours"], timing)
         yield Result(
             case="cpu",
-            what=f"{kind}, {matrix.rows}x{matrix.columns}, {isa}, {threads} thread{'s' * (threads > 1)} "
-            f"({timings['ours'].spread(operations)})",
+            what=f"{kind}, {matrix.rows}x{matrix.columns}, {isa}, {threads} thread{'s' * (threads > 1)}",
             unit=_UNIT,
-            ours=operations / timings["ours"].seconds,
+            **timings["ours"].rates(operations),
             peer=operations / timing.seconds,
             peer_name=name,
             ratio=times,

@@ -31,9 +31,13 @@ class Timing:
         """Median of the turns."""
         return median(self.turns)
 
-    def spread(self, amount: float) -> str:
-        """From the slowest to the fastest turn, as `amount` per second."""
-        return f"{amount / max(self.turns):.3g} to {amount / min(self.turns):.3g}"
+    def rates(self, amount: float) -> dict[str, float]:
+        """`amount` per second, as `ours`, `low` and `high` of a result."""
+        return {
+            "ours": amount / self.seconds,
+            "low": amount / max(self.turns),
+            "high": amount / min(self.turns),
+        }
 
 
 def interleaved(

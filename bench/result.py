@@ -22,6 +22,8 @@ class Result:
         The case of `python -m bench`, what was measured, and the unit of all numbers but `ratio`.
     ours : float
         Median of the runs, or an error.
+    low, high : float, optional
+        The worst and the best of the runs, or of their turns.
     peer, peer_name : float and str, optional
         The same measured on something else, in turn with ours.
     ratio : float, optional
@@ -38,6 +40,8 @@ class Result:
     what: str
     unit: str
     ours: float
+    low: float | None = None
+    high: float | None = None
     peer: float | None = None
     peer_name: str | None = None
     ratio: float | None = None
@@ -64,17 +68,30 @@ def json_line(result: Result) -> str:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row for each result."""
+    """One row for each result; what stands above it is not repeated."""
+    ranges = any(result.low is not None for result in results)
+    named = len({result.peer_name for result in results}) > 1
     drawn = Table("what", "unit", box=None)
-    for name in ("ours", "peer", "ratio", "bound", "target"):
+    for name in ("ours", *["from - to"] * ranges, "peer", *["who"] * named):
+        drawn.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
+    for name in ("ratio", "bound", "target"):
         drawn.add_column(name, justify="right")
     drawn.add_column("ok")
+    above = ""
     for result in results:
-        numbers = (result.ours, result.peer, result.ratio, result.bound, result.target)
-        drawn.add_row(
-            result.what,
-            result.unit,
-            *("" if number is None else f"{number:.3g}" for number in numbers),
-            "yes" if result.ok else "[red]no",
-        )
+        cells = ["" if result.what == above else result.what, result.unit, _number(result.ours)]
+        if ranges:
+            cells.append("" if result.low is None else f"{result.low:.3g} - {result.high:.3g}")
+        cells.append(_number(result.peer))
+        if named:
+            cells.append(result.peer_name or "")
+        cells += map(_number, (result.ratio, result.bound, result.target))
+        drawn.add_row(*cells, "yes" if result.ok else "[red]no")
+        above = result.what
     return drawn
+
+
+def _number(number: float | None) -> str:
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -38,6 +38,8 @@ def test_a_line_is_stamped_with_the_machine_and_the_commit() -> None:
         "what",
         "unit",
         "ours",
+        "low",
+        "high",
         "peer",
         "peer_name",
         "ratio",
@@ -66,7 +68,7 @@ def test_json_prints_one_object_a_line() -> None:
 def test_check_lists_the_missed_targets_and_exits_1() -> None:
     done = CliRunner().invoke(main, ["parity", "--check"])
 
-    assert "missed: <missed>: 2, target 1.0 (s)" in done.stderr
+    assert "missed: <missed>: 2 s, target 1.0" in done.stderr
     assert done.exit_code == 1
 
 
