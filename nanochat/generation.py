@@ -124,6 +124,8 @@ class Engine(Generic[Array, Leaf, State]):
         self.config = config
         self.weights = weights
         self.ops = ops
+        # Asked once: to look for a protocol takes longer than some kernels.
+        self._repeats: Repeats[Array, State] | None = ops if isinstance(ops, Repeats) else None
         self._prefill_chunk = prefill_chunk
         self.kv_cache: Storage = kv_cache
         self._slots = slots(config, storage=kv_cache)
@@ -148,10 +150,10 @@ class Engine(Generic[Array, Leaf, State]):
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append one token to each sequence of `state`; the logits after it, (B, V)."""
-        if not isinstance(self.ops, Repeats):
+        if self._repeats is None:
             return self._step(np.array(tokens)[:, None], state)
         ids = self.ops.tokens(np.array(tokens, np.int64)[:, None])
-        logits = self.ops.repeat(lambda ids: self._forward(ids, state), ids, state)
+        logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
         return self.ops.numpy(logits)[:, 0]
 
     def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:

@@ -73,7 +73,7 @@ class _TileProduct:
         isa, packed, tokens, self.looks_ahead = constants
         self.builder = builder
         self.isa = isa
-        self.kind = arithmetic(isa, packed=packed, tokens=tokens)
+        self.kind = arithmetic(isa, packed=packed, tokens=tokens, ahead=self.looks_ahead)
         self.group_bytes = GROUP_BYTES if packed else 4 * GROUP_BYTES
         self.weight_blocks = self._sizes(scales)[1]
         _, blocks, width = self._sizes(x)
