@@ -1,9 +1,10 @@
-"""This file holds the Numba backend: compiled CPU kernels, with ternary weights packed to two bits in memory.
+"""This file holds the Numba backend: compiled CPU kernels, with ternary weights of two bits or less in memory.
 
 Arrays are float32 NumPy arrays in C order, or stand for one that nobody has needed yet.
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -13,7 +14,13 @@ from numpy.typing import NDArray
 from nanochat.backends.numba_kernels import activation, fused
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.progress import end_wait
-from nanochat.backends.numba_kernels.tiles import Leaf, TiledLinear, prepare_leaf
+from nanochat.backends.numba_kernels.tiles import (
+    Leaf,
+    TiledLinear,
+    num_ternary,
+    prepare_leaf,
+    require_trits_fit,
+)
 from nanochat.backends.numba_ops.base import ELEMENT
 from nanochat.backends.numba_ops.linears import LinearOps
 from nanochat.backends.numba_ops.mixers import MixerOps
@@ -33,6 +40,8 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
     ----------
     num_threads : int, optional
         Threads that share a large operation; by default one for each physical core.
+    layout : {"auto", "two_bits", "five_trits"}
+        How ternary codes lie in memory; see `KernelOps`.
     """
 
     name = "numba"
@@ -45,11 +54,24 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
     # The border.
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
-        """Lay all codes out in tiles; round latent weights."""
+        """Lay all codes out in tiles; round latent weights.
+
+        Raises
+        ------
+        InputError
+            If five codes to a byte are asked for, and a matrix does not fit.
+        """
         self.forget_sites()
         memory = WeightMemory()
+        leaves = list(named_leaves(weights))
+        if self.layout == "five_trits":
+            for name, leaf in leaves:
+                require_trits_fit(name, leaf)
+        layout = self.layout_of(sum(num_ternary(leaf) for _, leaf in leaves) // 4)
         with spread_over_nodes():
-            prepared = map_leaves(lambda name, leaf: prepare_leaf(name, leaf, memory), weights)
+            prepared = map_leaves(
+                lambda name, leaf: prepare_leaf(name, leaf, memory, layout), weights
+            )
         self.tuner.adopt(
             leaf
             for name, leaf in named_leaves(prepared)
@@ -79,9 +101,12 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
     def advance(self, state: NumbaState, tokens: Array) -> None:
         length = tokens.shape[1]
 
+        # As in `MixerOps`: the state must not be held by its own notes.
+        same = weakref.proxy(state)
+
         def act() -> None:
-            state.lengths += length
-            state.longest += length
+            same.lengths += length
+            same.longest += length
 
         self.each_time(act, after=True)
 

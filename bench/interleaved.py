@@ -9,6 +9,8 @@ __all__ = ["Runner", "Timing", "interleaved", "ratio"]
 
 # Threads of other runtimes look for work that long after theirs is done; those of ours, 2 milliseconds.
 _SETTLE = 0.05
+# Seconds of a call that is timed once in a turn.
+_LONG = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Timing:
 def interleaved(
     runners: Mapping[str, Runner], *, turns: int, seconds: float = 0.03
 ) -> dict[str, Timing]:
-    """Time all runners, in turns of about so many seconds each, and at least three calls.
+    """Time all runners, in turns of about so many seconds each, and at least three calls, or one that takes long.
 
     The first two calls of a turn wake threads and fill caches; they are not counted.
     """
@@ -62,12 +64,19 @@ def ratio(ours: Timing, peer: Timing) -> float:
 
 
 def _turn(run: Callable[[], object], seconds: float) -> float:
+    begin = time.perf_counter()
     run()
+    if time.perf_counter() - begin > _LONG:
+        return _seconds(run)
     run()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
+        times.append(_seconds(run))
     return median(times)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin

@@ -134,6 +134,7 @@ class Engine(Generic[Array, Leaf, State]):
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token of a sequence, (T, V)."""
+        _require_tokens(ids)
         tokens = self.ops.tokens(np.array([ids], np.int64))
         logits: NDArray[np.float32] = self.ops.numpy(
             forward(tokens, self.weights, self.config, self.ops)
@@ -142,6 +143,7 @@ class Engine(Generic[Array, Leaf, State]):
 
     def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
         """Read a prompt: the state of its one sequence, with room for `capacity` tokens, and the last logits, (V,)."""
+        _require_tokens(ids)
         state = self.ops.new_state(self._slots, batch=1, capacity=capacity)
         logits = np.empty(0, np.float32)
         for start in range(0, len(ids), self._prefill_chunk):
@@ -150,6 +152,7 @@ class Engine(Generic[Array, Leaf, State]):
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
         """Append one token to each sequence of `state`; the logits after it, (B, V)."""
+        _require_tokens(tokens)
         if self._repeats is None:
             return self._step(np.array(tokens)[:, None], state)
         ids = self.ops.tokens(np.array(tokens, np.int64)[:, None])
@@ -253,14 +256,18 @@ def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
             f"{ids!r:.80} is not one sequence of token ids, which are integers: encode the text with the model's "
             "own tokenizer"
         ) from error
-    if not tokens:
-        raise InputError("there is no token to read: pass at least one, such as <|bos|>")
+    _require_tokens(tokens)
     for token in (min(tokens), max(tokens)):
         if not 0 <= token < config.vocab_size:
             raise InputError(
                 f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
                 "encode the text with the model's own tokenizer"
             )
+
+
+def _require_tokens(tokens: Sequence[int]) -> None:
+    if not len(tokens):
+        raise InputError("there is no token to read: pass at least one, such as <|bos|>")
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

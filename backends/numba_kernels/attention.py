@@ -202,12 +202,12 @@ def _weigh(
     if key_scales.shape[0] > 0:
         for i in range(count):
             scores[i] *= key_scales[i]
-    before, most = largest[0], _largest(scores) * factor
+    before, most = largest[0], _largest(scores)
     most = before if most <= before else most
     largest[0] = most
     # Minus infinity from itself would be NaN, and later scores may be finite.
     base = np.float32(0) if most == -np.inf else most
-    shrink = exp(before - base)
+    shrink = exp((before - base) * factor)
     sums[0] = sums[0] * shrink + _exponentials(scores, factor, base)
     if value_scales.shape[0] > 0:
         for i in range(count):
@@ -227,10 +227,13 @@ def _largest(numbers: _Array) -> np.float32:
 
 @sum_kernel
 def _exponentials(scores: _Array, factor: np.float32, base: np.float32) -> np.float32:
-    """Replace each score by ``e**(score * factor - base)``, and give the sum."""
+    """Replace each score by ``e**((score - base) * factor)``, and give the sum.
+
+    The largest score minus itself is 0, however large: a product with `factor` that is rounded before would not be.
+    """
     total = np.float32(0)
     for i in range(scores.shape[0]):
-        scores[i] = exp(scores[i] * factor - base)
+        scores[i] = exp((scores[i] - base) * factor)
         total += scores[i]
     return total
 

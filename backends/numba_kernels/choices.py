@@ -20,6 +20,7 @@ from nanochat.backends.numba_kernels import cache, linear
 from nanochat.backends.numba_kernels.isa import Isa, available, cpu_features
 from nanochat.backends.numba_kernels.quantize import padded_width
 from nanochat.backends.numba_kernels.tiles import TiledLinear
+from nanochat.backends.numba_kernels.trits import WORDS
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
 
@@ -28,6 +29,7 @@ __all__ = [
     "Choice",
     "Finding",
     "Key",
+    "Kind",
     "Shape",
     "clear",
     "keep",
@@ -47,10 +49,14 @@ _LARGEST_FILE = 4 * 2**20
 _MOST_RECORDS = 4096
 
 
+# Ternary codes in two bits each, or five in a byte, or 8-bit codes.
+Kind = Literal["ternary", "trits", "int8"]
+
+
 class Shape(NamedTuple):
     """What a product's speed depends on, of its matrix; `block` columns of activations share a scale."""
 
-    kind: Literal["ternary", "int8"]
+    kind: Kind
     rows: int
     columns: int
     block: int
@@ -58,13 +64,21 @@ class Shape(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of the codes."""
-        return self.rows * self.columns // (4 if self.kind == "ternary" else 1)
+        numbers = self.rows * self.columns
+        match self.kind:
+            case "ternary":
+                return numbers // 4
+            case "trits":
+                return numbers * WORDS // 64
+        return numbers
 
     @classmethod
     def of(cls, matrix: TiledLinear) -> "Shape":
         """That of a matrix."""
         packed = matrix.codes.shape[2] * 16 == padded_width(matrix.activation_block)
-        kind: Literal["ternary", "int8"] = "ternary" if packed else "int8"
+        kind: Kind = "ternary" if packed else "int8"
+        if matrix.layout == "five_trits":
+            kind = "trits"
         return cls(kind, matrix.rows, matrix.columns, matrix.activation_block)
 
 
@@ -209,7 +223,7 @@ def _parsed(value: object) -> tuple[Key, Finding] | None:
     match value:
         case {
             "shape": {
-                "kind": ("ternary" | "int8") as kind,
+                "kind": ("ternary" | "trits" | "int8") as kind,
                 "rows": int(rows),
                 "columns": int(columns),
                 "block": int(block),

@@ -42,8 +42,12 @@ def chosen() -> Isa:
     InputError
         If the name is none of ours.
     BackendError
-        If this CPU, or Numba by its own settings, lacks those instructions.
+        If this CPU, or Numba by its own settings, lacks those instructions; or if Numba may not compile at all.
     """
+    if vars(config)["DISABLE_JIT"]:
+        raise BackendError(
+            "NUMBA_DISABLE_JIT is set, and vector code cannot run as Python: unset it, or choose backend reference"
+        )
     found = available()
     name = os.environ.get("NANOCHAT_ISA", "")
     if not name:

@@ -26,11 +26,12 @@ class Pool:
     Parameters
     ----------
     most : int
-        Buffers to keep, besides those in use.
+        Bytes to keep.
     """
 
     def __init__(self, *, most: int) -> None:
         self._most = most
+        self._kept = 0
         self._buffers: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
 
     def empty(self, size: int) -> NDArray[np.uint8]:
@@ -39,10 +40,14 @@ class Pool:
         for buffer in self._buffers[size]:
             if sys.getrefcount(buffer) == _REFERENCES_OF_A_FREE_BUFFER:
                 return buffer
-        if sum(map(len, self._buffers.values())) >= self._most:
-            self._buffers = defaultdict(list)
         buffer = np.empty(size, np.uint8)
+        if size > self._most // 4:
+            return buffer
+        if self._kept + size > self._most:
+            # Those in use live on without the pool.
+            self._buffers, self._kept = defaultdict(list), 0
         self._buffers[size].append(buffer)
+        self._kept += size
         return buffer
 
 
@@ -113,7 +118,7 @@ class Launcher:
         # Another thread could find the same buffer free.
         pool: Pool | None = getattr(self._local, "pool", None)
         if pool is None:
-            pool = self._local.pool = Pool(most=_MOST_BUFFERS)
+            pool = self._local.pool = Pool(most=_MOST_KEPT)
         return pool
 
     def __call__(
@@ -141,7 +146,7 @@ class Launcher:
 
 
 # Bytes from which an array's memory comes from the system and goes back to it, and how many are kept instead.
-_LARGE, _MOST_BUFFERS = 128 * 1024, 24
+_LARGE, _MOST_KEPT = 128 * 1024, 128 * 2**20
 # Nanoseconds of work for which several calls are made a list for the threads.
 _WORTH_A_PROGRAM = 40_000
 

@@ -8,6 +8,7 @@ broadcast, no sum runs across lanes, and scales multiply lane by lane. The layou
 * Activations of a group are permuted, so that what meets field f of the four bytes follows each other: byte ``4 f + j``
   is column ``4 j + f``. 8-bit codes are permuted like them, and lie as four parts of four bytes a row.
 * A block that is no multiple of 16 columns is filled up with codes and activations 0.
+* Weights that come from memory may be kept five codes to a byte; see `trits` and `trit_layout`.
 
 Legend: B activation blocks of a row, G groups of a block, L lanes, N tokens, R rows.
 """
@@ -22,6 +23,12 @@ from nanochat.backends.numba_kernels.compile import inlined, kernel
 from nanochat.backends.numba_kernels.isa import Isa
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.tile_product import tile_product
+from nanochat.backends.numba_kernels.trit_product import (
+    spread_block,
+    spread_tile_product,
+    trit_tile_product,
+)
+from nanochat.backends.numba_kernels.trits import Layout
 
 __all__ = ["AHEAD", "TOKENS", "VARIANTS", "embed", "integer_product", "num_tasks", "plain_product"]
 
@@ -35,6 +42,9 @@ _Int8 = NDArray[np.int8]
 # columns; their activations stay in the second, 256 KiB, while one tile after the other comes.
 TOKENS = 64
 
+# Tokens from which on a tile of trits is spread to two bits, which takes as long as the products of two or three.
+_SPREAD = 32
+
 # What `variant` may be: the most tokens that share a register of codes, plus `AHEAD` to ask for the codes of a token
 # that has a register for itself before it needs them. On one Zen 4 core and for every instruction set, 4 tokens gave
 # more than 2, 3, 6, 8 and 12: 8 leave x86 too few addresses or registers.
@@ -47,17 +57,21 @@ def num_tasks(codes: _Codes, tokens: int) -> int:
     return len(codes) * -(-tokens // TOKENS)
 
 
-@functools.cache
-def integer_product(isa: Isa) -> Callable[..., None]:
-    """The kernel for an instruction set, which the CPU must have.
+def integer_product(isa: Isa, layout: Layout = "two_bits") -> Callable[..., None]:
+    """The kernel for an instruction set, which the CPU must have, and for a layout, which it must allow.
 
     ``kernel(codes, scales, x, sums, x_scales, y, variant, first, last)`` writes y (N, R): the int32 sum of each
     activation block, times both scales, added in float32 from left to right. codes are (tiles, B, G, L, 4) for packed
-    weights and (tiles, B, 4 G, L, 4) for 8-bit ones; scales (tiles, weight blocks, L) are the bits of float16; x
+    weights, (tiles, B / 2, WORDS, L, 4) for those in five trits, and (tiles, B, 4 G, L, 4) for 8-bit ones, whatever the
+    layout of the others; scales (tiles, weight blocks, L) are the bits of float16; x
     (N, B, 16 G), sums (N, B) and x_scales (N, B) are from `quantize`; variant is one of `VARIANTS`. A task is one tile
     for `TOKENS` tokens; tiles change fastest. Every kernel and variant writes the bits of `plain_product`.
     """
+    return trit_product if layout == "five_trits" else _integer_product(isa)
 
+
+@functools.cache
+def _integer_product(isa: Isa) -> Callable[..., None]:
     # Numba's cache tells the kernels apart by the value of `isa`.
     @kernel
     def integer_product(
@@ -113,6 +127,48 @@ def integer_product(isa: Isa) -> Callable[..., None]:
                 start += TOKENS
 
     return integer_product
+
+
+@kernel
+def trit_product(
+    codes: _Codes,
+    scales: _Scales,
+    x: _Int8,
+    sums: _Int32,
+    x_scales: _Float32,
+    y: _Float32,
+    variant: int,
+    first: int,
+    last: int,
+) -> None:
+    """See `integer_product`, for layout ``five_trits`` and a CPU for which `trits.possible`."""
+    tiles = codes.shape[0]
+    alone, ahead = variant % AHEAD == 1, variant >= AHEAD
+    spread = np.empty((x.shape[1] if x.shape[0] >= _SPREAD else 0, 8, LANES, 4), np.uint8)
+    tile = first % tiles
+    start = first // tiles * TOKENS
+    for _ in range(first, last):
+        n = start
+        end = min(start + TOKENS, x.shape[0])
+        spreads = end - start >= _SPREAD and not alone
+        if spreads:
+            for block in range(x.shape[1]):
+                spread_block(codes, tile, block, spread)
+        while n < end:
+            count = 1 if alone else min(4, end - n)
+            if spreads:
+                spread_tile_product(spread, scales, x, sums, x_scales, y, tile, n, count)
+            elif count > 1:
+                trit_tile_product(4, False, codes, scales, x, sums, x_scales, y, tile, n, count)
+            elif ahead:
+                trit_tile_product(1, True, codes, scales, x, sums, x_scales, y, tile, n, count)
+            else:
+                trit_tile_product(1, False, codes, scales, x, sums, x_scales, y, tile, n, count)
+            n += count
+        tile += 1
+        if tile == tiles:
+            tile = 0
+            start += TOKENS
 
 
 @kernel

@@ -60,11 +60,11 @@ def release(array: NDArray[Any]) -> None:
     owner: object = array
     while isinstance(owner, np.ndarray | memoryview):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
-    # What was written to a private copy of a file's page would be lost.
-    mapped = isinstance(owner, mmap.mmap) and not array.flags.writeable
-    if not mapped or not hasattr(mmap, "MADV_DONTNEED"):
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    assert isinstance(owner, mmap.mmap)
+    # What was written to a private copy of a file's page would be lost.
+    if not memoryview(owner).readonly:
+        return
     start = _address(array) - _address(np.frombuffer(owner, np.uint8))
     # Pages that hold the ends of neighbours stay.
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE

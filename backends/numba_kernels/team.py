@@ -12,6 +12,7 @@ microseconds and Numba's own pool 100 to 300.
 import atexit
 import ctypes
 import functools
+import logging
 import os
 import sys
 import threading
@@ -26,6 +27,8 @@ from nanochat.backends.numba_kernels import native
 from nanochat.backends.numba_kernels.compile import kernel
 
 __all__ = ["Call", "Program", "run", "run_program"]
+
+_LOG = logging.getLogger(__name__)
 
 # Words of `_control`, each on a cache line of its own where threads look for changes.
 _EPOCH, _TABLE, _COUNT, _MEMBERS, _STOP, _YIELD, _ASLEEP = 0, 8, 9, 10, 11, 12, 16
@@ -126,11 +129,25 @@ class _Team:
         self.claims = np.zeros(_MOST_CALLS * _LINE, np.int64)
         self._doors: list[threading.Lock] = []
         self._threads: list[threading.Thread] = []
+        # How many can be started.
+        self._most = _MOST_THREADS
+        self._ready = False
 
     def wake(self, threads: int) -> None:
         """Start what is missing, and call those that sleep; none is waited for."""
-        while len(self._threads) < threads - 1:
-            self._start()
+        while len(self._threads) < min(threads - 1, self._most):
+            try:
+                self._start()
+            except RuntimeError as error:
+                # The calling thread alone does all work, too.
+                self._most = len(self._threads)
+                _LOG.warning(
+                    "%s: %d threads share the work, not %d; allow this process more threads, or pass num_threads=%d",
+                    error,
+                    self._most + 1,
+                    threads,
+                    self._most + 1,
+                )
         for index, door in enumerate(self._doors[: threads - 1]):
             if self.control[_ASLEEP + _LINE * index] and door.locked():
                 door.release()
@@ -145,7 +162,8 @@ class _Team:
             thread.join()
 
     def _start(self) -> None:
-        if not self._threads:
+        if not self._ready:
+            self._ready = True
             self.control[_YIELD] = _yield_address()
             # Compiled here, not by two threads at once.
             _serve(self.control, self.claims, 0, 0, 0)
@@ -154,9 +172,9 @@ class _Team:
         door = threading.Lock()
         door.acquire()
         thread = threading.Thread(target=self._work, args=(index, door), daemon=True)
+        thread.start()
         self._doors.append(door)
         self._threads.append(thread)
-        thread.start()
 
     def _work(self, index: int, door: threading.Lock) -> None:
         seen = int(self.control[_EPOCH])
@@ -193,10 +211,13 @@ def _lead(
     epoch = control[_EPOCH] % _EPOCHS + 1
     for row in range(table.shape[0]):
         at = row * _LINE
-        claims[at + _DONE] = 0
-        claims[at + _CHUNKS] = table[row, 3]
-        claims[at + _JOIN] = table[row, 4] or row == table.shape[0] - 1
-        # From here on, a thread that is late on the last list finds that this is not its own.
+        # Closed before it is rewritten: a thread that is late on the last list could take its claim for one of these
+        # chunks. Now it finds another epoch, or its claim gone.
+        native.store(claims, at + _CLAIM, epoch << 32 | 0xFFFFFFFF)
+        native.store(claims, at + _DONE, 0)
+        native.store(claims, at + _CHUNKS, table[row, 3])
+        join = 1 if row == table.shape[0] - 1 else table[row, 4]
+        native.store(claims, at + _JOIN, join)
         native.store(claims, at + _CLAIM, epoch << 32)
     control[_TABLE] = table.ctypes.data
     control[_COUNT] = table.shape[0]
@@ -215,11 +236,12 @@ def _serve(
     idle = 0
     while native.load(control, _STOP) == 0:
         epoch = native.load(control, _EPOCH)
-        if epoch != seen:
+        if epoch != seen and index < native.load(control, _MEMBERS):
             seen, idle = epoch, 0
-            if index < native.load(control, _MEMBERS):
-                _walk(control, claims, epoch, False)
+            _walk(control, claims, epoch, False)
         elif idle < patience:
+            # Lists for fewer threads keep the others awake no longer than none at all.
+            seen = epoch
             idle += 1
             _wait(control, idle)
         else:
@@ -303,7 +325,8 @@ def _yield_address() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-_ENTRIES: dict[int, tuple[native.Signature, int]] = {}
+# By the number of a kernel, which is kept, so that no other gets its number.
+_ENTRIES: dict[int, tuple[native.Signature, int, object]] = {}
 
 
 def _entry(
@@ -312,8 +335,8 @@ def _entry(
     known = _ENTRIES.get(id(kernel))
     if known is None:
         kinds = native.signature(arguments)
-        known = _ENTRIES[id(kernel)] = kinds, native.entry(kernel, kinds)
-    return known
+        known = _ENTRIES[id(kernel)] = kinds, native.entry(kernel, kinds), kernel
+    return known[:2]
 
 
 def _address(array: NDArray[np.int64]) -> int:

@@ -31,7 +31,7 @@ from nanochat.backends.numba_kernels.vectors import (
     vector,
 )
 
-__all__ = ["tile_product"]
+__all__ = ["TileProduct", "Value", "tile_product"]
 
 Value: TypeAlias = ir.Value
 
@@ -53,7 +53,7 @@ def _typed(  # type: ignore[no-untyped-def]
         arrays = [
             context.make_array(k)(context, builder, v) for k, v in zip(kinds, values, strict=True)
         ]
-        _TileProduct(builder, constants, *arrays, *arguments[10:]).write()
+        TileProduct(builder, constants, *arrays, *arguments[10:]).write()
         return context.get_dummy_value()
 
     return types.void(isa, packed, tokens, ahead, *kinds, tile, first, count), generate
@@ -66,7 +66,9 @@ def _typed(  # type: ignore[no-untyped-def]
 tile_product = cast(Callable[..., None], intrinsic(prefer_literal=True)(_typed))
 
 
-class _TileProduct:
+class TileProduct:
+    """Writes the code of one product; another layout of codes has other sums of a block."""
+
     def __init__(  # type: ignore[no-untyped-def]
         self, builder, constants, codes, scales, x, sums, x_scales, y, tile, first, count
     ) -> None:
@@ -75,8 +77,8 @@ class _TileProduct:
         self.isa = isa
         self.kind = arithmetic(isa, packed=packed, tokens=tokens, ahead=self.looks_ahead)
         self.group_bytes = GROUP_BYTES if packed else 4 * GROUP_BYTES
-        self.weight_blocks = self._sizes(scales)[1]
-        _, blocks, width = self._sizes(x)
+        self.weight_blocks = self.sizes(scales)[1]
+        _, blocks, width = self.sizes(x)
         self.groups = builder.udiv(width, integer(16))
         self.share = builder.udiv(blocks, self.weight_blocks)
         # As long as its addresses are constants, LLVM keeps it in registers.
@@ -84,9 +86,9 @@ class _TileProduct:
         self.total = pointer(builder, cgutils.alloca_once(builder, totals))  # type: ignore[no-untyped-call]
 
         tile_groups = builder.mul(blocks, self.groups)
-        self.codes = self._item(codes, tile, builder.mul(tile_groups, integer(self.group_bytes)))
+        self.codes = self.item(codes, tile, builder.mul(tile_groups, integer(self.group_bytes)))
         scales_size = builder.mul(self.weight_blocks, integer(2 * LANES))
-        self.scales = self._item(scales, tile, scales_size)
+        self.scales = self.item(scales, tile, scales_size)
 
         last = builder.sub(count, integer(1))
         rows = []
@@ -94,15 +96,15 @@ class _TileProduct:
             there = builder.icmp_signed("<", integer(t), last)
             rows.append(builder.add(first, builder.select(there, integer(t), last)))
         numbers_size = builder.mul(blocks, integer(4))
-        self.x = [self._item(x, row, builder.mul(blocks, width)) for row in rows]
-        self.sums = [self._item(sums, row, numbers_size) for row in rows]
-        self.x_scales = [self._item(x_scales, row, numbers_size) for row in rows]
+        self.x = [self.item(x, row, builder.mul(blocks, width)) for row in rows]
+        self.sums = [self.item(sums, row, numbers_size) for row in rows]
+        self.x_scales = [self.item(x_scales, row, numbers_size) for row in rows]
 
-        columns = self._sizes(y)[1]
+        columns = self.sizes(y)[1]
         row = builder.mul(tile, integer(LANES))
         self.count = builder.sub(columns, row)
         places = [builder.add(builder.mul(token, columns), row) for token in rows]
-        self.y = [self._item(y, place, integer(4)) for place in places]
+        self.y = [self.item(y, place, integer(4)) for place in places]
 
     def write(self) -> None:
         """The loops over blocks, and over the parts of a tile that registers have room for."""
@@ -111,12 +113,12 @@ class _TileProduct:
         zero = filled(vector(FLOAT, lanes), 0)
         for start in range(0, LANES * len(self.x), lanes):
             store(builder, zero, moved(builder, self.total, integer(4 * start)))
-        with self._loop(self.weight_blocks) as weight_block, self._loop(self.share) as k:
+        with self.loop(self.weight_blocks) as weight_block, self.loop(self.share) as k:
             block = builder.add(builder.mul(weight_block, self.share), k)
-            with self._loop(integer(LANES // rows)) as part:
+            with self.loop(integer(LANES // rows)) as part:
                 row = builder.mul(part, integer(rows))
                 scale = builder.add(builder.mul(weight_block, integer(LANES)), row)
-                self._add_scaled(self._block_sums(block, row), block, row, scale)
+                self._add_scaled(self.block_sums(block, row), block, row, scale)
         full = builder.icmp_signed(">=", self.count, integer(LANES))
         with builder.if_else(full) as (then, otherwise):
             with then:
@@ -139,25 +141,25 @@ class _TileProduct:
         start = pointer(builder, cgutils.alloca_once(builder, memory))  # type: ignore[no-untyped-call]
         totals = [moved(builder, start, integer(4 * LANES * t)) for t in range(len(self.y))]
         self._copy(totals)
-        with self._loop(self.count) as lane:
+        with self.loop(self.count) as lane:
             offset = builder.mul(lane, integer(4))
             for total, y in zip(totals, self.y, strict=True):
                 number = load(builder, moved(builder, total, offset), FLOAT)
                 store(builder, number, moved(builder, y, offset))
 
-    def _block_sums(self, block: Value, row: Value) -> list[list[Value]]:
+    def block_sums(self, block: Value, row: Value) -> list[list[Value]]:
         """Sums of int32 by registers and tokens, from that row on, without the correction for the bias."""
         builder, kind = self.builder, self.kind
         # LLVM keeps these variables in registers.
-        whole = self._variables(vector(INT32, kind.lanes))
-        partials = [self._variables(kind.zero().type) for _ in range(kind.partials)]
-        self._clear(whole)
+        whole = self.variables(vector(INT32, kind.lanes))
+        partials = [self.variables(kind.zero().type) for _ in range(kind.partials)]
+        self.clear(whole)
         group = builder.mul(block, self.groups)
         if kind.longest == 0:
             self._add_groups(whole, partials, group, self.groups, row)
         else:
             up = builder.add(self.groups, integer(kind.longest - 1))
-            with self._loop(builder.udiv(up, integer(kind.longest))) as chunk:
+            with self.loop(builder.udiv(up, integer(kind.longest))) as chunk:
                 start = builder.mul(chunk, integer(kind.longest))
                 rest = builder.sub(self.groups, start)
                 fits = builder.icmp_signed("<", rest, integer(kind.longest))
@@ -176,10 +178,10 @@ class _TileProduct:
         """Add so many groups to the sums, by way of partial sums, which have room for them."""
         builder = self.builder
         for variables in partials:
-            self._clear(variables)
-        with self._loop(count) as step:
+            self.clear(variables)
+        with self.loop(count) as step:
             self._add_group(partials, builder.add(first, step), row)
-        for r, t in self._each():
+        for r, t in self.each():
             found = self.kind.whole(builder, [builder.load(p[r][t]) for p in partials])
             builder.store(builder.add(builder.load(whole[r][t]), found), whole[r][t])
 
@@ -232,33 +234,36 @@ class _TileProduct:
                 place = moved(builder, self.total, builder.mul(number, integer(4)))
                 store(builder, builder.fadd(load(builder, place, scales.type), scaled), place)
 
-    def _each(self) -> Iterator[tuple[int, int]]:
+    def each(self) -> Iterator[tuple[int, int]]:
+        """The numbers of all registers of rows and tokens."""
         for r in range(self.kind.registers):
             for t in range(len(self.x)):
                 yield r, t
 
-    def _variables(self, kind: ir.Type) -> list[list[Value]]:
+    def variables(self, kind: ir.Type) -> list[list[Value]]:
         """One for each register of rows and token."""
         return [
             [cgutils.alloca_once(self.builder, kind) for _ in self.x]  # type: ignore[no-untyped-call]
             for _ in range(self.kind.registers)
         ]
 
-    def _clear(self, variables: list[list[Value]]) -> None:
-        for r, t in self._each():
+    def clear(self, variables: list[list[Value]]) -> None:
+        """Begin with zeros."""
+        for r, t in self.each():
             variable = variables[r][t]
             self.builder.store(ir.Constant(variable.type.pointee, None), variable)
 
-    def _sizes(self, array: Any) -> list[Value]:
+    def sizes(self, array: Any) -> list[Value]:
+        """The shape of an array."""
         return cast(list[Value], cgutils.unpack_tuple(self.builder, array.shape))  # type: ignore[no-untyped-call]
 
-    def _item(self, array: Any, number: Value, size: Value) -> Value:
+    def item(self, array: Any, number: Value, size: Value) -> Value:
         """The address of an array's item of so many bytes."""
         start = pointer(self.builder, array.data)
         return moved(self.builder, start, self.builder.mul(number, size))
 
     @contextmanager
-    def _loop(self, count: Value) -> Iterator[Value]:
+    def loop(self, count: Value) -> Iterator[Value]:
         """Repeat what is written inside, at least once."""
         builder = self.builder
         before, body = builder.block, builder.append_basic_block("loop")

@@ -11,9 +11,12 @@ from nanochat.backends.numba_kernels.layout import lay_bytes, lay_packed
 from nanochat.backends.numba_kernels.memory import WeightMemory, release
 from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.quantize import padded_width
-from nanochat.weights import Dense, Int8, Latent, Stored
+from nanochat.backends.numba_kernels.trit_layout import lay_trits
+from nanochat.backends.numba_kernels.trits import WORDS, Layout, bytes_of, fits
+from nanochat.errors import InputError
+from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
-__all__ = ["Leaf", "TiledLinear", "prepare_leaf"]
+__all__ = ["Leaf", "TiledLinear", "num_ternary", "prepare_leaf", "require_trits_fit"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +26,8 @@ class TiledLinear:
     Parameters
     ----------
     codes : uint8 array, shape (tiles, blocks, groups, LANES, 4) or (tiles, blocks, 4 groups, LANES, 4)
-        Packed ternary codes, or 8-bit ones, in the order that `linear` describes.
+        Packed ternary codes, or 8-bit ones, in the order that `linear` describes. Five ternary codes to a byte:
+        (tiles, blocks / 2, WORDS, LANES, 4), see `trits`.
     scales : uint16 array, shape (tiles, weight blocks, LANES)
         Bits of float16.
     rows, columns, activation_block : int
@@ -41,6 +45,13 @@ class TiledLinear:
         return self.rows, self.columns
 
     @property
+    def layout(self) -> Layout:
+        """How ternary codes lie; 8-bit ones have but one layout, and the name of the usual one."""
+        # Two bits of 208 columns have as many groups as a pair of blocks of 128 has words.
+        there = self.activation_block == 128 and self.codes.shape[2] == WORDS
+        return "five_trits" if there else "two_bits"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory."""
         return self.codes.nbytes + self.scales.nbytes
@@ -49,19 +60,51 @@ class TiledLinear:
 Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
 
 
-def prepare_leaf(name: str, leaf: Stored, memory: WeightMemory) -> Leaf:
+def prepare_leaf(
+    name: str, leaf: Stored, memory: WeightMemory, layout: Layout = "two_bits"
+) -> Leaf:
     """Lay codes out, after rounding latent weights; copy dense numbers.
 
-    What a mapped file took of the memory is given back: a tensor is there twice only while it is laid out.
+    A ternary matrix whose shape the layout does not fit is laid out in two bits. What a mapped file took of the memory
+    is given back: a tensor is there twice only while it is laid out.
     """
-    prepared = _prepare(name, leaf, memory)
+    prepared = _prepare(name, leaf, memory, layout)
     for values in vars(leaf).values():
         if isinstance(values, np.ndarray):
             release(values)
     return prepared
 
 
-def _prepare(name: str, leaf: Stored, memory: WeightMemory) -> Leaf:
+def num_ternary(leaf: Stored) -> int:
+    """How many ternary weights a leaf has."""
+    match leaf:
+        case Ternary():
+            return len(leaf.packed) * leaf.columns
+        case Latent(kind="ternary"):
+            return leaf.values.size
+    return 0
+
+
+def require_trits_fit(name: str, leaf: Stored) -> None:
+    """Refuse a ternary matrix that cannot be kept five codes to a byte.
+
+    Raises
+    ------
+    InputError
+        With its name and shape.
+    """
+    if num_ternary(leaf) == 0:
+        return
+    assert isinstance(leaf, Ternary | Latent)
+    columns = leaf.columns if isinstance(leaf, Ternary) else leaf.values.shape[1]
+    if not fits(columns, leaf.activation_block):
+        raise InputError(
+            f"layout='five_trits' keeps pairs of activation blocks of 128 columns, and {name} has {columns} columns in "
+            f"blocks of {leaf.activation_block}: choose layout='auto', which keeps such a matrix in two bits"
+        )
+
+
+def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: Layout) -> Leaf:
     match leaf:
         case Dense():
             if leaf.values.dtype == np.float16:
@@ -76,24 +119,30 @@ def _prepare(name: str, leaf: Stored, memory: WeightMemory) -> Leaf:
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
             packed = ternary.pack(codes, name=name)
             columns, block = leaf.values.shape[1], leaf.activation_block
-            return _two_bits(memory, name, packed, scales, columns, block)
-    return _two_bits(memory, name, leaf.packed, leaf.scales, leaf.columns, leaf.activation_block)
+            return _ternary(memory, name, packed, scales, columns, block, layout)
+    columns, block = leaf.columns, leaf.activation_block
+    return _ternary(memory, name, leaf.packed, leaf.scales, columns, block, layout)
 
 
-def _two_bits(
+def _ternary(
     memory: WeightMemory,
     name: str,
     packed: NDArray[np.uint8],
     scales: NDArray[np.float16],
     columns: int,
     block: int,
+    layout: Layout,
 ) -> TiledLinear:
     assert packed.shape[1] == -(-columns // 4)
     rows, blocks = len(packed), ternary.num_blocks(columns, block)
     tiles = -(-rows // LANES)
-    codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
     legal = np.empty(tiles, np.uint8)
-    lay_packed(_read_only(packed), block, codes, legal, 0, tiles)
+    if layout == "five_trits" and fits(columns, block):
+        codes = memory.empty((tiles, blocks // 2, WORDS, LANES, 4), np.uint8)
+        lay_trits(_read_only(packed), bytes_of(), codes, legal, 0, tiles)
+    else:
+        codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
+        lay_packed(_read_only(packed), block, codes, legal, 0, tiles)
     if not legal.all():
         ternary.require_legal(packed, name)
     return TiledLinear(

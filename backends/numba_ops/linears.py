@@ -35,7 +35,8 @@ class LinearOps(KernelOps):
         return y
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
-        gains = dense_values(gain)
+        # A kernel has one signature, and a configuration may say 1.
+        gains, eps = dense_values(gain), float(eps)
         if isinstance(x, Pending) and x.norm is not None and x.values is None:
             return x.norm(gains, eps)
         values = now(x)
@@ -103,7 +104,7 @@ class LinearOps(KernelOps):
         choice = self.tuner.choice(leaf, tokens)
         nanoseconds = tokens * leaf.rows * leaf.columns * INTEGER
         call = Call(
-            linear.integer_product(choice.isa),
+            linear.integer_product(choice.isa, leaf.layout),
             (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
             tasks=linear.num_tasks(leaf.codes, tokens),
             nanoseconds=0.0 if choice.alone else nanoseconds,

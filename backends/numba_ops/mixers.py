@@ -4,6 +4,7 @@ See `nanochat.ops.Ops`.
 """
 
 import math
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba_kernels import attention, delta, remember, rope
 from nanochat.backends.numba_kernels.tiles import Leaf
-from nanochat.backends.numba_ops.base import ELEMENT, FLOAT, KernelOps, dense_values
+from nanochat.backends.numba_ops.base import ELEMENT, FLOAT, KernelOps, LayoutChoice, dense_values
 from nanochat.backends.numba_ops.pending import Array, Values, now
 from nanochat.backends.numba_ops.state import NumbaState, buffers
 from nanochat.backends.reference import check_room
@@ -35,8 +36,8 @@ _ATTEND: dict[np.dtype[np.generic], Callable[..., object]] = {
 class MixerOps(KernelOps):
     """Operations on what the model remembers."""
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
-        super().__init__(num_threads=num_threads)
+    def __init__(self, *, num_threads: int | None = None, layout: LayoutChoice = "auto") -> None:
+        super().__init__(num_threads=num_threads, layout=layout)
         self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
 
     def split_heads(self, x: Array, heads: int) -> Array:
@@ -48,6 +49,8 @@ class MixerOps(KernelOps):
     def rope(self, x: Array, *, theta: float, state: NumbaState | None) -> Array:
         x = now(x)
         batch, length, _, features = x.shape
+        if state is not None:
+            self._check_room(state, length)
         # A step that is repeated comes to the last position some time.
         positions = length if state is None else state.capacity
         cosines, sines = self._rotation(theta, features // 2, positions)
@@ -76,7 +79,10 @@ class MixerOps(KernelOps):
         else:
             self.remember(k, v, state=state, slot=slot)
             kept = state.arrays[slot]
-        seen = length / 2 + (0 if state is None else state.longest)
+        seen = length / 2 if state is None else state.longest + length / 2
+        if state is not None and self.launch.notes is not None:
+            # What is noted at the first position is repeated until the last.
+            seen = state.capacity
         y = self.like(q)
         self.launch(
             _ATTEND[kept[0].dtype],
@@ -90,9 +96,13 @@ class MixerOps(KernelOps):
         return y
 
     def remember(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
-        length = k.shape[1]
-        self.each_time(lambda: check_room(state.longest, length, state.capacity))
+        self._check_room(state, k.shape[1])
         self._append(now(k), now(v), state.lengths, state.arrays[slot])
+
+    def _check_room(self, state: NumbaState, length: int) -> None:
+        # The state has the notes, which have this: with the state itself it would be a cycle, freed late.
+        same = weakref.proxy(state)
+        self.each_time(lambda: check_room(same.longest, length, same.capacity))
 
     def _append(self, k: Values, v: Values, starts: NDArray[np.int64], kept: list[Values]) -> None:
         self.launch(

@@ -9,7 +9,7 @@ from nanochat.backends.numba_kernels import dense, fused, mhc, mhc_projection
 from nanochat.backends.numba_kernels.mhc_coefficients import coefficients, static_coefficients
 from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.tiles import Leaf
-from nanochat.backends.numba_ops.base import ELEMENT, FLOAT, KernelOps, dense_values
+from nanochat.backends.numba_ops.base import ELEMENT, FLOAT, KernelOps, LayoutChoice, dense_values
 from nanochat.backends.numba_ops.pending import Array, Pending, Rounded, Values, now
 from nanochat.backends.reference import permutation_matrices
 from nanochat.config import Mixer
@@ -45,8 +45,8 @@ class _Site:
 class StreamOps(KernelOps):
     """Reading from, mixing and writing to the streams."""
 
-    def __init__(self, *, num_threads: int | None = None) -> None:
-        super().__init__(num_threads=num_threads)
+    def __init__(self, *, num_threads: int | None = None, layout: LayoutChoice = "auto") -> None:
+        super().__init__(num_threads=num_threads, layout=layout)
         self._sites: dict[tuple[int, Mixer, int], _Site] = {}
 
     def forget_sites(self) -> None:
@@ -74,7 +74,7 @@ class StreamOps(KernelOps):
         flat = streams.reshape(-1, n, width)
         known = self._site(site, n, mixer, iterations)
         dynamic = known.projection is not None
-        found = self._coefficients(flat, known, iterations, eps) if dynamic else known.static
+        found = self._coefficients(flat, known, iterations, float(eps)) if dynamic else known.static
         u = self._blend(streams, found.read)
         shape = (batch, length) if dynamic else ()
         post = found.write.reshape(*shape, n)

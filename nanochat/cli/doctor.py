@@ -110,6 +110,8 @@ def _try(name: str) -> _Backend:
         return _Backend(name=name, ready=False, detail=reason)
     try:
         device = _device(name)
+    except NanochatError as error:
+        return _Backend(name=name, ready=False, detail=str(error))
     # A broken installation may raise anything, and to say so is what this verb is for.
     except Exception as error:
         text = (

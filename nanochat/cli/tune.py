@@ -1,6 +1,7 @@
 """This file holds `nanochat tune`: which of the compiled kernels is the fastest here, measured ahead of their use."""
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from nanochat.cli.output import note, print_json, print_table, write
 from nanochat.errors import BackendError, InputError
 
 if TYPE_CHECKING:
+    from nanochat.backends.numba import NumbaOps
     from nanochat.backends.numba_kernels.choices import Choice, Finding, Key
     from nanochat.backends.numba_kernels.tune import Matrix
     from nanochat.config import ModelConfig
@@ -96,8 +98,8 @@ def _measure(
 
     if not is_on():
         raise InputError("NANOCHAT_TUNE=off: what is measured would not be used; unset it")
-    tuner = NumbaOps(num_threads=num_threads).tuner
-    matrices = _matrices(config)
+    ops = NumbaOps(num_threads=num_threads)
+    tuner, matrices = ops.tuner, _matrices(config, ops)
     found: dict[Key, Finding] = {}
     for tokens in sorted({group(number) for number in numbers}) or CLASSES:
         found |= tuner.measure(matrices, tokens=tokens, seconds=_SECONDS)
@@ -105,22 +107,27 @@ def _measure(
     return found
 
 
-def _matrices(config: "ModelConfig") -> "list[Matrix]":
-    """Every matrix that a step multiplies with, made when it is needed."""
-    from nanochat.backends.numba_kernels.choices import Shape
+def _matrices(config: "ModelConfig", ops: "NumbaOps") -> "list[Matrix]":
+    """Every matrix that a step multiplies with, laid out as `ops` would, made when it is needed."""
+    from nanochat.backends.numba_kernels.choices import Kind, Shape
     from nanochat.backends.numba_kernels.memory import WeightMemory
+    from nanochat.backends.numba_kernels.trits import fits
     from nanochat.backends.numba_kernels.tune import random_matrix
     from nanochat.shapes import shapes
     from nanochat.weights import named_leaves
 
     tree = shapes(config)
     memory = WeightMemory()
+    numbers = sum(math.prod(s.shape) for _, s in named_leaves(tree) if s.kind == "ternary")
+    in_trits = ops.layout_of(numbers // 4) == "five_trits"
     found: list[Matrix] = []
     for name, spec in named_leaves(tree):
         if spec.kind == "dense" or (name == "embedding" and tree.head is not None):
             continue
         rows, columns = spec.shape
-        shape = Shape(spec.kind, rows, columns, spec.activation_block)
+        trits = in_trits and spec.kind == "ternary" and fits(columns, spec.activation_block)
+        kind: Kind = "trits" if trits else spec.kind
+        shape = Shape(kind, rows, columns, spec.activation_block)
         weight_blocks = columns // spec.weight_block if spec.kind == "ternary" else 1
         make = functools.partial(random_matrix, shape, weight_blocks=weight_blocks, memory=memory)
         found.append((shape, make))

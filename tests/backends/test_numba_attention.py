@@ -224,3 +224,13 @@ def test_float16_is_refused_where_the_processor_cannot_convert_it(
 
     with pytest.raises(BackendError, match=r"F16C.*kv_cache='int8' or 'float32'"):
         NumbaOps().new_state([slot], batch=1, capacity=1)
+
+
+def test_the_largest_score_counts_for_all_however_large_it_is() -> None:
+    q, k, v = normal(1, 1, 1, 8), normal(1, 5, 1, 8, seed=1), normal(1, 5, 1, 8, seed=2)
+    k *= np.float32(1e13)
+    kept = filled("float32", k, v, 8)
+
+    y = attend("float32", q, kept, 4, [0, 1])
+
+    np.testing.assert_allclose(y[0, 0, 0], v[0, (k[0, :, 0] @ q[0, 0, 0]).argmax(), 0], rtol=1e-6)

@@ -1,5 +1,9 @@
 """A step that is repeated without Python gives the bits of one that is run by the model's code."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,6 +73,42 @@ def test_a_repeated_step_refuses_what_the_first_one_refuses() -> None:
     model.decode([3], state)
     with pytest.raises(ContextLengthError):
         model.decode([3], state)
+
+
+def test_a_state_is_freed_when_nobody_holds_it() -> None:
+    model = engine(CASES["grouped_query_attention"])
+    state, _ = model.prefill([1, 2], capacity=8)
+    model.decode([3], state)
+    model.decode([4], state)
+    freed = weakref.ref(state)
+
+    gc.disable()
+    del state
+    left = freed()
+    gc.enable()
+
+    assert left is None
+
+
+def test_attention_of_a_repeated_step_is_cut_for_a_long_context() -> None:
+    config = replace(CASES["grouped_query_attention"], context_length=100_000)
+    model = engine(config, threads=2)
+    state, _ = model.prefill([1, 2], capacity=100_000)
+    model.decode([3], state)
+
+    (call, *_) = [c for c in state.step[0].calls if c.kernel.__name__ == "attend_float32"]
+
+    assert call.nanoseconds > 20_000
+
+
+@pytest.mark.parametrize("method", ["logits", "prefill", "decode"])
+def test_no_token_is_refused(method: str) -> None:
+    model = engine(CASES["grouped_query_attention"])
+    state, _ = model.prefill([1], capacity=4)
+    options = {"logits": {}, "prefill": {"capacity": 4}, "decode": {"state": state}}[method]
+
+    with pytest.raises(InputError, match="no token"):
+        getattr(model, method)([], **options)
 
 
 def test_two_states_of_one_model_do_not_share_their_steps() -> None:

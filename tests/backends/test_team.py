@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels import activation, dense
+from nanochat.backends.numba_kernels import activation, dense, team
 from nanochat.backends.numba_kernels.cores import num_cores
-from nanochat.backends.numba_kernels.launch import Launcher
+from nanochat.backends.numba_kernels.launch import Launcher, Pool
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 
 Values = NDArray[np.float32]
@@ -136,6 +136,41 @@ run_program(Program([Call(activation.add, (x, x, y), 1000, 1e9)], threads=8))
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_thread_that_cannot_start_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team, "_TEAM", [])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    calls, y = doublings(5)
+
+    run_program(Program(calls, threads=3))
+    run_program(Program(calls, threads=3))
+
+    assert (y == 2.0**5).all()
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "can't start new thread: 1 threads share the work, not 3"
+    ]
+
+
+def test_threads_that_take_no_part_fall_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = team._Team()
+    monkeypatch.setattr(team, "_TEAM", [own])
+    many, _ = doublings(3)
+    few, _ = doublings(3)
+    run_program(Program(many, threads=4))
+
+    end = time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        run_program(Program(few, threads=2))
+
+    asleep = own.control[team._ASLEEP :: team._LINE][:3]
+    own.stop()
+    assert asleep[1:].tolist() == [1, 1]
+
+
 def test_idle_threads_leave_the_cores_to_others() -> None:
     calls, _ = doublings(3)
     run_program(Program(calls, threads=4))
@@ -198,6 +233,15 @@ def test_notes_never_reuse_memory_that_a_view_still_needs() -> None:
     views, _ = launch.note(step)
 
     assert len({view.__array_interface__["data"][0] for view in views}) == 10
+
+
+def test_a_pool_keeps_no_more_than_it_may() -> None:
+    pool = Pool(most=1000)
+
+    sizes = [pool.empty(size).size for size in (100, 200, 240, 250, 230, 240, 5000)]
+
+    assert sizes == [100, 200, 240, 250, 230, 240, 5000]
+    assert pool._kept <= 1000
 
 
 def test_another_python_thread_notes_nothing() -> None:
