@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import llvmlite.binding
 import numpy as np
@@ -48,6 +48,7 @@ def products(
 ) -> Iterator[Result]:
     """GEMV and GEMM of square matrices, beside ONNX Runtime's 2 bits and torch's bfloat16 and 8 bits."""
     isa = chosen()
+    bandwidth = {n: read_bandwidth(threads=n, num_bytes=2**29, runs=3) for n in thread_counts}
     for size in sizes:
         matrix = _Matrix(size, size)
         for threads in thread_counts:
@@ -56,7 +57,10 @@ def products(
                 target = gemv if tokens == 1 else gemm
                 if tokens == 1 and threads > 1:
                     target = None
-                yield from _compare(matrix, tokens, threads, isa, target, turns)
+                for result in _compare(matrix, tokens, threads, isa, target, turns):
+                    # What memory would allow; a matrix that lies in a cache is not bound by it.
+                    share = bandwidth[threads] / matrix.num_bytes * matrix.operations
+                    yield replace(result, bound=share if tokens == 1 else None)
 
 
 def avx2_only(*, quick: bool) -> Iterator[Result]:
@@ -117,7 +121,7 @@ def _compare(
     for name, peer in matrix.peers(tokens, threads).items():
         runners[name] = Runner(run=peer)
     timings = interleaved(runners, turns=turns)
-    operations = 2 * matrix.rows * matrix.columns * tokens / 1e9
+    operations = matrix.operations * tokens
     kind = "GEMV" if tokens == 1 else f"GEMM {tokens} tokens"
     for name, timing in timings.items():
         if name == "ours":
@@ -160,6 +164,11 @@ class _Matrix:
     def num_bytes(self) -> int:
         """What one product reads."""
         return self._ours.nbytes
+
+    @property
+    def operations(self) -> float:
+        """Of one product with one token, in 10^9."""
+        return 2 * self.rows * self.columns / 1e9
 
     def ours(self, tokens: int, threads: int) -> Callable[[], object]:
         """Our product with random activations."""
