@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba_kernels import activation, fused
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.progress import end_wait
+from nanochat.backends.numba_kernels.team import Program, run_program
 from nanochat.backends.numba_kernels.tiles import (
     Leaf,
     TiledLinear,
@@ -93,6 +94,8 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
         return values
 
     def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> NumbaState:
+        # A list of no calls: what runs lists is compiled now, and not between the first tokens of a text.
+        run_program(Program([], threads=self.launch.threads))
         return NumbaState(slots, batch, capacity)
 
     def stack(self, states: Sequence[NumbaState]) -> NumbaState:

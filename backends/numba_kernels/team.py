@@ -86,10 +86,11 @@ class Program:
     def __init__(self, calls: Sequence[Call], *, threads: int) -> None:
         self.threads = min(threads, _MOST_THREADS)
         self.table = np.zeros((len(calls), _LINE), np.int64)
+        _compile(calls)
         self._alive = [self._write(row, call) for row, call in zip(self.table, calls, strict=True)]
 
     def _write(self, row: NDArray[np.int64], call: Call) -> object:
-        kinds, address = _entry(call.kernel, call.arguments)
+        kinds, address, _ = _ENTRIES[id(call.kernel)]
         block = native.pack(call.arguments, kinds)
         chunks = min(call.tasks, int(call.nanoseconds / _CHUNK), 16 * self.threads)
         chunks = max(1, chunks) if self.threads > 1 else 1
@@ -113,7 +114,7 @@ def run_program(program: Program) -> None:
         return
     try:
         team.wake(program.threads)
-        for start in range(0, len(program.table), _MOST_CALLS):
+        for start in range(0, max(1, len(program.table)), _MOST_CALLS):
             part = program.table[start : start + _MOST_CALLS]
             _lead(team.control, team.claims, part, program.threads)
     finally:
@@ -329,14 +330,13 @@ def _yield_address() -> int:
 _ENTRIES: dict[int, tuple[native.Signature, int, object]] = {}
 
 
-def _entry(
-    kernel: Callable[..., object], arguments: tuple[object, ...]
-) -> tuple[native.Signature, int]:
-    known = _ENTRIES.get(id(kernel))
-    if known is None:
-        kinds = native.signature(arguments)
-        known = _ENTRIES[id(kernel)] = kinds, native.entry(kernel, kinds), kernel
-    return known[:2]
+def _compile(calls: Sequence[Call]) -> None:
+    new = {id(c.kernel): c for c in calls if id(c.kernel) not in _ENTRIES}
+    if not new:
+        return
+    kernels = [(call.kernel, native.signature(call.arguments)) for call in new.values()]
+    for (known, kinds), address in zip(kernels, native.entries(kernels), strict=True):
+        _ENTRIES[id(known)] = kinds, address, known
 
 
 def _address(array: NDArray[np.int64]) -> int:
