@@ -13,7 +13,6 @@ Run it with ONNX Runtime 1.28 or newer: earlier ones have no integer kernel for 
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +27,10 @@ from nanochat.export.onnx_graph import Graph
 from nanochat.export.onnx_leaves import BLOCK
 from nanochat.export.onnx_ops import OnnxOps
 from nanochat.export.onnx_session import OnnxSession
-from nanochat.export.verify import Report, compare
+from nanochat.export.verify import Report, compare, least_equal
 from nanochat.files import atomic_directory
 from nanochat.model import forward, slots
-from nanochat.shapes import shapes
-from nanochat.weights import Stored, Weights, named_leaves
+from nanochat.weights import Stored, Weights
 
 __all__ = ["export_onnx", "verify_onnx"]
 
@@ -143,20 +141,8 @@ def verify_onnx(
     # The second token of each: where a token stands matters from there on.
     short = compare(alone[:, 1], OnnxSession(path, batch=len(pairs)).run(pairs)[:, 1])
     return dataclasses.replace(
-        report, share_equal=short.share_equal, least_equal=_least_equal(config)
+        report, share_equal=short.share_equal, least_equal=least_equal(config)
     )
-
-
-def _least_equal(config: ModelConfig) -> float:
-    """Half of the share of two-token sequences in which no rounding flips; 0 for models so large that hardly any is.
-
-    Each rounded number flips with a probability of about 1e-5, measured on `nanochat-tiny`.
-    """
-    rounded = sum(
-        spec.shape[1] for _, spec in named_leaves(shapes(config)) if spec.kind == "ternary"
-    )
-    share = math.exp(-2 * config.loop_count * rounded * 1e-5) / 2
-    return share if share > 0.02 else 0.0
 
 
 def _graph(config: ModelConfig, weights: Weights[Stored]) -> Graph:

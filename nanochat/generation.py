@@ -1,6 +1,6 @@
 """This file holds generation: prompts are read, tokens are chosen one after the other, and text comes out in pieces.
 
-`Engine` runs the network and nothing else; `generate` drives it. Prompts of a batch may have different lengths: each
+A `Runner` runs the network and nothing else; `generate` drives it. Prompts of a batch may have different lengths: each
 is read alone, then their states are stacked and every step continues all of them at once.
 
 Legend: B sequences, T tokens, V vocabulary.
@@ -9,7 +9,7 @@ Legend: B sequences, T tokens, V vocabulary.
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypedDict, TypeVar, Unpack, get_args
+from typing import Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,16 @@ from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
 from nanochat.tokenizer import StreamDecoder, Tokenizer
 from nanochat.weights import Weights
 
-__all__ = ["Engine", "FinishReason", "Options", "Piece", "check_ids", "generate", "read_options"]
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "Options",
+    "Piece",
+    "Runner",
+    "check_ids",
+    "generate",
+    "read_options",
+]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -83,6 +92,37 @@ class Piece:
     finish_reason: FinishReason | None
 
 
+class Runner(Protocol[State]):
+    """A model at work: `Engine` on a backend, or a whole graph in a runtime of its own.
+
+    Attributes
+    ----------
+    config : ModelConfig
+        The model's.
+    kv_cache : {"float32", "float16", "int8"}
+        What keys and values are kept in while text is generated.
+    """
+
+    config: ModelConfig
+    kv_cache: Storage
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every token of a sequence, (T, V)."""
+        ...
+
+    def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
+        """Read a prompt: the state of its one sequence, with room for `capacity` tokens, and the last logits, (V,)."""
+        ...
+
+    def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
+        """Append one token to each sequence of `state`; the logits after it, (B, V)."""
+        ...
+
+    def stack(self, states: Sequence[State]) -> State:
+        """One state that holds the sequences of all `states`, which had the same capacity."""
+        ...
+
+
 class Engine(Generic[Array, Leaf, State]):
     """A model on a backend: tokens in, logits out, both NumPy's.
 
@@ -133,7 +173,7 @@ class Engine(Generic[Array, Leaf, State]):
         ops.new_state(self._slots, batch=1, capacity=1)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after every token of a sequence, (T, V)."""
+        """See `Runner.logits`."""
         _require_tokens(ids)
         tokens = self.ops.tokens(np.array([ids], np.int64))
         logits: NDArray[np.float32] = self.ops.numpy(
@@ -142,7 +182,7 @@ class Engine(Generic[Array, Leaf, State]):
         return logits
 
     def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
-        """Read a prompt: the state of its one sequence, with room for `capacity` tokens, and the last logits, (V,)."""
+        """See `Runner.prefill`."""
         _require_tokens(ids)
         state = self.ops.new_state(self._slots, batch=1, capacity=capacity)
         logits = np.empty(0, np.float32)
@@ -151,13 +191,17 @@ class Engine(Generic[Array, Leaf, State]):
         return state, logits
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
-        """Append one token to each sequence of `state`; the logits after it, (B, V)."""
+        """See `Runner.decode`."""
         _require_tokens(tokens)
         if self._repeats is None:
             return self._step(np.array(tokens)[:, None], state)
         ids = self.ops.tokens(np.array(tokens, np.int64)[:, None])
         logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
         return self.ops.numpy(logits)[:, 0]
+
+    def stack(self, states: Sequence[State]) -> State:
+        """See `Runner.stack`."""
+        return self.ops.stack(states)
 
     def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:
         logits = self._forward(self.ops.tokens(ids.astype(np.int64)), state)
@@ -168,7 +212,7 @@ class Engine(Generic[Array, Leaf, State]):
 
 
 def generate(
-    engine: Engine[Array, Leaf, State],
+    engine: Runner[State],
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     **options: Unpack[Options],
@@ -180,7 +224,7 @@ def generate(
 
     Parameters
     ----------
-    engine : Engine
+    engine : Runner
         The model.
     tokenizer : Tokenizer
         Turns tokens into text.
@@ -305,7 +349,7 @@ def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int
 
 
 def _run(
-    engine: Engine[Array, Leaf, State],
+    engine: Runner[State],
     prompts: Sequence[Sequence[int]],
     rows: Sequence["_Row"],
     capacity: int,
@@ -321,7 +365,7 @@ def _run(
     if not running:
         return
     # One name for the state, so that nothing keeps the parts alive next to the whole.
-    state = states[0] if len(states) == 1 else engine.ops.stack(states)
+    state = states[0] if len(states) == 1 else engine.stack(states)
     states.clear()
     while any(row.finish_reason is None for row in running):
         logits = engine.decode([row.token for row in running], state)

@@ -86,6 +86,7 @@ def forward(
     state: State | None = None,
     *,
     only_last: bool = False,
+    observe: Callable[[Array], None] | None = None,
 ) -> Array:
     """Logits of the next token after every token, (B, T, vocabulary), or after the last one only.
 
@@ -99,8 +100,10 @@ def forward(
         From ``ops.new_state(slots(config), ...)``. Its sequences are continued, and advanced by T.
     only_last : bool
         Give (B, 1, vocabulary), which spares the head's work on a long prompt.
+    observe : callable, optional
+        Called with what each layer gives, (B, T, n, C), or (B, T, C) for one stream, in the order in which they run.
     """
-    walk = _Walk(config, ops, state)
+    walk = _Walk(config, ops, state, observe)
     prelude, looped, coda = _stages(weights, config)
     x = walk.layers(walk.open(tokens, weights), prelude)
     x = walk.loop(x, looped, weights.exit)
@@ -147,11 +150,16 @@ class _Walk(Generic[Array, Leaf, State]):
     """One pass over the layers: what is fixed for it, and the place in the state that comes next."""
 
     def __init__(
-        self, config: ModelConfig, ops: Ops[Array, Leaf, State], state: State | None
+        self,
+        config: ModelConfig,
+        ops: Ops[Array, Leaf, State],
+        state: State | None,
+        observe: Callable[[Array], None] | None = None,
     ) -> None:
         self.config = config
         self.ops = ops
         self.state = state
+        self.observe = observe
         self.routing: list[Array] = []
         self.slot: Iterator[int] = count()
         # Keys and values of the looped layers at this loop step, when tokens may leave the loop early.
@@ -176,6 +184,8 @@ class _Walk(Generic[Array, Leaf, State]):
     def layers(self, x: Array, layers: tuple[Layer[Leaf], ...]) -> Array:
         for layer in layers:
             x = self.layer(x, layer)
+            if self.observe is not None:
+                self.observe(x)
         return x
 
     def layer(self, x: Array, layer: Layer[Leaf]) -> Array:

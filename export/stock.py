@@ -1,0 +1,129 @@
+"""This file holds which stock architecture of another runtime computes a model, and if none does, why.
+
+A *stock* architecture is one that the unmodified runtime builds by itself. It has places for the weights of a plain
+transformer, with some options; what it has no place for cannot be left out without computing something else.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, src/models, commit 0c1e570.
+.. [2] github.com/ml-explore/mlx-lm, mlx_lm/models, version 0.32.
+.. [3] github.com/huggingface/transformers, src/transformers/models, version 5.
+"""
+
+from typing import Literal
+
+from nanochat.config import ModelConfig
+from nanochat.errors import ConfigError
+
+__all__ = ["Runtime", "obstacles", "stock_architecture"]
+
+Runtime = Literal["llama.cpp", "mlx-lm", "transformers"]
+
+# The architecture with a norm of queries and keys, without, with sub-norms, and with experts.
+_ARCHITECTURES: dict[Runtime, dict[str, str]] = {
+    "llama.cpp": {
+        "qk_norm": "qwen3",
+        "plain": "qwen2",
+        "sub_norm": "bitnet",
+        "experts": "qwen3moe",
+    },
+    "mlx-lm": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
+    "transformers": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
+}
+
+
+def stock_architecture(config: ModelConfig, runtime: Runtime) -> str:
+    """The runtime's own name of the architecture that computes models of this configuration.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, with every option that stands in the way.
+    """
+    reasons = obstacles(config, runtime)
+    if reasons:
+        raise ConfigError(
+            f"stock {runtime} cannot run this model: {'; '.join(reasons)}. Export it for nanochat-ternary instead, "
+            "or train a model without these options"
+        )
+    return _ARCHITECTURES[runtime][_family(config)]
+
+
+def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
+    """Each option for which the runtime's architectures have no place, with the reason; empty if there is none.
+
+    Heads that predict further tokens (`num_ahead`) are no obstacle: they are for training.
+    """
+    family = _family(config)
+    found = [reason for stands, reason in _everywhere(config) if stands]
+    if family not in _ARCHITECTURES[runtime]:
+        found.append("sub_norm=true: it has no norms before output linears")
+    else:
+        found += [reason for stands, reason in _of_family(config, family, runtime) if stands]
+    return found
+
+
+def _family(config: ModelConfig) -> str:
+    if config.num_experts:
+        return "experts"
+    if config.sub_norm:
+        return "sub_norm"
+    return "qk_norm" if config.qk_norm else "plain"
+
+
+def _everywhere(config: ModelConfig) -> list[tuple[bool, str]]:
+    return [
+        (
+            config.num_streams > 1,
+            f"num_streams={config.num_streams}: it has one residual stream, and no mHC",
+        ),
+        (
+            "delta" in config.layer_pattern,
+            f"layer_pattern={list(config.layer_pattern)}: it has no Gated DeltaNet of this form",
+        ),
+        (
+            config.loop_count > 1,
+            f"loop_count={config.loop_count}: it runs each layer once; a fixed number of loops can be unrolled, which "
+            "writes the looped layers that many times",
+        ),
+        (
+            config.attention_gate,
+            "attention_gate=true: it does not gate what attention gives",
+        ),
+        (
+            config.activation != "swiglu",
+            f'activation="{config.activation}": its networks are SwiGLU',
+        ),
+    ]
+
+
+def _of_family(config: ModelConfig, family: str, runtime: Runtime) -> list[tuple[bool, str]]:
+    narrow = config.num_heads * config.head_dim != config.width
+    in_llama_cpp = runtime == "llama.cpp"
+    return [
+        (
+            family == "experts" and not config.qk_norm,
+            "qk_norm=false with experts: its mixtures normalise queries and keys",
+        ),
+        (
+            family == "experts" and config.sub_norm,
+            "sub_norm=true with experts: its mixtures have no norms before output linears",
+        ),
+        (
+            config.num_experts > 0 and config.shared_expert_width > 0,
+            f"shared_expert_width={config.shared_expert_width}: its mixtures have no expert that serves every token",
+        ),
+        (
+            family == "sub_norm" and config.qk_norm,
+            "qk_norm=true with sub_norm=true: no architecture has both norms",
+        ),
+        (
+            family == "sub_norm" and not config.tie_embeddings,
+            "tie_embeddings=false with sub_norm=true: its head is the embedding",
+        ),
+        (
+            in_llama_cpp and family in ("plain", "sub_norm") and narrow,
+            f"num_heads * head_dim={config.num_heads * config.head_dim} without qk_norm: must be the width of "
+            f"{config.width}",
+        ),
+    ]
