@@ -119,14 +119,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         new = directory / "new"
         new.mkdir()
         yield new
-        files = sorted(new.iterdir())
+        files = sorted(file for file in new.rglob("*") if file.is_file())
         for file in files:
             _sync(file)
         if not path.exists():
             new.replace(path)
             return
         for file in files:
-            file.replace(path / file.name)
+            place = path / file.relative_to(new)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
 
 
 def atomic_write(path: Path, data: bytes) -> None:

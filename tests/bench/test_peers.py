@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from bench.bandwidth import read_bandwidth
 from bench.parity_cases import CASES
-from bench.peers import llama_cpp_install
 from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.llama_cpp_file import TableType, write_model, write_random_model
 from bench.peers.llama_cpp_install import library_folder
@@ -34,6 +33,7 @@ from nanochat.errors import (
     InputError,
     NanochatError,
 )
+from nanochat.export import npm
 from nanochat.model import forward
 from nanochat.weights import Stored, Weights, named_leaves
 
@@ -307,7 +307,7 @@ def test_a_folder_without_the_library_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(None, "cannot fetch file:.*connect to the network once", id="missing"),
+        pytest.param(None, "cannot fetch .*connect to the network once", id="missing"),
         pytest.param(b"other bytes", "11 bytes with the SHA-512", id="changed"),
     ],
 )
@@ -316,8 +316,9 @@ def test_a_library_that_cannot_be_fetched_whole_is_not_installed(
 ) -> None:
     monkeypatch.delenv("NANOCHAT_LLAMA_CPP", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    package = tmp_path / "package.tgz"
-    monkeypatch.setattr(llama_cpp_install, "_URL", package.as_uri())
+    monkeypatch.setattr(npm, "_REGISTRY", tmp_path.as_uri())
+    package = tmp_path / "@node-llama-cpp" / "linux-x64" / "-" / "linux-x64-3.22.1.tgz"
+    package.parent.mkdir(parents=True)
     if content is not None:
         package.write_bytes(content)
 
