@@ -25,6 +25,7 @@ __all__ = [
     "quantize",
     "quantize_activations",
     "quantize_rows",
+    "recover",
     "require_finite",
     "require_legal",
     "unpack",
@@ -141,6 +142,65 @@ def dequantize(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[
             f"{count} scales a row cannot share {columns} columns evenly: codes and scales are of two matrices"
         )
     return codes.astype(np.float32) * np.repeat(scales.astype(np.float32), columns // count, axis=1)
+
+
+def recover(
+    values: NDArray[np.floating], *, block: int, name: str = "weight"
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Undo `dequantize` exactly: nothing is rounded, and what is not ternary is refused.
+
+    Parameters
+    ----------
+    values : float array, shape (R, C)
+        In each block zeros and one magnitude, which float16 holds.
+    block : int
+        Columns that share a scale; divides C.
+    name : str
+        The tensor's name, for the error.
+
+    Returns
+    -------
+    codes : int8 array, shape (R, C)
+        The signs.
+    scales : float16 array, shape (R, C / block)
+        The magnitudes; ``2**-14`` for a block of zeros, whose scale no dense format keeps.
+
+    Raises
+    ------
+    NumericError
+        If a value is not finite, a block has two magnitudes, or float16 does not hold one.
+    ShapeError
+        If `block` does not divide C.
+
+    Examples
+    --------
+    >>> codes, scales = recover(np.array([[0.5, -0.5, 0.0, 0.0]], np.float32), block=2)
+    >>> codes.tolist(), scales.tolist()
+    ([[1, -1, 0, 0]], [[0.5, 6.103515625e-05]])
+    """
+    require_finite(values, name)
+    rows, columns = values.shape
+    blocks = values.reshape(rows, num_blocks(columns, block), block)
+    largest = np.abs(blocks).max(axis=2)
+    other = (blocks != 0) & (np.abs(blocks) != largest[:, :, None])
+    if other.any():
+        row, number, column = (int(i) for i in np.argwhere(other)[0])
+        raise NumericError(
+            f"{name} holds {blocks[row, number, column]} and {largest[row, number]} in columns {number * block} to "
+            f"{(number + 1) * block - 1} of row {row}: a ternary block has zeros and one magnitude; pass the block "
+            "that the weights were rounded in, or round them with quantize"
+        )
+    with np.errstate(over="ignore"):
+        scales = largest.astype(np.float16)
+    inexact = scales != largest
+    if inexact.any():
+        row, number = (int(i) for i in np.argwhere(inexact)[0])
+        raise NumericError(
+            f"{name} has the scale {largest[row, number]!s} in row {row}, which float16 does not hold: scales are "
+            "float16; round the weights with quantize"
+        )
+    scales[largest == 0] = SMALLEST_SCALE
+    return np.sign(blocks).astype(np.int8).reshape(rows, columns), scales
 
 
 def quantize_rows(

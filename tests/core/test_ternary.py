@@ -14,6 +14,7 @@ from nanochat.ternary import (
     quantize,
     quantize_activations,
     quantize_rows,
+    recover,
     require_legal,
     unpack,
 )
@@ -212,6 +213,60 @@ def test_dequantize_multiplies_each_code_by_the_scale_of_its_block(
 def test_dequantize_refuses_scales_of_another_matrix() -> None:
     with pytest.raises(ShapeError, match=r"4 scales a row .* 10 columns"):
         dequantize(np.zeros((1, 10), np.int8), np.ones((1, 4), np.float16))
+
+
+@UNHURRIED
+@given(SEEDS, ROWS, st.integers(1, 5), st.sampled_from([1, 2, 67, 128]))
+def test_recover_undoes_dequantize(seed: int, rows: int, num_blocks: int, block: int) -> None:
+    codes = random_codes(seed, rows, num_blocks * block)
+    scales = np.abs(normal(seed, rows, num_blocks)).astype(np.float16)
+    zero = ~codes.reshape(rows, num_blocks, block).any(axis=2)
+
+    again, scales_again = recover(dequantize(codes, scales), block=block)
+
+    assert again.dtype == np.int8
+    assert scales_again.dtype == np.float16
+    assert np.array_equal(again, codes)
+    assert np.array_equal(scales_again, np.where(zero, np.float16(2.0**-14), scales))
+
+
+@pytest.mark.parametrize("scale", [2.0**-24, 65504.0], ids=["smallest", "largest"])
+def test_recover_takes_every_scale_of_float16(scale: float) -> None:
+    values = np.array([[scale, -0.0, -scale]], np.float32)
+
+    codes, scales = recover(values, block=3)
+
+    assert codes.tolist() == [[1, 0, -1]]
+    assert scales.tolist() == [[scale]]
+
+
+def test_recover_takes_float16_values() -> None:
+    codes, scales = random_codes(0, 3, 8), np.full((3, 2), 0.3, np.float16)
+
+    again, scales_again = recover(dequantize(codes, scales).astype(np.float16), block=4)
+
+    assert np.array_equal(again, codes)
+    assert np.array_equal(scales_again, scales)
+
+
+def test_recover_refuses_a_block_of_two_magnitudes() -> None:
+    values = np.array([[1, 1, 1, 1], [1, -1, 0.5, 2]], np.float32)
+
+    with pytest.raises(NumericError, match=r"up holds 0\.5 and 2\.0 in columns 2 to 3 of row 1"):
+        recover(values, block=2, name="up")
+
+
+@pytest.mark.parametrize("scale", [1e5, 2.0**-25, 0.1])
+def test_recover_refuses_a_scale_that_float16_does_not_hold(scale: float) -> None:
+    values = np.full((2, 4), scale, np.float32)
+
+    with pytest.raises(NumericError, match=r"up has the scale .* in row 0, which float16 does not"):
+        recover(values, block=4, name="up")
+
+
+def test_recover_names_the_tensor_that_is_not_finite() -> None:
+    with pytest.raises(NumericError, match=r"up holds nan at \[0, 1\]"):
+        recover(np.array([[0, np.nan]], np.float32), block=2, name="up")
 
 
 # Tables.
