@@ -18,12 +18,15 @@ from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError, SaveError, ShapeError, VersionError
 from nanochat.export.gguf_file import GgufFile, GgufTensor, Value, read_gguf
 from nanochat.export.gguf_types import (
-    Q8_0_BLOCK,
-    TQ2_0_BLOCK,
+    F16,
+    F32,
+    Q8_0,
+    TQ2_0,
+    TensorType,
     pack_q8_0,
-    pack_tq2_0,
+    pack_ternary,
     unpack_q8_0,
-    unpack_tq2_0,
+    unpack_ternary,
 )
 from nanochat.files import atomic_file, exists, parse_json, read_bytes
 from nanochat.shapes import shapes
@@ -47,14 +50,8 @@ FORMAT = 1
 
 _CONFIG = f"{ARCHITECTURE}.config."
 _FORMAT = f"{ARCHITECTURE}.format"
-_KINDS = {
-    "ternary": gguf.GGMLQuantizationType.TQ2_0,
-    "int8": gguf.GGMLQuantizationType.Q8_0,
-}
-_FLOATS = {
-    "float32": gguf.GGMLQuantizationType.F32,
-    "float16": gguf.GGMLQuantizationType.F16,
-}
+_KINDS = {"ternary": TQ2_0, "int8": Q8_0}
+_FLOATS = {"float32": F32, "float16": F16}
 _MAX_TOKENIZER_CONFIG_BYTES = 2**20
 # The pieces hold no space, so these names are free.
 _UNUSED = "<|unused {}|>"
@@ -147,20 +144,20 @@ def load_gguf(path: str | Path) -> tuple[ModelConfig, Weights[Stored], Tokenizer
 def _require_blocks(config: ModelConfig) -> None:
     for name, spec in named_leaves(shapes(config)):
         columns = spec.shape[-1]
-        if spec.kind == "ternary" and columns % TQ2_0_BLOCK:
+        if spec.kind == "ternary" and columns % TQ2_0.columns:
             raise ConfigError(
-                f"{name} has {columns} columns: TQ2_0 packs {TQ2_0_BLOCK} at a time; export ONNX, or train with "
-                f"widths that are multiples of {TQ2_0_BLOCK}"
+                f"{name} has {columns} columns: TQ2_0 packs {TQ2_0.columns} at a time; export ONNX, or train with "
+                f"widths that are multiples of {TQ2_0.columns}"
             )
-        if spec.kind == "ternary" and spec.weight_block % TQ2_0_BLOCK:
+        if spec.kind == "ternary" and spec.weight_block % TQ2_0.columns:
             raise ConfigError(
-                f"{name} has a scale for every {spec.weight_block} columns: TQ2_0 has one for every {TQ2_0_BLOCK}, "
+                f"{name} has a scale for every {spec.weight_block} columns: TQ2_0 has one for every {TQ2_0.columns}, "
                 "and to merge two is to change the model; export ONNX, or train with weight_block=256"
             )
-        if spec.kind == "int8" and columns % Q8_0_BLOCK:
+        if spec.kind == "int8" and columns % Q8_0.columns:
             raise ConfigError(
-                f"{name} has {columns} columns: Q8_0 packs {Q8_0_BLOCK} at a time; export ONNX, or train with a "
-                f"width that is a multiple of {Q8_0_BLOCK}"
+                f"{name} has {columns} columns: Q8_0 packs {Q8_0.columns} at a time; export ONNX, or train with a "
+                f"width that is a multiple of {Q8_0.columns}"
             )
 
 
@@ -246,7 +243,9 @@ def _write(writer: gguf.GGUFWriter, weights: Weights[Stored]) -> None:
     for name, leaf in leaves.items():
         shape, dtype, kind = _packed_shape(leaf)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        writer.add_tensor_info(name, shape, dtype, size, raw_dtype=kind)
+        writer.add_tensor_info(
+            name, shape, dtype, size, raw_dtype=gguf.GGMLQuantizationType(kind.number)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -256,7 +255,7 @@ def _write(writer: gguf.GGUFWriter, weights: Weights[Stored]) -> None:
 
 def _packed_shape(
     leaf: Stored,
-) -> tuple[tuple[int, ...], np.dtype[np.generic], gguf.GGMLQuantizationType]:
+) -> tuple[tuple[int, ...], np.dtype[np.generic], TensorType]:
     """Return shape and type of the array that `_pack` returns, and the name of its format."""
     match leaf:
         case Ternary():
@@ -267,14 +266,15 @@ def _packed_shape(
             return leaf.values.shape, leaf.values.dtype, _FLOATS[leaf.values.dtype.name]
         case Latent():
             raise AssertionError
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return (rows, columns // block * size), np.dtype(np.uint8), kind
+    return (rows, kind.num_bytes((columns,))), np.dtype(np.uint8), kind
 
 
 def _pack(leaf: Stored) -> NDArray[np.generic]:
     match leaf:
         case Ternary():
-            return pack_tq2_0(ternary.unpack(leaf.packed, columns=leaf.columns), leaf.scales)
+            return pack_ternary(
+                TQ2_0, ternary.unpack(leaf.packed, columns=leaf.columns), leaf.scales
+            )
         case Int8():
             return pack_q8_0(leaf.codes, leaf.scales)
         case Dense():
@@ -359,7 +359,7 @@ def _decode(path: Path, name: str, spec: Spec, tensor: GgufTensor) -> Stored:
     if spec.kind == "int8":
         codes, scales = unpack_q8_0(data, name=name)
         return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
-    codes, scales = unpack_tq2_0(data, num_scales=columns // spec.weight_block, name=name)
+    codes, scales = unpack_ternary(TQ2_0, data, num_scales=columns // spec.weight_block, name=name)
     return Ternary(
         packed=ternary.pack(codes),
         scales=scales,

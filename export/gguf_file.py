@@ -7,7 +7,6 @@ References
 .. [1] github.com/ggml-org/ggml, docs/gguf.md, version 3.
 """
 
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import FormatError, VersionError
+from nanochat.export.gguf_types import TYPES, TensorType
 from nanochat.files import require_file
 
 __all__ = ["GgufFile", "GgufTensor", "Value", "read_gguf"]
@@ -48,7 +48,7 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
 class GgufTensor:
     """A tensor of the file: its bytes mapped, its shape with rows first."""
 
-    kind: gguf.GGMLQuantizationType
+    kind: TensorType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
 
@@ -94,7 +94,7 @@ def read_gguf(path: Path) -> GgufFile:
     tensors: dict[str, GgufTensor] = {}
     position = 0
     for name, kind, shape, start in described:
-        size = math.prod(shape) // gguf.GGML_QUANT_SIZES[kind][0] * gguf.GGML_QUANT_SIZES[kind][1]
+        size = kind.num_bytes(shape)
         if name in tensors or start != position or start + size > data.size:
             raise FormatError(
                 f"{path}: {name!r:.80}, {kind.name} of shape {list(shape)}, is at byte {start} of {data.size}: "
@@ -177,7 +177,7 @@ def _check_version(path: Path, magic: bytes, version: int) -> None:
     raise kind(f"{path}: GGUF version {version}, must be {_VERSION}; convert the file, or upgrade")
 
 
-def _describe(cursor: _Cursor) -> tuple[str, gguf.GGMLQuantizationType, tuple[int, ...], int]:
+def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
     """Return name, type, shape and offset of the next tensor."""
     name = cursor.text()
     num_dimensions = cursor.integer("<I")
@@ -187,18 +187,18 @@ def _describe(cursor: _Cursor) -> tuple[str, gguf.GGMLQuantizationType, tuple[in
             "fetch the file again"
         )
     shape = tuple(cursor.integer("<Q") for _ in range(num_dimensions))[::-1]
-    kind = cursor.integer("<I")
-    if kind not in set(gguf.GGMLQuantizationType):
+    number = cursor.integer("<I")
+    if number not in TYPES:
         raise FormatError(
-            f"{cursor.path}: {name!r:.80} is of the unknown type {kind}; upgrade nanochat-ternary"
+            f"{cursor.path}: {name!r:.80} is of the unknown type {number}; upgrade nanochat-ternary"
         )
-    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)][0]
-    if shape[-1] % block:
+    kind = TYPES[number]
+    if shape[-1] % kind.columns:
         raise FormatError(
-            f"{cursor.path}: {name!r:.80} has rows of {shape[-1]} columns, must be a multiple of {block}; "
+            f"{cursor.path}: {name!r:.80} has rows of {shape[-1]} columns, must be a multiple of {kind.columns}; "
             "fetch the file again"
         )
-    return name, gguf.GGMLQuantizationType(kind), shape, cursor.integer("<Q")
+    return name, kind, shape, cursor.integer("<Q")
 
 
 def _round_up(position: int, alignment: int) -> int:

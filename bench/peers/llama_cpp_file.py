@@ -14,7 +14,7 @@ from bench.random_model import random_packed_weights
 from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.export.gguf_types import TQ2_0_BLOCK, pack_q8_0, pack_tq2_0
+from nanochat.export.gguf_types import TQ2_0, pack_q8_0, pack_ternary
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, named_leaves
 
 __all__ = ["TableType", "write_model", "write_random_model"]
@@ -96,7 +96,7 @@ def _require_stock(config: ModelConfig) -> None:
         "num_experts": 0,
         "loop_count": 1,
         "table_format": "int8",
-        "weight_block": TQ2_0_BLOCK,
+        "weight_block": TQ2_0.columns,
     }
     for name, value in required.items():
         if getattr(config, name) != value:
@@ -166,7 +166,9 @@ def _shape(leaf: Stored) -> tuple[int, ...]:
 def _pack(leaf: Stored, table: TableType) -> NDArray[np.uint8]:
     match leaf:
         case Ternary():
-            return pack_tq2_0(ternary.unpack(leaf.packed, columns=leaf.columns), leaf.scales)
+            return pack_ternary(
+                TQ2_0, ternary.unpack(leaf.packed, columns=leaf.columns), leaf.scales
+            )
         case Int8() if table == "Q8_0":
             return pack_q8_0(leaf.codes, leaf.scales)
         case Int8():

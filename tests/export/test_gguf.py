@@ -21,12 +21,11 @@ from nanochat.errors import (
     InputError,
     NanochatError,
     NumericError,
-    ShapeError,
     VersionError,
 )
-from nanochat.export import gguf_types
 from nanochat.export.gguf import load_gguf, write_gguf
 from nanochat.export.gguf_file import read_gguf
+from nanochat.export.gguf_types import F16
 from nanochat.init import freeze, init
 from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
@@ -103,67 +102,6 @@ def written(content: bytes, tmp_path: Path) -> Path:
     return path
 
 
-def codes_and_scales(rows: int, columns: int, scales: int) -> tuple[Any, Any]:
-    generator = np.random.default_rng(0)
-    codes = generator.integers(-1, 2, (rows, columns)).astype(np.int8)
-    return codes, generator.uniform(0.01, 2, (rows, scales)).astype(np.float16)
-
-
-@pytest.mark.parametrize(("rows", "columns", "scales"), [(1, 256, 1), (7, 768, 3), (3, 512, 1)])
-def test_tq2_0_means_to_the_library_what_it_means_to_us(
-    rows: int, columns: int, scales: int
-) -> None:
-    codes, factors = codes_and_scales(rows, columns, scales)
-
-    packed = gguf_types.pack_tq2_0(codes, factors)
-
-    values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.TQ2_0)
-    assert np.array_equal(values, ternary.dequantize(codes, factors))
-
-
-def test_tq2_0_has_the_library_s_bits() -> None:
-    codes, factors = codes_and_scales(5, 512, 2)
-
-    packed = gguf_types.pack_tq2_0(codes, factors)
-
-    values = ternary.dequantize(codes, factors)
-    assert np.array_equal(packed, gguf.quants.quantize(values, gguf.GGMLQuantizationType.TQ2_0))
-
-
-@pytest.mark.parametrize(("rows", "columns", "scales"), [(1, 256, 1), (7, 768, 3), (3, 512, 1)])
-def test_tq2_0_is_unpacked_as_it_was_packed(rows: int, columns: int, scales: int) -> None:
-    codes, factors = codes_and_scales(rows, columns, scales)
-    packed = gguf_types.pack_tq2_0(codes, factors)
-
-    again, factors_again = gguf_types.unpack_tq2_0(packed, num_scales=scales, name="x")
-
-    assert np.array_equal(again, codes)
-    assert np.array_equal(factors_again, factors)
-
-
-def test_tq2_0_refuses_scales_of_half_a_block() -> None:
-    with pytest.raises(ShapeError, match="a scale for every 128 columns"):
-        gguf_types.pack_tq2_0(*codes_and_scales(2, 512, 4))
-
-
-def test_tq2_0_refuses_columns_that_are_no_whole_blocks() -> None:
-    with pytest.raises(ShapeError, match="320 columns into blocks of 256"):
-        gguf_types.pack_tq2_0(*codes_and_scales(2, 320, 1))
-
-
-def test_q8_0_means_to_the_library_what_it_means_to_us() -> None:
-    codes = np.random.default_rng(0).integers(-127, 128, (7, 96)).astype(np.int8)
-    scales = np.linspace(0.001, 3, 7).astype(np.float16)
-
-    packed = gguf_types.pack_q8_0(codes, scales)
-    again, scales_again = gguf_types.unpack_q8_0(packed, name="x")
-
-    values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
-    assert np.array_equal(values, codes.astype(np.float32) * scales.astype(np.float32)[:, None])
-    assert np.array_equal(again, codes)
-    assert np.array_equal(scales_again, scales)
-
-
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_a_model_is_read_as_it_was_written(
     config: ModelConfig, tokenizer: Path, tmp_path: Path
@@ -192,7 +130,7 @@ def test_a_projection_is_written_in_float16(tokenizer: Path, tmp_path: Path) -> 
     tensor = read_gguf(tmp_path / "x.gguf").tensors[name]
     leaf = dict(named_leaves(load_gguf(tmp_path / "x.gguf")[1]))[name]
 
-    assert tensor.kind == gguf.GGMLQuantizationType.F16
+    assert tensor.kind == F16
     assert isinstance(leaf, Dense)
     assert np.array_equal(leaf.values, numbers)
 
