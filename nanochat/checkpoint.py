@@ -9,15 +9,11 @@ Nothing that a file says is believed before it is checked: sizes before memory i
 
 import json
 import re
-import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from nanochat import ternary
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
@@ -32,7 +28,6 @@ from nanochat.errors import (
     VersionError,
 )
 from nanochat.files import (
-    CHECKSUMS,
     DTYPES,
     MAX_HEADER_BYTES,
     Tensor,
@@ -41,6 +36,7 @@ from nanochat.files import (
     parse_json,
     read_bytes,
     read_tensors,
+    write_tensors,
 )
 from nanochat.shapes import shapes
 from nanochat.weights import (
@@ -61,9 +57,11 @@ __all__ = [
     "load",
     "load_config",
     "load_generation",
+    "load_tensors",
     "require_complete",
     "require_legal",
     "save",
+    "save_tensors",
 ]
 
 MODEL_TYPE = "nanochat-ternary"
@@ -114,35 +112,63 @@ def save(
     SaveError
         If a file cannot be written; the model that was there is untouched.
     """
-    directory = Path(directory)
-    tensors = dict(_tensors(config, weights))
     texts = {_CONFIG: {"model_type": MODEL_TYPE, "format": FORMAT, **config_to_dict(config)}}
     if generation is not None:
         texts[_GENERATION] = dict(generation)
+    save_tensors(
+        Path(directory),
+        dict(_tensors(config, weights)),
+        texts=texts,
+        others=others or {},
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def save_tensors(
+    directory: Path,
+    tensors: Mapping[str, NDArray[np.generic]],
+    *,
+    texts: Mapping[str, Mapping[str, object]],
+    others: Mapping[str, bytes],
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
+) -> None:
+    """Write tensors of any names, and the files that belong to them: all, or none.
+
+    Parameters
+    ----------
+    directory : Path
+        Made if it is not there; the tensors that it holds are replaced, other files stay.
+    tensors : mapping
+        Arrays by key.
+    texts, others : mapping
+        Content of further files by name: objects that become JSON, and bytes.
+    metadata : mapping, optional
+        Texts for the header of each file of tensors.
+    max_shard_bytes : int
+        Tensors of more bytes than this go to several files, with an index.
+
+    Raises
+    ------
+    InputError
+        If one of `texts` has no JSON form.
+    SaveError
+        If a file cannot be written; what was there is untouched.
+    """
     shards = _split(tensors, max_shard_bytes)
     if len(shards) > 1:
-        texts[_INDEX] = {
+        index = {
             "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
             "weight_map": {key: name for name, keys in shards.items() for key in keys},
         }
+        texts = {**texts, _INDEX: index}
     contents = {name: _json(value, name) for name, value in texts.items()}
     with atomic_directory(directory) as new:
-        for name, text in contents.items():
-            (new / name).write_bytes(text)
-        for name, content in (others or {}).items():
+        for name, content in {**contents, **others}.items():
             (new / name).write_bytes(content)
         for name, keys in shards.items():
             part = {key: tensors[key] for key in keys}
-            checksums = json.dumps({key: zlib.crc32(array.data) for key, array in part.items()})
-            try:
-                # One entry: the library writes several in random order.
-                save_file(part, new / name, metadata={CHECKSUMS: checksums})
-            except SafetensorError as error:
-                raise SaveError(
-                    f"cannot write {directory / name}: {error}; free space or pass another path"
-                ) from error
-            # The library makes its files private to their owner.
-            shutil.copymode(new / _CONFIG, new / name)
+            write_tensors(new / name, part, metadata=metadata or {})
     _remove_others(directory, {*contents, *shards})
 
 
@@ -167,7 +193,7 @@ def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     """
     directory = Path(directory)
     config = load_config(directory)
-    tensors = _read_all(directory)
+    tensors = load_tensors(directory)
     specs = shapes(config)
     _check_keys(specs, tensors, directory)
     for tensor in tensors.values():
@@ -176,6 +202,48 @@ def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     for name, leaf in named_leaves(weights):
         require_legal(name, leaf)
     return config, weights
+
+
+def load_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor that `save_tensors` has written, by key: mapped, not read.
+
+    Raises
+    ------
+    FormatError
+        If a file is missing, truncated or corrupt, or the index does not fit the files.
+    """
+    single, index = directory / _SINGLE, directory / _INDEX
+    if exists(single) and exists(index):
+        raise FormatError(
+            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
+        )
+    if not exists(index):
+        return read_tensors(single)
+    data = parse_json(read_bytes(index, limit=MAX_HEADER_BYTES), str(index))
+    homes = data.get("weight_map")
+    if not isinstance(homes, dict):
+        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, homes.values()))):
+        # Only names of this form, so that no index can lead out of its directory.
+        if not _SHARD.fullmatch(name):
+            raise FormatError(
+                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
+                "or alike; do not use this model"
+            )
+        for key, tensor in read_tensors(directory / name).items():
+            if homes.get(key) != name:
+                raise FormatError(
+                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
+                    "fetch both again"
+                )
+            tensors[key] = tensor
+    missing = sorted(homes.keys() - tensors.keys())
+    if missing:
+        raise FormatError(
+            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
+        )
+    return tensors
 
 
 def load_config(directory: str | Path) -> ModelConfig:
@@ -282,18 +350,16 @@ def _tensors(
 def _arrays(name: str, leaf: Stored) -> dict[str, NDArray[np.generic]]:
     match leaf:
         case Ternary():
-            arrays = {f"{name}.codes": leaf.packed, f"{name}.scales": leaf.scales}
+            return {f"{name}.codes": leaf.packed, f"{name}.scales": leaf.scales}
         case Int8():
-            arrays = {f"{name}.codes": leaf.codes, f"{name}.scales": leaf.scales}
+            return {f"{name}.codes": leaf.codes, f"{name}.scales": leaf.scales}
         case Dense():
-            arrays = {name: leaf.values}
+            return {name: leaf.values}
         case Latent():
             raise InputError(
                 f"{name} is latent: a model directory holds rounded weights; pass freeze(weights), "
                 "from nanochat.init"
             )
-    # The writer copies memory without a look at strides.
-    return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
 
 
 def _dtype(array: NDArray[np.generic]) -> str:
@@ -349,42 +415,6 @@ def _remove_others(directory: Path, written: set[str]) -> None:
                     f"cannot delete {path}, of the model that was replaced: {error.strerror}; "
                     "delete it, or the new model will not load"
                 ) from error
-
-
-def _read_all(directory: Path) -> dict[str, Tensor]:
-    """Return every tensor of the model's files."""
-    single, index = directory / _SINGLE, directory / _INDEX
-    if exists(single) and exists(index):
-        raise FormatError(
-            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
-        )
-    if not exists(index):
-        return read_tensors(single)
-    data = parse_json(read_bytes(index, limit=MAX_HEADER_BYTES), str(index))
-    homes = data.get("weight_map")
-    if not isinstance(homes, dict):
-        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, homes.values()))):
-        # Only names of this form, so that no index can lead out of its directory.
-        if not _SHARD.fullmatch(name):
-            raise FormatError(
-                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
-                "or alike; do not use this model"
-            )
-        for key, tensor in read_tensors(directory / name).items():
-            if homes.get(key) != name:
-                raise FormatError(
-                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
-                    "fetch both again"
-                )
-            tensors[key] = tensor
-    missing = sorted(homes.keys() - tensors.keys())
-    if missing:
-        raise FormatError(
-            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
-        )
-    return tensors
 
 
 def _check_keys(specs: Weights[Spec], tensors: Mapping[str, Tensor], directory: Path) -> None:

@@ -35,11 +35,13 @@ __all__ = [
     "read_bytes",
     "read_tensors",
     "require_file",
+    "write_tensors",
 ]
 
 # Types of a model's tensors, by their names in the format.
 DTYPES: Mapping[str, type[np.generic]] = {
     "F32": np.float32,
+    "U32": np.uint32,
     "F16": np.float16,
     "I8": np.int8,
     "U8": np.uint8,
@@ -257,6 +259,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: {data.size} bytes follow the header, which describes {position}; fetch the file again"
         )
     return tensors
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[np.generic]], *, metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file with a CRC-32 of each tensor; the same tensors give the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write; see `atomic_file` and `atomic_directory` for writing it whole or not at all.
+    tensors : mapping
+        Arrays of `DTYPES` by key.
+    metadata : mapping
+        Further texts for the header.
+    """
+    # The order of `DTYPES` is that of the format's library, from wide to narrow, so that every tensor is aligned.
+    names = {np.dtype(dtype): (order, name) for order, (name, dtype) in enumerate(DTYPES.items())}
+    arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+    order = sorted(arrays, key=lambda key: (names[arrays[key].dtype], key))
+    checksums = json.dumps({key: zlib.crc32(array.data) for key, array in arrays.items()})
+    header: dict[str, object] = {"__metadata__": {CHECKSUMS: checksums, **metadata}}
+    end = 0
+    for key in order:
+        start, end = end, end + arrays[key].nbytes
+        header[key] = {
+            "dtype": names[arrays[key].dtype][1],
+            "shape": arrays[key].shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            file.write(arrays[key].data)
 
 
 @contextmanager

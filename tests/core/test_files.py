@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import (
@@ -16,6 +20,8 @@ from nanochat.files import (
     exists,
     parse_json,
     read_bytes,
+    read_tensors,
+    write_tensors,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +137,47 @@ def test_a_failed_directory_leaves_all_old_files(tmp_path: Path) -> None:
 
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
+
+
+TENSORS: dict[str, NDArray[np.generic]] = {
+    "byte": np.arange(3, dtype=np.uint8),
+    "code": np.arange(-2, 3, dtype=np.int8),
+    "scale": np.ones((2, 1), np.float16),
+    "word": np.arange(4, dtype=np.uint32).reshape(2, 2),
+    "ünit": np.arange(6, dtype=np.float32).reshape(2, 3)[:, ::2],
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", TENSORS, metadata={"format": "pt"})
+
+    tensors = read_tensors(tmp_path / "x")
+
+    assert tensors.keys() == TENSORS.keys()
+    for key, tensor in tensors.items():
+        tensor.verify()
+        assert tensor.checksum is not None
+        assert tensor.array().dtype == TENSORS[key].dtype
+        assert np.array_equal(tensor.array(), TENSORS[key])
+
+
+def test_a_file_of_tensors_has_the_library_s_bytes(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "ours", TENSORS, metadata={})
+    with safe_open(tmp_path / "ours", "np") as file:
+        metadata = file.metadata()
+
+    contiguous = {key: np.ascontiguousarray(array) for key, array in TENSORS.items()}
+    save_file(contiguous, tmp_path / "library", metadata=metadata)
+
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "library").read_bytes()
+
+
+def test_the_library_reads_further_metadata(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x", TENSORS, metadata={"format": "mlx"})
+
+    with safe_open(tmp_path / "x", "np") as file:
+        assert file.metadata()["format"] == "mlx"
 
 
 def test_a_path_under_a_file_cannot_be_written(tmp_path: Path) -> None:
