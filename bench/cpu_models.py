@@ -11,7 +11,6 @@ from pathlib import Path
 
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
-from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.llama_cpp_file import write_model
 from bench.random_model import random_packed_weights
 from bench.result import Result
@@ -20,6 +19,7 @@ from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.config import ModelConfig
+from nanochat.export.llama_cpp import LlamaCpp
 from nanochat.generation import Engine
 from nanochat.presets import preset
 from nanochat.shapes import shapes

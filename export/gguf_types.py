@@ -270,8 +270,9 @@ def _unpack_tq1_0(packed: NDArray[np.uint8], name: str) -> NDArray[np.int8]:
 
 def _join(digits: NDArray[np.uint8], *, axis: int) -> NDArray[np.uint8]:
     """Four digits to a byte, lowest bits first."""
-    first, second, third, fourth = np.moveaxis(digits, axis, 0)
-    return first | second << 2 | third << 4 | fourth << 6
+    shifts = _SHIFTS.reshape(-1, *[1] * (digits.ndim - 1 - axis))
+    joined: NDArray[np.uint8] = np.bitwise_or.reduce(digits << shifts, axis=axis)
+    return joined
 
 
 def _split(packed: NDArray[np.uint8], shifts: NDArray[np.uint8]) -> NDArray[np.int8]:

@@ -95,9 +95,14 @@ def _fetch(package: Package) -> bytes:
 
 
 def _unpack(archive: bytes, package: Package, folder: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        for member in tar.getmembers():
-            name = member.name.removeprefix(_ROOT)
-            if member.isfile() and any(fnmatch(name, pattern) for pattern in package.files):
-                member.name = name
-                tar.extract(member, folder, filter="data")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar.getmembers():
+                name = member.name.removeprefix(_ROOT)
+                if member.isfile() and any(fnmatch(name, pattern) for pattern in package.files):
+                    member.name = name
+                    tar.extract(member, folder, filter="data")
+    except tarfile.TarError as error:
+        raise BackendError(
+            f"{package.url} cannot be unpacked ({error}): do not use this version"
+        ) from error

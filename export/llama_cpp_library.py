@@ -15,8 +15,8 @@ from ctypes import c_void_p as pointer
 from functools import cache
 from pathlib import Path
 
-from bench.peers.llama_cpp_install import library_folder
 from nanochat.errors import BackendError
+from nanochat.export.llama_cpp_install import library_folder
 
 __all__ = ["last_error", "library", "processor_library"]
 
@@ -128,12 +128,22 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "llama_init_from_model": (pointer, (pointer, _ContextParameters)),
     "llama_log_set": (None, (pointer, pointer)),
     "llama_memory_clear": (None, (pointer, c_bool)),
+    "llama_model_chat_template": (c_char_p, (pointer, c_char_p)),
     "llama_model_default_params": (_ModelParameters, ()),
     "llama_model_free": (None, (pointer,)),
     "llama_model_get_vocab": (pointer, (pointer,)),
     "llama_model_load_from_file": (pointer, (c_char_p, _ModelParameters)),
+    "llama_tokenize": (
+        c_int32,
+        (pointer, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool),
+    ),
     "llama_version": (c_char_p, ()),
+    "llama_vocab_bos": (c_int32, (pointer,)),
+    "llama_vocab_eos": (c_int32, (pointer,)),
+    "llama_vocab_eot": (c_int32, (pointer,)),
+    "llama_vocab_is_eog": (c_bool, (pointer, c_int32)),
     "llama_vocab_n_tokens": (c_int32, (pointer,)),
+    "llama_vocab_pad": (c_int32, (pointer,)),
 }
 # They are in the file of the processor's generation.
 _PROCESSOR_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
