@@ -13,9 +13,11 @@ from typing import Any
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 
-__all__ = ["NAMES", "choose", "get", "unavailable"]
+__all__ = ["GRAPHS", "NAMES", "choose", "get", "unavailable"]
 
 NAMES = ("torch", "mlx", "numba", "reference")
+# What runs a whole exported graph, and not the operations of `nanochat.ops`.
+GRAPHS = ("onnx",)
 
 # Backends whose number of threads can be chosen.
 _THREADED = ("numba", "torch")
@@ -25,7 +27,10 @@ _FIX = {
     "torch": "pip install 'nanochat-ternary[torch]'",
     "mlx": "pip install 'nanochat-ternary[mlx]'",
     "numba": "pip install numba",
+    "onnx": "pip install 'nanochat-ternary[onnx]'",
 }
+# What a backend's module is called, where that is another name.
+_MODULES = {"mlx": "mlx.core", "onnx": "onnxruntime"}
 
 # Where a CUDA driver shows on Linux: as usual, in some containers, and in WSL.
 _DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -39,17 +44,19 @@ def unavailable(name: str) -> str | None:
     BackendError
         If there is no backend of that name.
     """
-    if name not in NAMES:
-        raise BackendError(f"unknown backend {name!r}: choose auto or one of {', '.join(NAMES)}")
+    if name not in (*NAMES, *GRAPHS):
+        raise BackendError(
+            f"unknown backend {name!r}: choose auto or one of {', '.join((*NAMES, *GRAPHS))}"
+        )
     if name == "reference":
         return None
-    module = "mlx.core" if name == "mlx" else name
     try:
-        found = importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(_MODULES.get(name, name)) is not None
     except ModuleNotFoundError:
         found = False
     if not found:
-        return f"the package {name} is not installed: {_FIX[name]}"
+        package = _MODULES.get(name, name).partition(".")[0]
+        return f"the package {package} is not installed: {_FIX[name]}"
     return None
 
 
@@ -102,6 +109,11 @@ def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, 
         If `num_threads` is no number from 1 to 256.
     """
     chosen, _ = choose(name)
+    if chosen in GRAPHS:
+        raise BackendError(
+            f"backend {chosen!r} runs a whole graph and has no operations of its own: load a model with "
+            f"nanochat.from_pretrained(..., backend={chosen!r})"
+        )
     if num_threads is not None:
         _check_threads(chosen, num_threads)
     # Late on purpose: a framework is loaded only when its backend is asked for.
@@ -137,7 +149,7 @@ def _check_threads(name: str, num_threads: int) -> None:
 
 def _require(name: str) -> str:
     if unavailable(name) is not None:
-        reasons = "; ".join(f"{n}: {unavailable(n) or 'available'}" for n in NAMES)
+        reasons = "; ".join(f"{n}: {unavailable(n) or 'available'}" for n in (*NAMES, *GRAPHS))
         raise BackendError(f"backend {name!r} cannot run here ({reasons})")
     return name
 

@@ -13,7 +13,8 @@ from bench.curves import Curve, draw_curves
 from bench.result import Result, table
 from bench.tolerances import rms_error
 from nanochat import from_pretrained
-from nanochat.lm import Model, load_parts
+from nanochat.lm import Model
+from nanochat.loading import load_parts
 from nanochat.zoo.hub import resolve
 
 __all__ = ["LOGS", "plot", "run", "table"]
@@ -74,8 +75,13 @@ def run(quick: bool) -> Iterator[Result]:  # noqa: ARG001
 def _without_mixing() -> float:
     """RMS ratio on a short piece of Rust, on the reference backend."""
     model = from_pretrained("nanochat-tiny", backend="reference")
-    config, weights, tokenizer = load_parts(resolve("nanochat-tiny"))
-    unmixed = Model(replace(config, mixer="identity"), weights, tokenizer, backend="reference")
+    parts = load_parts(resolve("nanochat-tiny"))
+    unmixed = Model(
+        replace(parts.config, mixer="identity"),
+        parts.weights,
+        parts.tokenizer,
+        backend="reference",
+    )
     ids = model.encode_prompt(_RUST)
     return rms_error(unmixed.logits(ids), model.logits(ids))
 

@@ -6,20 +6,22 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError, ShapeError
 from nanochat.export.source import Source
 from nanochat.generation import Engine, Runner
-from nanochat.shapes import shapes
+from nanochat.model import forward
+from nanochat.ops import Ops
+from nanochat.shapes import num_parameters, shapes
 from nanochat.weights import named_leaves
 
-__all__ = ["Artefact", "Parity", "Report", "check_parity", "compare", "least_equal"]
+__all__ = ["Artefact", "Parity", "Report", "check_parity", "compare", "greedy", "least_equal"]
 
 State = TypeVar("State")
 
@@ -113,6 +115,8 @@ class Parity:
     ----------
     runtime : str
         Where it ran.
+    reference : str
+        The backend that it was compared with.
     report : Report
         Of the logits of a prompt.
     tokens, expected_tokens : tuple of int
@@ -120,6 +124,7 @@ class Parity:
     """
 
     runtime: str
+    reference: str
     report: Report
     tokens: tuple[int, ...]
     expected_tokens: tuple[int, ...]
@@ -138,6 +143,7 @@ class Parity:
         """All of it, ready for JSON."""
         return {
             "runtime": self.runtime,
+            "reference": self.reference,
             **dataclasses.asdict(self.report),
             "tokens": list(self.tokens),
             "expected_tokens": list(self.expected_tokens),
@@ -147,7 +153,7 @@ class Parity:
 
     def __str__(self) -> str:
         text = "the same greedy text" if self.same_text else "another greedy text"
-        return f"in {self.runtime}, {self.report}; {text}"
+        return f"{self.runtime} beside {self.reference}, {self.report}; {text}"
 
 
 # The fixed prompt. Its tokens depend on the model's tokenizer.
@@ -158,6 +164,8 @@ _PROMPT_TOKENS = 32
 # Tokens of the prompt that text is generated from, and how many.
 _BEGINNING = 8
 _GENERATED = 16
+# Parameters from which on the compiled backend stands for the reference.
+_LARGE = 100_000_000
 
 
 def check_parity(source: Source, artefact: Artefact) -> Parity:
@@ -172,8 +180,8 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     NumericError, ShapeError
         As for `compare`.
     """
-    ops = ReferenceOps()
     config = source.config
+    name, ops = _reference(config)
     reference = Engine(config, ops.prepare(source.weights), ops)
     ids = [source.tokenizer.bos, *source.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
@@ -181,9 +189,9 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     if artefact.exact and len(ids) > 1:
         pairs = sorted(set(itertools.pairwise(ids)))
         # The second token of each: where a token stands matters from there on.
+        expected = forward(ops.tokens(np.array(pairs, np.int64)), reference.weights, config, ops)
         short = compare(
-            np.stack([reference.logits(pair)[1] for pair in pairs]),
-            np.stack([artefact.logits(pair)[1] for pair in pairs]),
+            ops.numpy(expected)[:, 1], np.stack([artefact.logits(pair)[1] for pair in pairs])
         )
         report = dataclasses.replace(
             report, share_equal=short.share_equal, least_equal=least_equal(config)
@@ -192,9 +200,10 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     num_tokens = min(_GENERATED, config.context_length - len(beginning))
     return Parity(
         runtime=artefact.runtime,
+        reference=name,
         report=report,
         tokens=tuple(artefact.greedy(beginning, num_tokens=num_tokens)),
-        expected_tokens=tuple(_greedy(reference, beginning, num_tokens)),
+        expected_tokens=tuple(greedy(reference, beginning, num_tokens=num_tokens)),
     )
 
 
@@ -210,14 +219,21 @@ def least_equal(config: ModelConfig) -> float:
     return share if share > 0.02 else 0.0
 
 
-def _greedy(engine: Runner[State], ids: Sequence[int], num_tokens: int) -> list[int]:
+def _reference(config: ModelConfig) -> tuple[str, Ops[Any, Any, Any]]:
+    """The reference backend; for models so large that it would take minutes, the compiled one, which agrees with it."""
+    large = num_parameters(config) > _LARGE
+    name = "numba" if large and backends.unavailable("numba") is None else "reference"
+    return name, backends.get(name)
+
+
+def greedy(runner: Runner[State], ids: Sequence[int], *, num_tokens: int) -> list[int]:
     """What a model writes; special tokens do not end it, so that there is something to compare."""
-    state, logits = engine.prefill(ids, capacity=len(ids) + num_tokens)
+    state, logits = runner.prefill(ids, capacity=len(ids) + num_tokens)
     tokens: list[int] = []
     for _ in range(num_tokens):
         tokens.append(int(logits.argmax()))
         if len(tokens) < num_tokens:
-            logits = engine.decode(tokens[-1:], state)[0]
+            logits = runner.decode(tokens[-1:], state)[0]
     return tokens
 
 

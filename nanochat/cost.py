@@ -28,7 +28,7 @@ from nanochat.ops import Storage
 from nanochat.shapes import shapes
 from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
 
-__all__ = ["Cost", "cost", "leaf_bytes"]
+__all__ = ["Cost", "TensorClass", "cost", "leaf_bytes", "tensor_classes"]
 
 _FLOAT32_BYTES = 4
 _FLOAT16_BYTES = 2
@@ -83,6 +83,30 @@ class Cost:
         return self.ternary_bytes + self.int8_bytes + self.dense_bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class TensorClass:
+    """The tensors that stand in the same place of every layer.
+
+    Parameters
+    ----------
+    name : str
+        Their path without the layer's number, such as ``layers.mixer.q``.
+    kind : {"ternary", "int8", "dense"}
+        What they are stored as.
+    format : str
+        The same in words.
+    tensors, parameters, bytes : int
+        How many there are, and what they hold together.
+    """
+
+    name: str
+    kind: LeafKind
+    format: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
 def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") -> Cost:
     """What a model of this configuration costs.
 
@@ -130,6 +154,33 @@ def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") ->
         + kv_bytes * context
         + rest * _FLOAT32_BYTES,
     )
+
+
+def tensor_classes(config: ModelConfig) -> list[TensorClass]:
+    """What a model of this configuration stores, by the place of its tensors, in the order of the weights."""
+    groups: dict[tuple[str, str], list[Spec]] = {}
+    for path, spec in named_leaves(shapes(config)):
+        name = ".".join(part for part in path.split(".") if not part.isdigit())
+        groups.setdefault((name, _format(spec)), []).append(spec)
+    return [
+        TensorClass(
+            name=name,
+            kind=specs[0].kind,
+            format=form,
+            tensors=len(specs),
+            parameters=sum(math.prod(spec.shape) for spec in specs),
+            bytes=sum(leaf_bytes(spec) for spec in specs),
+        )
+        for (name, form), specs in groups.items()
+    ]
+
+
+def _format(spec: Spec) -> str:
+    if spec.kind == "dense":
+        return spec.dtype
+    if spec.kind == "int8":
+        return "int8, a float16 scale per row"
+    return f"ternary, 2 bits, a float16 scale per {spec.weight_block} columns"
 
 
 def _numbers(leaves: Iterable[Spec], kind: LeafKind) -> int:

@@ -9,7 +9,16 @@ Legend: B sequences, T tokens, V vocabulary.
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypedDict, TypeVar, Unpack, get_args
+from typing import (
+    Generic,
+    Literal,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    runtime_checkable,
+)
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +101,7 @@ class Piece:
     finish_reason: FinishReason | None
 
 
+@runtime_checkable
 class Runner(Protocol[State]):
     """A model at work: `Engine` on a backend, or a whole graph in a runtime of its own.
 

@@ -5,6 +5,7 @@ Everything else is below: a `Model` joins a configuration, stored weights, a tok
 
 import logging
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +17,25 @@ from numpy.typing import NDArray
 from nanochat import backends, checkpoint
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
-from nanochat.cost import cost, leaf_bytes
-from nanochat.errors import ConfigError, ContextLengthError, InputError
-from nanochat.files import exists, read_bytes
-from nanochat.generation import Engine, Options, Piece, check_ids, generate
+from nanochat.cost import cost, tensor_classes
+from nanochat.errors import BackendError, ConfigError, ContextLengthError, InputError
+from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
+from nanochat.loading import Parts, default_generation, load_parts, onnx_file
 from nanochat.ops import Ops, Storage
-from nanochat.shapes import shapes
 from nanochat.tokenizer import Tokenizer
-from nanochat.weights import LeafKind, Spec, Stored, Weights, named_leaves
+from nanochat.weights import Stored, Weights
 
 __all__ = [
     "Model",
     "Score",
-    "TensorClass",
     "from_pretrained",
-    "load_parts",
     "save_model",
-    "tensor_classes",
 ]
 
 _LOGGER = logging.getLogger(__name__)
 _CARD = "README.md"
-_MAX_CARD_BYTES = 2**20
+_ONNX = "onnx"
 # Rows of logits that are turned into probabilities at once, which bounds the float64 copy.
 _SCORED_ROWS = 64
 
@@ -76,30 +73,6 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorClass:
-    """The tensors that stand in the same place of every layer.
-
-    Parameters
-    ----------
-    name : str
-        Their path without the layer's number, such as ``layers.mixer.q``.
-    kind : {"ternary", "int8", "dense"}
-        What they are stored as.
-    format : str
-        The same in words.
-    tensors, parameters, bytes : int
-        How many there are, and what they hold together.
-    """
-
-    name: str
-    kind: LeafKind
-    format: str
-    tensors: int
-    parameters: int
-    bytes: int
-
-
 class Model:
     """A language model, ready to run.
 
@@ -111,8 +84,8 @@ class Model:
         Latent leaves are rounded, as for a checkpoint.
     tokenizer : Tokenizer
         The one that the model was trained with.
-    backend : str or Ops
-        A name for `nanochat.backends.choose`, or a backend of one's own.
+    backend : str, Ops or Runner
+        A name for `nanochat.backends.choose`, a backend of one's own, or the same model at work somewhere else.
     name : str
         For messages.
     kv_cache : {"float32", "float16", "int8"}
@@ -125,8 +98,8 @@ class Model:
     ----------
     config, weights, tokenizer, name
         As given.
-    engine : Engine
-        The prepared weights on the backend, for callers that bring their own tokens.
+    engine : Runner
+        The model at work, for callers that bring their own tokens.
 
     Raises
     ------
@@ -144,7 +117,7 @@ class Model:
         weights: Weights[Stored],
         tokenizer: Tokenizer,
         *,
-        backend: str | Ops[Any, Any, Any] = "auto",
+        backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
         name: str = "model",
         kv_cache: Storage = "float32",
         num_threads: int | None = None,
@@ -160,18 +133,18 @@ class Model:
         self.name = name
         if isinstance(backend, str):
             self._backend, self._reason = backends.choose(backend)
-            ops = backends.get(self._backend, num_threads=num_threads)
+            backend = backends.get(self._backend, num_threads=num_threads)
         else:
             self._backend, self._reason = type(backend).__name__, "given"
-            ops = backend
-        self.engine = Engine(config, ops.prepare(self.weights), ops, kv_cache=kv_cache)
+        self.engine: Runner[Any]
+        if isinstance(backend, Runner):
+            self.engine = backend
+            self._backend = getattr(backend, "name", self._backend)
+        else:
+            prepared = backend.prepare(self.weights)
+            self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
         self._card = b""
-        self._generation: Mapping[str, object] = {
-            "bos_token_id": tokenizer.bos,
-            "eos_token_id": [tokenizer.eos, tokenizer.end],
-            "pad_token_id": tokenizer.pad,
-            "do_sample": False,
-        }
+        self._generation: Mapping[str, object] = default_generation(tokenizer)
         _LOGGER.info("%s runs on %s: %s", name, self._backend, self._reason)
 
     @classmethod
@@ -179,7 +152,7 @@ class Model:
         cls,
         name: str | Path,
         *,
-        backend: str | Ops[Any, Any, Any] = "auto",
+        backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
         kv_cache: Storage = "float32",
         num_threads: int | None = None,
         revision: str | None = None,
@@ -193,10 +166,11 @@ class Model:
         Parameters
         ----------
         name : str or Path
-            A directory, a ``.gguf`` file, a name of the catalog such as ``nanochat-tiny``, or ``owner/name`` on the
-            Hugging Face Hub. What exists on disk comes first.
-        backend : str or Ops
-            See `Model`.
+            A directory, a ``.gguf`` or ``.onnx`` file, a name of the catalog such as ``nanochat-tiny``, or
+            ``owner/name`` on the Hugging Face Hub. What exists on disk comes first.
+        backend : str, Ops or Runner
+            See `Model`. "onnx" is ONNX Runtime, which runs a graph; what is no ``.onnx`` file is exported to one first.
+            "auto" takes it for such a file, and for nothing else.
         kv_cache : {"float32", "float16", "int8"}
             See `Model`.
         num_threads : int, optional
@@ -224,21 +198,22 @@ class Model:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        config, weights, tokenizer = load_parts(path)
+        parts = load_parts(path)
+        if isinstance(backend, str):
+            chosen = _ONNX if backend == "auto" and onnx_file(path) else backends.choose(backend)[0]
+            if chosen == _ONNX:
+                backend = _onnx_engine(path, parts, str(name), kv_cache, num_threads)
         model = cls(
-            config,
-            weights,
-            tokenizer,
+            parts.config,
+            parts.weights,
+            parts.tokenizer,
             backend=backend,
             name=str(name),
             kv_cache=kv_cache,
             num_threads=num_threads,
         )
-        if path.suffix == ".gguf":
-            return model
-        model._generation = checkpoint.load_generation(path) or model._generation
-        if exists(path / _CARD):
-            model._card = read_bytes(path / _CARD, limit=_MAX_CARD_BYTES)
+        model._generation = parts.generation
+        model._card = parts.card
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -383,7 +358,7 @@ class Model:
             "name": self.name,
             "backend": self._backend,
             "backend_reason": self._reason,
-            "device": _device(self.engine.ops),
+            "device": _device(self.engine),
             "parameters": sum(c.parameters for c in classes),
             "bytes": sum(c.bytes for c in classes),
             "context_length": self.config.context_length,
@@ -395,25 +370,6 @@ class Model:
 
 
 from_pretrained = Model.from_pretrained
-
-
-def load_parts(path: Path) -> tuple[ModelConfig, Weights[Stored], Tokenizer]:
-    """Read a model directory or a ``.gguf`` file without preparing it for a backend.
-
-    Raises
-    ------
-    FormatError
-        If a file is damaged.
-    ModelNotFoundError
-        If there is none.
-    """
-    if path.suffix == ".gguf":
-        # Late, because the exporters need packages that running a model directory does not.
-        from nanochat.export.gguf import load_gguf
-
-        return load_gguf(path)
-    config, weights = checkpoint.load(path)
-    return config, weights, Tokenizer.load(path)
 
 
 def save_model(
@@ -447,35 +403,36 @@ def save_model(
     checkpoint.save(directory, config, weights, generation=generation, others=others)
 
 
-def tensor_classes(config: ModelConfig) -> list[TensorClass]:
-    """What a model of this configuration stores, by the place of its tensors, in the order of the weights."""
-    groups: dict[tuple[str, str], list[Spec]] = {}
-    for path, spec in named_leaves(shapes(config)):
-        name = ".".join(part for part in path.split(".") if not part.isdigit())
-        groups.setdefault((name, _format(spec)), []).append(spec)
-    return [
-        TensorClass(
-            name=name,
-            kind=specs[0].kind,
-            format=form,
-            tensors=len(specs),
-            parameters=sum(math.prod(spec.shape) for spec in specs),
-            bytes=sum(leaf_bytes(spec) for spec in specs),
+def _onnx_engine(
+    path: Path, parts: Parts, name: str, kv_cache: Storage, num_threads: int | None
+) -> Runner[Any]:
+    """Run a model's graph in ONNX Runtime: the file at `path`, or one that is written for it and forgotten."""
+    from nanochat.export.onnx import export_onnx
+    from nanochat.export.onnx_engine import OnnxEngine
+    from nanochat.export.source import Source
+
+    if kv_cache != "float32":
+        raise BackendError(
+            f"kv_cache={kv_cache!r}, but an exported graph keeps keys and values in float32: leave kv_cache out, or "
+            "choose another backend"
         )
-        for (name, form), specs in groups.items()
-    ]
+    file = onnx_file(path)
+    if file is not None:
+        return OnnxEngine(file, num_threads=num_threads)
+    source = Source(
+        name=name,
+        config=parts.config,
+        weights=parts.weights,
+        tokenizer=parts.tokenizer,
+        generation=parts.generation,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(source, Path(folder) / "model.onnx")
+        return OnnxEngine(Path(folder) / "model.onnx", num_threads=num_threads)
 
 
-def _format(spec: Spec) -> str:
-    if spec.kind == "dense":
-        return spec.dtype
-    if spec.kind == "int8":
-        return "int8, a float16 scale per row"
-    return f"ternary, 2 bits, a float16 scale per {spec.weight_block} columns"
-
-
-def _device(ops: Ops[Any, Any, Any]) -> str:
-    return str(getattr(ops, "device", "cpu"))
+def _device(engine: Runner[Any]) -> str:
+    return str(getattr(getattr(engine, "ops", engine), "device", "cpu"))
 
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:

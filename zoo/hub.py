@@ -10,7 +10,7 @@ from nanochat import __version__
 from nanochat.errors import ModelNotFoundError, SaveError
 from nanochat.zoo.catalog import CATALOG, directory, similar, ways_on
 
-__all__ = ["FILES", "resolve"]
+__all__ = ["FILES", "is_repo", "resolve"]
 
 # What a model directory holds; nothing else is fetched, so nothing else can be run or read by accident.
 FILES = (
@@ -21,9 +21,14 @@ FILES = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "nanochat.json",
     "README.md",
 )
 
+# Models that are one file.
+_SUFFIXES = (".gguf", ".onnx")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,13 +42,13 @@ def resolve(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """Return the model directory or ``.gguf`` file that a name stands for, fetched if need be.
+    """Return the directory, ``.gguf`` or ``.onnx`` file that a name stands for, fetched if need be.
 
     Parameters
     ----------
     name : str
-        In this order: the path of a directory or ``.gguf`` file that exists, a name of the catalog, or ``owner/name``
-        on the Hugging Face Hub, perhaps with ``@revision``.
+        In this order: the path of a directory, ``.gguf`` or ``.onnx`` file that exists, a name of the catalog, or
+        ``owner/name`` on the Hugging Face Hub, perhaps with ``@revision``.
     revision : str, optional
         Branch, tag or commit on the Hub; absent is the main branch. Nothing but a model of the Hub has one.
     token : str, optional
@@ -79,7 +84,7 @@ def resolve(
         return path
     if entry is not None and entry.repo is not None:
         repo = entry.repo
-    if not _REPO.fullmatch(repo):
+    if not is_repo(repo):
         if suffix and _on_disk(repo) is not None:
             raise _without_revisions(repo, suffix, "it is on this disk")
         raise _unknown(name)
@@ -97,11 +102,16 @@ def resolve(
     )
 
 
+def is_repo(name: str) -> bool:
+    """Whether a name has the form ``owner/name``."""
+    return _REPO.fullmatch(name) is not None
+
+
 def _on_disk(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         # An empty name would be the current directory.
-        if (name and path.is_dir()) or (path.suffix == ".gguf" and path.is_file()):
+        if (name and path.is_dir()) or (path.suffix in _SUFFIXES and path.is_file()):
             return path
     except (OSError, ValueError, RuntimeError):
         # No file can have such a name: too long, with a null character, of an unknown user.
@@ -117,14 +127,9 @@ def _without_revisions(name: str, revision: str | None, where: str) -> ModelNotF
 
 
 def _unknown(name: str) -> ModelNotFoundError:
-    if name.endswith(".onnx"):
+    if name.startswith(("/", ".", "~")) or name.endswith(_SUFFIXES):
         return ModelNotFoundError(
-            f"{name:.200}: a .onnx file is for other programs and cannot be loaded back; pass the model directory "
-            "or .gguf file that it was exported from"
-        )
-    if name.startswith(("/", ".", "~")) or name.endswith(".gguf"):
-        return ModelNotFoundError(
-            f"{name:.200}: no such directory or .gguf file; pass the path of a model"
+            f"{name:.200}: no such directory, .gguf or .onnx file; pass the path of a model"
         )
     close = similar(name)
     if close:

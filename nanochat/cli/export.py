@@ -1,9 +1,9 @@
-"""This file holds `nanochat-export`: a model becomes one file for another runtime."""
+"""This file holds `nanochat-export`: a model becomes a file or a folder for another runtime."""
 
 import dataclasses
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,35 +12,29 @@ import click
 from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
-from nanochat.errors import InputError, SaveError
+from nanochat.errors import InputError
 
 if TYPE_CHECKING:
-    from nanochat.config import ModelConfig
-    from nanochat.export.verify import Report
-    from nanochat.tokenizer import Tokenizer
-    from nanochat.weights import Stored, Weights
+    from nanochat.export.formats import Exported, Progress
+    from nanochat.export.source import Source
 
 __all__ = ["export", "main"]
 
+# The options that have a meaning for some formats only. Repeated here because --help must not load the exporters.
 _FORMATS = {
-    "gguf": {"ternary": "TQ2_0", "int8": "Q8_0", "dense": "F32", "float16": "F16"},
-    "onnx": {
-        "ternary": "MatMulNBits, 2 bits, blocks of 128",
-        "int8": "8 bits, blocks of 128",
-        "dense": "float32",
-        "float16": "float16",
-    },
+    "gguf": ("outtype", "tables", "runtime"),
+    "onnx": ("target",),
+    "mlx": ("runtime",),
+    "hf": ("runtime",),
+    "web": (),
 }
 _EXAMPLES = """\b
 Examples:
   nanochat-export --format gguf nanochat-tiny
-  nanochat-export --format onnx --out build/model.onnx path/to/model
+  nanochat-export --format gguf --outtype q2_0 --runtime llama.cpp path/to/model
+  nanochat-export --format onnx --out build/tiny-onnx nanochat-tiny
+  nanochat-export --format web nanochat-tiny && python -m http.server -d nanochat-tiny-web
 """
-# What the two are compared on.
-_SAMPLE = (
-    'fn main() { println!("The quick brown fox jumps over the lazy dog."); } // 0123456789\n' * 4
-)
-_SAMPLE_TOKENS = 32
 
 
 @click.command(epilog=_EXAMPLES)
@@ -50,87 +44,111 @@ _SAMPLE_TOKENS = 32
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write or replace.  [default: the model's name, here]",
+    type=click.Path(path_type=Path),
+    help="File or folder to write or replace.  [default: named after the model, here]",
+)
+@click.option(
+    "--outtype",
+    type=click.Choice(["tq2_0", "tq1_0", "q2_0", "f16"]),
+    help="GGUF: type of ternary matrices; q2_0 is for GPUs, f16 for everything.  [default: tq2_0]",
+)
+@click.option(
+    "--tables",
+    type=click.Choice(["q8_0", "f16"]),
+    help="GGUF: type of embedding and head.  [default: the one that is exact]",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"]),
+    help="GGUF, MLX, HF: who must run it, unmodified.  [default: auto, the format's own where it can]",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["ort", "standard"]),
+    help="ONNX: ONNX Runtime's fast operators, or those of the standard alone.  [default: ort]",
+)
+@click.option(
+    "--unroll-loop",
+    is_flag=True,
+    help="Write the looped layers of a LoopLM once for every loop: larger, and any runtime can run it.",
+)
+@click.option(
+    "--exit-threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="1 runs all loops for every token of a model whose tokens may leave early.",
 )
 @click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Run the file and compare its logits with the model's.",
+    help="Run what was written and compare it with the model.",
 )
 @click.option(
     "--licence",
-    help="SPDX identifier of the weights' licence, for GGUF.  [default: the catalog's, or unknown]",
+    help="SPDX identifier of the weights' licence.  [default: the catalog's, or unknown]",
 )
 @click.option(
-    "--exit-threshold",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="For ONNX: 1 exports all steps of a looped model that may leave its loop early.",
+    "--upload-repo",
+    metavar="OWNER/NAME",
+    help="Upload the result to this repository of the Hugging Face Hub, made if it is not there.",
 )
 @as_json_option
 def export(
     model: str,
     *,
-    kind: Literal["gguf", "onnx"],
+    kind: Literal["gguf", "onnx", "mlx", "hf", "web"],
     out: Path | None,
     verify: bool,
     licence: str | None,
+    unroll_loop: bool,
     exit_threshold: float | None,
+    upload_repo: str | None,
     as_json: bool,
+    **given: str | None,
 ) -> None:
-    """Write MODEL to one file, print the format of its tensors, and compare the file with the model.
+    """Write MODEL in another format, print how its tensors are stored, and compare it with the model.
 
-    MODEL is a directory, a .gguf file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging Face Hub.
+    MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
+    Face Hub. The parity report stands beside the result as JSON. Nothing is written if the result computes something
+    else than the model.
     """
-    if kind == "gguf" and exit_threshold is not None:
-        raise click.UsageError("--exit-threshold is for ONNX: a GGUF file keeps the model's own")
-    if kind == "onnx" and licence is not None:
-        raise click.UsageError("--licence is for GGUF: an ONNX file has no place for it")
-    from nanochat.lm import load_parts, tensor_classes
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in _FORMATS[kind]:
+            formats = " and ".join(form for form, names in _FORMATS.items() if name in names)
+            raise click.UsageError(f"--{name} is for {formats}, not for {kind}")
+    from nanochat.export.formats import FORMATS, Choices, export_model, load_source
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve
 
-    source = resolve(model)
-    out = out or Path(f"{Path(model.partition('@')[0]).resolve().stem}.{kind}")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise InputError(f"{out} is the model itself: pass another file as --out")
+    path = resolve(model)
+    stem = Path(model.partition("@")[0]).resolve().stem
+    out = out or Path(f"{stem}{FORMATS[kind].suffix or '-' + kind}")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise InputError(f"{out} is the model itself: pass another path as --out")
+    licence = licence or (CATALOG[model].licence if model in CATALOG else "unknown")
     with as_file_errors():
-        config, weights, tokenizer = load_parts(source)
-    name = source.stem if source.suffix == ".gguf" else Path(model).name
-    if kind == "gguf":
-        licence = licence or (CATALOG[model].licence if model in CATALOG else "unknown")
-        _write_gguf(out, config, weights, tokenizer, source, name, licence)
-    else:
-        from nanochat.export.onnx import export_onnx
-
-        export_onnx(config, weights, out, name=name, exit_threshold=exit_threshold)
-    note(f"wrote {out}, {format_bytes(out.stat().st_size)}")
-    formats = _FORMATS[kind]
-    classes = [
-        (c.name, formats.get(c.format, formats[c.kind]), c.tensors, c.parameters)
-        for c in tensor_classes(config)
-    ]
-    report = _verify(kind, out, config, weights, tokenizer) if verify else None
-    if as_json:
-        fields = ("name", "format", "tensors", "parameters")
-        print_json(
-            {
-                "model": model,
-                "format": kind,
-                "path": str(out),
-                "bytes": out.stat().st_size,
-                "tensors": [dict(zip(fields, row, strict=True)) for row in classes],
-                "parity": None
-                if report is None
-                else {**dataclasses.asdict(report), "ok": report.ok},
-            }
+        source = load_source(path, name=stem, licence=licence)
+    source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
+    with _progress(f"writing {out.name}") as progress:
+        exported = export_model(
+            source,
+            out,
+            kind=kind,
+            choices=dataclasses.replace(Choices(), **chosen),  # type: ignore[arg-type]  # checked by click
+            verify=verify,
+            progress=progress,
         )
+    note(f"wrote {out} ({exported.written_as}), {format_bytes(exported.bytes)}")
+    if as_json:
+        print_json(_describe(model, source, exported))
     else:
-        print_table(classes, header=("tensors", "format", "count", "parameters"))
-        write(f"parity: {report or 'not checked'}", end="\n")
-    if report is not None and not report.ok:
-        raise SaveError(f"{out} does not compute what {model} does: do not use it ({report})")
+        print_table(_classes(source, exported), header=("tensors", "format", "count", "parameters"))
+        write(f"parity: {exported.parity or 'not checked'}", end="\n")
+    if upload_repo is not None:
+        from nanochat.zoo.publish import upload
+
+        note(f"uploaded to {upload(out, upload_repo)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -138,45 +156,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(export, "nanochat-export", arguments))
 
 
-def _write_gguf(
-    path: Path,
-    config: "ModelConfig",
-    weights: "Weights[Stored]",
-    tokenizer: "Tokenizer",
-    source: Path,
-    name: str,
-    licence: str,
-) -> None:
-    from nanochat.export.gguf import write_gguf
+def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float | None) -> "Source":
+    from nanochat.cost import cost
+    from nanochat.export.transform import unroll, with_exit_threshold
 
-    with tempfile.TemporaryDirectory() as folder:
-        if not source.is_dir():
-            tokenizer.save(folder)
-        files = source if source.is_dir() else Path(folder)
-        write_gguf(path, config, weights, tokenizer=files, name=name, licence=licence)
-
-
-def _verify(
-    kind: Literal["gguf", "onnx"],
-    path: Path,
-    config: "ModelConfig",
-    weights: "Weights[Stored]",
-    tokenizer: "Tokenizer",
-) -> "Report":
-    import numpy as np
-
-    ids = [tokenizer.bos, *tokenizer.encode(_SAMPLE)]
-    ids = ids[: min(_SAMPLE_TOKENS, config.context_length)]
-    if kind == "onnx":
-        from nanochat.export.onnx import verify_onnx
-
-        return verify_onnx(path, config, weights, np.array([ids], np.int64))
-    from nanochat.export.gguf import load_gguf
-    from nanochat.export.verify import compare
-    from nanochat.lm import Model
-
-    read_config, read_weights, read_tokenizer = load_gguf(path)
-    read = Model(read_config, read_weights, read_tokenizer, name=str(path))
-    return compare(
-        Model(config, weights, tokenizer, name="the model").logits(ids), read.logits(ids)
+    if exit_threshold is not None:
+        source = with_exit_threshold(source, exit_threshold)
+    if not unroll_loop:
+        return source
+    unrolled = unroll(source)
+    before, after = (cost(s.config, context=1).stored_bytes for s in (source, unrolled))
+    note(
+        f"unrolled {source.config.loop_count} loops: {source.config.num_layers} layers become "
+        f"{unrolled.config.num_layers}, {format_bytes(before)} become {format_bytes(after)}"
     )
+    return unrolled
+
+
+@contextmanager
+def _progress(title: str) -> "Iterator[Progress]":
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def _classes(source: "Source", exported: "Exported") -> list[tuple[str, str, int, int]]:
+    from nanochat.cost import tensor_classes
+
+    types = exported.types
+    return [
+        (c.name, types.get(c.format, types.get(c.kind, c.kind)), c.tensors, c.parameters)
+        for c in tensor_classes(source.config)
+    ]
+
+
+def _describe(model: str, source: "Source", exported: "Exported") -> dict[str, object]:
+    fields = ("name", "format", "tensors", "parameters")
+    rows = _classes(source, exported)
+    return {
+        "model": model,
+        "format": exported.kind,
+        "written_as": exported.written_as,
+        "path": str(exported.path),
+        "bytes": exported.bytes,
+        "tensors": [dict(zip(fields, row, strict=True)) for row in rows],
+        "parity": None if exported.parity is None else exported.parity.to_dict(),
+    }

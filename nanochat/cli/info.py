@@ -32,8 +32,7 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
     shows, or OWNER/NAME on the Hugging Face Hub. A preset comes first, so write ./tiny for a directory of that name.
     """
     from nanochat.config import config_to_dict
-    from nanochat.cost import cost
-    from nanochat.lm import tensor_classes
+    from nanochat.cost import cost, tensor_classes
 
     config = find_config(model)
     classes = tensor_classes(config)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import click
 
 from nanochat.cli.group import Group
-from nanochat.cli.options import as_json_option
+from nanochat.cli.options import as_json_option, backend_option, model_argument
 from nanochat.cli.output import format_bytes, format_count, print_json, print_table
+from nanochat.cli.run import as_file_errors
 from nanochat.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["models"]
 
 @click.group(cls=Group)
 def models() -> None:
-    """List the models that have a name, and show one of them."""
+    """List the models that have a name, show one of them, and check a model's files."""
 
 
 @models.command("list")
@@ -53,12 +54,43 @@ def show(name: str, *, as_json: bool) -> None:
     print_table(list(description.items()))
 
 
+@models.command()
+@model_argument
+@backend_option
+@as_json_option
+def verify(model: str, *, backend: str, as_json: bool) -> None:
+    """Check the files of MODEL, and that they compute what they did when they were written.
+
+    MODEL is a model directory, an exported folder, a .gguf or .onnx file, or a model's name. Sizes and hashes are those
+    of nanochat.json, if there is one; codes and numbers must be legal; the golden record is run on the backend. A
+    mismatch names the file, the tensor or the layer.
+    """
+    from nanochat.export.check import check_model
+    from nanochat.zoo.hub import resolve
+
+    with as_file_errors():
+        checked = check_model(resolve(model), backend=backend)
+    if as_json:
+        print_json(dataclasses.asdict(checked))
+        return
+    hashes = f"{checked.files} as they were written"
+    golden = f"agrees on {checked.backend}, largest RMS error {checked.golden or 0:.1e}"
+    print_table(
+        [
+            ("model", checked.path),
+            ("tensors", f"{checked.tensors} whole and legal"),
+            ("files", "no nanochat.json to compare them with" if checked.files is None else hashes),
+            ("golden record", "none" if checked.golden is None else golden),
+        ]
+    )
+
+
 def _where(entry: "Entry") -> str:
     return "included" if entry.ships else entry.repo or "not published"
 
 
 def _describe(entry: "Entry") -> dict[str, object]:
-    from nanochat.lm import tensor_classes
+    from nanochat.cost import tensor_classes
     from nanochat.presets import preset
 
     config = preset(entry.preset)

@@ -28,7 +28,7 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_BACKENDS = ("auto", "torch", "mlx", "numba", "reference")
+_BACKENDS = ("auto", "torch", "mlx", "numba", "onnx", "reference")
 _KV_CACHES = ("float32", "float16", "int8")
 
 model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")

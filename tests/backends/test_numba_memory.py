@@ -20,7 +20,7 @@ LOAD = """
 import gc, re, sys
 from pathlib import Path
 import nanochat
-from nanochat.lm import load_parts
+from nanochat.loading import load_parts
 from nanochat.backends import get
 
 def kilobytes(name):
@@ -32,7 +32,8 @@ ops = get("numba")
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-config, weights, _ = load_parts(Path(sys.argv[1]))
+parts = load_parts(Path(sys.argv[1]))
+config, weights = parts.config, parts.weights
 prepared = ops.prepare(weights)
 print(kilobytes("VmHWM") - before, kilobytes("VmRSS") - before)
 """

@@ -21,7 +21,7 @@ ROWS = (
     ("cli",),
     ("serve", "train", "rl"),
     ("eval",),
-    ("lm", "export"),
+    ("lm", "loading", "export"),
     ("backends", "zoo"),
     ("model", "cost", "checkpoint", "generation", "sampling", "init", "chat"),
     ("ops",),
@@ -70,9 +70,11 @@ FRAMEWORKS = {
 LATE = {
     "backends/__init__.py": "`get` imports the one backend that was asked for",
     "export/__init__.py": "an exporter is imported when it is used, and with it onnx or gguf",
+    "export/formats.py": "each format needs packages that the others do not",
     "nanochat/__init__.py": "the public names are imported when they are used",
     "nanochat/cli/*": "`nanochat --help` starts without the frameworks of the verbs",
     "nanochat/lm.py": "exporters and the Hub are imported when they are used",
+    "nanochat/loading.py": "exporters are imported when a file of theirs is read",
 }
 
 

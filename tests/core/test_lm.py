@@ -23,7 +23,8 @@ from nanochat.errors import (
     InputError,
     ModelNotFoundError,
 )
-from nanochat.lm import Model, from_pretrained, tensor_classes
+from nanochat.cost import tensor_classes
+from nanochat.lm import Model, from_pretrained
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.core.random_model import (

@@ -1,0 +1,178 @@
+"""This file holds the way from files to the parts of a model, whichever format they have.
+
+A path is a folder, or a ``.gguf`` or ``.onnx`` file. A folder is what its ``nanochat.json`` says, if it has one; else
+this package's model directory, an exported ONNX folder, or another program's checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanochat import checkpoint
+from nanochat.config import ModelConfig
+from nanochat.errors import FormatError
+from nanochat.files import exists, read_bytes
+from nanochat.tokenizer import Tokenizer
+from nanochat.weights import Stored, Weights
+
+if TYPE_CHECKING:
+    from nanochat.export.golden import Golden
+
+__all__ = ["Parts", "default_generation", "load_golden", "load_parts", "onnx_file"]
+
+_CARD = "README.md"
+_MAX_CARD_BYTES = 2**20
+_ONNX = "model.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a model is made of.
+
+    Parameters
+    ----------
+    config, weights, tokenizer
+        As for `nanochat.lm.Model`.
+    generation : mapping
+        Content of ``generation_config.json``; `default_generation` if there is none.
+    card : bytes
+        Content of ``README.md``; empty if there is none.
+    """
+
+    config: ModelConfig
+    weights: Weights[Stored]
+    tokenizer: Tokenizer
+    generation: Mapping[str, object]
+    card: bytes = b""
+
+
+# Exporters are imported when a file asks for them: most need packages that a model directory does not.
+
+
+def load_parts(path: Path) -> Parts:
+    """Read a model without preparing it for a backend.
+
+    Raises
+    ------
+    ConfigError
+        If its configuration cannot work.
+    FormatError
+        If a file is damaged, or of no known format.
+    ModelNotFoundError
+        If there is none.
+    NumericError, ShapeError
+        If a tensor holds what no model may, or has another shape than the configuration asks for.
+    """
+    if path.suffix == ".gguf":
+        from nanochat.export.gguf import load_gguf
+
+        config, weights, tokenizer = load_gguf(path)
+        generation = default_generation(tokenizer)
+        return Parts(config=config, weights=weights, tokenizer=tokenizer, generation=generation)
+    file = onnx_file(path)
+    if file is not None:
+        from nanochat.export.onnx_load import load_onnx
+
+        config, weights = load_onnx(file)
+        return _in_folder(file.parent, config, weights)
+    kind = _kind(path)
+    if kind in ("mlx", "transformers"):
+        return _load_stock(path, kind)
+    if kind == "foreign":
+        from nanochat.export.foreign import load_foreign
+
+        config, weights, tokenizer = load_foreign(path)
+        return Parts(
+            config=config,
+            weights=weights,
+            tokenizer=tokenizer,
+            generation=checkpoint.load_generation(path) or default_generation(tokenizer),
+            card=_card(path),
+        )
+    return _in_folder(path, *checkpoint.load(path))
+
+
+def load_golden(path: Path) -> "Golden | None":
+    """The golden record of a model's files; `None` if they have none.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged.
+    """
+    if path.suffix == ".gguf":
+        from nanochat.export.gguf import gguf_golden
+
+        return gguf_golden(path)
+    if path.suffix == ".onnx":
+        from nanochat.export.onnx_load import onnx_golden
+
+        return onnx_golden(path)
+    from nanochat.export.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    return None if manifest is None else manifest.golden
+
+
+def default_generation(tokenizer: Tokenizer) -> dict[str, object]:
+    """What ``generation_config.json`` says of a model for which nothing else was chosen."""
+    return {
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": [tokenizer.eos, tokenizer.end],
+        "pad_token_id": tokenizer.pad,
+        "do_sample": False,
+    }
+
+
+def onnx_file(path: Path) -> Path | None:
+    """The ``.onnx`` file that a path is, or that the model of a folder consists of."""
+    if path.suffix == ".onnx" and not path.is_dir():
+        return path
+    if exists(path / _ONNX) and not exists(path / "model.safetensors"):
+        return path / _ONNX
+    return None
+
+
+def _kind(path: Path) -> str:
+    """The format of a folder without an ONNX model."""
+    from nanochat.export.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return manifest.kind
+    return "nanochat" if checkpoint.is_ours(path) else "foreign"
+
+
+def _load_stock(path: Path, kind: str) -> Parts:
+    """Read an export for another runtime back; its own configuration is in ``nanochat.json``."""
+    from nanochat.export.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    assert manifest is not None
+    if kind == "mlx":
+        from nanochat.export.mlx import load_mlx
+
+        return _in_folder(path, *load_mlx(path, manifest.config))
+    from nanochat.export.transformers import load_transformers
+
+    return _in_folder(path, *load_transformers(path, manifest.config))
+
+
+def _in_folder(path: Path, config: ModelConfig, weights: Weights[Stored]) -> Parts:
+    if not exists(path / "tokenizer.json"):
+        raise FormatError(
+            f"{path}: no tokenizer.json beside the model; copy the one that it was exported with to there"
+        )
+    tokenizer = Tokenizer.load(path)
+    return Parts(
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        generation=checkpoint.load_generation(path) or default_generation(tokenizer),
+        card=_card(path),
+    )
+
+
+def _card(path: Path) -> bytes:
+    return read_bytes(path / _CARD, limit=_MAX_CARD_BYTES) if exists(path / _CARD) else b""
