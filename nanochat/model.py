@@ -15,7 +15,7 @@ from nanochat.ops import Ops, Slot, Storage
 from nanochat.shapes import layer_kinds
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
-__all__ = ["TrainingOutputs", "forward", "slots", "training_outputs"]
+__all__ = ["TrainingOutputs", "forward", "ntk_theta", "slots", "training_outputs"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -217,7 +217,7 @@ class _Walk(Generic[Array, Leaf, State]):
         if w.q_norm is not None and w.k_norm is not None:
             q = ops.rms_norm(q, w.q_norm, eps=config.norm_eps)
             k = ops.rms_norm(k, w.k_norm, eps=config.norm_eps)
-        theta = _ntk_theta(config)
+        theta = ntk_theta(config)
         q = ops.rope(q, theta=theta, state=self.state)
         k = ops.rope(k, theta=theta, state=self.state)
         k, v = self._of_remaining(k, v)
@@ -324,7 +324,7 @@ class _Walk(Generic[Array, Leaf, State]):
                     self.ops.remember(k, v, state=self.state, slot=slot)
 
 
-def _ntk_theta(config: ModelConfig) -> float:
+def ntk_theta(config: ModelConfig) -> float:
     """Base of the rotation after NTK-aware scaling: ``theta * scale**(K / (K - 2))``."""
     if config.head_dim == 2:
         return config.rope_theta

@@ -26,6 +26,7 @@ __all__ = [
     "quantize_activations",
     "quantize_rows",
     "recover",
+    "recover_rows",
     "require_finite",
     "require_legal",
     "unpack",
@@ -229,6 +230,51 @@ def quantize_rows(
     scales = np.maximum(largest, np.float32(SMALLEST_SCALE)).astype(np.float16)
     codes = np.clip(np.rint(table / scales.astype(np.float32)[:, None]), -127, 127)
     return codes.astype(np.int8), scales
+
+
+def recover_rows(
+    table: NDArray[np.float32], *, name: str = "table"
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Undo codes times scales of an 8-bit table exactly, for tables that `quantize_rows` made.
+
+    Returns
+    -------
+    codes : int8 array, shape (R, C)
+    scales : float16 array, shape (R,)
+        Of all that fit a row the smallest, with which its largest code is 127 if it can be; ``2**-14`` for zeros.
+
+    Raises
+    ------
+    NumericError
+        If a value is not finite, or a row is not whole codes of at most 127 times one number of float16.
+
+    Examples
+    --------
+    >>> codes, scales = recover_rows(np.array([[0.25, 31.75, -0.5]], np.float32))
+    >>> codes.tolist(), scales.tolist()
+    ([[1, 127, -2]], [0.25])
+    """
+    require_finite(table, name)
+    codes = np.zeros(table.shape, np.int8)
+    scales = np.full(len(table), SMALLEST_SCALE, np.float16)
+    largest = np.abs(table).max(axis=1)
+    left = np.flatnonzero(largest)
+    for code in range(127, 0, -1):
+        with np.errstate(over="ignore"):
+            found = (largest[left] / np.float32(code)).astype(np.float16)
+        # Exact in float32: 7 bits times 11.
+        fits = (found > 0) & (found.astype(np.float32) * np.float32(code) == largest[left])
+        rows, factors = left[fits], found[fits].astype(np.float32)[:, None]
+        whole = np.rint(table[rows] / factors)
+        same = (whole * factors == table[rows]).all(axis=1)
+        codes[rows[same]], scales[rows[same]] = whole[same], found[fits][same]
+        left = np.setdiff1d(left, rows[same], assume_unique=True)
+    if left.size:
+        raise NumericError(
+            f"{name} has row {left[0]}, which is not whole codes of at most 127 times one number of float16: "
+            "round the table with quantize_rows"
+        )
+    return codes, scales
 
 
 def quantize_activations(

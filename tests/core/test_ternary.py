@@ -15,6 +15,7 @@ from nanochat.ternary import (
     quantize_activations,
     quantize_rows,
     recover,
+    recover_rows,
     require_legal,
     unpack,
 )
@@ -304,6 +305,51 @@ def test_a_row_of_zeros_has_codes_of_zero() -> None:
 
     assert not codes.any()
     assert scales.tolist() == [2.0**-14] * 2
+
+
+@UNHURRIED
+@given(SEEDS, ROWS, COLUMNS, st.integers(-20, 12))
+def test_recover_rows_undoes_the_rounding_of_a_table(
+    seed: int, rows: int, columns: int, exponent: int
+) -> None:
+    table = normal(seed, rows, columns, exponent=exponent)
+    table[0] = 0
+    codes, scales = quantize_rows(table)
+    values = codes * scales.astype(np.float32)[:, None]
+
+    again, scales_again = recover_rows(values)
+
+    assert again.dtype == np.int8
+    assert scales_again.dtype == np.float16
+    assert np.array_equal(again * scales_again.astype(np.float32)[:, None], values)
+    # Below the smallest scale a row has no code of 127.
+    large = (np.abs(codes).max(axis=1) == 127) | ~codes.any(axis=1)
+    assert np.array_equal(again[large], codes[large])
+    assert np.array_equal(scales_again[large], scales[large])
+
+
+def test_recover_rows_finds_the_scale_of_a_row_without_the_code_127() -> None:
+    values = np.array([[3, 7, -101, 0]], np.float32) * np.float32(np.float16(0.3))
+
+    codes, scales = recover_rows(values)
+
+    assert codes.tolist() == [[3, 7, -101, 0]]
+    assert scales.tolist() == [np.float16(0.3)]
+
+
+@pytest.mark.parametrize(
+    "row", [[1, 0.1, 0], [1, 1e-3, 0], [1e30, 0, 0]], ids=["no multiple", "beyond 127", "large"]
+)
+def test_recover_rows_refuses_what_is_no_row_of_codes(row: list[float]) -> None:
+    table = np.array([[1, 2, 127], row], np.float32)
+
+    with pytest.raises(NumericError, match="head has row 1, which is not whole codes"):
+        recover_rows(table, name="head")
+
+
+def test_recover_rows_names_the_table_that_is_not_finite() -> None:
+    with pytest.raises(NumericError, match=r"head holds nan at \[0, 1\]"):
+        recover_rows(np.array([[0, np.nan]], np.float32), name="head")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
