@@ -15,6 +15,7 @@ import pytest
 from nanochat import backends
 from nanochat.backends.reference import ReferenceOps
 from nanochat.chat import Message
+from nanochat.cost import tensor_classes
 from nanochat.errors import (
     BackendError,
     ConfigError,
@@ -23,7 +24,6 @@ from nanochat.errors import (
     InputError,
     ModelNotFoundError,
 )
-from nanochat.cost import tensor_classes
 from nanochat.lm import Model, from_pretrained
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves

@@ -1,0 +1,47 @@
+"""This file holds small models to export."""
+
+from typing import Any
+
+import numpy as np
+
+from nanochat.config import ModelConfig
+from nanochat.export.source import Source
+from nanochat.init import freeze, init
+from nanochat.loading import default_generation
+from nanochat.tokenizer import Tokenizer
+from nanochat.weights import Dense, Stored, map_leaves
+from tests.core.random_model import random_tokenizer
+
+BASE: dict[str, Any] = {
+    "vocab_size": 320,
+    "width": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "ffn_width": 256,
+    "context_length": 64,
+    "num_streams": 1,
+}
+
+
+def random_source(*, tokenizer: Tokenizer | None = None, **options: Any) -> Source:
+    """Random weights of which no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten."""
+    generator = np.random.default_rng(0)
+    config = ModelConfig(**BASE | options)
+    tokenizer = tokenizer or random_tokenizer()
+
+    def disturb(name: str, leaf: Stored) -> Stored:
+        del name
+        if not isinstance(leaf, Dense):
+            return leaf
+        noise = generator.standard_normal(leaf.values.shape, np.float32)
+        return Dense(values=(leaf.values + np.float32(0.1) * noise).astype(leaf.values.dtype))
+
+    return Source(
+        name="random",
+        config=config,
+        weights=freeze(map_leaves(disturb, init(config, generator))),
+        tokenizer=tokenizer,
+        generation=default_generation(tokenizer),
+        licence="MIT",
+    )
