@@ -26,6 +26,7 @@ from nanochat.errors import (
 from nanochat.export.gguf import load_gguf, write_gguf
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.gguf_types import F16
+from nanochat.export.source import Source
 from nanochat.init import freeze, init
 from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
@@ -56,20 +57,36 @@ ROOT = Path(__file__).parents[2]
 
 FULL_DISK = """
 import resource, signal, sys
+from pathlib import Path
 from nanochat.errors import SaveError
 from nanochat.export.gguf import load_gguf, write_gguf
-config, weights, _ = load_gguf(sys.argv[1])
+from nanochat.export.source import Source
+path = Path(sys.argv[1])
+config, weights, tokenizer = load_gguf(path)
+source = Source(name="x", config=config, weights=weights, tokenizer=tokenizer, generation={})
+source.golden
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    write_gguf(sys.argv[1], config, weights, tokenizer=sys.argv[2], name="x")
+    write_gguf(path, source)
 except SaveError as error:
     print(error)
 """
 
 
-def make(config: ModelConfig) -> Weights[Stored]:
+def frozen(config: ModelConfig) -> Weights[Stored]:
     return freeze(init(config, np.random.default_rng(0)))
+
+
+def make(config: ModelConfig, weights: Weights[Stored] | None = None) -> Source:
+    return Source(
+        name="tiny",
+        config=config,
+        weights=weights or frozen(config),
+        tokenizer=TOKENIZER,
+        generation={},
+        licence="MIT",
+    )
 
 
 def arrays(weights: Weights[Stored]) -> dict[str, Any]:
@@ -81,17 +98,10 @@ def arrays(weights: Weights[Stored]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    TOKENIZER.save(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def content(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return a whole file."""
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(path, CONFIG, make(CONFIG), tokenizer=tokenizer, name="tiny")
+    write_gguf(path, make(CONFIG))
     return path.read_bytes()
 
 
@@ -103,12 +113,10 @@ def written(content: bytes, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_model_is_read_as_it_was_written(
-    config: ModelConfig, tokenizer: Path, tmp_path: Path
-) -> None:
-    weights = make(config)
+def test_a_model_is_read_as_it_was_written(config: ModelConfig, tmp_path: Path) -> None:
+    weights = frozen(config)
 
-    write_gguf(tmp_path / "x.gguf", config, weights, tokenizer=tokenizer, name="x")
+    write_gguf(tmp_path / "x.gguf", make(config, weights))
     loaded_config, loaded, loaded_tokenizer = load_gguf(tmp_path / "x.gguf")
 
     assert loaded_config == config
@@ -117,15 +125,15 @@ def test_a_model_is_read_as_it_was_written(
     assert loaded_tokenizer.merges == TOKENIZER.merges
 
 
-def test_a_projection_is_written_in_float16(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_projection_is_written_in_float16(tmp_path: Path) -> None:
     config, name = CONFIGS["dynamic"], "layers.0.mixer_site.mhc.projection"
     numbers = np.random.default_rng(0).standard_normal((6, 512)).astype(np.float16)
 
     def fill(path: str, leaf: Stored) -> Stored:
         return Dense(values=numbers) if path == name else leaf
 
-    weights = map_leaves(fill, make(config))
-    write_gguf(tmp_path / "x.gguf", config, weights, tokenizer=tokenizer, name="x")
+    weights = map_leaves(fill, frozen(config))
+    write_gguf(tmp_path / "x.gguf", make(config, weights))
 
     tensor = read_gguf(tmp_path / "x.gguf").tensors[name]
     leaf = dict(named_leaves(load_gguf(tmp_path / "x.gguf")[1]))[name]
@@ -140,15 +148,13 @@ def test_a_loaded_file_is_a_checkpoint_again(written: Path, tmp_path: Path) -> N
 
     checkpoint.save(tmp_path / "model", config, weights)
 
-    assert arrays(checkpoint.load(tmp_path / "model")[1]) == arrays(make(CONFIG))
+    assert arrays(checkpoint.load(tmp_path / "model")[1]) == arrays(frozen(CONFIG))
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_library_reads_the_same_values(
-    config: ModelConfig, tokenizer: Path, tmp_path: Path
-) -> None:
-    weights = make(config)
-    write_gguf(tmp_path / "x.gguf", config, weights, tokenizer=tokenizer, name="x")
+def test_the_library_reads_the_same_values(config: ModelConfig, tmp_path: Path) -> None:
+    weights = frozen(config)
+    write_gguf(tmp_path / "x.gguf", make(config, weights))
 
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
 
@@ -210,8 +216,8 @@ def test_the_tokenizer_is_one_that_llama_cpp_knows(written: Path) -> None:
     assert found["tokenizer.chat_template"] == CHAT_TEMPLATE
 
 
-def test_the_same_model_has_the_same_bytes(content: bytes, tokenizer: Path, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "x.gguf", CONFIG, make(CONFIG), tokenizer=tokenizer, name="tiny")
+def test_the_same_model_has_the_same_bytes(content: bytes, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "x.gguf", make(CONFIG))
 
     assert (tmp_path / "x.gguf").read_bytes() == content
 
@@ -219,7 +225,7 @@ def test_the_same_model_has_the_same_bytes(content: bytes, tokenizer: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight_block": 128}, "a scale for every 128 columns.*export ONNX"),
+        ({"weight_block": 128}, "a scale for every 128 columns.*pass outtype=q2_0 or f16"),
         (
             {"width": 320, "weight_block": "row", "activation_block": "token"},
             "has 320 columns: TQ2_0",
@@ -231,35 +237,33 @@ def test_the_same_model_has_the_same_bytes(content: bytes, tokenizer: Path, tmp_
     ],
 )
 def test_a_model_that_the_formats_cannot_hold_is_refused(
-    changes: dict[str, Any], message: str, tokenizer: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     config = ModelConfig(**BASE | changes)
 
     with pytest.raises(ConfigError, match=message):
-        write_gguf(tmp_path / "x.gguf", config, make(config), tokenizer=tokenizer, name="x")
+        write_gguf(tmp_path / "x.gguf", make(config))
 
     assert not list(tmp_path.iterdir())
 
 
-def test_latent_weights_are_refused(tokenizer: Path, tmp_path: Path) -> None:
+def test_latent_weights_are_refused(tmp_path: Path) -> None:
     weights = init(CONFIG, np.random.default_rng(0))
 
     with pytest.raises(InputError, match="latent"):
-        write_gguf(tmp_path / "x.gguf", CONFIG, weights, tokenizer=tokenizer, name="x")
+        write_gguf(tmp_path / "x.gguf", make(CONFIG, weights))
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(
-    tokenizer: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
     config = ModelConfig(**BASE | {"vocab_size": 279})
 
     with pytest.raises(FormatError, match="280 tokens, more than the 279"):
-        write_gguf(tmp_path / "x.gguf", config, make(config), tokenizer=tokenizer, name="x")
+        write_gguf(tmp_path / "x.gguf", make(config))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX only")
-def test_a_full_disk_leaves_the_old_file(written: Path, content: bytes, tokenizer: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(written), str(tokenizer)]
+def test_a_full_disk_leaves_the_old_file(written: Path, content: bytes) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(written)]
     said = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
 
     assert said.startswith(f"cannot write {written}: ")

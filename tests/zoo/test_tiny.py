@@ -13,8 +13,10 @@ from nanochat import backends, checkpoint
 from nanochat.config import config_to_dict
 from nanochat.export.gguf import load_gguf, write_gguf
 from nanochat.export.onnx import export_onnx, verify_onnx
+from nanochat.export.source import Source
 from nanochat.lm import Model
 from nanochat.presets import preset
+from nanochat.tokenizer import Tokenizer
 from nanochat.train.recipe import recipe_from_dict
 from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve
@@ -94,7 +96,17 @@ def test_it_takes_at_most_five_megabytes(directory: Path) -> None:
 def test_its_gguf_file_gives_the_same_logits(directory: Path, tmp_path: Path) -> None:
     config, weights = checkpoint.load(directory)
     file = tmp_path / "tiny.gguf"
-    write_gguf(file, config, weights, tokenizer=directory, name="nanochat-tiny")
+    tokenizer = Tokenizer.load(directory)
+    write_gguf(
+        file,
+        Source(
+            name="nanochat-tiny",
+            config=config,
+            weights=weights,
+            tokenizer=tokenizer,
+            generation={},
+        ),
+    )
 
     loaded = nanochat.from_pretrained(str(file), backend="reference")
     original = nanochat.from_pretrained("nanochat-tiny", backend="reference")
