@@ -13,8 +13,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import tokenizers
@@ -23,8 +24,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from nanochat.errors import FormatError, InputError
 from nanochat.files import atomic_directory, parse_json, read_bytes
+from nanochat.text_codec import BYTES, MAX_FILE_BYTES, TextCodec, check_text
 
-__all__ = ["CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
+__all__ = ["BEGINNING", "CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 PRE_TOKENIZER = "gpt-2"
@@ -43,25 +45,23 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|' + 'assistant' + '|>' }}{%- endif %}"
 )
 
-_MAX_FILE_BYTES = 64 * 2**20
+# Makes other runtimes begin a text with <|bos|>, as models of this package expect; `Tokenizer.encode` does not.
+BEGINNING: Mapping[str, object] = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [
+        {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+    ],
+    "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
+}
+
 _MIN_VOCABULARY = len(SPECIALS) + 256
 _LOGGER = logging.getLogger(__name__)
-
-
-def _byte_alphabet() -> tuple[str, ...]:
-    """Return the character of each byte: itself if Latin-1 prints it, else the next from U+0100.
-
-    References
-    ----------
-    .. [1] A. Radford et al., GPT-2, ``bytes_to_unicode`` in src/encoder.py, commit 9b63575.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-_CHARACTERS = _byte_alphabet()
-_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
 
 
 class Tokenizer:
@@ -80,8 +80,14 @@ class Tokenizer:
     bos, eos, pad, user, assistant, system, end : int
         Tokens of the specials: start of a document, end of a document, padding, start of a turn
         of each role, end of a turn.
-    special_ids : frozenset of int
-        All of them.
+    special_ids, stop_ids : frozenset of int
+        All of them: none is text, so none can be part of an answer.
+    opening : tuple of int
+        `bos`, which stands before every text.
+    specials : mapping
+        All of them, by name.
+    chat_template : str
+        `CHAT_TEMPLATE`.
     num_bytes : int64 array, shape (vocab_size,)
         Bytes of text per token, 0 for specials; read-only.
 
@@ -100,16 +106,19 @@ class Tokenizer:
     """
 
     bos, eos, pad, user, assistant, system, end = range(len(SPECIALS))
-    special_ids = frozenset(range(len(SPECIALS)))
+    special_ids = stop_ids = frozenset(range(len(SPECIALS)))
+    opening: tuple[int, ...] = (bos,)
+    specials: Mapping[str, int] = MappingProxyType({name: i for i, name in enumerate(SPECIALS)})
+    chat_template = CHAT_TEMPLATE
 
     def __init__(self, pieces: list[str], merges: list[tuple[str, str]]) -> None:
         self.pieces = tuple(pieces)
         self.merges = tuple(merges)
         _check_pieces(self.pieces)
         ids = {piece: token for token, piece in enumerate(pieces)}
-        self._byte_ids = [ids[character] for character in _CHARACTERS]
+        self._byte_ids = [ids[character] for character in BYTES]
         self._token_bytes = [b""] * len(SPECIALS)
-        self._token_bytes += [bytes(map(_BYTES.__getitem__, p)) for p in pieces[len(SPECIALS) :]]
+        self._token_bytes += [bytes(map(BYTES.__getitem__, p)) for p in pieces[len(SPECIALS) :]]
         self.num_bytes: NDArray[np.int64] = np.array([len(b) for b in self._token_bytes], np.int64)
         self.num_bytes.setflags(write=False)
         try:
@@ -147,7 +156,7 @@ class Tokenizer:
             min_frequency=2,
             show_progress=False,
             special_tokens=list(SPECIALS),
-            initial_alphabet=sorted(_CHARACTERS),
+            initial_alphabet=sorted(BYTES),
         )
         bpe = _library_tokenizer(models.BPE())
         bpe.train_from_iterator(_checked(texts), trainer=trainer)
@@ -171,7 +180,7 @@ class Tokenizer:
             If the file is missing, over 64 MiB, damaged, or a tokenizer of another kind.
         """
         path = Path(directory) / "tokenizer.json"
-        data = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
+        data = parse_json(read_bytes(path, limit=MAX_FILE_BYTES), str(path))
         try:
             return cls(*_parse(data))
         except FormatError as error:
@@ -233,9 +242,9 @@ class Tokenizer:
             If `text` is not a string or has lone surrogates.
         """
         if not specials:
-            return self._bpe.encode(_check_text(text), add_special_tokens=False).ids
+            return self._bpe.encode(check_text(text), add_special_tokens=False).ids
         tokens: list[int] = []
-        for part in _SPECIAL_PATTERN.split(_check_text(text)):
+        for part in _SPECIAL_PATTERN.split(check_text(text)):
             tokens += [SPECIALS.index(part)] if part in SPECIALS else self.encode(part)
         return tokens
 
@@ -287,7 +296,8 @@ class Tokenizer:
 class StreamDecoder:
     """Text of a growing sequence of tokens, handed out at character boundaries only.
 
-    The parts add up to what ``tokenizer.decode`` returns for the whole sequence.
+    The parts add up to what ``tokenizer.decode`` returns for the whole sequence, behind the space that some tokenizers
+    put before a text and take off again.
 
     Examples
     --------
@@ -297,7 +307,7 @@ class StreamDecoder:
     ['n', '', 'é']
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TextCodec) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -324,21 +334,8 @@ def _library_tokenizer(model: models.BPE) -> tokenizers.Tokenizer:
     return bpe
 
 
-def _check_text(text: str) -> str:
-    if not isinstance(text, str):
-        raise InputError(f"cannot encode {type(text).__name__}: pass a str, or use encode_bytes")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"character {error.start} of the text is a lone surrogate, which has no UTF-8 form: "
-            "read the text with errors='replace', or pass its bytes to encode_bytes"
-        ) from error
-    return text
-
-
 def _checked(texts: Iterable[str]) -> Iterator[str]:
-    return map(_check_text, texts)
+    return map(check_text, texts)
 
 
 def _check_pieces(pieces: tuple[str, ...]) -> None:
@@ -349,14 +346,14 @@ def _check_pieces(pieces: tuple[str, ...]) -> None:
         )
     ordinary = pieces[len(SPECIALS) :]
     for piece in ordinary:
-        if not piece or any(character not in _BYTES for character in piece):
+        if not piece or any(character not in BYTES for character in piece):
             raise FormatError(
                 f"piece {piece!r:.80} is not in the byte alphabet of GPT-2: use a byte-level vocabulary"
             )
-    missing = set(_CHARACTERS).difference(ordinary)
+    missing = set(BYTES).difference(ordinary)
     if missing:
         raise FormatError(
-            f"no token for byte {_BYTES[min(missing)]:#04x}: all 256 bytes need one; "
+            f"no token for byte {BYTES[min(missing)]:#04x}: all 256 bytes need one; "
             "use a byte-level vocabulary"
         )
 
@@ -368,6 +365,7 @@ def _parse(data: dict[str, object]) -> tuple[list[str], list[tuple[str, str]]]:
         raise FormatError("no object 'model': use a tokenizer that this package trained")
     split = data.get("pre_tokenizer")
     split = split if isinstance(split, dict) else {}
+    after = data.get("post_processor")
     # What would make another reader of the file split or merge differently from `_library_tokenizer`.
     settings = {
         "model.type": (model.get("type"), "BPE"),
@@ -376,7 +374,7 @@ def _parse(data: dict[str, object]) -> tuple[list[str], list[tuple[str, str]]]:
         "model.continuing_subword_prefix": (model.get("continuing_subword_prefix") or None, None),
         "model.end_of_word_suffix": (model.get("end_of_word_suffix") or None, None),
         "normalizer": (data.get("normalizer"), None),
-        "post_processor": (data.get("post_processor"), None),
+        "post_processor": (None if after == BEGINNING else after, None),
         "pre_tokenizer.type": (split.get("type"), "ByteLevel"),
         "pre_tokenizer.add_prefix_space": (split.get("add_prefix_space"), False),
         "pre_tokenizer.use_regex": (split.get("use_regex", True), True),

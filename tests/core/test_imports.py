@@ -25,8 +25,9 @@ ROWS = (
     ("backends", "zoo"),
     ("model", "cost", "checkpoint", "generation", "sampling", "init", "chat"),
     ("ops",),
-    ("weights", "shapes", "tokenizer"),
-    ("config", "presets", "ternary", "files", "tensor_file"),
+    ("weights", "shapes", "library_tokenizer"),
+    ("tokenizer", "token_pieces", "token_roles"),
+    ("config", "presets", "ternary", "files", "tensor_file", "text_codec"),
     ("errors",),
 )
 
@@ -55,7 +56,7 @@ FRAMEWORKS = {
         "nanochat/checkpoint.py",
         "nanochat/train/*",
     ),
-    "tokenizers": ("nanochat/tokenizer.py",),
+    "tokenizers": ("nanochat/library_tokenizer.py", "nanochat/tokenizer.py"),
     "torch": (
         "backends/torch*.py",
         "backends/triton_kernels/*",

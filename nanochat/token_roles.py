@@ -1,0 +1,154 @@
+"""This file holds what the tokens of other people's tokenizers are for, which is spread over several of their files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nanochat.errors import FormatError
+
+__all__ = ["AddedToken", "Roles", "added_tokens", "read_roles", "write_roles"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedToken:
+    """A token that is found in a text before the model of the tokenizer sees it; a special one stands for no text."""
+
+    name: str
+    token: int
+    special: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """What some tokens are for.
+
+    Parameters
+    ----------
+    bos, eos, pad : int, optional
+        The token of the start of a text, of its end, of padding.
+    stops : frozenset of int
+        Further tokens after which a model has no more to say.
+    adds_bos : bool, optional
+        Whether every text starts with `bos`; absent is as ``tokenizer.json`` says.
+    chat_template : str
+        How a conversation is written, in Jinja.
+    """
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    stops: frozenset[int] = frozenset()
+    adds_bos: bool | None = None
+    chat_template: str = ""
+
+
+def added_tokens(data: Mapping[str, object]) -> list[AddedToken]:
+    """Those of a ``tokenizer.json``.
+
+    Raises
+    ------
+    FormatError
+        If one has no name or number.
+    """
+    found: list[AddedToken] = []
+    entries = data.get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise FormatError(f"added_tokens is {entries!r:.80}, must be a list; fetch the file again")
+    for entry in entries:
+        match entry:
+            case {"content": str(name), "id": int(token), **others} if name and token >= 0:
+                special = others.get("special") is True
+                found.append(AddedToken(name=name, token=token, special=special))
+            case _:
+                raise FormatError(
+                    f"the added token {entry!r:.80} has no content and id; fetch the file again"
+                )
+    return found
+
+
+def read_roles(
+    settings: Mapping[str, object],
+    others: Mapping[str, Mapping[str, object]],
+    *,
+    names: Mapping[str, int],
+    template: str,
+) -> Roles:
+    """Put together what the files of a folder say.
+
+    Parameters
+    ----------
+    settings : mapping
+        Content of ``tokenizer_config.json``, in which tokens have names.
+    others : mapping
+        Content of ``generation_config.json`` and ``config.json``, in which they are numbers, by file.
+    names : mapping
+        Numbers of names.
+    template : str
+        Content of ``chat_template.jinja``; empty is as `settings` say.
+
+    Raises
+    ------
+    FormatError
+        If something is no token.
+    """
+    ids = {
+        role: [_ids(fields.get(f"{role}_token_id"), file) for file, fields in others.items()]
+        for role in ("bos", "eos", "pad")
+    }
+    first = {
+        role: next((tokens[0] for tokens in found if tokens), None) for role, found in ids.items()
+    }
+    named = {role: _named(settings.get(f"{role}_token"), names) for role in first}
+    bos, eos, pad = (first[role] if named[role] is None else named[role] for role in first)
+    adds_bos = settings.get("add_bos_token")
+    return Roles(
+        bos=bos,
+        eos=eos,
+        pad=pad,
+        stops=frozenset(token for tokens in ids["eos"] for token in tokens),
+        adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
+        chat_template=template or _template(settings.get("chat_template")),
+    )
+
+
+def write_roles(roles: Roles, names: Mapping[int, str]) -> bytes:
+    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops`.
+
+    Parameters
+    ----------
+    names : mapping
+        Names of numbers.
+    """
+    tokens = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
+    settings: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{key: names[token] for key, token in tokens.items() if token is not None},
+        "clean_up_tokenization_spaces": False,
+    }
+    if roles.adds_bos is not None:
+        settings["add_bos_token"] = roles.adds_bos
+    if roles.chat_template:
+        settings["chat_template"] = roles.chat_template
+    return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def _ids(value: object, file: str) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    tokens = [token for token in ids if type(token) is int]
+    if len(tokens) < len(ids):
+        raise FormatError(f"{file}: {value!r:.80} is no token or list of tokens; fetch it again")
+    return tokens
+
+
+def _named(value: object, names: Mapping[str, int]) -> int | None:
+    """The token of a name, which stands alone or in an object."""
+    name = value.get("content") if isinstance(value, dict) else value
+    return names.get(name) if isinstance(name, str) else None
+
+
+def _template(value: object) -> str:
+    if isinstance(value, list):
+        # Several, by name: the one for plain conversations is called default.
+        named = [item for item in value if isinstance(item, dict)]
+        value = next((item.get("template") for item in named if item.get("name") == "default"), "")
+    return value if isinstance(value, str) else ""
