@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import backends, cpu, parity, start, training
+from bench import backends, cpu, exports, parity, start, training
 from bench.case import Case
 from bench.result import Result, json_line
 
@@ -42,6 +42,13 @@ CASES = {
 }
 
 
+_EXPORTS = Case(
+    summary="every export in the runtime of its users, compared with the reference",
+    run=exports.run,
+    table=exports.table,
+)
+
+
 @click.command(
     epilog="\b\nCases:\n" + "\n".join(f"  {name}: {case.summary}" for name, case in CASES.items())
 )
@@ -50,13 +57,20 @@ CASES = {
 @click.option("--quick", is_flag=True, help="End within 50 seconds on two cores.")
 @click.option("--check", is_flag=True, help="Exit 1 and list the targets that were missed.")
 @click.option(
+    "--exports", is_flag=True, help="For parity: compare exported files, not the backends."
+)
+@click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the results into this SVG file.",
 )
-def main(case: str, *, as_json: bool, quick: bool, check: bool, plot: Path | None) -> None:
+def main(
+    case: str, *, as_json: bool, quick: bool, check: bool, exports: bool, plot: Path | None
+) -> None:
     """Measure CASE and print a table."""
-    chosen = CASES[case]
+    if exports and case != "parity":
+        raise click.UsageError(f"--exports is for parity, not for {case}")
+    chosen = _EXPORTS if exports else CASES[case]
     results = []
     with Console(stderr=True).status(case) as status:
         for result in chosen.run(quick):

@@ -8,16 +8,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat import backends
 from nanochat.errors import BackendError, FormatError, InputError, SaveError
 from nanochat.export.manifest import NAME, read_manifest, write_manifest
 from nanochat.export.source import Source
-from nanochat.export.verify import Artefact, Parity, check_parity, greedy
+from nanochat.export.verify import Artefact, Parity, check_parity, greedy, reference_backend
 from nanochat.files import atomic_directory, exists
 from nanochat.generation import Engine
 from nanochat.init import freeze
@@ -37,6 +36,8 @@ __all__ = [
 # Called with the tensors written and the tensors to write.
 Progress = Callable[[int, int], None]
 
+Stock = TypeVar("Stock", bound=Literal["llama.cpp", "mlx-lm", "transformers"])
+
 _PARITY = "parity.json"
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Choices:
         GGUF: type of ternary matrices.
     tables : {"q8_0", "f16"}, optional
         GGUF: type of embedding and head; by default the one that is exact.
-    runtime : str
+    runtime : {"auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"}
         GGUF, MLX and HF: who must be able to run it; "auto" is the stock runtime where it can, else this package.
     target : {"ort", "standard"}
         ONNX: ONNX Runtime with its own operators, or the operators of the standard alone.
@@ -59,7 +60,7 @@ class Choices:
 
     outtype: Literal["tq2_0", "tq1_0", "q2_0", "f16"] = "tq2_0"
     tables: Literal["q8_0", "f16"] | None = None
-    runtime: str = "auto"
+    runtime: Literal["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"] = "auto"
     target: Literal["ort", "standard"] = "ort"
 
 
@@ -120,18 +121,16 @@ class Reloaded:
     Parameters
     ----------
     path : Path
-        Anything that `nanochat.loading.load_parts` reads.
-    backend : str
-        See `nanochat.backends.choose`.
+        Anything that `nanochat.loading.load_parts` reads. It runs on the backend that it is compared with, so that
+        nothing but the file can differ.
     """
 
     tolerance = 3e-2
     exact = True
 
-    def __init__(self, path: Path, *, backend: str = "auto") -> None:
+    def __init__(self, path: Path) -> None:
         parts = load_parts(path)
-        name, _ = backends.choose(backend)
-        ops = backends.get(name)
+        name, ops = reference_backend(parts.config)
         self._engine = Engine(parts.config, ops.prepare(freeze(parts.weights)), ops)
         self.runtime = f"nanochat-ternary, {name}"
 
@@ -389,12 +388,14 @@ _OWN_TYPES = {
 }
 
 
-def _runtime(choices: Choices, stock: str) -> str:
-    if choices.runtime not in ("auto", "nanochat", stock):
-        raise InputError(
-            f"runtime={choices.runtime!r} does not run this format: choose auto, {stock} or nanochat"
-        )
-    return choices.runtime
+def _runtime(choices: Choices, stock: Stock) -> Stock | Literal["auto", "nanochat"]:
+    if choices.runtime == stock:
+        return stock
+    if choices.runtime == "auto" or choices.runtime == "nanochat":
+        return choices.runtime
+    raise InputError(
+        f"runtime={choices.runtime!r} does not run this format: choose auto, {stock} or nanochat"
+    )
 
 
 def _read_back(path: Path, runtime: str, error: Exception) -> Reloaded:

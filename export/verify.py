@@ -21,7 +21,16 @@ from nanochat.ops import Ops
 from nanochat.shapes import num_parameters, shapes
 from nanochat.weights import named_leaves
 
-__all__ = ["Artefact", "Parity", "Report", "check_parity", "compare", "greedy", "least_equal"]
+__all__ = [
+    "Artefact",
+    "Parity",
+    "Report",
+    "check_parity",
+    "compare",
+    "greedy",
+    "least_equal",
+    "reference_backend",
+]
 
 State = TypeVar("State")
 
@@ -39,6 +48,8 @@ class Report:
         Tokens compared.
     rms_ratio : float
         RMS of the difference over RMS of the reference, all tokens together.
+    median_ratio : float
+        Median of the tokens' own RMS ratios; of `check_parity`, those of pairs.
     max_abs : float
         Largest difference of a single logit.
     tolerance : float
@@ -55,6 +66,7 @@ class Report:
 
     num_tokens: int
     rms_ratio: float
+    median_ratio: float
     max_abs: float
     tolerance: float
     share_within: float
@@ -75,7 +87,7 @@ class Report:
         verdict = "within" if self.ok else "OUTSIDE"
         return (
             f"{self.num_tokens} tokens: RMS ratio {self.rms_ratio:.2e}, {verdict} the tolerance of "
-            f"{self.tolerance:.0e}; largest difference {self.max_abs:.2e}; "
+            f"{self.tolerance:.0e}; median token {self.median_ratio:.1e}; largest difference {self.max_abs:.2e}; "
             f"{self.share_within:.1%} of the tokens within; same greedy token {self.share_same_greedy:.1%}; "
             f"equal to 1e-05 {self.share_equal:.1%}, at least {self.least_equal:.1%} needed"
         )
@@ -181,7 +193,7 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
         As for `compare`.
     """
     config = source.config
-    name, ops = _reference(config)
+    name, ops = reference_backend(config)
     reference = Engine(config, ops.prepare(source.weights), ops)
     ids = [source.tokenizer.bos, *source.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
@@ -194,7 +206,10 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
             ops.numpy(expected)[:, 1], np.stack([artefact.logits(pair)[1] for pair in pairs])
         )
         report = dataclasses.replace(
-            report, share_equal=short.share_equal, least_equal=least_equal(config)
+            report,
+            median_ratio=short.median_ratio,
+            share_equal=short.share_equal,
+            least_equal=least_equal(config),
         )
     beginning = ids[:_BEGINNING]
     num_tokens = min(_GENERATED, config.context_length - len(beginning))
@@ -219,7 +234,7 @@ def least_equal(config: ModelConfig) -> float:
     return share if share > 0.02 else 0.0
 
 
-def _reference(config: ModelConfig) -> tuple[str, Ops[Any, Any, Any]]:
+def reference_backend(config: ModelConfig) -> tuple[str, Ops[Any, Any, Any]]:
     """The reference backend; for models so large that it would take minutes, the compiled one, which agrees with it."""
     large = num_parameters(config) > _LARGE
     name = "numba" if large and backends.unavailable("numba") is None else "reference"
@@ -279,6 +294,7 @@ def compare(
     return Report(
         num_tokens=len(rows),
         rms_ratio=float(_ratio(_rms(difference, None), _rms(rows, None))),
+        median_ratio=float(np.median(ratios)),
         max_abs=float(np.abs(difference).max()),
         tolerance=tolerance,
         share_within=float((ratios <= tolerance).mean()),

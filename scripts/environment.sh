@@ -31,3 +31,16 @@ install_into() {
     "$directory/bin/python" -m pip install --quiet --quiet --disable-pip-version-check \
         --root-user-action=ignore --constraint constraints.txt "$@"
 }
+
+# require_chromium: the exported page is tested in a browser; as root, installs Debian's if there is none.
+require_chromium() {
+    command -v chromium >/dev/null && return
+    if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+        echo "Installing chromium ..." >&2
+        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq chromium >/dev/null
+    fi
+    command -v chromium >/dev/null && return
+    echo "error: no chromium on the PATH, in which the exported page is tested: install it, for example with" \
+        "'apt install chromium'" >&2
+    return 1
+}

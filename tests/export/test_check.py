@@ -1,0 +1,196 @@
+"""`models verify` finds what was changed in a file, and where a backend departs from the record."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat import backends, checkpoint
+from nanochat.backends.reference import ReferenceOps
+from nanochat.errors import FormatError, ModelNotFoundError, NumericError
+from nanochat.export.check import check_model, compare_golden
+from nanochat.export.formats import Choices, export_model
+from nanochat.export.gguf_file import read_gguf
+from nanochat.export.manifest import NAME, write_manifest
+from nanochat.export.source import Source
+from nanochat.lm import save_model
+from nanochat.weights import Dense, Stored, map_leaves
+from tests.export.sources import random_source
+
+LOOP = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "streams": {"num_streams": 4, "coefficients": "dynamic"},
+    "loop": LOOP,
+    "adaptive": {**LOOP, "exit_threshold": 0.5},
+    "delta": {"layer_pattern": ("delta",), "delta_value_dim": 128, "delta_heads": 2},
+    "experts": {"num_experts": 2, "expert_width": 256},
+}
+
+
+def written(source: Source, folder: Path) -> Path:
+    """A model directory with its record."""
+    save_model(
+        folder, source.config, source.weights, source.tokenizer, generation=source.generation
+    )
+    write_manifest(folder, source, kind="nanochat")
+    return folder
+
+
+def changed(source: Source, name: str, change: Any) -> Source:
+    def replace(path: str, leaf: Stored) -> Stored:
+        return change(leaf) if path == name else leaf
+
+    return dataclasses.replace(source, weights=map_leaves(replace, source.weights))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_a_model_as_it_was_written_passes_on_every_backend(
+    options: dict[str, Any], backend: str, tmp_path: Path
+) -> None:
+    checked = check_model(written(random_source(**options), tmp_path / "x"), backend=backend)
+
+    assert checked.backend == backend
+    assert checked.golden is not None
+    assert checked.golden <= 3e-2
+    assert checked.files is not None
+    assert checked.tensors > 10
+
+
+def test_a_model_without_a_record_is_checked_as_far_as_possible(tmp_path: Path) -> None:
+    path = written(random_source(), tmp_path / "x")
+    (path / "nanochat.json").unlink()
+
+    checked = check_model(path, backend="reference")
+
+    assert (checked.golden, checked.files) == (None, None)
+
+
+def test_a_changed_file_is_named(tmp_path: Path) -> None:
+    path = written(random_source(), tmp_path / "x")
+    tokenizer = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(tokenizer + "\n")
+
+    with pytest.raises(FormatError, match=r"tokenizer\.json: .* fetch it again"):
+        check_model(path)
+
+
+def with_half_the_scales(source: Source) -> Source:
+    """Another model, of which one tensor differs."""
+    return changed(
+        source,
+        "layers.1.network.up",
+        lambda leaf: dataclasses.replace(leaf, scales=leaf.scales / np.float16(2)),
+    )
+
+
+def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
+    source = random_source()
+    path = written(source, tmp_path / "x")
+    save_model(
+        path,
+        source.config,
+        with_half_the_scales(source).weights,
+        source.tokenizer,
+        generation=source.generation,
+    )
+    # Whoever changes the file can change its hash.
+    fields = json.loads((path / NAME).read_text())
+    del fields["files"]["model.safetensors"]
+    (path / NAME).write_text(json.dumps(fields))
+
+    with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
+        check_model(path)
+
+
+def test_a_changed_tensor_of_a_file_is_named(tmp_path: Path) -> None:
+    source = random_source()
+    paths = tmp_path / "x.gguf", tmp_path / "other.gguf"
+    for path, model in zip(paths, (source, with_half_the_scales(source)), strict=True):
+        export_model(model, path, kind="gguf", choices=Choices(), verify=False)
+    name = "blk.1.ffn_up.weight"
+    old, new = (read_gguf(path).tensors[name].data.tobytes() for path in paths)
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data.replace(old, new))
+
+    with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
+        check_model(paths[0])
+
+
+def test_an_illegal_code_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    export_model(random_source(), path, kind="gguf", choices=Choices(), verify=False)
+    old = read_gguf(path).tensors["blk.1.ffn_up.weight"].data.tobytes()
+    path.write_bytes(path.read_bytes().replace(old, b"\xff" + old[1:]))
+
+    with pytest.raises(NumericError, match=r"layers\.1\.network\.up.*0b11"):
+        check_model(path)
+
+
+class Wrong(ReferenceOps):
+    """A backend with a mistake in one of its layers."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.seen = 0
+
+    def attention(self, q: Any, k: Any, v: Any, *, state: Any, slot: int) -> Any:
+        self.seen += 1
+        y = super().attention(q, k, v, state=state, slot=slot)
+        return 1.5 * y if self.seen - 1 == self.layer else y
+
+
+@pytest.mark.parametrize(("run", "layer"), [(0, 0), (1, 1), (2, 1), (3, 2)])
+def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
+    source = random_source(**LOOP)
+
+    with pytest.raises(FormatError, match=rf"x: layer {layer} is the first that differs"):
+        compare_golden(source.golden, source.config, source.weights, Wrong(run), where="x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_theta": 9000.0}, {"norm_eps": 1e-2}, {"activation": "relu2_glu"}],
+    ids=str,
+)
+def test_another_configuration_is_found(change: dict[str, Any]) -> None:
+    source = random_source()
+    config = dataclasses.replace(source.config, **change)
+
+    with pytest.raises(FormatError, match="layer 0 is the first that differs"):
+        compare_golden(source.golden, config, source.weights, ReferenceOps(), where="x")
+
+
+def test_a_head_that_departs_is_named() -> None:
+    source = random_source()
+    other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))
+
+    with pytest.raises(FormatError, match="the head is the first that differs"):
+        compare_golden(source.golden, source.config, other.weights, ReferenceOps(), where="x")
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 3}, {"vocab_size": 310}, {"width": 512}], ids=str
+)
+def test_the_record_of_another_model_is_refused(options: dict[str, Any]) -> None:
+    golden, other = random_source().golden, random_source(**options)
+
+    with pytest.raises(FormatError):
+        compare_golden(golden, other.config, other.weights, ReferenceOps(), where="x")
+
+
+def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        check_model(tmp_path)
+
+
+def test_a_model_directory_s_own_checks_come_first(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "x", random_source().config, random_source().weights)
+
+    with pytest.raises(FormatError, match=r"tokenizer\.json"):
+        check_model(tmp_path / "x")
