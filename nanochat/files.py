@@ -38,11 +38,13 @@ __all__ = [
     "write_tensors",
 ]
 
-# Types of a model's tensors, by their names in the format.
+# Types of a model's tensors, by their names in the format. NumPy has no bfloat16: those bits are the high half of a
+# float32's.
 DTYPES: Mapping[str, type[np.generic]] = {
     "F32": np.float32,
     "U32": np.uint32,
     "F16": np.float16,
+    "BF16": np.uint16,
     "I8": np.int8,
     "U8": np.uint8,
 }
@@ -68,8 +70,12 @@ class Tensor:
     checksum: object
 
     def array(self) -> NDArray[np.generic]:
-        """Its numbers, a view of the file."""
+        """Its numbers, a view of the file; those of type BF16 as float32, a copy."""
         values = self.data.view(DTYPES[self.dtype]).reshape(self.shape)
+        if self.dtype == "BF16":
+            bits = values.astype(np.uint32)
+            bits <<= np.uint32(16)
+            return bits.view(np.float32)
         # Kernels take aligned pointers; a file that was padded otherwise costs a copy.
         return np.require(values, requirements="A")
 
