@@ -241,7 +241,7 @@ def recover_rows(
     -------
     codes : int8 array, shape (R, C)
     scales : float16 array, shape (R,)
-        Of all that fit a row the smallest, with which its largest code is 127 if it can be; ``2**-14`` for zeros.
+        Of all that fit a row the smallest from ``2**-14`` on, with which its largest code is 127 if it can be.
 
     Raises
     ------
@@ -263,7 +263,9 @@ def recover_rows(
         with np.errstate(over="ignore"):
             found = (largest[left] / np.float32(code)).astype(np.float16)
         # Exact in float32: 7 bits times 11.
-        fits = (found > 0) & (found.astype(np.float32) * np.float32(code) == largest[left])
+        fits = (found >= SMALLEST_SCALE) & (
+            found.astype(np.float32) * np.float32(code) == largest[left]
+        )
         rows, factors = left[fits], found[fits].astype(np.float32)[:, None]
         whole = np.rint(table[rows] / factors)
         same = (whole * factors == table[rows]).all(axis=1)
