@@ -14,6 +14,8 @@ from typing import Literal
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
+from nanochat.shapes import shapes
+from nanochat.weights import named_leaves
 
 __all__ = ["Runtime", "obstacles", "stock_architecture"]
 
@@ -100,6 +102,13 @@ def _everywhere(config: ModelConfig) -> list[tuple[bool, str]]:
 def _of_family(config: ModelConfig, family: str, runtime: Runtime) -> list[tuple[bool, str]]:
     narrow = config.num_heads * config.head_dim != config.width
     in_llama_cpp = runtime == "llama.cpp"
+    odd = sorted(
+        {
+            spec.shape[1]
+            for _, spec in named_leaves(shapes(config))
+            if spec.kind != "dense" and spec.shape[1] % 32
+        }
+    )
     return [
         (
             family == "experts" and not config.qk_norm,
@@ -125,5 +134,13 @@ def _of_family(config: ModelConfig, family: str, runtime: Runtime) -> list[tuple
             in_llama_cpp and family in ("plain", "sub_norm") and narrow,
             f"num_heads * head_dim={config.num_heads * config.head_dim} without qk_norm: must be the width of "
             f"{config.width}",
+        ),
+        (
+            runtime == "transformers" and family == "plain" and config.width % config.num_heads > 0,
+            f"num_heads={config.num_heads} without qk_norm: must divide the width of {config.width}",
+        ),
+        (
+            runtime == "mlx-lm" and bool(odd),
+            f"matrices of {odd} columns: it packs groups of 32, 64 or 128 columns",
         ),
     ]

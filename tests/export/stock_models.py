@@ -1,0 +1,188 @@
+"""This file holds models that stock runtimes can run, and a reference that, like them, rounds no activations."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat import ternary
+from nanochat.backends.reference import IntegerLinear, ReferenceOps
+from nanochat.chat import Message
+from nanochat.config import ModelConfig
+from nanochat.export.source import Source
+from nanochat.export.verify import greedy
+from nanochat.generation import Engine
+from nanochat.init import freeze, init
+from nanochat.model import forward
+from nanochat.ops import Ops
+from nanochat.weights import Dense, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
+from tests.core.random_model import random_tokenizer, reciting_config, reciting_weights
+
+VOCABULARY = 304
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "width": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+    "ffn_width": 512,
+    "context_length": 64,
+    "num_streams": 1,
+}
+ROW: dict[str, Any] = {"weight_block": "row", "activation_block": "token"}
+EXPERTS: dict[str, Any] = {
+    "ffn_width": 0,
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "expert_width": 256,
+}
+CONFIGS = {
+    "qk-norm": ModelConfig(**BASE),
+    "plain": ModelConfig(**BASE, qk_norm=False),
+    "one key head": ModelConfig(**BASE | {"num_kv_heads": 1}),
+    "all key heads": ModelConfig(**BASE | {"num_kv_heads": 4}, qk_norm=False),
+    "narrow heads": ModelConfig(**BASE | {"head_dim": 32}, weight_block=128),
+    "untied": ModelConfig(**BASE, tie_embeddings=False),
+    "long context": ModelConfig(**BASE, rope_scale=4.0, rope_theta=5e5),
+    "large eps": ModelConfig(**BASE, norm_eps=1e-2),
+    "rows": ModelConfig(**BASE | ROW | {"width": 320, "ffn_width": 352}, tie_embeddings=False),
+    "blocks of 128": ModelConfig(**BASE | {"ffn_width": 384}, weight_block=128),
+    "dense tables": ModelConfig(**BASE, table_format="dense", tie_embeddings=False),
+    "experts": ModelConfig(**BASE | EXPERTS),
+    "experts, rows": ModelConfig(**BASE | EXPERTS | ROW, tie_embeddings=False),
+    "ahead": ModelConfig(**BASE, num_ahead=1),
+}
+# What no stock runtime has, by the words of the refusal.
+REFUSED = {
+    "num_streams=2": ModelConfig(**BASE | {"num_streams": 2}),
+    "layer_pattern": ModelConfig(**BASE, layer_pattern=("delta", "attention")),
+    "loop_count=2": ModelConfig(**BASE, loop_count=2),
+    "attention_gate": ModelConfig(**BASE, attention_gate=True),
+    "activation": ModelConfig(**BASE, activation="relu2"),
+    "sub_norm": ModelConfig(**BASE, sub_norm=True),
+    "shared_expert_width": ModelConfig(**BASE | EXPERTS, shared_expert_width=256),
+    "qk_norm=false with experts": ModelConfig(**BASE | EXPERTS, qk_norm=False),
+}
+ODD_TEXTS = [
+    "",
+    " ",
+    "Hello, wörld",
+    "  two  spaces \t\n\n\ttabs\r\n",
+    "ne\u0301 \u00e9 \u1e9b\u0323 fi",
+    "日本語と한국어 и русский עִבְרִית",
+    "🦀👩\u200d👩\u200d👧 \U0001f1e9\U0001f1ea",
+    "it's we'll I'd THEY'RE 's",
+    "1234567890 3.14e-10 0x1F",
+    "\x00\x01\x7f\ufeff\u00a0\u2028",
+    "a" * 300,
+]
+CHAT: list[Message] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "  Hi,\n\nwörld "},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "'s 🦀"},
+]
+IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
+
+
+def make_weights(config: ModelConfig) -> Weights[Stored]:
+    """Random numbers, norms included, and in the first matrix a block of zeros."""
+    generator = np.random.default_rng(0)
+
+    def vary(name: str, leaf: Stored) -> Stored:
+        if isinstance(leaf, Dense) and leaf.values.ndim == 1:
+            return Dense(values=generator.uniform(0.5, 1.5, leaf.values.shape).astype(np.float32))
+        if isinstance(leaf, Latent) and name == "layers.0.mixer.q":
+            leaf.values[3, : leaf.weight_block] = 0
+        return leaf
+
+    return freeze(map_leaves(vary, init(config, np.random.default_rng(0))))
+
+
+@cache
+def make_source(case: str) -> Source:
+    """The model of one of `CONFIGS` or `REFUSED`."""
+    config = {**CONFIGS, **REFUSED}[case]
+    return Source(
+        name=case,
+        config=config,
+        weights=make_weights(config),
+        tokenizer=random_tokenizer(),
+        generation={},
+        card=b"# A model\n",
+    )
+
+
+class UnroundedOps(ReferenceOps):
+    """The reference with activations as they are."""
+
+    def project(self, x: Any, *linears: Any) -> tuple[Any, ...]:
+        return tuple(self._product(x, linear) for linear in linears)
+
+    def _product(self, x: Any, linear: Any) -> Any:
+        if isinstance(linear, IntegerLinear):
+            linear = ternary.dequantize(linear.codes, linear.scales)
+        return (x.astype(np.float64) @ linear.T.astype(np.float64)).astype(np.float32)
+
+
+@cache
+def reference_logits(case: str, *, rounded: bool) -> NDArray[np.float32]:
+    """Logits after each of `IDS`."""
+    source = make_source(case)
+    ops: Ops[Any, Any, Any] = ReferenceOps() if rounded else UnroundedOps()
+    tokens = ops.tokens(np.array([IDS], np.int64))
+    logits: NDArray[np.float32] = ops.numpy(
+        forward(tokens, ops.prepare(source.weights), source.config, ops)
+    )[0]
+    return logits
+
+
+def rms_ratio(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean((found - expected) ** 2.0) / np.mean(expected**2.0)))
+
+
+def arrays(weights: Weights[Stored]) -> dict[str, Any]:
+    """All numbers; the scale of a ternary block of zeros counts as the smallest, which is what dense formats keep."""
+    found: dict[str, Any] = {}
+    for name, leaf in named_leaves(weights):
+        if isinstance(leaf, Ternary):
+            codes = ternary.unpack(leaf.packed, columns=leaf.columns)
+            zero = ~codes.reshape(*leaf.scales.shape, -1).any(axis=2)
+            found[f"{name}.scales"] = np.where(zero, 2.0**-14, leaf.scales).tolist()
+            found[f"{name}.packed"] = leaf.packed.tolist()
+            found[f"{name}.columns"] = (leaf.columns, leaf.activation_block)
+        else:
+            found |= {
+                f"{name}.{key}": np.asarray(value).tolist() for key, value in vars(leaf).items()
+            }
+    return found
+
+
+@cache
+def reference_greedy(case: str, *, num_tokens: int) -> list[int]:
+    """What follows the first eight of `IDS`, without rounded activations."""
+    source = make_source(case)
+    ops: Ops[Any, Any, Any] = UnroundedOps()
+    return greedy(
+        Engine(source.config, ops.prepare(source.weights), ops), IDS[:8], num_tokens=num_tokens
+    )
+
+
+@cache
+def polite_source() -> Source:
+    """A model that answers everything with wxyz, and ends its turn."""
+    tokenizer = random_tokenizer()
+    script = [tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end]
+    return Source(
+        name="polite",
+        config=reciting_config(),
+        weights=reciting_weights(script),
+        tokenizer=tokenizer,
+        generation={},
+    )
+
+
+def leave_out(numbers: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: value for name, value in numbers.items() if not name.startswith(prefix)}
