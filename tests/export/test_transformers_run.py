@@ -1,0 +1,103 @@
+"""transformers itself runs what is written for it: the logits are the model's but for the rounding of activations."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+import torch
+
+from nanochat.chat import render
+from nanochat.checkpoint import save_tensors
+from nanochat.export.transformers import write_transformers
+from nanochat.export.transformers_run import Transformers
+from nanochat.export.verify import check_parity
+from tests.export.stock_models import (
+    CHAT,
+    CONFIGS,
+    IDS,
+    ODD_TEXTS,
+    make_source,
+    polite_source,
+    reference_greedy,
+    reference_logits,
+    rms_ratio,
+)
+
+
+@pytest.fixture(scope="module")
+def polite(tmp_path_factory: pytest.TempPathFactory) -> Transformers:
+    folder = tmp_path_factory.mktemp("polite")
+    write_transformers(folder, polite_source(), runtime="transformers")
+    return Transformers(folder)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
+    write_transformers(tmp_path, make_source(case), runtime="transformers")
+    artefact = Transformers(tmp_path)
+
+    logits = artefact.logits(IDS)
+
+    # float32 sums in another order; then the rounding of activations, which may send a token to another expert.
+    assert rms_ratio(logits, reference_logits(case, rounded=False)) < 1e-5
+    assert rms_ratio(logits, reference_logits(case, rounded=True)) < artefact.tolerance
+    assert artefact.greedy(IDS[:8], num_tokens=8) == reference_greedy(case, num_tokens=8)
+
+
+def test_parity_is_within_the_tolerance(polite: Transformers) -> None:
+    parity = check_parity(polite_source(), polite)
+
+    assert parity.ok
+    assert parity.same_text
+    assert parity.runtime.startswith("transformers ")
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_the_tokenizer_gives_the_same_tokens(text: str, polite: Transformers) -> None:
+    ours = polite_source().tokenizer
+
+    assert polite.tokenizer.encode(text, add_special_tokens=False) == ours.encode(text)
+    assert polite.tokenizer.encode(text) == [ours.bos, *ours.encode(text)]
+    assert polite.tokenizer.decode(ours.encode(text)) == text
+
+
+def test_the_chat_template_gives_the_tokens_of_a_conversation(polite: Transformers) -> None:
+    tokens = polite.tokenizer.apply_chat_template(
+        CHAT, add_generation_prompt=True, return_dict=False
+    )
+
+    assert tokens == render(CHAT, polite_source().tokenizer)
+
+
+def test_an_answer_ends_where_the_turn_does(polite: Transformers) -> None:
+    prompt = polite.tokenizer.apply_chat_template(
+        CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+    (tokens,) = polite.model.generate(**prompt, max_new_tokens=12)
+
+    ours = polite_source().tokenizer
+    answer = tokens[prompt["input_ids"].shape[1] :].tolist()
+    assert answer == [*ours.encode("wxyz"), ours.end]
+
+
+def test_shards_are_found_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "nanochat.export.transformers.save_tensors",
+        partial(save_tensors, max_shard_bytes=300_000),
+    )
+    write_transformers(tmp_path, make_source("untied"), runtime="transformers")
+
+    logits = Transformers(tmp_path).logits(IDS)
+
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert rms_ratio(logits, reference_logits("untied", rounded=False)) < 1e-5
+
+
+def test_weights_and_computation_are_float32(polite: Transformers) -> None:
+    assert {parameter.dtype for parameter in polite.model.parameters()} == {torch.float32}
+    assert polite.logits(IDS).dtype == np.float32
