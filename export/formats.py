@@ -188,11 +188,12 @@ def export_model(
     ConfigError
         If the format cannot hold the model, with the reasons.
     InputError
-        If `out` is a folder with other things in it.
+        If `out` is a folder with other things in it, or a file without the format's suffix.
     SaveError
         If it cannot be written, or does not compute what the model does; what stood there before is untouched.
     """
     form = FORMATS[kind]
+    _check_path(out, form)
     old = _old_files(out) if not form.suffix else frozenset()
     # A file's report is its neighbour, a folder's is in it.
     with atomic_directory(out.parent if form.suffix else out) as aside:
@@ -223,6 +224,16 @@ def export_model(
         types=form.types(choices, written_as),
         parity=parity,
     )
+
+
+def _check_path(out: Path, form: Format) -> None:
+    if form.suffix and out.suffix != form.suffix:
+        raise InputError(
+            f"{out} does not end in {form.suffix}, by which other programs know such a file: pass {out.name}"
+            f"{form.suffix} or alike"
+        )
+    if exists(out.parent) and not out.parent.is_dir():
+        raise SaveError(f"cannot write {out}: {out.parent} is no folder; pass another path")
 
 
 def _old_files(folder: Path) -> frozenset[str]:

@@ -67,7 +67,7 @@ def doctor(*, as_json: bool) -> None:
     from nanochat import backends
 
     machine = _machine()
-    found = [_try(name) for name in backends.NAMES]
+    found = [_try(name) for name in (*backends.NAMES, *backends.GRAPHS)]
     kernels = _kernels() if any(b.name == "numba" and b.ready for b in found) else None
     try:
         chosen, reason = backends.choose("auto")
@@ -124,6 +124,8 @@ def _try(name: str) -> _Backend:
 def _device(name: str) -> str:
     from nanochat import backends
 
+    if name in backends.GRAPHS:
+        return "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     return str(getattr(backends.get(name), "device", "cpu"))
 
 

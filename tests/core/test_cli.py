@@ -326,21 +326,18 @@ def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.Mon
 # Export.
 
 
-@pytest.mark.parametrize(("kind", "module"), [("gguf", "gguf"), ("onnx", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("gguf", "x.gguf"), ("onnx", "x"), ("mlx", "x"), ("hf", "x")]
+)
 def test_an_export_is_verified_and_names_every_format(
-    run: Run,
-    directory: Path,
-    tmp_path: Path,
-    kind: str,
-    module: str,
+    run: Run, directory: Path, tmp_path: Path, kind: str, name: str
 ) -> None:
-    pytest.importorskip(module)
-    out = tmp_path / f"model.{kind}"
+    out = tmp_path / name
 
     result = run("--format", kind, "--out", out, directory, "--json", program="nanochat-export")
 
     report = result.last_json
-    assert (result.code, report["bytes"]) == (0, out.stat().st_size)
+    assert (result.code, report["path"]) == (0, str(out))
     assert isinstance(report["parity"], dict)
     assert report["parity"]["ok"]
     assert isinstance(report["tensors"], list)
@@ -356,7 +353,8 @@ def test_an_export_prints_a_table_and_the_parity(
 
     assert (tmp_path / "random.gguf").exists()
     assert "TQ2_0" in result.out
-    assert "parity: 32 tokens: RMS ratio 0.00e+00, within" in result.out
+    assert "32 tokens: RMS ratio 0.00e+00, within" in result.out
+    assert json.loads((tmp_path / "random.gguf.parity.json").read_text())["ok"]
 
 
 def test_an_export_may_go_unchecked_but_says_so(run: Run, directory: Path, tmp_path: Path) -> None:
@@ -379,6 +377,18 @@ def test_an_exported_file_generates_the_same_text(
     result = run("generate", out, *options)
 
     assert result.out == run("generate", directory, *options).out
+
+
+def test_a_model_is_verified(run: Run, directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    run("--format", "gguf", "--no-verify", "--out", out, directory, program="nanochat-export")
+
+    result = run("models", "verify", out, "--backend", "reference")
+    report = run("models", "verify", out, "--backend", "reference", "--json").last_json
+
+    assert result.code == 0
+    assert "agrees on reference" in result.out
+    assert (report["backend"], report["golden"]) == ("reference", pytest.approx(0, abs=1e-5))
 
 
 # Help.

@@ -108,7 +108,11 @@ MISTAKES = [
     ),
     (["nanochat-export", "--format", "gguf", "--unroll-loop", "MODEL"], 2, "loop"),
     (["nanochat-export", "--format", "gguf"], 2, "Missing argument 'MODEL'"),
-    (["nanochat-export", "--format", "gguf", "--out", "FILE/x", "MODEL"], 1, "cannot write"),
+    (["nanochat-export", "--format", "gguf", "--out", "FILE/x.gguf", "MODEL"], 1, "cannot write"),
+    (["nanochat-export", "--format", "gguf", "--out", "OUT", "MODEL"], 2, "not end in .gguf"),
+    (["nanochat-export", "--format", "hf", "--out", "FILE", "MODEL"], 2, "is a file"),
+    (["models", "verify", "EMPTY"], 1, "config.json: no such file"),
+    (["models", "verify", "FILE"], 1, "no model is named"),
     (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
 ]
 

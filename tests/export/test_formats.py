@@ -1,0 +1,181 @@
+"""An export is complete, verified and in place, or nothing of it is there."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nanochat.cli import export as cli
+from nanochat.errors import ConfigError, InputError, SaveError
+from nanochat.export.formats import FORMATS, Choices, Reloaded, export_model, load_source
+from nanochat.export.manifest import NAME, check_files, read_manifest
+from nanochat.loading import load_parts
+from nanochat.weights import named_leaves
+from tests.export.sources import random_source
+
+ROOT = Path(__file__).parents[2]
+STREAMS = random_source(num_streams=2)
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from nanochat.errors import SaveError
+from nanochat.export.formats import Choices, export_model
+from tests.export.sources import random_source
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+source = random_source(num_streams=2)
+source.golden
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+try:
+    export_model(source, Path(sys.argv[1]), kind=sys.argv[2], choices=Choices(), verify=False)
+except SaveError as error:
+    print(error)
+"""
+
+
+def out(kind: str, folder: Path) -> Path:
+    return folder / f"x{FORMATS[kind].suffix}"
+
+
+class Wrong(Reloaded):
+    """A runtime that computes something else."""
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        return super().logits(ids)[::-1]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_is_verified_and_read_back_as_the_same_model(kind: str, tmp_path: Path) -> None:
+    done = []
+
+    exported = export_model(
+        STREAMS,
+        out(kind, tmp_path),
+        kind=kind,
+        choices=Choices(),
+        progress=lambda *counts: done.append(counts),
+    )
+
+    parts = load_parts(exported.path)
+    assert exported.parity is not None
+    assert exported.parity.ok
+    assert exported.parity.same_text
+    assert parts.config == STREAMS.config
+    assert dict(named_leaves(parts.weights)).keys() == dict(named_leaves(STREAMS.weights)).keys()
+    assert done
+    assert done[-1][0] == done[-1][1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if not FORMATS[kind].suffix])
+def test_a_folder_has_hashes_and_its_report(kind: str, tmp_path: Path) -> None:
+    export_model(STREAMS, tmp_path / "x", kind=kind, choices=Choices())
+
+    manifest = read_manifest(tmp_path / "x")
+
+    assert manifest is not None
+    check_files(tmp_path / "x", manifest)
+    assert json.loads((tmp_path / "x" / "parity.json").read_text())["ok"]
+
+
+def test_a_file_has_its_report_beside_it(tmp_path: Path) -> None:
+    export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices())
+
+    report = json.loads((tmp_path / "x.gguf.parity.json").read_text())
+
+    assert report["ok"]
+    assert report["rms_ratio"] == 0.0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+def test_what_computes_something_else_is_not_put_in_place(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = dataclasses.replace(FORMATS[kind], run=lambda path, *_: Wrong(path))
+    monkeypatch.setitem(FORMATS, kind, wrong)  # type: ignore[arg-type]  # a dictionary behind a mapping
+
+    with pytest.raises(SaveError, match="would not compute what random does, and is not written"):
+        export_model(STREAMS, out(kind, tmp_path), kind=kind, choices=Choices())
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX only")
+def test_a_full_disk_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(out(kind, tmp_path)), kind]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot write ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_export_replaces_the_files_of_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    export_model(random_source(), folder, kind="mlx", choices=Choices(), verify=False)
+    (folder / "README.md").write_text("my card")
+    old = {path.name for path in folder.iterdir()}
+
+    export_model(STREAMS, folder, kind="onnx", choices=Choices(), verify=False)
+
+    names = {path.name for path in folder.iterdir()}
+    assert "model.safetensors" in old - names
+    assert {"model.onnx", "README.md", NAME} <= names
+    assert load_parts(folder).config == STREAMS.config
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+
+    with pytest.raises(InputError, match="no export has written"):
+        export_model(STREAMS, tmp_path, kind="hf", choices=Choices())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_where_a_folder_must_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+
+    with pytest.raises(InputError, match="is a file, and this format is a folder"):
+        export_model(STREAMS, tmp_path / "x", kind="hf", choices=Choices())
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"), [("gguf", "llama.cpp"), ("mlx", "mlx-lm"), ("hf", "transformers")]
+)
+def test_a_runtime_that_cannot_run_the_model_is_refused_with_the_reasons(
+    kind: str, runtime: Any, tmp_path: Path
+) -> None:
+    source = random_source(num_streams=2, attention_gate=True)
+
+    with pytest.raises(ConfigError, match=r"num_streams=2.*attention_gate=true"):
+        export_model(source, out(kind, tmp_path), kind=kind, choices=Choices(runtime=runtime))
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"choose auto, llama\.cpp or nanochat"):
+        export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices(runtime="mlx-lm"))
+
+
+def test_an_export_is_a_source_again(tmp_path: Path) -> None:
+    export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices(), verify=False)
+
+    again = load_source(tmp_path / "x.gguf", name="random", licence="MIT")
+
+    assert again.golden == STREAMS.golden
+
+
+def test_the_command_knows_which_choices_a_format_has() -> None:
+    assert {kind: form.choices for kind, form in FORMATS.items()} == cli._FORMATS
+    named = {field.name for field in dataclasses.fields(Choices)}
+    assert {name for names in cli._FORMATS.values() for name in names} == named
