@@ -1,6 +1,7 @@
 """The verbs do their work: results on one stream, everything else on the other."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -112,7 +112,7 @@ MISTAKES = [
     (["nanochat-export", "--format", "gguf", "--out", "OUT", "MODEL"], 2, "not end in .gguf"),
     (["nanochat-export", "--format", "hf", "--out", "FILE", "MODEL"], 2, "is a file"),
     (["models", "verify", "EMPTY"], 1, "config.json: no such file"),
-    (["models", "verify", "FILE"], 1, "no model is named"),
+    (["models", "verify", "FILE"], 1, "no such directory, .gguf or .onnx file"),
     (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
 ]
 
