@@ -17,6 +17,7 @@ from nanochat.export.source import Source
 from nanochat.export.stock import Runtime, stock_architecture
 from nanochat.files import Tensor
 from nanochat.lm import save_model
+from nanochat.loading import default_generation
 from nanochat.model import ntk_theta
 from nanochat.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Stored, named_leaves
@@ -55,6 +56,7 @@ _IN_LAYER = {
     "network.down": "mlp.down_proj",
     "network.router": "mlp.gate",
 }
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CARD, _TOKENIZER = "README.md", "tokenizer.json"
 
 
@@ -96,13 +98,7 @@ def stock_texts(source: Source, runtime: Runtime) -> dict[str, dict[str, object]
     """
     config = source.config
     architecture = stock_architecture(config, runtime)
-    tokenizer = source.tokenizer
-    ids = {
-        "bos_token_id": tokenizer.bos,
-        "eos_token_id": [tokenizer.eos, tokenizer.end],
-        "pad_token_id": tokenizer.pad,
-    }
-    generation = {**ids, "do_sample": False, **source.generation}
+    generation = {**default_generation(source.tokenizer), **source.generation}
     fields: dict[str, object] = {
         "architectures": [_CLASSES[architecture]],
         "model_type": architecture,
@@ -121,7 +117,7 @@ def stock_texts(source: Source, runtime: Runtime) -> dict[str, dict[str, object]
         "rms_norm_eps": config.norm_eps,
         "rope_theta": ntk_theta(config),
         "tie_word_embeddings": config.tie_embeddings,
-        **{key: generation[key] for key in ids},
+        **{key: generation[key] for key in _IDS if key in generation},
     }
     if config.num_experts:
         fields |= {

@@ -15,6 +15,7 @@ from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError, ShapeError
 from nanochat.export.source import Source
+from nanochat.export.unrounded import UnroundedOps
 from nanochat.generation import Engine, Runner
 from nanochat.model import forward
 from nanochat.ops import Ops
@@ -104,6 +105,9 @@ class Artefact(Protocol):
         RMS ratio of logits up to which this runtime computes the same model: larger where it rounds otherwise.
     exact : bool
         Whether it rounds as the reference does, so that tokens without a flipped rounding are equal to 1e-5.
+    rounds_activations : bool
+        Absent means True. If it is False, the runtime computes with activations as they are, and is compared with a
+        reference that does so, too: the two then agree as well as float32 lets them.
     """
 
     runtime: str
@@ -133,6 +137,8 @@ class Parity:
         Of the logits of a prompt.
     tokens, expected_tokens : tuple of int
         What the artefact and the reference write after the prompt's beginning, greedily.
+    rounding : float
+        RMS ratio of the logits of a reference that rounds no activations, if it was compared with that, to the model's.
     """
 
     runtime: str
@@ -140,6 +146,7 @@ class Parity:
     report: Report
     tokens: tuple[int, ...]
     expected_tokens: tuple[int, ...]
+    rounding: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -159,13 +166,15 @@ class Parity:
             **dataclasses.asdict(self.report),
             "tokens": list(self.tokens),
             "expected_tokens": list(self.expected_tokens),
+            "rounding": self.rounding,
             "same_text": self.same_text,
             "ok": self.ok,
         }
 
     def __str__(self) -> str:
         text = "the same greedy text" if self.same_text else "another greedy text"
-        return f"{self.runtime} beside {self.reference}, {self.report}; {text}"
+        rounding = f"; rounding of activations makes {self.rounding:.1e}" if self.rounding else ""
+        return f"{self.runtime} beside {self.reference}, {self.report}; {text}{rounding}"
 
 
 # The fixed prompt. Its tokens depend on the model's tokenizer.
@@ -195,15 +204,21 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     config = source.config
     name, ops = reference_backend(config)
     reference = Engine(config, ops.prepare(source.weights), ops)
+    model = reference
+    if not getattr(artefact, "rounds_activations", True):
+        ops = UnroundedOps()
+        name, reference = ops.name, Engine(config, ops.prepare(source.weights), ops)
     ids = [source.tokenizer.bos, *source.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
-    report = compare(reference.logits(ids), artefact.logits(ids), tolerance=artefact.tolerance)
+    expected = reference.logits(ids)
+    report = compare(expected, artefact.logits(ids), tolerance=artefact.tolerance)
+    rounding = 0.0 if model is reference else compare(model.logits(ids), expected).rms_ratio
     if artefact.exact and len(ids) > 1:
         pairs = sorted(set(itertools.pairwise(ids)))
         # The second token of each: where a token stands matters from there on.
-        expected = forward(ops.tokens(np.array(pairs, np.int64)), reference.weights, config, ops)
+        pair_logits = forward(ops.tokens(np.array(pairs, np.int64)), reference.weights, config, ops)
         short = compare(
-            ops.numpy(expected)[:, 1], np.stack([artefact.logits(pair)[1] for pair in pairs])
+            ops.numpy(pair_logits)[:, 1], np.stack([artefact.logits(pair)[1] for pair in pairs])
         )
         report = dataclasses.replace(
             report,
@@ -219,6 +234,7 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
         report=report,
         tokens=tuple(artefact.greedy(beginning, num_tokens=num_tokens)),
         expected_tokens=tuple(greedy(reference, beginning, num_tokens=num_tokens)),
+        rounding=rounding,
     )
 
 

@@ -1,4 +1,4 @@
-"""This file holds models that stock runtimes can run, and a reference that, like them, rounds no activations."""
+"""This file holds models that stock runtimes can run, and what a reference computes for them."""
 
 from functools import cache
 from typing import Any
@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.backends.reference import IntegerLinear, ReferenceOps
+from nanochat.backends.reference import ReferenceOps
 from nanochat.chat import Message
 from nanochat.config import ModelConfig
 from nanochat.export.source import Source
+from nanochat.export.unrounded import UnroundedOps
 from nanochat.export.verify import greedy
 from nanochat.generation import Engine
 from nanochat.init import freeze, init
@@ -113,18 +114,6 @@ def make_source(case: str) -> Source:
         generation={},
         card=b"# A model\n",
     )
-
-
-class UnroundedOps(ReferenceOps):
-    """The reference with activations as they are."""
-
-    def project(self, x: Any, *linears: Any) -> tuple[Any, ...]:
-        return tuple(self._product(x, linear) for linear in linears)
-
-    def _product(self, x: Any, linear: Any) -> Any:
-        if isinstance(linear, IntegerLinear):
-            linear = ternary.dequantize(linear.codes, linear.scales)
-        return (x.astype(np.float64) @ linear.T.astype(np.float64)).astype(np.float32)
 
 
 @cache

@@ -15,6 +15,7 @@ from nanochat.checkpoint import save_tensors
 from nanochat.export.transformers import write_transformers
 from nanochat.export.transformers_run import Transformers
 from nanochat.export.verify import check_parity
+from tests.core.random_model import random_tokenizer
 from tests.export.stock_models import (
     CHAT,
     CONFIGS,
@@ -42,23 +43,28 @@ def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
 
     logits = artefact.logits(IDS)
 
-    # float32 sums in another order; then the rounding of activations, which may send a token to another expert.
     assert rms_ratio(logits, reference_logits(case, rounded=False)) < 1e-5
-    assert rms_ratio(logits, reference_logits(case, rounded=True)) < artefact.tolerance
+    # Activations that are not rounded may go to another expert.
+    assert rms_ratio(logits, reference_logits(case, rounded=True)) < 5e-2
     assert artefact.greedy(IDS[:8], num_tokens=8) == reference_greedy(case, num_tokens=8)
 
 
-def test_parity_is_within_the_tolerance(polite: Transformers) -> None:
-    parity = check_parity(polite_source(), polite)
+def test_parity_is_that_of_float32(tmp_path: Path) -> None:
+    source = make_source("experts")
+    write_transformers(tmp_path, source, runtime="transformers")
+
+    parity = check_parity(source, Transformers(tmp_path))
 
     assert parity.ok
     assert parity.same_text
+    assert parity.report.rms_ratio < 1e-5
+    assert parity.rounding > 1e-3
     assert parity.runtime.startswith("transformers ")
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
 def test_the_tokenizer_gives_the_same_tokens(text: str, polite: Transformers) -> None:
-    ours = polite_source().tokenizer
+    ours = random_tokenizer()
 
     assert polite.tokenizer.encode(text, add_special_tokens=False) == ours.encode(text)
     assert polite.tokenizer.encode(text) == [ours.bos, *ours.encode(text)]
@@ -70,7 +76,7 @@ def test_the_chat_template_gives_the_tokens_of_a_conversation(polite: Transforme
         CHAT, add_generation_prompt=True, return_dict=False
     )
 
-    assert tokens == render(CHAT, polite_source().tokenizer)
+    assert tokens == render(CHAT, random_tokenizer())
 
 
 def test_an_answer_ends_where_the_turn_does(polite: Transformers) -> None:
@@ -80,7 +86,7 @@ def test_an_answer_ends_where_the_turn_does(polite: Transformers) -> None:
 
     (tokens,) = polite.model.generate(**prompt, max_new_tokens=12)
 
-    ours = polite_source().tokenizer
+    ours = random_tokenizer()
     answer = tokens[prompt["input_ids"].shape[1] :].tolist()
     assert answer == [*ours.encode("wxyz"), ours.end]
 
