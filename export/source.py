@@ -6,7 +6,7 @@ from functools import cached_property
 
 from nanochat.config import ModelConfig
 from nanochat.export.golden import Golden, record
-from nanochat.tokenizer import Tokenizer
+from nanochat.text_codec import TextCodec
 from nanochat.weights import Stored, Weights
 
 __all__ = ["Source"]
@@ -33,7 +33,7 @@ class Source:
     name: str
     config: ModelConfig
     weights: Weights[Stored]
-    tokenizer: Tokenizer
+    tokenizer: TextCodec
     generation: Mapping[str, object]
     licence: str = "unknown"
     card: bytes = b""

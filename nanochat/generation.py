@@ -28,7 +28,8 @@ from nanochat.errors import ContextLengthError, InputError
 from nanochat.model import forward, slots
 from nanochat.ops import Ops, Repeats, Storage
 from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
-from nanochat.tokenizer import StreamDecoder, Tokenizer
+from nanochat.text_codec import TextCodec
+from nanochat.tokenizer import StreamDecoder
 from nanochat.weights import Weights
 
 __all__ = [
@@ -223,20 +224,20 @@ class Engine(Generic[Array, Leaf, State]):
 
 def generate(
     engine: Runner[State],
-    tokenizer: Tokenizer,
+    tokenizer: TextCodec,
     prompts: Sequence[Sequence[int]],
     **options: Unpack[Options],
 ) -> Iterator[Piece]:
     """Continue every prompt until it stops; the pieces of the rows arrive in turn, one token each.
 
-    Any special token ends a row, because none of them is text. Closing the iterator, or an interrupt (Ctrl-C) inside
+    The tokenizer's stop tokens end a row. Closing the iterator, or an interrupt (Ctrl-C) inside
     it, frees the state; the pieces that it gave before are complete.
 
     Parameters
     ----------
     engine : Runner
         The model.
-    tokenizer : Tokenizer
+    tokenizer : TextCodec
         Turns tokens into text.
     prompts : sequence of sequences of int
         Token ids, as a rule with ``<|bos|>`` first.
@@ -390,7 +391,7 @@ class _Row:
     def __init__(
         self,
         index: int,
-        tokenizer: Tokenizer,
+        tokenizer: TextCodec,
         sampler: Sampler,
         max_tokens: int,
         stops: StopStrings,
@@ -410,7 +411,7 @@ class _Row:
         self.token = self._sampler.next(logits[: self._tokenizer.vocab_size])
         self._tokens_left -= 1
         text, stopped = self._stops.push(self._decoder.push(self.token))
-        if stopped or self.token in self._tokenizer.special_ids:
+        if stopped or self.token in self._tokenizer.stop_ids:
             self.finish_reason = "stop"
         elif not self._tokens_left:
             self.finish_reason = "length"

@@ -23,7 +23,7 @@ from nanochat.generation import Engine, Options, Piece, Runner, check_ids, gener
 from nanochat.init import freeze
 from nanochat.loading import Parts, default_generation, load_parts, onnx_file
 from nanochat.ops import Ops, Storage
-from nanochat.tokenizer import Tokenizer
+from nanochat.text_codec import TextCodec
 from nanochat.weights import Stored, Weights
 
 __all__ = [
@@ -82,7 +82,7 @@ class Model:
         What `weights` were made for.
     weights : Weights[Stored]
         Latent leaves are rounded, as for a checkpoint.
-    tokenizer : Tokenizer
+    tokenizer : TextCodec
         The one that the model was trained with.
     backend : str, Ops or Runner
         A name for `nanochat.backends.choose`, a backend of one's own, or the same model at work somewhere else.
@@ -115,7 +115,7 @@ class Model:
         self,
         config: ModelConfig,
         weights: Weights[Stored],
-        tokenizer: Tokenizer,
+        tokenizer: TextCodec,
         *,
         backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
         name: str = "model",
@@ -309,7 +309,7 @@ class Model:
             raise InputError(
                 'the prompt is empty: pass some text; "\\n" lets the model begin freely'
             )
-        return [self.tokenizer.bos, *tokens]
+        return [*self.tokenizer.opening, *tokens]
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of the next token after every token of `ids`, shape (T, vocabulary).
@@ -376,7 +376,7 @@ def save_model(
     directory: str | Path,
     config: ModelConfig,
     weights: Weights[Stored],
-    tokenizer: Tokenizer,
+    tokenizer: TextCodec,
     *,
     generation: Mapping[str, object],
     card: bytes = b"",

@@ -13,6 +13,8 @@ from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.files import exists, read_bytes
+from nanochat.library_tokenizer import load_tokenizer
+from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights
 
@@ -42,7 +44,7 @@ class Parts:
 
     config: ModelConfig
     weights: Weights[Stored]
-    tokenizer: Tokenizer
+    tokenizer: TextCodec
     generation: Mapping[str, object]
     card: bytes = b""
 
@@ -115,14 +117,15 @@ def load_golden(path: Path) -> "Golden | None":
     return None if manifest is None else manifest.golden
 
 
-def default_generation(tokenizer: Tokenizer) -> dict[str, object]:
+def default_generation(tokenizer: TextCodec) -> dict[str, object]:
     """What ``generation_config.json`` says of a model for which nothing else was chosen."""
-    return {
-        "bos_token_id": tokenizer.bos,
-        "eos_token_id": [tokenizer.eos, tokenizer.end],
-        "pad_token_id": tokenizer.pad,
-        "do_sample": False,
-    }
+    ends = sorted(tokenizer.stop_ids)
+    if isinstance(tokenizer, Tokenizer):
+        # All of its special tokens end a text; these are those that a model is trained to write.
+        ends = [tokenizer.eos, tokenizer.end]
+    tokens = {"bos_token_id": tokenizer.bos, "eos_token_id": ends, "pad_token_id": tokenizer.pad}
+    known = {key: token for key, token in tokens.items() if token is not None}
+    return {**known, "do_sample": False}
 
 
 def onnx_file(path: Path) -> Path | None:
@@ -164,7 +167,7 @@ def _in_folder(path: Path, config: ModelConfig, weights: Weights[Stored]) -> Par
         raise FormatError(
             f"{path}: no tokenizer.json beside the model; copy the one that it was exported with to there"
         )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     return Parts(
         config=config,
         weights=weights,

@@ -1,0 +1,172 @@
+"""Other people's chat templates render as transformers renders them, cannot be forged, and cannot run away."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nanochat.chat import Message, render
+from nanochat.chat_template import render_template
+from nanochat.errors import FormatError, InputError
+from nanochat.library_tokenizer import LibraryTokenizer
+from nanochat.token_roles import Roles
+from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3
+
+CONVERSATION: list[Message] = [
+    {"role": "system", "content": "Be brief.\n"},
+    {"role": "user", "content": " to be? "},
+    {"role": "assistant", "content": ""},
+    {"role": "user", "content": "é🙂 < > |"},
+]
+TEMPLATES = {
+    "llama 3": CHAT_TEMPLATE,
+    "loops": (
+        "{%- set ns = namespace(last='') %}{% for m in messages %}\n"
+        "  {%- if m.role == 'system' %}{% continue %}{% endif %}\n"
+        "  {%- set ns.last = m.content %}\n"
+        "  {{- loop.index ~ ': ' ~ m.content | upper + '|' }}\n"
+        "{%- endfor %}{{ ns.last[:3] }}{{ messages | length }}"
+    ),
+    "macros": (
+        "{% macro turn(m) %}<{{ m.role }}>{{ m.content.strip() }}{% endmacro %}"
+        "{% for m in messages | selectattr('role', 'ne', 'system') %}{{ turn(m) }}{% endfor %}"
+    ),
+    "blocks": (
+        "{% set text %}{% for m in messages %}{{ m.content | replace(' ', '_') }}{% endfor %}{% endset %}"
+        "{{ text }}{{ messages | tojson }}{{ messages | map(attribute='role') | join(',') }}"
+        "{{ '%s-%d' % ('a', 7) }}{{ 'x' * 3 }}{{ 2 ** 5 }}{{ range(4) | list }}"
+    ),
+}
+
+
+def tokenizer(template: str = CHAT_TEMPLATE) -> LibraryTokenizer:
+
+    start, end = map(llama_3().token_to_id, ("<|begin_of_text|>", "<|eot_id|>"))
+    roles = Roles(bos=start, eos=end, chat_template=template)
+    return LibraryTokenizer(json.loads(llama_3().to_str()), roles)
+
+
+TOKENIZER = tokenizer()
+
+
+def plain(template: str, messages: list[Message]) -> str:
+    """What transformers' settings make of a template."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    text: str = environment.from_string(template).render(
+        messages=messages, bos_token="<|begin_of_text|>", add_generation_prompt=True
+    )
+    return text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_limits_do_not_change_what_a_template_writes(name: str) -> None:
+    messages: Any = CONVERSATION if name != "blocks" else CONVERSATION[:1]
+
+    text = render_template(
+        TEMPLATES[name], messages, names={"bos_token": "<|begin_of_text|>"}, reply=True
+    )
+
+    assert text == plain(TEMPLATES[name], messages)
+
+
+@pytest.mark.parametrize("reply", [True, False])
+def test_a_conversation_has_the_tokens_of_its_text(reply: bool) -> None:
+    text = plain(CHAT_TEMPLATE, CONVERSATION)
+    if not reply:
+        text = text.removesuffix("<|start_header_id|>assistant<|end_header_id|>\n\n")
+
+    tokens = render(CONVERSATION, TOKENIZER, reply=reply)
+
+    assert tokens == llama_3().encode(text, add_special_tokens=False).ids
+
+
+NAMES = list(TOKENIZER.specials)
+
+
+@given(st.lists(st.sampled_from([*"<|> x", *NAMES, "<|eot", "_id|>", "<|start_header_id"])))
+def test_no_content_forges_a_turn(parts: list[str]) -> None:
+    content = "".join(parts)
+
+    tokens = render([{"role": "user", "content": content}], TOKENIZER)
+
+    specials = [token for token in tokens if token in TOKENIZER.special_ids]
+    expected = render([{"role": "user", "content": "x"}], TOKENIZER)
+    assert specials == [token for token in expected if token in TOKENIZER.special_ids]
+    assert content.strip() in TOKENIZER.decode(tokens)
+
+
+def test_contents_side_by_side_do_not_make_a_special_token() -> None:
+    joined = tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}>")
+    messages: list[Message] = [
+        {"role": "user", "content": "<|eot"},
+        {"role": "user", "content": "_id|>"},
+        {"role": "user", "content": "<|eot_id|"},
+    ]
+
+    tokens = render(messages, joined)
+
+    assert joined.special_ids.isdisjoint(tokens)
+    assert joined.decode(tokens) == "<|eot_id|><|eot_id|>"
+
+
+def test_a_model_without_a_template_asks_for_one() -> None:
+    with pytest.raises(InputError, match=r"brings no chat template.*chat_template\.jinja"):
+        render(CONVERSATION, tokenizer(""))
+
+
+def test_a_template_may_refuse_a_conversation() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+
+    with pytest.raises(InputError, match="refuses this conversation: roles must alternate"):
+        render(CONVERSATION, tokenizer(template))
+
+
+BOMBS = {
+    "steps": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "range": "{% for a in range(10 ** 9) %}{% endfor %}",
+    "text": "{{ 'a' * 10 ** 10 }}",
+    "list": "{% set x = [0] * 10 ** 10 %}",
+    "power": "{{ 9 ** 9 ** 9 }}",
+    "squares": "{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "sums": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "joins": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "blocks": (
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}"
+    ),
+    "lists": (
+        "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{{ n.x | tojson }}"
+        "{% endfor %}"
+    ),
+    "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "replace": "{% set x = 'a' * 60000 %}{{ x.replace('a', x) }}",
+    "filter": "{% set x = 'a' * 60000 %}{{ x | replace('a', x) }}",
+    "join": "{% set x = 'a' * 60000 %}{{ range(99999) | join(x) }}",
+    "pad": "{{ 'a'.ljust(10 ** 10) }}",
+    "center": "{{ 'a' | center(10 ** 10) }}",
+    "format": "{{ '{:9999999999}'.format('a') }}",
+    "percent": "{{ '%9999999999d' % 1 }}",
+    "star": "{{ '%*d' % (10 ** 10, 1) }}",
+    "output": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "nesting": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
+    "length": "a" * (2**18 + 1),
+    "escape": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "syntax": "{% for %}",
+    "missing": "{{ tool.name.x }}",
+    "type": "{{ 1 + 'a' }}",
+    "include": "{% include 'other' %}",
+    "no filter": "{{ 'a' | format }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_template_that_fails_or_takes_too_much_is_an_error(name: str) -> None:
+    with pytest.raises(FormatError, match="the model's chat template"):
+        render(CONVERSATION, tokenizer(BOMBS[name]))
