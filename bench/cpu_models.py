@@ -11,7 +11,6 @@ from pathlib import Path
 
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
-from bench.peers.llama_cpp_file import write_model
 from bench.random_model import random_packed_weights
 from bench.result import Result
 from nanochat.backends.numba import NumbaOps
@@ -19,10 +18,13 @@ from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.config import ModelConfig
+from nanochat.export.gguf import write_gguf
 from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.export.source import Source
 from nanochat.generation import Engine
 from nanochat.presets import preset
 from nanochat.shapes import shapes
+from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["against_llama_cpp", "cost_of_streams", "plain"]
@@ -62,7 +64,7 @@ def against_llama_cpp(
         weights = random_packed_weights(config, seed=0)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            write_model(path, config, weights)
+            _write(path, config, weights)
             for threads in thread_counts:
                 yield from _compare(name, config, weights, path, threads, turns, prefill_turns)
 
@@ -106,6 +108,15 @@ def cost_of_streams(name: str, *, turns: int) -> Iterator[Result]:
             target=limit,
             ok=over <= limit,
         )
+
+
+def _write(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None:
+    # Only token numbers are fed, so the smallest vocabulary of texts will do.
+    tokenizer = Tokenizer.train(["a"], vocab_size=263)
+    source = Source(
+        name="benchmark", config=config, weights=weights, tokenizer=tokenizer, generation={}
+    )
+    write_gguf(path, source, runtime="llama.cpp")
 
 
 def _compare(

@@ -78,7 +78,8 @@ def write_gguf(
     Raises
     ------
     ConfigError
-        If the type cannot hold the model exactly, or llama.cpp must and cannot run it, with every reason.
+        If the type cannot hold the model exactly, llama.cpp must and cannot run it, with every reason, or the tokenizer
+        is another program's.
     FormatError
         If the tokenizer has more tokens than the model.
     InputError, ShapeError, NumericError
@@ -92,15 +93,11 @@ def write_gguf(
         source = without_ahead(source)
     source = _with_tables(source, tables)
     require_exact(source.config, outtype)
-    if source.tokenizer.vocab_size > source.config.vocab_size:
-        raise FormatError(
-            f"{source.name}: {source.tokenizer.vocab_size} tokens, more than the {source.config.vocab_size} of the "
-            "model: pass the model's own tokenizer"
-        )
+    tokenizer = _own_tokenizer(source)
     with atomic_file(path) as new:
         write_container(
             new,
-            new_metadata(source, architecture, outtype=outtype),
+            new_metadata(source, tokenizer, architecture, outtype=outtype),
             new_tensors(source.weights, architecture, outtype=outtype, half_tables=tables == "f16"),
             progress=progress,
         )
@@ -177,6 +174,21 @@ def gguf_golden(path: str | Path) -> Golden | None:
     if text is None:
         return None
     return from_json(str(text), f"{path}, {GOLDEN}")
+
+
+def _own_tokenizer(source: Source) -> Tokenizer:
+    tokenizer = source.tokenizer
+    if not isinstance(tokenizer, Tokenizer):
+        raise ConfigError(
+            f"{source.name} has another program's tokenizer: a GGUF file can hold only those of this package, which "
+            "llama.cpp is known to run alike; export ONNX, MLX or HF, which keep its tokenizer.json"
+        )
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise FormatError(
+            f"{source.name}: {tokenizer.vocab_size} tokens, more than the {source.config.vocab_size} of the "
+            "model: pass the model's own tokenizer"
+        )
+    return tokenizer
 
 
 def _with_tables(source: Source, tables: Literal["q8_0", "f16"] | None) -> Source:

@@ -42,12 +42,14 @@ _FILE_TYPES: Mapping[OutType, int] = {
 _UNUSED = "<|unused {}|>"
 
 
-def new_metadata(source: Source, architecture: str, *, outtype: OutType) -> dict[str, Field]:
+def new_metadata(
+    source: Source, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
+) -> dict[str, Field]:
     """Everything of a file but its tensors."""
     return {
         **_general(source, architecture, outtype),
         **_hyperparameters(source.config, architecture),
-        **_tokenizer(source.tokenizer, source.config.vocab_size),
+        **_tokenizer(tokenizer, source.config.vocab_size),
         **_ours(source),
     }
 

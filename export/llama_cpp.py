@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat.errors import BackendError, ContextLengthError, FormatError, InputError
 from nanochat.export.llama_cpp_library import last_error, library, processor_library
+from nanochat.text_codec import check_text
 
 __all__ = ["LlamaCpp"]
 
@@ -136,10 +137,15 @@ class LlamaCpp:
         ----------
         specials : bool
             Whether the names of special tokens become those tokens.
+
+        Raises
+        ------
+        InputError
+            If `text` has no UTF-8 form: on bytes that are none, the library takes U+FFFD or aborts the process.
         """
-        data = text.encode()
+        data = check_text(text).encode()
         # A token has at least one byte.
-        tokens = (ctypes.c_int32 * max(len(data), 1))()
+        tokens = (ctypes.c_int32 * (len(data) + 1))()
         count = self._library.llama_tokenize(
             self._vocabulary, data, len(data), tokens, len(tokens), False, specials
         )

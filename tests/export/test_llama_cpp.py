@@ -1,54 +1,49 @@
 """The unmodified llama.cpp at work: what it computes, what it refuses, and what is said when it is not there."""
 
+import gc
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from bench.peers.llama_cpp_file import TableType, write_model, write_random_model
 from bench.random_model import random_packed_weights
-from bench.tolerances import TOLERANCES, rms_error
-from nanochat.backends.reference import ReferenceOps
+from bench.tolerances import rms_error
 from nanochat.config import ModelConfig
 from nanochat.errors import (
     BackendError,
-    ConfigError,
     ContextLengthError,
     FormatError,
     InputError,
     NanochatError,
 )
+from nanochat.export import npm
+from nanochat.export.gguf import write_gguf
 from nanochat.export.llama_cpp import LlamaCpp
 from nanochat.export.llama_cpp_install import library_folder
 from nanochat.export.llama_cpp_library import library
-from nanochat.model import forward
-from nanochat.weights import Stored, Weights
+from nanochat.export.source import Source
+from nanochat.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="the prebuilt llama.cpp is for Linux x86-64",
 )
 
-
-def small(**options: Any) -> ModelConfig:
-    shape: dict[str, Any] = {
-        "vocab_size": 300,
-        "width": 256,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "ffn_width": 512,
-        "context_length": 1024,
-        "num_streams": 1,
-        "tie_embeddings": False,
-    }
-    return ModelConfig(**shape | options)
+CONFIG = ModelConfig(
+    vocab_size=300,
+    width=256,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    ffn_width=512,
+    context_length=1024,
+    num_streams=1,
+    tie_embeddings=False,
+)
 
 
 def some_ids(count: int = 16) -> list[int]:
@@ -56,72 +51,120 @@ def some_ids(count: int = 16) -> list[int]:
     return ids
 
 
-def reference_logits(config: ModelConfig, weights: Weights[Stored]) -> NDArray[np.float32]:
-    ops = ReferenceOps()
-    ids = ops.tokens(np.array([some_ids()]))
-    logits: NDArray[np.float32] = ops.numpy(forward(ids, ops.prepare(weights), config, ops))[0]
-    return logits
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("peers") / "small.gguf"
-    write_random_model(path, small(), 1)
+    path = tmp_path_factory.mktemp("llama.cpp") / "small.gguf"
+    source = Source(
+        name="small",
+        config=CONFIG,
+        weights=random_packed_weights(CONFIG, 1),
+        tokenizer=Tokenizer.train(["to be or not to be"], vocab_size=270),
+        generation={},
+    )
+    write_gguf(path, source)
     return path
 
 
 @pytest.fixture
-def peer(file: Path) -> Iterator[LlamaCpp]:
+def model(file: Path) -> Iterator[LlamaCpp]:
     with closing(LlamaCpp(file, threads=2, context=600)) as opened:
         yield opened
 
 
 @on_linux_x86
-@pytest.mark.parametrize("table", ["Q8_0", "F16"])
-@pytest.mark.parametrize("tie_embeddings", [True, False], ids=["tied", "untied"])
-def test_llama_cpp_computes_the_same_model(
-    tie_embeddings: bool, table: TableType, tmp_path: Path
-) -> None:
-    config = small(tie_embeddings=tie_embeddings)
-    weights = random_packed_weights(config, 1)
-    write_model(tmp_path / "model.gguf", config, weights, table=table)
+def test_logits_after_every_token_are_those_of_token_after_token(model: LlamaCpp) -> None:
+    ids = some_ids()
+    expected = [model.decode(token) for token in ids]
 
-    with closing(LlamaCpp(tmp_path / "model.gguf", threads=1, context=64)) as opened:
-        logits = np.stack([opened.decode(token) for token in some_ids()])
+    logits = model.logits(ids)
 
-    limit = TOLERANCES["logits"].limit
-    assert rms_error(logits, reference_logits(config, weights)) < limit
+    assert logits.shape == (16, 300)
+    assert rms_error(logits, np.stack(expected)) < 1e-2
 
 
 @on_linux_x86
-def test_prefill_of_more_than_a_batch_is_as_token_after_token(peer: LlamaCpp) -> None:
-    ids = some_ids(530)
-    expected = [peer.decode(token) for token in ids][-1]
-    peer.reset()
+def test_logits_of_more_than_a_batch_begin_as_those_of_less(model: LlamaCpp) -> None:
+    logits = model.logits(some_ids(530))
 
-    logits = peer.prefill(ids)
+    assert logits.shape == (530, 300)
+    assert rms_error(logits[:16], model.logits(some_ids(530)[:16])) < 3e-2
+
+
+@on_linux_x86
+def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCpp) -> None:
+    ids = some_ids()
+    first, text = model.logits(ids), model.greedy(ids, num_tokens=4)
+
+    assert np.array_equal(model.logits(ids), first)
+    assert model.greedy(ids, num_tokens=4) == text
+
+
+@on_linux_x86
+def test_greedy_text_is_that_of_the_largest_logits(model: LlamaCpp) -> None:
+    ids = some_ids()
+
+    text = model.greedy(ids, num_tokens=3)
+
+    model.reset()
+    logits = model.prefill(ids)
+    expected = [int(logits.argmax())]
+    expected += [int(model.decode(expected[0]).argmax())]
+    expected += [int(model.decode(expected[1]).argmax())]
+    assert text == expected
+
+
+@on_linux_x86
+def test_special_tokens_and_the_chat_template_are_the_file_s(model: LlamaCpp) -> None:
+    assert (model.bos, model.eos, model.pad, model.eot) == (0, 1, 2, 6)
+    assert [token for token in range(300) if model.ends_generation(token)] == [1, 6]
+    assert model.chat_template == CHAT_TEMPLATE
+
+
+@on_linux_x86
+def test_the_runtime_says_its_version(model: LlamaCpp) -> None:
+    assert model.runtime.startswith("llama.cpp 0.5.")
+
+
+@on_linux_x86
+def test_a_model_that_nobody_has_closed_is_freed_with_its_last_reference(file: Path) -> None:
+    model = LlamaCpp(file, context=64)
+    finalizer = model._close
+
+    del model
+    gc.collect()
+
+    assert not finalizer.alive
+
+
+@on_linux_x86
+def test_prefill_of_more_than_a_batch_is_as_token_after_token(model: LlamaCpp) -> None:
+    ids = some_ids(530)
+    expected = [model.decode(token) for token in ids][-1]
+    model.reset()
+
+    logits = model.prefill(ids)
 
     assert rms_error(logits, expected) < 1e-2
 
 
 @on_linux_x86
-def test_a_reset_forgets_the_sequence(peer: LlamaCpp) -> None:
-    first = peer.prefill(some_ids())
-    peer.reset()
+def test_a_reset_forgets_the_sequence(model: LlamaCpp) -> None:
+    first = model.prefill(some_ids())
+    model.reset()
 
-    again = peer.prefill(some_ids())
+    again = model.prefill(some_ids())
 
     assert np.array_equal(first, again)
 
 
 @on_linux_x86
-def test_a_paused_peer_goes_on_with_the_next_token(peer: LlamaCpp) -> None:
-    expected = [peer.decode(token) for token in some_ids(2)][-1]
-    peer.reset()
-    peer.decode(some_ids(2)[0])
-    peer.pause()
+def test_a_paused_model_goes_on_with_the_next_token(model: LlamaCpp) -> None:
+    expected = [model.decode(token) for token in some_ids(2)][-1]
+    model.reset()
+    model.decode(some_ids(2)[0])
+    model.pause()
 
-    logits = peer.decode(some_ids(2)[1])
+    logits = model.decode(some_ids(2)[1])
 
     assert np.array_equal(logits, expected)
 
@@ -137,10 +180,12 @@ def test_a_paused_peer_goes_on_with_the_next_token(peer: LlamaCpp) -> None:
     ],
 )
 def test_tokens_that_llama_cpp_cannot_take_are_refused(
-    ids: list[int], error: type[NanochatError], message: str, peer: LlamaCpp
+    ids: list[int], error: type[NanochatError], message: str, model: LlamaCpp
 ) -> None:
     with pytest.raises(error, match=message):
-        peer.prefill(ids)
+        model.prefill(ids)
+    with pytest.raises(error, match=message):
+        model.logits(ids)
 
 
 @on_linux_x86
@@ -149,24 +194,6 @@ def test_a_file_that_llama_cpp_cannot_load_is_refused_with_its_reason(tmp_path: 
 
     with pytest.raises(FormatError, match=r"cannot load it \(.*model.gguf"):
         LlamaCpp(tmp_path / "model.gguf", threads=1, context=64)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_streams": 2},
-        {"qk_norm": False},
-        {"activation": "relu2"},
-        {"weight_block": 128},
-        {"layer_pattern": ("attention", "delta")},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_a_model_that_stock_llama_cpp_cannot_express_is_refused(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(options))}=.*only with"):
-        write_random_model(tmp_path / "model.gguf", small(**options), 0)
 
 
 @on_linux_x86
@@ -178,6 +205,18 @@ def test_a_folder_without_the_library_is_refused(
     # Past the cache: another test may have loaded the library.
     with pytest.raises(BackendError, match=r"holds no libllama\.so.*unset NANOCHAT_LLAMA_CPP"):
         library.__wrapped__()
+
+
+@on_linux_x86
+def test_the_library_is_fetched_when_no_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NANOCHAT_LLAMA_CPP", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(npm, "_REGISTRY", tmp_path.as_uri())
+
+    with pytest.raises(BackendError, match=r"cannot fetch .*linux-x64-3\.22\.1\.tgz"):
+        library_folder()
 
 
 @pytest.mark.parametrize("system", ["win32", "darwin"])
