@@ -190,7 +190,8 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
         raise FormatError(f"{path}: {size} bytes, over the limit of {limit}; fetch the file again")
     try:
         with path.open("rb") as file:
-            return file.read(limit)
+            # Not `limit`: Python reserves what it is asked to read.
+            return file.read(size)
     except OSError as error:
         raise FormatError(f"{path}: {_reason(error)}; make the file readable") from error
 

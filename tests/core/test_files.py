@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,17 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     assert read_bytes(path, limit=5) == b"12345"
     with pytest.raises(FormatError, match="5 bytes, over the limit of 4"):
         read_bytes(path, limit=4)
+
+
+def test_a_small_file_is_not_given_the_memory_of_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+
+    tracemalloc.start()
+    read_bytes(tmp_path / "file", limit=2**26)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize("name", ["missing", "a\0b", "x" * 300], ids=["missing", "null", "long"])
