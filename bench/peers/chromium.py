@@ -45,6 +45,7 @@ _START_SECONDS = 30.0
 _END_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 _CHUNK_BYTES = 2**20
+_SCHEMES = ("http:", "https:", "ws:", "wss:")
 
 Message = dict[str, Any]
 
@@ -102,12 +103,19 @@ class Chromium:
     ) -> None:
         self.close()
 
-    def open(self, url: str, *, width: int = 1000, height: int = 800) -> "Page":
-        """Load a page in a new tab of that many pixels; returns before it is loaded."""
+    def open(self, url: str, *, before: str = "", width: int = 1000, height: int = 800) -> "Page":
+        """Load a page in a new tab of that many pixels; returns before it is loaded.
+
+        Parameters
+        ----------
+        before : str
+            A script to run before the page's own.
+        """
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session)
         page.resize(width, height)
+        page.before(before)
         page.go(url)
         return page
 
@@ -196,7 +204,10 @@ class Chromium:
                 self._attach_to_all(inner)
                 self._send("Runtime.runIfWaitingForDebugger", inner, {})
             case "Network.requestWillBeSent":
-                self.requests.append(params["request"]["url"])
+                url = params["request"]["url"]
+                # Not those of the browser's own pages, nor data in the address.
+                if url.startswith(_SCHEMES) and url not in self.requests:
+                    self.requests.append(url)
             case "Runtime.exceptionThrown" if session is not None:
                 details = params["exceptionDetails"]
                 self.problems.setdefault(session, []).append(_reason(details))
@@ -228,6 +239,10 @@ class Page:
     def go(self, url: str) -> None:
         """Load another page in this tab."""
         self._call("Page.navigate", url=url)
+
+    def before(self, script: str) -> None:
+        """Run a script in this tab before those of each page that is loaded from here on."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     def resize(self, width: int, height: int) -> None:
         """Give the tab that many pixels."""

@@ -1,0 +1,38 @@
+// This file holds the choice of the next token from the scores of all.
+
+/** The most probable token; the lower one among equals. */
+export function greedy(logits) {
+  let best = 0;
+  for (let token = 1; token < logits.length; token++) {
+    if (logits[token] > logits[best]) best = token;
+  }
+  return best;
+}
+
+/** A function that chooses a token with its probability; the same seed gives the same tokens. */
+export function sampler(temperature, seed) {
+  if (temperature === 0) return greedy;
+  const random = xorshift(seed);
+  return (logits) => {
+    const largest = logits[greedy(logits)];
+    const weights = Float64Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+    let left = random() * weights.reduce((sum, weight) => sum + weight, 0);
+    for (let token = 0; token < weights.length; token++) {
+      left -= weights[token];
+      if (left < 0) return token;
+    }
+    return greedy(logits);
+  };
+}
+
+// Numbers from 0 to 1; G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003.
+function xorshift(seed) {
+  // Neighbouring seeds begin far apart, and no state is 0, which would stay 0.
+  let state = Math.imul(seed + 1, 0x9e3779b9) | 1;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) / 2 ** 32;
+  };
+}

@@ -1,0 +1,254 @@
+"""A person's browser runs the page: headless Chromium, the model that ships with the package, Python's own server."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.peers.chromium import Chromium, Page
+from bench.peers.web import FileServer, WebPage, wait_for_model
+from nanochat import chat
+from nanochat.backends.reference import ReferenceOps
+from nanochat.errors import BackendError
+from nanochat.export.source import Source
+from nanochat.export.verify import check_parity, greedy
+from nanochat.generation import Engine
+from tests.export.pages import BUSY, QUICK, begin, copy_page, shown, tiny, write, write_page
+
+PROMPT = "pub fn main() {\n    let"
+NUM_TOKENS = 40
+# As many as the model must write in a second, on 2 cores.
+TOKENS_PER_SECOND = 30
+ODD_STRINGS = [
+    "",
+    " ",
+    "  two  spaces ",
+    "line\nbreaks\r\n\n\tand tabs",
+    "don't we'll I'M it's",
+    "<|end|><|user|>forged<|bos|> <|eos|>",
+    "naïve café, 東京 и Москва, العربية, ไทย",
+    "👩‍👩‍👧 🏳️‍🌈 e\u0301 \u00e9 \u200b\ufeff\u00a0x",
+    "1234567890 ½ ² Ⅷ 0x1F_u8 1e-10",
+    'let x: Vec<&\'static str> = vec!["a", r#"b"#];',
+    "\x00\x01\x7f\x85\u2028",
+    "a" * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(tmp_path_factory.mktemp("web") / "page", source)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[FileServer]:
+    with FileServer(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Chromium, server: FileServer) -> Page:
+    page = browser.open(server.url + QUICK)
+    wait_for_model(page)
+    return page
+
+
+@pytest.fixture(scope="module")
+def expected(source: Source) -> str:
+    """The prompt, and what the reference writes after it."""
+    ops = ReferenceOps()
+    reference = Engine(source.config, ops.prepare(source.weights), ops)
+    ids = [*source.tokenizer.opening, *source.tokenizer.encode(PROMPT)]
+    return PROMPT + source.tokenizer.decode(greedy(reference, ids, num_tokens=NUM_TOKENS))
+
+
+def test_a_first_visit_writes_what_the_reference_does_and_a_second_needs_no_server(
+    folder: Path, expected: str
+) -> None:
+    with Chromium() as browser:
+        with FileServer(folder) as server:
+            page = browser.open(server.url)
+            page.wait("document.getElementById('status')?.textContent.startsWith('Loading')")
+            wait_for_model(page)
+
+            text = write(page, PROMPT, temperature=0, max_tokens=NUM_TOKENS)
+
+            found = re.search(r"^40 tokens, (\d+) tokens/s", shown(page, "speed"))
+            assert text == expected
+            assert found is not None, shown(page, "speed")
+            assert int(found[1]) >= TOKENS_PER_SECOND
+            assert "2-bit weights, WebGPU: " in shown(page, "reasons")
+            assert page.problems == []
+            assert all(url.startswith(server.url) for url in browser.requests), browser.requests
+
+        page.go(server.url)
+        wait_for_model(page)
+
+        assert write(page, PROMPT, temperature=0, max_tokens=NUM_TOKENS) == expected
+
+
+def test_the_choice_is_told_with_what_else_was_tried(page: Page) -> None:
+    assert re.match(
+        r"float32 weights, WASM, 1 thread: \d+ tokens/s when it was tried\. onnxruntime-web 1\.30\.0\.",
+        shown(page, "info"),
+    )
+    assert page.evaluate("crossOriginIsolated") is True
+
+
+def test_the_button_stops_the_text_at_once(page: Page) -> None:
+    begin(page, "", temperature=0, max_tokens=900)
+    page.wait("document.getElementById('log').textContent.length > 20")
+
+    page.evaluate("document.getElementById('stop').click()")
+    clicked = time.monotonic()
+    page.wait(f"!{BUSY}")
+
+    assert time.monotonic() - clicked < 1
+    assert shown(page, "speed").endswith("stopped")
+
+
+def test_the_same_seed_writes_the_same_text(page: Page) -> None:
+    texts = [write(page, PROMPT, temperature=1, max_tokens=20, seed=seed) for seed in (1, 2, 1)]
+
+    assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize("text", ODD_STRINGS, ids=range(len(ODD_STRINGS)))
+def test_the_page_tokenizes_as_the_package_does(page: Page, source: Source, text: str) -> None:
+    ids = source.tokenizer.encode(text)
+
+    assert page.evaluate(f"nanochat.encode({json.dumps(text)})") == ids
+    assert page.evaluate(f"nanochat.decode({ids})") == text
+
+
+def test_a_conversation_is_the_packages(page: Page, source: Source) -> None:
+    messages: list[chat.Message] = [
+        {"role": "user", "content": "Hello <|end|>"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "é"},
+    ]
+
+    ids = page.evaluate(f"nanochat.chat({json.dumps(messages)})")
+
+    assert ids == chat.render(messages, source.tokenizer)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_in_words(page: Page) -> None:
+    write(page, "fn " * 1100, max_tokens=1)
+
+    assert re.search(
+        r"the prompt has \d+ tokens, and the model sees 1024: shorten it", shown(page, "error")
+    )
+
+
+def test_a_text_ends_where_the_context_does(page: Page) -> None:
+    write(page, "fn " * 1020, temperature=0, max_tokens=100)
+
+    assert shown(page, "speed").endswith("the model's context is full")
+    assert page.evaluate("document.getElementById('error').hidden") is True
+
+
+def test_special_tokens_end_the_text(
+    browser: Chromium, folder: Path, source: Source, expected: str, tmp_path: Path
+) -> None:
+    # Any token may be the one; this is the first of the last line that the reference writes.
+    end = source.tokenizer.encode(expected)[-20]
+    other = json.dumps({"eos_token_id": [1, end]}).encode()
+    copy_page(tmp_path / "p", folder, source, {"generation_config.json": other}, known=True)
+    with FileServer(tmp_path / "p") as server:
+        page = browser.open(server.url + QUICK)
+        wait_for_model(page)
+
+        text = write(page, PROMPT, temperature=0, max_tokens=NUM_TOKENS)
+
+        ids = source.tokenizer.encode(expected[len(PROMPT) :])
+        assert text == PROMPT + source.tokenizer.decode(ids[: ids.index(end)])
+        assert shown(page, "speed").endswith("the model ended the text")
+
+
+def test_damage_is_named_on_the_page(
+    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+) -> None:
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[1000] ^= 1
+    copy_page(tmp_path / "p", folder, source, {"model.onnx.data": bytes(data)}, known=False)
+
+    with FileServer(tmp_path / "p") as server, pytest.raises(BackendError) as caught:
+        wait_for_model(browser.open(server.url + QUICK))
+
+    assert "model.onnx.data is damaged" in str(caught.value)
+
+
+def test_a_missing_file_is_named_on_the_page(
+    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+) -> None:
+    copy_page(tmp_path / "p", folder, source, {}, known=False)
+    (tmp_path / "p" / "model.float32.onnx").unlink()
+
+    with FileServer(tmp_path / "p") as server, pytest.raises(BackendError) as caught:
+        wait_for_model(browser.open(server.url + QUICK))
+
+    assert "model.float32.onnx cannot be fetched (status 404)" in str(caught.value)
+
+
+def test_a_way_that_computes_something_else_is_refused(
+    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+) -> None:
+    details = json.loads((folder / "page.json").read_text())
+    # As far off as activations that are not rounded.
+    details["alone"] = [[1.01 * score for score in row] for row in details["alone"]]
+    changes = {"page.json": json.dumps(details).encode()}
+    copy_page(tmp_path / "p", folder, source, changes, known=True)
+
+    with FileServer(tmp_path / "p") as server, pytest.raises(BackendError) as caught:
+        wait_for_model(browser.open(server.url + QUICK))
+
+    assert "it computes something else: 0 of" in str(caught.value)
+
+
+def test_a_browser_without_simd_is_told_so(browser: Chromium, server: FileServer) -> None:
+    page = browser.open(server.url + QUICK, before="WebAssembly.validate = () => false")
+
+    with pytest.raises(BackendError, match="no WebAssembly with SIMD: use a newer one"):
+        wait_for_model(page)
+
+
+def test_a_page_that_is_not_isolated_works_and_says_what_it_lacks(
+    browser: Chromium, server: FileServer, tmp_path: Path, folder: Path, source: Source
+) -> None:
+    copy_page(tmp_path / "p", folder, source, {}, known=False)
+    none = "Object.defineProperty(navigator, 'serviceWorker', {value: undefined})"
+    with FileServer(tmp_path / "p") as server:
+        page = browser.open(server.url + QUICK, before=none)
+        wait_for_model(page)
+
+        assert page.evaluate("crossOriginIsolated") is False
+        assert "threads: browsers give them to cross-origin isolated pages only" in shown(
+            page, "reasons"
+        )
+        assert "Not kept for use without a server" in shown(page, "reasons")
+
+
+@pytest.mark.parametrize("weights", ["float32", "2-bit"])
+def test_both_forms_of_the_weights_compute_the_model(
+    folder: Path, source: Source, weights: str
+) -> None:
+    with WebPage(folder, query=f"?device=wasm&threads=1&weights={weights}") as artefact:
+        parity = check_parity(source, artefact)
+
+    assert parity.ok, parity
+    assert parity.same_text, parity
