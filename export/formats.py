@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat import backends
 from nanochat.errors import BackendError, FormatError, InputError, SaveError
 from nanochat.export.manifest import NAME, read_manifest, write_manifest
 from nanochat.export.source import Source
@@ -121,16 +122,21 @@ class Reloaded:
     Parameters
     ----------
     path : Path
-        Anything that `nanochat.loading.load_parts` reads. It runs on the backend that it is compared with, so that
-        nothing but the file can differ.
+        Anything that `nanochat.loading.load_parts` reads.
+    backend : str, optional
+        See `nanochat.backends.choose`; absent is the one that it is compared with, so that only the file can differ.
     """
 
     tolerance = 3e-2
     exact = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, backend: str | None = None) -> None:
         parts = load_parts(path)
-        name, ops = reference_backend(parts.config)
+        if backend is None:
+            name, ops = reference_backend(parts.config)
+        else:
+            name, _ = backends.choose(backend)
+            ops = backends.get(name)
         self._engine = Engine(parts.config, ops.prepare(freeze(parts.weights)), ops)
         self.runtime = f"nanochat-ternary, {name}"
 
