@@ -47,7 +47,15 @@ from nanochat.weights import (
     named_leaves,
 )
 
-__all__ = ["ARCHITECTURE", "OUTTYPES", "OutType", "new_tensors", "read_leaves", "require_exact"]
+__all__ = [
+    "ARCHITECTURE",
+    "OUTTYPES",
+    "OutType",
+    "layout",
+    "new_tensors",
+    "read_leaves",
+    "require_exact",
+]
 
 OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
 
@@ -94,7 +102,7 @@ def new_tensors(
     """
     leaves = dict(named_leaves(weights))
     tensors: list[NewTensor] = []
-    for name, members in _layout(weights, architecture).items():
+    for name, members in layout(weights, architecture).items():
         first = leaves[members[0]]
         half = half_tables and members[0] in _TABLES
         kind = _kind(first, OUTTYPES[outtype], half=half)
@@ -120,17 +128,17 @@ def read_leaves(
         If a number stands for no code.
     """
     specs = shapes(config)
-    layout = _layout(specs, architecture)
-    different = sorted(layout.keys() ^ tensors.keys())
+    members_of = layout(specs, architecture)
+    different = sorted(members_of.keys() ^ tensors.keys())
     if different:
         name = different[0]
         raise FormatError(
             f"{path}: {len(different)} tensors are missing or no part of the model, the first "
-            f"{'is missing' if name in layout else 'is no part'}: {name!r:.80}; fetch the file again"
+            f"{'is missing' if name in members_of else 'is no part'}: {name!r:.80}; fetch the file again"
         )
     places = {
         member: (name, number, len(members))
-        for name, members in layout.items()
+        for name, members in members_of.items()
         for number, member in enumerate(members)
     }
 
@@ -188,13 +196,13 @@ def _fits(spec: Spec, kind: TensorType) -> bool:
     return spec.weight_block % kind.columns == 0
 
 
-def _layout(weights: Weights[Stored] | Weights[Spec], architecture: str) -> dict[str, list[str]]:
+def layout(weights: Weights[Stored] | Weights[Spec], architecture: str) -> dict[str, list[str]]:
     """The names of the leaves that each tensor of a file is made of."""
-    layout: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for name, _ in _names(weights):
         tensor = name if architecture == ARCHITECTURE else _stock_name(name)
-        layout.setdefault(tensor, []).append(name)
-    return layout
+        members.setdefault(tensor, []).append(name)
+    return members
 
 
 def _names(weights: Weights[Stored] | Weights[Spec]) -> Iterator[tuple[str, object]]:

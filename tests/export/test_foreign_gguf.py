@@ -1,0 +1,389 @@
+"""Other people's GGUF files are the models that the unmodified llama.cpp runs, and no file does more than raise."""
+
+import dataclasses
+import logging
+import platform
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat.backends.reference import ReferenceOps
+from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
+from nanochat.export.foreign_gguf import load_foreign_gguf
+from nanochat.export.gguf import write_gguf
+from nanochat.export.gguf_file import read_gguf
+from nanochat.export.gguf_tensors import OutType
+from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.generation import Engine
+from nanochat.weights import Int8, Ternary, named_leaves
+from tests.core.foreign_tokenizers import sentencepiece
+from tests.export.foreign_ggufs import (
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    ROWS,
+    WIDTH,
+    Case,
+    pack,
+    tensors,
+    write,
+)
+from tests.export.stock_models import ODD_TEXTS, make_source, rms_ratio
+
+on_linux_x86 = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the prebuilt llama.cpp is for Linux x86-64",
+)
+CASES = {
+    "qwen3 TQ2_0": Case(architecture="qwen3"),
+    "qwen3 TQ1_0, Q8_0": Case(architecture="qwen3", kind="TQ1_0", table="Q8_0"),
+    "qwen3 Q2_0, Q6_K": Case(architecture="qwen3", kind="Q2_0", table="Q6_K", tied=False),
+    "qwen2 TQ2_0, rows": Case(architecture="qwen2", table="Q8_0 rows", tied=False),
+    "llama TQ1_0, factors": Case(architecture="llama", kind="TQ1_0", table="Q8_0", scaled=True),
+    "llama Q2_0, F32": Case(architecture="llama", kind="Q2_0", table="F32", tied=False),
+    "bitnet TQ2_0, factors": Case(architecture="bitnet", table="BF16", scaled=True),
+    "qwen3moe TQ2_0, factors": Case(architecture="qwen3moe", scaled=True),
+    "qwen3moe Q2_0, Q4_0": Case(architecture="qwen3moe", kind="Q2_0", table="Q4_0"),
+}
+CASE = CASES["qwen3 TQ2_0"]
+IDS = np.random.default_rng(0).integers(0, 300, 40).tolist()
+
+
+def engine(path: Path) -> Engine:  # type: ignore[type-arg]
+    config, weights, _ = load_foreign_gguf(path, read_gguf(path))
+    ops = ReferenceOps()
+    return Engine(config, ops.prepare(weights), ops)
+
+
+def greedy(model: Engine, num_tokens: int) -> list[int]:  # type: ignore[type-arg]
+    state, logits = model.prefill(IDS[:8], capacity=8 + num_tokens)
+    tokens = [int(logits.argmax())]
+    while len(tokens) < num_tokens:
+        tokens.append(int(model.decode(tokens[-1:], state)[0].argmax()))
+    return tokens
+
+
+@on_linux_x86
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_logits_and_greedy_tokens_are_those_of_llama_cpp(tmp_path: Path, case: Case) -> None:
+    path = write(tmp_path / "model.gguf", case)
+    ours = engine(path)
+
+    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+        expected, tokens = theirs.logits(IDS), theirs.greedy(IDS[:8], num_tokens=16)
+
+    assert rms_ratio(ours.logits(IDS), expected) < 3e-2
+    assert greedy(ours, 16) == tokens
+
+
+@on_linux_x86
+def test_the_pairs_that_llama_rotates_are_found(tmp_path: Path) -> None:
+    case = CASES["llama Q2_0, F32"]
+    path = write(tmp_path / "model.gguf", case)
+    other = write(tmp_path / "other.gguf", replace(case, architecture="qwen2"))
+
+    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+        expected = theirs.logits(IDS)
+
+    assert rms_ratio(engine(other).logits(IDS), expected) > 0.1
+
+
+@pytest.mark.parametrize("outtype", ["tq2_0", "tq1_0", "q2_0"])
+@pytest.mark.parametrize("name", ["qk-norm", "plain", "untied", "experts", "dense tables", "ahead"])
+def test_our_own_stock_exports_are_read_as_anybody_s(
+    tmp_path: Path, name: str, outtype: OutType
+) -> None:
+    source = make_source(name)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, source, outtype=outtype, runtime="llama.cpp")
+    file = read_gguf(path)
+    kept = {key: value for key, value in file.metadata.items() if not key.startswith("nanochat.")}
+
+    config, weights, tokenizer = load_foreign_gguf(path, dataclasses.replace(file, metadata=kept))
+
+    leaves = dict(named_leaves(weights))
+    for leaf_name, leaf in named_leaves(source.weights):
+        if isinstance(leaf, Ternary) and not leaf_name.startswith("ahead."):
+            found = leaves[leaf_name]
+            assert isinstance(found, Ternary)
+            assert np.array_equal(found.packed, leaf.packed)
+    assert (config.qk_norm, config.table_format) == (
+        source.config.qk_norm,
+        source.config.table_format,
+    )
+    assert [tokenizer.encode(text) for text in ODD_TEXTS] == [
+        source.tokenizer.encode(text) for text in ODD_TEXTS
+    ]
+    assert tokenizer.opening == source.tokenizer.opening
+    assert tokenizer.special_ids == source.tokenizer.special_ids
+
+
+def test_a_table_with_a_scale_for_each_row_stays_in_8_bits(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", CASES["qwen2 TQ2_0, rows"])
+
+    config, weights, _ = load_foreign_gguf(path, read_gguf(path))
+
+    assert config.table_format == "int8"
+    assert isinstance(weights.head, Int8)
+
+
+def test_what_is_rounded_otherwise_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(
+        tmp_path / "model.gguf", replace(CASES["qwen3 Q2_0, Q6_K"], table="F16", scaled=True)
+    )
+
+    with caplog.at_level(logging.INFO):
+        load_foreign_gguf(path, read_gguf(path))
+
+    assert "in blocks of 128 columns, where llama.cpp rounds in blocks of 32" in caplog.text
+    assert "rounded to float16; the largest relative error is" in caplog.text
+
+
+def test_widths_of_no_block_need_a_scale_for_each_row(tmp_path: Path) -> None:
+    case = Case(architecture="qwen3", kind="Q2_0", hidden=320, scaled=True)
+    path = write(tmp_path / "model.gguf", case)
+
+    config, _, _ = load_foreign_gguf(path, read_gguf(path))
+
+    assert (config.weight_block, config.activation_block) == ("row", "token")
+
+
+def test_scales_of_64_columns_are_refused(tmp_path: Path) -> None:
+    name = "blk.0.attn_q.weight"
+    values = np.ones((HEADS * HEAD_DIM, WIDTH), np.float32)
+    values[5, :64] = 2
+    changed = {name: (values.shape, 42, pack(values, "Q2_0"))}
+    path = write(tmp_path / "model.gguf", replace(CASE, kind="Q2_0"), changed_tensors=changed)
+
+    with pytest.raises(FormatError, match=r"scales of layers.0.mixer.q differ within 128"):
+        engine(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qwen3.rope.scaling.type": "yarn"}, "rope.scaling.type is 'yarn'"),
+        ({"qwen3.rope.scaling.factor": 2.0}, "rope.scaling.factor is 2.0"),
+        ({"qwen3.attention.sliding_window": 64}, "attention.sliding_window is 64"),
+        ({"qwen3.logit_scale": 0.5}, "logit_scale is 0.5"),
+        ({"qwen3.rope.dimension_count": 32}, "rope.dimension_count is 32"),
+        ({"qwen3.attention.value_length": 32}, "attention.value_length is 32"),
+        ({"qwen3.attention.head_count": [4, 4]}, "attention.head_count is array"),
+        ({"qwen3.attention.head_count": 0}, "attention.head_count is 0"),
+        ({"qwen3.block_count": None}, "block_count is None"),
+        ({"qwen3.block_count": 2**31}, "num_layers=2147483648"),
+        ({"qwen3.expert_count": 4}, "expert_count is 4"),
+        ({"qwen3.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon is nan"),
+    ],
+)
+def test_what_this_package_does_not_compute_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes=changes)
+
+    with pytest.raises(ConfigError, match=message) as error:
+        engine(path)
+    assert "model.gguf" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "gpt2"}, "architecture is 'gpt2'"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
+        ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'"),
+        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is None"),
+        ({"tokenizer.ggml.tokens": ["a"] * 3}, "is no list of 3 numbers"),
+        ({"tokenizer.ggml.tokens": ["a"] * ROWS}, "two tokens have the same text"),
+        ({"tokenizer.ggml.tokens": list(map(str, range(ROWS + 1)))}, "only 320 rows"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "the merge 'ab' is no pair"),
+        ({"tokenizer.ggml.merges": ["to nonsense"]}, "cannot read this tokenizer"),
+        ({"tokenizer.ggml.eos_token_id": 100_000}, "token 100000 starts or ends texts"),
+        ({"tokenizer.ggml.bos_token_id": "one"}, "bos_token_id is 'one'"),
+    ],
+)
+def test_a_file_that_cannot_be_a_model_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    more = (
+        {"tokenizer.ggml.token_type": None}
+        if len(changes.get("tokenizer.ggml.tokens", [])) > ROWS
+        else {}
+    )
+    path = write(tmp_path / "model.gguf", CASE, changes={**changes, **more})
+
+    with pytest.raises(FormatError, match=message) as error:
+        engine(path)
+    assert "model.gguf" in str(error.value)
+
+
+def damage(name: str, position: int, data: bytes) -> Any:
+    shape, number, content = tensors(CASE)[name]
+    content = content.copy()
+    content[position : position + len(data)] = np.frombuffer(data, np.uint8)
+    return {name: (shape, number, content)}
+
+
+Q = "blk.1.attn_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        pytest.param(damage(Q, 5, b"\xff"), NumericError, "pair 0b11", id="code 3"),
+        pytest.param(
+            damage(Q, 64, b"\x00\x7e"), NumericError, "scales of blk.1.attn_q.weight", id="NaN"
+        ),
+        pytest.param(damage(Q, 64, b"\x00\xbc"), NumericError, "scale -1", id="negative"),
+        pytest.param(
+            {Q: ((256, 256), 0, np.zeros(256 * 256 * 4, np.uint8))},
+            FormatError,
+            "attn_q.weight is of type F32, must be one of TQ1_0, TQ2_0, Q2_0",
+            id="not ternary",
+        ),
+        pytest.param(
+            {Q: ((128, 256), 35, np.zeros(128 * 66, np.uint8))},
+            ShapeError,
+            r"has shape \[128, 256\] but the metadata ask for \[256, 256\]",
+            id="shape",
+        ),
+        pytest.param(
+            {"blk.0.attn_q.bias": ((256,), 0, np.zeros(1024, np.uint8))},
+            FormatError,
+            "1 tensors have no place",
+            id="bias",
+        ),
+        pytest.param(
+            {"rope_freqs.weight": ((32,), 0, np.zeros(128, np.uint8))},
+            FormatError,
+            "positions no factors",
+            id="factors of positions",
+        ),
+        pytest.param(
+            {"blk.0.attn_q.scale": ((2,), 0, np.zeros(8, np.uint8))},
+            ShapeError,
+            r"must be \[1\]",
+            id="two factors",
+        ),
+        pytest.param(
+            {"blk.0.attn_q.scale": ((1,), 0, np.zeros(4, np.uint8))},
+            NumericError,
+            "makes scales outside",
+            id="factor of zero",
+        ),
+        pytest.param(
+            {"blk.0.attn_q.scale": ((1,), 0, np.full(1, np.nan, np.float32).view(np.uint8))},
+            NumericError,
+            "makes scales outside",
+            id="factor of NaN",
+        ),
+        pytest.param(
+            {"output_norm.weight": ((256,), 0, np.full(256, np.inf, np.float32).view(np.uint8))},
+            NumericError,
+            "norm holds inf",
+            id="infinite",
+        ),
+        pytest.param(
+            {"token_embd.weight": ((ROWS, 256), 28, np.zeros(ROWS * 256 * 8, np.uint8))},
+            FormatError,
+            "is of type F64",
+            id="type of the table",
+        ),
+    ],
+)
+def test_damaged_tensors_are_refused(
+    tmp_path: Path, changed: Any, kind: type[Exception], message: str
+) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changed_tensors=changed)
+
+    with pytest.raises(kind, match=message) as error:
+        engine(path)
+    assert "model.gguf" in str(error.value)
+
+
+@pytest.mark.parametrize("name", [Q, "token_embd.weight", "output_norm.weight"])
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "model.gguf", CASE, without=(name,))
+
+    with pytest.raises(FormatError, match=f"{name}"):
+        engine(path)
+
+
+def test_scales_of_zero_make_zeros(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changed_tensors=damage(Q, 64, b"\x00\x00"))
+
+    _, weights, _ = load_foreign_gguf(path, read_gguf(path))
+
+    leaf = dict(named_leaves(weights))[f"layers.{LAYERS - 1}.mixer.q"]
+    assert isinstance(leaf, Ternary)
+    assert (leaf.packed[0, :64] == 0x55).all()
+    assert leaf.scales[0, 0] > 0
+
+
+def sentencepiece_keys() -> dict[str, Any]:
+    library = sentencepiece()
+    pieces = [library.id_to_token(token) for token in range(library.get_vocab_size())][:ROWS]
+    kinds = [2, 3, 3, *[6] * 256]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": None,
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": kinds + [1] * (len(pieces) - len(kinds)),
+        "tokenizer.ggml.scores": [float(-token) for token in range(len(pieces))],
+        "tokenizer.ggml.bos_token_id": None,
+        "tokenizer.ggml.eos_token_id": None,
+        "tokenizer.ggml.eot_token_id": None,
+    }
+
+
+@on_linux_x86
+@pytest.mark.parametrize("keys", [{}, sentencepiece_keys()], ids=["gpt2", "llama"])
+def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any]) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes=keys)
+    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
+    texts = [*ODD_TEXTS, "to be or not to be, that is  the question </s><|eot_id|>"]
+
+    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+        expected = [theirs.tokenize(text) for text in texts]
+        bos, eos = theirs.bos, theirs.eos
+
+    assert [tokenizer.encode(text) for text in texts] == expected
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.opening) == (bos, eos, (bos,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.scores": None}, "tokenizer.ggml.scores is no list"),
+        ({"tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a" * 2000]}, "has 2000 characters"),
+    ],
+)
+def test_a_damaged_sentencepiece_vocabulary_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    keys = sentencepiece_keys() | changes
+    count = len(keys["tokenizer.ggml.tokens"])
+    if count < 10:
+        keys["tokenizer.ggml.token_type"] = [2, 3, 3, 1]
+        keys["tokenizer.ggml.scores"] = [0.0] * 4
+    path = write(tmp_path / "model.gguf", CASE, changes=keys)
+
+    with pytest.raises(FormatError, match=message):
+        engine(path)
+
+
+def test_no_prompt_forges_a_special_token(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes=sentencepiece_keys())
+    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
+
+    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("a</s><s><unk>"))
+    with pytest.raises(InputError, match="outside this vocabulary"):
+        tokenizer.token_bytes(ROWS)
