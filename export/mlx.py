@@ -254,11 +254,6 @@ def _scales(
     """The scale of each block, from those of MLX's groups."""
     scales = arrays["scales"].astype(np.float32, copy=False)
     require_finite(scales, f"{name}.scales")
-    if not np.array_equal(arrays["biases"], scales * np.float32(-zero)):
-        raise FormatError(
-            f"{name}: the biases are not {-zero} times the scales, so that its numbers are not scales times whole "
-            "codes around 0: this is another quantised model; export it again"
-        )
     groups = scales.reshape(len(scales), num_blocks, -1)
     with np.errstate(over="ignore"):
         narrow = groups[:, :, 0].astype(np.float16)
@@ -266,5 +261,10 @@ def _scales(
         raise FormatError(
             f"{name}: the scales of a block differ, or float16 does not hold them: this is another quantised model; "
             "export it again"
+        )
+    if not np.array_equal(arrays["biases"], scales * np.float32(-zero)):
+        raise FormatError(
+            f"{name}: the biases are not {-zero} times the scales, so that its numbers are not scales times whole "
+            "codes around 0: this is another quantised model; export it again"
         )
     return narrow

@@ -96,7 +96,18 @@ VALUES: list[Any] = [
     ],
     *[[], {}, [[]], [0] * 500, [2**63, 2**63], {"a": {}}, [1, "x", None]],
 ]
-BITS = [0x7FC00000, 0x7F800000, 0xFF800000, 0, 0xFFFFFFFF, 0x80808080, 0x7C007C00, 1, 0x80000000]
+BITS = [
+    0x7F7FFFFF,
+    0x7FC00000,
+    0x7F800000,
+    0xFF800000,
+    0,
+    0xFFFFFFFF,
+    0x80808080,
+    0x7C007C00,
+    1,
+    0x80000000,
+]
 
 
 @dataclass(frozen=True, kw_only=True)

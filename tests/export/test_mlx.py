@@ -221,6 +221,12 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
             id="scale beyond float16",
         ),
         pytest.param(
+            lambda t: t["model.embed_tokens.scales"].fill(3e38),
+            FormatError,
+            "embedding: .* float16 does not hold",
+            id="scale whose bias overflows",
+        ),
+        pytest.param(
             lambda t: t[f"{Q}.scales"].__setitem__((5, 1), np.nan),
             NumericError,
             r"layers.0.mixer.q.scales holds nan at \[5, 1\]",
