@@ -10,6 +10,7 @@ from typing import Literal
 from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, SaveError
+from nanochat.export.foreign_gguf import load_foreign_gguf
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.gguf_metadata import (
     GOLDEN,
@@ -31,6 +32,7 @@ from nanochat.export.source import Source
 from nanochat.export.stock import obstacles, stock_architecture
 from nanochat.export.transform import with_float16_tables, without_ahead
 from nanochat.files import atomic_file
+from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, named_leaves
 
@@ -125,13 +127,15 @@ def gguf_architecture(config: ModelConfig, *, runtime: str = "auto") -> str:
     return ARCHITECTURE if runtime == ARCHITECTURE else stock_architecture(config, "llama.cpp")
 
 
-def load_gguf(path: str | Path) -> tuple[ModelConfig, Weights[Stored], Tokenizer]:
+def load_gguf(path: str | Path) -> tuple[ModelConfig, Weights[Stored], TextCodec]:
     """Read what `write_gguf` has written: equal codes and scales, float32 leaves as views of the file.
+
+    A file of another program is read as `nanochat.export.foreign_gguf` says.
 
     Raises
     ------
     FormatError
-        If the file is missing, truncated, corrupt, too new (`VersionError`), or another program's.
+        If the file is missing, truncated, corrupt, too new (`VersionError`), or holds no model that can be read.
     ConfigError
         If the configuration in it cannot work.
     ShapeError
@@ -141,12 +145,9 @@ def load_gguf(path: str | Path) -> tuple[ModelConfig, Weights[Stored], Tokenizer
     """
     path = Path(path)
     file = read_gguf(path)
-    architecture = file.metadata.get("general.architecture")
     if not is_ours(file.metadata):
-        raise FormatError(
-            f"{path}: architecture is {architecture!r:.80}, written by another program: "
-            "pass a file that nanochat-ternary wrote"
-        )
+        return load_foreign_gguf(path, file)
+    architecture = file.metadata.get("general.architecture")
     config = read_config(path, file.metadata)
     if architecture != ARCHITECTURE and (
         obstacles(config, "llama.cpp") or architecture != stock_architecture(config, "llama.cpp")
