@@ -54,6 +54,7 @@ from nanochat.weights import (
 __all__ = [
     "FORMAT",
     "MODEL_TYPE",
+    "is_ours",
     "load",
     "load_config",
     "load_generation",
@@ -202,6 +203,21 @@ def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     for name, leaf in named_leaves(weights):
         require_legal(name, leaf)
     return config, weights
+
+
+def is_ours(directory: str | Path) -> bool:
+    """Whether ``config.json`` says that this package wrote it, or is missing.
+
+    Raises
+    ------
+    FormatError
+        If it is not a JSON object, or over 1 MiB.
+    """
+    path = Path(directory) / _CONFIG
+    if not exists(path):
+        return True
+    fields = parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
+    return fields.get("model_type") == MODEL_TYPE
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
