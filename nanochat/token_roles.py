@@ -80,7 +80,8 @@ def read_roles(
     settings : mapping
         Content of ``tokenizer_config.json``, in which tokens have names.
     others : mapping
-        Content of ``generation_config.json`` and ``config.json``, in which they are numbers, by file.
+        Content of ``generation_config.json`` and ``config.json``, in which they are numbers, by file; the first comes
+        first.
     names : mapping
         Numbers of names.
     template : str
@@ -95,9 +96,9 @@ def read_roles(
         role: [_ids(fields.get(f"{role}_token_id"), file) for file, fields in others.items()]
         for role in ("bos", "eos", "pad")
     }
-    first = {
-        role: next((tokens[0] for tokens in found if tokens), None) for role, found in ids.items()
-    }
+    # The first file that names any is the one that counts.
+    chosen = {role: next(filter(None, found), []) for role, found in ids.items()}
+    first = {role: next(iter(tokens), None) for role, tokens in chosen.items()}
     named = {role: _named(settings.get(f"{role}_token"), names) for role in first}
     bos, eos, pad = (first[role] if named[role] is None else named[role] for role in first)
     adds_bos = settings.get("add_bos_token")
@@ -105,7 +106,7 @@ def read_roles(
         bos=bos,
         eos=eos,
         pad=pad,
-        stops=frozenset(token for tokens in ids["eos"] for token in tokens),
+        stops=frozenset(chosen["eos"]),
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         chat_template=template or _template(settings.get("chat_template")),
     )

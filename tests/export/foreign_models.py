@@ -37,7 +37,12 @@ VOCABULARY = 96
 
 
 def build(
-    layout: Layout, *, family: Family = "bitnet", tied: bool = True, exact: bool = True
+    layout: Layout,
+    *,
+    family: Family = "bitnet",
+    tied: bool = True,
+    exact: bool = True,
+    vocabulary: int = VOCABULARY,
 ) -> PreTrainedModel:
     """A model in float32 that computes as transformers does with a checkpoint of this layout.
 
@@ -45,7 +50,7 @@ def build(
     """
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
