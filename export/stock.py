@@ -21,6 +21,9 @@ __all__ = ["Runtime", "obstacles", "stock_architecture"]
 
 Runtime = Literal["llama.cpp", "mlx-lm", "transformers"]
 
+# llama.cpp ends the process on a file with more.
+_MOST_LAYERS = 512
+
 # The architecture with a norm of queries and keys, without, with sub-norms, and with experts.
 _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
     "llama.cpp": {
@@ -134,6 +137,10 @@ def _of_family(config: ModelConfig, family: str, runtime: Runtime) -> list[tuple
             in_llama_cpp and family in ("plain", "sub_norm") and narrow,
             f"num_heads * head_dim={config.num_heads * config.head_dim} without qk_norm: must be the width of "
             f"{config.width}",
+        ),
+        (
+            in_llama_cpp and config.num_layers > _MOST_LAYERS,
+            f"num_layers={config.num_layers}: it runs at most {_MOST_LAYERS}",
         ),
         (
             runtime == "transformers" and family == "plain" and config.width % config.num_heads > 0,

@@ -39,9 +39,10 @@ BASE: dict[str, Any] = {
     "context_length": 128,
     "num_streams": 1,
 }
-IDS: list[int] = np.random.default_rng(0).integers(0, 300, 16).tolist()
+IDS: list[int] = np.random.default_rng(0).integers(0, 300, 10).tolist()
 ROW = {"weight_block": "row", "activation_block": "token"}
 BITNET = {"qk_norm": False, "sub_norm": True}
+ODD = {"width": 320, "num_heads": 5, "num_kv_heads": 1, "head_dim": 48}
 EXPERTS = {"num_experts": 4, "expert_width": 256}
 
 # Every option that an architecture of llama.cpp has a place for, with the architecture.
@@ -51,6 +52,7 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3, a key head for each query head": ("qwen3", {"num_kv_heads": 4}),
     "qwen3, one key head": ("qwen3", {"num_kv_heads": 1}),
     "qwen3, heads wider than the model": ("qwen3", {"head_dim": 128}),
+    "qwen3, widths of no power of 2": ("qwen3", ROW | ODD),
     "qwen3, many narrow heads": ("qwen3", {"head_dim": 32, "num_heads": 16}),
     "qwen3, rope theta": ("qwen3", {"rope_theta": 137.0}),
     "qwen3, rope scale": ("qwen3", {"rope_theta": 100.0, "rope_scale": 4.0}),
@@ -90,6 +92,7 @@ OF_LLAMA_CPP: dict[str, tuple[dict[str, Any], str]] = {
     "both norms": ({"sub_norm": True}, "qk_norm=true with sub_norm=true"),
     "bitnet, untied": (BITNET | {"tie_embeddings": False}, "tie_embeddings=false with sub_norm"),
     "qwen2, wide heads": ({"qk_norm": False, "head_dim": 128}, r"num_heads \* head_dim=512"),
+    "layers": ({"num_layers": 513}, "num_layers=513: it runs at most 512"),
     "bitnet, wide heads": (BITNET | {"head_dim": 128}, r"num_heads \* head_dim=512"),
 }
 
@@ -143,13 +146,15 @@ def reference(config: ModelConfig, weights: Weights[Stored]) -> Engine[Any, Any,
 
 
 def stock_logits(path: Path) -> NDArray[np.float32]:
-    with closing(LlamaCpp(path, context=64, threads=2)) as model:
+    with closing(LlamaCpp(path, context=64, threads=1)) as model:
         return model.logits(IDS)
 
 
-def exact(outtype_of: ModelConfig) -> dict[str, Any]:
-    """The default type of a file, or one with blocks as small as the model's."""
-    return {"outtype": "q2_0"} if outtype_of.weight_block == 128 else {}
+def exact(config: ModelConfig) -> dict[str, Any]:
+    """The default type of a file, or one with blocks that fit the model's."""
+    if config.head_dim == 48:
+        return {"outtype": "f16"}
+    return {"outtype": "q2_0"} if config.weight_block == 128 else {}
 
 
 @pytest.mark.parametrize(("architecture", "options"), EXPRESSIBLE.values(), ids=EXPRESSIBLE)
@@ -164,14 +169,16 @@ def test_a_stock_file_is_read_back_exactly(
     assert written == architecture
     assert read_gguf(tmp_path / "x.gguf").metadata["general.architecture"] == architecture
     assert config == source.config
-    assert tokenizer.pieces == TOKENIZER.pieces
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
     assert arrays(weights) == arrays(source.weights)
     assert gguf_golden(tmp_path / "x.gguf") == source.golden
 
 
 def arrays(weights: Weights[Stored]) -> dict[str, Any]:
     return {
-        f"{name}.{field}": value.tolist() if isinstance(value, np.ndarray) else value
+        f"{name}.{field}": (value.dtype, value.shape, value.tobytes())
+        if isinstance(value, np.ndarray)
+        else value
         for name, leaf in named_leaves(weights)
         for field, value in vars(leaf).items()
     }
@@ -187,31 +194,37 @@ def test_llama_cpp_computes_the_model_where_neither_rounds_activations(
     rounded = with_float16_tables(source)
     engine = reference(rounded.config, in_float(rounded.weights))
 
-    with closing(LlamaCpp(tmp_path / "x.gguf", context=64, threads=2)) as model:
+    with closing(LlamaCpp(tmp_path / "x.gguf", context=64, threads=1)) as model:
         report = compare(engine.logits(IDS), model.logits(IDS), tolerance=3e-3)
-        tokens = model.greedy(IDS, num_tokens=8)
+        tokens = model.greedy(IDS, num_tokens=5)
 
     # Weights and activations that meet them are float16 there, and so are keys and values.
     assert report.ok, report
-    assert tokens == greedy(engine, IDS, num_tokens=8)
+    assert tokens == greedy(engine, IDS, num_tokens=5)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"table_format": "dense"}, {"qk_norm": False} | ROW, BITNET, EXPERTS],
+    ids=["qwen3", "dense tables", "qwen2", "bitnet", "qwen3moe"],
+)
+def model_and_logits(request: pytest.FixtureRequest) -> tuple[Source, NDArray[np.float32]]:
+    source = make(**request.param)
+    return source, reference(source.config, in_float(source.weights)).logits(IDS)
 
 
 @on_linux_x86
 @pytest.mark.parametrize("outtype", ["tq2_0", "tq1_0", "q2_0", "f16"])
 @pytest.mark.parametrize("tables", [None, "f16"])
-@pytest.mark.parametrize(
-    "options", [{}, {"qk_norm": False} | ROW, BITNET, EXPERTS], ids=["qwen3", "qwen2", "bitnet", "qwen3moe"]
-)  # fmt: skip
 def test_llama_cpp_computes_every_type_within_its_rounding_of_activations(
-    options: dict[str, Any], tables: Any, outtype: Any, tmp_path: Path
+    model_and_logits: tuple[Source, NDArray[np.float32]], tables: Any, outtype: Any, tmp_path: Path
 ) -> None:
-    source = make(**options)
-    engine = reference(source.config, in_float(source.weights))
+    source, expected = model_and_logits
 
     write_gguf(tmp_path / "x.gguf", source, outtype=outtype, tables=tables)
 
     # The median, because an expert chosen otherwise changes a token by much more.
-    report = compare(engine.logits(IDS), stock_logits(tmp_path / "x.gguf"))
+    report = compare(expected, stock_logits(tmp_path / "x.gguf"))
     assert report.median_ratio < 3e-2, report
 
 
@@ -412,15 +425,6 @@ def test_a_stock_name_that_is_not_the_configuration_s_is_refused(tmp_path: Path)
     (tmp_path / "x.gguf").write_bytes(data.replace(b"qwen3", b"qwen2"))
 
     with pytest.raises(FormatError, match="architecture is 'qwen2', which is not that of its conf"):
-        load_gguf(tmp_path / "x.gguf")
-
-
-def test_a_file_of_another_program_is_told_apart(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "x.gguf", make())
-    data = (tmp_path / "x.gguf").read_bytes()
-    (tmp_path / "x.gguf").write_bytes(data.replace(b"nanochat.format", b"nanochat.farmat"))
-
-    with pytest.raises(FormatError):
         load_gguf(tmp_path / "x.gguf")
 
 
