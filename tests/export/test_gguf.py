@@ -24,7 +24,7 @@ from nanochat.errors import (
     NumericError,
     VersionError,
 )
-from nanochat.export.gguf import load_gguf, write_gguf
+from nanochat.export.gguf import gguf_golden, load_gguf, write_gguf
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.gguf_types import F16
 from nanochat.export.source import Source
@@ -437,3 +437,20 @@ def test_another_program_s_tokenizer_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="another program's tokenizer"):
         write_gguf(tmp_path / "x.gguf", source)
+
+
+def test_a_file_carries_the_golden_record_of_its_model(written: Path) -> None:
+    assert gguf_golden(written) == make(CONFIG).golden
+
+
+def test_a_file_without_a_golden_record_says_so(written: Path) -> None:
+    patch(written, text(b"nanochat.golden"), text(b"nanochat.silver"))
+
+    assert gguf_golden(written) is None
+
+
+def test_a_damaged_golden_record_is_refused(written: Path) -> None:
+    patch(written, b'{"format":1,"tokens":[', b'{"format":1,"tokens":{')
+
+    with pytest.raises(FormatError, match=r"model\.gguf, nanochat\.golden"):
+        gguf_golden(written)
