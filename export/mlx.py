@@ -87,7 +87,7 @@ def write_mlx(
         If a file cannot be written; what was there is untouched.
     """
     if runtime == "nanochat" or (runtime == "auto" and obstacles(source.config, "mlx-lm")):
-        write_own(folder, source)
+        write_own(folder, source, progress)
         return "nanochat"
     texts = stock_texts(source, "mlx-lm")
     require_complete(source.config, source.weights)

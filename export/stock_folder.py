@@ -5,6 +5,7 @@ Both take the layout of the Hugging Face Hub, in which a model of this package i
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,10 @@ def other_files(source: Source) -> dict[str, bytes]:
     return {**files, _CARD: source.card} if source.card else files
 
 
-def write_own(folder: Path, source: Source) -> None:
-    """Write the model directory of this package.
+def write_own(
+    folder: Path, source: Source, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the model directory of this package; its tensors are written at once.
 
     Raises
     ------
@@ -160,6 +163,9 @@ def write_own(folder: Path, source: Source) -> None:
         generation=source.generation,
         card=source.card,
     )
+    if progress is not None:
+        count = sum(1 for _ in named_leaves(source.weights))
+        progress(count, count)
 
 
 class StockTensors:

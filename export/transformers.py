@@ -78,7 +78,7 @@ def write_transformers(
         If a file cannot be written; what was there is untouched.
     """
     if runtime != "transformers":
-        write_own(folder, source)
+        write_own(folder, source, progress)
         return "nanochat"
     texts = stock_texts(source, "transformers")
     require_complete(source.config, source.weights)
