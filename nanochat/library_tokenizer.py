@@ -6,7 +6,8 @@ Text is data, as with our own: the name of a special token in it is spelled in o
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -234,23 +235,39 @@ class LibraryTokenizer:
         bos, adds_bos = self._roles.bos, self._roles.adds_bos
         if adds_bos is not None:
             return (bos,) if adds_bos and bos is not None else ()
-        bare = self._library.encode("a", add_special_tokens=False).ids
-        whole = self._library.encode("a", add_special_tokens=True).ids
+        with _without_panic():
+            bare = self._library.encode("a", add_special_tokens=False).ids
+            whole = self._library.encode("a", add_special_tokens=True).ids
         # Some put a token behind the text, too, which belongs to training.
         return tuple(whole[: _position(whole, bare)])
 
 
 def _library(text: str, *, specials: bool) -> tokenizers.Tokenizer:
-    try:
-        library = tokenizers.Tokenizer.from_str(text)
-    # The library raises nothing more specific.
-    except Exception as error:
-        raise FormatError(
-            f"the tokenizers library cannot read this tokenizer ({error!s:.200}); fetch it again"
-        ) from error
+    with _without_panic():
+        try:
+            library = tokenizers.Tokenizer.from_str(text)
+        # The library raises nothing more specific.
+        except Exception as error:
+            raise FormatError(
+                f"the tokenizers library cannot read this tokenizer ({error!s:.200}); fetch it again"
+            ) from error
     # The library reads this flag as: the text may not produce special tokens.
     library.encode_special_tokens = not specials
     return library
+
+
+@contextmanager
+def _without_panic() -> Iterator[None]:
+    """Make an error of what the library's Rust code raises where it gives up, which is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        # The class has no name that could be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(
+            f"the tokenizers library gives up on this tokenizer ({error!s:.200}); fetch it again"
+        ) from error
 
 
 def _unknown(data: Mapping[str, object], vocabulary: Mapping[str, int]) -> int | None:

@@ -198,3 +198,13 @@ def test_an_end_that_is_no_token_is_refused(tmp_path: Path, value: object) -> No
 
     with pytest.raises(FormatError, match="token"):
         load_tokenizer(tmp_path)
+
+
+def test_a_library_that_gives_up_is_an_error(tmp_path: Path) -> None:
+    data = json.loads(llama_3().to_str())
+    data["post_processor"]["special_tokens"] = {}
+    write(llama_3(), tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+
+    with pytest.raises(FormatError, match="gives up on this tokenizer"):
+        load_tokenizer(tmp_path)

@@ -33,6 +33,8 @@ from nanochat.init import freeze, init
 from nanochat.loading import load_golden, load_parts
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import named_leaves
+from tests.core import foreign_tokenizers
+from tests.export import foreign_ggufs, foreign_models
 
 UNHURRIED = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], database=None
@@ -123,6 +125,10 @@ def read_golden(folder: Path) -> None:
     from_json(read_bytes(folder / "golden", limit=2**20).decode("utf-8", "replace"), "golden")
 
 
+def load_gguf_parts(folder: Path) -> None:
+    load_parts(folder / "x.gguf")
+
+
 def read_whole_manifest(folder: Path) -> None:
     manifest = read_manifest(folder)
     if manifest is not None:
@@ -152,10 +158,25 @@ def make_gguf(folder: Path) -> None:
     write_gguf(folder / "x.gguf", SOURCE)
 
 
+def make_bitnet(folder: Path) -> None:
+    model = foreign_models.build("autobitlinear packed")
+    foreign_models.save(model, "autobitlinear packed", folder)
+    foreign_tokenizers.write_llama_3(folder)
+
+
+def make_foreign_gguf(folder: Path) -> None:
+    foreign_ggufs.write(folder / "x.gguf", foreign_ggufs.Case(architecture="qwen3"))
+
+
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CASES = {
     "gguf": Case(file="x.gguf", make=make_gguf, read=lambda f: load_gguf(f / "x.gguf")),
     "gguf golden": Case(file="x.gguf", make=make_gguf, read=lambda f: load_golden(f / "x.gguf")),
+    "foreign gguf": Case(file="x.gguf", make=make_foreign_gguf, read=load_gguf_parts),
+    "foreign config": Case(file="config.json", make=make_bitnet, read=load_parts),
+    "foreign tensors": Case(file=TENSORS, make=make_bitnet, read=load_parts),
+    "foreign tokenizer": Case(file="tokenizer.json", make=make_bitnet, read=load_parts),
+    "foreign settings": Case(file="tokenizer_config.json", make=make_bitnet, read=load_parts),
     "tensors": Case(file=TENSORS, make=make_own, read=checkpoint.load),
     "config": Case(file="config.json", make=make_own, read=load_parts),
     "generation": Case(file="generation_config.json", make=make_own, read=load_parts),
