@@ -36,11 +36,13 @@ def test_every_folder_with_code_is_a_regular_package() -> None:
     assert without == []
 
 
-def test_every_file_beside_the_weights_is_shipped(project: dict[str, Any]) -> None:
-    patterns = project["tool"]["setuptools"]["package-data"]["nanochat.zoo"]
-    files = [path for path in (ROOT / "zoo" / "weights").rglob("*") if path.is_file()]
+@pytest.mark.parametrize("folder", ["zoo/weights", "export/web_page"])
+def test_every_file_of_data_is_shipped(project: dict[str, Any], folder: str) -> None:
+    package = folder.partition("/")[0]
+    patterns = project["tool"]["setuptools"]["package-data"][f"nanochat.{package}"]
+    files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
 
-    names = [path.relative_to(ROOT / "zoo").as_posix() for path in files]
+    names = [path.relative_to(ROOT / package).as_posix() for path in files]
 
     assert [n for n in names if not any(fnmatch(n, p) for p in patterns)] == []
 
@@ -58,7 +60,7 @@ def test_every_dependency_is_pinned_for_the_tests(project: dict[str, Any]) -> No
     table = project["project"]
     extras = [
         item
-        for name in ("dev", "mlx", "onnx", "train")
+        for name in ("dev", "mlx", "onnx", "runtimes", "train")
         for item in table["optional-dependencies"][name]
     ]
 
