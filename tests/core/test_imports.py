@@ -51,12 +51,7 @@ FRAMEWORKS = {
     "onnxruntime_genai": ("export/onnx*.py",),
     "onnxscript": ("export/onnx*.py", "export/verify*.py"),
     "rich": ("nanochat/cli/*", "nanochat/train/*"),
-    "safetensors": (
-        "export/mlx*.py",
-        "export/transformers*.py",
-        "nanochat/checkpoint.py",
-        "nanochat/train/*",
-    ),
+    "safetensors": ("nanochat/train/*",),
     "tokenizers": ("nanochat/library_tokenizer.py", "nanochat/tokenizer.py"),
     "torch": (
         "backends/torch*.py",
