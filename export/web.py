@@ -55,6 +55,9 @@ _TOKENIZERS = Package(
 )
 _RUNTIMES = {"onnxruntime-web": _ONNXRUNTIME, "tokenizers": _TOKENIZERS}
 
+# WASM has 4 GiB at most, and needs three times the weights while it loads them.
+_LARGEST_BYTES = 2**30
+
 # What runs the model in the page, for reports.
 RUNTIME = f"{_ONNXRUNTIME.name} {_ONNXRUNTIME.version}"
 
@@ -74,7 +77,7 @@ def write_web(
     BackendError
         If a package that the page needs is neither kept nor to be had.
     ConfigError
-        If the tokenizer is not one of this package, and as for `nanochat.export.onnx.export_onnx`.
+        If the model is too large or its tokenizer is another program's, and as for `nanochat.export.onnx.export_onnx`.
     """
     if not isinstance(source.tokenizer, Tokenizer):
         raise ConfigError(
@@ -85,6 +88,7 @@ def write_web(
         lambda: _copy_runtimes(folder / "runtime"),
         lambda: export_onnx(source.config, source.weights, folder / _MODEL, name=source.name),
         lambda: move_tensors(folder / _MODEL),
+        lambda: _require_room(folder / _DATA, source.name),
         lambda: write_widened_form(folder / _MODEL, folder / _WIDENED),
         lambda: write_packed_form(folder / _MODEL, folder / _PACKED),
         lambda: _write_rest(folder, source),
@@ -102,6 +106,14 @@ def _copy_runtimes(folder: Path) -> None:
         fetched = package_folder(package)
         for file in sorted(path for path in fetched.rglob("*") if path.is_file()):
             shutil.copyfile(file, place / file.name)
+
+
+def _require_room(data: Path, name: str) -> None:
+    size = data.stat().st_size
+    if size > _LARGEST_BYTES:
+        raise ConfigError(
+            f"{name} has {size} bytes of weights: a page has room for {_LARGEST_BYTES}; export GGUF or ONNX"
+        )
 
 
 def _write_rest(folder: Path, source: Source) -> None:

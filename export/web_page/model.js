@@ -10,6 +10,8 @@ export class Model {
     ort.env.wasm.wasmBinary = await wasm.arrayBuffer();
     const session = await ort.InferenceSession.create(await bytes(graph), {
       executionProviders: [device],
+      // What the model remembers stays where it is computed; a runtime without WebGPU hands over copies.
+      ...(device === "webgpu" && { preferredOutputLocation: "gpu-buffer" }),
       externalData: [{ path: dataName, data: await bytes(data) }],
       extra: { session: options },
     });
@@ -20,13 +22,14 @@ export class Model {
   constructor(tensor, session) {
     this.tensor = tensor;
     this.session = session;
+    this.past = {};
     this.reset();
   }
 
   /** Begin a new sequence. */
   reset() {
     this.length = 0;
-    this.past = {};
+    this.#remember({});
     for (const { name, shape } of this.session.inputMetadata) {
       if (!name.startsWith("past")) continue;
       const sizes = shape.map((size) => (typeof size === "number" ? size : size.startsWith("batch") ? 1 : 0));
@@ -43,8 +46,16 @@ export class Model {
       attention_mask: this.#integers(new Array(this.length).fill(1)),
       ...this.past,
     });
-    for (const name of Object.keys(this.past)) this.past[name] = results["present" + name.slice(name.indexOf("."))];
-    return results.logits.data;
+    const present = (name) => results["present" + name.slice(name.indexOf("."))];
+    this.#remember(Object.fromEntries(Object.keys(this.past).map((name) => [name, present(name)])));
+    const logits = await results.logits.getData();
+    results.logits.dispose();
+    return logits;
+  }
+
+  #remember(past) {
+    for (const tensor of Object.values(this.past)) tensor.dispose();
+    this.past = past;
   }
 
   #integers(numbers) {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.errors import ConfigError
+from nanochat.export import web
 from nanochat.export.onnx_forms import move_tensors, write_packed_form, write_widened_form
 from nanochat.export.onnx_graph import Graph
 from nanochat.export.onnx_leaves import BLOCK, Parameter, project
@@ -124,6 +125,15 @@ def test_a_tokenizer_of_another_program_is_refused(source: Source, tmp_path: Pat
 
     with pytest.raises(ConfigError, match="another program's tokenizer"):
         write_web(tmp_path, other)
+
+
+def test_a_model_too_large_for_a_page_is_refused(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "_LARGEST_BYTES", 2**20)
+
+    with pytest.raises(ConfigError, match="a page has room for 1048576"):
+        write_web(tmp_path, source)
 
 
 def test_progress_is_told_to_the_end(source: Source, tmp_path: Path) -> None:

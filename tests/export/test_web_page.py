@@ -220,6 +220,21 @@ def test_a_way_that_computes_something_else_is_refused(
     assert "it computes something else: 0 of" in str(caught.value)
 
 
+def test_a_model_whose_widened_weights_do_not_fit_runs_with_the_packed_ones(
+    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+) -> None:
+    details = json.loads((folder / "page.json").read_text()) | {"float32_bytes": 2**32}
+    changes = {"page.json": json.dumps(details).encode()}
+    copy_page(tmp_path / "p", folder, source, changes, known=True)
+
+    with FileServer(tmp_path / "p") as server:
+        page = browser.open(f"{server.url}?device=wasm&threads=1")
+        wait_for_model(page)
+
+    assert shown(page, "info").startswith("2-bit weights, WASM, 1 thread")
+    assert "float32 weights, WASM, 1 thread: needs 12.0 GiB of the " in shown(page, "reasons")
+
+
 def test_a_browser_without_simd_is_told_so(browser: Chromium, server: FileServer) -> None:
     page = browser.open(server.url + QUICK, before="WebAssembly.validate = () => false")
 
