@@ -329,7 +329,7 @@ class Model:
         return self.engine.logits(ids)
 
     def score(self, text: str) -> Score:
-        """Measure how well the model predicts a text that follows ``<|bos|>``.
+        """Measure how well the model predicts a text that follows ``<|bos|>``, or whatever its texts begin with.
 
         A text longer than the context is read in windows that overlap by half: every token is scored once, after at
         least half a context of the tokens before it, or all of them.
@@ -340,6 +340,13 @@ class Model:
             If the text is empty or not a string.
         """
         ids = self.encode_prompt(text)
+        if not self.tokenizer.opening and self.tokenizer.eos is not None:
+            # In training the end of another text stood before it.
+            ids = [self.tokenizer.eos, *ids]
+        if len(ids) < 2:
+            raise InputError(
+                "the text is one token, and this model's tokenizer has none to stand before it: pass a longer text"
+            )
         context = self.config.context_length
         num_targets = len(ids) - 1
         nats, start, scored = 0.0, 0, 0

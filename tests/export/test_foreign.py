@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.errors import InputError
+from nanochat.library_tokenizer import LibraryTokenizer
 from nanochat.lm import Model
+from nanochat.token_roles import Roles
 from tests.core.foreign_tokenizers import llama_3, write_llama_3
 from tests.export.foreign_ggufs import Case, write
 from tests.export.foreign_models import build, greedy, save
@@ -61,6 +64,27 @@ def test_a_text_has_a_score(model: Model) -> None:
 
     assert score.tokens == len(model.tokenizer.encode("to be or not to be"))
     assert 0 < score.bits_per_byte < 50
+
+
+@pytest.mark.parametrize(("eos", "scored"), [(301, 3), (None, 2)])
+def test_a_score_needs_something_before_the_text(
+    model: Model, eos: int | None, scored: int
+) -> None:
+    data = json.loads(llama_3().to_str())
+    tokenizer = LibraryTokenizer(data, Roles(eos=eos, adds_bos=False))
+    without = Model(model.config, model.weights, tokenizer, backend="reference")
+    text = tokenizer.decode(tokenizer.encode("to be or not")[:3])
+
+    assert without.score(text).tokens == scored
+
+
+def test_one_token_alone_has_no_score(model: Model) -> None:
+    data = json.loads(llama_3().to_str())
+    tokenizer = LibraryTokenizer(data, Roles(adds_bos=False))
+    without = Model(model.config, model.weights, tokenizer, backend="reference")
+
+    with pytest.raises(InputError, match="the text is one token"):
+        without.score("a")
 
 
 def test_a_model_is_saved_as_ours_and_loaded_again(model: Model, tmp_path: Path) -> None:
