@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import BackendError, ContextLengthError, FormatError, InputError
+from nanochat.export.gguf_file import read_gguf
 from nanochat.export.llama_cpp_library import last_error, library, processor_library
 from nanochat.text_codec import check_text
 
@@ -41,6 +42,8 @@ class LlamaCpp:
     ----------
     runtime : str
         Name and version.
+    rounds_activations : bool
+        Whether it rounds the input of any matrix to 8 bits, which depends on the types in the file.
     bos, eos, eot, pad : int
         Its numbers of the special tokens, -1 for one that the file does not name.
     chat_template : str
@@ -54,8 +57,6 @@ class LlamaCpp:
         If the library cannot load the file.
     """
 
-    # It rounds activations in blocks of 256 or 32, wherever the model was trained with blocks of 128.
-    tolerance = 3e-2
     exact = False
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:
@@ -67,6 +68,11 @@ class LlamaCpp:
         self._close = weakref.finalize(self, _run_all, frees)
         try:
             self._open(path, threads or len(os.sched_getaffinity(0)), frees)
+            # Inputs of matrices in blocks are rounded to 8 bits in blocks of 256 or 32, where the model has others;
+            # inputs of float16 matrices, and keys and values, to float16.
+            kinds = {tensor.kind for tensor in read_gguf(path).tensors.values()}
+            self.rounds_activations = any(kind.columns > 1 for kind in kinds)
+            self.tolerance = 3e-2 if self.rounds_activations else 3e-3
         except BaseException:
             self.close()
             raise

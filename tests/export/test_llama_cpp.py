@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from nanochat.export.llama_cpp import LlamaCpp
 from nanochat.export.llama_cpp_install import library_folder
 from nanochat.export.llama_cpp_library import library
 from nanochat.export.source import Source
+from nanochat.export.transform import with_float16_tables
+from nanochat.export.verify import check_parity
 from nanochat.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 on_linux_x86 = pytest.mark.skipif(
@@ -51,23 +54,26 @@ def some_ids(count: int = 16) -> list[int]:
     return ids
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("llama.cpp") / "small.gguf"
-    source = Source(
+def small() -> Source:
+    return Source(
         name="small",
         config=CONFIG,
         weights=random_packed_weights(CONFIG, 1),
         tokenizer=Tokenizer.train(["to be or not to be"], vocab_size=270),
         generation={},
     )
-    write_gguf(path, source)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("llama.cpp") / "small.gguf"
+    write_gguf(path, small())
     return path
 
 
 @pytest.fixture
 def model(file: Path) -> Iterator[LlamaCpp]:
-    with closing(LlamaCpp(file, threads=2, context=600)) as opened:
+    with closing(LlamaCpp(file, threads=1, context=600)) as opened:
         yield opened
 
 
@@ -118,6 +124,26 @@ def test_special_tokens_and_the_chat_template_are_the_file_s(model: LlamaCpp) ->
     assert (model.bos, model.eos, model.pad, model.eot) == (0, 1, 2, 6)
     assert [token for token in range(300) if model.ends_generation(token)] == [1, 6]
     assert model.chat_template == CHAT_TEMPLATE
+
+
+@on_linux_x86
+@pytest.mark.parametrize(
+    ("choices", "rounds"),
+    [({}, True), ({"outtype": "f16"}, True), ({"outtype": "f16", "tables": "f16"}, False)],
+    ids=str,
+)
+def test_parity_is_as_close_as_the_types_of_the_file_allow(
+    choices: dict[str, Any], rounds: bool, tmp_path: Path
+) -> None:
+    source = with_float16_tables(small()) if "tables" in choices else small()
+    write_gguf(tmp_path / "x.gguf", source, **choices)
+
+    with closing(LlamaCpp(tmp_path / "x.gguf", threads=1, context=64)) as model:
+        parity = check_parity(source, model)
+
+    assert model.rounds_activations is rounds
+    assert model.tolerance == (3e-2 if rounds else 3e-3)
+    assert parity.ok, parity
 
 
 @on_linux_x86

@@ -12,8 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.random_model import random_packed_weights
-from nanochat import ternary
-from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError
 from nanochat.export.gguf import gguf_architecture, gguf_golden, load_gguf, write_gguf
@@ -23,10 +21,11 @@ from nanochat.export.llama_cpp import LlamaCpp
 from nanochat.export.source import Source
 from nanochat.export.stock import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
+from nanochat.export.unrounded import UnroundedOps
 from nanochat.export.verify import compare, greedy
 from nanochat.generation import Engine
 from nanochat.tokenizer import Tokenizer
-from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
+from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 
 TOKENIZER = Tokenizer.train(["to be or not to be, that is the question"] * 3, vocab_size=280)
 BASE: dict[str, Any] = {
@@ -124,25 +123,10 @@ def make(**options: Any) -> Source:
     )
 
 
-def in_float(weights: Weights[Stored]) -> Weights[Stored]:
-    """The same numbers without codes, so that no activation is rounded to 8 bits: as llama.cpp computes with F16."""
-
-    def widened(_: str, leaf: Stored) -> Stored:
-        match leaf:
-            case Ternary():
-                codes = ternary.unpack(leaf.packed, columns=leaf.columns)
-                return Dense(values=ternary.dequantize(codes, leaf.scales))
-            case Int8():
-                return Dense(values=ternary.dequantize(leaf.codes, leaf.scales[:, None]))
-            case _:
-                return leaf
-
-    return map_leaves(widened, weights)
-
-
-def reference(config: ModelConfig, weights: Weights[Stored]) -> Engine[Any, Any, Any]:
-    ops = ReferenceOps()
-    return Engine(config, ops.prepare(weights), ops)
+def in_float(source: Source) -> Engine[Any, Any, Any]:
+    """The model at work with activations that are not rounded to 8 bits, as llama.cpp computes with F16."""
+    ops = UnroundedOps()
+    return Engine(source.config, ops.prepare(source.weights), ops)
 
 
 def stock_logits(path: Path) -> NDArray[np.float32]:
@@ -192,7 +176,7 @@ def test_llama_cpp_computes_the_model_where_neither_rounds_activations(
     source = make(**options)
     write_gguf(tmp_path / "x.gguf", source, outtype="f16", tables="f16")
     rounded = with_float16_tables(source)
-    engine = reference(rounded.config, in_float(rounded.weights))
+    engine = in_float(rounded)
 
     with closing(LlamaCpp(tmp_path / "x.gguf", context=64, threads=1)) as model:
         report = compare(engine.logits(IDS), model.logits(IDS), tolerance=3e-3)
@@ -210,7 +194,7 @@ def test_llama_cpp_computes_the_model_where_neither_rounds_activations(
 )
 def model_and_logits(request: pytest.FixtureRequest) -> tuple[Source, NDArray[np.float32]]:
     source = make(**request.param)
-    return source, reference(source.config, in_float(source.weights)).logits(IDS)
+    return source, in_float(source).logits(IDS)
 
 
 @on_linux_x86
@@ -231,7 +215,7 @@ def test_llama_cpp_computes_every_type_within_its_rounding_of_activations(
 @on_linux_x86
 def test_llama_cpp_computes_an_unrolled_loop(tmp_path: Path) -> None:
     looped = make(loop_count=3, loop_prelude=1, loop_coda=1, num_layers=3)
-    engine = reference(looped.config, in_float(looped.weights))
+    engine = in_float(looped)
 
     written = write_gguf(tmp_path / "x.gguf", unroll(looped), outtype="f16")
 
@@ -243,7 +227,7 @@ def test_llama_cpp_computes_an_unrolled_loop(tmp_path: Path) -> None:
 @on_linux_x86
 def test_llama_cpp_runs_a_model_without_the_heads_that_only_training_uses(tmp_path: Path) -> None:
     source = make(num_ahead=1)
-    engine = reference(source.config, in_float(source.weights))
+    engine = in_float(source)
 
     written = write_gguf(tmp_path / "x.gguf", source, outtype="f16", runtime="llama.cpp")
 
