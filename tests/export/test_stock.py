@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bench.random_model import random_packed_weights
+from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError, FormatError, InputError
+from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
 from nanochat.export.gguf import gguf_architecture, gguf_golden, load_gguf, write_gguf
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.gguf_types import TYPES
@@ -410,6 +413,38 @@ def test_a_stock_name_that_is_not_the_configuration_s_is_refused(tmp_path: Path)
 
     with pytest.raises(FormatError, match="architecture is 'qwen2', which is not that of its conf"):
         load_gguf(tmp_path / "x.gguf")
+
+
+def test_float32_leaves_are_views_of_the_file(stock_file: Path) -> None:
+    _, weights, _ = load_gguf(stock_file)
+
+    dense = [leaf.values for _, leaf in named_leaves(weights) if isinstance(leaf, Dense)]
+
+    assert len(dense) == 11
+    assert not any(values.flags.owndata or values.flags.writeable for values in dense)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_damaged_stock_files_are_refused_or_legal(
+    data: st.DataObject, stock_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = stock_file.read_bytes()
+    position = data.draw(st.integers(0, 30_000) | st.integers(0, len(content) - 1))
+    damaged = content[:position]
+    if data.draw(st.booleans()):
+        damaged += data.draw(st.binary(max_size=3)) + content[position + 1 :]
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(damaged)
+
+    try:
+        _, weights, _ = load_gguf(path)
+        gguf_golden(path)
+    except NanochatError:
+        return
+
+    for name, leaf in named_leaves(weights):
+        require_legal(name, leaf)
 
 
 def test_progress_counts_the_tensors(tmp_path: Path) -> None:
