@@ -392,12 +392,12 @@ from pathlib import Path
 from nanochat.errors import SaveError
 from nanochat.export.mlx import write_mlx
 from nanochat.export.transformers import write_transformers
-from tests.export.test_hostile import SOURCE
+from tests.export.stock_models import make_source
 write, runtime = {"mlx": (write_mlx, "mlx-lm"), "transformers": (write_transformers, "transformers")}[sys.argv[1]]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    write(Path(sys.argv[2]), SOURCE, runtime=runtime)
+    write(Path(sys.argv[2]), make_source("qk-norm"), runtime=runtime)
 except SaveError as error:
     print(error)
 """
