@@ -69,7 +69,9 @@ async function load() {
     [...new URLSearchParams(location.search)].filter(([key]) => ["device", "weights", "threads"].includes(key)),
   );
   engine = await Engine.open(folder, details, wanted, stage);
-  element("max-tokens").max = engine.contextLength;
+  const most = element("max-tokens");
+  most.max = engine.contextLength;
+  most.value = Math.min(most.value, engine.contextLength);
   element("info").textContent = `${engine.summary}. ${details.runtime}. Licence of the model: ${licence}.`;
   const notes = [...engine.refused.map(([what, why]) => `${what}: ${why}`), ...unkept];
   if (!folder.checked) notes.push("Hashes of the files were not checked: browsers do that only over https or from this machine");
