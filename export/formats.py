@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from nanochat import backends
 from nanochat.errors import BackendError, FormatError, InputError, SaveError
 from nanochat.export.manifest import NAME, read_manifest, write_manifest
+from nanochat.export.mhc import write_mhc
 from nanochat.export.source import Source
+from nanochat.export.transform import with_float16_tables
 from nanochat.export.verify import Artefact, Parity, check_parity, greedy, reference_backend
 from nanochat.files import atomic_directory, exists
 from nanochat.generation import Engine
@@ -55,6 +57,8 @@ class Choices:
         GGUF: type of embedding and head; by default the one that is exact.
     runtime : {"auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"}
         GGUF, MLX and HF: who must be able to run it; "auto" is the stock runtime where it can, else this package.
+    mhc : bool
+        GGUF: whether the mHC coefficients are written to an ``.mhc`` file beside it, too; see `nanochat.export.mhc`.
     target : {"ort", "standard"}
         ONNX: ONNX Runtime with its own operators, or the operators of the standard alone.
     """
@@ -62,6 +66,7 @@ class Choices:
     outtype: Literal["tq2_0", "tq1_0", "q2_0", "f16"] = "tq2_0"
     tables: Literal["q8_0", "f16"] | None = None
     runtime: Literal["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"] = "auto"
+    mhc: bool = False
     target: Literal["ort", "standard"] = "ort"
 
 
@@ -200,6 +205,9 @@ def export_model(
     """
     form = FORMATS[kind]
     _check_path(out, form)
+    if choices.tables == "f16":
+        # What the file holds, and must compute.
+        source = with_float16_tables(source)
     old = _old_files(out) if not form.suffix else frozenset()
     # A file's report is its neighbour, a folder's is in it.
     with atomic_directory(out.parent if form.suffix else out) as aside:
@@ -272,6 +280,8 @@ def _folder_kind(kind: str, written_as: str) -> str:
 def _write_gguf(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
     from nanochat.export.gguf import write_gguf
 
+    if choices.mhc:
+        write_mhc(path.with_suffix(".mhc"), source.config, source.weights)
     return write_gguf(
         path,
         source,
@@ -428,7 +438,7 @@ def _read_back(path: Path, runtime: str, error: Exception) -> Reloaded:
 FORMATS: Mapping[str, Format] = {
     "gguf": Format(
         suffix=".gguf",
-        choices=("outtype", "tables", "runtime"),
+        choices=("outtype", "tables", "runtime", "mhc"),
         write=_write_gguf,
         run=_run_gguf,
         types=_gguf_types,

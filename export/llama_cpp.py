@@ -72,7 +72,9 @@ class LlamaCpp:
             # inputs of float16 matrices, and keys and values, to float16.
             kinds = {tensor.kind for tensor in read_gguf(path).tensors.values()}
             self.rounds_activations = any(kind.columns > 1 for kind in kinds)
-            self.tolerance = 3e-2 if self.rounds_activations else 3e-3
+            # Other blocks are another rounding, whose noise grows with the layers: 3.8e-2 for 12 random ones and a tied
+            # head, 1.1e-2 for trained ones. That the numbers are the model's is shown without, in float16.
+            self.tolerance = 6e-2 if self.rounds_activations else 3e-3
         except BaseException:
             self.close()
             raise

@@ -208,7 +208,7 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     if not getattr(artefact, "rounds_activations", True):
         ops = UnroundedOps()
         name, reference = ops.name, Engine(config, ops.prepare(source.weights), ops)
-    ids = [source.tokenizer.bos, *source.tokenizer.encode(_PROMPT)]
+    ids = [*source.tokenizer.opening, *source.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
     expected = reference.logits(ids)
     report = compare(expected, artefact.logits(ids), tolerance=artefact.tolerance)

@@ -22,7 +22,7 @@ __all__ = ["export", "main"]
 
 # The options that have a meaning for some formats only. Repeated here because --help must not load the exporters.
 _FORMATS = {
-    "gguf": ("outtype", "tables", "runtime"),
+    "gguf": ("outtype", "tables", "runtime", "mhc"),
     "onnx": ("target",),
     "mlx": ("runtime",),
     "hf": ("runtime",),
@@ -61,6 +61,12 @@ Examples:
     "--runtime",
     type=click.Choice(["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"]),
     help="GGUF, MLX, HF: who must run it, unmodified.  [default: auto, the format's own where it can]",
+)
+@click.option(
+    "--mhc",
+    is_flag=True,
+    default=None,
+    help="GGUF: write the coefficients of static mHC to an .mhc file beside it, too.",
 )
 @click.option(
     "--target",
@@ -104,7 +110,7 @@ def export(
     exit_threshold: float | None,
     upload_repo: str | None,
     as_json: bool,
-    **given: str | None,
+    **given: str | bool | None,
 ) -> None:
     """Write MODEL in another format, print how its tensors are stored, and compare it with the model.
 

@@ -16,6 +16,7 @@ from nanochat.cli import export as cli
 from nanochat.errors import ConfigError, InputError, SaveError
 from nanochat.export.formats import FORMATS, Choices, Reloaded, export_model, load_source
 from nanochat.export.manifest import NAME, check_files, read_manifest
+from nanochat.export.mhc import read_mhc
 from nanochat.loading import load_parts
 from nanochat.weights import named_leaves
 from tests.export.sources import random_source
@@ -165,6 +166,24 @@ def test_a_runtime_that_cannot_run_the_model_is_refused_with_the_reasons(
 def test_a_runtime_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"choose auto, llama\.cpp or nanochat"):
         export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices(runtime="mlx-lm"))
+
+
+def test_tables_in_float16_are_those_of_the_file(tmp_path: Path) -> None:
+    choices = Choices(tables="f16")
+
+    exported = export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=choices)
+
+    assert exported.parity is not None
+    assert exported.parity.report.rms_ratio == 0.0
+    assert load_parts(tmp_path / "x.gguf").config.table_format == "dense"
+
+
+def test_a_sidecar_stands_beside_the_file(tmp_path: Path) -> None:
+    export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices(mhc=True), verify=False)
+
+    sites = read_mhc(tmp_path / "x.mhc")
+
+    assert len(sites) == 2 * STREAMS.config.num_layers
 
 
 def test_an_export_is_a_source_again(tmp_path: Path) -> None:
