@@ -76,7 +76,7 @@ def read_model(fields: Mapping[str, object]) -> ModelConfig:
     if head_dim is None:
         head_dim = family.head_dim or width // num_heads
     activation = fields.get("hidden_act", family.hidden_act)
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ConfigError(
             f"hidden_act is {activation!r:.80}: this package computes {', '.join(_ACTIVATIONS)}"
         )
@@ -99,7 +99,7 @@ def read_model(fields: Mapping[str, object]) -> ModelConfig:
         head_dim=head_dim,
         ffn_width=_count(fields, "intermediate_size"),
         context_length=family.context_length if context_length is None else context_length,
-        activation=_ACTIVATIONS[str(activation)],
+        activation=_ACTIVATIONS[activation],
         qk_norm=family.qk_norm,
         sub_norm=family.sub_norm,
         rope_theta=_rope_theta(fields, family),

@@ -25,6 +25,7 @@ __all__ = ["read_vocabulary"]
 
 _KEYS = gguf.Keys.Tokenizer
 _KINDS = gguf.TokenType
+_ROLES = (_KEYS.BOS_ID, _KEYS.EOS_ID, _KEYS.EOT_ID, _KEYS.EOM_ID)
 # SentencePiece's own limit is 16 characters, some models' runs of spaces have 64.
 _MAX_PIECE = 1024
 _SPACE = "▁"
@@ -112,14 +113,18 @@ class _Vocabulary:
             raise FormatError(
                 f"{_KEYS.TOKEN_TYPE} is no list of {len(self.tokens)} numbers; fetch the file again"
             )
-        self.kinds = kinds
-        named = {_token(metadata, key, None) for key in (_KEYS.BOS_ID, _KEYS.EOS_ID)}
+        self.kinds: list[int] = kinds.tolist()
+        for key in _ROLES:
+            token = _token(metadata, key, None)
+            # What starts or ends a text is no part of it, whatever its kind.
+            if token is not None and token < len(self.kinds):
+                self.kinds[token] = _KINDS.CONTROL
         self.used = {
             piece: token
-            for token, (piece, kind) in enumerate(zip(self.tokens, kinds.tolist(), strict=True))
-            if kind != _KINDS.UNUSED or token in named
+            for token, (piece, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
+            if kind != _KINDS.UNUSED
         }
-        if len(self.used) < len(self.tokens) - np.count_nonzero(kinds == _KINDS.UNUSED):
+        if len(self.used) < len(self.tokens) - self.kinds.count(_KINDS.UNUSED):
             raise FormatError("two tokens have the same text; fetch the file again")
 
     def of_kind(self, *kinds: gguf.TokenType) -> Iterator[tuple[str, int]]:
@@ -276,7 +281,7 @@ def _roles(
 
 def _token(metadata: Mapping[str, Value], key: str, default: int | None) -> int | None:
     value = metadata.get(key, default)
-    if value is not None and type(value) is not int:
+    if value is not None and (type(value) is not int or value < 0):
         raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
     return value
 

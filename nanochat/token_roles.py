@@ -113,7 +113,7 @@ def read_roles(
 
 
 def write_roles(roles: Roles, names: Mapping[int, str]) -> bytes:
-    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops`.
+    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops` and tokens without a name.
 
     Parameters
     ----------
@@ -123,7 +123,11 @@ def write_roles(roles: Roles, names: Mapping[int, str]) -> bytes:
     tokens = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
     settings: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{key: names[token] for key, token in tokens.items() if token is not None},
+        **{
+            key: names[token]
+            for key, token in tokens.items()
+            if token is not None and names.get(token)
+        },
         "clean_up_tokenization_spaces": False,
     }
     if roles.adds_bos is not None:

@@ -147,6 +147,7 @@ def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_act": []}, r"hidden_act is \[\]"),
         ({"attention_bias": True}, "attention_bias is True"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},

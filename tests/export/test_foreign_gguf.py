@@ -380,6 +380,15 @@ def test_a_damaged_sentencepiece_vocabulary_is_refused(
         engine(path)
 
 
+def test_what_starts_and_ends_texts_is_special_whatever_its_kind(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.token_type": [1] * ROWS})
+
+    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
+
+    assert set(tokenizer.specials) == {"<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"}
+    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("<|eot_id|>"))
+
+
 def test_no_prompt_forges_a_special_token(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", CASE, changes=sentencepiece_keys())
     _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))

@@ -1,0 +1,147 @@
+"""Whatever the files of other people's models say, what comes out is a model or one of our errors."""
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nanochat.errors import NanochatError
+from nanochat.export.foreign_config import MODEL_TYPES, read_model, read_quantization
+from nanochat.export.foreign_gguf import load_foreign_gguf
+from nanochat.export.gguf_file import read_gguf
+from nanochat.library_tokenizer import load_tokenizer
+from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram
+from tests.export.foreign_ggufs import Case, write
+
+logging.getLogger("nanochat.files").setLevel(logging.ERROR)
+
+NUMBERS = st.integers(-2, 5) | st.integers() | st.floats()
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "rope_scaling": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "layer_types": ["full_attention"],
+}
+QUANTIZATION = {
+    "quant_method": "bitnet",
+    "linear_class": "autobitlinear",
+    "quantization_mode": "offline",
+    "use_rms_norm": False,
+    "modules_to_not_convert": ["lm_head"],
+}
+
+
+@given(
+    st.sampled_from(MODEL_TYPES),
+    st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=3),
+    st.dictionaries(st.sampled_from(sorted(QUANTIZATION)), VALUES, max_size=2) | VALUES,
+)
+def test_any_configuration_is_read_or_refused(
+    model_type: str, changes: dict[str, Any], quantization: Any
+) -> None:
+    if isinstance(quantization, dict):
+        quantization = {**QUANTIZATION, **quantization}
+
+    with contextlib.suppress(NanochatError):
+        read_model({"model_type": model_type, **FIELDS, **changes})
+    with contextlib.suppress(NanochatError):
+        read_quantization(quantization)
+
+
+PATHS: list[tuple[Any, ...]] = [
+    ("added_tokens",),
+    ("added_tokens", 0),
+    ("added_tokens", 0, "id"),
+    ("added_tokens", 0, "content"),
+    ("added_tokens", 0, "special"),
+    ("model",),
+    ("model", "type"),
+    ("model", "vocab"),
+    ("model", "merges"),
+    ("model", "unk_token"),
+    ("model", "unk_id"),
+    ("decoder",),
+    ("normalizer",),
+    ("pre_tokenizer",),
+    ("post_processor",),
+    ("padding",),
+    ("truncation",),
+]
+LIBRARIES = {"llama 3": llama_3, "sentencepiece": sentencepiece, "unigram": unigram}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(sorted(LIBRARIES)),
+    st.sampled_from(PATHS),
+    VALUES,
+    st.dictionaries(
+        st.sampled_from(["bos_token", "eos_token", "add_bos_token", "chat_template"]), VALUES
+    ),
+    st.dictionaries(st.sampled_from(["bos_token_id", "eos_token_id", "pad_token_id"]), VALUES),
+)
+def test_any_tokenizer_is_read_or_refused(
+    tmp_path: Path,
+    name: str,
+    path: tuple[Any, ...],
+    value: Any,
+    tokenizer_settings: dict[str, Any],
+    generation: dict[str, Any],
+) -> None:
+    data = json.loads(LIBRARIES[name]().to_str())
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    if isinstance(place, dict) or len(place) > path[-1]:
+        place[path[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_settings))
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+
+    with contextlib.suppress(NanochatError):
+        tokenizer = load_tokenizer(tmp_path)
+        tokens = tokenizer.encode("to be 🙂 </s>")
+        tokenizer.decode(tokens)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("gguf") / "x.gguf", Case(architecture="llama"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+# The metadata and descriptions of tensors are the first 12 kB.
+@given(st.integers(0, 12_000), st.binary(min_size=1, max_size=8))
+def test_any_damaged_gguf_file_is_read_or_refused(
+    tmp_path: Path, whole: Path, position: int, change: bytes
+) -> None:
+    path = tmp_path / "x.gguf"
+    content = whole.read_bytes()
+    path.write_bytes(content[:position] + change + content[position + len(change) :])
+
+    with contextlib.suppress(NanochatError):
+        load_foreign_gguf(path, read_gguf(path))
