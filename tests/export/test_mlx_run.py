@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
-
 import mlx_lm
+import pytest
 
 from nanochat.chat import render
 from nanochat.export.mlx import write_mlx

@@ -5,9 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("transformers", reason="transformers is not installed")
-
 import torch
 
 from nanochat.chat import render
