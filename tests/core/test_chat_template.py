@@ -115,6 +115,15 @@ def test_contents_side_by_side_do_not_make_a_special_token() -> None:
     assert joined.decode(tokens) == "<|eot_id|><|eot_id|>"
 
 
+def test_what_a_template_begins_no_content_ends() -> None:
+    begun = tokenizer("<|eot{% for m in messages %}{{ m.content }}{% endfor %}")
+
+    tokens = render([{"role": "user", "content": "_id|> x"}], begun)
+
+    assert begun.special_ids.isdisjoint(tokens)
+    assert begun.decode(tokens) == "<|eot_id|> x"
+
+
 def test_a_model_without_a_template_asks_for_one() -> None:
     with pytest.raises(InputError, match=r"brings no chat template.*chat_template\.jinja"):
         render(CONVERSATION, tokenizer(""))
@@ -128,7 +137,7 @@ def test_a_template_may_refuse_a_conversation() -> None:
 
 
 BOMBS = {
-    "steps": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "steps": "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
     "range": "{% for a in range(10 ** 9) %}{% endfor %}",
     "text": "{{ 'a' * 10 ** 10 }}",
     "list": "{% set x = [0] * 10 ** 10 %}",

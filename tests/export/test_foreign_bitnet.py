@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from nanochat import backends
+from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
 from nanochat.export.foreign import load_foreign
 from nanochat.export.foreign_bitnet import load_bitnet
 from nanochat.generation import Engine
-from nanochat.weights import Dense, Ternary
+from nanochat.weights import Dense, Stored, Ternary, Weights
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import (
     VOCABULARY,
@@ -33,8 +34,12 @@ IDS = np.random.default_rng(0).integers(0, VOCABULARY, 24).tolist()
 LINEAR = "model.layers.0.self_attn.q_proj"
 
 
+def load(directory: Path) -> tuple[ModelConfig, Weights[Stored]]:
+    return load_bitnet(directory, json.loads((directory / "config.json").read_text()))
+
+
 def engine(directory: Path, backend: str = "reference") -> Engine:  # type: ignore[type-arg]
-    config, weights = load_bitnet(directory, json.loads((directory / "config.json").read_text()))
+    config, weights = load(directory)
     ops = backends.get(backend)
     return Engine(config, ops.prepare(weights), ops)
 
@@ -136,7 +141,7 @@ def test_a_folder_brings_its_tokenizer(saved: Path) -> None:
 def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
     replace_tensors(saved, {f"{LINEAR}.weight": torch.full((16, 64), 0x55, dtype=torch.uint8)})
 
-    _, weights = load_bitnet(saved, json.loads((saved / "config.json").read_text()))
+    _, weights = load(saved)
 
     leaf = weights.layers[0].mixer.q
     assert isinstance(leaf, Ternary)
@@ -192,7 +197,7 @@ def test_what_this_package_does_not_compute_is_refused(
     rewrite(saved, **changes)
 
     with pytest.raises(ConfigError, match=message) as error:
-        engine(saved)
+        load(saved)
     assert "config.json" in str(error.value)
 
 
@@ -272,7 +277,7 @@ def test_damaged_tensors_are_refused(
     replace_tensors(saved, tensors)
 
     with pytest.raises(kind, match=message):
-        engine(saved)
+        load(saved)
 
 
 def test_an_inverse_scale_of_zero_is_refused(tmp_path: Path) -> None:
@@ -280,7 +285,7 @@ def test_an_inverse_scale_of_zero_is_refused(tmp_path: Path) -> None:
     replace_tensors(tmp_path, {f"{LINEAR}.weight_scale": torch.zeros(1)})
 
     with pytest.raises(NumericError, match="weight_scale is 0: scales are positive"):
-        engine(tmp_path)
+        load(tmp_path)
 
 
 def test_bitlinear_has_packed_weights(tmp_path: Path) -> None:
@@ -288,7 +293,7 @@ def test_bitlinear_has_packed_weights(tmp_path: Path) -> None:
     rewrite(tmp_path, quantization_config={"quant_method": "bitnet"})
 
     with pytest.raises(FormatError, match="is of type F32, must be U8"):
-        engine(tmp_path)
+        load(tmp_path)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     path.write_text(json.dumps(index))
 
     with pytest.raises(FormatError, match=r"names the file '\.\./model-00001"):
-        engine(tmp_path / "model")
+        load(tmp_path / "model")
 
 
 def test_a_truncated_file_is_refused(saved: Path) -> None:
@@ -307,7 +312,7 @@ def test_a_truncated_file_is_refused(saved: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(FormatError, match="fetch the file again"):
-        engine(saved)
+        load(saved)
 
 
 def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:

@@ -163,7 +163,7 @@ def test_scales_of_64_columns_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", replace(CASE, kind="Q2_0"), changed_tensors=changed)
 
     with pytest.raises(FormatError, match=r"scales of layers.0.mixer.q differ within 128"):
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_what_this_package_does_not_compute_is_refused(
     path = write(tmp_path / "model.gguf", CASE, changes=changes)
 
     with pytest.raises(ConfigError, match=message) as error:
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
     assert "model.gguf" in str(error.value)
 
 
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_a_model_is_refused(
     path = write(tmp_path / "model.gguf", CASE, changes={**changes, **more})
 
     with pytest.raises(FormatError, match=message) as error:
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
     assert "model.gguf" in str(error.value)
 
 
@@ -304,7 +304,7 @@ def test_damaged_tensors_are_refused(
     path = write(tmp_path / "model.gguf", CASE, changed_tensors=changed)
 
     with pytest.raises(kind, match=message) as error:
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
     assert "model.gguf" in str(error.value)
 
 
@@ -313,7 +313,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "model.gguf", CASE, without=(name,))
 
     with pytest.raises(FormatError, match=f"{name}"):
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
 
 
 def test_scales_of_zero_make_zeros(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_a_damaged_sentencepiece_vocabulary_is_refused(
     path = write(tmp_path / "model.gguf", CASE, changes=keys)
 
     with pytest.raises(FormatError, match=message):
-        engine(path)
+        load_foreign_gguf(path, read_gguf(path))
 
 
 def test_what_starts_and_ends_texts_is_special_whatever_its_kind(tmp_path: Path) -> None:
