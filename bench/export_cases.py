@@ -113,7 +113,7 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
 
 
 def _genai(path: Path) -> Artefact:
-    from nanochat.export.onnx_genai import GenaiModel
+    from nanochat.export.onnx_genai_run import GenaiModel
 
     return GenaiModel(path)
 

@@ -2,28 +2,23 @@
 
 ONNX Runtime's own kernel for CPUs rounds activations as the contract does. In a browser the same operator multiplies
 with them as they are, or rounds them in other blocks; but multiplied in float32 with numbers that are rounded already,
-any kernel computes the model's product. Both forms round by standard operators, and refer to the tensors of the graph
-that they are made from: the three stay in one folder, and the weights are on disk once.
+any kernel computes the model's product. Both forms are made from the graph of standard operators, which rounds by
+itself, and refer to the tensors of the graph for ONNX Runtime: the three stay in one folder, and the weights are on
+disk once.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
+from nanochat.export.onnx import onnx_model
+from nanochat.export.onnx_graph import CONTRIB
 from nanochat.export.onnx_leaves import BLOCK
+from nanochat.export.source import Source
 
-__all__ = ["move_tensors", "write_packed_form", "write_widened_form"]
+__all__ = ["move_tensors", "packed_form", "write_packed_form", "write_widened_form"]
 
-# The first with UINT2 for DequantizeLinear, and the version of the file format that has it.
-_OPSET, _IR_VERSION = 25, 13
-# A block whose magnitudes are all below this counts as zeros; divided by it, 127 is finite.
-_SMALLEST = 2.0**-119
 # Smaller tensors stay in the graph: shapes are among them, and a graph's are found without its file of tensors.
 _SMALLEST_BYTES = 1024
 
@@ -42,121 +37,85 @@ def move_tensors(path: Path) -> None:
     )
 
 
-def write_packed_form(path: Path, new: Path) -> None:
-    """Write a graph that multiplies the codes, as they are in memory, with rounded activations."""
-    _write(path, new, _packed_product)
-
-
-def write_widened_form(path: Path, new: Path) -> None:
+def write_widened_form(path: Path, new: Path, source: Source) -> None:
     """Write a graph that multiplies float32 weights, to which it widens the codes, with rounded activations.
 
     In ONNX Runtime, the session option ``session.disable_quant_qdq`` widens them once, when the graph is loaded.
+
+    Parameters
+    ----------
+    path : Path
+        The same model for ONNX Runtime, from `move_tensors`.
     """
-    _write(path, new, _widened_product)
-
-
-@dataclass
-class _Form:
-    """A graph in the making: the tensors of the old one, by name, and what is new."""
-
-    old: dict[str, TensorProto]
-    nodes: list[NodeProto] = field(default_factory=list)
-    new: dict[str, TensorProto] = field(default_factory=dict)
-    # Names of what was made from a value or a tensor, by its name: several products may have the same.
-    made: dict[str, str] = field(default_factory=dict)
-
-    def add(self, op: str, *inputs: str, **attributes: int | list[int]) -> str:
-        """Add a node with one result, and return the result's name."""
-        name = f"form.{len(self.nodes)}"
-        node = helper.make_node(op, inputs, [name], name=name)
-        node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
-        self.nodes.append(node)
-        return name
-
-    def constant(self, values: NDArray[np.generic]) -> str:
-        """Add a small tensor, and return its name."""
-        name = f"form.{values.dtype}.{values.tolist()}"
-        self.new[name] = numpy_helper.from_array(values, name)
-        return name
-
-    def view(self, name: str, type_: int, shape: list[int]) -> str:
-        """Add the bytes of an old tensor as another one."""
-        view = TensorProto()
-        view.CopyFrom(self.old[name])
-        view.name, view.data_type, view.dims[:] = f"{name}.view", type_, shape
-        self.new[view.name] = view
-        return view.name
-
-
-def _write(path: Path, new: Path, product: Callable[[_Form, NodeProto], None]) -> None:
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    form = _Form({tensor.name: tensor for tensor in graph.initializer})
-    for node in graph.node:
-        if node.op_type == "MatMulNBits":
-            # No zero points, which other bytes would be, and no bias.
-            assert len(node.input) == 3, node.name
-            product(form, node)
-        else:
-            form.nodes.append(node)
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in form.nodes]
-    used = {name for node in nodes for name in node.input}
-    tensors = [tensor for tensor in [*graph.initializer, *form.new.values()] if tensor.name in used]
-    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    model.ir_version = max(model.ir_version, _IR_VERSION)
-    for opset in model.opset_import:
-        if not opset.domain:
-            opset.version = max(opset.version, _OPSET)
+    model = onnx_model(source, target="standard")
+    _share(model, path)
     new.write_bytes(model.SerializeToString())
 
 
-def _packed_product(form: _Form, node: NodeProto) -> None:
-    packed = NodeProto()
-    packed.CopyFrom(node)
-    packed.input[0] = _rounded(form, node.input[0])
-    del packed.attribute[:]
-    packed.attribute.extend(a for a in node.attribute if a.name != "accuracy_level")
-    form.nodes.append(packed)
+def write_packed_form(path: Path, new: Path, source: Source) -> None:
+    """Write a graph that multiplies the codes, as they are in memory, with rounded activations."""
+    model = onnx_model(source, target="standard")
+    packed_form(model)
+    _share(model, path)
+    new.write_bytes(model.SerializeToString())
 
 
-def _widened_product(form: _Form, node: NodeProto) -> None:
-    x, codes, scales = node.input
-    sizes = {a.name: a.i for a in node.attribute}
-    if codes not in form.made:
-        form.made[codes] = _widened(form, codes, scales, sizes["N"], sizes["K"], sizes["bits"])
-    inputs = [_rounded(form, x), form.made[codes]]
-    form.nodes.append(helper.make_node("MatMul", inputs, node.output, name=node.name))
+def packed_form(model: onnx.ModelProto) -> None:
+    """Multiply with the codes, in `MatMulNBits`, where a graph widens them to multiply with float32 weights."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = [_packed_product(node, makers, tensors) or node for node in graph.node]
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(NodeProto.FromString(node.SerializeToString()))
+            needed.update(node.input)
+    unused = [tensor for tensor in graph.initializer if tensor.name not in needed]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
+    del graph.node[:]
+    graph.node.extend(kept[::-1])
+    model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
 
 
-def _rounded(form: _Form, x: str) -> str:
-    """``rint(x * (127 / max |x|)) * (max |x| / 127)`` in each block of x."""
-    if x not in form.made:
-        largest_code = form.constant(np.array(127, np.float32))
-        blocks = form.add("Reshape", x, form.constant(np.array([-1, BLOCK])))
-        largest = form.add("ReduceMax", form.add("Abs", blocks), form.constant(np.array([1])))
-        above = form.add("Max", largest, form.constant(np.array(_SMALLEST, np.float32)))
-        codes = form.add("Round", form.add("Mul", blocks, form.add("Div", largest_code, above)))
-        values = form.add("Mul", codes, form.add("Div", largest, largest_code))
-        form.made[x] = form.add("Reshape", values, form.add("Shape", x))
-    return form.made[x]
+def _packed_product(
+    node: NodeProto, makers: dict[str, NodeProto], tensors: dict[str, TensorProto]
+) -> NodeProto | None:
+    """The product of `node` with codes; `None` if it is no product with widened ones."""
+    transpose = makers.get(node.input[1]) if node.op_type == "MatMul" else None
+    widen = makers.get(transpose.input[0]) if transpose is not None else None
+    if widen is None or widen.op_type != "DequantizeLinear":
+        return None
+    codes, scales, _ = widen.input
+    tensor = tensors[codes]
+    rows, blocks = tensors[scales].dims
+    bits = len(tensor.raw_data) * 8 // (rows * blocks * BLOCK)
+    # The same bytes, as this operator wants them described.
+    tensor.data_type = TensorProto.UINT8
+    tensor.dims[:] = rows, blocks, BLOCK * bits // 8
+    return helper.make_node(
+        "MatMulNBits",
+        [node.input[0], codes, scales],
+        node.output,
+        name=node.name,
+        domain=CONTRIB,
+        K=blocks * BLOCK,
+        N=rows,
+        bits=bits,
+        block_size=BLOCK,
+    )
 
 
-def _widened(form: _Form, codes: str, scales: str, rows: int, columns: int, bits: int) -> str:
-    """The weights as a float32 matrix, (columns, rows)."""
-    blocks = columns // BLOCK
-    packed = TensorProto.UINT2 if bits == 2 else TensorProto.UINT8
-    zero = TensorProto(name=f"{codes}.zero", data_type=packed, dims=[rows, blocks])
-    # The code of 0 is half of the codes' range; four of 2 bits are in a byte.
-    byte, number = (0xAA, math.ceil(rows * blocks / 4)) if bits == 2 else (0x80, rows * blocks)
-    zero.raw_data = bytes([byte]) * number
-    form.new[zero.name] = zero
-    inputs = [
-        form.view(codes, packed, [rows, columns]),
-        form.view(scales, TensorProto.FLOAT, [rows, blocks]),
-        zero.name,
-    ]
-    weights = form.add("DequantizeLinear", *inputs, axis=1, block_size=BLOCK)
-    return form.add("Transpose", weights, perm=[1, 0])
+def _share(model: onnx.ModelProto, path: Path) -> None:
+    """Take the tensors that the graph at `path` has, too, from its file."""
+    others = onnx.load(path, load_external_data=False).graph.initializer
+    places = {tensor.name: tensor.external_data for tensor in others if tensor.external_data}
+    for tensor in model.graph.initializer:
+        if tensor.name in places:
+            lengths = [entry.value for entry in places[tensor.name] if entry.key == "length"]
+            assert lengths == [str(len(tensor.raw_data))], tensor.name
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.extend(places[tensor.name])

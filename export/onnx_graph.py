@@ -1,4 +1,8 @@
-"""This file holds a small builder of ONNX graphs: values with known shapes, nodes, constants, inputs and outputs."""
+"""This file holds a small builder of ONNX graphs: values with known shapes, nodes, constants, inputs and outputs.
+
+Nodes that nothing needs are left out of the finished graph. So an operation that fuses with the ones before it can
+look back at them (`Graph.producer`) and take their inputs, whether or not another one needs their results.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +12,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["CONTRIB", "Dim", "Graph", "Value"]
+__all__ = ["CONTRIB", "Attribute", "Dim", "Graph", "Value"]
 
 # The operators of ONNX Runtime that are in no standard.
 CONTRIB = "com.microsoft"
 
-# Attention, RMSNormalization and RotaryEmbedding are standard from here on; IR 11 is the version that belongs to it.
-_OPSET = 23
-_IR_VERSION = 11
+# Version of the file format that belongs to each version of the standard, from the first that has the operators on.
+_IR_VERSIONS = {23: 11, 24: 12, 25: 13}
 
 # A length that is known, or the name of one that is known when the graph runs.
 Dim = int | str
+
+Attribute = int | float | str | list[int] | onnx.GraphProto
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,30 @@ class Value:
         return length
 
 
-class Graph:
-    """A graph under construction; nodes run in the order in which they are added."""
+@dataclass(frozen=True)
+class Producer:
+    """The node that a value comes from, with its inputs; those left out are `None`."""
 
-    def __init__(self) -> None:
+    op: str
+    inputs: tuple[Value | None, ...]
+
+
+class Graph:
+    """A graph under construction; nodes run in the order in which they are added.
+
+    Parameters
+    ----------
+    opset : int
+        Version of the standard.
+    prefix : str
+        What the names of nodes begin with; a graph inside another must not repeat that one's names.
+    """
+
+    def __init__(self, *, opset: int = 23, prefix: str = "") -> None:
+        self._opset = opset
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
+        self._producers: dict[str, Producer] = {}
         self._constants: dict[str, tuple[Value, onnx.TensorProto]] = {}
         self._literals: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -48,9 +72,9 @@ class Graph:
         self._public: dict[str, str] = {}
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(len(tensor.raw_data) for _, tensor in self._constants.values())
+    def constant_names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._constants)
 
     def input(self, name: str, shape: Sequence[Dim], *, dtype: type[np.generic]) -> Value:
         """Declare an argument of the graph."""
@@ -65,15 +89,25 @@ class Graph:
     def constant(self, name: str, values: NDArray[np.generic]) -> Value:
         """Return a tensor of the file; those of the same name are written once."""
         if name not in self._constants:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+            tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
             self._constants[name] = Value(name, values.shape), tensor
+        return self._constants[name][0]
+
+    def packed_constant(self, name: str, codes: NDArray[np.uint8], shape: Sequence[int]) -> Value:
+        """Return a tensor of type UINT2, from the bytes that hold four numbers each, lowest bits first."""
+        if name not in self._constants:
+            tensor = onnx.TensorProto(
+                name=name, data_type=onnx.TensorProto.UINT2, dims=shape, raw_data=codes.tobytes()
+            )
+            self._constants[name] = Value(name, tuple(shape)), tensor
         return self._constants[name][0]
 
     def literal(self, values: NDArray[np.generic]) -> Value:
         """Return a small constant without a name of its own; equal ones are written once."""
         key = values.dtype.str, values.shape, values.tobytes()
         if key not in self._literals:
-            self._literals[key] = self.constant(f"literal_{len(self._literals)}", values)
+            name = f"{self._prefix}literal_{len(self._literals)}"
+            self._literals[key] = self.constant(name, values)
         return self._literals[key]
 
     def indices(self, *values: int) -> Value:
@@ -86,10 +120,11 @@ class Graph:
         *inputs: Value | None,
         shape: Sequence[Dim],
         domain: str = "",
-        **attributes: int | float | str | list[int],
+        name: str = "",
+        **attributes: Attribute,
     ) -> Value:
         """Add an operator with one result, which has `shape`."""
-        return self.nodes(op, *inputs, shapes=[shape], domain=domain, **attributes)[0]
+        return self.nodes(op, *inputs, shapes=[shape], domain=domain, name=name, **attributes)[0]
 
     def nodes(
         self,
@@ -97,10 +132,11 @@ class Graph:
         *inputs: Value | None,
         shapes: Sequence[Sequence[Dim]],
         domain: str = "",
-        **attributes: int | float | str | list[int],
+        name: str = "",
+        **attributes: Attribute,
     ) -> tuple[Value, ...]:
         """Add an operator with one result for each of `shapes`; an input of `None` is left out."""
-        name = f"{op}_{len(self._nodes)}"
+        name = f"{self._prefix}{name or op}_{len(self._nodes)}"
         results = tuple(Value(f"{name}.{i}", tuple(shape)) for i, shape in enumerate(shapes))
         node = helper.make_node(
             op,
@@ -111,7 +147,13 @@ class Graph:
         )
         node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
         self._nodes.append(node)
+        for result in results:
+            self._producers[result.name] = Producer(op, inputs)
         return results
+
+    def producer(self, value: Value) -> Producer | None:
+        """The node that a value comes from; `None` for an input or a constant."""
+        return self._producers.get(value.name)
 
     def unary(self, op: str, x: Value) -> Value:
         """Add an operator of one input, which has the shape of its result."""
@@ -137,11 +179,28 @@ class Graph:
         shape = (*_broadcast(x.shape[:-2], y.shape[:-2]), x.shape[-2], y.shape[-1])
         return self.node("MatMul", x, y, shape=shape)
 
-    def reduce(self, op: str, x: Value, axis: int) -> Value:
-        """Add a reduction over one axis, which stays with length 1."""
+    def transpose(self, x: Value, *order: int) -> Value:
+        """Reorder the axes."""
+        return self.node("Transpose", x, shape=[x.shape[axis] for axis in order], perm=list(order))
+
+    def concat(self, *parts: Value, axis: int, length: Dim) -> Value:
+        """Join arrays along an axis, which gets the given length."""
+        shape = list(parts[0].shape)
+        shape[axis] = length
+        return self.node("Concat", *parts, shape=shape, axis=axis)
+
+    def split(self, x: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
+        """Cut the last axis into parts of the given sizes."""
+        shapes = [(*x.shape[:-1], size) for size in sizes]
+        return self.nodes("Split", x, self.indices(*sizes), shapes=shapes, axis=-1)
+
+    def reduce(self, op: str, x: Value, axis: int, *, keep: bool = True) -> Value:
+        """Add a reduction over one axis, which stays with length 1 or goes."""
         shape = list(x.shape)
         shape[axis] = 1
-        return self.node(op, x, self.indices(axis), shape=shape)
+        if not keep:
+            del shape[axis]
+        return self.node(op, x, self.indices(axis), shape=shape, keepdims=int(keep))
 
     def rms_norm(self, x: Value, gain: Value, *, eps: float) -> Value:
         """Add the operation that :meth:`nanochat.ops.Ops.rms_norm` specifies."""
@@ -152,22 +211,46 @@ class Graph:
         sizes = [_size(x, axis, dim) for axis, dim in enumerate(shape)]
         return self.node("Reshape", x, self.indices(*sizes), shape=shape)
 
-    def model(self, name: str, *, version: str, metadata: Mapping[str, str]) -> onnx.ModelProto:
-        """Return the finished model."""
-        for node in self._nodes:
+    def body(self, name: str) -> onnx.GraphProto:
+        """Return the finished graph, as one that another graph runs."""
+        nodes = self._needed()
+        used = {value for node in nodes for value in _uses(node)}
+        tensors = [tensor for name, (_, tensor) in self._constants.items() if name in used]
+        for node in nodes:
             node.input[:] = [self._public.get(value, value) for value in node.input]
             node.output[:] = [self._public.get(value, value) for value in node.output]
-        tensors = [tensor for _, tensor in self._constants.values()]
-        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, tensors)
+        return helper.make_graph(nodes, name, self._inputs, self._outputs, tensors)
+
+    def model(self, name: str, *, version: str, metadata: Mapping[str, str]) -> onnx.ModelProto:
+        """Return the finished model."""
+        graph = self.body(name)
+        domains = {"": self._opset} | {
+            node.domain: 1 for node in graph.node if node.domain == CONTRIB
+        }
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
-            ir_version=_IR_VERSION,
+            opset_imports=[helper.make_opsetid(*domain) for domain in domains.items()],
+            ir_version=_IR_VERSIONS[self._opset],
             producer_name="nanochat-ternary",
             producer_version=version,
         )
         helper.set_model_props(model, dict(metadata))
         return model
+
+    def _needed(self) -> list[onnx.NodeProto]:
+        wanted = set(self._public)
+        needed = []
+        for node in reversed(self._nodes):
+            if wanted.intersection(node.output):
+                needed.append(node)
+                wanted.update(_uses(node))
+        return needed[::-1]
+
+
+def _uses(node: onnx.NodeProto) -> list[str]:
+    """Names that a node takes, and those that the graphs inside it take from outside."""
+    inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return [*node.input, *(name for graph in inner for n in graph.node for name in _uses(n))]
 
 
 def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:

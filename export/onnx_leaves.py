@@ -1,8 +1,11 @@
-"""This file holds a model's weights in an ONNX graph, and the product with a linear.
+"""This file holds a model's weights as tensors of an ONNX graph, and the product with a linear in ONNX Runtime.
 
 Each tensor is written when an operation first asks for it, so those that only training uses are not in the file.
+Linears that read the same input are written as one, whose name joins theirs: ``layers.0.mixer.q+k+v``.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +15,16 @@ from nanochat import ternary
 from nanochat.export.onnx_graph import CONTRIB, Graph, Value
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
-__all__ = ["BLOCK", "IntegerTensors", "Parameter", "project"]
+__all__ = [
+    "BLOCK",
+    "IntegerTensors",
+    "Parameter",
+    "block_constants",
+    "dense_product",
+    "joined",
+    "members",
+    "project",
+]
 
 # The one block size for which ONNX Runtime rounds activations as the numerics contract does.
 BLOCK = 128
@@ -23,13 +35,14 @@ _INT8 = 4
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerTensors:
-    """The inputs of `MatMulNBits`: unsigned codes (R, blocks, bytes) and float32 scales (R, blocks).
+    """Unsigned codes and their float32 scales, (R, blocks).
 
-    The codes are ``code + 2**(bits - 1)``, lowest bits first, which needs no tensor of zero points.
+    The codes are ``code + 2**(bits - 1)``, lowest bits first: what ONNX Runtime's operators take without a tensor of
+    zero points.
     """
 
-    codes: Value
-    scales: Value
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
     bits: int
 
 
@@ -62,8 +75,8 @@ class Parameter:
         assert isinstance(self.leaf, Dense), self.name
         return self.leaf.values.astype(np.float32, copy=False)
 
-    def integers(self, graph: Graph) -> IntegerTensors:
-        """The codes and scales of a ternary or 8-bit leaf, as tensors of the file."""
+    def integers(self) -> IntegerTensors:
+        """The codes and scales of a ternary or 8-bit leaf."""
         leaf = self.leaf
         assert not isinstance(leaf, Dense | Latent), self.name
         assert leaf.activation_block == BLOCK, self.name
@@ -77,29 +90,62 @@ class Parameter:
             codes, bits = (leaf.codes.astype(np.int16) + 128).astype(np.uint8), 8
         scales = leaf.scales.astype(np.float32).reshape(rows, -1)
         return IntegerTensors(
-            codes=graph.constant(f"{self.name}.codes", codes.reshape(rows, blocks, -1)),
-            scales=graph.constant(
-                f"{self.name}.scales", np.repeat(scales, blocks // scales.shape[1], axis=1)
-            ),
-            bits=bits,
+            codes=codes, scales=np.repeat(scales, blocks // scales.shape[1], axis=1), bits=bits
         )
 
 
+def joined(linears: Sequence[Parameter]) -> Parameter | None:
+    """One linear with the rows of all, which are fields of the same node; `None` if their kinds differ."""
+    if len(linears) == 1:
+        return linears[0]
+    leaves = [linear.leaf for linear in linears]
+    nodes, fields = zip(*(linear.name.rsplit(".", 1) for linear in linears), strict=True)
+    assert len(set(nodes)) == 1, nodes
+    name = f"{nodes[0]}.{'+'.join(fields)}"
+    if all(isinstance(leaf, Ternary) for leaf in leaves):
+        first = leaves[0]
+        assert isinstance(first, Ternary)
+        return Parameter(
+            name=name,
+            leaf=dataclasses.replace(
+                first,
+                packed=np.concatenate(
+                    [leaf.packed for leaf in leaves if isinstance(leaf, Ternary)]
+                ),
+                scales=np.concatenate(
+                    [leaf.scales for leaf in leaves if isinstance(leaf, Ternary)]
+                ),
+            ),
+        )
+    if all(isinstance(leaf, Dense) for leaf in leaves):
+        values = [leaf.values for leaf in leaves if isinstance(leaf, Dense)]
+        return Parameter(name=name, leaf=Dense(values=np.concatenate(values)))
+    return None
+
+
+def members(name: str) -> list[str]:
+    """Names of the linears that `joined` has named `name`, in the order of their rows.
+
+    Examples
+    --------
+    >>> members("layers.0.mixer.q+k"), members("norm")
+    (['layers.0.mixer.q', 'layers.0.mixer.k'], ['norm'])
+    """
+    node, dot, fields = name.rpartition(".")
+    return [node + dot + field for field in fields.split("+")]
+
+
 def project(graph: Graph, x: Value, linear: Parameter) -> Value:
-    """Add one of the products that :meth:`nanochat.ops.Ops.project` specifies."""
-    rows, columns = linear.shape
-    shape = (*x.shape[:-1], rows)
+    """Add one of the products that :meth:`nanochat.ops.Ops.project` specifies, in ONNX Runtime's fast operator."""
     if isinstance(linear.leaf, Dense):
-        weight = linear.dense(graph)
-        transposed = graph.node("Transpose", weight, shape=(columns, rows), perm=[1, 0])
-        return graph.node("MatMul", x, transposed, shape=shape)
-    tensors = linear.integers(graph)
+        return dense_product(graph, x, linear)
+    rows, columns = linear.shape
+    tensors = linear.integers()
     return graph.node(
         "MatMulNBits",
         x,
-        tensors.codes,
-        tensors.scales,
-        shape=shape,
+        *block_constants(graph, linear.name, tensors),
+        shape=(*x.shape[:-1], rows),
         domain=CONTRIB,
         K=columns,
         N=rows,
@@ -107,3 +153,15 @@ def project(graph: Graph, x: Value, linear: Parameter) -> Value:
         block_size=BLOCK,
         accuracy_level=_INT8,
     )
+
+
+def block_constants(graph: Graph, name: str, tensors: IntegerTensors) -> tuple[Value, Value]:
+    """Codes, (R, blocks, bytes), and scales, as `MatMulNBits` takes them."""
+    codes = tensors.codes.reshape(*tensors.scales.shape, -1)
+    return graph.constant(f"{name}.codes", codes), graph.constant(f"{name}.scales", tensors.scales)
+
+
+def dense_product(graph: Graph, x: Value, linear: Parameter) -> Value:
+    """Add the product with a dense linear, whose input is not rounded."""
+    weight = graph.transpose(linear.dense(graph), 1, 0)
+    return graph.node("MatMul", x, weight, shape=(*x.shape[:-1], linear.shape[0]))

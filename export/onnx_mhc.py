@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from nanochat.backends.reference import IntegerLinear, ReferenceOps, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.export.onnx_graph import Graph, Value
-from nanochat.export.onnx_leaves import Parameter, project
+from nanochat.export.onnx_leaves import Parameter, dense_product
 from nanochat.weights import Mhc
 
-__all__ = ["dynamic_coefficients", "static_coefficients"]
+__all__ = ["Coefficients", "dynamic_coefficients", "static_coefficients"]
 
 Coefficients = tuple[Value, Value, Value | None]
 
 
 def static_coefficients(
-    graph: Graph, site: Mhc[Parameter], n: int, mixer: Mixer, iterations: int
-) -> Coefficients:
-    """Compute the coefficients now, and write them as constants."""
+    site: Mhc[Parameter], n: int, mixer: Mixer, iterations: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Compute the coefficients now; the mixing matrix of streams that are not mixed is the identity."""
     leaves: Mhc[IntegerLinear | NDArray[np.float32]] = Mhc(
         read=site.read.dense_values(),
         write=site.write.dense_values(),
@@ -30,12 +30,11 @@ def static_coefficients(
         gates=None,
     )
     # Reading from streams that are the unit vectors gives the coefficients themselves.
-    units = np.eye(n, dtype=np.float32)[None, None]
+    units = np.eye(n, dtype=np.float32)
     read, post, mix = ReferenceOps().mhc_read(
-        units, leaves, mixer=mixer, iterations=iterations, eps=0.0
+        units[None, None], leaves, mixer=mixer, iterations=iterations, eps=0.0
     )
-    constant = graph.literal
-    return constant(read[0, 0]), constant(post), None if mix is None else constant(mix)
+    return read[0, 0], post, units if mix is None else mix
 
 
 def dynamic_coefficients(
@@ -57,10 +56,9 @@ def dynamic_coefficients(
     bias = np.concatenate([leaf.dense_values() for leaf in leaves])
     flat = graph.reshape(streams, (batch, tokens, n * features))
     normed = graph.rms_norm(flat, graph.literal(np.ones(n * features, np.float32)), eps=eps)
-    found = graph.binary("Mul", project(graph, normed, site.projection), graph.literal(gates))
+    found = graph.binary("Mul", dense_product(graph, normed, site.projection), graph.literal(gates))
     logits = graph.binary("Add", found, graph.literal(bias))
-    shapes = [(batch, tokens, size) for size in sizes]
-    parts = graph.nodes("Split", logits, graph.indices(*sizes), shapes=shapes, axis=-1)
+    parts = graph.split(logits, sizes)
     read, write = (graph.unary("Sigmoid", part) for part in parts[:2])
     post = graph.binary("Mul", write, graph.literal(np.array(2, np.float32)))
     mix = None if site.mix is None else _mixing_matrix(graph, parts[2], n, mixer, iterations)

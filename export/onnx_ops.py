@@ -1,22 +1,23 @@
 """This file holds the operations that write themselves into an ONNX graph instead of computing.
 
 `OnnxOps` is a backend whose arrays are values of a graph, so one call of `nanochat.model.forward` writes the whole
-model. The target is ONNX Runtime: integer linears become its `MatMulNBits` in the one configuration that computes the
-numerics contract. Any other would run a float kernel, over 100 times slower, without a word.
+model. Here are those that are the same for every runtime; `nanochat.export.onnx_ort` and
+`nanochat.export.onnx_standard` add the products, attention and Gated DeltaNet.
 
 Names of dimensions: ``batch`` sequences, ``tokens`` of this call, ``past`` tokens before them, ``total`` of both.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import Mixer
-from nanochat.export.onnx_graph import CONTRIB, Graph, Value
-from nanochat.export.onnx_leaves import BLOCK, Parameter, project
-from nanochat.export.onnx_mhc import dynamic_coefficients, static_coefficients
+from nanochat.export.onnx_graph import Graph, Value
+from nanochat.export.onnx_leaves import Parameter, dense_product, joined
+from nanochat.export.onnx_mhc import Coefficients, dynamic_coefficients, static_coefficients
 from nanochat.export.onnx_state import OnnxState
 from nanochat.init import freeze
 from nanochat.ops import Slot
@@ -24,17 +25,52 @@ from nanochat.weights import Dense, Mhc, Stored, Weights, map_leaves
 
 __all__ = ["OnnxOps"]
 
-# ruff: noqa: ARG002, D102 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
+# ruff: noqa: ARG002, B027, D102 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
 
 
-class OnnxOps:
-    """`nanochat.ops.Ops` on the values of one graph; always with a state."""
+class OnnxOps(ABC):
+    """`nanochat.ops.Ops` on the values of one graph; always with a state.
+
+    Parameters
+    ----------
+    opset : int
+        Version of the ONNX standard.
+    """
 
     name = "onnx"
 
-    def __init__(self) -> None:
-        self.graph = Graph()
+    def __init__(self, *, opset: int) -> None:
+        self.graph = Graph(opset=opset)
         self.input_ids = self.graph.input("input_ids", ("batch", "tokens"), dtype=np.int64)
+
+    # What differs between targets.
+
+    @abstractmethod
+    def product(self, x: Value, linear: Parameter) -> Value:
+        """``x @ w.T`` for a linear or table that is not dense."""
+
+    @abstractmethod
+    def embed(self, tokens: Value, table: Parameter) -> Value: ...
+
+    @abstractmethod
+    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value: ...
+
+    @abstractmethod
+    def attention(
+        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
+    ) -> Value: ...
+
+    @abstractmethod
+    def convolution(self, x: Value, kernel: Value, past: Value) -> Value:
+        """``short_conv`` of x, (batch, features, tokens), with a kernel of (features, 1, taps), after `past`."""
+
+    @abstractmethod
+    def recurrence(
+        self, q: Value, k: Value, v: Value, beta: Value, log_decay: Value, past: Value
+    ) -> tuple[Value, Value]:
+        """What a delta rule gives and remembers, for scaled q and k, and beta and decay, (batch, tokens, heads)."""
+
+    # The border.
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Parameter]:
         return map_leaves(lambda name, leaf: Parameter(name=name, leaf=leaf), freeze(weights))
@@ -49,8 +85,8 @@ class OnnxOps:
         raise _meaningless("numpy")
 
     def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> OnnxState:
-        """Declare the remembered arrays as inputs; `batch` and `capacity` are free in a graph."""
-        return OnnxState(self.graph, slots, self.input_ids)
+        """Declare the remembered arrays as inputs; the batch is free in a graph."""
+        return OnnxState(self.graph, slots, self.input_ids, capacity=capacity)
 
     def stack(self, states: Sequence[OnnxState]) -> OnnxState:
         raise _meaningless("stack")
@@ -58,26 +94,24 @@ class OnnxOps:
     def advance(self, state: OnnxState, tokens: Value) -> None:
         """Do nothing: the caller lengthens ``attention_mask``."""
 
-    def embed(self, tokens: Value, table: Parameter) -> Value:
-        graph = self.graph
-        columns = table.shape[1]
-        if isinstance(table.leaf, Dense):
-            return graph.node("Gather", table.dense(graph), tokens, shape=(*tokens.shape, columns))
-        # The tensors are those that a tied head multiplies with, so the file holds the table once.
-        tensors = table.integers(graph)
-        shape = (*tokens.shape, columns // BLOCK, BLOCK)
-        rows = graph.node("Gather", tensors.codes, tokens, shape=shape)
-        zero = graph.literal(np.array(128, np.float32))
-        codes = graph.binary("Sub", graph.cast(rows, np.float32), zero)
-        scales = graph.node("Gather", tensors.scales, tokens, shape=shape[:-1])
-        x = graph.binary("Mul", codes, graph.unsqueeze(scales, -1))
-        return graph.reshape(x, (*tokens.shape, columns))
+    # Norms, linears.
 
     def rms_norm(self, x: Value, gain: Parameter, *, eps: float) -> Value:
         return self.graph.rms_norm(x, gain.dense(self.graph), eps=eps)
 
     def project(self, x: Value, *linears: Parameter) -> tuple[Value, ...]:
-        return tuple(project(self.graph, x, linear) for linear in linears)
+        whole = joined(linears)
+        if whole is None:
+            return tuple(self._project(x, linear) for linear in linears)
+        y = self._project(x, whole)
+        if len(linears) == 1:
+            return (y,)
+        return self.graph.split(y, [linear.shape[0] for linear in linears])
+
+    def _project(self, x: Value, linear: Parameter) -> Value:
+        if isinstance(linear.leaf, Dense):
+            return dense_product(self.graph, x, linear)
+        return self.product(x, linear)
 
     def add(self, x: Value, y: Value) -> Value:
         return self.graph.binary("Add", x, y)
@@ -94,39 +128,19 @@ class OnnxOps:
         return self.graph.reshape(x, (*x.shape[:-1], heads, x.size(-1) // heads))
 
     def merge_heads(self, x: Value) -> Value:
-        return self.graph.reshape(x, (*x.shape[:-2], x.size(-2) * x.size(-1)))
-
-    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value:
-        assert state is not None
-        heads, half = x.size(2), x.size(3) // 2
-        flat = self.merge_heads(x)
-        cos, sin = state.rotation(theta, half)
-        y = self.graph.node("RotaryEmbedding", flat, cos, sin, shape=flat.shape, num_heads=heads)
-        return self.split_heads(y, heads)
-
-    def attention(
-        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
-    ) -> Value:
-        assert state is not None
-        past_keys, past_values = state.past(slot)
-        heads, kv_heads = q.size(2), k.size(2)
-        flat = [self.merge_heads(x) for x in (q, k, v)]
-        present = ("batch", kv_heads, "total", k.shape[3])
-        y, keys, values = self.graph.nodes(
-            "Attention",
-            *flat,
-            state.visible(),
-            past_keys,
-            past_values,
-            shapes=[flat[0].shape, present, present],
-            q_num_heads=heads,
-            kv_num_heads=kv_heads,
-        )
-        state.remember(slot, keys, values)
-        return self.split_heads(y, heads)
+        shape = (*x.shape[:-2], x.size(-2) * x.size(-1))
+        split = self.graph.producer(x)
+        if split is not None and split.op == "Reshape":
+            whole = split.inputs[0]
+            assert whole is not None
+            if whole.shape == shape:
+                return whole
+        return self.graph.reshape(x, shape)
 
     def remember(self, k: Value, v: Value, *, state: OnnxState, slot: int) -> None:
         raise _meaningless("remember")
+
+    # Gated DeltaNet.
 
     def short_conv(
         self, x: Value, kernel: Parameter, *, state: OnnxState | None, slot: int
@@ -134,23 +148,11 @@ class OnnxOps:
         assert state is not None
         graph = self.graph
         features, taps = kernel.shape
-        # Padding stands on the left, where a sequence of its own length would have zeros.
-        x = graph.binary("Mul", x, state.valid())
-        swapped = graph.node("Transpose", x, shape=("batch", features, "tokens"), perm=[0, 2, 1])
+        swapped = graph.transpose(x, 0, 2, 1)
         weight = graph.constant(kernel.name, kernel.dense_values().reshape(features, 1, taps))
         (past,) = state.past(slot)
-        y, present = graph.nodes(
-            "CausalConvWithState",
-            swapped,
-            weight,
-            None,
-            past,
-            shapes=[swapped.shape, past.shape],
-            domain=CONTRIB,
-            activation="silu",
-        )
-        state.remember(slot, present)
-        return graph.node("Transpose", y, shape=x.shape, perm=[0, 2, 1])
+        state.remember_inputs(slot, swapped)
+        return graph.transpose(self.convolution(swapped, weight, past), 0, 2, 1)
 
     def delta_rule(
         self,
@@ -167,7 +169,7 @@ class OnnxOps:
     ) -> Value:
         assert state is not None
         graph = self.graph
-        heads, features = q.size(2), q.size(3)
+        features = q.size(3)
         # x / sqrt(sum(x**2) + 1e-6) is an RMS norm of gain 1 / sqrt(K) whose eps is K times smaller.
         root = np.full(features, 1 / math.sqrt(features), np.float32)
         eps = 1e-6 / features
@@ -175,23 +177,16 @@ class OnnxOps:
         k = graph.rms_norm(k, graph.literal(root), eps=eps)
         time = graph.unary("Softplus", graph.binary("Add", decay, time_bias.dense(graph)))
         rate = graph.literal(-np.exp(log_rate.dense_values()))
-        flat = [self.merge_heads(x) for x in (q, k, v)]
+        # Padding forgets nothing and adds nothing.
+        valid = state.valid()
+        log_decay = graph.binary("Mul", graph.binary("Mul", time, rate), valid)
+        strength = graph.binary("Mul", graph.unary("Sigmoid", beta), valid)
         (past,) = state.past(slot)
-        y, present = graph.nodes(
-            "LinearAttention",
-            *flat,
-            past,
-            graph.binary("Mul", time, rate),
-            graph.unary("Sigmoid", beta),
-            shapes=[flat[2].shape, past.shape],
-            domain=CONTRIB,
-            q_num_heads=heads,
-            kv_num_heads=heads,
-            scale=1.0,
-            update_rule="gated_delta",
-        )
+        y, present = self.recurrence(q, k, v, strength, log_decay, past)
         state.remember(slot, present)
-        return self.split_heads(y, heads)
+        return y
+
+    # Networks.
 
     def swiglu(self, gate: Value, up: Value) -> Value:
         return self.graph.binary("Mul", self.gate(gate, gate), up)
@@ -225,13 +220,15 @@ class OnnxOps:
             expert = graph.literal(np.array(index))
             hits = graph.node("Equal", chosen, expert, shape=chosen.shape)
             places = graph.node("NonZero", hits, shape=(2, "hits"))
-            places = graph.node("Transpose", places, shape=("hits", 2))
+            places = graph.transpose(places, 1, 0)
             share = graph.node("GatherND", shares, places, shape=("hits",))
             token, _ = graph.nodes("Split", places, shapes=[("hits", 1)] * 2, axis=1, num_outputs=2)
             own = graph.node("GatherND", rows, token, shape=("hits", x.shape[-1]))
             y = graph.binary("Mul", network(own), graph.unsqueeze(share, -1))
             out = graph.node("ScatterND", out, token, y, shape=out.shape, reduction="add")
         return graph.node("Reshape", out, graph.node("Shape", x, shape=(3,)), shape=x.shape)
+
+    # mHC. ONNX Runtime's own HyperConnection operators are 7 times slower for one token, and 50 times for 256.
 
     def mhc_open(self, x: Value, num_streams: int) -> Value:
         batch, tokens, features = x.shape
@@ -241,31 +238,34 @@ class OnnxOps:
 
     def mhc_read(
         self, streams: Value, site: Mhc[Parameter], *, mixer: Mixer, iterations: int, eps: float
-    ) -> tuple[Value, Value, Value | None]:
+    ) -> Coefficients:
         graph, n = self.graph, streams.size(2)
+        batch, tokens, _, features = streams.shape
         if site.projection is None:
-            read, post, mix = static_coefficients(graph, site, n, mixer, iterations)
-        else:
-            read, post, mix = dynamic_coefficients(graph, streams, site, mixer, iterations, eps)
+            reading, writing, mixing = static_coefficients(site, n, mixer, iterations)
+            u = graph.node(
+                "MatMul", graph.literal(reading), streams, shape=(batch, tokens, features)
+            )
+            # What is written is one product with the streams and, as one more, the network's result.
+            both = np.concatenate([mixing, writing[:, None]], axis=1)
+            return u, graph.literal(writing), graph.literal(both)
+        read, post, mix = dynamic_coefficients(graph, streams, site, mixer, iterations, eps)
         u = graph.matmul(graph.unsqueeze(read, -2), streams)
-        shape = (*u.shape[:2], u.shape[3])
-        return graph.node("Squeeze", u, graph.indices(2), shape=shape), post, mix
+        return graph.reshape(u, (batch, tokens, features)), post, mix
 
     def mhc_write(self, streams: Value, y: Value, post: Value, mix: Value | None) -> Value:
         graph = self.graph
+        if mix is not None and mix.size(-1) > streams.size(2):
+            more = graph.concat(streams, graph.unsqueeze(y, -2), axis=2, length=mix.size(-1))
+            return graph.matmul(mix, more)
         mixed = streams if mix is None else graph.matmul(mix, streams)
         written = graph.binary("Mul", graph.unsqueeze(post, -1), graph.unsqueeze(y, -2))
         return graph.binary("Add", mixed, written)
 
     def mhc_close(self, streams: Value) -> Value:
-        batch, tokens, _, features = streams.shape
-        return self.graph.node(
-            "ReduceMean",
-            streams,
-            self.graph.indices(2),
-            shape=(batch, tokens, features),
-            keepdims=0,
-        )
+        return self.graph.reduce("ReduceMean", streams, 2, keep=False)
+
+    # Adaptive depth.
 
     def survival(self, previous: Value | None, logits: Value) -> Value:
         raise _meaningless("survival")

@@ -1,56 +1,61 @@
 """This file holds the state of an ONNX graph: what a call is given of the calls before it, and gives to the next.
 
 Each remembered array is a pair, an input ``past…`` and an output ``present…``, named as onnxruntime-genai names them.
-A layer's number counts the layers as they run, so a looped layer has one for every step.
+A layer's number counts the layers as they run, so a looped layer has one for every step. The three convolutions of a
+Gated DeltaNet layer share one array.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nanochat.export.onnx_graph import Dim, Graph, Value
 from nanochat.ops import Slot
 
-__all__ = ["OnnxState", "present_name"]
+__all__ = ["MISPLACED", "OnnxState", "memory_shapes", "present_name"]
 
 _ATTENTION = ("past_key_values.{}.key", "past_key_values.{}.value")
-_CONVOLUTIONS = ("past.{}.conv_q", "past.{}.conv_k", "past.{}.conv_v")
+_CONVOLUTION = "past.{}.conv"
 _RECURRENT = "past.{}.recurrent"
+# The convolutions of a layer: of queries, keys and values.
+_NUM_CONVOLUTIONS = 3
+# Name of the node that fails where padding stands elsewhere than on the right, which the error of a runtime shows.
+MISPLACED = "padding_must_stand_on_the_right_of_each_call"
 
 
 class OnnxState:
-    """The remembered arrays of every slot, and where the tokens of this call stand in their sequences.
+    """The remembered arrays of every slot, and which tokens of this call are real.
 
-    Tokens whose ``attention_mask`` is 0 are padding; they must stand on the left. Real tokens neither see them nor
-    count them, so sequences of different lengths can share a call.
+    Parameters
+    ----------
+    slots : sequence of Slot
+        What the model remembers.
+    tokens : Value
+        Those of this call, (batch, tokens).
+    capacity : int
+        Most tokens of a sequence.
     """
 
-    def __init__(self, graph: Graph, slots: Sequence[Slot], tokens: Value) -> None:
-        self._graph = graph
-        self._mask = graph.input("attention_mask", ("batch", "total"), dtype=np.int64)
-        self._count = graph.node("Shape", tokens, shape=(1,), start=1, end=2)
-        self._names: list[tuple[str, ...]] = []
+    def __init__(
+        self, graph: Graph, slots: Sequence[Slot], tokens: Value, *, capacity: int
+    ) -> None:
+        self.graph = graph
+        self.capacity = capacity
+        self.mask = graph.input("attention_mask", ("batch", "total"), dtype=np.int64)
+        self.count = graph.node("Shape", tokens, shape=(1,), start=1, end=2)
         self._pasts: list[tuple[Value, ...]] = []
         self._presents: list[tuple[str, Value]] = []
-        self._valid: Value | None = None
-        self._visible: Value | None = None
-        self._rotations: dict[tuple[float, int], tuple[Value, Value]] = {}
-        layer, convolutions = 0, 0
-        for slot in slots:
-            names: tuple[str, ...]
-            shape: tuple[Dim, ...]
+        self._inputs: list[Value] = []
+        self._made: dict[str, Value] = {}
+        given = [graph.input(*item, dtype=np.float32) for item in memory_shapes(slots).items()]
+        inputs = iter(given)
+        for number, slot in enumerate(slots):
             if slot.kind == "attention":
-                names, shape = _ATTENTION, ("batch", slot.heads, "past", slot.key_dim)
-            elif slot.kind == "conv":
-                names = (_CONVOLUTIONS[convolutions],)
-                shape = ("batch", slot.features, slot.taps - 1)
-            else:
-                names, shape = (_RECURRENT,), ("batch", slot.heads, slot.key_dim, slot.value_dim)
-            names = tuple(name.format(layer) for name in names)
-            self._names.append(names)
-            self._pasts.append(tuple(graph.input(n, shape, dtype=np.float32) for n in names))
-            convolutions = convolutions + 1 if slot.kind == "conv" else 0
-            layer += slot.kind != "conv"
+                self._pasts.append((next(inputs), next(inputs)))
+            elif slot.kind == "delta":
+                self._pasts.append((next(inputs),))
+            elif len(self._pasts) == number:
+                self._add_convolutions(next(inputs), slots[number : number + _NUM_CONVOLUTIONS])
 
     def past(self, slot: int) -> tuple[Value, ...]:
         """The arrays that the slot held before this call."""
@@ -58,57 +63,122 @@ class OnnxState:
 
     def remember(self, slot: int, *presents: Value) -> None:
         """Keep what the slot holds after this call."""
-        self._presents += zip(self._names[slot], presents, strict=True)
+        for past, present in zip(self._pasts[slot], presents, strict=True):
+            self._presents.append((present_name(past.name), present))
+
+    def remember_inputs(self, slot: int, x: Value) -> None:
+        """Keep the last inputs of a convolution, of those before this call and of x, (batch, features, tokens)."""
+        self._inputs.append(x)
+        if len(self._inputs) < _NUM_CONVOLUTIONS:
+            return
+        graph = self.graph
+        pieces, self._inputs = self._inputs, []
+        split = graph.producer(self._pasts[slot][0])
+        assert split is not None
+        past = split.inputs[0]
+        assert past is not None
+        features, length = past.size(1), past.size(2)
+        new = graph.concat(*pieces, axis=1, length=features)
+        both = graph.concat(past, new, axis=2, length="extended")
+        # Real tokens stand on the left, so the last `length` of a sequence end where its padding begins.
+        places = self._once("last inputs", lambda: self._last_inputs(features, length))
+        present = graph.node("GatherElements", both, places, shape=past.shape, axis=2)
+        self._presents.append((present_name(past.name), present))
 
     def declare_outputs(self) -> None:
         """Give all that is kept to the caller."""
         for name, value in self._presents:
-            self._graph.output(value, present_name(name))
+            self.graph.output(value, name)
 
-    def rotation(self, theta: float, half: int) -> tuple[Value, Value]:
-        """Cosine and sine of each token's angles, (batch, tokens, half); see :meth:`nanochat.ops.Ops.rope`."""
-        key = theta, half
-        if key not in self._rotations:
-            graph = self._graph
-            one = graph.literal(np.array(1))
-            before = graph.binary(
-                "Sub", graph.node("CumSum", self._mask, one, shape=self._mask.shape), one
+    def of_call(self) -> Value:
+        """The columns of ``attention_mask`` that are this call's, which are the last, (batch, tokens)."""
+
+        def make() -> Value:
+            graph = self.graph
+            bounds = (
+                graph.node("Neg", self.count, shape=(1,)),
+                graph.indices(np.iinfo(np.int64).max),
             )
-            positions = graph.cast(self._of_call(before), np.float32)
-            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-            angle = graph.binary("Mul", graph.unsqueeze(positions, -1), graph.literal(frequency))
-            self._rotations[key] = graph.unary("Cos", angle), graph.unary("Sin", angle)
-        return self._rotations[key]
+            return graph.node(
+                "Slice", self.mask, *bounds, graph.indices(1), shape=("batch", "tokens")
+            )
+
+        return self._once("of call", make)
+
+    def counts(self) -> Value:
+        """Real tokens of each sequence in this call, int64, (batch, 1)."""
+        return self._once("counts", lambda: self.graph.reduce("ReduceSum", self.of_call(), 1))
+
+    def guard(self) -> Value:
+        """The int64 number 0, whose computation fails if a token of this call stands behind padding."""
+
+        def make() -> Value:
+            graph = self.graph
+            last = graph.node(
+                "ArgMax", self.of_call(), shape=("batch", 1), axis=1, select_last_index=1
+            )
+            # 1 for each sequence whose last token is as far to the right as its number of tokens says; else less.
+            distances = graph.binary("Sub", self.counts(), last)
+            least = graph.node("ReduceMin", distances, shape=(), keepdims=0)
+            index = graph.binary("Sub", graph.literal(np.array(1)), least)
+            zeros = graph.literal(np.zeros(1, np.int64))
+            return graph.node("Gather", zeros, index, shape=(), name=MISPLACED)
+
+        return self._once("guard", make)
 
     def valid(self) -> Value:
         """1 for a token of this call and 0 for padding, float32, (batch, tokens, 1)."""
-        if self._valid is None:
-            mask = self._of_call(self._graph.cast(self._mask, np.float32))
-            self._valid = self._graph.unsqueeze(mask, -1)
-        return self._valid
 
-    def visible(self) -> Value:
-        """Which of all tokens each token of this call sees, bool, (batch, 1, tokens, total)."""
-        if self._visible is None:
-            graph = self._graph
-            zero, one = graph.literal(np.array(0)), graph.literal(np.array(1))
-            total = graph.node("Shape", self._mask, shape=(1,), start=1, end=2)
-            total = graph.node("Squeeze", total, shape=())
-            past = graph.binary("Sub", total, graph.node("Squeeze", self._count, shape=()))
-            queries = graph.node("Range", past, total, one, shape=("tokens",))
-            keys = graph.node("Range", zero, total, one, shape=("total",))
-            causal = graph.binary("LessOrEqual", keys, graph.unsqueeze(queries, 1))
-            real = graph.unsqueeze(graph.unsqueeze(graph.cast(self._mask, np.bool_), 1), 1)
-            self._visible = graph.binary("And", real, causal)
-        return self._visible
+        def make() -> Value:
+            mask = self.graph.binary("Add", self.of_call(), self.guard())
+            return self.graph.unsqueeze(self.graph.cast(mask, np.float32), -1)
 
-    def _of_call(self, x: Value) -> Value:
-        """The columns (batch, total) of this call's tokens, which are the last."""
-        graph = self._graph
-        start = graph.node("Neg", self._count, shape=(1,))
-        end = graph.indices(np.iinfo(np.int64).max)
-        shape = ("batch", "tokens")
-        return graph.node("Slice", x, start, end, graph.indices(1), shape=shape)
+        return self._once("valid", make)
+
+    def _once(self, key: str, make: Callable[[], Value]) -> Value:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _add_convolutions(self, past: Value, slots: Sequence[Slot]) -> None:
+        sizes = [slot.features for slot in slots]
+        pieces = self.graph.nodes(
+            "Split",
+            past,
+            self.graph.indices(*sizes),
+            shapes=[("batch", size, past.size(2)) for size in sizes],
+            axis=1,
+        )
+        self._pasts += [(piece,) for piece in pieces]
+
+    def _last_inputs(self, features: int, length: int) -> Value:
+        graph = self.graph
+        steps = graph.literal(np.arange(length))
+        places = graph.node("Add", self.counts(), steps, shape=("batch", length))
+        return graph.node(
+            "Expand",
+            graph.unsqueeze(places, 1),
+            graph.indices(1, features, 1),
+            shape=("batch", features, length),
+        )
+
+
+def memory_shapes(slots: Sequence[Slot]) -> dict[str, tuple[Dim, ...]]:
+    """Shape of every remembered array, by the name of the input that it is given as."""
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    layer = 0
+    for number, slot in enumerate(slots):
+        if slot.kind == "attention":
+            for name in _ATTENTION:
+                shapes[name.format(layer)] = "batch", slot.heads, "past", slot.key_dim
+        elif slot.kind == "delta":
+            shapes[_RECURRENT.format(layer)] = "batch", slot.heads, slot.key_dim, slot.value_dim
+        else:
+            features = sum(s.features for s in slots[number : number + _NUM_CONVOLUTIONS])
+            # The first of the three has the sum.
+            shapes.setdefault(_CONVOLUTION.format(layer), ("batch", features, slot.taps - 1))
+        layer += slot.kind != "conv"
+    return shapes
 
 
 def present_name(past: str) -> str:

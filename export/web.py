@@ -86,11 +86,11 @@ def write_web(
         )
     steps: list[Callable[[], None]] = [
         lambda: _copy_runtimes(folder / "runtime"),
-        lambda: export_onnx(source.config, source.weights, folder / _MODEL, name=source.name),
+        lambda: export_onnx(source, folder / _MODEL),
         lambda: move_tensors(folder / _MODEL),
         lambda: _require_room(folder / _DATA, source.name),
-        lambda: write_widened_form(folder / _MODEL, folder / _WIDENED),
-        lambda: write_packed_form(folder / _MODEL, folder / _PACKED),
+        lambda: write_widened_form(folder / _MODEL, folder / _WIDENED, source),
+        lambda: write_packed_form(folder / _MODEL, folder / _PACKED, source),
         lambda: _write_rest(folder, source),
     ]
     for number, step in enumerate(steps):

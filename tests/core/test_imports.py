@@ -39,6 +39,7 @@ NEVER = {("backends", "model"), ("backends", "shapes")}
 FRAMEWORKS = {
     "click": ("nanochat/cli/*",),
     "gguf": ("export/gguf*.py", "export/foreign*.py"),
+    "google": ("export/onnx_load.py",),
     "huggingface_hub": ("zoo/*",),
     "jinja2": ("nanochat/chat_template.py",),
     "llvmlite": ("backends/numba_kernels/*",),

@@ -1,4 +1,4 @@
-"""This file holds what an exported ONNX file promises: the model's numbers, in ONNX Runtime's fast kernels."""
+"""This file holds what an exported ONNX file promises: the model's numbers, in both targets, and the whole model."""
 
 import json
 from pathlib import Path
@@ -6,21 +6,28 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig, config_from_dict
-from nanochat.errors import ConfigError, FormatError, InputError, SaveError
+from nanochat.errors import ConfigError, InputError, SaveError
 from nanochat.export import onnx as exporter
-from nanochat.export.onnx import export_onnx, verify_onnx
-from nanochat.export.onnx_session import OnnxSession
-from nanochat.init import init
-from nanochat.model import forward
+from nanochat.export.golden import from_json
+from nanochat.export.onnx import Target, export_onnx
+from nanochat.export.onnx_standard import SESSION_CONFIG
+from nanochat.export.onnx_state import MISPLACED, memory_shapes, present_name
+from nanochat.export.source import Source
+from nanochat.export.transform import with_exit_threshold
+from nanochat.init import freeze, init
+from nanochat.model import forward, slots
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
+from tests.core.random_model import random_tokenizer
 
 VOCABULARY = 61
 DELTA = {"delta_heads": 2, "delta_key_dim": 48, "delta_value_dim": 128}
+TARGETS: tuple[Target, ...] = ("ort", "standard")
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "untied head": {"tie_embeddings": False},
@@ -100,21 +107,69 @@ def ratios(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> NDArra
     return np.asarray(np.sqrt(error / np.square(expected.astype(np.float64)).mean(axis=-1)))
 
 
-def run(path: Path, ids: NDArray[np.int64], *chunks: int) -> NDArray[np.float32]:
+def source(**changes: Any) -> Source:
+    model = config(**changes)
+    return Source(
+        name="small",
+        config=model,
+        weights=freeze(random_weights(model)),
+        tokenizer=random_tokenizer(),
+        generation={},
+    )
+
+
+class Session:
+    """A file at work as any program runs it: what it remembers is given back to it."""
+
+    def __init__(self, path: Path, model: ModelConfig, *, batch: int) -> None:
+        options = onnxruntime.SessionOptions()
+        # Errors that are expected need not stand on the screen.
+        options.log_severity_level = 4
+        for key, value in SESSION_CONFIG.items():
+            options.add_session_config_entry(key, value)
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        sizes = {"batch": batch, "past": 0}
+        self._past = {
+            name: np.zeros(
+                [dim if isinstance(dim, int) else sizes[dim] for dim in shape], np.float32
+            )
+            for name, shape in memory_shapes(slots(model)).items()
+        }
+        self._mask = np.zeros((batch, 0), np.int64)
+
+    def run(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        mask = np.ones_like(ids) if mask is None else mask
+        self._mask = np.concatenate([self._mask, mask], axis=1)
+        feed = {"input_ids": ids, "attention_mask": self._mask, **self._past}
+        logits, *presents = self._session.run(["logits", *map(present_name, self._past)], feed)
+        self._past = dict(zip(self._past, presents, strict=True))
+        return np.asarray(logits, np.float32)
+
+
+def run(
+    path: Path, model: ModelConfig, ids: NDArray[np.int64], *chunks: int
+) -> NDArray[np.float32]:
     """Logits of the tokens, given to the file in chunks that end before each of `chunks`."""
-    session = OnnxSession(path, batch=len(ids))
+    session = Session(path, model, batch=len(ids))
     return np.concatenate([session.run(part) for part in np.split(ids, chunks, axis=1)], axis=1)
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
-def test_a_file_computes_what_the_reference_computes(case: str, tmp_path: Path) -> None:
-    model, ids = config(**CASES[case]), prompts(9, 6)
-    weights, ops = random_weights(model), ReferenceOps()
-    expected = forward(ops.tokens(ids), ops.prepare(weights), model, ops)
-    export_onnx(model, weights, tmp_path / "model.onnx")
+def test_a_file_computes_what_the_reference_computes(
+    case: str, target: Target, tmp_path: Path
+) -> None:
+    small, ids = source(**CASES[case]), prompts(9, 6)
+    ops = ReferenceOps()
+    expected = forward(ops.tokens(ids), ops.prepare(small.weights), small.config, ops)
+    export_onnx(small, tmp_path / "model.onnx", target=target)
 
-    whole = ratios(expected, run(tmp_path / "model.onnx", ids))
-    parts = ratios(expected, run(tmp_path / "model.onnx", ids, 2, 4, 5))
+    whole = ratios(expected, run(tmp_path / "model.onnx", small.config, ids))
+    parts = ratios(expected, run(tmp_path / "model.onnx", small.config, ids, 2, 4, 5))
 
     # A difference of 1e-7 can flip a rounding to int8, and then changes that sequence by up to 1e-2 from there on; but
     # sequences are independent, so at every position some have met no flip, and those are as equal as float32 allows.
@@ -123,24 +178,84 @@ def test_a_file_computes_what_the_reference_computes(case: str, tmp_path: Path) 
     assert max(np.sqrt(np.mean(whole**2)), np.sqrt(np.mean(parts**2))) <= 3e-2
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", ["plain", "delta and attention"])
-def test_padding_on_the_left_changes_nothing(case: str, tmp_path: Path) -> None:
-    model, ids = config(**CASES[case]), prompts(2, 8)
-    export_onnx(model, random_weights(model), tmp_path / "model.onnx")
+def test_padding_on_the_right_of_any_call_changes_nothing(
+    case: str, target: Target, tmp_path: Path
+) -> None:
+    small, ids = source(**CASES[case]), prompts(2, 9)
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path, target=target)
+    # The first sequence gives 2, 3 and 1 of its tokens to calls of 5, 3 and 1.
+    padded = ids.copy()
+    padded[0] = [*ids[0, :2], 7, 7, 7, *ids[0, 2:6]]
+    mask = np.ones_like(ids)
+    mask[0, 2:5] = 0
+
+    session = Session(path, small.config, batch=2)
+    calls = [slice(0, 5), slice(5, 8), slice(8, 9)]
+    both = np.concatenate([session.run(padded[:, s], mask[:, s]) for s in calls], axis=1)
+
+    first = both[:1, mask[0] == 1]
+    assert ratios(run(path, small.config, ids[:1, :6], 2, 5), first).max() <= 2e-6
+    assert ratios(run(path, small.config, ids[1:], 5, 8), both[1:]).max() <= 2e-6
+
+
+@pytest.mark.parametrize("row", [[0, 1, 1], [1, 0, 1]], ids=["left", "inside"])
+@pytest.mark.parametrize(
+    ("case", "target"), [("plain", "ort"), ("delta alone", "ort"), ("delta alone", "standard")]
+)
+def test_padding_elsewhere_fails_with_the_reason(
+    case: str, target: Target, row: list[int], tmp_path: Path
+) -> None:
+    small = source(**CASES[case])
+    export_onnx(small, tmp_path / "model.onnx", target=target)
+    session = Session(tmp_path / "model.onnx", small.config, batch=2)
+
+    with pytest.raises(Exception, match=MISPLACED):
+        session.run(prompts(2, 3), np.array([[1, 1, 1], row]))
+
+
+def test_padding_may_stand_anywhere_before_standard_attention(tmp_path: Path) -> None:
+    small, ids = source(), prompts(2, 8)
+    path = tmp_path / "model.onnx"
+    export_onnx(small, path, target="standard")
     mask = np.ones_like(ids)
     mask[0, :3] = 0
 
-    session = OnnxSession(tmp_path / "model.onnx", batch=2)
-    first = session.run(ids[:, :6], mask=mask[:, :6])
-    both = np.concatenate([first, session.run(ids[:, 6:])], axis=1)
+    session = Session(path, small.config, batch=2)
+    both = np.concatenate([session.run(ids[:, :6], mask[:, :6]), session.run(ids[:, 6:])], axis=1)
 
-    assert ratios(run(tmp_path / "model.onnx", ids[:1, 3:], 3), both[:1, 3:]).max() <= 2e-6
-    assert ratios(run(tmp_path / "model.onnx", ids[1:], 6), both[1:]).max() <= 2e-6
+    assert ratios(run(path, small.config, ids[:1, 3:], 3), both[:1, 3:]).max() <= 2e-6
+    assert ratios(run(path, small.config, ids[1:], 6), both[1:]).max() <= 2e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_standard_file_has_no_operator_outside_the_standard(case: str, tmp_path: Path) -> None:
+    export_onnx(source(**CASES[case]), tmp_path / "model.onnx", target="standard")
+
+    model = onnx.load(tmp_path / "model.onnx")
+    nodes = list(model.graph.node)
+    for node in nodes:
+        nodes += [n for a in node.attribute for n in a.g.node]
+
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 25)]
+    assert {node.domain for node in nodes} == {""}
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_standard_files_hold_ternary_weights_in_two_bits(tmp_path: Path) -> None:
+    export_onnx(source(), tmp_path / "model.onnx", target="standard")
+
+    tensors = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+
+    codes = tensors["layers.0.network.gate+up.codes"]
+    assert codes.data_type == onnx.TensorProto.UINT2
+    assert len(codes.raw_data) == 2 * 128 * 128 // 4
 
 
 def test_all_integer_products_take_the_fast_kernel(tmp_path: Path) -> None:
-    model = config(**CASES["all at once"])
-    export_onnx(model, random_weights(model), tmp_path / "model.onnx")
+    export_onnx(source(**CASES["all at once"]), tmp_path / "model.onnx")
 
     nodes = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "MatMulNBits"]
     found = [{a.name: a.i for a in node.attribute} for node in nodes]
@@ -153,60 +268,78 @@ def test_all_integer_products_take_the_fast_kernel(tmp_path: Path) -> None:
     assert {len(node.input) for node in nodes} == {3}
 
 
-def test_names_are_those_of_onnxruntime_genai(tmp_path: Path) -> None:
-    model = config(**CASES["delta and attention"])
-    export_onnx(model, random_weights(model), tmp_path / "model.onnx")
+def test_attention_takes_one_product_and_one_operator(tmp_path: Path) -> None:
+    export_onnx(source(qk_norm=False), tmp_path / "model.onnx")
+
+    nodes = {n.op_type: n for n in onnx.load(tmp_path / "model.onnx").graph.node}
+
+    attention = nodes["GroupQueryAttention"]
+    # Queries, keys and values are its first input, as they were multiplied; it rotates them itself.
+    assert attention.input[1:3] == ["", ""]
+    assert {a.name: a.i for a in attention.attribute}["do_rotary"] == 1
+    assert "RotaryEmbedding" not in nodes
+
+
+def test_the_size_of_a_file_does_not_depend_on_the_context(tmp_path: Path) -> None:
+    export_onnx(source(context_length=64), tmp_path / "short.onnx")
+    export_onnx(source(context_length=2**20), tmp_path / "long.onnx")
+
+    short, long = ((tmp_path / f"{name}.onnx").stat().st_size for name in ("short", "long"))
+    assert long - short < 1000
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_names_are_those_of_onnxruntime_genai(target: Target, tmp_path: Path) -> None:
+    export_onnx(source(**CASES["delta and attention"]), tmp_path / "model.onnx", target=target)
 
     graph = onnx.load(tmp_path / "model.onnx").graph
 
     assert [value.name for value in graph.input] == [
         "input_ids",
         "attention_mask",
-        "past.0.conv_q",
-        "past.0.conv_k",
-        "past.0.conv_v",
+        "past.0.conv",
         "past.0.recurrent",
         "past_key_values.1.key",
         "past_key_values.1.value",
     ]
     assert [value.name for value in graph.output] == [
         "logits",
-        "present.0.conv_q",
-        "present.0.conv_k",
-        "present.0.conv_v",
+        "present.0.conv",
         "present.0.recurrent",
         "present.1.key",
         "present.1.value",
     ]
 
 
-def test_the_file_holds_the_name_and_the_configuration(tmp_path: Path) -> None:
-    model = config(loop_count=2, exit_threshold=0.5)
-    export_onnx(
-        model, random_weights(model), tmp_path / "model.onnx", name="small", exit_threshold=1.0
-    )
+def test_the_file_says_what_the_model_is_and_what_it_computes(tmp_path: Path) -> None:
+    small = with_exit_threshold(source(loop_count=2, exit_threshold=0.5), 1.0)
+    export_onnx(small, tmp_path / "model.onnx")
 
     loaded = onnx.load(tmp_path / "model.onnx")
     metadata = {entry.key: entry.value for entry in loaded.metadata_props}
 
     assert metadata["name"] == "small"
     assert config_from_dict(json.loads(metadata["config"])) == config(loop_count=2)
+    assert from_json(metadata["golden"], "golden").to_json() == small.golden.to_json()
 
 
 def test_the_file_holds_each_table_once_and_nothing_for_training(tmp_path: Path) -> None:
-    model = config(loop_count=2, num_ahead=1)
-    export_onnx(model, random_weights(model), tmp_path / "model.onnx")
+    export_onnx(source(loop_count=2, num_ahead=1), tmp_path / "model.onnx")
 
-    tensors = onnx.load(tmp_path / "model.onnx").graph.initializer
-    named = [tensor.name for tensor in tensors if not tensor.name.startswith("literal")]
+    loaded = onnx.load(tmp_path / "model.onnx")
+    named = [t.name for t in loaded.graph.initializer if not t.name.startswith("literal")]
 
     assert [name for name in named if not name.startswith("layers.0.")] == [
         "embedding.codes",
         "embedding.scales",
         "norm",
     ]
+    # The exit gate, which decides nothing at a threshold of 1, is no part of the graph.
+    leaves = json.loads({e.key: e.value for e in loaded.metadata_props}["leaves"])
+    assert sorted(leaves) == ["exit.bias", "exit.norm", "exit.weight"]
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -217,27 +350,30 @@ def test_the_file_holds_each_table_once_and_nothing_for_training(tmp_path: Path)
     ids=["activation block", "activations per token", "adaptive depth"],
 )
 def test_a_model_that_a_graph_cannot_compute_is_refused(
-    changes: dict[str, Any], reason: str, tmp_path: Path
+    changes: dict[str, Any], reason: str, target: Target, tmp_path: Path
 ) -> None:
-    model = config(**{"width": 256, "ffn_width": 256, "head_dim": 64, **changes})
     path = tmp_path / "model.onnx"
     path.write_bytes(b"what stood there")
 
     with pytest.raises(ConfigError, match=reason):
-        export_onnx(model, random_weights(model), path)
+        export_onnx(source(width=256, ffn_width=256, head_dim=64, **changes), path, target=target)
 
     assert path.read_bytes() == b"what stood there"
 
 
+def test_an_unknown_target_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="choose one of ort, standard"):
+        export_onnx(source(), tmp_path / "model.onnx", target="fast")  # type: ignore[arg-type]  # a mistake
+
+
 def test_the_file_holds_projections_in_float16(tmp_path: Path) -> None:
-    model = config(num_streams=4, coefficients="dynamic")
-    weights = random_weights(model)
-    export_onnx(model, weights, tmp_path / "model.onnx")
+    small = source(num_streams=4, coefficients="dynamic")
+    export_onnx(small, tmp_path / "model.onnx")
 
     tensors = {t.name: t for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
 
     name = "layers.0.mixer_site.mhc.projection"
-    leaf = dict(named_leaves(weights))[name]
+    leaf = dict(named_leaves(small.weights))[name]
     assert isinstance(leaf, Dense)
     assert leaf.values.any()
     found = onnx.numpy_helper.to_array(tensors[name])
@@ -249,7 +385,7 @@ def test_a_path_that_cannot_be_replaced_is_an_error_and_leaves_nothing(tmp_path:
     (tmp_path / "model.onnx").mkdir()
 
     with pytest.raises(SaveError, match="cannot write"):
-        export_onnx(config(), random_weights(config()), tmp_path / "model.onnx")
+        export_onnx(source(), tmp_path / "model.onnx")
 
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -257,45 +393,26 @@ def test_a_path_that_cannot_be_replaced_is_an_error_and_leaves_nothing(tmp_path:
 def test_tensors_too_large_for_one_file_stand_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights, ids = random_weights(config()), prompts(2, 4)
-    export_onnx(config(), weights, tmp_path / "one.onnx")
+    small, ids = source(), prompts(2, 4)
+    export_onnx(small, tmp_path / "one.onnx")
     monkeypatch.setattr(exporter, "_LARGEST_FILE", 0)
 
-    export_onnx(config(), weights, tmp_path / "two.onnx")
+    export_onnx(small, tmp_path / "two.onnx")
 
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["one.onnx", "two.onnx", "two.onnx.data"]
-    assert np.array_equal(run(tmp_path / "one.onnx", ids), run(tmp_path / "two.onnx", ids))
+    one, two = (run(tmp_path / f"{name}.onnx", small.config, ids) for name in ("one", "two"))
+    assert np.array_equal(one, two)
 
 
-def test_a_report_compares_the_whole_prompt_and_the_steps(tmp_path: Path) -> None:
-    model = config(loop_count=2, exit_threshold=0.5)
-    weights = random_weights(model)
-    export_onnx(model, weights, tmp_path / "model.onnx", exit_threshold=1.0)
+def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
 
-    report = verify_onnx(tmp_path / "model.onnx", model, weights, prompts(3, 5))
-
-    assert report.ok
-    assert report.num_tokens == 2 * 3 * 5
-
-
-def test_a_report_tells_another_models_file(tmp_path: Path) -> None:
-    export_onnx(config(), random_weights(config()), tmp_path / "model.onnx")
-
-    report = verify_onnx(
-        tmp_path / "model.onnx", config(), random_weights(config(), seed=1), prompts(1, 4)
+    export_onnx(
+        source(**CASES["loop"]),
+        tmp_path / "model.onnx",
+        progress=lambda done, of: told.append((done, of)),
     )
 
-    assert not report.ok
-
-
-def test_a_corrupt_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"no protocol buffer")
-
-    with pytest.raises(FormatError, match="cannot load it"):
-        OnnxSession(tmp_path / "model.onnx", batch=1)
-
-
-def test_a_prompt_of_one_token_cannot_be_verified(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least 2 tokens"):
-        verify_onnx(tmp_path / "model.onnx", config(), random_weights(config()), prompts(1, 1))
+    # One layer before the loop, two times one in it, one behind it, and the writing.
+    assert told == [(number, 5) for number in range(1, 6)]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import Mixer, ModelConfig
 from nanochat.export.onnx_ops import OnnxOps
+from nanochat.export.onnx_ort import OrtOps
+from nanochat.export.onnx_standard import SESSION_CONFIG, StandardOps
 from nanochat.export.verify import compare
 from nanochat.init import init
 from nanochat.model import slots
@@ -67,9 +69,8 @@ def run_reference(
 
 
 def run_graph(
-    operation: Operation, model: ModelConfig, inputs: Sequence[NDArray[Any]]
+    operation: Operation, model: ModelConfig, inputs: Sequence[NDArray[Any]], ops: OnnxOps
 ) -> NDArray[np.float32]:
-    ops = OnnxOps()
     state = ops.new_state(slots(model), batch=B, capacity=T)
     feed: dict[str, NDArray[Any]] = {"attention_mask": np.ones((B, T), np.int64)}
     arguments: list[Any] = []
@@ -84,7 +85,10 @@ def run_graph(
     y = operation(ops, ops.prepare(random_weights(model)), state, arguments)
     ops.graph.output(y, "y")
     file = ops.graph.model("operation", version="0", metadata={}).SerializeToString()
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    for key, value in SESSION_CONFIG.items():
+        options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     free = {"batch": B, "tokens": T, "past": 0}
     for entry in session.get_inputs():
         if entry.name not in feed:
@@ -104,9 +108,10 @@ def assert_parity(
 ) -> None:
     expected = run_reference(operation, model, inputs)
 
-    actual = run_graph(operation, model, inputs)
+    for ops in (OrtOps(), StandardOps()):
+        actual = run_graph(operation, model, inputs, ops)
 
-    assert compare(expected, actual).rms_ratio <= tolerance
+        assert compare(expected, actual).rms_ratio <= tolerance, ops
 
 
 @pytest.mark.parametrize("table_format", ["int8", "dense"])
@@ -235,7 +240,7 @@ def test_streams_open_and_close() -> None:
 def test_last() -> None:
     expected = normal(C)
 
-    actual = run_graph(lambda ops, _w, _s, x: ops.last(x[0]), config(), [expected])
+    actual = run_graph(lambda ops, _w, _s, x: ops.last(x[0]), config(), [expected], OrtOps())
 
     np.testing.assert_array_equal(actual, expected[:, -1:])
 
@@ -243,4 +248,4 @@ def test_last() -> None:
 @pytest.mark.parametrize("operation", ["tokens", "numpy", "stack", "every"])
 def test_an_operation_on_numbers_has_no_meaning_in_a_graph(operation: str) -> None:
     with pytest.raises(AssertionError, match=f"{operation} has no meaning"):
-        getattr(OnnxOps(), operation)(None)
+        getattr(StandardOps(), operation)(None)

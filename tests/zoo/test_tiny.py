@@ -12,14 +12,17 @@ import nanochat
 from nanochat import backends, checkpoint
 from nanochat.config import config_to_dict
 from nanochat.export.gguf import load_gguf, write_gguf
-from nanochat.export.onnx import export_onnx, verify_onnx
+from nanochat.export.onnx import Target, export_onnx
+from nanochat.export.onnx_engine import OnnxEngine
 from nanochat.export.source import Source
+from nanochat.export.verify import check_parity
 from nanochat.lm import Model
 from nanochat.presets import preset
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.recipe import recipe_from_dict
 from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve
+from tests.export.pages import tiny
 
 PROMPT = "fn main() {"
 RUST = """\
@@ -116,13 +119,16 @@ def test_its_gguf_file_gives_the_same_logits(directory: Path, tmp_path: Path) ->
     assert load_gguf(file)[0] == config
 
 
-def test_its_onnx_file_gives_the_same_logits(directory: Path, tmp_path: Path) -> None:
-    config, weights = checkpoint.load(directory)
+@pytest.mark.parametrize("target", ["ort", "standard"])
+def test_its_onnx_file_gives_the_same_logits(target: Target, tmp_path: Path) -> None:
     file = tmp_path / "tiny.onnx"
-    export_onnx(config, weights, file, name="nanochat-tiny")
+    export_onnx(tiny(), file, target=target)
 
-    ids = nanochat.from_pretrained("nanochat-tiny").encode_prompt(RUST)
-    assert verify_onnx(file, config, weights, np.array([ids])).ok
+    parity = check_parity(tiny(), OnnxEngine(file))
+
+    assert parity.ok
+    assert parity.same_text
+    assert parity.report.median_ratio <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -131,18 +137,19 @@ def test_its_onnx_file_gives_the_same_logits(directory: Path, tmp_path: Path) ->
     ids=str,
 )
 def test_a_file_that_computes_something_else_is_not_verified(
-    changes: dict[str, Any], directory: Path, tmp_path: Path
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    config, weights = checkpoint.load(directory)
-    export_onnx(config, weights, tmp_path / "tiny.onnx", name="nanochat-tiny")
-    ids = nanochat.from_pretrained("nanochat-tiny").encode_prompt(RUST)
-    other = dataclasses.replace(config, **changes)
+    export_onnx(tiny(), tmp_path / "tiny.onnx")
     block = changes.get("activation_block", 128)
-    leaves = map_leaves(lambda _, leaf: with_block(leaf, block), weights)
+    other = dataclasses.replace(
+        tiny(),
+        config=dataclasses.replace(tiny().config, **changes),
+        weights=map_leaves(lambda _, leaf: with_block(leaf, block), tiny().weights),
+    )
 
-    report = verify_onnx(tmp_path / "tiny.onnx", other, leaves, np.array([ids]))
+    parity = check_parity(other, OnnxEngine(tmp_path / "tiny.onnx"))
 
-    assert not report.ok
+    assert not parity.ok
 
 
 def with_block(leaf: Stored, block: int) -> Stored:
