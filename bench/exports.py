@@ -38,6 +38,14 @@ class _Opened:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of the short and the long text in each turn."""
+
+    short: list[float]
+    long: list[float]
+
+
 def run(quick: bool) -> Iterator[Result]:
     """Five results for each export and runtime: two errors, whether the text is the same, speed and size."""
     rounds = 3 if quick else 20
@@ -47,12 +55,15 @@ def run(quick: bool) -> Iterator[Result]:
             for number, case in enumerate(FEW if quick else CASES)
             for one in _open(case, Path(folder) / str(number), stack)
         ]
-        seconds: list[list[float]] = [[] for _ in opened]
+        for one in opened:
+            _seconds(one, _SHORT)
+        times: list[_Times] = [_Times([], []) for _ in opened]
         for _ in range(rounds):
-            for one, times in zip(opened, seconds, strict=True):
-                times.append(_seconds_per_token(one))
-        for one, times in zip(opened, seconds, strict=True):
-            yield from _results(one, times)
+            for one, taken in zip(opened, times, strict=True):
+                taken.short.append(_seconds(one, _SHORT))
+                taken.long.append(_seconds(one, _LONG))
+        for one, taken in zip(opened, times, strict=True):
+            yield from _results(one, taken)
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -102,15 +113,13 @@ def _page(path: Path) -> Artefact:
     return WebPage(path)
 
 
-def _seconds_per_token(one: _Opened) -> float:
-    times = [time.perf_counter()]
-    for num_tokens in (_SHORT, _LONG):
-        one.timed.greedy(one.ids, num_tokens=num_tokens)
-        times.append(time.perf_counter())
-    return (times[2] - times[1] - (times[1] - times[0])) / (_LONG - _SHORT)
+def _seconds(one: _Opened, num_tokens: int) -> float:
+    begin = time.perf_counter()
+    one.timed.greedy(one.ids, num_tokens=num_tokens)
+    return time.perf_counter() - begin
 
 
-def _results(one: _Opened, seconds: Sequence[float]) -> Iterator[Result]:
+def _results(one: _Opened, times: _Times) -> Iterator[Result]:
     report = one.parity.report
 
     def result(unit: str, ours: float, **fields: float | bool | None) -> Result:
@@ -126,7 +135,6 @@ def _results(one: _Opened, seconds: Sequence[float]) -> Iterator[Result]:
     yield result(_ERROR, report.rms_ratio, target=report.tolerance, ok=report.ok)
     yield result(_MEDIAN, report.median_ratio)
     yield result(_TEXT, float(one.parity.same_text))
-    # A turn in which the short text was held up has no speed.
-    rates = [1 / one for one in seconds if one > 0]
-    yield result(_SPEED, median(rates), low=min(rates), high=max(rates))
+    rates = sorted((_LONG - _SHORT) / (long - median(times.short)) for long in times.long)
+    yield result(_SPEED, median(rates), low=rates[0], high=rates[-1])
     yield result(_BYTES, float(one.bytes))
