@@ -17,6 +17,7 @@ golden record, and the few leaves that the graph holds only what follows from, s
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -92,6 +93,9 @@ def export_onnx(
             save_as_external_data=large,
             location=f"{path.name}.data" if large else None,
         )
+        if large:
+            # The library makes it private to its owner.
+            shutil.copymode(file, folder / f"{path.name}.data")
         onnx.checker.check_model(file, full_check=target == "standard")
     tell(steps)
 

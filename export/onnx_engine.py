@@ -82,6 +82,7 @@ class OnnxEngine:
         If there can be no such number of threads.
     """
 
+    name = "onnx"
     runtime = f"onnxruntime {onnxruntime.__version__}"
     tolerance = 3e-2
     exact = True

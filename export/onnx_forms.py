@@ -26,15 +26,18 @@ _SMALLEST_BYTES = 1024
 def move_tensors(path: Path) -> None:
     """Move the tensors of the graph at `path` to a new file beside it, ``<path>.data``."""
     model = onnx.load(path)
+    data = path.with_name(f"{path.name}.data")
     path.unlink()
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    data.unlink(missing_ok=True)
     onnx.save_model(
         model,
         path,
         save_as_external_data=True,
-        location=f"{path.name}.data",
+        location=data.name,
         size_threshold=_SMALLEST_BYTES,
     )
+    # The library makes it private to its owner.
+    shutil.copymode(path, data)
 
 
 def write_widened_form(path: Path, new: Path, source: Source) -> None:

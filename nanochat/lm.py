@@ -140,6 +140,7 @@ class Model:
         if isinstance(backend, Runner):
             self.engine = backend
             self._backend = getattr(backend, "name", self._backend)
+            self._reason = "a graph of its own"
         else:
             prepared = backend.prepare(self.weights)
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)

@@ -24,6 +24,7 @@ from nanochat.errors import (
     InputError,
     ModelNotFoundError,
 )
+from nanochat.export.formats import FORMATS, Choices, export_model, load_source
 from nanochat.lm import Model, from_pretrained
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
@@ -252,14 +253,43 @@ def test_a_full_disk_mixes_no_two_models(directory: Path) -> None:
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
-def test_a_gguf_file_is_a_model_too(model: Model, directory: Path, tmp_path: Path) -> None:
-    gguf = pytest.importorskip("nanochat.export.gguf")
-    path = tmp_path / "model.gguf"
-    gguf.write_gguf(path, model.config, model.weights, tokenizer=directory, name="test")
+@pytest.mark.parametrize("kind", ["gguf", "onnx", "mlx", "hf"])
+def test_an_export_is_a_model_too(model: Model, directory: Path, tmp_path: Path, kind: str) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    path = tmp_path / f"x{FORMATS[kind].suffix}"
+    export_model(source, path, kind=kind, choices=Choices(), verify=False)
 
     loaded = from_pretrained(path, backend="reference")
 
     assert loaded.generate("fn main", max_tokens=8) == model.generate("fn main", max_tokens=8)
+    assert loaded.describe()["backend"] == "reference"
+
+
+def test_a_graph_runs_in_onnxruntime_unless_another_backend_is_named(
+    model: Model, directory: Path, tmp_path: Path
+) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+
+    graph = from_pretrained(tmp_path / "x" / "model.onnx")
+    exported = from_pretrained(directory, backend="onnx")
+
+    assert graph.describe()["backend"] == exported.describe()["backend"] == "onnx"
+    text = model.generate("fn main", max_tokens=8)
+    assert graph.generate("fn main", max_tokens=8) == text
+    assert exported.generate(["fn main", "to be"], max_tokens=8) == model.generate(
+        ["fn main", "to be"], max_tokens=8
+    )
+
+
+def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path) -> None:
+    with pytest.raises(BackendError, match="keeps keys and values in float32"):
+        from_pretrained(directory, backend="onnx", kv_cache="int8")
+
+
+def test_a_graph_has_no_operations_of_its_own() -> None:
+    with pytest.raises(BackendError, match="runs a whole graph"):
+        backends.get("onnx")
 
 
 def test_an_unknown_name_is_no_model() -> None:

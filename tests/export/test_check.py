@@ -20,7 +20,7 @@ from nanochat.lm import save_model
 from nanochat.weights import Dense, Stored, map_leaves
 from tests.export.sources import random_source
 
-LOOP = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
+LOOP: dict[str, Any] = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "streams": {"num_streams": 4, "coefficients": "dynamic"},

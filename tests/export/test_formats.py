@@ -99,7 +99,7 @@ def test_what_computes_something_else_is_not_put_in_place(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = dataclasses.replace(FORMATS[kind], run=lambda path, *_: Wrong(path))
-    monkeypatch.setitem(FORMATS, kind, wrong)  # type: ignore[arg-type]  # a dictionary behind a mapping
+    monkeypatch.setitem(FORMATS, kind, wrong)
 
     with pytest.raises(SaveError, match="would not compute what random does, and is not written"):
         export_model(STREAMS, out(kind, tmp_path), kind=kind, choices=Choices())
