@@ -7,6 +7,7 @@ itself, and refer to the tensors of the graph for ONNX Runtime: the three stay i
 disk once.
 """
 
+import shutil
 from pathlib import Path
 
 import onnx
