@@ -11,6 +11,7 @@ import pytest
 import nanochat
 from nanochat import backends, checkpoint
 from nanochat.config import config_to_dict
+from nanochat.export.check import check_model
 from nanochat.export.gguf import load_gguf, write_gguf
 from nanochat.export.onnx import Target, export_onnx
 from nanochat.export.onnx_engine import OnnxEngine
@@ -90,6 +91,14 @@ def test_it_is_the_tiny_preset_and_its_recipe_is_with_it(directory: Path) -> Non
     assert config_to_dict(recipe.model) == config_to_dict(preset("tiny"))
     assert checkpoint.load_config(directory) == preset("tiny")
     assert "licence" in (directory / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_its_files_and_what_they_compute_are_verified(directory: Path, backend: str) -> None:
+    checked = check_model(directory, backend=backend)
+
+    assert checked.files is not None
+    assert checked.golden is not None
 
 
 def test_it_takes_at_most_five_megabytes(directory: Path) -> None:
