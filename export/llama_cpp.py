@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nanochat.errors import BackendError, ContextLengthError, FormatError, InputError
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.llama_cpp_library import last_error, library, processor_library
+from nanochat.export.verify import Rounding
 from nanochat.text_codec import check_text
 
 __all__ = ["LlamaCpp"]
@@ -42,8 +43,9 @@ class LlamaCpp:
     ----------
     runtime : str
         Name and version.
-    rounds_activations : bool
-        Whether it rounds the input of any matrix to 8 bits, which depends on the types in the file.
+    rounding : {"other", "none"}
+        Whether it rounds the input of any matrix to 8 bits, in blocks of its own, which depends on the types in the
+        file.
     bos, eos, eot, pad : int
         Its numbers of the special tokens, -1 for one that the file does not name.
     chat_template : str
@@ -57,8 +59,6 @@ class LlamaCpp:
         If the library cannot load the file.
     """
 
-    exact = False
-
     def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:
         self._library = library()
         self.runtime = f"llama.cpp {self._library.llama_version().decode()}"
@@ -71,10 +71,11 @@ class LlamaCpp:
             # Inputs of matrices in blocks are rounded to 8 bits in blocks of 256 or 32, where the model has others;
             # inputs of float16 matrices, and keys and values, to float16.
             kinds = {tensor.kind for tensor in read_gguf(path).tensors.values()}
-            self.rounds_activations = any(kind.columns > 1 for kind in kinds)
+            rounds = any(kind.columns > 1 for kind in kinds)
+            self.rounding: Rounding = "other" if rounds else "none"
             # Other blocks are another rounding, whose noise grows with the layers: 3.8e-2 for 12 random ones and a tied
             # head, 1.1e-2 for trained ones. That the numbers are the model's is shown without, in float16.
-            self.tolerance = 6e-2 if self.rounds_activations else 3e-3
+            self.tolerance = 6e-2 if rounds else 3e-3
         except BaseException:
             self.close()
             raise

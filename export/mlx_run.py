@@ -11,6 +11,8 @@ import numpy as np
 from mlx_lm.generate import generate_step
 from numpy.typing import NDArray
 
+from nanochat.export.verify import Rounding
+
 __all__ = ["MlxLm"]
 
 
@@ -27,8 +29,7 @@ class MlxLm:
 
     # float32 sums in another order.
     tolerance = 1e-4
-    exact = False
-    rounds_activations = False
+    rounding: Rounding = "none"
 
     def __init__(self, folder: Path) -> None:
         # The library's own types, which it does not check.

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from nanochat.export.verify import Rounding
+
 __all__ = ["Transformers"]
 
 
@@ -27,8 +29,7 @@ class Transformers:
 
     # float32 sums in another order.
     tolerance = 1e-4
-    exact = False
-    rounds_activations = False
+    rounding: Rounding = "none"
 
     def __init__(self, folder: Path) -> None:
         # The library's own types, which it does not check.

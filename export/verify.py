@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = [
     "Artefact",
     "Parity",
     "Report",
+    "Rounding",
     "check_parity",
     "compare",
     "greedy",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 State = TypeVar("State")
+Rounding = Literal["same", "other", "none"]
 
 # What float32 additions in another order may differ by.
 _EQUAL = 1e-5
@@ -103,16 +105,15 @@ class Artefact(Protocol):
         What runs it, with its version, for reports.
     tolerance : float
         RMS ratio of logits up to which this runtime computes the same model: larger where it rounds otherwise.
-    exact : bool
-        Whether it rounds as the reference does, so that tokens without a flipped rounding are equal to 1e-5.
-    rounds_activations : bool
-        Absent means True. If it is False, the runtime computes with activations as they are, and is compared with a
-        reference that does so, too: the two then agree as well as float32 lets them.
+    rounding : {"same", "other", "none"}
+        How it rounds activations. "same": as the reference does, so that tokens without a flipped rounding are equal to
+        1e-5. "other": in other blocks, as llama.cpp does. "none": not at all; it is compared with `UnroundedOps`, and
+        the two agree as well as float32 lets them.
     """
 
     runtime: str
     tolerance: float
-    exact: bool
+    rounding: Rounding
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token of a new sequence, (T, vocabulary)."""
@@ -137,7 +138,7 @@ class Parity:
         Of the logits of a prompt.
     tokens, expected_tokens : tuple of int
         What the artefact and the reference write after the prompt's beginning, greedily.
-    rounding : float
+    rounding_error : float
         RMS ratio of the logits of a reference that rounds no activations, if it was compared with that, to the model's.
     """
 
@@ -146,7 +147,7 @@ class Parity:
     report: Report
     tokens: tuple[int, ...]
     expected_tokens: tuple[int, ...]
-    rounding: float = 0.0
+    rounding_error: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -166,14 +167,15 @@ class Parity:
             **dataclasses.asdict(self.report),
             "tokens": list(self.tokens),
             "expected_tokens": list(self.expected_tokens),
-            "rounding": self.rounding,
+            "rounding_error": self.rounding_error,
             "same_text": self.same_text,
             "ok": self.ok,
         }
 
     def __str__(self) -> str:
         text = "the same greedy text" if self.same_text else "another greedy text"
-        rounding = f"; rounding of activations makes {self.rounding:.1e}" if self.rounding else ""
+        error = self.rounding_error
+        rounding = f"; rounding of activations makes {error:.1e}" if error else ""
         return f"{self.runtime} beside {self.reference}, {self.report}; {text}{rounding}"
 
 
@@ -205,15 +207,15 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     name, ops = reference_backend(config)
     reference = Engine(config, ops.prepare(source.weights), ops)
     model = reference
-    if not getattr(artefact, "rounds_activations", True):
+    if artefact.rounding == "none":
         ops = UnroundedOps()
         name, reference = ops.name, Engine(config, ops.prepare(source.weights), ops)
     ids = [*source.tokenizer.opening, *source.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
     expected = reference.logits(ids)
     report = compare(expected, artefact.logits(ids), tolerance=artefact.tolerance)
-    rounding = 0.0 if model is reference else compare(model.logits(ids), expected).rms_ratio
-    if artefact.exact and len(ids) > 1:
+    error = 0.0 if model is reference else compare(model.logits(ids), expected).rms_ratio
+    if artefact.rounding == "same" and len(ids) > 1:
         pairs = sorted(set(itertools.pairwise(ids)))
         # The second token of each: where a token stands matters from there on.
         pair_logits = forward(ops.tokens(np.array(pairs, np.int64)), reference.weights, config, ops)
@@ -234,7 +236,7 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
         report=report,
         tokens=tuple(artefact.greedy(beginning, num_tokens=num_tokens)),
         expected_tokens=tuple(greedy(reference, beginning, num_tokens=num_tokens)),
-        rounding=rounding,
+        rounding_error=error,
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bench.peers.chromium import Chromium, Page
 from nanochat.errors import BackendError
+from nanochat.export.verify import Rounding
 from nanochat.export.web import RUNTIME
 
 __all__ = ["FileServer", "WebPage", "wait_for_model"]
@@ -76,7 +77,7 @@ class WebPage:
     """
 
     tolerance = 3e-2
-    exact = True
+    rounding: Rounding = "same"
 
     def __init__(self, folder: Path, *, query: str = "") -> None:
         with ExitStack() as stack:

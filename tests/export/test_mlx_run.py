@@ -52,7 +52,7 @@ def test_parity_is_that_of_float32(tmp_path: Path) -> None:
     assert parity.ok
     assert parity.same_text
     assert parity.report.rms_ratio < 1e-5
-    assert parity.rounding > 1e-3
+    assert parity.rounding_error > 1e-3
     assert parity.runtime.startswith("mlx-lm 0.")
 
 

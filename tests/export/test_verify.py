@@ -1,11 +1,61 @@
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import NumericError, ShapeError
-from nanochat.export.verify import compare
+from nanochat.export.unrounded import UnroundedOps
+from nanochat.export.verify import Rounding, check_parity, compare, greedy
+from nanochat.generation import Engine
+from nanochat.ops import Ops
+from tests.export.sources import random_source
+
+SOURCE = random_source()
+
+
+class Runtime:
+    """The model itself in a runtime of that rounding, whose logits are off by some noise."""
+
+    runtime = "a double"
+    tolerance = 3e-2
+
+    def __init__(self, ops: Ops[Any, Any, Any], rounding: Rounding, *, noise: float) -> None:
+        self.rounding: Rounding = rounding
+        self.noise = noise
+        self.engine = Engine(SOURCE.config, ops.prepare(SOURCE.weights), ops)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        logits = self.engine.logits(ids)
+        noise = np.random.default_rng(0).standard_normal(logits.shape, np.float32)
+        return logits + np.float32(self.noise) * logits.std() * noise
+
+    def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
+        return greedy(self.engine, ids, num_tokens=num_tokens)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "noise", "ok"),
+    [("same", 0.0, True), ("same", 1e-3, False), ("other", 1e-3, True), ("other", 1e-1, False)],
+)
+def test_what_rounds_alike_must_be_equal_and_what_rounds_otherwise_close(
+    rounding: Rounding, noise: float, ok: bool
+) -> None:
+    parity = check_parity(SOURCE, Runtime(ReferenceOps(), rounding, noise=noise))
+
+    assert parity.ok is ok, parity
+    assert parity.rounding_error == 0
+
+
+def test_what_rounds_nothing_is_compared_with_what_rounds_nothing() -> None:
+    parity = check_parity(SOURCE, Runtime(UnroundedOps(), "none", noise=0))
+
+    assert parity.reference == UnroundedOps.name
+    assert parity.report.rms_ratio == 0
+    assert parity.to_dict()["rounding_error"] == parity.rounding_error > 1e-3
 
 
 def _logits(shape: tuple[int, ...] = (2, 5, 17)) -> NDArray[np.float32]:
