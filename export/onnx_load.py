@@ -64,9 +64,9 @@ def load_onnx(path: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     model = _read(path)
     metadata = _metadata(path, model)
     if "config" not in metadata or model.producer_name != "nanochat-ternary":
+        producer = f"{model.producer_name!r:.80}" if model.producer_name else "another program"
         raise FormatError(
-            f"{path}: written by {model.producer_name or 'another program'!r:.80}: pass a file that nanochat-export "
-            "wrote, or the model directory"
+            f"{path}: written by {producer}: pass a file that nanochat-export wrote, or the model directory"
         )
     config = config_from_dict(parse_json(_bytes(metadata["config"]), f"{path}, config"))
     if config.activation_block != BLOCK:
@@ -253,11 +253,10 @@ def _read(path: Path) -> onnx.ModelProto:
 def _metadata(path: Path, model: onnx.ModelProto) -> dict[str, str]:
     metadata: dict[str, str] = {}
     for entry in model.metadata_props:
-        if entry.key in metadata:
-            raise FormatError(
-                f"{path}: the key {entry.key!r:.80} is there twice; fetch the file again"
-            )
-        metadata[entry.key] = entry.value
+        key = _text(path, entry.key)
+        if key in metadata:
+            raise FormatError(f"{path}: the key {key!r:.80} is there twice; fetch the file again")
+        metadata[key] = _text(path, entry.value)
     return metadata
 
 
@@ -265,7 +264,7 @@ def _tensors(path: Path, model: onnx.ModelProto) -> dict[str, _Tensor]:
     tensors: dict[str, _Tensor] = {}
     files: dict[str, NDArray[np.uint8]] = {}
     for tensor in model.graph.initializer:
-        name, shape = tensor.name, tuple(tensor.dims)
+        name, shape = _text(path, tensor.name), tuple(tensor.dims)
         if name in tensors:
             raise FormatError(f"{path}: {name!r:.80} is there twice; fetch the file again")
         if tensor.data_type not in _BITS:
@@ -293,7 +292,7 @@ def _external(
     path: Path, tensor: TensorProto, files: dict[str, NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
     """The bytes of a tensor that stands in another file, mapped."""
-    place = {entry.key: entry.value for entry in tensor.external_data}
+    place = {_text(path, e.key): _text(path, e.value) for e in tensor.external_data}
     location = place.get("location", "")
     offset, length = (place.get(key, "0") for key in ("offset", "length"))
     if location in ("", ".", "..") or set(location) & set("/\\\0:"):
@@ -311,6 +310,13 @@ def _external(
             raise FormatError(f"{file}: empty; fetch the file again")
         files[location] = np.asarray(np.memmap(file, np.uint8, mode="r"))
     return files[location][int(offset) : int(offset) + int(length)]
+
+
+def _text(path: Path, value: object) -> str:
+    # What is no UTF-8 comes as bytes.
+    if not isinstance(value, str):
+        raise FormatError(f"{path}: the name {value!r:.80} is no text; fetch the file again")
+    return value
 
 
 def _bytes(text: str) -> bytes:
