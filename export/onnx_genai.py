@@ -76,7 +76,7 @@ def genai_config(source: Source, target: Target) -> dict[str, object]:
     }
     return {
         "model": {
-            **{key: token for key, token in tokens.items() if token is not None},
+            **{key: token for key, token in tokens.items() if token not in (None, [])},
             "context_length": config.context_length,
             "decoder": {
                 "session_options": options,
