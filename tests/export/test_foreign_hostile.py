@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from nanochat.export.gguf_file import read_gguf
 from nanochat.library_tokenizer import load_tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram
 from tests.export.foreign_ggufs import Case, write
-
-logging.getLogger("nanochat.files").setLevel(logging.ERROR)
 
 NUMBERS = st.integers(-2, 5) | st.integers() | st.floats()
 VALUES = st.recursive(
