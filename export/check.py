@@ -14,7 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
-from nanochat.export.golden import NUM_TOKENS, Golden, digest, layer_samples, spread
+from nanochat.export.golden import (
+    NUM_PAIRS,
+    NUM_TOKENS,
+    Golden,
+    digest,
+    first_layer,
+    layer_samples,
+    pair_samples,
+    spread,
+)
 from nanochat.export.manifest import NAME, check_files, read_manifest
 from nanochat.export.verify import least_equal
 from nanochat.loading import load_golden, load_parts
@@ -24,10 +33,14 @@ from nanochat.weights import Stored, Weights, named_leaves
 
 __all__ = ["Checked", "check_model", "compare_golden"]
 
-# Up to here a layer computes the same: one flipped rounding of an activation changes a token by up to 1e-2.
-_TOLERANCE = 3e-2
-# Up to here no rounding has flipped, on any backend.
-_EQUAL = 1e-4
+# Up to here a layer computes the same. One flipped rounding changes a token by up to 1e-2, and later layers add to it:
+# 3.2e-2 in 24 untrained ones with four streams, 1.9e-2 with one stream.
+_TOLERANCE = 6e-2
+# What float32 additions in another order may differ by, on any backend.
+_EQUAL = 1e-5
+# From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before
+# training, roundings are often at a tie, and flip ten times as often.
+_FAIR_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,27 +141,49 @@ def compare_golden(
         )
     )[0]
     names = [f"layer {number}" for number in _order(config)]
-    entries = spread(config.vocab_size, len(golden.logits[0]))
-    found: list[ArrayLike] = [*layers, logits[:, entries].reshape(-1)]
-    expected: list[ArrayLike] = [*golden.layers, np.concatenate(golden.logits)]
-    if len(found) != len(expected):
+    if len(layers) != len(golden.layers):
         raise FormatError(
-            f"{where}: {len(found) - 1} layers ran, and the golden record has {len(expected) - 1}: it is another "
+            f"{where}: {len(layers)} layers ran, and the golden record has {len(golden.layers)}: it is another "
             "model's; export the model again"
         )
+    entries = spread(config.vocab_size, len(golden.logits[0]))
+    rms = np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))
+    found: list[ArrayLike] = [*layers, logits[:, entries], rms]
+    expected: list[ArrayLike] = [*golden.layers, golden.logits, golden.rms]
+    _compare_pairs(golden, config, weights, ops, where=where)
     worst = 0.0
-    for name, ours, theirs in zip([*names, "the head"], found, expected, strict=True):
-        errors = _errors(ours, theirs, where)
-        # Roundings flip for few tokens of the first layer; of later ones, in large models, for all.
-        departs = name == names[0] and least_equal(config) > 0 and np.median(errors) > _EQUAL
-        if departs or errors.max() > _TOLERANCE:
-            raise FormatError(
-                f"{where}: {name} is the first that differs from {NAME} or the golden record, by an RMS error of "
-                f"{errors.max():.1e} (at most {_TOLERANCE:.0e}): what runs here is not the model that was exported; "
-                "fetch it again, or try another backend"
+    for name, ours, theirs in zip([*names, "the head", "the head"], found, expected, strict=True):
+        error = float(np.sqrt(np.square(_errors(ours, theirs, NUM_TOKENS)).mean()))
+        if error > _TOLERANCE:
+            raise _departs(
+                where, name, f"by an RMS error of {error:.1e} (at most {_TOLERANCE:.0e})"
             )
-        worst = max(worst, float(errors.max()))
+        worst = max(worst, error)
     return worst
+
+
+def _compare_pairs(
+    golden: Golden,
+    config: ModelConfig,
+    weights: Weights[Stored],
+    ops: Ops[Any, Any, Any],
+    *,
+    where: str,
+) -> None:
+    """Refuse a first layer of which no pair of tokens is equal, unless a rounding flips in most pairs."""
+    if 2 * least_equal(first_layer(config, weights)[0]) < _FAIR_SHARE:
+        return
+    errors = _errors(pair_samples(config, weights, ops), golden.pairs, NUM_PAIRS)
+    if errors.min() > _EQUAL:
+        rule = f"by an RMS error of {errors.min():.1e} for every pair of tokens (at most {_EQUAL:.0e} for some)"
+        raise _departs(where, f"layer {_order(config)[0]}", rule)
+
+
+def _departs(where: str, name: str, rule: str) -> FormatError:
+    return FormatError(
+        f"{where}: {name} is the first that differs from {NAME} or the golden record, {rule}: what runs here is not "
+        "the model that was exported; fetch it again, or try another backend"
+    )
 
 
 def _compare_tensors(path: Path, golden: Golden, weights: Weights[Stored]) -> None:
@@ -160,17 +195,11 @@ def _compare_tensors(path: Path, golden: Golden, weights: Weights[Stored]) -> No
             )
 
 
-def _errors(ours: ArrayLike, theirs: ArrayLike, where: str) -> NDArray[np.float64]:
-    """RMS error of each token, relative to the RMS of all of them."""
+def _errors(ours: ArrayLike, theirs: ArrayLike, count: int) -> NDArray[np.float64]:
+    """RMS error of each of `count` tokens, relative to the RMS of all of them."""
     found, expected = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if found.shape != expected.shape:
-        raise FormatError(
-            f"{where}: the golden record has {expected.size} samples where there are {found.size}: it is another "
-            "model's; export the model again"
-        )
-    shape = (NUM_TOKENS, -1)
     scale = np.sqrt(np.mean(expected**2)) or 1.0
-    error = np.sqrt(np.mean((found - expected).reshape(shape) ** 2, axis=1)) / scale
+    error = np.sqrt(np.mean((found - expected).reshape(count, -1) ** 2, axis=1)) / scale
     # A number that is not finite is no small error.
     return np.where(np.isfinite(error), error, np.inf)
 

@@ -7,7 +7,8 @@ what every layer gives, so that a copy that does not agree can be told where it 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,26 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.files import parse_json
 from nanochat.model import forward
+from nanochat.ops import Ops
+from nanochat.shapes import layer_kinds
 from nanochat.ternary import SMALLEST_SCALE
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, named_leaves
 
-__all__ = ["NUM_TOKENS", "Golden", "digest", "from_json", "layer_samples", "record", "spread"]
+__all__ = [
+    "NUM_PAIRS",
+    "NUM_TOKENS",
+    "Golden",
+    "digest",
+    "first_layer",
+    "from_json",
+    "layer_samples",
+    "pair_samples",
+    "record",
+    "spread",
+]
 
 NUM_TOKENS = 8
+NUM_PAIRS = 32
 # Entries of the vocabulary whose logits are kept, and numbers of each layer's result for each token.
 _NUM_LOGITS = 64
 _NUM_SAMPLES = 8
@@ -45,6 +60,8 @@ class Golden:
         Logits after each token of 64 entries of the vocabulary: those of `spread`.
     layers : tuple of tuples of float
         For each layer, in the order in which they run, `layer_samples` of its result.
+    pairs : tuple of float
+        `pair_samples`: in one sequence a rounding that flips changes every later token, too; here, no other pair.
     tensors : mapping
         `digest` of every tensor, by name.
     """
@@ -54,6 +71,7 @@ class Golden:
     rms: tuple[float, ...]
     logits: tuple[tuple[float, ...], ...]
     layers: tuple[tuple[float, ...], ...]
+    pairs: tuple[float, ...]
     tensors: Mapping[str, str]
 
     def to_json(self) -> str:
@@ -79,6 +97,7 @@ def record(config: ModelConfig, weights: Weights[Stored]) -> Golden:
         rms=_short(np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))),
         logits=tuple(map(_short, logits[:, spread(config.vocab_size, _NUM_LOGITS)])),
         layers=tuple(layers),
+        pairs=pair_samples(config, weights, ops),
         tensors={name: digest(leaf) for name, leaf in named_leaves(weights)},
     )
 
@@ -98,6 +117,43 @@ def layer_samples(x: NDArray[np.float32]) -> tuple[float, ...]:
     """Eight numbers of what one layer gives for each token of one sequence, (1, T, ..., C)."""
     rows = x.reshape(x.shape[1], -1)
     return _short(rows[:, spread(rows.shape[1], _NUM_SAMPLES)].reshape(-1))
+
+
+def pair_samples(
+    config: ModelConfig, weights: Weights[Stored], ops: Ops[Any, Any, Any]
+) -> tuple[float, ...]:
+    """Eight numbers of what the first layer gives for the second token of each of 32 sequences of two."""
+    config, weights = first_layer(config, weights)
+    tokens = spread(config.vocab_size, NUM_PAIRS + 1)
+    pairs = np.stack([tokens[:-1], tokens[1:]], axis=1)
+    seen: list[NDArray[np.float32]] = []
+    forward(
+        ops.tokens(pairs),
+        ops.prepare(weights),
+        config,
+        ops,
+        only_last=True,
+        observe=lambda x: seen.append(ops.numpy(x)),
+    )
+    # Where a token stands matters from the second one on.
+    return layer_samples(seen[0][None, :, 1])
+
+
+def first_layer(
+    config: ModelConfig, weights: Weights[Stored]
+) -> tuple[ModelConfig, Weights[Stored]]:
+    """A model of the first layer alone."""
+    alone = replace(
+        config,
+        num_layers=1,
+        layer_pattern=layer_kinds(config)[:1],
+        loop_count=1,
+        loop_prelude=0,
+        loop_coda=0,
+        exit_threshold=1.0,
+        num_ahead=0,
+    )
+    return alone, replace(weights, layers=weights.layers[:1], exit=None, ahead=())
 
 
 def digest(leaf: Stored) -> str:
@@ -145,9 +201,10 @@ def from_json(text: str, name: str) -> Golden:
         return Golden(
             tokens=_integers(fields["tokens"]),
             greedy=_integers(fields["greedy"]),
-            rms=_floats(fields["rms"]),
-            logits=tuple(map(_floats, _list(fields["logits"]))),
-            layers=tuple(map(_floats, _list(fields["layers"]))),
+            rms=_floats(fields["rms"], NUM_TOKENS),
+            logits=_rows(fields["logits"], NUM_TOKENS, _NUM_LOGITS),
+            layers=_rows(fields["layers"], None, NUM_TOKENS * _NUM_SAMPLES),
+            pairs=_floats(fields["pairs"], NUM_PAIRS * _NUM_SAMPLES),
             tensors=_digests(fields["tensors"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -174,8 +231,18 @@ def _integers(value: object) -> tuple[int, ...]:
     return tuple(number for number in numbers if isinstance(number, int))
 
 
-def _floats(value: object) -> tuple[float, ...]:
-    return tuple(float(str(number)) for number in _list(value))
+def _floats(value: object, count: int) -> tuple[float, ...]:
+    numbers = _list(value)
+    if len(numbers) != count:
+        raise TypeError(f"{len(numbers)} numbers, must be {count}")
+    return tuple(float(str(number)) for number in numbers)
+
+
+def _rows(value: object, count: int | None, length: int) -> tuple[tuple[float, ...], ...]:
+    rows = _list(value)
+    if not rows or len(rows) != (count or len(rows)):
+        raise TypeError(f"{len(rows)} rows, must be {count or 'one or more'}")
+    return tuple(_floats(row, length) for row in rows)
 
 
 def _digests(value: object) -> dict[str, str]:

@@ -166,6 +166,53 @@ def test_another_configuration_is_found(change: dict[str, Any]) -> None:
         compare_golden(source.golden, config, source.weights, ReferenceOps(), where="x")
 
 
+class Flipping(ReferenceOps):
+    """A backend that rounds the first token of each batch's first sequence otherwise, for all later ones to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: set[tuple[int, ...]] = set()
+
+    def rms_norm(self, x: Any, gain: Any, *, eps: float) -> Any:
+        y = super().rms_norm(x, gain, eps=eps)
+        if x.shape[:2] not in self.batches:
+            self.batches.add(x.shape[:2])
+            y[0, 0] *= np.float32(1.002)
+        return y
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_rounding_that_flips_early_is_no_mistake(options: dict[str, Any]) -> None:
+    source = random_source(**options)
+
+    error = compare_golden(source.golden, source.config, source.weights, Flipping(), where="x")
+
+    assert error < 6e-2
+
+
+class Scaled(ReferenceOps):
+    """A backend whose networks give a little too much."""
+
+    def swiglu(self, gate: Any, up: Any) -> Any:
+        return np.float32(1.003) * super().swiglu(gate, up)
+
+
+def test_a_small_mistake_everywhere_is_found_in_the_first_layer() -> None:
+    source = random_source()
+
+    with pytest.raises(FormatError, match=r"layer 0 .* for every pair of tokens"):
+        compare_golden(source.golden, source.config, source.weights, Scaled(), where="x")
+
+
+def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
+    golden = random_source(vocab_size=4096).golden
+    source = random_source(vocab_size=4096)
+    louder = dataclasses.replace(golden, rms=tuple(1.1 * rms for rms in golden.rms))
+
+    with pytest.raises(FormatError, match="the head is the first that differs"):
+        compare_golden(louder, source.config, source.weights, ReferenceOps(), where="x")
+
+
 def test_a_head_that_departs_is_named() -> None:
     source = random_source()
     other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))

@@ -55,11 +55,19 @@ def test_a_record_is_the_same_after_a_trip_through_text() -> None:
         {"tokens": [1, 2]},
         {"tokens": [1.5] * 8},
         {"layers": 3},
-        {"logits": [["x"]]},
+        {"logits": [["x"] * 64] * 8},
+        {"logits": []},
+        {"logits": [[0.5] * 64] * 7},
+        {"logits": [[0.5] * 64] * 7 + [[0.5]]},
+        {"layers": []},
+        {"layers": [[0.5] * 63]},
+        {"pairs": [0.5] * 64},
+        {"pairs": None},
         {"tensors": {"a": 1}},
         {"rms": None},
+        {"rms": [0.5]},
     ],
-    ids=str,
+    ids=lambda change: f"{change!r:.60}",
 )
 def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
     fields = json.loads(random_source().golden.to_json()) | change

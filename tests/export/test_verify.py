@@ -31,7 +31,8 @@ class Runtime:
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         logits = self.engine.logits(ids)
         noise = np.random.default_rng(0).standard_normal(logits.shape, np.float32)
-        return logits + np.float32(self.noise) * logits.std() * noise
+        noise *= np.float32(self.noise) * logits.std()
+        return logits + noise
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
         return greedy(self.engine, ids, num_tokens=num_tokens)
