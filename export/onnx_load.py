@@ -21,7 +21,7 @@ from onnx import TensorProto
 from nanochat import ternary
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig, config_from_dict
-from nanochat.errors import FormatError, NumericError
+from nanochat.errors import FormatError
 from nanochat.export.golden import Golden, from_json
 from nanochat.export.onnx_leaves import BLOCK, members
 from nanochat.files import parse_json, read_bytes, require_file
@@ -42,8 +42,6 @@ _BITS: Mapping[int, int] = {
     TensorProto.UINT8: 8,
     TensorProto.UINT2: 2,
 }
-# Bytes in which a pair of bits is 0, which is code + 2 for no code.
-_ILLEGAL = np.array([any((byte >> 2 * i) & 3 == 0 for i in range(4)) for byte in range(256)])
 # Of an offset or a length in a file.
 _MAX_DIGITS = 18
 
@@ -152,13 +150,9 @@ class _Reader:
         if (tensor.type, tensor.shape) not in written:
             raise self._error(f"{whole}.codes", f"has type {tensor.type} and shape {tensor.shape}")
         codes = tensor.data.reshape(total, columns // 4)[first : first + rows]
-        if _ILLEGAL[codes].any():
-            raise NumericError(
-                f"{self._path}: {whole}.codes holds a pair of bits that stands for no code: the file is corrupt, fetch "
-                "it again"
-            )
         groups = columns // spec.weight_block
         return Ternary(
+            # Each pair of bits is code + 2. A pair of 0, which is no code, becomes the illegal 0b11 by borrowing.
             packed=codes - np.uint8(0x55),
             scales=self._scales(whole, total, columns, groups)[first : first + rows],
             columns=columns,

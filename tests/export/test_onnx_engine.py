@@ -132,6 +132,19 @@ def test_keys_and_values_stay_where_they_are(tmp_path: Path) -> None:
     assert not keys[:, :, 3:].any()
 
 
+def test_what_is_not_written_in_place_is_given_elsewhere(tmp_path: Path) -> None:
+    runner = engine(random_source(**HYBRID), tmp_path)
+    state, _ = runner.prefill([1, 5], capacity=9)
+    given = {name: state.memory[name] for name in ("past.0.conv", "past.0.recurrent")}
+    before = {name: array.copy() for name, array in given.items()}
+
+    runner.decode([7], state)
+
+    for name, array in given.items():
+        np.testing.assert_array_equal(array, before[name])
+        assert (state.memory[name] != array).any()
+
+
 def test_steps_do_not_overwrite_what_earlier_ones_gave(tmp_path: Path) -> None:
     runner = engine(random_source(), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
