@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime_genai  # type: ignore[import-untyped]  # it has no types
+import onnxruntime_genai
 from numpy.typing import NDArray
 
 from nanochat.errors import FormatError

@@ -19,11 +19,13 @@ __all__ = ["as_file_errors", "run"]
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
     "mlx": "mlx",
+    "mlx_lm": "runtimes",
     "onnx": "onnx",
-    "onnx_ir": "onnx",
     "onnxruntime": "onnx",
-    "onnxscript": "onnx",
+    "onnxruntime_genai": "runtimes",
+    "safetensors": "train",
     "torch": "torch",
+    "transformers": "runtimes",
     "triton": "cuda",
 }
 _LEVELS = ("debug", "info", "warning", "error")

@@ -111,6 +111,11 @@ MISTAKES = [
     (["nanochat-export", "--format", "gguf", "--out", "FILE/x.gguf", "MODEL"], 1, "cannot write"),
     (["nanochat-export", "--format", "gguf", "--out", "OUT", "MODEL"], 2, "not end in .gguf"),
     (["nanochat-export", "--format", "hf", "--out", "FILE", "MODEL"], 2, "is a file"),
+    (
+        ["nanochat-export", "--format", "gguf", "--upload-repo", "mine", "MODEL"],
+        2,
+        "'mine' is no repository of the Hub",
+    ),
     (["models", "verify", "EMPTY"], 1, "config.json: no such file"),
     (["models", "verify", "FILE"], 1, "no such directory, .gguf or .onnx file"),
     (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
@@ -184,7 +189,7 @@ def test_a_verb_that_is_not_installed_leaves_the_others_alone(
     [
         (OSError(28, "No space left on device", "out.bin"), 1, "No space left on device (out.bin)"),
         (MemoryError(), 1, "out of memory"),
-        (ModuleNotFoundError(name="onnx_ir"), 1, "pip install 'nanochat-ternary[onnx]'"),
+        (ModuleNotFoundError(name="onnxruntime"), 1, "pip install 'nanochat-ternary[onnx]'"),
         (KeyboardInterrupt(), 130, ""),
     ],
     ids=["disk", "memory", "package", "interrupt"],

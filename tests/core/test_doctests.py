@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"mlx", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch", "triton"}
+OPTIONAL = {"google", "mlx", "mlx_lm", "onnx", "onnxruntime", "torch", "transformers", "triton"}
 
 
 def modules_with_examples() -> list[str]:

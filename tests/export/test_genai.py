@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai  # type: ignore[import-untyped]  # it has no types
+import onnxruntime_genai
 import pytest
 
 from nanochat.chat import Message, render
