@@ -103,8 +103,10 @@ def resolve(
 
 
 def is_repo(name: str) -> bool:
-    """Whether a name has the form ``owner/name``."""
-    return _REPO.fullmatch(name) is not None
+    """Whether a name has the form ``owner/name`` of a repository of the Hub."""
+    # The Hub's own client refuses the rest.
+    odd = "--" in name or ".." in name or name.endswith(("-", ".", ".git")) or len(name) > 96
+    return _REPO.fullmatch(name) is not None and not odd
 
 
 def _on_disk(name: str) -> Path | None:

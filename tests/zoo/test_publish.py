@@ -91,7 +91,21 @@ def test_a_refusal_says_what_to_do(hub: Hub, tmp_path: Path, token: str, refuse:
     assert "hf auth login" in said
 
 
-@pytest.mark.parametrize("repo", ["name", "a/b/c", "https://huggingface.co/a/b", "../x"])
+def test_a_name_is_no_pattern_and_files_beside_go_too(hub: Hub, tmp_path: Path) -> None:
+    for name in ("x[1].gguf", "x[1].mhc", "x1.gguf"):
+        (tmp_path / name).write_text(name)
+
+    call = 'upload(Path(sys.argv[1]), "org/name", beside=["x[1].mhc"])'
+    code = f"import sys; from pathlib import Path; from nanochat.zoo.publish import upload; {call}"
+    run(hub, "-c", code, tmp_path / "x[1].gguf", home=tmp_path / "home")
+
+    assert sorted(hub.repos["org/name"]) == ["x[1].gguf", "x[1].mhc"]
+
+
+@pytest.mark.parametrize(
+    "repo",
+    ["name", "a/b/c", "https://huggingface.co/a/b", "../x", "a/b--c", "a/b.", f"a/{'b' * 96}"],
+)
 def test_what_is_no_repository_is_refused(repo: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pass OWNER/NAME"):
         upload(tmp_path, repo)
