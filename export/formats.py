@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import backends
-from nanochat.errors import BackendError, FormatError, InputError, SaveError
+from nanochat.errors import BackendError, ConfigError, FormatError, InputError, SaveError
 from nanochat.export.manifest import NAME, read_manifest, write_manifest
 from nanochat.export.mhc import write_mhc
 from nanochat.export.source import Source
@@ -200,13 +200,15 @@ def export_model(
         One of `FORMATS`.
     verify : bool
         Run what was written and compare it with the reference, on fixed prompts; the report stands beside it as JSON.
+        Without, the report of what stood there before goes.
 
     Raises
     ------
     ConfigError
         If the format cannot hold the model, with the reasons.
     InputError
-        If `out` is a folder with other things in it, or a file without the format's suffix.
+        If `out` is a folder with other things in it, a file without the format's suffix, or one where the other must
+        be.
     SaveError
         If it cannot be written, or does not compute what the model does; what stood there before is untouched.
     """
@@ -217,7 +219,9 @@ def export_model(
         source = with_float16_tables(source)
     old = _old_files(out) if not form.suffix else frozenset()
     # A file's report is its neighbour, a folder's is in it.
-    with atomic_directory(out.parent if form.suffix else out) as aside:
+    folder = out.parent if form.suffix else out
+    report_name = f"{out.name}.{_PARITY}" if form.suffix else _PARITY
+    with atomic_directory(folder) as aside:
         new = aside / out.name if form.suffix else aside
         written_as = form.write(new, source, choices, progress)
         if not form.suffix:
@@ -232,11 +236,12 @@ def export_model(
                     f"{out} would not compute what {source.name} does, and is not written ({parity}): report this model"
                 )
             report = json.dumps(parity.to_dict(), indent=2) + "\n"
-            name = f"{out.name}.{_PARITY}" if form.suffix else _PARITY
-            (aside / name).write_text(report, encoding="utf-8")
+            (aside / report_name).write_text(report, encoding="utf-8")
         kept = {path.relative_to(aside).as_posix() for path in files}
     for name in old - kept:
         (out / name).unlink(missing_ok=True)
+    if not verify:
+        (folder / report_name).unlink(missing_ok=True)
     return Exported(
         path=out,
         kind=kind,
@@ -253,6 +258,8 @@ def _check_path(out: Path, form: Format) -> None:
             f"{out} does not end in {form.suffix}, by which other programs know such a file: pass {out.name}"
             f"{form.suffix} or alike"
         )
+    if form.suffix and out.is_dir():
+        raise InputError(f"{out} is a folder, and this format is a file: pass another path")
     if exists(out.parent) and not out.parent.is_dir():
         raise SaveError(f"cannot write {out}: {out.parent} is no folder; pass another path")
 
@@ -265,7 +272,7 @@ def _old_files(folder: Path) -> frozenset[str]:
         raise InputError(f"{folder} is a file, and this format is a folder: pass another path")
     try:
         manifest = read_manifest(folder)
-    except FormatError:
+    except (ConfigError, FormatError):
         manifest = None
     if manifest is None:
         raise InputError(

@@ -119,22 +119,25 @@ def export(
     else than the model.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
-    for name in chosen:
-        if name not in _FORMATS[kind]:
-            formats = " and ".join(form for form, names in _FORMATS.items() if name in names)
-            raise click.UsageError(f"--{name} is for {formats}, not for {kind}")
+    for option in chosen:
+        if option not in _FORMATS[kind]:
+            formats = " and ".join(form for form, names in _FORMATS.items() if option in names)
+            raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
     from nanochat.export.formats import FORMATS, Choices, export_model, load_source
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve
+    from nanochat.zoo.publish import require_repo, upload
 
+    if upload_repo is not None:
+        require_repo(upload_repo)
     path = resolve(model)
-    stem = Path(model.partition("@")[0]).resolve().stem
-    out = out or Path(f"{stem}{FORMATS[kind].suffix or '-' + kind}")
+    name = _name(model, path)
+    out = out or Path(f"{name}{FORMATS[kind].suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"{out} is the model itself: pass another path as --out")
     licence = licence or (CATALOG[model].licence if model in CATALOG else "unknown")
     with as_file_errors():
-        source = load_source(path, name=stem, licence=licence)
+        source = load_source(path, name=name, licence=licence)
     source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
     with _progress(f"writing {out.name}") as progress:
         exported = export_model(
@@ -152,14 +155,22 @@ def export(
         print_table(_classes(source, exported), header=("tensors", "format", "count", "parameters"))
         write(f"parity: {exported.parity or 'not checked'}", end="\n")
     if upload_repo is not None:
-        from nanochat.zoo.publish import upload
-
-        note(f"uploaded to {upload(out, upload_repo)}")
+        beside = [out.with_suffix(".mhc").name] if "mhc" in chosen else []
+        note(f"uploaded to {upload(out, upload_repo, beside=beside)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `nanochat-export` and end the process with its exit code."""
     sys.exit(run(export, "nanochat-export", arguments))
+
+
+def _name(model: str, path: Path) -> str:
+    """What a model is called: its directory's or repository's name, or its file's without the suffix."""
+    if path != Path(model).expanduser():
+        # Of the catalog or the Hub, whose files lie in a cache.
+        return model.partition("@")[0].rpartition("/")[2]
+    whole = path.resolve()
+    return whole.stem if path.is_file() else whole.name
 
 
 def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float | None) -> "Source":
@@ -183,10 +194,12 @@ def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float |
 def _progress(title: str) -> "Iterator[Progress]":
     """A bar on standard error, where that is a terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=None)
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

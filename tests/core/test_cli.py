@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -356,6 +357,31 @@ def test_an_export_prints_a_table_and_the_parity(
     assert "TQ2_0" in result.out
     assert "32 tokens: RMS ratio 0.00e+00, within" in result.out
     assert json.loads((tmp_path / "random.gguf.parity.json").read_text())["ok"]
+
+
+@pytest.mark.parametrize("name", ["b1.58-2B", "a@b", "sp ace é"])
+def test_an_export_is_named_after_the_whole_directory(
+    run: Run, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(directory, tmp_path / name)
+
+    result = run("--format", "gguf", "--no-verify", f"{name}/", program="nanochat-export")
+
+    assert (tmp_path / f"{name}.gguf").exists()
+    # No bar where nobody looks at it.
+    assert result.err.startswith(f"wrote {name}.gguf (nanochat), ")
+
+
+def test_a_model_of_the_catalog_gives_its_name_and_a_file_its_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    run("--format", "gguf", "--no-verify", "nanochat-tiny", program="nanochat-export")
+    run("--format", "hf", "--no-verify", "nanochat-tiny.gguf", program="nanochat-export")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"nanochat-tiny.gguf", "nanochat-tiny-hf"}
 
 
 def test_an_export_may_go_unchecked_but_says_so(run: Run, directory: Path, tmp_path: Path) -> None:

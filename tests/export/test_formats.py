@@ -133,6 +133,26 @@ def test_a_new_export_replaces_the_files_of_the_old_one(tmp_path: Path) -> None:
     assert load_parts(folder).config == STREAMS.config
 
 
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+def test_an_export_that_was_not_verified_has_no_report_of_an_earlier_one(
+    kind: str, tmp_path: Path
+) -> None:
+    path = out(kind, tmp_path)
+    export_model(STREAMS, path, kind=kind, choices=Choices())
+    assert list(tmp_path.rglob("*parity.json"))
+
+    export_model(STREAMS, path, kind=kind, choices=Choices(), verify=False)
+
+    assert not list(tmp_path.rglob("*parity.json"))
+
+
+def test_a_folder_where_a_file_must_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").mkdir()
+
+    with pytest.raises(InputError, match="is a folder, and this format is a file"):
+        export_model(STREAMS, tmp_path / "x.gguf", kind="gguf", choices=Choices())
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
 
