@@ -11,6 +11,7 @@ import tarfile
 import urllib.request
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from http.client import HTTPException
 from pathlib import Path
 
 from nanochat.errors import BackendError
@@ -81,9 +82,9 @@ def _fetch(package: Package) -> bytes:
     try:
         with urllib.request.urlopen(package.url, timeout=_TIMEOUT_SECONDS) as response:
             data: bytes = response.read(_MAX_BYTES)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise BackendError(
-            f"cannot fetch {package.url} ({error}): connect to the network once; it is kept after that"
+            f"cannot fetch {package.url} ({str(error).strip()}): connect to the network once; it is kept after that"
         ) from error
     digest = base64.b64encode(hashlib.sha512(data).digest()).decode()
     if digest != package.sha512:

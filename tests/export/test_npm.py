@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import io
+import socket
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +76,28 @@ def test_without_a_network_the_error_says_to_connect_once(registry: Path) -> Non
     with pytest.raises(BackendError, match=r"cannot fetch .*connect to the network once"):
         package_folder(package)
 
+    assert written(registry) == []
+
+
+def test_a_server_that_speaks_no_http_is_no_registry(
+    registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"220 mail.example.org\r\n")
+
+    package = Package(name="some", version="1.2.3", sha512="", files=("lib/*.so",))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(npm, "_REGISTRY", f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread = threading.Thread(target=answer)
+        thread.start()
+
+        with pytest.raises(BackendError, match=r"cannot fetch .*connect to the network once"):
+            package_folder(package)
+
+        thread.join()
     assert written(registry) == []
 
 
