@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.config import ModelConfig
-from nanochat.cost import leaf_bytes
 from nanochat.errors import ConfigError
 from nanochat.export.source import Source
-from nanochat.shapes import layer_kinds, shapes
-from nanochat.weights import Dense, Int8, Stored, named_leaves
+from nanochat.shapes import layer_kinds
+from nanochat.weights import Dense, Int8, Stored
 
 __all__ = [
-    "stored_bytes",
     "unroll",
     "unrolled_config",
     "with_exit_threshold",
@@ -29,8 +27,8 @@ __all__ = [
 def unroll(source: Source) -> Source:
     """A looped model as an ordinary one: each looped layer stands there as often as it runs.
 
-    It computes the same to the last bit, and its file holds the looped layers `loop_count` times; see `stored_bytes` of
-    its configuration. The exit gate, which decides nothing at a threshold of 1, is dropped.
+    It computes the same to the last bit, and its file holds the looped layers `loop_count` times; see
+    `nanochat.cost.cost` of its configuration. The exit gate, which decides nothing at a threshold of 1, is dropped.
 
     Raises
     ------
@@ -75,11 +73,6 @@ def unrolled_config(config: ModelConfig) -> ModelConfig:
         loop_prelude=0,
         loop_coda=0,
     )
-
-
-def stored_bytes(config: ModelConfig) -> int:
-    """Bytes of a model directory's tensors; a file of any exact format is within a few per cent of it."""
-    return sum(leaf_bytes(spec) for _, spec in named_leaves(shapes(config)))
 
 
 def with_exit_threshold(source: Source, threshold: float) -> Source:

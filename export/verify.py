@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,10 +80,6 @@ class Report:
     def ok(self) -> bool:
         """Whether all tokens together are within the tolerance, and enough of them equal."""
         return self.rms_ratio <= self.tolerance and self.share_equal >= self.least_equal
-
-    def to_json(self) -> str:
-        """One JSON object on one line: the fields and `ok`."""
-        return json.dumps({**dataclasses.asdict(self), "ok": self.ok})
 
     def __str__(self) -> str:
         verdict = "within" if self.ok else "OUTSIDE"

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from nanochat import checkpoint
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
+from nanochat.cost import cost
 from nanochat.errors import ConfigError, NumericError
 from nanochat.export.source import Source
 from nanochat.export.transform import (
-    stored_bytes,
     unroll,
     unrolled_config,
     with_exit_threshold,
@@ -88,14 +88,18 @@ def test_unrolled_layers_stand_in_the_order_in_which_they_run() -> None:
     assert layer_kinds(unrolled_config(source.config)) == ("attention",) * 5
 
 
+def _stored_bytes(config: ModelConfig) -> int:
+    return cost(config, context=1).stored_bytes
+
+
 def test_unrolling_costs_the_looped_layers_once_more_for_each_step() -> None:
     one, two, three = (make(loop_count=count).config for count in (1, 2, 3))
 
-    unrolled = [stored_bytes(unrolled_config(config)) for config in (two, three)]
+    unrolled = [_stored_bytes(unrolled_config(config)) for config in (two, three)]
 
     # An ordinary model has no exit gate: what is left beside the table is layers.
-    layers = stored_bytes(one) - stored_bytes(make(num_layers=1).config)
-    assert unrolled[0] - stored_bytes(one) == layers * 3 // 2
+    layers = _stored_bytes(one) - _stored_bytes(make(num_layers=1).config)
+    assert unrolled[0] - _stored_bytes(one) == layers * 3 // 2
     assert unrolled[1] - unrolled[0] == layers * 3 // 2
 
 
