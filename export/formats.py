@@ -63,7 +63,8 @@ class Choices:
     tables : {"q8_0", "f16"}, optional
         GGUF: type of embedding and head; by default the one that is exact.
     runtime : {"auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"}
-        GGUF, MLX and HF: who must be able to run it; "auto" is the stock runtime where it can, else this package.
+        GGUF, MLX and HF: who must be able to run it; "auto" is the stock runtime of GGUF and MLX where it can, else
+        this package, whose directory is what the Hub is given.
     mhc : bool
         GGUF: whether the mHC coefficients are written to an ``.mhc`` file beside it, too; see `nanochat.export.mhc`.
     target : {"ort", "standard"}

@@ -90,8 +90,12 @@ export class Engine {
     const stop = () => remote.call("stop");
     signal?.addEventListener("abort", stop);
     const options = { ids, maxTokens: Math.min(maxTokens, room), temperature, seed, ends };
-    const result = await remote.call("generate", options, onToken);
-    signal?.removeEventListener("abort", stop);
+    let result;
+    try {
+      result = await remote.call("generate", options, onToken);
+    } finally {
+      signal?.removeEventListener("abort", stop);
+    }
     return result.reason === "length" && room < maxTokens ? { ...result, reason: "context" } : result;
   }
 

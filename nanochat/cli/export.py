@@ -60,7 +60,7 @@ Examples:
 @click.option(
     "--runtime",
     type=click.Choice(["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"]),
-    help="GGUF, MLX, HF: who must run it, unmodified.  [default: auto, the format's own where it can]",
+    help="GGUF, MLX, HF: who must run it, unmodified.  [default: auto, the format's own where it can; of HF, nanochat]",
 )
 @click.option(
     "--mhc",
