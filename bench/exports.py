@@ -21,7 +21,7 @@ from bench.result import Result
 from nanochat.export.formats import FORMATS, Reloaded, export_model
 from nanochat.export.verify import Artefact, Parity, check_parity
 
-__all__ = ["run", "table"]
+__all__ = ["Opened", "open_export", "run", "table"]
 
 _ERROR, _MEDIAN = "RMS error of logits", "median RMS error of a token"
 _TEXT, _SPEED, _BYTES = "same greedy text", "tokens/s", "bytes"
@@ -32,7 +32,9 @@ _PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
+    """An export in one of its runtimes: what it is, what is timed, how it compares, its size and a prompt."""
+
     what: str
     timed: Artefact
     parity: Parity
@@ -55,7 +57,7 @@ def run(quick: bool) -> Iterator[Result]:
         opened = [
             one
             for number, case in enumerate(FEW if quick else CASES)
-            for one in _open(case, Path(folder) / str(number), stack)
+            for one in open_export(case, Path(folder) / str(number), stack)
         ]
         for one in opened:
             _seconds(one, _SHORT)
@@ -89,18 +91,20 @@ def table(results: Sequence[Result]) -> Table:
     return drawn
 
 
-def _open(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[_Opened]:
-    """Write an export, and open it in each of its runtimes."""
+def open_export(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[Opened]:
+    """Write an export to `path`, without a suffix, and open and compare it in each of its runtimes.
+
+    What holds a process is ended with `stack`.
+    """
     model = source(case.model)
     form = FORMATS[case.kind]
     path = path.with_suffix(form.suffix)
     exported = export_model(model, path, kind=case.kind, choices=case.choices, verify=False)
     first = _page(path) if case.kind == "web" else form.run(path, model, exported.written_as)
     for artefact in (first, *(start(path) for start in case.runtimes.values())):
-        # Some hold a process.
         if isinstance(artefact, AbstractContextManager):
             stack.enter_context(artefact)
-        yield _Opened(
+        yield Opened(
             what=f"{case.label} | {case.model} | {artefact.runtime}",
             timed=Reloaded(path, backend="auto") if isinstance(artefact, Reloaded) else artefact,
             parity=check_parity(model, artefact),
@@ -115,14 +119,14 @@ def _page(path: Path) -> Artefact:
     return WebPage(path)
 
 
-def _seconds(one: _Opened, num_tokens: int) -> float:
+def _seconds(one: Opened, num_tokens: int) -> float:
     time.sleep(_PAUSE_SECONDS)
     begin = time.perf_counter()
     one.timed.greedy(one.ids, num_tokens=num_tokens)
     return time.perf_counter() - begin
 
 
-def _results(one: _Opened, times: _Times) -> Iterator[Result]:
+def _results(one: Opened, times: _Times) -> Iterator[Result]:
     report = one.parity.report
 
     def result(unit: str, ours: float, **fields: float | bool | None) -> Result:

@@ -1,0 +1,47 @@
+"""Every row of the table of exports: written, run in its runtime, and the same model."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bench.export_cases import CASES, FEW, ExportCase
+from bench.exports import open_export, run, table
+
+
+def name(case: ExportCase) -> str:
+    return f"{case.label}, {case.model}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_an_export_computes_the_model_in_its_runtimes(case: ExportCase, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        opened = list(open_export(case, tmp_path / "x", stack))
+
+    assert len(opened) == 1 + len(case.runtimes)
+    for one in opened:
+        assert one.parity.ok, one.parity
+        assert one.parity.same_text, one.parity
+
+
+def test_few_are_one_of_each_format() -> None:
+    assert {case.kind for case in FEW} == {case.kind for case in CASES}
+    assert len({name(case) for case in CASES}) == len(CASES)
+
+
+def test_a_table_has_a_row_for_each_export_and_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in FEW if (case.kind, case.model) == ("gguf", "nanochat-tiny"))
+    monkeypatch.setattr("bench.exports.FEW", (case,))
+
+    results = list(run(True))
+
+    assert [result.unit for result in results] == [
+        "RMS error of logits",
+        "median RMS error of a token",
+        "same greedy text",
+        "tokens/s",
+        "bytes",
+    ]
+    assert results[0].ok
+    assert results[3].ours > 0
+    assert table(results).row_count == 1
