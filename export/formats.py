@@ -30,7 +30,7 @@ from nanochat.export.verify import (
 from nanochat.files import atomic_directory, exists
 from nanochat.generation import Engine
 from nanochat.init import freeze
-from nanochat.loading import load_parts
+from nanochat.loading import load_licence, load_parts
 
 __all__ = [
     "FORMATS",
@@ -162,8 +162,13 @@ class Reloaded:
         return greedy(self._engine, ids, num_tokens=num_tokens)
 
 
-def load_source(path: Path, *, name: str, licence: str) -> Source:
+def load_source(path: Path, *, name: str, licence: str | None = None) -> Source:
     """Read a model to export it.
+
+    Parameters
+    ----------
+    licence : str, optional
+        SPDX identifier of the weights' licence; absent is what the model's files say, or "unknown".
 
     Raises
     ------
@@ -177,7 +182,7 @@ def load_source(path: Path, *, name: str, licence: str) -> Source:
         weights=freeze(parts.weights),
         tokenizer=parts.tokenizer,
         generation=parts.generation,
-        licence=licence,
+        licence=licence or load_licence(path) or "unknown",
         card=parts.card,
     )
 

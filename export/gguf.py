@@ -36,7 +36,7 @@ from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, named_leaves
 
-__all__ = ["gguf_architecture", "gguf_golden", "load_gguf", "write_gguf"]
+__all__ = ["gguf_architecture", "gguf_golden", "gguf_licence", "load_gguf", "write_gguf"]
 
 _RUNTIMES = ("auto", "llama.cpp", "nanochat")
 
@@ -175,6 +175,18 @@ def gguf_golden(path: str | Path) -> Golden | None:
     if text is None:
         return None
     return from_json(str(text), f"{path}, {GOLDEN}")
+
+
+def gguf_licence(path: str | Path) -> str | None:
+    """The SPDX identifier that a file gives as the licence of its weights.
+
+    Raises
+    ------
+    FormatError
+        If the file is no GGUF file.
+    """
+    licence = read_gguf(Path(path)).metadata.get("general.license")
+    return licence if isinstance(licence, str) and licence else None
 
 
 def _own_tokenizer(source: Source) -> Tokenizer:

@@ -21,7 +21,7 @@ from nanochat.weights import Stored, Weights
 if TYPE_CHECKING:
     from nanochat.export.golden import Golden
 
-__all__ = ["Parts", "default_generation", "load_golden", "load_parts", "onnx_file"]
+__all__ = ["Parts", "default_generation", "load_golden", "load_licence", "load_parts", "onnx_file"]
 
 _CARD = "README.md"
 _MAX_CARD_BYTES = 2**20
@@ -115,6 +115,24 @@ def load_golden(path: Path) -> "Golden | None":
 
     manifest = read_manifest(path)
     return None if manifest is None else manifest.golden
+
+
+def load_licence(path: Path) -> str | None:
+    """The licence that an export says its weights have; `None` if it says none.
+
+    Raises
+    ------
+    FormatError
+        If the file that says it is damaged.
+    """
+    if path.suffix == ".gguf":
+        from nanochat.export.gguf import gguf_licence
+
+        return gguf_licence(path)
+    from nanochat.export.manifest import read_manifest
+
+    manifest = read_manifest(path if path.is_dir() else path.parent)
+    return None if manifest is None else manifest.licence
 
 
 def default_generation(tokenizer: TextCodec) -> dict[str, object]:

@@ -91,7 +91,7 @@ Examples:
 )
 @click.option(
     "--licence",
-    help="SPDX identifier of the weights' licence.  [default: the catalog's, or unknown]",
+    help="SPDX identifier of the weights' licence.  [default: what the model says, or unknown]",
 )
 @click.option(
     "--upload-repo",
@@ -135,7 +135,8 @@ def export(
     out = out or Path(f"{name}{FORMATS[kind].suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"{out} is the model itself: pass another path as --out")
-    licence = licence or (CATALOG[model].licence if model in CATALOG else "unknown")
+    if licence is None and model in CATALOG:
+        licence = CATALOG[model].licence
     with as_file_errors():
         source = load_source(path, name=name, licence=licence)
     source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)

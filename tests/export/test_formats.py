@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat.cli import export as cli
 from nanochat.errors import ConfigError, InputError, SaveError
+from nanochat.export.check import check_model
 from nanochat.export.formats import FORMATS, Choices, Reloaded, export_model, load_source
 from nanochat.export.manifest import NAME, check_files, read_manifest
 from nanochat.export.mhc import read_mhc
@@ -37,6 +38,21 @@ try:
     export_model(source, Path(sys.argv[1]), kind=sys.argv[2], choices=Choices(), verify=False)
 except SaveError as error:
     print(error)
+"""
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from nanochat.export.formats import Choices, export_model
+from tests.export.sources import random_source
+
+def wait(done, total):
+    print("begun", flush=True)
+    time.sleep(60)
+
+export_model(
+    random_source(num_streams=2), Path(sys.argv[1]), kind=sys.argv[2], choices=Choices(), progress=wait
+)
 """
 
 
@@ -117,6 +133,21 @@ def test_a_full_disk_leaves_nothing(kind: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cannot write ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_stood_there_survives_a_kill(kind: str, tmp_path: Path) -> None:
+    path = out(kind, tmp_path)
+    export_model(random_source(), path, kind=kind, choices=Choices(), verify=False)
+    command = [sys.executable, "-c", KILLED, str(path), kind]
+
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        process.kill()
+
+    assert check_model(path, backend="reference").golden == pytest.approx(0, abs=1e-5)
+    assert load_parts(path).config.num_streams == 1
 
 
 def test_a_new_export_replaces_the_files_of_the_old_one(tmp_path: Path) -> None:
@@ -204,6 +235,15 @@ def test_a_sidecar_stands_beside_the_file(tmp_path: Path) -> None:
     sites = read_mhc(tmp_path / "x.mhc")
 
     assert len(sites) == 2 * STREAMS.config.num_layers
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_of_an_export_keeps_the_licence(kind: str, tmp_path: Path) -> None:
+    export_model(STREAMS, out(kind, tmp_path), kind=kind, choices=Choices(), verify=False)
+
+    again = load_source(out(kind, tmp_path), name="random")
+
+    assert again.licence == STREAMS.licence == "MIT"
 
 
 def test_an_export_is_a_source_again(tmp_path: Path) -> None:
