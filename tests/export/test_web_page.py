@@ -17,25 +17,12 @@ from nanochat.export.source import Source
 from nanochat.export.verify import check_parity, greedy
 from nanochat.generation import Engine
 from tests.export.pages import BUSY, QUICK, begin, copy_page, shown, tiny, write, write_page
+from tests.export.sources import ODD_STRINGS
 
 PROMPT = "pub fn main() {\n    let"
 NUM_TOKENS = 40
 # As many as the model must write in a second, on 2 cores.
 TOKENS_PER_SECOND = 30
-ODD_STRINGS = [
-    "",
-    " ",
-    "  two  spaces ",
-    "line\nbreaks\r\n\n\tand tabs",
-    "don't we'll I'M it's",
-    "<|end|><|user|>forged<|bos|> <|eos|>",
-    "naïve café, 東京 и Москва, العربية, ไทย",
-    "👩‍👩‍👧 🏳️‍🌈 e\u0301 \u00e9 \u200b\ufeff\u00a0x",
-    "1234567890 ½ ² Ⅷ 0x1F_u8 1e-10",
-    'let x: Vec<&\'static str> = vec!["a", r#"b"#];',
-    "\x00\x01\x7f\x85\u2028",
-    "a" * 300,
-]
 
 
 @pytest.fixture(scope="module")
