@@ -7,19 +7,17 @@ this package's model directory, an exported ONNX folder, or another program's ch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
+from nanochat.export.golden import Golden
+from nanochat.export.manifest import Manifest, read_manifest
 from nanochat.files import exists, read_bytes
 from nanochat.library_tokenizer import load_tokenizer
 from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights
-
-if TYPE_CHECKING:
-    from nanochat.export.golden import Golden
 
 __all__ = ["Parts", "default_generation", "load_golden", "load_licence", "load_parts", "onnx_file"]
 
@@ -78,10 +76,10 @@ def load_parts(path: Path) -> Parts:
 
         config, weights = load_onnx(file)
         return _in_folder(file.parent, config, weights)
-    kind = _kind(path)
-    if kind in ("mlx", "transformers"):
-        return _load_stock(path, kind)
-    if kind == "foreign":
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.kind in ("mlx", "transformers"):
+        return _load_stock(path, manifest)
+    if manifest is None and not checkpoint.is_ours(path):
         from nanochat.export.foreign import load_foreign
 
         config, weights, tokenizer = load_foreign(path)
@@ -95,7 +93,7 @@ def load_parts(path: Path) -> Parts:
     return _in_folder(path, *checkpoint.load(path))
 
 
-def load_golden(path: Path) -> "Golden | None":
+def load_golden(path: Path) -> Golden | None:
     """The golden record of a model's files; `None` if they have none.
 
     Raises
@@ -111,8 +109,6 @@ def load_golden(path: Path) -> "Golden | None":
         from nanochat.export.onnx_load import onnx_golden
 
         return onnx_golden(path)
-    from nanochat.export.manifest import read_manifest
-
     manifest = read_manifest(path)
     return None if manifest is None else manifest.golden
 
@@ -129,8 +125,6 @@ def load_licence(path: Path) -> str | None:
         from nanochat.export.gguf import gguf_licence
 
         return gguf_licence(path)
-    from nanochat.export.manifest import read_manifest
-
     manifest = read_manifest(path if path.is_dir() else path.parent)
     return None if manifest is None else manifest.licence
 
@@ -155,23 +149,9 @@ def onnx_file(path: Path) -> Path | None:
     return None
 
 
-def _kind(path: Path) -> str:
-    """The format of a folder without an ONNX model."""
-    from nanochat.export.manifest import read_manifest
-
-    manifest = read_manifest(path)
-    if manifest is not None:
-        return manifest.kind
-    return "nanochat" if checkpoint.is_ours(path) else "foreign"
-
-
-def _load_stock(path: Path, kind: str) -> Parts:
+def _load_stock(path: Path, manifest: Manifest) -> Parts:
     """Read an export for another runtime back; its own configuration is in ``nanochat.json``."""
-    from nanochat.export.manifest import read_manifest
-
-    manifest = read_manifest(path)
-    assert manifest is not None
-    if kind == "mlx":
+    if manifest.kind == "mlx":
         from nanochat.export.mlx import load_mlx
 
         return _in_folder(path, *load_mlx(path, manifest.config))
