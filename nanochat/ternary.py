@@ -38,9 +38,13 @@ SMALLEST_SCALE = 2.0**-14
 # 128 times the smallest normal float32.
 _SMALLEST_ACTIVATION = np.float32(2.0**-119)
 
-_ILLEGAL_PAIR = np.array(
-    [any((byte >> 2 * i) & 3 == 3 for i in range(4)) for byte in range(256)], dtype=np.bool_
-)
+# The four codes of every byte, as the bytes of one number: one look-up instead of four shifts.
+_FOUR_CODES: NDArray[np.uint32] = np.array(
+    [[(byte >> 2 * i & 3) - 1 for i in range(4)] for byte in range(256)], np.int8
+).view(np.uint32)[:, 0]
+_LOWER_BITS = np.uint8(0b01_01_01_01)
+# Bytes that are checked at once: what lies between two passes stays in the cache.
+_CHECKED_BYTES = 2**17
 
 
 def num_blocks(columns: int, block: int) -> int:
@@ -391,8 +395,8 @@ def unpack(packed: NDArray[np.uint8], *, columns: int, name: str = "packed") -> 
             "or its configuration is another model's"
         )
     require_legal(packed, name)
-    pairs = packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
-    return (pairs.reshape(rows, size * 4)[:, :columns]).astype(np.int8) - np.int8(1)
+    codes = np.take(_FOUR_CODES, packed).view(np.int8).reshape(rows, size * 4)
+    return np.ascontiguousarray(codes[:, :columns])
 
 
 def require_legal(packed: NDArray[np.uint8], name: str) -> None:
@@ -403,9 +407,15 @@ def require_legal(packed: NDArray[np.uint8], name: str) -> None:
     NumericError
         With `name` and the position of the first illegal byte.
     """
-    illegal = _ILLEGAL_PAIR[packed]
-    if illegal.any():
-        index = tuple(int(i) for i in np.argwhere(illegal)[0])
+    flat = packed.reshape(-1)
+    for start in range(0, flat.size, _CHECKED_BYTES):
+        part = flat[start : start + _CHECKED_BYTES]
+        # The lower bit of a pair that is 0b11.
+        illegal = part & part >> np.uint8(1) & _LOWER_BITS
+        if not illegal.any():
+            continue
+        place = start + int(np.flatnonzero(illegal)[0])
+        index = tuple(int(i) for i in np.unravel_index(place, packed.shape))
         raise NumericError(
             f"{name} holds the byte {int(packed[index]):#04x} at {list(index)}, with the pair 0b11 that stands for no "
             "code: the file is corrupt, fetch it again"

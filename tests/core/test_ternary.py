@@ -88,6 +88,25 @@ def test_unpack_refuses_the_pair_0b11_wherever_it_stands(shift: int) -> None:
         unpack(packed, columns=8, name="head")
 
 
+def test_legal_bytes_are_all_but_those_with_the_pair_0b11() -> None:
+    legal = [byte for byte in range(256) if "3" not in np.base_repr(byte, 4)]
+
+    require_legal(np.array([legal], np.uint8), "q")
+
+    for byte in set(range(256)) - set(legal):
+        with pytest.raises(NumericError, match=f"q holds the byte {byte:#04x} at"):
+            require_legal(np.array([[0, byte]], np.uint8), "q")
+
+
+@pytest.mark.parametrize("place", [0, 2**17 - 1, 2**17, 3 * 10**5 - 1])
+def test_an_illegal_byte_is_found_in_every_part_of_a_large_matrix(place: int) -> None:
+    packed = np.zeros((300, 1000), np.uint8)
+    packed.flat[place] = 0b11
+
+    with pytest.raises(NumericError, match=rf"at \[{place // 1000}, {place % 1000}\], with"):
+        require_legal(packed, "q")
+
+
 @UNHURRIED
 @given(SEEDS, ROWS, COLUMNS)
 def test_every_packed_matrix_is_legal(seed: int, rows: int, columns: int) -> None:
