@@ -1,117 +1,252 @@
-"""This file holds a Hub on loopback: enough of its interface for the real client to make a repository and commit."""
+"""This file holds a Hub on loopback, served over HTTP for the real client, with faults that tests ask for.
 
-import base64
-import json
+Modelled: two origins, as of the Hub and of its store of large files, with connections that are kept; the requests in
+`hub_routes`, on what `hub_state` knows; answers that fail, stop early, are cut, damaged or late. Not modelled:
+encryption, compression, signed addresses, limits of rate.
+
+``python -m tests.zoo.hub_server --port 8080 org/name=FOLDER`` serves folders to the client of another process.
+"""
+
+import argparse
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-__all__ = ["Hub", "hub_server"]
+from tests.zoo.hub_routes import Answer, Call, HubError, answer
+from tests.zoo.hub_state import Fault, Hub, Request
+
+__all__ = ["environment", "hub_server"]
+
+_HOST = "127.0.0.1"
 
 
-@dataclass
-class Hub:
-    """What the server was told.
-
-    Parameters
-    ----------
-    token : str
-        The only token that may write.
-    repos : dict of str to dict of str to bytes
-        Files of every repository.
-    commits : list of str
-        Subjects of the commits, in order.
-    refuse : int
-        Status with which every commit is answered, if not 0.
-    """
-
-    token: str = "hf_secret"
-    url: str = ""
-    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    commits: list[str] = field(default_factory=list)
-    refuse: int = 0
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """Variables for a process whose client is to know `hub` only, and keep everything in `home`."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": hub.token,
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_ASSETS_CACHE": str(home / "assets"),
+        "HF_XET_CACHE": str(home / "xet"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
+        "HF_OIDC_RESOURCE": "",
+        "TRANSFORMERS_OFFLINE": "0",
+        "NO_PROXY": _HOST,
+        "no_proxy": _HOST,
+    }
 
 
 @contextmanager
-def hub_server() -> Iterator[Hub]:
-    """A server on a free port for as long as the block runs."""
-    hub = Hub()
+def hub_server(hub: Hub | None = None, *, port: int = 0) -> Iterator[Hub]:
+    """Serve `hub`, a new one if there is none, on `port`, a free one if it is 0, while the block runs."""
+    hub = hub or Hub()
+    with ExitStack() as stack:
+        hub.url = stack.enter_context(_origin(hub, "hub", port))
+        hub.cdn = stack.enter_context(_origin(hub, "cdn", 0))
+        # Entered last, left first: whoever waits is let go before the servers wait for their threads.
+        stack.callback(_release, hub)
+        yield hub
+
+
+def _release(hub: Hub) -> None:
+    hub.closing.set()
+    for fault in hub.faults:
+        if isinstance(fault.pause, threading.Event):
+            fault.pause.set()
+
+
+@contextmanager
+def _origin(hub: Hub, name: str, port: int) -> Iterator[str]:
+    """A server of one origin, and its address."""
 
     class Handler(_Handler):
         state = hub
+        origin = name
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = _Server((_HOST, port), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield hub
+        yield f"http://{_HOST}:{server.server_port}"
     finally:
         server.shutdown()
+        server.hang_up()
         server.server_close()
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that can end connections that its clients keep."""
+
+    daemon_threads = False
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(address, handler)
+        self.open: set[socket.socket] = set()
+
+    def process_request(self, request: object, client_address: object) -> None:
+        assert isinstance(request, socket.socket)
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: object) -> None:
+        assert isinstance(request, socket.socket)
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away."""
+
+    def hang_up(self) -> None:
+        for connection in list(self.open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                # The client was faster.
+                continue
+
+
 class _Handler(BaseHTTPRequestHandler):
     state: Hub
+    origin: str
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = unquote(urlsplit(self.path).path).removeprefix("/api/")
-        if self.headers.get("Authorization") != f"Bearer {self.state.token}":
-            self._answer(401, {"error": "Invalid token"})
-        elif path == "repos/create":
-            self._create(json.loads(body))
-        elif path == "validate-yaml":
-            self._answer(200, {"errors": [], "warnings": []})
-        else:
-            _, owner, name, verb, _ = path.split("/")
-            files = self.state.repos.get(f"{owner}/{name}")
-            if files is None:
-                self._answer(404, {"error": "Repository not found"}, code="RepoNotFound")
-            elif verb == "preupload":
-                self._preupload(json.loads(body))
-            else:
-                self._commit(f"{owner}/{name}", files, body)
+    def _serve(self) -> None:
+        address = urlsplit(self.path)
+        call = Call(
+            method=self.command,
+            path=address.path,
+            query=dict(parse_qsl(address.query)),
+            headers={name.title(): value for name, value in self.headers.items()},
+            body=self._body(),
+            token=self.headers.get("Authorization", "").removeprefix("Bearer "),
+        )
+        path = unquote(address.path)
+        fault = self.state.next_fault(self.command, path)
+        reply = self._reply(call, fault)
+        # Noted before it is sent, so that whoever has the answer finds the request.
+        self.state.requests.append(
+            Request(
+                self.command,
+                path,
+                address.query,
+                call.headers.get("Range", ""),
+                call.token,
+                reply.status,
+                self.origin,
+            )
+        )
+        self._send(reply, fault)
 
-    def _create(self, wanted: dict[str, str]) -> None:
-        repo = f"{wanted['organization']}/{wanted['name']}"
-        exists = repo in self.state.repos
-        self.state.repos.setdefault(repo, {})
-        self._answer(409 if exists else 200, {"url": f"{self.state.url}/{repo}", "id": repo})
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
-    def _preupload(self, wanted: dict[str, list[dict[str, str]]]) -> None:
-        files = [
-            {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-            for file in wanted["files"]
-        ]
-        self._answer(200, {"files": files})
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
-    def _commit(self, repo: str, files: dict[str, bytes], body: bytes) -> None:
-        if self.state.refuse:
-            self._answer(self.state.refuse, {"error": "not now"})
-            return
-        for line in map(json.loads, body.splitlines()):
-            if line["key"] == "header":
-                self.state.commits.append(line["value"]["summary"])
-            elif line["key"] == "file":
-                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        url = f"{self.state.url}/{repo}/commit/{len(self.state.commits):040x}"
-        self._answer(200, {"commitUrl": url, "commitOid": url[-40:], "success": True})
+    def _reply(self, call: Call, fault: Fault | None) -> Answer:
+        try:
+            if fault is not None:
+                self._wait(fault)
+                if fault.before is not None:
+                    fault.before()
+                if fault.status:
+                    raise HubError(  # noqa: TRY301
+                        fault.status, fault.message, code=fault.code, headers=fault.headers
+                    )
+            reply = answer(self.state, call)
+        except HubError as error:
+            return error.answer
+        except Exception as error:
+            # A bug here or a request that the client never makes: the test is told what it was.
+            return HubError(500, f"{type(error).__name__}: {error}").answer
+        return _damaged(reply, fault) if fault is not None else reply
 
-    def _answer(self, status: int, value: object, *, code: str = "") -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if code:
-            self.send_header("X-Error-Code", code)
+    def _wait(self, fault: Fault) -> None:
+        if isinstance(fault.pause, threading.Event):
+            fault.pause.wait()
+        elif fault.pause:
+            self.state.closing.wait(fault.pause)
+
+    def _send(self, reply: Answer, fault: Fault | None) -> None:
+        body = b"" if self.command == "HEAD" else reply.body
+        self.send_response(reply.status)
+        for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if fault is not None and fault.cut is not None:
+            # Closed in order, as a proxy or a load balancer does, when everything that was sent was read.
+            body = body[: fault.cut]
+            self.close_connection = True
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args
+
+
+def _damaged(reply: Answer, fault: Fault) -> Answer:
+    """The answer as `fault` changes it; a redirection has no body to damage."""
+    body, headers = bytearray(reply.body), dict(reply.headers)
+    if fault.flip is not None and body:
+        body[fault.flip] ^= 0xFF
+    if fault.truncate is not None:
+        body = body[: fault.truncate]
+    if fault.etag:
+        headers |= {"ETag": f'"{fault.etag}"'}
+        if "X-Linked-Etag" in headers:
+            headers |= {"X-Linked-Etag": f'"{fault.etag}"'}
+    return replace(reply, body=bytes(body), headers=headers)
+
+
+def _folder(text: str) -> tuple[str, Mapping[str, bytes]]:
+    repo, _, name = text.partition("=")
+    if repo.count("/") != 1 or not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"cannot serve {text!r}: pass OWNER/NAME=FOLDER")
+    files = (path for path in sorted(Path(name).rglob("*")) if path.is_file())
+    return repo, {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+
+
+def main() -> None:
+    """Serve folders as models until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.zoo.hub_server", description=main.__doc__
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the Hub; 0 takes a free one")
+    parser.add_argument("models", nargs="*", type=_folder, metavar="OWNER/NAME=FOLDER")
+    arguments = parser.parse_args()
+    with hub_server(port=arguments.port) as hub:
+        for repo, files in arguments.models:
+            hub.add(repo, files)
+        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1", flush=True)
+        shown = 0
+        try:
+            while True:
+                for request in hub.requests[shown:]:
+                    print(request.method, request.path, request.range, request.status, flush=True)
+                    shown += 1
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            return
+
+
+if __name__ == "__main__":
+    main()

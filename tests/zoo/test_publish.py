@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nanochat.errors import InputError
 from nanochat.zoo.publish import upload
-from tests.zoo.hub_server import Hub, hub_server
+from tests.zoo.hub_server import environment
+from tests.zoo.hub_state import Hub
 
 ROOT = Path(__file__).parents[2]
 # The client reads its settings when it is imported, so it is run in a process of its own.
@@ -26,25 +26,24 @@ except SaveError as error:
 """
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with hub_server() as server:
-        yield server
-
-
 def run(hub: Hub, *arguments: object, token: str = "hf_secret", home: Path) -> str:
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home)}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **environment(hub, home), "HF_TOKEN": token},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def uploaded(hub: Hub) -> dict[str, bytes]:
+    """All files but the one with which a repository begins."""
+    files = hub.files("org/name")
+    del files[".gitattributes"]
+    return files
 
 
 def test_a_folder_is_uploaded_whole(hub: Hub, tmp_path: Path) -> None:
@@ -56,8 +55,8 @@ def test_a_folder_is_uploaded_whole(hub: Hub, tmp_path: Path) -> None:
     said = run(hub, "-c", UPLOAD, folder, "org/name", home=tmp_path)
 
     assert f"{hub.url}/org/name/commit/" in said
-    assert hub.repos == {"org/name": {"model.onnx": b"model", "inner/page.js": b"page"}}
-    assert len(hub.commits) == 1
+    assert uploaded(hub) == {"model.onnx": b"model", "inner/page.js": b"page"}
+    assert len(hub.asked("*/commit/*")) == 1
 
 
 def test_a_file_is_uploaded_with_its_report_and_nothing_else(hub: Hub, tmp_path: Path) -> None:
@@ -66,24 +65,24 @@ def test_a_file_is_uploaded_with_its_report_and_nothing_else(hub: Hub, tmp_path:
 
     run(hub, "-c", UPLOAD, tmp_path / "model.gguf", "org/name", home=tmp_path / "home")
 
-    assert sorted(hub.repos["org/name"]) == ["model.gguf", "model.gguf.parity.json"]
+    assert sorted(uploaded(hub)) == ["model.gguf", "model.gguf.parity.json"]
 
 
 def test_an_existing_repository_gets_another_commit(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a").write_text("a")
-    hub.repos["org/name"] = {"old": b"old"}
+    hub.add("org/name", {"old": b"old"})
 
     run(hub, "-c", UPLOAD, tmp_path / "x", "org/name", home=tmp_path / "home")
 
-    assert hub.repos["org/name"] == {"old": b"old", "a": b"a"}
+    assert hub.files("org/name") == {"old": b"old", "a": b"a"}
 
 
 @pytest.mark.parametrize(("token", "refuse"), [("hf_wrong", 0), ("hf_secret", 403)])
 def test_a_refusal_says_what_to_do(hub: Hub, tmp_path: Path, token: str, refuse: int) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a").write_text("a")
-    hub.refuse = refuse
+    hub.fault("*/commit/*", method="POST", status=refuse)
 
     said = run(hub, "-c", UPLOAD, tmp_path / "x", "org/name", token=token, home=tmp_path / "home")
 
@@ -99,7 +98,7 @@ def test_a_name_is_no_pattern_and_files_beside_go_too(hub: Hub, tmp_path: Path) 
     code = f"import sys; from pathlib import Path; from nanochat.zoo.publish import upload; {call}"
     run(hub, "-c", code, tmp_path / "x[1].gguf", home=tmp_path / "home")
 
-    assert sorted(hub.repos["org/name"]) == ["x[1].gguf", "x[1].mhc"]
+    assert sorted(uploaded(hub)) == ["x[1].gguf", "x[1].mhc"]
 
 
 @pytest.mark.parametrize(
