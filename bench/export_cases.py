@@ -8,12 +8,12 @@ from typing import Any
 
 from bench.parity_cases import random_weights
 from nanochat.config import ModelConfig
-from nanochat.export.formats import Choices, load_source
+from nanochat.export.formats import Choices
 from nanochat.export.source import Source
 from nanochat.export.transform import unroll
 from nanochat.export.verify import Artefact
 from nanochat.init import freeze
-from nanochat.loading import default_generation
+from nanochat.loading import default_generation, load_source
 from nanochat.tokenizer import Tokenizer
 from nanochat.zoo.hub import resolve
 

@@ -25,10 +25,11 @@ from nanochat.export.golden import (
     spread,
 )
 from nanochat.export.manifest import NAME, check_files, read_manifest
+from nanochat.export.source import Source
 from nanochat.export.verify import least_equal
-from nanochat.loading import load_golden, load_parts
+from nanochat.generation import Engine, Runner
+from nanochat.loading import load_golden, load_source
 from nanochat.model import forward
-from nanochat.ops import Ops
 from nanochat.weights import Stored, Weights, named_leaves
 
 __all__ = ["Checked", "check_model", "compare_golden"]
@@ -74,7 +75,7 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
     Parameters
     ----------
     backend : str
-        What runs the model's weights; see `nanochat.backends.choose`.
+        What runs the model's weights, or its graph; see `nanochat.backends.choose`.
 
     Raises
     ------
@@ -87,36 +88,29 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
     manifest = read_manifest(path) if path.is_dir() else None
     if manifest is not None:
         check_files(path, manifest)
-    parts = load_parts(path)
+    source = load_source(path, name=path.stem)
     golden = load_golden(path)
     name, _ = backends.choose(backend)
     worst = None
     if golden is not None:
-        _compare_tensors(path, golden, parts.weights)
-        worst = compare_golden(
-            golden, parts.config, parts.weights, backends.get(name), where=str(path)
-        )
+        _compare_tensors(path, golden, source.weights)
+        worst = compare_golden(golden, _start(path, source, name), where=str(path))
     return Checked(
         path=str(path),
         backend=name,
-        tensors=sum(1 for _ in named_leaves(parts.weights)),
+        tensors=sum(1 for _ in named_leaves(source.weights)),
         files=None if manifest is None else len(manifest.files),
         golden=worst,
     )
 
 
-def compare_golden(
-    golden: Golden,
-    config: ModelConfig,
-    weights: Weights[Stored],
-    ops: Ops[Any, Any, Any],
-    *,
-    where: str,
-) -> float:
-    """Run the record's tokens on a backend, and return the largest error of a layer or of the logits.
+def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
+    """Run the record's tokens on a model at work, and return the largest error of a layer or of the logits.
 
     Parameters
     ----------
+    engine : Runner
+        Of an `Engine` every layer is compared; of a graph, whose layers cannot be seen, the logits.
     where : str
         What the weights come from, for the error.
 
@@ -125,58 +119,77 @@ def compare_golden(
     FormatError
         With the first layer that differs.
     """
+    config = engine.config
     if max(golden.tokens) >= config.vocab_size or min(golden.tokens) < 0:
         raise FormatError(
             f"{where}: the golden record has tokens beyond the vocabulary of {config.vocab_size}: it is another "
             "model's; export the model again"
         )
+    worst = 0.0
+    if isinstance(engine, Engine):
+        logits, worst = _compare_layers(golden, engine, where=where)
+    else:
+        logits = engine.logits(golden.tokens)
+    entries = spread(config.vocab_size, len(golden.logits[0]))
+    rms = np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))
+    for ours, theirs in ((logits[:, entries], golden.logits), (rms, golden.rms)):
+        worst = max(worst, _compare(ours, theirs, name="the head", where=where))
+    return worst
+
+
+def _compare_layers(
+    golden: Golden, engine: Engine[Any, Any, Any], *, where: str
+) -> tuple[NDArray[np.float32], float]:
+    """The logits of the record's tokens, and the largest error of a layer."""
+    config, ops = engine.config, engine.ops
     layers: list[tuple[float, ...]] = []
     logits = ops.numpy(
         forward(
             ops.tokens(np.array([golden.tokens], np.int64)),
-            ops.prepare(weights),
+            engine.weights,
             config,
             ops,
             observe=lambda x: layers.append(layer_samples(ops.numpy(x))),
         )
     )[0]
-    names = [f"layer {number}" for number in _order(config)]
     if len(layers) != len(golden.layers):
         raise FormatError(
             f"{where}: {len(layers)} layers ran, and the golden record has {len(golden.layers)}: it is another "
             "model's; export the model again"
         )
-    entries = spread(config.vocab_size, len(golden.logits[0]))
-    rms = np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))
-    found: list[ArrayLike] = [*layers, logits[:, entries], rms]
-    expected: list[ArrayLike] = [*golden.layers, golden.logits, golden.rms]
-    _compare_pairs(golden, config, weights, ops, where=where)
-    worst = 0.0
-    for name, ours, theirs in zip([*names, "the head", "the head"], found, expected, strict=True):
-        error = float(np.sqrt(np.square(_errors(ours, theirs, NUM_TOKENS)).mean()))
-        if error > _TOLERANCE:
-            raise _departs(
-                where, name, f"by an RMS error of {error:.1e} (at most {_TOLERANCE:.0e})"
-            )
-        worst = max(worst, error)
-    return worst
+    _compare_pairs(golden, engine, where=where)
+    errors = [
+        _compare(ours, theirs, name=f"layer {number}", where=where)
+        for number, ours, theirs in zip(_order(config), layers, golden.layers, strict=True)
+    ]
+    return logits, max(errors)
 
 
-def _compare_pairs(
-    golden: Golden,
-    config: ModelConfig,
-    weights: Weights[Stored],
-    ops: Ops[Any, Any, Any],
-    *,
-    where: str,
-) -> None:
+def _compare(ours: ArrayLike, theirs: ArrayLike, *, name: str, where: str) -> float:
+    error = float(np.sqrt(np.square(_errors(ours, theirs, NUM_TOKENS)).mean()))
+    if error > _TOLERANCE:
+        raise _departs(where, name, f"by an RMS error of {error:.1e} (at most {_TOLERANCE:.0e})")
+    return error
+
+
+def _compare_pairs(golden: Golden, engine: Engine[Any, Any, Any], *, where: str) -> None:
     """Refuse a first layer of which no pair of tokens is equal, unless a rounding flips in most pairs."""
-    if 2 * least_equal(first_layer(config, weights)[0]) < _FAIR_SHARE:
+    config = engine.config
+    if 2 * least_equal(first_layer(config, engine.weights)[0]) < _FAIR_SHARE:
         return
-    errors = _errors(pair_samples(config, weights, ops), golden.pairs, NUM_PAIRS)
+    errors = _errors(pair_samples(config, engine.weights, engine.ops), golden.pairs, NUM_PAIRS)
     if errors.min() > _EQUAL:
         rule = f"by an RMS error of {errors.min():.1e} for every pair of tokens (at most {_EQUAL:.0e} for some)"
         raise _departs(where, f"layer {_order(config)[0]}", rule)
+
+
+def _start(path: Path, source: Source, backend: str) -> Runner[Any]:
+    if backend in backends.GRAPHS:
+        from nanochat.export.onnx_run import open_graph
+
+        return open_graph(path, source)
+    ops = backends.get(backend)
+    return Engine(source.config, ops.prepare(source.weights), ops)
 
 
 def _departs(where: str, name: str, rule: str) -> FormatError:

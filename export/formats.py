@@ -30,7 +30,7 @@ from nanochat.export.verify import (
 from nanochat.files import atomic_directory, exists
 from nanochat.generation import Engine
 from nanochat.init import freeze
-from nanochat.loading import load_licence, load_parts
+from nanochat.loading import load_parts
 
 __all__ = [
     "FORMATS",
@@ -40,7 +40,6 @@ __all__ = [
     "Progress",
     "Reloaded",
     "export_model",
-    "load_source",
 ]
 
 # Called with the tensors written and the tensors to write.
@@ -160,31 +159,6 @@ class Reloaded:
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
         """See `Artefact.greedy`."""
         return greedy(self._engine, ids, num_tokens=num_tokens)
-
-
-def load_source(path: Path, *, name: str, licence: str | None = None) -> Source:
-    """Read a model to export it.
-
-    Parameters
-    ----------
-    licence : str, optional
-        SPDX identifier of the weights' licence; absent is what the model's files say, or "unknown".
-
-    Raises
-    ------
-    NanochatError
-        As for `nanochat.loading.load_parts`.
-    """
-    parts = load_parts(path)
-    return Source(
-        name=name,
-        config=parts.config,
-        weights=freeze(parts.weights),
-        tokenizer=parts.tokenizer,
-        generation=parts.generation,
-        licence=licence or load_licence(path) or "unknown",
-        card=parts.card,
-    )
 
 
 def export_model(

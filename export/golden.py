@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ __all__ = [
     "record",
     "spread",
 ]
+
+Leaf = TypeVar("Leaf")
 
 NUM_TOKENS = 8
 NUM_PAIRS = 32
@@ -82,11 +84,12 @@ class Golden:
 def record(config: ModelConfig, weights: Weights[Stored]) -> Golden:
     """Compute the record of a model without latent leaves, on the reference backend."""
     ops = ReferenceOps()
+    prepared = ops.prepare(weights)
     tokens = spread(config.vocab_size, NUM_TOKENS)
     layers: list[tuple[float, ...]] = []
     (logits,) = forward(
         ops.tokens(tokens[None]),
-        ops.prepare(weights),
+        prepared,
         config,
         ops,
         observe=lambda x: layers.append(layer_samples(x)),
@@ -97,7 +100,7 @@ def record(config: ModelConfig, weights: Weights[Stored]) -> Golden:
         rms=_short(np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))),
         logits=tuple(map(_short, logits[:, spread(config.vocab_size, _NUM_LOGITS)])),
         layers=tuple(layers),
-        pairs=pair_samples(config, weights, ops),
+        pairs=pair_samples(config, prepared, ops),
         tensors={name: digest(leaf) for name, leaf in named_leaves(weights)},
     )
 
@@ -120,16 +123,19 @@ def layer_samples(x: NDArray[np.float32]) -> tuple[float, ...]:
 
 
 def pair_samples(
-    config: ModelConfig, weights: Weights[Stored], ops: Ops[Any, Any, Any]
+    config: ModelConfig, weights: Weights[Leaf], ops: Ops[Any, Leaf, Any]
 ) -> tuple[float, ...]:
-    """Eight numbers of what the first layer gives for the second token of each of 32 sequences of two."""
+    """Eight numbers of what the first layer gives for the second token of each of 32 sequences of two.
+
+    `weights` are prepared for `ops`.
+    """
     config, weights = first_layer(config, weights)
     tokens = spread(config.vocab_size, NUM_PAIRS + 1)
     pairs = np.stack([tokens[:-1], tokens[1:]], axis=1)
     seen: list[NDArray[np.float32]] = []
     forward(
         ops.tokens(pairs),
-        ops.prepare(weights),
+        weights,
         config,
         ops,
         only_last=True,
@@ -139,9 +145,7 @@ def pair_samples(
     return layer_samples(seen[0][None, :, 1])
 
 
-def first_layer(
-    config: ModelConfig, weights: Weights[Stored]
-) -> tuple[ModelConfig, Weights[Stored]]:
+def first_layer(config: ModelConfig, weights: Weights[Leaf]) -> tuple[ModelConfig, Weights[Leaf]]:
     """A model of the first layer alone."""
     alone = replace(
         config,

@@ -3,34 +3,25 @@
 It stands in every exported folder, and may stand in a model directory. A single file carries its golden record inside.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.golden import Golden, from_json
 from nanochat.export.source import Source
-from nanochat.files import exists, parse_json, read_bytes, require_file
+from nanochat.file_record import FileRecord, record_file, require_as_recorded
+from nanochat.files import exists, parse_json, read_bytes
 
-__all__ = ["NAME", "FileRecord", "Manifest", "check_files", "read_manifest", "write_manifest"]
+__all__ = ["NAME", "Manifest", "check_files", "read_manifest", "write_manifest"]
 
 NAME = "nanochat.json"
 _FORMAT = 1
 _MAX_BYTES = 64 * 2**20
-_CHUNK_BYTES = 2**20
 # The card is edited after an export; reports are written after the hashes.
 _FREE = frozenset({NAME, "README.md", "parity.json"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """Size and SHA-256, in hexadecimal digits, of a file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +61,7 @@ def write_manifest(folder: Path, source: Source, *, kind: str) -> None:
         "kind": kind,
         "config": config_to_dict(source.config),
         "files": {
-            name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            name: asdict(record_file(path))
             for name, path in zip(names, files, strict=True)
             if name not in _FREE
         },
@@ -133,13 +124,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         With the first of them.
     """
     for name, record in manifest.files.items():
-        path = folder / name
-        size = require_file(path)
-        if size != record.bytes or _sha256(path) != record.sha256:
-            raise FormatError(
-                f"{path}: {size} bytes that are not the {record.bytes} of {NAME} (SHA-256 {record.sha256[:16]}...): "
-                "the file is truncated or was changed; fetch it again"
-            )
+        require_as_recorded(folder / name, record, by=NAME)
 
 
 def _file_record(path: Path, name: str, value: object) -> FileRecord:
@@ -155,11 +140,3 @@ def _file_record(path: Path, name: str, value: object) -> FileRecord:
     raise FormatError(
         f"{path}: {name!r:.80} has {value!r:.80} for a size and a SHA-256; fetch it again"
     )
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()

@@ -17,9 +17,9 @@ from nanochat.errors import FormatError, ShapeError
 from nanochat.export.source import Source
 from nanochat.export.stock import Runtime, stock_architecture
 from nanochat.files import Tensor
-from nanochat.lm import save_model
 from nanochat.loading import default_generation
 from nanochat.model import ntk_theta
+from nanochat.saving import save_model
 from nanochat.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Stored, named_leaves
 
@@ -155,14 +155,7 @@ def write_own(
     SaveError
         If a file cannot be written.
     """
-    save_model(
-        folder,
-        source.config,
-        source.weights,
-        source.tokenizer,
-        generation=source.generation,
-        card=source.card,
-    )
+    save_model(folder, source)
     if progress is not None:
         count = sum(1 for _ in named_leaves(source.weights))
         progress(count, count)

@@ -9,7 +9,7 @@ Nothing that a file says is believed before it is checked: sizes before memory i
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,7 @@ def save(
     *,
     generation: Mapping[str, object] | None = None,
     others: Mapping[str, bytes] | None = None,
+    finish: Callable[[Path], None] | None = None,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> None:
     """Write a model; it replaces the one in `directory`, of which other files stay.
@@ -99,6 +100,8 @@ def save(
         Content of ``generation_config.json``; absent leaves that file as it is.
     others : mapping, optional
         Content of files that belong to the model, such as the tokenizer's, by name: all are written, or none.
+    finish : callable, optional
+        See `save_tensors`.
     max_shard_bytes : int
         Tensors of more bytes than this go to several files.
 
@@ -121,6 +124,7 @@ def save(
         dict(_tensors(config, weights)),
         texts=texts,
         others=others or {},
+        finish=finish,
         max_shard_bytes=max_shard_bytes,
     )
 
@@ -132,6 +136,7 @@ def save_tensors(
     texts: Mapping[str, Mapping[str, object]],
     others: Mapping[str, bytes],
     metadata: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> None:
     """Write tensors of any names, and the files that belong to them: all, or none.
@@ -146,6 +151,8 @@ def save_tensors(
         Content of further files by name: objects that become JSON, and bytes.
     metadata : mapping, optional
         Texts for the header of each file of tensors.
+    finish : callable, optional
+        Called with the folder in which all files are complete, before they are put in place; it may add to them.
     max_shard_bytes : int
         Tensors of more bytes than this go to several files, with an index.
 
@@ -170,6 +177,8 @@ def save_tensors(
         for name, keys in shards.items():
             part = {key: tensors[key] for key in keys}
             write_tensors(new / name, part, metadata=metadata or {})
+        if finish is not None:
+            finish(new)
     _remove_others(directory, {*contents, *shards})
 
 

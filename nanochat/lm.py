@@ -3,74 +3,36 @@
 Everything else is below: a `Model` joins a configuration, stored weights, a tokenizer and a backend, once.
 """
 
+import dataclasses
 import logging
-import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat import backends, checkpoint
+from nanochat import backends
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
-from nanochat.errors import BackendError, ConfigError, ContextLengthError, InputError
+from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
+from nanochat.export.check import compare_golden
+from nanochat.export.golden import Golden
+from nanochat.export.source import Source
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
-from nanochat.loading import Parts, default_generation, load_parts, onnx_file
+from nanochat.loading import default_generation, load_golden, load_source, onnx_file
 from nanochat.ops import Ops, Storage
+from nanochat.saving import save_model
+from nanochat.scoring import Score, score
 from nanochat.text_codec import TextCodec
 from nanochat.weights import Stored, Weights
 
-__all__ = [
-    "Model",
-    "Score",
-    "from_pretrained",
-    "save_model",
-]
+__all__ = ["Model", "from_pretrained"]
 
 _LOGGER = logging.getLogger(__name__)
-_CARD = "README.md"
 _ONNX = "onnx"
-# Rows of logits that are turned into probabilities at once, which bounds the float64 copy.
-_SCORED_ROWS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """How probable a model finds a text.
-
-    Parameters
-    ----------
-    nats : float
-        Minus the natural logarithm of the text's probability after ``<|bos|>``.
-    tokens, bytes : int
-        Length of the text.
-
-    Examples
-    --------
-    >>> score = Score(nats=32.0 * math.log(2), tokens=4, bytes=16)
-    >>> score.bits_per_byte, round(score.nats_per_token, 3)
-    (2.0, 5.545)
-    """
-
-    nats: float
-    tokens: int
-    bytes: int
-
-    @property
-    def nats_per_token(self) -> float:
-        """Mean cross-entropy; depends on the tokenizer."""
-        return self.nats / self.tokens
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits to code one byte of the text; comparable between tokenizers."""
-        return self.nats / math.log(2) / self.bytes
 
 
 class Model:
@@ -93,10 +55,12 @@ class Model:
         the memory, and less time where the context is long; they round, see `nanochat.ops.Slot`.
     num_threads : int, optional
         See `nanochat.backends.get`; for a backend that is chosen by name.
+    licence : str
+        SPDX identifier of the weights' licence, or "unknown".
 
     Attributes
     ----------
-    config, weights, tokenizer, name
+    config, weights, tokenizer, name, licence
         As given.
     engine : Runner
         The model at work, for callers that bring their own tokens.
@@ -121,6 +85,7 @@ class Model:
         name: str = "model",
         kv_cache: Storage = "float32",
         num_threads: int | None = None,
+        licence: str = "unknown",
     ) -> None:
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
@@ -131,6 +96,7 @@ class Model:
         self.weights = freeze(weights)
         self.tokenizer = tokenizer
         self.name = name
+        self.licence = licence
         if isinstance(backend, str):
             self._backend, self._reason = backends.choose(backend)
             backend = backends.get(self._backend, num_threads=num_threads)
@@ -144,8 +110,14 @@ class Model:
         else:
             prepared = backend.prepare(self.weights)
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
-        self._card = b""
-        self._generation: Mapping[str, object] = default_generation(tokenizer)
+        self._said = Source(
+            name=Path(name).name or "model",
+            config=config,
+            weights=self.weights,
+            tokenizer=tokenizer,
+            generation=default_generation(tokenizer),
+            licence=licence,
+        )
         _LOGGER.info("%s runs on %s: %s", name, self._backend, self._reason)
 
     @classmethod
@@ -161,6 +133,7 @@ class Model:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        verify: bool = False,
     ) -> "Model":
         """Load a model by name, fetching it if it is not here yet.
 
@@ -177,62 +150,71 @@ class Model:
         num_threads : int, optional
             See `Model`.
         revision, token, cache_dir, local_files_only, force_download
-            See `nanochat.zoo.hub.resolve`.
+            See `nanochat.zoo.hub.locate`.
+        verify : bool
+            Run the golden record of the model's files on the backend, and refuse a model that computes something else.
 
         Raises
         ------
         ModelNotFoundError
             If nothing has that name.
         FormatError
-            If its files are damaged.
+            If its files are damaged, or it shall be verified and cannot be.
         BackendError
             If the backend is unknown or cannot run here.
         """
         # Late, because the Hub's client takes longer to import than everything above.
-        from nanochat.zoo.hub import resolve
+        from nanochat.zoo.hub import locate
 
-        path = resolve(
+        location = locate(
             str(name),
+            backend=backend if isinstance(backend, str) else "reference",
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        parts = load_parts(path)
+        source = load_source(location.path, name=location.name)
         if isinstance(backend, str):
-            chosen = _ONNX if backend == "auto" and onnx_file(path) else backends.choose(backend)[0]
-            if chosen == _ONNX:
-                backend = _onnx_engine(path, parts, str(name), kv_cache, num_threads)
+            graph = backend == "auto" and onnx_file(location.path) is not None
+            if graph or backends.choose(backend)[0] in backends.GRAPHS:
+                from nanochat.export.onnx_run import open_graph
+
+                backend = open_graph(
+                    location.path, source, kv_cache=kv_cache, num_threads=num_threads
+                )
         model = cls(
-            parts.config,
-            parts.weights,
-            parts.tokenizer,
+            source.config,
+            source.weights,
+            source.tokenizer,
             backend=backend,
             name=str(name),
             kv_cache=kv_cache,
             num_threads=num_threads,
+            licence=source.licence,
         )
-        model._generation = parts.generation
-        model._card = parts.card
+        model._said = source
+        if verify:
+            model._verify(load_golden(location.path))
         return model
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the model directory: weights, configuration, tokenizer, and the card if there was one.
+    def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:
+        """Write the model directory: weights, configuration, tokenizer, card, and the hashes and record to verify it.
+
+        Parameters
+        ----------
+        directory : str or Path
+            See `nanochat.saving.save_model`.
+        licence : str, optional
+            SPDX identifier of the weights' licence; absent is the model's own.
 
         Raises
         ------
         SaveError
             If a file cannot be written; the model that was there is untouched.
         """
-        save_model(
-            directory,
-            self.config,
-            self.weights,
-            self.tokenizer,
-            generation=self._generation,
-            card=self._card,
-        )
+        save_model(directory, self._source(licence))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> str: ...
@@ -348,15 +330,20 @@ class Model:
             raise InputError(
                 "the text is one token, and this model's tokenizer has none to stand before it: pass a longer text"
             )
-        context = self.config.context_length
-        num_targets = len(ids) - 1
-        nats, start, scored = 0.0, 0, 0
-        while scored < num_targets:
-            end = min(start + context, num_targets)
-            logits = self.engine.logits(ids[start:end])[scored - start :]
-            nats += _cross_entropy(logits, ids[scored + 1 : end + 1])
-            scored, start = end, end - context // 2
-        return Score(nats=nats, tokens=num_targets, bytes=len(text.encode()))
+        return score(self.engine, ids, num_bytes=len(text.encode()))
+
+    def _source(self, licence: str | None) -> Source:
+        return dataclasses.replace(
+            self._said, weights=self.weights, licence=licence or self.licence
+        )
+
+    def _verify(self, golden: Golden | None) -> None:
+        if golden is None:
+            raise FormatError(
+                f"{self.name} has no golden record to be verified with: load it without verify, or ask its author to "
+                "save it with nanochat-ternary"
+            )
+        compare_golden(golden, self.engine, where=self.name)
 
     def describe(self) -> dict[str, object]:
         """What runs, where and why, and how its tensors are stored; ready for JSON."""
@@ -380,79 +367,9 @@ class Model:
 from_pretrained = Model.from_pretrained
 
 
-def save_model(
-    directory: str | Path,
-    config: ModelConfig,
-    weights: Weights[Stored],
-    tokenizer: TextCodec,
-    *,
-    generation: Mapping[str, object],
-    card: bytes = b"",
-) -> None:
-    """Write a model directory, complete or not at all.
-
-    Parameters
-    ----------
-    directory : str or Path
-        Made if it is not there; the model that it holds is replaced.
-    config, weights, tokenizer
-        See `Model`; without latent leaves.
-    generation : mapping
-        Content of ``generation_config.json``.
-    card : bytes
-        Content of ``README.md``; empty leaves that file as it is.
-
-    Raises
-    ------
-    SaveError
-        If a file cannot be written; the model that was there is untouched.
-    """
-    others = {**tokenizer.files(), _CARD: card} if card else tokenizer.files()
-    checkpoint.save(directory, config, weights, generation=generation, others=others)
-
-
-def _onnx_engine(
-    path: Path, parts: Parts, name: str, kv_cache: Storage, num_threads: int | None
-) -> Runner[Any]:
-    """Run a model's graph in ONNX Runtime: the file at `path`, or one that is written for it and forgotten."""
-    from nanochat.export.onnx import export_onnx
-    from nanochat.export.onnx_engine import OnnxEngine
-    from nanochat.export.source import Source
-
-    if kv_cache != "float32":
-        raise BackendError(
-            f"kv_cache={kv_cache!r}, but an exported graph keeps keys and values in float32: leave kv_cache out, or "
-            "choose another backend"
-        )
-    file = onnx_file(path)
-    if file is not None:
-        return OnnxEngine(file, num_threads=num_threads)
-    source = Source(
-        name=name,
-        config=parts.config,
-        weights=parts.weights,
-        tokenizer=parts.tokenizer,
-        generation=parts.generation,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        export_onnx(source, Path(folder) / "model.onnx")
-        return OnnxEngine(Path(folder) / "model.onnx", num_threads=num_threads)
-
-
 def _device(engine: Runner[Any]) -> str:
     return str(getattr(getattr(engine, "ops", engine), "device", "cpu"))
 
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
     return (piece.text for piece in pieces if piece.text)
-
-
-def _cross_entropy(logits: NDArray[np.float32], targets: Sequence[int]) -> float:
-    """Minus the sum of the targets' log-probabilities, in nats."""
-    nats = 0.0
-    for start in range(0, len(targets), _SCORED_ROWS):
-        rows = logits[start : start + _SCORED_ROWS].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), list(targets[start : start + _SCORED_ROWS])]
-        nats += float((np.log(np.exp(rows).sum(axis=1)) - chosen).sum())
-    return nats

@@ -13,13 +13,23 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.golden import Golden
 from nanochat.export.manifest import Manifest, read_manifest
+from nanochat.export.source import Source
 from nanochat.files import exists, read_bytes
+from nanochat.init import freeze
 from nanochat.library_tokenizer import load_tokenizer
 from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights
 
-__all__ = ["Parts", "default_generation", "load_golden", "load_licence", "load_parts", "onnx_file"]
+__all__ = [
+    "Parts",
+    "default_generation",
+    "load_golden",
+    "load_licence",
+    "load_parts",
+    "load_source",
+    "onnx_file",
+]
 
 _CARD = "README.md"
 _MAX_CARD_BYTES = 2**20
@@ -127,6 +137,33 @@ def load_licence(path: Path) -> str | None:
         return gguf_licence(path)
     manifest = read_manifest(path if path.is_dir() else path.parent)
     return None if manifest is None else manifest.licence
+
+
+def load_source(path: Path, *, name: str, licence: str | None = None) -> Source:
+    """Read a model with all that is said of it, without preparing it for a backend.
+
+    Parameters
+    ----------
+    name : str
+        What it is called where files show a name.
+    licence : str, optional
+        SPDX identifier of the weights' licence; absent is what the model's files say, or "unknown".
+
+    Raises
+    ------
+    NanochatError
+        As for `load_parts`.
+    """
+    parts = load_parts(path)
+    return Source(
+        name=name,
+        config=parts.config,
+        weights=freeze(parts.weights),
+        tokenizer=parts.tokenizer,
+        generation=parts.generation,
+        licence=licence or load_licence(path) or "unknown",
+        card=parts.card,
+    )
 
 
 def default_generation(tokenizer: TextCodec) -> dict[str, object]:

@@ -1,13 +1,14 @@
 """This file holds the catalog: the names that stand for models, and where the weights of each are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 from nanochat.errors import ModelNotFoundError
+from nanochat.file_record import FileRecord, require_as_recorded
 
-__all__ = ["CATALOG", "Entry", "directory", "similar", "ways_on"]
+__all__ = ["CATALOG", "Entry", "directory", "require_pinned", "similar", "ways_on"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -24,8 +25,12 @@ class Entry:
         Its configuration; see `nanochat.presets`.
     repo : str or None
         ``owner/name`` of its weights on the Hugging Face Hub, if they are published.
+    revision : str
+        The commit of `repo` that is meant, 40 hexadecimal digits.
     ships : bool
         Whether its weights come with this package.
+    files : mapping
+        Size and hash of every file that belongs to the model, compared each time before one is opened.
     description : str
         One line for lists.
     licence : str
@@ -35,9 +40,16 @@ class Entry:
     name: str
     preset: str
     repo: str | None = None
+    revision: str = ""
     ships: bool = False
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     description: str
     licence: str = "MIT"
+
+    def __post_init__(self) -> None:
+        # A name must not come to mean other weights.
+        pinned = self.ships or (self.repo is not None and len(self.revision) == 40)
+        assert bool(self.files) == pinned, f"{self.name}: pin its commit and its files"
 
 
 CATALOG: Mapping[str, Entry] = {
@@ -47,6 +59,32 @@ CATALOG: Mapping[str, Entry] = {
             name="nanochat-tiny",
             preset="tiny",
             ships=True,
+            files={
+                "config.json": FileRecord(
+                    bytes=925,
+                    sha256="47f538d4015bd9c78c44e3105e829fdcd0fa7827e5bfcf267125009482eb5e5e",
+                ),
+                "generation_config.json": FileRecord(
+                    bytes=41,
+                    sha256="3eaef933d39a62cc4a9e6238be69232d949faac9067fedc42fb645c5435b6545",
+                ),
+                "model.safetensors": FileRecord(
+                    bytes=2310504,
+                    sha256="9e9b239dc79524f7daae1e990da5d61de350135e5982f0d8bb31a04542383260",
+                ),
+                "nanochat.json": FileRecord(
+                    bytes=16237,
+                    sha256="3d66ccd5e6a6e5e6a7f7ad757a443b26f5d0fabcde3881d64daa8f5d75796076",
+                ),
+                "tokenizer.json": FileRecord(
+                    bytes=259837,
+                    sha256="4eb82df1f12bc6c2394329db1ca71d7bd186ccd91456f421fdf5b84348511bd6",
+                ),
+                "tokenizer_config.json": FileRecord(
+                    bytes=718,
+                    sha256="0997e57bdb0c8a1d14dbc5663442621f63e3124b374f0848facbb765b64a9565",
+                ),
+            },
             description="6M parameters, to try everything at once",
         ),
         Entry(
@@ -96,6 +134,18 @@ def directory(entry: Entry) -> Path:
         missing = "is not in this installation" if entry.ships else "has no published weights yet"
         raise ModelNotFoundError(f"{entry.name} {missing}: {ways_on(entry.preset)}")
     return path
+
+
+def require_pinned(entry: Entry, folder: Path) -> None:
+    """Refuse a folder whose files are not those that the catalog means.
+
+    Raises
+    ------
+    FormatError
+        With the first that differs.
+    """
+    for name, record in entry.files.items():
+        require_as_recorded(folder / name, record, by="the catalog")
 
 
 def similar(name: str) -> list[str]:

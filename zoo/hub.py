@@ -1,54 +1,80 @@
 """This file holds the way from a model's name to its files: what is on disk, the catalog, the Hugging Face Hub."""
 
 import logging
+import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
+from nanochat.errors import FormatError, ModelNotFoundError
+from nanochat.file_record import require_as_recorded
+from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
+from nanochat.zoo.download import Fetched, Request, fetch
+from nanochat.zoo.layout import candidates, choose
 
-from nanochat import __version__
-from nanochat.errors import ModelNotFoundError, SaveError
-from nanochat.zoo.catalog import CATALOG, directory, similar, ways_on
-
-__all__ = ["FILES", "is_repo", "resolve"]
-
-# What a model directory holds; nothing else is fetched, so nothing else can be run or read by accident.
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "nanochat.json",
-    "README.md",
-)
+__all__ = ["Location", "is_repo", "locate", "resolve"]
 
 # Models that are one file.
 _SUFFIXES = (".gguf", ".onnx")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", re.DOTALL)
+# The only file that is for people alone.
+_CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
 
 
-def resolve(
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a model is.
+
+    Parameters
+    ----------
+    path : Path
+        The directory, ``.gguf`` or ``.onnx`` file to open.
+    name : str
+        What the model is called: its name in the catalog or on the Hub, or that of its file or directory.
+    fetched : Fetched or None
+        What was fetched, if it is of the Hub.
+    """
+
+    path: Path
+    name: str
+    fetched: Fetched | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where its files come from, in a word or two."""
+        if self.fetched is None:
+            return str(self.path)
+        return f"{self.fetched.repo}@{self.fetched.commit[:12]}"
+
+
+def resolve(name: str, *, backend: str = "auto") -> Path:
+    """Return the directory, ``.gguf`` or ``.onnx`` file that a name stands for; see `locate`."""
+    return locate(name, backend=backend).path
+
+
+def locate(
     name: str,
     *,
+    backend: str = "auto",
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-) -> Path:
-    """Return the directory, ``.gguf`` or ``.onnx`` file that a name stands for, fetched if need be.
+) -> Location:
+    """Find the files that a name stands for, and fetch them if need be.
 
     Parameters
     ----------
     name : str
         In this order: the path of a directory, ``.gguf`` or ``.onnx`` file that exists, a name of the catalog, or
-        ``owner/name`` on the Hugging Face Hub, perhaps with ``@revision``.
+        ``owner/name`` on the Hugging Face Hub. The last two may go on with ``@revision`` and with ``:part``, which
+        chooses among several formats: "gguf", "onnx", a folder, a file, or a GGUF type such as TQ2_0.
+    backend : str
+        What will run it, for which the best of several formats is taken.
     revision : str, optional
         Branch, tag or commit on the Hub; absent is the main branch. Nothing but a model of the Hub has one.
     token : str, optional
@@ -63,7 +89,9 @@ def resolve(
     Raises
     ------
     ModelNotFoundError
-        If nothing has that name or revision, or it cannot be reached.
+        If nothing has that name, revision or part, or it cannot be reached.
+    FormatError
+        If a file of the catalog or of the Hub is not the one that is recorded there.
     SaveError
         If what was fetched cannot be stored.
     """
@@ -71,34 +99,56 @@ def resolve(
     if path is not None:
         if name in CATALOG:
             _LOGGER.warning("%s is a directory here, and comes before the model of that name", name)
+        elif is_repo(name):
+            _LOGGER.info("%s is a directory here, and comes before a model of the Hub", name)
         if revision:
             raise _without_revisions(name, revision, f"it is at {path}")
         _LOGGER.debug("%s is at %s", name, path)
-        return path
-    repo, _, suffix = name.partition("@")
-    entry = CATALOG.get(repo)
+        return _at(path, backend)
+    parsed = _NAME.fullmatch(name)
+    assert parsed is not None
+    model, suffix, part = (parsed[group] or "" for group in ("model", "revision", "part"))
+    entry = CATALOG.get(model)
     if entry is not None and entry.repo is None:
-        path = directory(entry)
         if suffix or revision:
-            raise _without_revisions(repo, suffix or revision, "it is part of this package")
-        return path
-    if entry is not None and entry.repo is not None:
-        repo = entry.repo
+            raise _without_revisions(model, suffix or revision, "it is part of this package")
+        if part:
+            raise ModelNotFoundError(
+                f"{model} has no part {part!r:.80}: it is in one format only; leave it out"
+            )
+        path = directory(entry)
+        require_pinned(entry, path)
+        return Location(path=path, name=model)
+    repo = model if entry is None or entry.repo is None else entry.repo
     if not is_repo(repo):
-        if suffix and _on_disk(repo) is not None:
-            raise _without_revisions(repo, suffix, "it is on this disk")
+        if _on_disk(model) is not None:
+            if suffix:
+                raise _without_revisions(model, suffix, "it is on this disk")
+            raise ModelNotFoundError(
+                f"{model} is on this disk: pass the path of its part {part!r:.80} instead"
+            )
         raise _unknown(name)
     if suffix and revision and suffix != revision:
         raise ModelNotFoundError(
             f"{name} and revision={revision!r} name two revisions: pass one of them"
         )
-    return _fetch(
-        repo,
-        revision=suffix or revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
+    wanted = suffix or revision or ""
+    fetched = fetch(
+        Request(
+            repo=repo,
+            revision=_revision(wanted, entry),
+            part=part,
+            backend=backend,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+    )
+    if entry is not None:
+        _require_meant(entry, fetched, wanted)
+    return Location(
+        path=fetched.path, name=model if entry else repo.partition("/")[2], fetched=fetched
     )
 
 
@@ -121,6 +171,57 @@ def _on_disk(name: str) -> Path | None:
     return None
 
 
+def _at(path: Path, backend: str) -> Location:
+    """The model in a file or directory; a directory may hold several, as a repository may."""
+    whole = path.resolve()
+    if path.is_file():
+        return Location(path=path, name=whole.stem)
+    found = candidates(_files_in(path))
+    if not found:
+        # Whoever reads it says what is missing.
+        return Location(path=path, name=whole.name)
+    model = choose(found, backend=backend, part="", where=str(path))
+    return Location(path=path / model.place if model.place else path, name=whole.name)
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    """Files in a directory and in the directories in it."""
+    for entry in os.scandir(folder):
+        if entry.is_file():
+            yield entry.name
+        elif entry.is_dir() and not entry.name.startswith("."):
+            try:
+                yield from (f"{entry.name}/{e.name}" for e in os.scandir(entry) if e.is_file())
+            except OSError:
+                # Not for this user to read, and so not the model.
+                continue
+
+
+def _revision(wanted: str, entry: Entry | None) -> str:
+    if wanted and (wanted.startswith(("/", "-")) or ".." in wanted or "\0" in wanted):
+        raise ModelNotFoundError(f"{wanted!r:.80} is no revision: pass a branch, a tag or a commit")
+    return wanted or (entry.revision if entry is not None else "")
+
+
+def _require_meant(entry: Entry, fetched: Fetched, wanted: str) -> None:
+    """Compare a model of the catalog with what the catalog says of its files."""
+    if wanted and wanted != entry.revision:
+        _LOGGER.warning(
+            "%s: the catalog knows the files of %s, not those of %s, which are compared with the Hub's record only",
+            entry.name,
+            entry.revision[:12],
+            wanted,
+        )
+        return
+    unknown = sorted(set(fetched.model.files) - entry.files.keys() - {_CARD})
+    if unknown:
+        raise FormatError(
+            f"{entry.repo} holds {unknown[0]}, of which the catalog does not know: upgrade nanochat-ternary"
+        )
+    for name in set(fetched.model.files) - {_CARD}:
+        require_as_recorded(fetched.snapshot / name, entry.files[name], by="the catalog")
+
+
 def _without_revisions(name: str, revision: str | None, where: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"{name:.200} has no revision {revision!r:.80}: {where}, and only models of the Hugging Face Hub have "
@@ -141,61 +242,3 @@ def _unknown(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"no model is named {name!r:.200}: choose one of {', '.join(CATALOG)}, or {ways_on('NAME')}"
     )
-
-
-def _fetch(
-    repo: str,
-    *,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-    force_download: bool,
-) -> Path:
-    url = f"https://huggingface.co/{repo}"
-    # Names of the client are looked up when they are needed: it loads its parts on demand, and they take 0.3 s.
-    try:
-        snapshot = huggingface_hub.snapshot_download(
-            repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=list(FILES),
-            library_name="nanochat-ternary",
-            library_version=__version__,
-        )
-    except huggingface_hub.errors.GatedRepoError as error:
-        raise ModelNotFoundError(
-            f"{repo} asks you to accept its terms: do so at {url}, then run `hf auth login`"
-        ) from error
-    except huggingface_hub.errors.RepositoryNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{repo} is no directory here and no model at {url}: check the name, or run `hf auth login` if it is "
-            "private"
-        ) from error
-    except huggingface_hub.errors.RevisionNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{repo} has no revision {revision!r:.80}: choose a branch, tag or commit at {url}/tree/main"
-        ) from error
-    except huggingface_hub.errors.LocalEntryNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{repo} is no directory here, was not fetched before, and the Hub is out of reach: "
-            "connect and try again, or pass the path of a model"
-        ) from error
-    except huggingface_hub.errors.HFValidationError as error:
-        raise ModelNotFoundError(f"{repo}: {error}; pass owner/name") from error
-    # The client's own exceptions are another library's in every major version.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise SaveError(
-                f"cannot store {repo}: {error.strerror}; free space, or pass another cache_dir"
-            ) from error
-        raise ModelNotFoundError(f"{repo} could not be fetched: {error}; try again") from error
-    path = Path(snapshot)
-    if not (path / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"{repo} holds no config.json, so it is no model of nanochat-ternary: check the name"
-        )
-    return path

@@ -123,7 +123,8 @@ def export(
         if option not in _FORMATS[kind]:
             formats = " and ".join(form for form, names in _FORMATS.items() if option in names)
             raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
-    from nanochat.export.formats import FORMATS, Choices, export_model, load_source
+    from nanochat.export.formats import FORMATS, Choices, export_model
+    from nanochat.loading import load_source
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve
     from nanochat.zoo.publish import require_repo, upload

@@ -69,7 +69,7 @@ def verify(model: str, *, backend: str, as_json: bool) -> None:
     from nanochat.zoo.hub import resolve
 
     with as_file_errors():
-        checked = check_model(resolve(model), backend=backend)
+        checked = check_model(resolve(model, backend=backend), backend=backend)
     if as_json:
         print_json(dataclasses.asdict(checked))
         return

@@ -11,7 +11,8 @@ import nanochat
 from bench.random_model import random_packed_weights
 from nanochat.backends.numba_kernels.memory import WeightMemory, release, spread_over_nodes
 from nanochat.config import ModelConfig
-from nanochat.lm import save_model
+from nanochat.export.source import Source
+from nanochat.saving import save_model
 from nanochat.weights import Ternary, named_leaves
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory is used")
@@ -53,7 +54,10 @@ def test_loading_takes_at_most_a_third_more_than_the_loaded_model(tmp_path: Path
     )
     weights = random_packed_weights(config, seed=0)
     tokenizer = nanochat.from_pretrained("nanochat-tiny", backend="reference").tokenizer
-    save_model(tmp_path / "model", config, weights, tokenizer, generation={})
+    source = Source(
+        name="random", config=config, weights=weights, tokenizer=tokenizer, generation={}
+    )
+    save_model(tmp_path / "model", source)
     numbers = sum(
         leaf.packed.shape[0] * leaf.columns
         for _, leaf in named_leaves(weights)

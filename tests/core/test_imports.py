@@ -21,14 +21,15 @@ ROWS = (
     ("cli",),
     ("serve", "train", "rl"),
     ("eval",),
-    ("lm", "loading", "export"),
+    ("lm", "loading", "saving", "export"),
     ("backends", "zoo"),
-    ("model", "cost", "memory", "checkpoint", "generation", "sampling", "init", "chat"),
+    ("model", "cost", "memory", "checkpoint", "generation", "sampling", "scoring", "init", "chat"),
     ("chat_template",),
     ("ops",),
     ("weights", "shapes", "library_tokenizer"),
     ("tokenizer", "token_pieces", "token_roles"),
-    ("config", "presets", "ternary", "files", "tensor_file", "text_codec"),
+    ("config", "presets", "ternary", "file_record", "text_codec"),
+    ("files",),
     ("errors",),
 )
 
@@ -67,6 +68,7 @@ FRAMEWORKS = {
 LATE = {
     "backends/__init__.py": "`get` imports the one backend that was asked for",
     "export/__init__.py": "an exporter is imported when it is used, and with it onnx or gguf",
+    "export/check.py": "a graph needs onnxruntime",
     "export/formats.py": "each format needs packages that the others do not",
     "nanochat/__init__.py": "the public names are imported when they are used",
     "nanochat/chat.py": "the language of chat templates is imported when a model has one",

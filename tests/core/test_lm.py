@@ -24,8 +24,9 @@ from nanochat.errors import (
     InputError,
     ModelNotFoundError,
 )
-from nanochat.export.formats import FORMATS, Choices, export_model, load_source
+from nanochat.export.formats import FORMATS, Choices, export_model
 from nanochat.lm import Model, from_pretrained
+from nanochat.loading import load_source
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.core.random_model import (
@@ -44,16 +45,19 @@ import resource, signal, sys
 import numpy as np
 from nanochat.errors import SaveError
 from nanochat.init import freeze, init
-from nanochat.lm import save_model
+from nanochat.export.source import Source
+from nanochat.saving import save_model
 from tests.core.random_model import random_config, random_tokenizer
 config = random_config()
 weights = freeze(init(config, np.random.default_rng(5)))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, 2**23))
 try:
-    save_model(
-        sys.argv[1], config, weights, random_tokenizer(), generation={}, card=bytes(2**23 + 1)
+    source = Source(
+        name="random", config=config, weights=weights, tokenizer=random_tokenizer(), generation={},
+        card=bytes(2**23 + 1),
     )
+    save_model(sys.argv[1], source)
 except SaveError as error:
     print(error)
 """

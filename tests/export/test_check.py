@@ -14,9 +14,11 @@ from nanochat.errors import FormatError, ModelNotFoundError, NumericError
 from nanochat.export.check import check_model, compare_golden
 from nanochat.export.formats import Choices, export_model
 from nanochat.export.gguf_file import read_gguf
-from nanochat.export.manifest import NAME, write_manifest
+from nanochat.export.golden import Golden
+from nanochat.export.manifest import NAME
 from nanochat.export.source import Source
-from nanochat.lm import save_model
+from nanochat.generation import Engine
+from nanochat.saving import save_model
 from nanochat.weights import Dense, Stored, map_leaves
 from tests.export.sources import random_source
 
@@ -33,11 +35,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def written(source: Source, folder: Path) -> Path:
     """A model directory with its record."""
-    save_model(
-        folder, source.config, source.weights, source.tokenizer, generation=source.generation
-    )
-    write_manifest(folder, source, kind="nanochat")
+    save_model(folder, source)
     return folder
+
+
+def compare(source: Source, ops: ReferenceOps, *, golden: Golden) -> float:
+    """Compare a model at work on a backend with a record."""
+    engine = Engine(source.config, ops.prepare(source.weights), ops)
+    return compare_golden(golden, engine, where="x")
 
 
 def changed(source: Source, name: str, change: Any) -> Source:
@@ -91,13 +96,10 @@ def with_half_the_scales(source: Source) -> Source:
 def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
     source = random_source()
     path = written(source, tmp_path / "x")
-    save_model(
-        path,
-        source.config,
-        with_half_the_scales(source).weights,
-        source.tokenizer,
-        generation=source.generation,
-    )
+    data = path / NAME
+    manifest = data.read_bytes()
+    save_model(path, with_half_the_scales(source))
+    data.write_bytes(manifest)
     # Whoever changes the file can change its hash.
     fields = json.loads((path / NAME).read_text())
     del fields["files"]["model.safetensors"]
@@ -150,7 +152,7 @@ def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
     source = random_source(**LOOP)
 
     with pytest.raises(FormatError, match=rf"x: layer {layer} is the first that differs"):
-        compare_golden(source.golden, source.config, source.weights, Wrong(run), where="x")
+        compare(source, Wrong(run), golden=source.golden)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +162,10 @@ def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
 )
 def test_another_configuration_is_found(change: dict[str, Any]) -> None:
     source = random_source()
-    config = dataclasses.replace(source.config, **change)
+    other = dataclasses.replace(source, config=dataclasses.replace(source.config, **change))
 
     with pytest.raises(FormatError, match="layer 0 is the first that differs"):
-        compare_golden(source.golden, config, source.weights, ReferenceOps(), where="x")
+        compare(other, ReferenceOps(), golden=source.golden)
 
 
 class Flipping(ReferenceOps):
@@ -185,7 +187,7 @@ class Flipping(ReferenceOps):
 def test_a_rounding_that_flips_early_is_no_mistake(options: dict[str, Any]) -> None:
     source = random_source(**options)
 
-    error = compare_golden(source.golden, source.config, source.weights, Flipping(), where="x")
+    error = compare(source, Flipping(), golden=source.golden)
 
     assert error < 6e-2
 
@@ -201,7 +203,7 @@ def test_a_small_mistake_everywhere_is_found_in_the_first_layer() -> None:
     source = random_source()
 
     with pytest.raises(FormatError, match=r"layer 0 .* for every pair of tokens"):
-        compare_golden(source.golden, source.config, source.weights, Scaled(), where="x")
+        compare(source, Scaled(), golden=source.golden)
 
 
 def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
@@ -210,7 +212,7 @@ def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
     louder = dataclasses.replace(golden, rms=tuple(1.1 * rms for rms in golden.rms))
 
     with pytest.raises(FormatError, match="the head is the first that differs"):
-        compare_golden(louder, source.config, source.weights, ReferenceOps(), where="x")
+        compare(source, ReferenceOps(), golden=louder)
 
 
 def test_a_head_that_departs_is_named() -> None:
@@ -218,7 +220,7 @@ def test_a_head_that_departs_is_named() -> None:
     other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))
 
     with pytest.raises(FormatError, match="the head is the first that differs"):
-        compare_golden(source.golden, source.config, other.weights, ReferenceOps(), where="x")
+        compare(other, ReferenceOps(), golden=source.golden)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_the_record_of_another_model_is_refused(options: dict[str, Any]) -> None
     golden, other = random_source().golden, random_source(**options)
 
     with pytest.raises(FormatError):
-        compare_golden(golden, other.config, other.weights, ReferenceOps(), where="x")
+        compare(other, ReferenceOps(), golden=golden)
 
 
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:

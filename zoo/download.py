@@ -1,0 +1,332 @@
+"""This file holds the fetching of a model from the Hugging Face Hub: only what is needed, and nothing unchecked.
+
+The client does the transfer, in parallel and with its own cache; a cut is resumed while the process lives, and complete
+files are kept when it does not. What it does not do is done here. All files are of one commit, whatever happens to the
+repository meanwhile. Every file is compared with the Hub's own record of it, each time before it is opened. And a
+branch is only said to be here when all of it is: an update that was interrupted leaves the model that was there.
+"""
+
+import glob
+import hashlib
+import io
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import huggingface_hub
+
+from nanochat import __version__
+from nanochat.errors import FormatError, ModelNotFoundError, SaveError
+from nanochat.file_record import record_file
+from nanochat.files import atomic_write, exists
+from nanochat.zoo.client_errors import is_unreachable, reading_errors
+from nanochat.zoo.layout import Candidate, candidates, choose, require_inside, require_model
+
+__all__ = ["Fetched", "Request", "fetch"]
+
+# Not looked up before it is needed: the client loads its parts on demand, which takes 0.3 s.
+RepoFile: TypeAlias = "huggingface_hub.hf_api.RepoFile"
+
+_LIBRARY = "nanochat-ternary"
+_MAIN = "main"
+_CHUNK_BYTES = 2**20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is wanted of the Hub.
+
+    Parameters
+    ----------
+    repo : str
+        ``owner/name``.
+    revision : str
+        Branch, tag or commit; empty is the main branch.
+    part, backend : str
+        See `nanochat.zoo.layout.choose`.
+    token : str or None
+        Access token; `None` is the one of ``hf auth login`` or ``HF_TOKEN``.
+    cache_dir : str, Path or None
+        Where downloads stay; `None` is the client's own cache.
+    local_files_only, force_download : bool
+        Use what was fetched before, without the network; fetch again what was fetched before.
+    """
+
+    repo: str
+    revision: str = ""
+    part: str = ""
+    backend: str = "auto"
+    token: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A model of the Hub on this disk.
+
+    Parameters
+    ----------
+    repo : str
+        ``owner/name``.
+    path : Path
+        The file or folder to open.
+    snapshot : Path
+        The folder of its repository at this commit.
+    commit : str
+        40 hexadecimal digits.
+    model : Candidate
+        What was chosen.
+    bytes : int
+        Size of its files.
+    """
+
+    repo: str
+    path: Path
+    snapshot: Path
+    commit: str
+    model: Candidate
+    bytes: int
+
+
+def fetch(request: Request) -> Fetched:
+    """Bring a model here, if it is not, and compare every file of it with the Hub's record.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such model or revision, it cannot be reached, or is not here where it must be.
+    FormatError
+        If a file is not what the Hub's record says, or its name leads out of its folder.
+    SaveError
+        If it cannot be stored.
+    """
+    commit, is_offline = _commit(request)
+    files = _files_here(request, commit) if is_offline else _files_of(request, commit)
+    require_inside(files, where=request.repo)
+    found = candidates(files)
+    require_model(found, files, where=request.repo)
+    snapshot = _storage(request) / "snapshots" / commit
+    if is_offline:
+        found = _complete(found, snapshot, request.repo)
+    model = choose(found, backend=request.backend, part=request.part, where=_name(request))
+    wanted = {name: files[name] for name in model.files}
+    if is_offline:
+        _require_undamaged(request, snapshot, wanted)
+    else:
+        _download(request, snapshot, wanted)
+        _remember(request, commit)
+    return Fetched(
+        repo=request.repo,
+        path=snapshot / model.place if model.place else snapshot,
+        snapshot=snapshot,
+        commit=commit,
+        model=model,
+        bytes=sum(file.size for file in wanted.values()),
+    )
+
+
+def _complete(found: Sequence[Candidate], snapshot: Path, repo: str) -> list[Candidate]:
+    """The models of which all files are here."""
+    here = [c for c in found if all((snapshot / name).is_file() for name in c.files)]
+    if not here:
+        raise ModelNotFoundError(
+            f"{repo} was not fetched completely before, and the Hub is not asked or out of reach: connect and try again"
+        )
+    return here
+
+
+def _commit(request: Request) -> tuple[str, bool]:
+    """The commit that a revision stands for, and whether only what is here can be used."""
+    if request.local_files_only:
+        return _commit_here(request, "and local_files_only asks for no other"), True
+    if _COMMIT.fullmatch(request.revision):
+        return request.revision, False
+    with reading_errors(request.repo, revision=request.revision):
+        try:
+            info = _api(request).repo_info(request.repo, revision=request.revision or None)
+        # The client's own exceptions are another library's in every major version.
+        except Exception as error:
+            if not is_unreachable(error):
+                raise
+            commit = _commit_here(request, f"and the Hub is out of reach ({error})")
+            if not isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
+                _LOGGER.warning(
+                    "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
+                    request.repo,
+                    commit[:12],
+                )
+            return commit, True
+    if info.sha is None:
+        raise ModelNotFoundError(
+            f"the Hub names no commit of {request.repo}: check HF_ENDPOINT, and try again"
+        )
+    return info.sha, False
+
+
+def _commit_here(request: Request, why: str) -> str:
+    """The commit that was fetched before."""
+    try:
+        resolved = _api(request).resolve_revision(
+            request.repo,
+            revision=request.revision or None,
+            cache_dir=request.cache_dir,
+            local_files_only=True,
+        )
+    except huggingface_hub.errors.RevisionResolutionError as error:
+        raise ModelNotFoundError(
+            f"{_name(request)} is no directory here, was not fetched before, {why}: connect and try again, or pass the "
+            "path of a model"
+        ) from error
+    return str(resolved.resolved)
+
+
+def _files_of(request: Request, commit: str) -> dict[str, RepoFile]:
+    """Every file of a commit, as the Hub records it."""
+    try:
+        # A commit never changes, so what was listed once need not be asked again.
+        return _files_here(request, commit)
+    except ModelNotFoundError:
+        pass
+    with reading_errors(request.repo, revision=request.revision):
+        entries = list(_api(request).list_repo_tree(request.repo, revision=commit, recursive=True))
+    return {e.path: e for e in entries if isinstance(e, huggingface_hub.hf_api.RepoFile)}
+
+
+def _files_here(request: Request, commit: str) -> dict[str, RepoFile]:
+    try:
+        entries = huggingface_hub.get_cached_repo_tree(
+            request.repo, revision=commit, cache_dir=request.cache_dir
+        )
+    except huggingface_hub.errors.CachedRepoTreeNotFoundError as error:
+        raise ModelNotFoundError(
+            f"what is here of {request.repo} has no record to be compared with: connect and load it again"
+        ) from error
+    return {entry.path: entry for entry in entries}
+
+
+def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
+    """Fetch what is not here, and once more what is not as recorded."""
+    _require_space(request, wanted.values())
+    _transfer(request, snapshot.name, wanted, force=request.force_download)
+    damaged = _damaged(snapshot, wanted)
+    if damaged:
+        _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
+        _transfer(request, snapshot.name, damaged, force=True)
+        damaged = _damaged(snapshot, {name: wanted[name] for name in damaged})
+    if damaged:
+        for name in damaged:
+            (snapshot / name).resolve().unlink(missing_ok=True)
+            (snapshot / name).unlink(missing_ok=True)
+        raise FormatError(
+            f"{request.repo}: {damaged[0]} is not what the Hub's own record says, twice, and was deleted: a proxy or "
+            "mirror on the way changes it; fetch it another way, or later"
+        )
+
+
+def _transfer(request: Request, commit: str, names: Iterable[str], *, force: bool) -> None:
+    with reading_errors(request.repo, revision=request.revision):
+        huggingface_hub.snapshot_download(
+            request.repo,
+            revision=commit,
+            token=request.token,
+            cache_dir=request.cache_dir,
+            force_download=force,
+            # The client takes names for patterns.
+            allow_patterns=[glob.escape(name) for name in names],
+            library_name=_LIBRARY,
+            library_version=__version__,
+        )
+
+
+def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
+    """Refuse a download for which the disk has no room, before it begins."""
+    storage = _storage(request)
+    blobs = storage / "blobs"
+    here = {path.name for path in blobs.iterdir()} if blobs.is_dir() else set()
+    needed = sum(f.size for f in files if not here & {f.blob_id, f.lfs.sha256 if f.lfs else ""})
+    free = shutil.disk_usage(next(place for place in storage.parents if exists(place))).free
+    if needed > free:
+        raise SaveError(
+            f"{request.repo} takes {needed / 1e9:.2f} GB, but {storage.parent} has {free / 1e9:.2f} GB left: free "
+            "space, or pass another cache_dir"
+        )
+
+
+def _require_undamaged(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
+    damaged = _damaged(snapshot, wanted)
+    if damaged:
+        raise FormatError(
+            f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
+            f"{request.repo} again"
+        )
+
+
+def _damaged(snapshot: Path, wanted: Mapping[str, RepoFile]) -> list[str]:
+    """Names of the files that are not what the Hub records; all are read."""
+    cache = snapshot.parents[2]
+
+    def is_damaged(name: str) -> bool:
+        path = snapshot / name
+        # The snapshot is made of links, which must not lead elsewhere.
+        return not path.resolve().is_relative_to(cache) or not _is_as_recorded(path, wanted[name])
+
+    with ThreadPoolExecutor() as pool:
+        return [name for name, bad in zip(wanted, pool.map(is_damaged, wanted), strict=True) if bad]
+
+
+def _is_as_recorded(path: Path, recorded: RepoFile) -> bool:
+    if not path.is_file() or path.stat().st_size != recorded.size:
+        return False
+    record = record_file(path)
+    if recorded.lfs is not None:
+        return record.sha256 == recorded.lfs.sha256
+    # A file in large storage is recorded by the text that git keeps for it.
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{record.sha256}\nsize {record.bytes}\n"
+    return recorded.blob_id in (_git_name(io.BytesIO(pointer.encode())), _git_name_of(path))
+
+
+def _git_name_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return _git_name(file)
+
+
+def _git_name(file: BinaryIO) -> str:
+    """The name that git gives to a file's content."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    sha = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    while chunk := file.read(_CHUNK_BYTES):
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _remember(request: Request, commit: str) -> None:
+    """Write that a branch or tag is here, where the client looks it up."""
+    revision = request.revision or _MAIN
+    if revision != commit:
+        atomic_write(_storage(request) / "refs" / revision, commit.encode())
+
+
+def _storage(request: Request) -> Path:
+    """Where the client keeps what it fetches of a repository."""
+    cache = Path(request.cache_dir or huggingface_hub.constants.HF_HUB_CACHE).expanduser().resolve()
+    return cache / f"models--{request.repo.replace('/', '--')}"
+
+
+def _api(request: Request) -> huggingface_hub.HfApi:
+    return huggingface_hub.HfApi(
+        token=request.token, library_name=_LIBRARY, library_version=__version__
+    )
+
+
+def _name(request: Request) -> str:
+    return f"{request.repo}@{request.revision}" if request.revision else request.repo
