@@ -44,13 +44,14 @@ class Pending:
     fusion : function, optional
         Computes and rounds it at once.
     norm : function, optional
-        Gives the RMSNorm of the array, from gains and epsilon, without computing the array.
+        Gives the RMSNorm of the array, from the one that pends, gains and epsilon, without computing the array. Given
+        what it is a part of, it need not hold it: a circle would keep activations until Python looks for circles.
     """
 
     shape: tuple[int, ...]
     compute: Callable[[], Values]
     fusion: Fusion | None = None
-    norm: Callable[[Values, float], "Pending"] | None = None
+    norm: Callable[["Pending", Values, float], "Pending"] | None = None
     values: Values | None = None
     roundings: dict[int, Rounded] = field(default_factory=dict)
 

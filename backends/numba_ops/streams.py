@@ -93,9 +93,7 @@ class StreamOps(KernelOps):
             launch(mhc.blend, flat, read, u.reshape(-1, width))
             return u
 
-        u = Pending(shape=shape, compute=compute)
-
-        def norm(gains: Values, eps: float) -> Pending:
+        def norm(u: Pending, gains: Values, eps: float) -> Pending:
             def compute_norm() -> Values:
                 y = self.launch.empty(shape)
                 rows = u.array().reshape(-1, width)
@@ -108,8 +106,7 @@ class StreamOps(KernelOps):
 
             return Pending(shape=shape, compute=compute_norm, fusion=fusion)
 
-        u.norm = norm
-        return u
+        return Pending(shape=shape, compute=compute, norm=norm)
 
     def _site(self, leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
         # What is kept holds the leaves, so that no others can get their number.
