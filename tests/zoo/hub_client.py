@@ -83,7 +83,6 @@ class HubClient:
             "HF_XET_CACHE": str(home / "xet"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
-            "AGENT_HARNESSES_PATH": str(home / "harnesses.json"),
             # What the client writes at once, and so what a cut connection leaves it a multiple of.
             "DOWNLOAD_CHUNK_SIZE": CHUNK,
             "HF_HUB_OFFLINE": False,

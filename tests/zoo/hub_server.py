@@ -1,14 +1,16 @@
 """This file holds a Hub on loopback, served over HTTP for the real client, with faults that tests ask for.
 
 Modelled: two origins, as of the Hub and of its store of large files, with connections that are kept; the requests in
-`hub_routes`, on what `hub_state` knows; answers that fail, stop early, are cut, damaged or late. Not modelled:
-encryption, compression, signed addresses, limits of rate.
+`hub_routes` (see `hub_reads` and `hub_writes`), on what `hub_state` knows; answers that fail, stop early, are cut,
+damaged or late. Not modelled: encryption, compression, signed addresses, limits of rate.
 
 ``python -m tests.zoo.hub_server --port 8080 org/name=FOLDER`` serves folders to the client of another process.
 """
 
 import argparse
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.zoo.hub_routes import Answer, Call, HubError, answer
+from tests.zoo.hub_answers import Answer, Call, HubError
+from tests.zoo.hub_routes import answer
 from tests.zoo.hub_state import Fault, Hub, Request
 
 __all__ = ["environment", "hub_server"]
@@ -109,6 +112,8 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that went away."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def hang_up(self) -> None:
         for connection in list(self.open):
@@ -193,11 +198,17 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        if fault is not None and fault.cut is not None:
-            # Closed in order, as a proxy or a load balancer does, when everything that was sent was read.
-            body = body[: fault.cut]
-            self.close_connection = True
-        self.wfile.write(body)
+        if fault is None or fault.cut is None:
+            self.wfile.write(body)
+            return
+        self.wfile.write(body[: fault.cut])
+        self.close_connection = True
+        if fault.reset:
+            # What was sent has to arrive first: a reset takes with it what the client has not read.
+            time.sleep(0.1)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()
+            self.connection.close()
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args
@@ -236,7 +247,10 @@ def main() -> None:
     with hub_server(port=arguments.port) as hub:
         for repo, files in arguments.models:
             hub.add(repo, files)
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1", flush=True)
+        print(
+            f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1 HF_HUB_DISABLE_TELEMETRY=1",
+            flush=True,
+        )
         shown = 0
         try:
             while True:

@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 FOREVER = sys.maxsize
-_LARGE_NAMES = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")
+LARGE_NAMES = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")
 _LARGE_BYTES = 10_000_000
 
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
     """Whether the Hub keeps a file as a large one: by its name, its size, or a first 512 bytes that are no text."""
-    named = any(fnmatch.fnmatchcase(path, pattern) for pattern in _LARGE_NAMES)
+    named = any(fnmatch.fnmatchcase(path, pattern) for pattern in LARGE_NAMES)
     return size > 0 and (named or size > _LARGE_BYTES or b"\0" in sample[:512])
 
 
@@ -53,7 +53,7 @@ class Commit:
     """All files of a repository at one time; `parent` is empty for the first commit."""
 
     oid: str
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] = field(repr=False)
     subject: str
     parent: str
 
@@ -67,7 +67,7 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def find(self, revision: str) -> Commit | None:
         """The commit that a branch, a tag, or a whole or shortened hash names."""
@@ -120,6 +120,7 @@ class Fault:
     message: str
     headers: Mapping[str, str]
     cut: int | None
+    reset: bool
     truncate: int | None
     flip: int | None
     etag: str
@@ -157,9 +158,9 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     page_size: int = 1000
-    extra_tree: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    closing: threading.Event = field(default_factory=threading.Event)
+    extra_tree: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def add(
         self,
@@ -224,6 +225,7 @@ class Hub:
         message: str = "not now",
         headers: Mapping[str, str] | None = None,
         cut: int | None = None,
+        reset: bool = False,
         truncate: int | None = None,
         flip: int | None = None,
         etag: str = "",
@@ -246,7 +248,9 @@ class Hub:
         status, code, message, headers
             Answer with this status, ``X-Error-Code`` and ``X-Error-Message``; 429 comes with ``Retry-After: 0``.
         cut : int
-            Close the connection after this many bytes of the body, of which the header announced all.
+            End the connection after this many bytes of the body, of which the header announced all.
+        reset : bool
+            End it as a crash does, which the client takes for another error, and not as a proxy does.
         truncate : int
             Send only this many bytes of the body, and announce no more.
         flip : int
@@ -268,6 +272,7 @@ class Hub:
             message,
             headers,
             cut,
+            reset,
             truncate,
             flip,
             etag,

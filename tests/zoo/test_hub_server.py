@@ -2,9 +2,12 @@
 
 import hashlib
 import http.client
+import json
 import subprocess
 import sys
 import threading
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -19,6 +22,7 @@ from tests.zoo.hub_state import FOREVER, Hub
 ROOT = Path(__file__).parents[2]
 REPO = "org/name"
 LARGE = np.random.default_rng(0).bytes(100_000)
+SHA256 = hashlib.sha256(LARGE).hexdigest()
 FILES = {"README.md": b"# A model\n", "inner/page.js": b"page", "model.safetensors": LARGE}
 
 
@@ -27,6 +31,24 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
+
+
+def ask(
+    origin: str,
+    method: str,
+    path: str,
+    body: str | Iterator[bytes] | None = None,
+    token: str = "",
+    range: str = "",
+) -> tuple[int, bytes]:
+    """Status and body of what a client that is not the real one asks, its path sent as it is."""
+    headers = {"Authorization": f"Bearer {token}" if token else "", "Range": range}
+    connection = http.client.HTTPConnection(origin.removeprefix("http://"))
+    connection.request(method, path, body, {name: text for name, text in headers.items() if text})
+    answer = connection.getresponse()
+    status, got = answer.status, answer.read()
+    connection.close()
+    return status, got
 
 
 def read(folder: str | Path) -> dict[str, bytes]:
@@ -56,7 +78,7 @@ def test_only_large_files_are_uploaded_apart(
     huggingface_hub.upload_folder(repo_id=REPO, folder_path=write(tmp_path / "folder", FILES))
 
     (upload,) = hub.asked(method="PUT")
-    assert upload.path == f"/upload/{REPO}/{hashlib.sha256(LARGE).hexdigest()}"
+    assert upload.path == f"/upload/{REPO}/{SHA256}"
     assert (upload.host, upload.token) == ("cdn", "")
 
 
@@ -69,9 +91,19 @@ def test_a_cut_connection_is_resumed(hub: Hub, hub_client: HubClient, name: str)
 
     path = huggingface_hub.hf_hub_download(REPO, name)
 
-    ranges = [request.range for request in hub.asked(f"*/{name}", "GET")]
-    assert ranges == ["", f"bytes={5 * CHUNK}-"]
+    asked = [(request.range, request.status) for request in hub.asked(f"*/{name}", "GET")]
+    assert asked[-2:] == [("", 200), (f"bytes={5 * CHUNK}-", 206)]
     assert Path(path).read_bytes() == text
+
+
+def test_a_reset_connection_is_an_error(hub: Hub, hub_client: HubClient) -> None:
+    hub.add(REPO, FILES)
+    hub.fault("/cdn/*", cut=CHUNK, reset=True)
+
+    with pytest.raises(Exception, match="reset by peer"):
+        huggingface_hub.hf_hub_download(REPO, "model.safetensors")
+
+    assert not list(hub_client.cache.rglob("*.incomplete"))
 
 
 def test_large_files_are_asked_for_without_the_token(hub: Hub, hub_client: HubClient) -> None:
@@ -143,17 +175,20 @@ def test_a_file_can_get_another_name(hub: Hub, hub_client: HubClient, name: str)
 def test_an_answer_waits_for_an_event(hub: Hub, hub_client: HubClient) -> None:
     del hub_client
     hub.add(REPO, FILES)
+    # The connection is there, so that nothing else takes time.
+    huggingface_hub.model_info(REPO)
     event = threading.Event()
     hub.fault(f"/api/models/{REPO}", pause=event)
 
     asker = threading.Thread(target=huggingface_hub.model_info, args=(REPO,))
     asker.start()
-    asker.join(0.1)
-    waited = asker.is_alive()
+    asker.join(0.5)
+    answers = [len(hub.requests)]
     event.set()
     asker.join()
+    answers.append(len(hub.requests))
 
-    assert waited
+    assert answers == [1, 2]
 
 
 def test_the_hub_can_change_between_two_requests(hub: Hub, hub_client: HubClient) -> None:
@@ -230,21 +265,56 @@ def test_files_are_deleted_by_pattern(hub: Hub, hub_client: HubClient, tmp_path:
     assert set(hub.files(REPO)) == {"README.md", "a", "model.safetensors"}
 
 
+@pytest.mark.parametrize("oid", ["0" * 64, SHA256], ids=["other bytes", "these bytes"])
+def test_an_upload_is_hashed(hub: Hub, oid: str) -> None:
+    hub.add(REPO, FILES | {"model.safetensors": b"old"})
+    size = json.dumps({"oid": oid, "size": len(LARGE)})
+
+    status, _ = ask(hub.cdn, "PUT", f"/upload/{REPO}/{oid}", iter([LARGE[:7], LARGE[7:]]))
+    verified, _ = ask(hub.url, "POST", f"/{REPO}.git/info/lfs/objects/verify", size, hub.token)
+
+    assert (status, verified) == ((200, 200) if oid == SHA256 else (400, 404))
+
+
 @pytest.mark.parametrize(
-    ("name", "oid", "status"),
-    [("model.gguf", "0" * 64, 400), ("model.gguf", hashlib.sha256(LARGE).hexdigest(), 200)],
-    ids=["other bytes", "these bytes"],
+    ("key", "value"),
+    [
+        ("file", {"path": "a.gguf", "content": "YQ=="}),
+        ("lfsFile", {"path": "a.gguf", "oid": "0" * 64}),
+        ("file", {"path": "a", "content": "A"}),
+        ("copiedFile", {"path": "a"}),
+        ("deletedFile", {"path": "a"}),
+    ],
+    ids=["large as regular", "not uploaded", "no base64", "unknown", "no such file"],
 )
-def test_the_server_hashes_what_it_gets(hub: Hub, name: str, oid: str, status: int) -> None:
-    hub.add(REPO, {name: b"old"})
-    connection = http.client.HTTPConnection(hub.cdn.removeprefix("http://"))
+def test_a_wrong_commit_changes_nothing(hub: Hub, key: str, value: dict[str, str]) -> None:
+    hub.add(REPO, FILES)
+    lines = [
+        {"key": "header", "value": {"summary": "commit"}},
+        {"key": "deletedFile", "value": {"path": "README.md"}},
+        {"key": key, "value": value},
+    ]
+    body = "\n".join(map(json.dumps, lines))
 
-    connection.request("PUT", f"/upload/{REPO}/{oid}", body=iter([LARGE[:7], LARGE[7:]]))
-    got = connection.getresponse().status
-    connection.close()
+    status, _ = ask(hub.url, "POST", f"/api/models/{REPO}/commit/main", body, hub.token)
 
-    assert got == status
-    assert (oid in hub.repos[REPO].objects) == (status == 200)
+    assert 400 <= status < 500
+    assert hub.files(REPO) == FILES
+
+
+def test_the_store_of_large_files_wants_no_token_and_knows_its_sizes(hub: Hub) -> None:
+    hub.add(REPO, FILES)
+    path, size = f"/cdn/{REPO}/{SHA256}/model.safetensors", len(LARGE)
+
+    answers = [
+        ask(hub.cdn, "GET", path, token=hub.token),
+        ask(hub.cdn, "GET", path, range=f"bytes={size}-"),
+        ask(hub.cdn, "GET", path, range=f"bytes={size - 2}-"),
+        ask(hub.cdn, "GET", path, range="bytes=1-2"),
+    ]
+
+    assert [status for status, _ in answers] == [400, 416, 206, 206]
+    assert [body for _, body in answers[2:]] == [LARGE[-2:], LARGE[1:3]]
 
 
 @pytest.mark.parametrize("token", ["", "hf_reader"])
@@ -355,19 +425,20 @@ def test_names_that_lead_elsewhere_are_listed_and_served(hub: Hub, hub_client: H
     hub.add(REPO, FILES)
     hub.extra_tree[REPO] = [
         {"path": "../../evil", "data": b"evil"},
+        {"path": "../evil.gguf", "data": LARGE},
         {"path": "README.md", "size": 3},
     ]
 
     siblings = huggingface_hub.model_info(REPO, files_metadata=True).siblings or []
     tree = huggingface_hub.HfApi().list_repo_tree(REPO, recursive=True)
     files = {file.path: file.size for file in tree if isinstance(file, huggingface_hub.RepoFile)}
-    connection = http.client.HTTPConnection(hub.url.removeprefix("http://"))
-    connection.request("GET", f"/{REPO}/resolve/main/../../evil")
-    served = connection.getresponse().read()
-    connection.close()
+    served = ask(hub.url, "GET", f"/{REPO}/resolve/main/../../evil")
+    with urllib.request.urlopen(f"{hub.url}/{REPO}/resolve/main/..%2Fevil.gguf") as answer:
+        large = answer.read()
 
     assert {s.rfilename: s.size for s in siblings} == files
-    assert (files["../../evil"], files["README.md"], served) == (4, 3, b"evil")
+    assert large == LARGE
+    assert (files["../../evil"], files["README.md"], served) == (4, 3, (200, b"evil"))
 
 
 def test_offline_the_cache_is_enough(hub: Hub, hub_client: HubClient) -> None:
@@ -429,12 +500,11 @@ def test_the_server_can_be_started_by_hand(tmp_path: Path) -> None:
     )
     assert served.stdout is not None
     with served:
-        line = served.stdout.readline()
-        host = line.split("HF_ENDPOINT=http://")[1].split()[0]
-        connection = http.client.HTTPConnection(host)
-        connection.request("GET", f"/{REPO}/resolve/main/README.md")
-        got = connection.getresponse().read()
-        connection.close()
-        served.terminate()
+        try:
+            line = served.stdout.readline()
+            origin = line.split("HF_ENDPOINT=")[1].split()[0]
+            got = ask(origin, "GET", f"/{REPO}/resolve/main/README.md")
+        finally:
+            served.terminate()
 
-    assert got == FILES["README.md"]
+    assert got == (200, FILES["README.md"])
