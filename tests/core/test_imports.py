@@ -62,6 +62,7 @@ FRAMEWORKS = {
     ),
     "transformers": ("export/transformers*.py",),
     "triton": ("backends/triton_kernels/*",),
+    "yaml": ("zoo/front_matter.py",),
 }
 
 # The only files in which an import may stand elsewhere than at the top of the module.

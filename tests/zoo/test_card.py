@@ -1,0 +1,291 @@
+"""A model card is updated: what is ours changes, what its author wrote stays byte for byte."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # PyYAML has no types
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.errors import FormatError, InputError
+from nanochat.presets import preset
+from nanochat.zoo.card import (
+    BEGIN,
+    END,
+    Evaluation,
+    Metadata,
+    own_text,
+    require_licence,
+    update_card,
+)
+from nanochat.zoo.card_body import BackendRow, Example, Facts, FormatRow, render, tags
+
+OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
+BODY = "## Size\n\n5 bytes"
+FACTS = Facts(
+    config=preset("tiny"),
+    tokenizer="Its tokenizer covers any text.",
+    formats=[
+        FormatRow(place="model.safetensors", what="ours", bytes=5, runtime="numba", error=2e-7)
+    ],
+    backends=[
+        BackendRow(backend="numba", error=2e-7, tokens_per_second=1234.5),
+        BackendRow(backend="reference", error=None, tokens_per_second=None),
+    ],
+    examples=[Example(language="python", code="print(1)", output="1\n")],
+    num_decoded=32,
+    machine="a processor",
+    date="2026-01-01",
+    command="nanochat models push DIR org/name",
+    recipe={"steps": 1100},
+    recipe_file="recipe.json",
+    evaluations=[Evaluation(metric="bits per byte", value=1.0874, dataset="held-out text")],
+)
+
+
+def update(card: str, metadata: Metadata = OURS, body: str = BODY) -> str:
+    return update_card(card, metadata, body, where="card")
+
+
+def front_matter(card: str) -> dict[str, object]:
+    parsed = yaml.safe_load(re.split(r"^---\r?\n", card, flags=re.MULTILINE)[1])
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def test_a_new_card_has_front_matter_a_title_and_our_part() -> None:
+    card = update("")
+
+    assert front_matter(card) == {
+        "license": "mit",
+        "tags": ["ternary", "mhc"],
+        "library_name": "nanochat-ternary",
+        "pipeline_tag": "text-generation",
+    }
+    assert card.endswith(f"\n# name\n\n{BEGIN}\n{BODY}\n{END}\n")
+
+
+def test_a_card_keeps_everything_that_is_not_ours() -> None:
+    theirs = (
+        "---\n# mine\nlicense: mit # yes\nthumbnail:   'x.png'\ntags:\n- rust # and more\n- ternary\n\n# odd\n"
+        "widget: [{text: Hi}]\nlanguage: no\n---\r\n# Title \n\ntext\t\n"
+    )
+
+    card = update(theirs)
+
+    for line in (
+        "# mine\nlicense: mit # yes\nthumbnail:   'x.png'\n",
+        "\n# odd\nwidget: [{text: Hi}]\n",
+    ):
+        assert line in card
+    assert "---\r\n# Title \n\ntext\t\n" in card
+    assert front_matter(card)["tags"] == ["rust", "ternary", "mhc"]
+    assert "language: no\n" in card
+
+
+def test_only_the_part_between_the_marks_is_replaced() -> None:
+    before, after = "# Title\n\nbefore\n\n", "\n\nafter\n"
+    old = f"---\nlicense: mit\n---\n{before}{BEGIN}\nold\n{END}{after}"
+
+    card = update(old)
+
+    assert own_text(card, where="card") == (before, after)
+    assert "old" not in card
+    assert card.count(BEGIN) == 1
+
+
+# Text of all kinds, with what could be taken for front matter and marks.
+PARTS = st.lists(
+    st.one_of(
+        st.text(st.characters(codec="utf-8"), max_size=20),
+        st.sampled_from(
+            ["\n", "\r\n", "---\n", "# T\n", f" {BEGIN}\n", f"{END}x\n", "- a\n", "\ufeff"]
+        ),
+    ),
+    max_size=8,
+).map("".join)
+# What both YAML and JSON hold as it is.
+WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=8)
+KEYS = st.dictionaries(
+    st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), WORDS),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=2),
+        max_leaves=5,
+    ),
+    max_size=4,
+)
+
+
+@given(text=PARTS, keys=KEYS, flow=st.booleans(), ends=st.sampled_from(["\n", "\r\n"]))
+def test_updating_twice_is_updating_once_and_all_else_survives(
+    text: str, keys: dict[str, object], flow: bool, ends: str
+) -> None:
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items()]
+    dumped = "".join(lines) if flow or not keys else yaml.safe_dump(keys, allow_unicode=True)
+    theirs = f"---\n{dumped}---\n{text}".replace("\n", ends)
+
+    try:
+        once = update(theirs)
+    except FormatError:
+        # A text with a mark on a line of its own.
+        assert BEGIN in text or END in text
+        return
+
+    assert update(once) == once
+    before, after = own_text(once, where="card")
+    own = text.replace("\n", ends)
+    assert (before + after).startswith(own) or not own.strip()
+    parsed = front_matter(once)
+    assert {key: parsed[key] for key in keys} == keys
+
+
+@given(text=PARTS)
+def test_a_card_without_front_matter_gets_one_before_its_text(text: str) -> None:
+    try:
+        once = update(text)
+    except FormatError:
+        assert "---" in text
+        return
+
+    assert update(once) == once
+    assert text in once or not text.strip() or "---" in text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nlicense: [mit\n---\n",
+        "---\n- a list\n---\n",
+        "---\n{license: mit}\n---\n",
+        "---\ntags: [a]\ntags: [b]\n---\n",
+        "---\na: &x [1]\ntags: *x\nb: !!python/object:os.system {}\n---\n",
+        "---\na: 2021-02-31\n---\n",
+        "---\nlibrary_name: &x other\nlicense_note: *x\n---\n",
+        "---\nmodel-index: 5\n---\n",
+        f"{BEGIN}\nno end\n",
+        f"{END}\n{BEGIN}\n",
+        f"{BEGIN}\n{BEGIN}\n{END}\n",
+    ],
+)
+def test_a_card_that_cannot_be_updated_is_refused_with_the_fix(card: str) -> None:
+    result = replace(OURS, evaluations=[Evaluation(metric="loss", value=1.0, dataset="x")])
+
+    with pytest.raises(FormatError, match=r"^card: .*(correct|remove|write)"):
+        update(card, result)
+
+
+@pytest.mark.parametrize(
+    ("said", "licence"),
+    [
+        ("license: apache-2.0", "MIT"),
+        ("license: other\nlicense_name: house", "MIT"),
+        ("license: mit", "House-1.0"),
+    ],
+)
+def test_a_card_with_another_licence_is_refused(said: str, licence: str) -> None:
+    with pytest.raises(InputError, match="correct the one that is wrong"):
+        update(f"---\n{said}\n---\n", replace(OURS, licence=licence, licence_file="LICENSE"))
+
+
+@pytest.mark.parametrize(
+    ("said", "licence"),
+    [
+        ("license: MIT", "mit"),
+        ("license: gpl-3.0", "GPL-3.0-or-later"),
+        ("license: other\nlicense_name: house-1.0\nlicense_link: x", "House 1.0"),
+        ("license: gpl-3.0-only", "GPL-3.0-only"),
+    ],
+)
+def test_a_card_with_the_same_licence_keeps_its_words(said: str, licence: str) -> None:
+    assert said in update(
+        f"---\n{said}\n---\n", replace(OURS, licence=licence, licence_file="LICENSE")
+    )
+
+
+def test_a_licence_that_the_hub_does_not_know_has_a_name_and_a_link() -> None:
+    card = update(
+        "---\nlicense: unknown\n---\n", replace(OURS, licence="House 1.0", licence_file="LICENSE")
+    )
+
+    fields = front_matter(card)
+    assert [fields[key] for key in ("license", "license_name", "license_link")] == [
+        "other",
+        "house-1.0",
+        "LICENSE",
+    ]
+
+
+@pytest.mark.parametrize("licence", ["unknown", "other", "", "MIT\nx: y", "Apache 2", "House-1.0"])
+def test_what_is_no_licence_that_can_be_found_is_refused(licence: str) -> None:
+    with pytest.raises(InputError, match="SPDX"):
+        require_licence(licence, licence_file="")
+
+
+def test_results_of_others_stay_and_ours_are_replaced() -> None:
+    theirs = (
+        "---\nmodel-index:\n- name: x\n  results:\n  - task: {type: text-generation}\n    dataset: {type: ai2_arc, "
+        "name: ARC}\n    metrics: [{type: accuracy, value: 0.5}]\n---\n"
+    )
+
+    def measured(value: float) -> Metadata:
+        return replace(
+            OURS, evaluations=[Evaluation(metric="bits per byte", value=value, dataset="text")]
+        )
+
+    card = update(update(theirs, measured(2.0)), measured(1.5))
+
+    index = front_matter(card)["model-index"]
+    assert isinstance(index, list)
+    (entry,) = index
+    found = [(m["type"], m["value"]) for r in entry["results"] for m in r["metrics"]]
+    assert entry["name"] == "x"
+    assert found == [("accuracy", 0.5), ("bits_per_byte", 1.5)]
+
+
+def test_a_language_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="ISO 639"):
+        update("", replace(OURS, languages=["English"]))
+
+
+def test_the_text_shows_what_was_measured_and_what_was_not() -> None:
+    text = render(FACTS)
+
+    assert "| numba | 2.0e-07 | 1.23e+03 |" in text
+    assert "| reference | not measured | not measured |" in text
+    assert "| steps | 1100 |" in text
+    assert "[recipe.json](recipe.json)" in text
+    assert "| bits per byte | 1.087 | held-out text |" in text
+    assert "5,771,648 parameters in 2,291,200 bytes" in text
+
+
+def test_what_a_model_writes_cannot_leave_its_place() -> None:
+    wild = f"\n```\n{END}\n\x00\x1b[2J\u2028| a |\r# Title\n"
+    text = render(replace(FACTS, examples=[Example(language="python", code="x", output=wild)]))
+
+    card = update("", body=text)
+
+    assert card.count(f"\n{END}\n") == 1
+    assert not {"\x00", "\x1b", "\r", "\u2028"} & set(card)
+
+
+def test_without_a_recipe_nothing_is_said_of_training() -> None:
+    assert "## Training" not in render(replace(FACTS, recipe={}, evaluations=[]))
+
+
+def test_tags_say_what_the_configuration_is() -> None:
+    config = replace(
+        preset("tiny"), num_streams=1, loop_count=2, layer_pattern=("delta", "attention")
+    )
+
+    assert tags(config, ["mlx", "web", "onnx"]) == [
+        "nanochat-ternary",
+        "ternary",
+        "1.58-bit",
+        "deltanet",
+        "looplm",
+        "mlx",
+        "onnx",
+    ]
