@@ -48,8 +48,10 @@ class Entry:
 
     def __post_init__(self) -> None:
         # A name must not come to mean other weights.
-        pinned = self.ships or (self.repo is not None and len(self.revision) == 40)
-        assert bool(self.files) == pinned, f"{self.name}: pin its commit and its files"
+        exists = self.ships or self.repo is not None
+        pinned = self.repo is None or len(self.revision) == 40
+        assert pinned, f"{self.name}: pin its commit"
+        assert exists == bool(self.files), f"{self.name}: pin its files"
 
 
 CATALOG: Mapping[str, Entry] = {

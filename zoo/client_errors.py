@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import huggingface_hub
+from huggingface_hub import constants, errors
 
 from nanochat.errors import ModelNotFoundError, NanochatError, SaveError
 
-__all__ = ["is_unreachable", "reading_errors"]
+__all__ = ["in_words", "is_unreachable", "reading_errors"]
 
 _LATER = "try again later, or pass local_files_only if it was fetched before"
 
@@ -23,8 +23,7 @@ def reading_errors(repo: str, *, revision: str = "") -> Iterator[None]:
     SaveError
         If the disk refuses.
     """
-    url = f"{huggingface_hub.constants.ENDPOINT}/{repo}"
-    errors = huggingface_hub.errors
+    url = f"{constants.ENDPOINT}/{repo}"
     try:
         yield
     except NanochatError:
@@ -59,19 +58,18 @@ def reading_errors(repo: str, *, revision: str = "") -> Iterator[None]:
                 f"cannot store {repo}: {error.strerror}; free space, or pass another cache_dir"
             ) from error
         raise ModelNotFoundError(
-            f"{repo} could not be fetched: {_one_line(error)}; what is complete stays, so try again"
+            f"{repo} could not be fetched: {in_words(error)}; what is complete stays, so try again"
         ) from error
 
 
 def is_unreachable(error: Exception) -> bool:
     """Whether the Hub could not be asked at all, or could not answer."""
-    errors = huggingface_hub.errors
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500
     return not isinstance(error, errors.HFValidationError | NanochatError)
 
 
-def _refusal(error: "huggingface_hub.errors.HfHubHTTPError") -> str:
+def _refusal(error: errors.HfHubHTTPError) -> str:
     status = error.response.status_code
     if status == 401:
         return "is not for this token: run `hf auth login`, or set HF_TOKEN to one that is valid"
@@ -81,8 +79,11 @@ def _refusal(error: "huggingface_hub.errors.HfHubHTTPError") -> str:
         return f"could not be fetched: the Hub had too many requests from here; {_LATER}"
     if status >= 500:
         return f"could not be fetched: the Hub is out of order (status {status}); {_LATER}"
-    return f"could not be fetched: {_one_line(error)}; check HF_ENDPOINT, and try again"
+    return f"could not be fetched: {in_words(error)}; check HF_ENDPOINT, and try again"
 
 
-def _one_line(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """What happened, on one line."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"status {error.response.status_code}"
     return " ".join(str(error).split())[:300]

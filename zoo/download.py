@@ -14,87 +14,33 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
-import huggingface_hub
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionResolutionError,
+)
+from huggingface_hub.hf_api import RepoFile
 
 from nanochat import __version__
 from nanochat.errors import FormatError, ModelNotFoundError, SaveError
 from nanochat.file_record import record_file
 from nanochat.files import atomic_write, exists
-from nanochat.zoo.client_errors import is_unreachable, reading_errors
+from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
 from nanochat.zoo.layout import Candidate, candidates, choose, require_inside, require_model
+from nanochat.zoo.location import Fetched, Request
 
-__all__ = ["Fetched", "Request", "fetch"]
+__all__ = ["fetch"]
 
-# Not looked up before it is needed: the client loads its parts on demand, which takes 0.3 s.
-RepoFile: TypeAlias = "huggingface_hub.hf_api.RepoFile"
 
 _LIBRARY = "nanochat-ternary"
 _MAIN = "main"
 _CHUNK_BYTES = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is wanted of the Hub.
-
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    revision : str
-        Branch, tag or commit; empty is the main branch.
-    part, backend : str
-        See `nanochat.zoo.layout.choose`.
-    token : str or None
-        Access token; `None` is the one of ``hf auth login`` or ``HF_TOKEN``.
-    cache_dir : str, Path or None
-        Where downloads stay; `None` is the client's own cache.
-    local_files_only, force_download : bool
-        Use what was fetched before, without the network; fetch again what was fetched before.
-    """
-
-    repo: str
-    revision: str = ""
-    part: str = ""
-    backend: str = "auto"
-    token: str | None = None
-    cache_dir: str | Path | None = None
-    local_files_only: bool = False
-    force_download: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetched:
-    """A model of the Hub on this disk.
-
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    path : Path
-        The file or folder to open.
-    snapshot : Path
-        The folder of its repository at this commit.
-    commit : str
-        40 hexadecimal digits.
-    model : Candidate
-        What was chosen.
-    bytes : int
-        Size of its files.
-    """
-
-    repo: str
-    path: Path
-    snapshot: Path
-    commit: str
-    model: Candidate
-    bytes: int
 
 
 def fetch(request: Request) -> Fetched:
@@ -157,8 +103,8 @@ def _commit(request: Request) -> tuple[str, bool]:
         except Exception as error:
             if not is_unreachable(error):
                 raise
-            commit = _commit_here(request, f"and the Hub is out of reach ({error})")
-            if not isinstance(error, huggingface_hub.errors.OfflineModeIsEnabled):
+            commit = _commit_here(request, f"and the Hub is out of reach ({in_words(error)})")
+            if not isinstance(error, OfflineModeIsEnabled):
                 _LOGGER.warning(
                     "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
                     request.repo,
@@ -181,7 +127,7 @@ def _commit_here(request: Request, why: str) -> str:
             cache_dir=request.cache_dir,
             local_files_only=True,
         )
-    except huggingface_hub.errors.RevisionResolutionError as error:
+    except RevisionResolutionError as error:
         raise ModelNotFoundError(
             f"{_name(request)} is no directory here, was not fetched before, {why}: connect and try again, or pass the "
             "path of a model"
@@ -198,15 +144,13 @@ def _files_of(request: Request, commit: str) -> dict[str, RepoFile]:
         pass
     with reading_errors(request.repo, revision=request.revision):
         entries = list(_api(request).list_repo_tree(request.repo, revision=commit, recursive=True))
-    return {e.path: e for e in entries if isinstance(e, huggingface_hub.hf_api.RepoFile)}
+    return {e.path: e for e in entries if isinstance(e, RepoFile)}
 
 
 def _files_here(request: Request, commit: str) -> dict[str, RepoFile]:
     try:
-        entries = huggingface_hub.get_cached_repo_tree(
-            request.repo, revision=commit, cache_dir=request.cache_dir
-        )
-    except huggingface_hub.errors.CachedRepoTreeNotFoundError as error:
+        entries = get_cached_repo_tree(request.repo, revision=commit, cache_dir=request.cache_dir)
+    except CachedRepoTreeNotFoundError as error:
         raise ModelNotFoundError(
             f"what is here of {request.repo} has no record to be compared with: connect and load it again"
         ) from error
@@ -234,7 +178,7 @@ def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) 
 
 def _transfer(request: Request, commit: str, names: Iterable[str], *, force: bool) -> None:
     with reading_errors(request.repo, revision=request.revision):
-        huggingface_hub.snapshot_download(
+        snapshot_download(
             request.repo,
             revision=commit,
             token=request.token,
@@ -318,14 +262,12 @@ def _remember(request: Request, commit: str) -> None:
 
 def _storage(request: Request) -> Path:
     """Where the client keeps what it fetches of a repository."""
-    cache = Path(request.cache_dir or huggingface_hub.constants.HF_HUB_CACHE).expanduser().resolve()
+    cache = Path(request.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
     return cache / f"models--{request.repo.replace('/', '--')}"
 
 
-def _api(request: Request) -> huggingface_hub.HfApi:
-    return huggingface_hub.HfApi(
-        token=request.token, library_name=_LIBRARY, library_version=__version__
-    )
+def _api(request: Request) -> HfApi:
+    return HfApi(token=request.token, library_name=_LIBRARY, library_version=__version__)
 
 
 def _name(request: Request) -> str:

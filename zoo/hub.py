@@ -4,16 +4,15 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.file_record import require_as_recorded
 from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
-from nanochat.zoo.download import Fetched, Request, fetch
 from nanochat.zoo.layout import candidates, choose
+from nanochat.zoo.location import Fetched, Location, Request
 
-__all__ = ["Location", "is_repo", "locate", "resolve"]
+__all__ = ["is_repo", "locate", "resolve"]
 
 # Models that are one file.
 _SUFFIXES = (".gguf", ".onnx")
@@ -22,32 +21,6 @@ _NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", 
 # The only file that is for people alone.
 _CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where a model is.
-
-    Parameters
-    ----------
-    path : Path
-        The directory, ``.gguf`` or ``.onnx`` file to open.
-    name : str
-        What the model is called: its name in the catalog or on the Hub, or that of its file or directory.
-    fetched : Fetched or None
-        What was fetched, if it is of the Hub.
-    """
-
-    path: Path
-    name: str
-    fetched: Fetched | None = None
-
-    @property
-    def origin(self) -> str:
-        """Where its files come from, in a word or two."""
-        if self.fetched is None:
-            return str(self.path)
-        return f"{self.fetched.repo}@{self.fetched.commit[:12]}"
 
 
 def resolve(name: str, *, backend: str = "auto") -> Path:
@@ -132,6 +105,9 @@ def locate(
         raise ModelNotFoundError(
             f"{name} and revision={revision!r} name two revisions: pass one of them"
         )
+    # Late, because most names lead to no download, and the client takes 0.3 s to load.
+    from nanochat.zoo.download import fetch
+
     wanted = suffix or revision or ""
     fetched = fetch(
         Request(

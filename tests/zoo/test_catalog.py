@@ -1,19 +1,18 @@
 """A name leads to files, or to a sentence that says what to do instead; nothing here uses the network."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 
-from nanochat.errors import ModelNotFoundError, SaveError
+from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.presets import PRESETS
-from nanochat.zoo import catalog, hub
+from nanochat.zoo import catalog
 from nanochat.zoo.catalog import CATALOG
-from nanochat.zoo.hub import FILES, resolve
+from nanochat.zoo.hub import locate, resolve
 
 
 @pytest.fixture
@@ -22,37 +21,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     return tmp_path / "model"
-
-
-class Download:
-    """Stands for the Hub's client: records what it was asked for, and gives or raises what it was told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: dict[str, Any] = {}
-        self.result: str | Exception = ""
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", self)
-
-    def __call__(self, repo: str, **options: Any) -> str:
-        self.asked = {"repo": repo, **options}
-        if isinstance(self.result, Exception):
-            raise self.result
-        return self.result
-
-
-@pytest.fixture
-def download(monkeypatch: pytest.MonkeyPatch, model: Path) -> Download:
-    (model / "config.json").write_text("{}")
-    download = Download(monkeypatch)
-    download.result = str(model)
-    return download
-
-
-def http_error(name: str) -> Exception:
-    """Return an exception of the Hub's client without the response that it asks for."""
-    kind = getattr(huggingface_hub.errors, name)
-    error = kind.__new__(kind, "from the Hub")
-    assert isinstance(error, Exception)
-    return error
 
 
 @pytest.mark.parametrize("entry", CATALOG.values(), ids=CATALOG)
@@ -90,11 +58,16 @@ def test_a_directory_comes_before_the_catalog_and_says_so(
     assert "comes before the model of that name" in caplog.text
 
 
-def test_a_directory_comes_before_the_hub(model: Path, download: Download) -> None:
+def test_a_directory_comes_before_the_hub_and_says_so(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (model.parent / "org" / "name").mkdir(parents=True)
 
-    assert resolve("org/name") == Path("org/name")
-    assert not download.asked
+    with caplog.at_level(logging.INFO):
+        path = resolve("org/name")
+
+    assert path == Path("org/name")
+    assert "org/name is a directory here, and comes before a model of the Hub" in caplog.text
 
 
 def test_a_gguf_file_is_itself(model: Path) -> None:
@@ -106,8 +79,8 @@ def test_a_gguf_file_is_itself(model: Path) -> None:
 def test_the_model_that_ships_is_in_the_package(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(catalog.directory(CATALOG["nanochat-tiny"]), model / "nanochat-tiny")
     monkeypatch.setattr(catalog, "_WEIGHTS", model)
-    (model / "nanochat-tiny").mkdir()
 
     assert resolve("nanochat-tiny") == model / "nanochat-tiny"
 
@@ -163,102 +136,80 @@ def test_a_name_of_nothing_says_what_to_do(name: str, message: str) -> None:
         resolve(name)
 
 
-def test_a_repository_is_fetched_but_only_a_model_s_files(model: Path, download: Download) -> None:
-    path = resolve("org/name", token="secret", cache_dir=model, local_files_only=True)
-
-    assert path == model
-    assert download.asked["repo"] == "org/name"
-    assert download.asked["revision"] is None
-    assert download.asked["token"] == "secret"
-    assert download.asked["cache_dir"] == model
-    assert download.asked["local_files_only"] is True
-    assert download.asked["allow_patterns"] == list(FILES)
-    assert not any(name.endswith((".py", ".bin", ".pkl", ".pt")) for name in FILES)
-
-
-@pytest.mark.parametrize(
-    ("name", "revision"),
-    [("org/name@v1.0", None), ("org/name", "v1.0"), ("org/name@v1.0", "v1.0")],
-)
-def test_a_revision_is_named_either_way(
-    name: str, revision: str | None, download: Download
-) -> None:
-    resolve(name, revision=revision)
-
-    assert download.asked["repo"] == "org/name"
-    assert download.asked["revision"] == "v1.0"
-
-
-def test_two_revisions_are_refused(download: Download) -> None:
-    with pytest.raises(ModelNotFoundError, match="two revisions"):
-        resolve("org/name@a", revision="b")
-
-    assert not download.asked
-
-
+@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("name", ["model", "./model", "nanochat-tiny"])
-def test_what_is_here_has_no_revisions(
-    name: str, model: Path, download: Download, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalog, "_WEIGHTS", model)
-    (model / "nanochat-tiny").mkdir()
-
+def test_what_is_here_has_no_revisions(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no revision 'x': .* leave it out"):
-        resolve(name, revision="x")
+        locate(name, revision="x")
     with pytest.raises(ModelNotFoundError, match=r"no revision 'x': .* leave it out"):
-        resolve(f"{name}@x")
-
-    assert not download.asked
+        locate(f"{name}@x")
 
 
-def test_a_published_model_is_fetched_by_its_name(
-    download: Download, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = catalog.Entry(name="nanochat-x", preset="tiny", repo="org/x", description="x")
-    monkeypatch.setattr(hub, "CATALOG", {"nanochat-x": entry})
-
-    resolve("nanochat-x@v2")
-
-    assert (download.asked["repo"], download.asked["revision"]) == ("org/x", "v2")
-
-
-def test_a_repository_without_a_model_is_refused(model: Path, download: Download) -> None:
-    (model / "config.json").unlink()
-
-    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json"):
-        resolve("org/name")
-
-    assert download.asked
-
-
+@pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        ("GatedRepoError", "accept its terms"),
-        ("RepositoryNotFoundError", "no directory here and no model at https"),
-        ("RevisionNotFoundError", "no revision 'v1'"),
-        ("LocalEntryNotFoundError", "connect and try again"),
-        ("HFValidationError", "pass owner/name"),
-        ("HfHubHTTPError", "could not be fetched"),
-    ],
+    ("name", "message"),
+    [("nanochat-tiny:gguf", "one format only"), ("model:gguf", "pass the path of its part")],
 )
-def test_an_error_of_the_hub_is_said_in_words(error: str, message: str, download: Download) -> None:
-    download.result = http_error(error)
-
+def test_what_is_here_has_no_parts(name: str, message: str) -> None:
     with pytest.raises(ModelNotFoundError, match=message):
-        resolve("org/name@v1")
+        locate(name)
 
 
-def test_a_full_disk_is_not_a_missing_model(download: Download) -> None:
-    download.result = OSError(28, "No space left on device")
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("revision", ["../x", "-x", "/x", "a\0"])
+def test_what_no_revision_can_be_is_refused(revision: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="is no revision"):
+        locate("org/name", revision=revision)
 
-    with pytest.raises(SaveError, match="No space left on device; free space"):
-        resolve("org/name")
+
+@pytest.mark.usefixtures("model")
+def test_two_revisions_are_refused() -> None:
+    with pytest.raises(ModelNotFoundError, match="two revisions"):
+        locate("org/name@a", revision="b")
 
 
-def test_what_was_never_fetched_is_not_there_offline(model: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="was not fetched before"):
-        resolve("org/name", cache_dir=model / "cache", local_files_only=True)
+def test_a_directory_of_several_formats_is_opened_as_a_repository_is(model: Path) -> None:
+    for name in ("config.json", "model.safetensors", "onnx/model.onnx"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(b"")
+
+    assert resolve("model", backend="numba") == Path("model")
+    assert resolve("model", backend="onnx") == Path("model/onnx")
+
+
+def test_a_directory_with_one_file_of_a_model_leads_to_it(model: Path) -> None:
+    (model / "x.gguf").write_bytes(b"GGUF")
+
+    located = locate("model")
+
+    assert located.path == Path("model/x.gguf")
+    assert located.name == "model"
+
+
+def test_the_files_of_the_model_that_ships_are_those_of_the_catalog() -> None:
+    entry = CATALOG["nanochat-tiny"]
+    folder = catalog.directory(entry)
+    tensors = {path.name for path in folder.iterdir()} - {"README.md", "recipe.json"}
+
+    assert entry.files.keys() == tensors
+    catalog.require_pinned(entry, folder)
+
+
+def test_a_changed_file_of_the_model_that_ships_is_not_opened(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(catalog.directory(CATALOG["nanochat-tiny"]), model / "nanochat-tiny")
+    monkeypatch.setattr(catalog, "_WEIGHTS", model)
+    config = model / "nanochat-tiny" / "config.json"
+    config.write_text(config.read_text().replace("10000.0", "20000.0"))
+
+    with pytest.raises(FormatError, match=r"config\.json: .* of the catalog"):
+        resolve("nanochat-tiny")
+
+
+def test_a_published_entry_pins_its_commit_and_its_files() -> None:
+    with pytest.raises(AssertionError, match="pin its commit"):
+        catalog.Entry(name="x", preset="tiny", repo="org/x", description="x")
 
 
 def test_a_directory_is_found_without_loading_the_client(model: Path) -> None:

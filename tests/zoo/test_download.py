@@ -1,0 +1,555 @@
+"""What is fetched from the Hub is whole and of one commit, or is not opened; the real client, a Hub on loopback."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+from nanochat.errors import FormatError, ModelNotFoundError, SaveError
+from nanochat.file_record import record_file
+from nanochat.zoo import catalog
+from nanochat.zoo import hub as names
+from nanochat.zoo.hub import locate
+from nanochat.zoo.location import Location
+from tests.zoo.hub_client import HubClient
+from tests.zoo.hub_server import environment
+from tests.zoo.hub_state import FOREVER, Hub
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = bytes(range(256)) * 80
+OWN = {
+    "config.json": b"{}",
+    "model.safetensors": WEIGHTS,
+    "tokenizer.json": b'{"tokenizer": 1}',
+    "README.md": b"# A card\n",
+}
+SEVERAL = {
+    **OWN,
+    "x-TQ2_0.gguf": b"GGUF" + WEIGHTS,
+    "onnx/model.onnx": b"onnx" + WEIGHTS,
+    "onnx/tokenizer.json": b"{}",
+    "run.py": b"raise SystemExit",
+    "pytorch_model.bin": b"pickle",
+}
+
+
+@pytest.fixture(autouse=True)
+def client(hub_client: HubClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubClient:
+    """The real client, where there is no directory of any name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return hub_client
+
+
+@pytest.fixture
+def repo(hub: Hub) -> Hub:
+    hub.add("org/name", SEVERAL)
+    return hub
+
+
+def fetched_names(location: Location) -> set[str]:
+    assert location.fetched is not None
+    snapshot = location.fetched.snapshot
+    return {p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()}
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_model_is_fetched_with_what_it_needs_and_nothing_else() -> None:
+    location = locate("org/name")
+
+    assert fetched_names(location) == set(OWN)
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert location.name == "name"
+
+
+@pytest.mark.usefixtures("repo")
+@pytest.mark.parametrize(
+    ("name", "backend", "names"),
+    [
+        ("org/name", "onnx", {"onnx/model.onnx", "onnx/tokenizer.json"}),
+        ("org/name:TQ2_0", "numba", {"x-TQ2_0.gguf"}),
+        ("org/name@main:gguf", "numba", {"x-TQ2_0.gguf"}),
+    ],
+)
+def test_of_several_formats_one_is_fetched(name: str, backend: str, names: set[str]) -> None:
+    location = locate(name, backend=backend)
+
+    assert fetched_names(location) == names
+    assert location.path.exists()
+
+
+def test_shards_are_fetched_all(hub: Hub) -> None:
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    index = {"weight_map": {str(n): name for n, name in enumerate(shards)}}
+    files = {name: name.encode() * 99 for name in shards}
+    files |= {"config.json": b"{}", "model.safetensors.index.json": json.dumps(index).encode()}
+    hub.add("org/name", files)
+
+    assert fetched_names(locate("org/name")) == set(files)
+
+
+def test_what_is_here_is_not_fetched_again(repo: Hub) -> None:
+    locate("org/name")
+    repo.requests.clear()
+
+    locate("org/name")
+
+    assert [request.path for request in repo.requests] == ["/api/models/org/name"]
+
+
+def test_a_commit_that_is_here_needs_no_hub_at_all(repo: Hub) -> None:
+    first = locate("org/name")
+    assert first.fetched is not None
+    repo.requests.clear()
+
+    locate(f"org/name@{first.fetched.commit}")
+
+    assert repo.requests == []
+
+
+def test_force_download_fetches_again(repo: Hub) -> None:
+    locate("org/name")
+    repo.requests.clear()
+
+    locate("org/name", force_download=True)
+
+    assert len(repo.asked("/cdn/*", "GET")) == 1
+
+
+def test_a_branch_a_tag_and_a_commit_are_revisions(repo: Hub) -> None:
+    old = repo.files("org/name")
+    commit = repo.commit("org/name", {"config.json": b'{"new": 1}'})
+
+    assert (locate("org/name").path / "config.json").read_bytes() == b'{"new": 1}'
+    assert (locate("org/name", revision=commit).path / "config.json").read_bytes() != b"{}"
+    with pytest.raises(ModelNotFoundError, match=r"no revision 'v9': .*/org/name/tree/main"):
+        locate("org/name@v9")
+    assert old["config.json"] == b"{}"
+
+
+def test_cache_dir_and_token_are_obeyed(hub: Hub, client: HubClient, tmp_path: Path) -> None:
+    hub.add("org/name", OWN, private=True)
+    client.set_token("")
+
+    location = locate("org/name", cache_dir=tmp_path / "elsewhere", token=hub.token)
+
+    assert location.path.is_relative_to(tmp_path / "elsewhere")
+    assert not client.cache.exists()
+
+
+def test_offline_a_model_is_what_was_fetched(repo: Hub, client: HubClient) -> None:
+    online = locate("org/name")
+    client.set_offline()
+    repo.requests.clear()
+
+    assert locate("org/name") == online
+    assert repo.requests == []
+
+
+def test_local_files_only_asks_nobody(repo: Hub) -> None:
+    online = locate("org/name")
+    repo.commit("org/name", {"config.json": b"new"})
+    repo.requests.clear()
+
+    assert locate("org/name", local_files_only=True) == online
+    assert repo.requests == []
+
+
+@pytest.mark.usefixtures("repo")
+def test_offline_the_format_that_is_here_is_opened() -> None:
+    locate("org/name:gguf")
+
+    location = locate("org/name", local_files_only=True)
+
+    assert location.path.name == "x-TQ2_0.gguf"
+
+
+@pytest.mark.usefixtures("repo")
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_was_never_fetched_is_not_here(offline: bool, client: HubClient) -> None:
+    client.set_offline(offline)
+
+    with pytest.raises(ModelNotFoundError, match=r"not fetched before, .*: connect and try again"):
+        locate("org/name", local_files_only=not offline)
+
+
+def test_out_of_reach_the_copy_is_used_and_that_is_said(
+    repo: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    online = locate("org/name")
+    repo.fault("/api/models/*", times=FOREVER, status=503)
+
+    with caplog.at_level(logging.WARNING):
+        location = locate("org/name")
+
+    assert location == online
+    assert "the Hub is out of reach: org/name is the copy of commit" in caplog.text
+
+
+class Refusal(NamedTuple):
+    """How the Hub answers, and what the user reads."""
+
+    status: int
+    code: str
+    message: str
+
+
+REFUSALS = {
+    "too many": Refusal(429, "", "too many requests from here; try again later"),
+    "broken": Refusal(500, "", r"the Hub is out of reach \(status 500"),
+    "unavailable": Refusal(503, "", r"the Hub is out of reach \(status 503"),
+    "who": Refusal(401, "", "run `hf auth login`"),
+    "forbidden": Refusal(403, "", "may not be read with this token"),
+    "gated": Refusal(403, "GatedRepo", "asks you to accept its terms: do so at http"),
+    "gone": Refusal(404, "RepoNotFound", "no directory here and no model at http"),
+    "odd": Refusal(418, "", "check HF_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_a_refusal_says_what_to_do(refusal: Refusal, repo: Hub) -> None:
+    repo.fault("/api/models/*", times=FOREVER, status=refusal.status, code=refusal.code)
+
+    with pytest.raises(ModelNotFoundError, match=refusal.message) as raised:
+        locate("org/name")
+
+    assert "\n" not in str(raised.value)
+
+
+IN_TRANSFER = REFUSALS | {
+    "broken": Refusal(500, "", r"out of order \(status 500\); try again later"),
+    "unavailable": Refusal(503, "", "out of order"),
+}
+
+
+@pytest.mark.parametrize("refusal", IN_TRANSFER.values(), ids=IN_TRANSFER)
+def test_a_refusal_of_one_file_leaves_nothing_that_could_be_opened(
+    refusal: Refusal, repo: Hub
+) -> None:
+    fault = repo.fault(
+        "*/model.safetensors",
+        method="*",
+        times=FOREVER,
+        status=refusal.status,
+        code=refusal.code,
+    )
+
+    with pytest.raises(ModelNotFoundError):
+        locate("org/name")
+    with pytest.raises(ModelNotFoundError, match="not fetched"):
+        locate("org/name", local_files_only=True)
+
+    fault.times = 0
+    assert (locate("org/name").path / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_private_repository_is_not_told_from_none(hub: Hub, client: HubClient) -> None:
+    hub.add("org/secret", OWN, private=True)
+    client.set_token("")
+
+    for name in ("org/secret", "org/nothing"):
+        with pytest.raises(ModelNotFoundError, match="check the name, or run `hf auth login`"):
+            locate(name)
+
+
+def test_a_gated_repository_names_its_page(hub: Hub, client: HubClient) -> None:
+    hub.add("org/gated", OWN, gated=True)
+    client.set_token(hub.reader)
+
+    with pytest.raises(ModelNotFoundError, match=f"accept its terms: do so at {hub.url}/org/gated"):
+        locate("org/gated")
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_wrong_token_is_said(client: HubClient) -> None:
+    client.set_token("hf_wrong")
+
+    with pytest.raises(ModelNotFoundError, match="hf auth login") as raised:
+        locate("org/name")
+
+    assert "hf_wrong" not in str(raised.value)
+
+
+def test_a_cut_is_resumed_where_it_was(repo: Hub) -> None:
+    repo.fault("/cdn/*", times=2, cut=9000)
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    ranges = [request.range for request in repo.asked("/cdn/*", "GET")]
+    assert ranges[0] == ""
+    assert all(text.startswith("bytes=") for text in ranges[1:])
+    assert len(ranges) == 3
+
+
+def test_a_line_that_stays_cut_is_said_and_then_goes_on(repo: Hub) -> None:
+    fault = repo.fault("/cdn/*", times=FOREVER, cut=0)
+
+    with pytest.raises(ModelNotFoundError, match="what is complete stays, so try again"):
+        locate("org/name")
+    with pytest.raises(ModelNotFoundError, match="not fetched"):
+        locate("org/name", local_files_only=True)
+    fault.times = 0
+    repo.requests.clear()
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert not repo.asked("*/resolve/*/config.json")
+
+
+def test_an_update_that_is_cut_leaves_the_model_that_was_here(repo: Hub) -> None:
+    old = locate("org/name")
+    repo.commit("org/name", {"config.json": b"new", "model.safetensors": WEIGHTS + b"new"})
+    repo.fault("/cdn/*", times=FOREVER, cut=0)
+
+    with pytest.raises(ModelNotFoundError):
+        locate("org/name")
+
+    assert locate("org/name", local_files_only=True) == old
+
+
+def test_a_truncated_file_is_not_opened(repo: Hub) -> None:
+    repo.fault("/cdn/*", times=FOREVER, truncate=5000)
+
+    with pytest.raises((ModelNotFoundError, SaveError)):
+        locate("org/name")
+    with pytest.raises(ModelNotFoundError, match="not fetched"):
+        locate("org/name", local_files_only=True)
+
+
+@pytest.mark.parametrize("pattern", ["/cdn/*", "*/resolve/*/config.json"])
+def test_a_corrupted_file_is_fetched_again(
+    pattern: str, repo: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    repo.fault(pattern, times=1, flip=1)
+
+    with caplog.at_level(logging.WARNING):
+        location = locate("org/name")
+
+    assert {name: (location.path / name).read_bytes() for name in OWN} == OWN
+    assert "was damaged on its way or on this disk: fetched again" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["/cdn/*", "*/resolve/*/config.json"])
+def test_a_file_that_comes_corrupted_twice_is_refused_and_gone(pattern: str, repo: Hub) -> None:
+    repo.fault(pattern, times=FOREVER, flip=1)
+
+    with pytest.raises(FormatError, match=r"not what the Hub's own record says, twice"):
+        locate("org/name")
+    with pytest.raises(ModelNotFoundError, match="not fetched"):
+        locate("org/name", local_files_only=True)
+
+
+def test_a_wrong_etag_does_not_make_another_file_pass(repo: Hub) -> None:
+    repo.fault("*/resolve/*", method="HEAD", times=FOREVER, etag='"0123456789abcdef"')
+
+    # One name for all files: the client takes the first for the rest.
+    with pytest.raises(FormatError, match="twice"):
+        locate("org/name")
+
+
+def test_a_wrong_etag_of_one_file_is_no_harm(repo: Hub) -> None:
+    repo.fault("*/resolve/*/model.safetensors", method="HEAD", times=FOREVER, etag='"odd"')
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert locate("org/name", local_files_only=True) == location
+
+
+@pytest.mark.usefixtures("repo")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damage_on_this_disk_is_found_and_repaired(name: str) -> None:
+    path = locate("org/name").path / name
+    data = bytearray(path.read_bytes())
+    data[1] ^= 1
+    path.resolve().write_bytes(data)
+
+    with pytest.raises(FormatError, match=rf"{name}: not what the Hub's record says"):
+        locate("org/name", local_files_only=True)
+
+    assert (locate("org/name").path / name).read_bytes() == OWN[name]
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_link_that_leads_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
+    link = locate("org/name").path / "config.json"
+    (tmp_path / "outside").write_bytes(OWN["config.json"])
+    link.unlink()
+    link.symlink_to(tmp_path / "outside")
+
+    with pytest.raises(FormatError, match=r"config\.json"):
+        locate("org/name", local_files_only=True)
+
+
+def test_a_repository_that_changes_meanwhile_gives_one_of_its_states(repo: Hub) -> None:
+    before = repo.files("org/name")
+    changed = {name: data + b"new" for name, data in OWN.items()}
+    repo.fault("*/resolve/*", method="*", before=lambda: repo.commit("org/name", changed), times=1)
+
+    first = locate("org/name")
+    second = locate("org/name")
+
+    assert {name: (first.path / name).read_bytes() for name in OWN} == {n: before[n] for n in OWN}
+    assert {name: (second.path / name).read_bytes() for name in OWN} == changed
+
+
+@pytest.mark.parametrize("evil", ["../../evil.json", "/tmp/evil", "a/../../evil"])
+def test_a_name_that_leads_out_condemns_the_repository(
+    evil: str, repo: Hub, tmp_path: Path
+) -> None:
+    repo.extra_tree["org/name"] = [{"path": evil, "data": b"evil"}]
+
+    with pytest.raises(FormatError, match="leads out of its folder: do not use this repository"):
+        locate("org/name")
+
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_full_disk_is_said_before_the_transfer(
+    repo: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+
+    with pytest.raises(SaveError, match=r"takes 0\.00 GB, but .* has 0\.00 GB left: free space"):
+        locate("org/name")
+
+    assert not repo.asked("/cdn/*")
+
+
+FULL_DISK = """
+import resource, signal, sys
+from nanochat.errors import SaveError
+from nanochat.zoo import download
+from nanochat.zoo.hub import locate
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    locate("org/name")
+except SaveError as error:
+    print(error)
+"""
+
+
+def in_process(hub: Hub, home: Path, code: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        # What is compiled under a limit on file sizes would be broken for all that come later.
+        env=os.environ
+        | environment(hub, home)
+        | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX only")
+def test_a_disk_that_fills_up_leaves_nothing_that_could_be_opened(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/name", OWN)
+
+    said, errors = in_process(hub, tmp_path, FULL_DISK).communicate()
+
+    assert said.startswith("cannot store org/name: File too large; free space"), errors
+    assert not list(tmp_path.rglob("model.safetensors"))
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_two_processes_may_fetch_the_same_model_at_once(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/name", OWN)
+    # Neither is done before the other has begun.
+    hub.fault("/cdn/*", times=2, pause=0.5)
+    code = "from nanochat.zoo.hub import locate; print(locate('org/name').path)"
+
+    processes = [in_process(hub, tmp_path, code) for _ in range(2)]
+    said = [process.communicate() for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    folder = Path(said[0][0].strip())
+    assert {name: (folder / name).read_bytes() for name in OWN} == OWN
+
+
+def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/name", OWN)
+    begun, killed = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        killed.wait(30)
+
+    hub.fault("/cdn/*", before=hold)
+    code = "from nanochat.zoo.hub import locate; print(locate('org/name').path)"
+
+    process = in_process(hub, tmp_path, code)
+    assert begun.wait(30)
+    process.kill()
+    process.communicate()
+    killed.set()
+    said, errors = in_process(hub, tmp_path, code).communicate()
+
+    folder = Path(said.strip())
+    assert {name: (folder / name).read_bytes() for name in OWN} == OWN, errors
+
+
+@pytest.fixture
+def published(repo: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> catalog.Entry:
+    """An entry of the catalog that is on the Hub."""
+    (tmp_path / "pinned").mkdir()
+    for name, data in OWN.items():
+        (tmp_path / "pinned" / name).write_bytes(data)
+    entry = catalog.Entry(
+        name="nanochat-x",
+        preset="tiny",
+        repo="org/name",
+        revision=repo.repos["org/name"].branches["main"],
+        files={n: record_file(tmp_path / "pinned" / n) for n in OWN if n != "README.md"},
+        description="x",
+    )
+    monkeypatch.setattr(names, "CATALOG", {"nanochat-x": entry})
+    return entry
+
+
+@pytest.mark.usefixtures("published")
+def test_a_published_model_is_the_commit_that_the_catalog_means(repo: Hub) -> None:
+    repo.commit("org/name", {"model.safetensors": b"other weights"})
+
+    location = locate("nanochat-x")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert location.name == "nanochat-x"
+
+
+@pytest.mark.usefixtures("published")
+def test_another_revision_of_a_published_model_is_said_to_be_unknown(
+    repo: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    repo.commit("org/name", {"config.json": b"new"})
+
+    with caplog.at_level(logging.WARNING):
+        location = locate("nanochat-x@main")
+
+    assert (location.path / "config.json").read_bytes() == b"new"
+    assert "the catalog knows the files of" in caplog.text
+
+
+def test_a_hub_that_lies_about_a_pinned_commit_is_found_out(
+    published: catalog.Entry, repo: Hub
+) -> None:
+    commit = repo.repos["org/name"].commits[published.revision]
+    forged = dataclasses.replace(commit, files={**commit.files, "tokenizer.json": b"forged"})
+    repo.repos["org/name"].commits[published.revision] = forged
+
+    with pytest.raises(FormatError, match=r"tokenizer\.json: .* of the catalog"):
+        locate("nanochat-x")
