@@ -43,7 +43,8 @@ class _Clock:
 class HubClient:
     """The client of this process while it knows `hub` only, and writes into `home` only.
 
-    Every other address than that of `hub` is refused before it is looked up.
+    A request to any host but 127.0.0.1 is refused before it is made. The client's waits between retries are cut to
+    milliseconds, by a `time` of its own in the two modules that wait.
 
     Parameters
     ----------
@@ -53,6 +54,8 @@ class HubClient:
         An empty folder; the cache is ``home / "hub"``.
     monkeypatch : pytest.MonkeyPatch
         What undoes everything.
+    slept : list of float
+        The seconds that the client meant to wait, in order.
     """
 
     hub: Hub

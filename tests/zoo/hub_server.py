@@ -58,7 +58,7 @@ def hub_server(hub: Hub | None = None, *, port: int = 0) -> Iterator[Hub]:
     with ExitStack() as stack:
         hub.url = stack.enter_context(_origin(hub, "hub", port))
         hub.cdn = stack.enter_context(_origin(hub, "cdn", 0))
-        # Entered last, left first: whoever waits is let go before the servers wait for their threads.
+        # Registered last, called first: whoever waits is let go before the servers wait for their threads.
         stack.callback(_release, hub)
         yield hub
 
@@ -170,21 +170,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, call: Call, fault: Fault | None) -> Answer:
         try:
-            if fault is not None:
-                self._wait(fault)
-                if fault.before is not None:
-                    fault.before()
-                if fault.status:
-                    raise HubError(  # noqa: TRY301
-                        fault.status, fault.message, code=fault.code, headers=fault.headers
-                    )
-            reply = answer(self.state, call)
+            if fault is None:
+                return answer(self.state, call)
+            self._wait(fault)
+            if fault.before is not None:
+                fault.before()
+            if fault.status:
+                refusal = HubError(
+                    fault.status, fault.message, code=fault.code, headers=fault.headers
+                )
+                return refusal.answer
+            return _damaged(answer(self.state, call), fault)
         except HubError as error:
             return error.answer
         except Exception as error:
             # A bug here or a request that the client never makes: the test is told what it was.
             return HubError(500, f"{type(error).__name__}: {error}").answer
-        return _damaged(reply, fault) if fault is not None else reply
 
     def _wait(self, fault: Fault) -> None:
         if isinstance(fault.pause, threading.Event):

@@ -248,7 +248,8 @@ class Hub:
         status, code, message, headers
             Answer with this status, ``X-Error-Code`` and ``X-Error-Message``; 429 comes with ``Retry-After: 0``.
         cut : int
-            End the connection after this many bytes of the body, of which the header announced all.
+            End the connection after this many bytes of the body, of which the header announced all. What the request
+            asked for was done: after ``cut=0`` a commit is there, and its sender does not know.
         reset : bool
             End it as a crash does, which the client takes for another error, and not as a proxy does.
         truncate : int
