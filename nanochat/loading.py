@@ -24,6 +24,7 @@ from nanochat.weights import Stored, Weights
 __all__ = [
     "Parts",
     "default_generation",
+    "load_any_config",
     "load_golden",
     "load_licence",
     "load_parts",
@@ -101,6 +102,22 @@ def load_parts(path: Path) -> Parts:
             card=_card(path),
         )
     return _in_folder(path, *checkpoint.load(path))
+
+
+def load_any_config(path: Path) -> ModelConfig:
+    """The configuration of a model, without its weights where its files allow that.
+
+    Raises
+    ------
+    NanochatError
+        As for `load_parts`.
+    """
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest is not None:
+        return manifest.config
+    if path.is_dir() and onnx_file(path) is None and checkpoint.is_ours(path):
+        return checkpoint.load_config(path)
+    return load_parts(path).config
 
 
 def load_golden(path: Path) -> Golden | None:

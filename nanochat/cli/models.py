@@ -1,57 +1,102 @@
-"""This file holds `nanochat models`: the models that have a name."""
+"""This file holds `nanochat models`: the models that have a name, what is here of them, and whether it is whole."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nanochat.cli.group import Group
 from nanochat.cli.options import as_json_option, backend_option, model_argument
-from nanochat.cli.output import format_bytes, format_count, print_json, print_table
+from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
 from nanochat.cli.run import as_file_errors
-from nanochat.errors import InputError
+from nanochat.errors import ConfigError, FormatError, InputError
 
 if TYPE_CHECKING:
+    from nanochat.zoo.cache import Cached
     from nanochat.zoo.catalog import Entry
+    from nanochat.zoo.location import Location
 
 __all__ = ["models"]
 
+_EXAMPLES = """\b
+Examples:
+  nanochat models list
+  nanochat models pull owner/name@main:gguf
+  nanochat models verify owner/name --backend numba
+  nanochat models push path/to/model owner/name --licence MIT
+"""
 
-@click.group(cls=Group)
+
+@click.group(cls=Group, epilog=_EXAMPLES)
 def models() -> None:
-    """List the models that have a name, show one of them, and check a model's files."""
+    """List, show, fetch, verify, remove and publish models."""
 
 
 @models.command("list")
 @as_json_option
 def list_models(*, as_json: bool) -> None:
-    """List all models, the one that comes with the package first."""
+    """List the models of the catalog, the one that comes with the package first, and those fetched from the Hub."""
+    from nanochat.zoo.cache import cached
     from nanochat.zoo.catalog import CATALOG
 
+    here = {model.repo: model for model in cached()}
+    named = [_describe(entry, here.pop(entry.repo or "", None)) for entry in CATALOG.values()]
+    fetched = [_describe_cached(model) for model in here.values()]
     if as_json:
-        print_json({"models": [_describe(entry) for entry in CATALOG.values()]})
+        print_json({"models": [*named, *fetched]})
         return
-    rows = [(entry.name, _where(entry), entry.description) for entry in CATALOG.values()]
-    print_table(rows, header=("name", "weights", "what it is"))
+    rows = [
+        (m["name"], format_bytes(int(str(m["bytes"]))), *(str(m[key]) for key in _COLUMNS))
+        for m in (*named, *fetched)
+    ]
+    print_table(rows, header=("name", "size", *_COLUMNS))
 
 
 @models.command()
 @click.argument("name")
 @as_json_option
 def show(name: str, *, as_json: bool) -> None:
-    """Show one model by its name."""
-    from nanochat.zoo.catalog import CATALOG, similar
+    """Show one model: of the catalog, on this disk, or fetched from the Hub before."""
+    from nanochat.zoo.cache import cached
+    from nanochat.zoo.catalog import CATALOG
 
-    if name not in CATALOG:
-        close = " or ".join(similar(name)) or "one of " + ", ".join(CATALOG)
-        raise InputError(f"no model of the catalog is named {name!r:.200}: choose {close}")
-    description = _describe(CATALOG[name])
+    if name in CATALOG:
+        here = {model.repo: model for model in cached()}
+        description = _describe(CATALOG[name], here.get(CATALOG[name].repo or ""))
+    else:
+        description = _describe_located(name)
     if as_json:
         print_json(description)
         return
+    _shorten(description)
     description["parameters"] = format_count(int(str(description["parameters"])))
-    description["bytes"] = format_bytes(int(str(description["bytes"])))
     print_table(list(description.items()))
+
+
+@models.command()
+@click.argument("name")
+@backend_option
+@click.option("--force-download", is_flag=True, help="Fetch again what was fetched before.")
+@as_json_option
+def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> None:
+    """Fetch a model from the Hugging Face Hub, and compare every file with the Hub's record of it.
+
+    NAME is a name of the catalog or OWNER/NAME, perhaps with @REVISION and with :PART: a format, a folder, a file or a
+    GGUF type, such as TQ2_0. Without a part, the best format for the backend is taken. A transfer that was cut goes on
+    with what is missing.
+    """
+    from nanochat.zoo.hub import locate
+
+    location = locate(name, backend=backend, force_download=force_download)
+    if location.fetched is None:
+        note(f"{name} is on this disk already")
+    pulled = _describe_place(location)
+    if as_json:
+        print_json(pulled)
+        return
+    _shorten(pulled)
+    print_table(list(pulled.items()))
 
 
 @models.command()
@@ -85,20 +130,127 @@ def verify(model: str, *, backend: str, as_json: bool) -> None:
     )
 
 
-def _where(entry: "Entry") -> str:
-    return "included" if entry.ships else entry.repo or "not published"
+@models.command("rm")
+@click.argument("name")
+@as_json_option
+def remove(name: str, *, as_json: bool) -> None:
+    """Delete what was fetched of a model from the Hub; NAME is OWNER/NAME, perhaps with @REVISION."""
+    from nanochat.zoo.cache import remove as remove_fetched
+    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.hub import is_repo
+
+    model, _, revision = name.partition("@")
+    repo = model
+    if model in CATALOG:
+        entry = CATALOG[model]
+        if entry.repo is None:
+            reason = "comes with the package" if entry.ships else "is not published"
+            raise InputError(f"{model} {reason}: there is nothing to remove")
+        repo = entry.repo
+    if not is_repo(repo):
+        raise InputError(
+            f"{model!r:.200} is no model of the Hub: pass OWNER/NAME; files of your own are yours to delete"
+        )
+    freed = remove_fetched(repo, revision=revision)
+    if as_json:
+        print_json({"repo": repo, "revision": revision, "freed_bytes": freed})
+    else:
+        print_table([("removed", name), ("freed", format_bytes(freed))])
 
 
-def _describe(entry: "Entry") -> dict[str, object]:
+# What the table of `list` says besides name and size.
+_COLUMNS = ("weights", "backend", "licence", "description")
+
+
+def _describe(entry: "Entry", here: "Cached | None") -> dict[str, object]:
     from nanochat.cost import tensor_classes
     from nanochat.presets import preset
 
     config = preset(entry.preset)
     classes = tensor_classes(config)
+    published = "not published" if entry.repo is None else f"{entry.repo} on the Hub"
     return {
         **dataclasses.asdict(entry),
-        "weights": _where(entry),
+        "weights": "included" if entry.ships else "cached" if here else published,
+        "cached": entry.ships or here is not None,
+        "backend": _backend(),
         "parameters": sum(c.parameters for c in classes),
         "bytes": sum(c.bytes for c in classes),
         "context_length": config.context_length,
     }
+
+
+def _describe_cached(model: "Cached") -> dict[str, object]:
+    return {
+        "name": model.repo,
+        "repo": model.repo,
+        "revisions": model.revisions,
+        "weights": "cached",
+        "cached": True,
+        "backend": _backend(),
+        "bytes": model.bytes,
+        "licence": _licence(next(iter(model.paths.values()))),
+        "description": f"of the Hub: {', '.join(model.paths)}",
+    }
+
+
+def _describe_located(name: str) -> dict[str, object]:
+    """Describe a model that is here, whose files are read for it."""
+    from nanochat.cost import tensor_classes
+    from nanochat.loading import load_golden, load_source
+    from nanochat.zoo.hub import locate
+
+    location = locate(name, local_files_only=True)
+    with as_file_errors():
+        source = load_source(location.path, name=location.name)
+        golden = load_golden(location.path)
+    classes = tensor_classes(source.config)
+    return {
+        **_describe_place(location),
+        "licence": source.licence,
+        "backend": _backend(),
+        "parameters": sum(c.parameters for c in classes),
+        "context_length": source.config.context_length,
+        "golden_record": "none" if golden is None else f"of {len(golden.tokens)} tokens",
+    }
+
+
+def _describe_place(location: "Location") -> dict[str, object]:
+    place: dict[str, object] = {"name": location.name, "path": str(location.path)}
+    fetched = location.fetched
+    if fetched is None:
+        files = [location.path] if location.path.is_file() else list(location.path.rglob("*"))
+        return {**place, "bytes": sum(f.stat().st_size for f in files if f.is_file())}
+    return {
+        **place,
+        "repo": fetched.repo,
+        "commit": fetched.commit,
+        "format": fetched.model.kind,
+        "bytes": fetched.bytes,
+        "files": list(fetched.model.files),
+    }
+
+
+def _shorten(description: dict[str, object]) -> None:
+    """Make what is for programs readable: sizes with a unit, and files as a number."""
+    description["bytes"] = format_bytes(int(str(description["bytes"])))
+    files = description.get("files")
+    if isinstance(files, list | dict):
+        description["files"] = f"{len(files)}, all compared with their record" if files else "none"
+
+
+def _licence(path: Path) -> str:
+    """What a model's files say; a damaged file says nothing."""
+    from nanochat.loading import load_licence
+
+    try:
+        return load_licence(path) or "unknown"
+    except (ConfigError, FormatError):
+        return "unknown"
+
+
+def _backend() -> str:
+    """What would run a model here."""
+    from nanochat import backends
+
+    return backends.choose("auto")[0]

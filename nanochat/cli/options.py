@@ -148,7 +148,7 @@ def load_model(
 
 def find_config(name: str) -> "ModelConfig":
     """The configuration of a preset or a model; no weights are loaded."""
-    from nanochat.checkpoint import load_config
+    from nanochat.loading import load_any_config
     from nanochat.presets import PRESETS, preset
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve
@@ -159,8 +159,4 @@ def find_config(name: str) -> "ModelConfig":
         return preset(CATALOG[name].preset)
     path = resolve(name)
     with as_file_errors():
-        if path.suffix == ".gguf":
-            from nanochat.export.gguf import load_gguf
-
-            return load_gguf(path)[0]
-        return load_config(path)
+        return load_any_config(path)
