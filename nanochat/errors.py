@@ -12,6 +12,7 @@
     │   └── VersionError         a file written by a newer version of this package
     ├── SaveError            a file that could not be written; the old one is untouched
     ├── BackendError         a backend that is unknown or cannot run on this machine
+    ├── MemoryShortageError  a model for which there is not enough memory
     ├── ModelNotFoundError   a name for which no weights can be found
     ├── DataError            training data that is missing or unusable
     └── TrainingError        a run that cannot start, continue or resume
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "FormatError",
     "InputError",
+    "MemoryShortageError",
     "ModelNotFoundError",
     "NanochatError",
     "NumericError",
@@ -75,6 +77,10 @@ class SaveError(NanochatError, OSError):
 
 class BackendError(NanochatError, RuntimeError):
     """A backend that is unknown or cannot run on this machine."""
+
+
+class MemoryShortageError(NanochatError, MemoryError):
+    """A model for which there is not enough memory; none was taken."""
 
 
 class ModelNotFoundError(NanochatError, LookupError):

@@ -1,0 +1,360 @@
+"""This file holds how much memory a model takes on each backend, how much is free, and the refusal of what cannot fit.
+
+Estimates follow the layouts of the backends; their factors were fitted to `python -m bench memory`, which prints both
+beside each other. The bytes are those that a process must have for itself: pages of a mapped file are left out, since
+the system takes them back when it needs them.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+from nanochat.config import ModelConfig
+from nanochat.cost import cost, leaf_bytes
+from nanochat.errors import InputError, MemoryShortageError
+from nanochat.ops import Storage
+from nanochat.shapes import shapes
+from nanochat.weights import Spec, named_leaves
+
+__all__ = ["free_bytes", "group_bytes", "needed_bytes", "require_room"]
+
+_LOGGER = logging.getLogger(__name__)
+
+# Tokens of a prompt and its answer for which there must be room; `Engine` reads no more of a prompt at once than
+# `_CHUNK`.
+_SHORT, _CHUNK = 256, 512
+# Rows that the Numba backend lays out together, and columns that MLX gives a scale of their own.
+_TILE, _GROUP = 32, 128
+_FLOAT = 4
+
+
+def free_bytes(*, root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine, of its container, of its own limits; `None` if unknown.
+
+    Swap is not counted: a model that lies there does not run, it waits.
+
+    Parameters
+    ----------
+    root : Path
+        Where ``proc`` and ``sys`` of Linux are.
+    """
+    try:
+        found: list[int | None] = [psutil.virtual_memory().available, group_bytes(root)]
+        found += _own_limits()
+    # What psutil meets on systems that tell it nothing, or something else than it knows.
+    except (psutil.Error, OSError, RuntimeError, ValueError) as error:
+        _LOGGER.debug("free memory is unknown (%s), so no model is refused", error)
+        return None
+    return max(0, min(number for number in found if number is not None))
+
+
+def group_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes that the control groups of this process leave it; `None` without a limit.
+
+    A group may take what it does not use yet, and what it caches of files; so must all groups above it.
+
+    Parameters
+    ----------
+    root : Path
+        As for `free_bytes`.
+    """
+    mounts = root / "sys/fs/cgroup"
+    found: list[int] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            # Beside groups of the first version, those of the second are one folder below.
+            for mount in (mounts, mounts / "unified"):
+                found += _left(mount, path, ("memory.max", "memory.current"), "")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            found += _left(mounts / "memory", path, names, "total_")
+    return min(found, default=None)
+
+
+def needed_bytes(
+    config: ModelConfig,
+    backend: str,
+    *,
+    context: int,
+    batch: int = 1,
+    kv_cache: Storage = "float32",
+) -> int:
+    """About what the backend, a model on it and its work take at most, from loading to the end of a text.
+
+    Parameters
+    ----------
+    backend : str
+        A name for `nanochat.backends.get`, or "onnx" for a model that is exported when it is loaded.
+    context : int
+        Tokens of each text, the prompt and the answer.
+    batch : int
+        Texts at once.
+    kv_cache : {"float32", "float16", "int8"}
+        See `nanochat.ops.Slot`.
+
+    Raises
+    ------
+    InputError
+        If there is no such backend, or the model has no such context.
+    """
+    if backend not in _BACKENDS:
+        raise InputError(
+            f"nothing is known of the memory of backend {backend!r}: choose one of {', '.join(_BACKENDS)}"
+        )
+    plan = _BACKENDS[backend]
+    costs = cost(config, context=context, kv_cache=kv_cache)
+    specs = [spec for _, spec in named_leaves(shapes(config))]
+    # While a leaf is prepared, those before it are there already.
+    kept = loading = 0
+    for spec in specs:
+        loading = max(loading, kept + plan.preparing(spec))
+        kept += plan.kept(spec)
+    loading = max(loading, sum(map(plan.loading, specs)))
+    remembered = batch * (context * costs.kv_bytes_per_token + costs.state_bytes)
+    return plan.runtime + max(loading, kept + remembered + _work(plan, config, specs, context))
+
+
+def require_room(
+    name: str,
+    config: ModelConfig,
+    backend: str,
+    *,
+    kv_cache: Storage = "float32",
+    free: int | None = None,
+    others: Sequence[str] = (),
+) -> None:
+    """Refuse a model for which there is not enough memory, before any of it is taken.
+
+    What must fit is the model with a short text; if a text as long as its context does not, a warning says so.
+
+    Parameters
+    ----------
+    name : str
+        Of the model, for the message.
+    config, backend, kv_cache
+        See `needed_bytes`.
+    free : int, optional
+        Bytes that are free, of the device that the backend uses; by default `free_bytes`. What is unknown refuses
+        nothing.
+    others : sequence of str
+        Further backends that can run here, to be proposed if one of them has enough.
+
+    Raises
+    ------
+    MemoryShortageError
+        With what is needed, what is free, and what helps.
+    """
+    free = free_bytes() if free is None else free
+    if free is None:
+        return
+    short = min(_SHORT, config.context_length)
+    needed = needed_bytes(config, backend, context=short, kv_cache=kv_cache)
+    if needed > free:
+        fixes = [*_fixes(config, backend, kv_cache, short, free, others)]
+        fixes += ["close other programs", "choose a smaller model"]
+        raise MemoryShortageError(
+            f"{name} needs about {_gigabytes(needed)} on backend {backend}, and {_gigabytes(free)} of memory are free: "
+            f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
+        )
+    # Alone: the work for so long a text, which must fit as well, is more than what it leaves behind.
+    longest = cost(config, context=config.context_length, kv_cache=kv_cache)
+    remembered = longest.kv_bytes_per_token * (config.context_length - short)
+    if needed + remembered > free:
+        tokens = short + (free - needed) // longest.kv_bytes_per_token
+        smaller = "" if kv_cache == "int8" else "kv_cache='int8' takes about a quarter of it; "
+        _LOGGER.warning(
+            "%s: a text of all %d tokens of its context needs %s more than the %s of memory that are free; about %d "
+            "tokens fit: %sclose other programs, or keep texts short",
+            name,
+            config.context_length,
+            _gigabytes(needed + remembered - free),
+            _gigabytes(free),
+            tokens,
+            smaller,
+        )
+
+
+def _fixes(
+    config: ModelConfig,
+    backend: str,
+    kv_cache: Storage,
+    context: int,
+    free: int,
+    others: Iterable[str],
+) -> Iterator[str]:
+    """What would be small enough."""
+    narrow = needed_bytes(config, backend, context=context, kv_cache="int8")
+    if kv_cache != "int8" and narrow <= free and backend != "onnx":
+        yield f"pass kv_cache='int8' ({_gigabytes(narrow)})"
+    sizes = {
+        other: needed_bytes(config, other, context=context, kv_cache=kv_cache)
+        for other in others
+        if other in _BACKENDS and other != backend
+    }
+    smallest = min(sizes, key=lambda other: sizes[other], default=None)
+    if smallest is not None and sizes[smallest] <= free:
+        yield f"choose backend {smallest} ({_gigabytes(sizes[smallest])})"
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.2f} GB"
+
+
+# What is free.
+
+
+def _own_limits() -> Iterator[int]:
+    """What the limits of this process leave it, where there are any."""
+    if not hasattr(psutil.Process, "rlimit"):
+        return
+    process = psutil.Process()
+    used = process.memory_info()
+    for limit, taken in ((psutil.RLIMIT_AS, used.vms), (psutil.RLIMIT_DATA, used.data)):
+        soft, _ = process.rlimit(limit)
+        if soft != psutil.RLIM_INFINITY:
+            yield soft - taken
+
+
+def _left(mount: Path, path: str, names: tuple[str, str], prefix: str) -> Iterator[int]:
+    """What each group from the innermost on leaves; folders that a container does not see are passed over."""
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    for count in range(len(parts), -1, -1):
+        group = mount.joinpath(*parts[:count])
+        limit, current = (_text(group / name).strip() for name in names)
+        if limit.isdigit() and current.isdigit():
+            statistics = dict(
+                line.split(" ", 1) for line in _text(group / "memory.stat").splitlines()
+            )
+            files = (statistics.get(f"{prefix}{name}_file", "") for name in ("active", "inactive"))
+            yield int(limit) - int(current) + sum(int(n) for n in files if n.isdigit())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# What is needed.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a backend takes, in bytes.
+
+    Parameters
+    ----------
+    kept, preparing : function
+        For a leaf that is prepared, and for one that is being prepared.
+    loading : function
+        A leaf's share of what loading takes at its height, where everything is loaded at once.
+    runtime : int
+        For the backend itself, and for all else that loading a model imports or compiles.
+    unpacked : float
+        For each number of a matrix that is being multiplied.
+    per_feature, per_product : int
+        For each token and feature of the widest activation, and of the integer sums of the widest linear.
+    """
+
+    kept: Callable[[Spec], int]
+    preparing: Callable[[Spec], int]
+    runtime: int
+    loading: Callable[[Spec], int] = lambda _: 0
+    unpacked: float = 0
+    per_feature: int
+    per_product: int = 0
+
+
+def _work(plan: _Plan, config: ModelConfig, specs: Sequence[Spec], context: int) -> int:
+    """Bytes of activations and of unpacked matrices, at the widest layer or at the head."""
+    tokens = min(context, _CHUNK)
+    linears = [spec for spec in specs if spec.kind == "ternary"]
+    widest = config.num_streams * config.width + max(max(spec.shape) for spec in linears)
+    products = max(math.prod(spec.shape) // spec.activation_block for spec in linears)
+    layer = tokens * (plan.per_feature * widest + plan.per_product * products)
+    layer += int(plan.unpacked * max(math.prod(spec.shape) for spec in linears))
+    tables = (spec for spec in specs if spec.kind == "int8")
+    head = int(plan.unpacked * max(math.prod(spec.shape) for spec in tables))
+    return max(layer, head)
+
+
+def _kept_by_numba(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return leaf_bytes(spec)
+    rows = spec.shape[0]
+    return leaf_bytes(spec) // rows * (-(-rows // _TILE) * _TILE)
+
+
+def _kept_by_torch(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return _FLOAT * math.prod(spec.shape)
+    rows, columns = spec.shape
+    if spec.kind == "int8":
+        return rows * (columns + _FLOAT)
+    return rows * (-(-columns // 4) + columns // spec.weight_block * _FLOAT)
+
+
+def _kept_by_mlx(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return _FLOAT * math.prod(spec.shape)
+    rows, columns = spec.shape
+    groups = -(-columns // _GROUP)
+    # A scale and a bias.
+    return rows * groups * (_GROUP // (4 if spec.kind == "ternary" else 1) + 2 * _FLOAT)
+
+
+def _kept_by_reference(spec: Spec) -> int:
+    # Tables and scales are used where they lie, in the file.
+    if spec.kind == "int8":
+        return 0
+    return math.prod(spec.shape) * (_FLOAT if spec.kind == "dense" else 1)
+
+
+_MB = 10**6
+_BACKENDS = {
+    "torch": _Plan(
+        kept=_kept_by_torch,
+        preparing=lambda spec: 2 * _kept_by_torch(spec),
+        runtime=160 * _MB,
+        unpacked=6,
+        per_feature=27,
+        per_product=12,
+    ),
+    "mlx": _Plan(
+        kept=_kept_by_mlx,
+        # Codes of 8 bits are moved in 16.
+        preparing=lambda spec: (4 if spec.kind == "int8" else 2) * _kept_by_mlx(spec),
+        runtime=20 * _MB,
+        per_feature=34,
+    ),
+    "numba": _Plan(
+        kept=_kept_by_numba,
+        preparing=_kept_by_numba,
+        runtime=65 * _MB,
+        per_feature=20,
+    ),
+    "reference": _Plan(
+        kept=_kept_by_reference,
+        preparing=_kept_by_reference,
+        runtime=40 * _MB,
+        # As float64 while they are multiplied.
+        unpacked=8.5,
+        per_feature=40,
+        per_product=12,
+    ),
+    "onnx": _Plan(
+        kept=lambda spec: 2 * leaf_bytes(spec),
+        preparing=lambda spec: 2 * leaf_bytes(spec),
+        # The graph as objects, as a file in memory, and as the session reads and arranges it.
+        loading=lambda spec: int((9.7 if spec.kind == "int8" else 5.2) * leaf_bytes(spec)),
+        runtime=100 * _MB,
+        per_feature=32,
+    ),
+}

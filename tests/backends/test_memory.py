@@ -1,0 +1,35 @@
+"""What `nanochat.memory` says that a model needs is what it takes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.memory import can_run, measure, write_random_model
+from nanochat import backends
+from nanochat.memory import needed_bytes
+from nanochat.presets import preset
+
+CONFIG = preset("nano-125m")
+TOKENS = 64
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process has")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "nano-125m"
+    write_random_model(path, CONFIG)
+    return path
+
+
+@pytest.mark.parametrize(
+    "backend", [name for name in (*backends.NAMES, *backends.GRAPHS) if can_run(name)]
+)
+def test_a_model_takes_what_is_said(directory: Path, backend: str) -> None:
+    estimate = needed_bytes(CONFIG, backend, context=TOKENS)
+
+    stages = measure(directory, backend, TOKENS)
+
+    peak = max(taken.peak for taken in stages.values())
+    assert 0.7 <= peak / estimate <= 1.15
