@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CachedRepoInfo, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from nanochat.errors import ModelNotFoundError
 from nanochat.zoo.layout import candidates
+from nanochat.zoo.resume import SUFFIX
 
-__all__ = ["Cached", "cached", "remove"]
+__all__ = ["Cached", "cached", "remove", "storage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +87,34 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
     ModelNotFoundError
         If nothing of it is here.
     """
+    freed = 0 if revision else _remove_partial(repo, cache_dir)
     here = next((model for model in cached(cache_dir) if model.repo == repo), None)
     commits = [] if here is None else list(_commits(here, revision))
-    if not commits:
+    if commits:
+        strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
+        strategy.execute()
+        freed += strategy.expected_freed_size
+    elif not freed:
         name = f"{repo}@{revision}" if revision else repo
         raise ModelNotFoundError(
             f"nothing of {name} was fetched: `nanochat models list` shows what was"
         )
-    strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
-    strategy.execute()
-    return strategy.expected_freed_size
+    return freed
+
+
+def _remove_partial(repo: str, cache_dir: str | Path | None) -> int:
+    """Delete what came before downloads were cut, and return its bytes."""
+    freed = 0
+    for path in (storage(repo, cache_dir) / "blobs").glob(f"*{SUFFIX}"):
+        freed += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return freed
+
+
+def storage(repo: str, cache_dir: str | Path | None) -> Path:
+    """Where the client keeps what it fetches of a repository."""
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+    return cache / f"models--{repo.replace('/', '--')}"
 
 
 def _commits(here: Cached, revision: str) -> Iterable[str]:

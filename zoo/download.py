@@ -1,7 +1,7 @@
 """This file holds the fetching of a model from the Hugging Face Hub: only what is needed, and nothing unchecked.
 
-The client does the transfer, in parallel and with its own cache; a cut is resumed while the process lives, and complete
-files are kept when it does not. What it does not do is done here. All files are of one commit, whatever happens to the
+The client does the transfer, in parallel and with its own cache. What it does not do is done here, and in
+`nanochat.zoo.resume`. All files are of one commit, whatever happens to the
 repository meanwhile. Every file is compared with the Hub's own record of it, each time before it is opened. And a
 branch is only said to be here when all of it is: an update that was interrupted leaves the model that was there.
 """
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     OfflineModeIsEnabled,
@@ -29,9 +29,11 @@ from nanochat import __version__
 from nanochat.errors import FormatError, ModelNotFoundError, SaveError
 from nanochat.file_record import record_file
 from nanochat.files import atomic_write, exists
+from nanochat.zoo.cache import storage
 from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
 from nanochat.zoo.layout import Candidate, candidates, choose, require_inside, require_model
 from nanochat.zoo.location import Fetched, Request
+from nanochat.zoo.resume import fetch_large
 
 __all__ = ["fetch"]
 
@@ -60,7 +62,7 @@ def fetch(request: Request) -> Fetched:
     require_inside(files, where=request.repo)
     found = candidates(files)
     require_model(found, files, where=request.repo)
-    snapshot = _storage(request) / "snapshots" / commit
+    snapshot = storage(request.repo, request.cache_dir) / "snapshots" / commit
     if is_offline:
         found = _complete(found, snapshot, request.repo)
     model = choose(found, backend=request.backend, part=request.part, where=_name(request))
@@ -160,6 +162,14 @@ def _files_here(request: Request, commit: str) -> dict[str, RepoFile]:
 def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
     """Fetch what is not here, and once more what is not as recorded."""
     _require_space(request, wanted.values())
+    if not request.force_download:
+        with reading_errors(request.repo, revision=request.revision):
+            fetch_large(
+                request,
+                snapshot.name,
+                wanted.values(),
+                storage=storage(request.repo, request.cache_dir),
+            )
     _transfer(request, snapshot.name, wanted, force=request.force_download)
     damaged = _damaged(snapshot, wanted)
     if damaged:
@@ -193,14 +203,14 @@ def _transfer(request: Request, commit: str, names: Iterable[str], *, force: boo
 
 def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
     """Refuse a download for which the disk has no room, before it begins."""
-    storage = _storage(request)
-    blobs = storage / "blobs"
+    place = storage(request.repo, request.cache_dir)
+    blobs = place / "blobs"
     here = {path.name for path in blobs.iterdir()} if blobs.is_dir() else set()
     needed = sum(f.size for f in files if not here & {f.blob_id, f.lfs.sha256 if f.lfs else ""})
-    free = shutil.disk_usage(next(place for place in storage.parents if exists(place))).free
+    free = shutil.disk_usage(next(folder for folder in place.parents if exists(folder))).free
     if needed > free:
         raise SaveError(
-            f"{request.repo} takes {needed / 1e9:.2f} GB, but {storage.parent} has {free / 1e9:.2f} GB left: free "
+            f"{request.repo} takes {needed / 1e9:.2f} GB, but {place.parent} has {free / 1e9:.2f} GB left: free "
             "space, or pass another cache_dir"
         )
 
@@ -257,13 +267,7 @@ def _remember(request: Request, commit: str) -> None:
     """Write that a branch or tag is here, where the client looks it up."""
     revision = request.revision or _MAIN
     if revision != commit:
-        atomic_write(_storage(request) / "refs" / revision, commit.encode())
-
-
-def _storage(request: Request) -> Path:
-    """Where the client keeps what it fetches of a repository."""
-    cache = Path(request.cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
-    return cache / f"models--{request.repo.replace('/', '--')}"
+        atomic_write(storage(request.repo, request.cache_dir) / "refs" / revision, commit.encode())
 
 
 def _api(request: Request) -> HfApi:

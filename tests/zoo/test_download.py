@@ -1,6 +1,7 @@
 """What is fetched from the Hub is whole and of one commit, or is not opened; the real client, a Hub on loopback."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from nanochat.errors import FormatError, ModelNotFoundError, SaveError
 from nanochat.file_record import record_file
-from nanochat.zoo import catalog
+from nanochat.zoo import cache, catalog, resume
 from nanochat.zoo import hub as names
 from nanochat.zoo.hub import locate
 from nanochat.zoo.location import Location
@@ -501,6 +502,97 @@ def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
 
     folder = Path(said.strip())
     assert {name: (folder / name).read_bytes() for name in OWN} == OWN, errors
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every file in large storage for one that is worth going on with."""
+    monkeypatch.setattr(resume, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(resume, "_PAUSE", 0.01)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_large_file_goes_on_after_any_cut(reset: bool, repo: Hub) -> None:
+    repo.fault("/cdn/*", times=3, cut=9000, reset=reset)
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert [r.range for r in repo.asked("/cdn/*", "GET")][:2] == ["", "bytes=8192-"]
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_file_goes_on_in_the_next_call(repo: Hub, client: HubClient) -> None:
+    fault = repo.fault("/cdn/*", times=FOREVER, cut=5000, reset=True)
+    repo.fault("/cdn/*", times=FOREVER, cut=0)
+    fault.times = 1
+
+    with pytest.raises(ModelNotFoundError, match="what is complete stays, so try again"):
+        locate("org/name")
+    with pytest.raises(ModelNotFoundError, match="not fetched"):
+        locate("org/name", local_files_only=True)
+    repo.faults.clear()
+    repo.requests.clear()
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert [r.range for r in repo.asked("/cdn/*", "GET")] == ["bytes=4096-"]
+    assert not list(client.cache.rglob(f"*{resume.SUFFIX}"))
+
+
+@pytest.mark.usefixtures("large")
+def test_what_came_of_a_file_and_is_not_part_of_it_is_thrown_away(
+    repo: Hub, client: HubClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    blobs = client.cache / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{resume.SUFFIX}").write_bytes(b"x" * 5000)
+
+    with caplog.at_level(logging.WARNING):
+        location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert "was damaged on its way: fetched again" in caplog.text
+    assert repo.asked("/cdn/*", "GET")[0].range == "bytes=5000-"
+
+
+@pytest.mark.usefixtures("large")
+def test_what_came_of_a_file_can_be_removed(repo: Hub) -> None:
+    repo.fault("/cdn/*", times=1, cut=9000)
+    repo.fault("/cdn/*", times=FOREVER, cut=0)
+    with pytest.raises(ModelNotFoundError):
+        locate("org/name")
+
+    assert cache.remove("org/name") == 8192
+    with pytest.raises(ModelNotFoundError, match="nothing of org/name was fetched"):
+        cache.remove("org/name")
+
+
+def test_a_large_file_goes_on_after_a_kill(hub: Hub, tmp_path: Path) -> None:
+    weights = bytes(range(256)) * 70_000
+    hub.add("org/name", {**OWN, "model.safetensors": weights})
+    begun, killed = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        killed.wait(30)
+
+    # More than what the client writes at once.
+    hub.fault("/cdn/*", cut=12_000_000)
+    hub.fault("/cdn/*", before=hold)
+    code = "from nanochat.zoo.hub import locate; print(locate('org/name').path)"
+
+    process = in_process(hub, tmp_path, code)
+    assert begun.wait(30)
+    process.kill()
+    process.communicate()
+    killed.set()
+    hub.requests.clear()
+    said, errors = in_process(hub, tmp_path, code).communicate()
+
+    assert (Path(said.strip()) / "model.safetensors").read_bytes() == weights, errors
+    assert hub.asked("/cdn/*", "GET")[-1].range == "bytes=10485760-"
 
 
 @pytest.fixture
