@@ -5,11 +5,9 @@ A backend is loaded by name, once, when a model is loaded. Nothing is chosen sil
 
 import importlib.util
 import os
-import platform
-import sys
-from pathlib import Path
 from typing import Any
 
+from nanochat.backends.machine import has_apple_gpu, has_cuda_driver
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 
@@ -31,9 +29,6 @@ _FIX = {
 }
 # What a backend's module is called, where that is another name.
 _MODULES = {"mlx": "mlx.core", "onnx": "onnxruntime"}
-
-# Where a CUDA driver shows on Linux: as usual, in some containers, and in WSL.
-_DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def unavailable(name: str) -> str | None:
@@ -81,11 +76,10 @@ def choose(name: str = "auto") -> tuple[str, str]:
         return _require(wanted), "NANOCHAT_BACKEND is set"
     if unavailable("torch") is None and _cuda_is_there():
         return "torch", "a CUDA device is there"
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    if apple and unavailable("mlx") is None:
+    if has_apple_gpu() and unavailable("mlx") is None:
         return "mlx", "this is Apple silicon"
     if unavailable("numba") is None:
-        return "numba", "no CUDA device and no Apple GPU; compiled CPU code is next"
+        return "numba", f"{_without_gpu()}; compiled CPU code is next"
     return "reference", f"nothing faster can run: {unavailable('numba')}"
 
 
@@ -154,9 +148,18 @@ def _require(name: str) -> str:
     return name
 
 
+def _without_gpu() -> str:
+    """Why neither backend for GPUs was taken."""
+    if has_apple_gpu():
+        return "this is Apple silicon, but MLX is not installed"
+    if has_cuda_driver() and unavailable("torch") is not None:
+        return "there is a CUDA driver, but torch is not installed"
+    return "no CUDA device and no Apple GPU"
+
+
 def _cuda_is_there() -> bool:
     # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
-    if sys.platform == "linux" and not any(path.exists() for path in _DRIVERS):
+    if has_cuda_driver() is False:
         return False
     from nanochat.backends.torch import cuda_is_available
 

@@ -48,6 +48,8 @@ class MlxOps:
 
     def __init__(self) -> None:
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        # In the words of MLX.
+        self.device = "gpu" if on_gpu else "cpu"
         # Elementwise functions become one GPU kernel each; on a CPU that would call a C++ compiler.
         fused: Callable[[_Elementwise], _Elementwise] = mx.compile if on_gpu else _unchanged
         self._most_columns = 1 << 30 if on_gpu else _MOST_COLUMNS_ON_CPU

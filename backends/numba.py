@@ -11,7 +11,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels import activation, fused
+from nanochat.backends.numba_kernels import activation, cache, fused
+from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.numba_kernels.isa import available
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.progress import end_wait
 from nanochat.backends.numba_kernels.team import Program, run_program
@@ -51,6 +53,19 @@ class NumbaOps(LinearOps, MixerOps, StreamOps):
     def device(self) -> str:
         """The processor's threads, for people."""
         return f"cpu, {self.launch.threads} threads"
+
+    @property
+    def details(self) -> dict[str, object]:
+        """See `nanochat.backends.choice.Detailed`."""
+        folder = cache.folder(activation.add)
+        return {
+            "instructions": self.isa,
+            "available": list(available()),
+            "threads": self.launch.threads,
+            "cores": num_cores(),
+            "measured_products": self.tuner.num_known,
+            "kernel_cache": None if folder is None else str(folder),
+        }
 
     # The border.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat import ternary
+from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch_state import TorchState, quantize_activations
@@ -26,6 +27,7 @@ __all__ = [
     "TorchOps",
     "TorchState",
     "cuda_is_available",
+    "free_device_bytes",
 ]
 
 
@@ -96,6 +98,14 @@ class TorchOps:
             )
         self.device = torch.device(device)
         self.dtype = dtype
+
+    @property
+    def details(self) -> dict[str, object]:
+        """See `nanochat.backends.choice.Detailed`."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.device.type == "cuda":
+            return {"device_name": torch.cuda.get_device_name(self.device), "dtype": dtype}
+        return {"threads": torch.get_num_threads(), "cores": num_cores(), "dtype": dtype}
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Move all leaves to the device; ternary codes stay packed, latent weights stay latent."""
@@ -354,6 +364,14 @@ class TorchOps:
 def cuda_is_available() -> bool:
     """Whether torch finds a CUDA device."""
     return torch.cuda.is_available()
+
+
+def free_device_bytes(device: torch.device) -> int | None:
+    """Bytes of its own memory that a device has free; `None` for the CPU, which has the machine's."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
 
 
 def _dense(leaf: Leaf) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx_graph import Dim
@@ -96,6 +97,7 @@ class OnnxEngine:
             )
         self._path = path
         self._session = _open(path, num_threads)
+        self._num_threads = num_cores() if num_threads is None else num_threads
         metadata = self._session.get_modelmeta().custom_metadata_map
         if "config" not in metadata or "target" not in metadata:
             raise FormatError(
@@ -108,6 +110,11 @@ class OnnxEngine:
         self._shapes = memory_shapes(slots(self.config))
         _require_interface(path, self._session, self._shapes)
         self._outputs = ["logits", *map(present_name, self._shapes)]
+
+    @property
+    def details(self) -> dict[str, object]:
+        """See `nanochat.backends.choice.Detailed`."""
+        return {"providers": self._session.get_providers(), "threads": self._num_threads}
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Runner.logits`."""

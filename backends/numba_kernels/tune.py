@@ -115,6 +115,11 @@ class Tuner:
         self._known: dict[tuple[Shape, int], Choice] = {}
         self._settled: set[int] = set()
 
+    @property
+    def num_known(self) -> int:
+        """Products for which the best way was measured, now or at an earlier time."""
+        return len(self._known)
+
     def adopt(self, matrices: Iterable[TiledLinear]) -> None:
         """Choose for these matrices from now on, in the order in which a step uses them; they are not kept alive."""
         self._matrices = [(Shape.of(matrix), weakref.ref(matrix)) for matrix in matrices]

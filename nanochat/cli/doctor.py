@@ -73,6 +73,7 @@ def doctor(*, as_json: bool) -> None:
         chosen, reason = backends.choose("auto")
     except BackendError as error:
         chosen, reason = "", str(error)
+    advice = _advice(chosen, reason) if any(b.name == chosen and b.ready for b in found) else ()
     if as_json:
         print_json(
             {
@@ -82,6 +83,7 @@ def doctor(*, as_json: bool) -> None:
                 "backends": [asdict(backend) for backend in found],
                 "numba": None if kernels is None else asdict(kernels),
                 "auto": {"backend": chosen or None, "reason": reason},
+                "faster": advice,
             }
         )
     else:
@@ -98,6 +100,8 @@ def doctor(*, as_json: bool) -> None:
             write("\n")
             print_table(_rows(kernels))
         write(f"\nauto is {chosen or 'no backend'}: {reason}", end="\n")
+        for text in advice:
+            write(f"to use more of this machine: {text}", end="\n")
     if not chosen:
         raise click.exceptions.Exit(1)
 
@@ -127,6 +131,15 @@ def _device(name: str) -> str:
     if name in backends.GRAPHS:
         return "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     return str(getattr(backends.get(name), "device", "cpu"))
+
+
+def _advice(name: str, reason: str) -> tuple[str, ...]:
+    from nanochat import backends
+    from nanochat.backends.choice import describe, faster
+
+    if name in backends.GRAPHS:
+        return faster({"backend": name, "device": "cpu"}, reason=reason)
+    return faster(describe(backends.get(name)), reason=reason)
 
 
 def _kernels() -> "Report | None":
