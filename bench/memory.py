@@ -39,11 +39,15 @@ _SLOW = {("small-560m", "reference", 512)}
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """Bytes of a stage: the most during it, and those at its end; of all pages `resident` at the most."""
+    """Bytes of a stage: of a process's own memory the `peak`, and what is left at the `end`.
+
+    `most_pages` and `pages` are the same with pages of mapped files, counted from the beginning of the stage.
+    """
 
     peak: int
     end: int
-    resident: int
+    most_pages: int
+    pages: int
 
 
 def run(quick: bool) -> Iterator[Result]:
@@ -93,18 +97,19 @@ def measure(directory: Path, backend: str, num_tokens: int) -> dict[str, Taken]:
         assert process.stdout is not None
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_copy, args=(process.stdout, lines), daemon=True).start()
-        before, _ = _look(process.pid, lines)
+        before = _look(process.pid, lines)[-1][0]
         found = {}
         for stage in STAGES:
             process.stdin.write("\n")
             process.stdin.flush()
-            _, looks = _look(process.pid, lines)
+            looks = _look(process.pid, lines)
+            pages = [own + mapped for own, mapped in looks]
             found[stage] = Taken(
                 peak=max(own for own, _ in looks) - before,
                 end=looks[-1][0] - before,
-                resident=max(own + shared for own, shared in looks) - before,
+                most_pages=max(pages) - pages[0],
+                pages=pages[-1] - pages[0],
             )
-            assert process.poll() is None, f"{stage} failed"
         process.stdin.write("\n")
         process.stdin.close()
     return found
@@ -133,15 +138,14 @@ def _copy(source: Iterator[str], lines: "queue.SimpleQueue[str]") -> None:
     lines.put("")
 
 
-def _look(pid: int, lines: "queue.SimpleQueue[str]") -> tuple[int, list[tuple[int, int]]]:
-    """Look until the next line: own memory at the end, and all looks, own memory and mapped files."""
+def _look(pid: int, lines: "queue.SimpleQueue[str]") -> list[tuple[int, int]]:
+    """What `_taken` gives, again and again until the next line."""
     looks = [_taken(pid)]
     while lines.empty():
         looks.append(_taken(pid))
         time.sleep(_PAUSE)
-    assert lines.get(), "the process that was watched has failed"
-    looks.append(_taken(pid))
-    return looks[-1][0], looks
+    assert lines.get(), "the process that is watched has failed"
+    return [*looks, _taken(pid)]
 
 
 def _taken(pid: int) -> tuple[int, int]:

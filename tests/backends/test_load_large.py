@@ -1,0 +1,54 @@
+"""A checkpoint of 560 million parameters is loaded in seconds, and never lies in memory twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.memory import can_run, write_random_model
+from nanochat.presets import preset
+
+CONFIG = preset("small-560m")
+
+# Both after a first model: what any model takes are frameworks, and compiled kernels.
+LOAD = """
+import gc, json, re, sys, time
+from pathlib import Path
+import nanochat
+
+def kilobytes(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+nanochat.from_pretrained("nanochat-tiny", backend="numba").generate("fn", max_tokens=2)
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+before, start = kilobytes("VmRSS"), time.perf_counter()
+model = nanochat.from_pretrained(sys.argv[1], backend="numba")
+seconds = time.perf_counter() - start
+peak, resident = kilobytes("VmHWM") - before, kilobytes("VmRSS") - before
+text = model.generate("fn", max_tokens=2)
+print(json.dumps({"peak": peak, "resident": resident, "seconds": seconds, "text": text}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory is used")
+@pytest.mark.skipif(not can_run("numba"), reason="needs numba")
+def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", CONFIG)
+
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+
+    found = json.loads(done.stdout)
+    assert found["peak"] <= 1.3 * found["resident"]
+    # All 2-bit codes and 8-bit rows, and a tenth more.
+    assert 1024 * found["resident"] <= 1.1 * (tmp_path / "model/model.safetensors").stat().st_size
+    # A machine that is ten times slower than two cores of 2021 is broken, or does something else.
+    assert found["seconds"] < 30
