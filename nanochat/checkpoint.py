@@ -36,6 +36,7 @@ from nanochat.files import (
     parse_json,
     read_bytes,
     read_tensors,
+    release,
     write_tensors,
 )
 from nanochat.shapes import shapes
@@ -206,12 +207,7 @@ def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     tensors = load_tensors(directory)
     specs = shapes(config)
     _check_keys(specs, tensors, directory)
-    for tensor in tensors.values():
-        tensor.verify()
-    weights = map_leaves(lambda name, spec: _decode(name, spec, tensors), specs)
-    for name, leaf in named_leaves(weights):
-        require_legal(name, leaf)
-    return config, weights
+    return config, map_leaves(lambda name, spec: _read_leaf(name, spec, tensors), specs)
 
 
 def is_ours(directory: str | Path) -> bool:
@@ -469,6 +465,18 @@ def _check_keys(specs: Weights[Spec], tensors: Mapping[str, Tensor], directory: 
                 f"{tensor.path}: {key} is of type {tensor.dtype}, must be {' or '.join(dtypes)}; "
                 "convert it, or fetch the model again"
             )
+
+
+def _read_leaf(name: str, spec: Spec, tensors: Mapping[str, Tensor]) -> Stored:
+    """Check every byte of a leaf, in the cache, and leave none of them in memory."""
+    parts = [tensors[key] for key, _, _ in _parts(name, spec)]
+    for part in parts:
+        part.verify()
+    leaf = _decode(name, spec, tensors)
+    require_legal(name, leaf)
+    for part in parts:
+        release(part.data)
+    return leaf
 
 
 def _decode(name: str, spec: Spec, tensors: Mapping[str, Tensor]) -> Stored:

@@ -8,6 +8,7 @@ Readers know how many bytes they accept before they read one.
 import json
 import logging
 import math
+import mmap
 import os
 import stat
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "read_tensors",
+    "release",
     "require_file",
     "write_tensors",
 ]
@@ -158,6 +161,24 @@ def exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory of an array that is a view of a mapped file; what is read again comes from the file."""
+    owner: object = array
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    # What was written to a private copy of a file's page would be lost.
+    if not memoryview(owner).readonly:
+        return
+    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    # Pages that hold the ends of neighbours stay.
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def require_file(path: Path) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["WeightMemory", "nodes", "release", "spread_over_nodes"]
+__all__ = ["WeightMemory", "nodes", "spread_over_nodes"]
 
 _PIECE = 32 * 2**20
 _HUGE_PAGE = 2 * 2**20
@@ -53,24 +53,6 @@ def _huge_pages(size: int) -> NDArray[np.uint8]:
     room = np.frombuffer(memory := mmap.mmap(-1, size + _HUGE_PAGE, flags=flags), np.uint8)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return room[-_address(room) % _HUGE_PAGE :][:size]
-
-
-def release(array: NDArray[Any]) -> None:
-    """Give back the memory of an array that is a view of a mapped file; what is read again comes from the file."""
-    owner: object = array
-    while isinstance(owner, np.ndarray | memoryview):
-        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    # What was written to a private copy of a file's page would be lost.
-    if not memoryview(owner).readonly:
-        return
-    start = _address(array) - _address(np.frombuffer(owner, np.uint8))
-    # Pages that hold the ends of neighbours stay.
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.layout import lay_bytes, lay_packed
-from nanochat.backends.numba_kernels.memory import WeightMemory, release
+from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.quantize import padded_width
 from nanochat.backends.numba_kernels.trit_layout import lay_trits
 from nanochat.backends.numba_kernels.trits import WORDS, Layout, bytes_of, fits
 from nanochat.errors import InputError
+from nanochat.files import release
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
 __all__ = ["Leaf", "TiledLinear", "num_ternary", "prepare_leaf", "require_trits_fit"]

@@ -47,7 +47,7 @@ def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(tmp_path: P
     )
 
     found = json.loads(done.stdout)
-    assert found["peak"] <= 1.3 * found["resident"]
+    assert found["peak"] <= 1.1 * found["resident"]
     # All 2-bit codes and 8-bit rows, and a tenth more.
     assert 1024 * found["resident"] <= 1.1 * (tmp_path / "model/model.safetensors").stat().st_size
     # A machine that is ten times slower than two cores of 2021 is broken, or does something else.

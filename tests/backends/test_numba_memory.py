@@ -9,9 +9,10 @@ import pytest
 
 import nanochat
 from bench.random_model import random_packed_weights
-from nanochat.backends.numba_kernels.memory import WeightMemory, release, spread_over_nodes
+from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.config import ModelConfig
 from nanochat.export.source import Source
+from nanochat.files import release
 from nanochat.saving import save_model
 from nanochat.weights import Ternary, named_leaves
 
