@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import backends
+from nanochat.backends.choice import describe, faster, line
 from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
@@ -23,6 +24,7 @@ from nanochat.export.source import Source
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
 from nanochat.loading import default_generation, load_golden, load_source, onnx_file
+from nanochat.memory import require_room
 from nanochat.ops import Ops, Storage
 from nanochat.saving import save_model
 from nanochat.scoring import Score, score
@@ -98,18 +100,19 @@ class Model:
         self.name = name
         self.licence = licence
         if isinstance(backend, str):
-            self._backend, self._reason = backends.choose(backend)
-            backend = backends.get(self._backend, num_threads=num_threads)
+            chosen, self._reason = backends.choose(backend)
+            backend = backends.get(chosen, num_threads=num_threads)
+            require_room(name, config, chosen, kv_cache=kv_cache, others=_ready())
         else:
-            self._backend, self._reason = type(backend).__name__, "given"
+            self._reason = "given"
         self.engine: Runner[Any]
         if isinstance(backend, Runner):
             self.engine = backend
-            self._backend = getattr(backend, "name", self._backend)
             self._reason = "a graph of its own"
         else:
             prepared = backend.prepare(self.weights)
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
+        self._origin = ""
         self._said = Source(
             name=Path(name).name or "model",
             config=config,
@@ -118,7 +121,7 @@ class Model:
             generation=default_generation(tokenizer),
             licence=licence,
         )
-        _LOGGER.info("%s runs on %s: %s", name, self._backend, self._reason)
+        _LOGGER.info("%s", line(name, self._reason, describe(self.engine)))
 
     @classmethod
     def from_pretrained(
@@ -181,6 +184,7 @@ class Model:
             if graph or backends.choose(backend)[0] in backends.GRAPHS:
                 from nanochat.export.onnx_run import open_graph
 
+                require_room(str(name), source.config, _ONNX, others=_ready())
                 backend = open_graph(
                     location.path, source, kv_cache=kv_cache, num_threads=num_threads
                 )
@@ -194,7 +198,7 @@ class Model:
             num_threads=num_threads,
             licence=source.licence,
         )
-        model._said = source
+        model._said, model._origin = source, location.origin
         if verify:
             model._verify(load_golden(location.path))
         return model
@@ -332,6 +336,60 @@ class Model:
             )
         return score(self.engine, ids, num_bytes=len(text.encode()))
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        licence: str | None = None,
+        formats: Sequence[str] = (),
+        separate: bool = False,
+        private: bool | None = None,
+        branch: str = "",
+        create_pr: bool = False,
+        message: str = "",
+        token: str | None = None,
+    ) -> str:
+        """Upload the model with a card, once its record has been verified, and return the address of the commit.
+
+        Parameters
+        ----------
+        repo : str
+            ``owner/name`` on the Hugging Face Hub; made if it is not there.
+        licence : str, optional
+            SPDX identifier of the weights' licence; absent is the model's own, without which it is refused.
+        formats, separate, private, branch, create_pr, message, token
+            See `nanochat.export.publication.Options`, which has more for `nanochat.export.publish.publish`.
+
+        Returns
+        -------
+        str
+            Address of the pull request if one was opened, else of the commit.
+
+        Raises
+        ------
+        InputError
+            If there is no licence, or the repository cannot be.
+        FormatError
+            If what would be uploaded does not compute what the model does.
+        SaveError
+            If the Hub cannot be reached or refuses, or a file cannot be written here.
+        """
+        from nanochat.export.publication import Options as Publication
+        from nanochat.export.publish import publish
+
+        publication = Publication(
+            formats=formats,
+            separate=separate,
+            private=private,
+            branch=branch,
+            create_pr=create_pr,
+            message=message,
+            token=token,
+        )
+        source = dataclasses.replace(self._source(licence), name=repo.rpartition("/")[2])
+        published = publish(source, repo, publication)[0]
+        return published.pull_request_url or published.commit_url
+
     def _source(self, licence: str | None) -> Source:
         return dataclasses.replace(
             self._said, weights=self.weights, licence=licence or self.licence
@@ -346,14 +404,17 @@ class Model:
         compare_golden(golden, self.engine, where=self.name)
 
     def describe(self) -> dict[str, object]:
-        """What runs, where and why, and how its tensors are stored; ready for JSON."""
+        """What runs, where and why, what would be faster, where it comes from and how it is stored; ready for JSON."""
         classes = tensor_classes(self.config)
         costs = cost(self.config, context=1, kv_cache=self.engine.kv_cache)
+        backend = describe(self.engine)
         return {
             "name": self.name,
-            "backend": self._backend,
+            "origin": self._origin,
+            "licence": self.licence,
+            **backend,
             "backend_reason": self._reason,
-            "device": _device(self.engine),
+            "faster": list(faster(backend, reason=self._reason)),
             "parameters": sum(c.parameters for c in classes),
             "bytes": sum(c.bytes for c in classes),
             "context_length": self.config.context_length,
@@ -367,8 +428,9 @@ class Model:
 from_pretrained = Model.from_pretrained
 
 
-def _device(engine: Runner[Any]) -> str:
-    return str(getattr(getattr(engine, "ops", engine), "device", "cpu"))
+def _ready() -> list[str]:
+    """Backends that can run here."""
+    return [name for name in backends.NAMES if backends.unavailable(name) is None]
 
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:

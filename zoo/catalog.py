@@ -1,4 +1,8 @@
-"""This file holds the catalog: the names that stand for models, and where the weights of each are."""
+"""This file holds the catalog: the names that stand for models, and where the weights of each are.
+
+To add a model, write an entry: ``nanochat models pull OWNER/NAME --json`` prints its commit and its files. The tests of
+the catalog check every entry.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

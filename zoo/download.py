@@ -95,7 +95,7 @@ def _complete(found: Sequence[Candidate], snapshot: Path, repo: str) -> list[Can
 def _commit(request: Request) -> tuple[str, bool]:
     """The commit that a revision stands for, and whether only what is here can be used."""
     if request.local_files_only:
-        return _commit_here(request, "and local_files_only asks for no other"), True
+        return _commit_here(request, "and only what is here may be used"), True
     if _COMMIT.fullmatch(request.revision):
         return request.revision, False
     with reading_errors(request.repo, revision=request.revision):
@@ -105,13 +105,14 @@ def _commit(request: Request) -> tuple[str, bool]:
         except Exception as error:
             if not is_unreachable(error):
                 raise
+            if isinstance(error, OfflineModeIsEnabled):
+                return _commit_here(request, "and HF_HUB_OFFLINE is set"), True
             commit = _commit_here(request, f"and the Hub is out of reach ({in_words(error)})")
-            if not isinstance(error, OfflineModeIsEnabled):
-                _LOGGER.warning(
-                    "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
-                    request.repo,
-                    commit[:12],
-                )
+            _LOGGER.warning(
+                "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
+                request.repo,
+                commit[:12],
+            )
             return commit, True
     if info.sha is None:
         raise ModelNotFoundError(
@@ -161,16 +162,9 @@ def _files_here(request: Request, commit: str) -> dict[str, RepoFile]:
 
 def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
     """Fetch what is not here, and once more what is not as recorded."""
-    _require_space(request, wanted.values())
-    if not request.force_download:
-        with reading_errors(request.repo, revision=request.revision):
-            fetch_large(
-                request,
-                snapshot.name,
-                wanted.values(),
-                storage=storage(request.repo, request.cache_dir),
-            )
-    _transfer(request, snapshot.name, wanted, force=request.force_download)
+    if request.force_download or not all(exists(snapshot / name) for name in wanted):
+        _require_space(request, wanted.values())
+        _fetch_missing(request, snapshot.name, wanted)
     damaged = _damaged(snapshot, wanted)
     if damaged:
         _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
@@ -184,6 +178,14 @@ def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) 
             f"{request.repo}: {damaged[0]} is not what the Hub's own record says, twice, and was deleted: a proxy or "
             "mirror on the way changes it; fetch it another way, or later"
         )
+
+
+def _fetch_missing(request: Request, commit: str, wanted: Mapping[str, RepoFile]) -> None:
+    if not request.force_download:
+        with reading_errors(request.repo, revision=request.revision):
+            place = storage(request.repo, request.cache_dir)
+            fetch_large(request, commit, wanted.values(), storage=place)
+    _transfer(request, commit, wanted, force=request.force_download)
 
 
 def _transfer(request: Request, commit: str, names: Iterable[str], *, force: bool) -> None:

@@ -36,7 +36,7 @@ def test_generate_prints_what_follows_the_prompt_and_nothing_else(
 def test_generate_says_on_standard_error_what_runs_and_how_fast(run: Run, directory: Path) -> None:
     result = run("generate", directory, "--prompt", "to be", "--max-tokens", 8, *GREEDY)
 
-    assert "runs on reference: asked for" in result.err
+    assert "runs on reference (cpu): asked for" in result.err
     assert "8 tokens, the first after" in result.err
 
 

@@ -330,7 +330,8 @@ def test_an_unknown_backend_is_refused(model: Model) -> None:
 def test_a_backend_of_ones_own_is_taken(model: Model) -> None:
     own = Model(model.config, model.weights, model.tokenizer, backend=ReferenceOps())
 
-    assert own.describe()["backend"] == "ReferenceOps"
+    assert own.describe()["backend"] == "reference"
+    assert own.describe()["backend_reason"] == "given"
 
 
 def test_the_description_says_what_keys_and_values_take(model: Model) -> None:
@@ -350,7 +351,9 @@ def test_the_choice_of_the_backend_is_logged_once_with_its_reason(
     with caplog.at_level(logging.INFO, logger="nanochat"):
         Model(model.config, model.weights, model.tokenizer, backend="reference", name="mine")
 
-    assert caplog.messages == ["mine runs on reference: asked for"]
+    (message,) = caplog.messages
+    assert message.startswith("mine runs on reference (cpu): asked for. To use more of this")
+    assert "choose backend numba" in message
 
 
 def test_the_description_counts_every_parameter_and_byte(model: Model, directory: Path) -> None:
