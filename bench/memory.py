@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
@@ -27,7 +27,7 @@ from nanochat.memory import needed_bytes
 from nanochat.presets import preset
 from nanochat.zoo.hub import resolve
 
-__all__ = ["Taken", "can_run", "measure", "run", "table", "write_random_model"]
+__all__ = ["Taken", "can_run", "measure", "model_peak", "run", "table", "write_random_model"]
 
 _ROOT = Path(__file__).parents[1]
 _PAUSE = 0.0005
@@ -115,9 +115,15 @@ def measure(directory: Path, backend: str, num_tokens: int) -> dict[str, Taken]:
     return found
 
 
+def model_peak(taken: Mapping[str, Taken]) -> int:
+    """The most bytes that the model takes, beside what its backend takes."""
+    stages = (stage for name, stage in taken.items() if name != "backend")
+    return max(stage.peak for stage in stages) - taken["backend"].end
+
+
 def _result(directory: Path, name: str, config: ModelConfig, backend: str, length: int) -> Result:
     taken = measure(directory, backend, length)
-    peak = max(each.peak for each in taken.values()) / 1e6
+    peak = model_peak(taken) / 1e6
     estimate = needed_bytes(config, backend, context=length) / 1e6
     return Result(
         case="memory",

@@ -7,6 +7,7 @@ the system takes them back when it needs them.
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -85,7 +86,9 @@ def needed_bytes(
     batch: int = 1,
     kv_cache: Storage = "float32",
 ) -> int:
-    """About what the backend, a model on it and its work take at most, from loading to the end of a text.
+    """About what a model on a backend and its work take at most, from loading to the end of a text.
+
+    What the backend itself takes, its libraries and what it compiles, is not counted.
 
     Parameters
     ----------
@@ -117,7 +120,7 @@ def needed_bytes(
         kept += plan.kept(spec)
     loading = max(loading, sum(map(plan.loading, specs)))
     remembered = batch * (context * costs.kv_bytes_per_token + costs.state_bytes)
-    return plan.runtime + max(loading, kept + remembered + _work(plan, config, specs, context))
+    return max(loading, kept + remembered + _work(plan, config, specs, context))
 
 
 def require_room(
@@ -154,7 +157,7 @@ def require_room(
     if free is None:
         return
     short = min(_SHORT, config.context_length)
-    needed = needed_bytes(config, backend, context=short, kv_cache=kv_cache)
+    needed = _with_runtime(config, backend, short, kv_cache)
     if needed > free:
         fixes = [*_fixes(config, backend, kv_cache, short, free, others)]
         fixes += ["close other programs", "choose a smaller model"]
@@ -189,17 +192,24 @@ def _fixes(
     others: Iterable[str],
 ) -> Iterator[str]:
     """What would be small enough."""
-    narrow = needed_bytes(config, backend, context=context, kv_cache="int8")
+    narrow = _with_runtime(config, backend, context, "int8")
     if kv_cache != "int8" and narrow <= free and backend != "onnx":
         yield f"pass kv_cache='int8' ({_gigabytes(narrow)})"
     sizes = {
-        other: needed_bytes(config, other, context=context, kv_cache=kv_cache)
+        other: _with_runtime(config, other, context, kv_cache)
         for other in others
         if other in _BACKENDS and other != backend
     }
     smallest = min(sizes, key=lambda other: sizes[other], default=None)
     if smallest is not None and sizes[smallest] <= free:
         yield f"choose backend {smallest} ({_gigabytes(sizes[smallest])})"
+
+
+def _with_runtime(config: ModelConfig, backend: str, context: int, kv_cache: Storage) -> int:
+    """`needed_bytes`, and what the backend itself is going to take if it is not there yet."""
+    model = needed_bytes(config, backend, context=context, kv_cache=kv_cache)
+    plan = _BACKENDS[backend]
+    return model + (0 if plan.module in sys.modules else plan.runtime)
 
 
 def _gigabytes(number: int) -> str:
@@ -255,8 +265,8 @@ class _Plan:
         For a leaf that is prepared, and for one that is being prepared.
     loading : function
         A leaf's share of what loading takes at its height, where everything is loaded at once.
-    runtime : int
-        For the backend itself, and for all else that loading a model imports or compiles.
+    module, runtime : str and int
+        What the backend is imported as, and what it takes with all else that a first model imports or compiles.
     unpacked : float
         For each number of a matrix that is being multiplied.
     per_feature, per_product : int
@@ -265,6 +275,7 @@ class _Plan:
 
     kept: Callable[[Spec], int]
     preparing: Callable[[Spec], int]
+    module: str
     runtime: int
     loading: Callable[[Spec], int] = lambda _: 0
     unpacked: float = 0
@@ -286,10 +297,10 @@ def _work(plan: _Plan, config: ModelConfig, specs: Sequence[Spec], context: int)
 
 
 def _kept_by_numba(spec: Spec) -> int:
-    if spec.kind == "dense":
-        return leaf_bytes(spec)
     rows = spec.shape[0]
-    return leaf_bytes(spec) // rows * (-(-rows // _TILE) * _TILE)
+    whole = rows if spec.kind == "dense" else -(-rows // _TILE) * _TILE
+    # A twentieth is left of the pieces in which memory is taken.
+    return int(1.05 * whole * leaf_bytes(spec) / rows)
 
 
 def _kept_by_torch(spec: Spec) -> int:
@@ -322,6 +333,7 @@ _BACKENDS = {
     "torch": _Plan(
         kept=_kept_by_torch,
         preparing=lambda spec: 2 * _kept_by_torch(spec),
+        module="torch",
         runtime=160 * _MB,
         unpacked=6,
         per_feature=27,
@@ -331,18 +343,21 @@ _BACKENDS = {
         kept=_kept_by_mlx,
         # Codes of 8 bits are moved in 16.
         preparing=lambda spec: (4 if spec.kind == "int8" else 2) * _kept_by_mlx(spec),
+        module="mlx.core",
         runtime=20 * _MB,
         per_feature=34,
     ),
     "numba": _Plan(
         kept=_kept_by_numba,
         preparing=_kept_by_numba,
+        module="numba",
         runtime=65 * _MB,
         per_feature=20,
     ),
     "reference": _Plan(
         kept=_kept_by_reference,
         preparing=_kept_by_reference,
+        module="nanochat.backends.reference",
         runtime=40 * _MB,
         # As float64 while they are multiplied.
         unpacked=8.5,
@@ -353,7 +368,8 @@ _BACKENDS = {
         kept=lambda spec: 2 * leaf_bytes(spec),
         preparing=lambda spec: 2 * leaf_bytes(spec),
         # The graph as objects, as a file in memory, and as the session reads and arranges it.
-        loading=lambda spec: int((9.7 if spec.kind == "int8" else 5.2) * leaf_bytes(spec)),
+        loading=lambda spec: int((11 if spec.kind == "int8" else 5.9) * leaf_bytes(spec)),
+        module="onnxruntime",
         runtime=100 * _MB,
         per_feature=32,
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.memory import can_run, measure, write_random_model
+from bench.memory import can_run, measure, model_peak, write_random_model
 from nanochat import backends
 from nanochat.memory import needed_bytes
 from nanochat.presets import preset
@@ -31,5 +31,4 @@ def test_a_model_takes_what_is_said(directory: Path, backend: str) -> None:
 
     stages = measure(directory, backend, TOKENS)
 
-    peak = max(taken.peak for taken in stages.values())
-    assert 0.7 <= peak / estimate <= 1.15
+    assert 0.7 <= model_peak(stages) / estimate <= 1.15

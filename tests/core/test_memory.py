@@ -134,14 +134,20 @@ def test_a_backend_of_which_nothing_is_known_is_refused() -> None:
 # The refusal.
 
 
+@pytest.fixture
+def _loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All backends are there already, as far as anyone can see."""
+    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, sys)
+
+
+@pytest.mark.usefixtures("_loaded")
 def test_the_refusal_names_what_is_needed_what_is_free_and_what_helps() -> None:
     with pytest.raises(MemoryShortageError) as caught:
         require_room("org/model", CONFIG, "reference", free=GIB // 2, others=["numba", "mlx"])
 
-    assert str(caught.value).startswith("org/model needs about 0.9")
-    assert "GB on backend reference, and 0.54 GB of memory are free: choose backend numba (0.3" in (
-        str(caught.value)
-    )
+    assert str(caught.value).startswith("org/model needs about 0.89 GB on backend reference, ")
+    assert "and 0.54 GB of memory are free: choose backend numba (0.2" in str(caught.value)
     assert str(caught.value).endswith("close other programs, or choose a smaller model")
     assert isinstance(caught.value, NanochatError)
     assert isinstance(caught.value, MemoryError)
@@ -155,6 +161,7 @@ def test_a_fix_that_would_not_fit_either_is_not_proposed() -> None:
     assert "kv_cache" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("_loaded")
 def test_narrow_keys_and_values_are_proposed_where_they_make_it_fit() -> None:
     free = needed_bytes(CONFIG, "numba", context=256, kv_cache="int8")
 
@@ -162,6 +169,7 @@ def test_narrow_keys_and_values_are_proposed_where_they_make_it_fit() -> None:
         require_room("m", CONFIG, "numba", free=free)
 
 
+@pytest.mark.usefixtures("_loaded")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_just_fits_is_not_refused(backend: str) -> None:
     needed = needed_bytes(CONFIG, backend, context=256)
@@ -172,6 +180,19 @@ def test_what_just_fits_is_not_refused(backend: str) -> None:
         require_room("m", CONFIG, backend, free=needed - 1)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_that_must_be_loaded_first_needs_room_too(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    needed = needed_bytes(CONFIG, backend, context=256)
+    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference", "onnxruntime"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    with pytest.raises(MemoryShortageError):
+        require_room("m", CONFIG, backend, free=needed)
+
+
+@pytest.mark.usefixtures("_loaded")
 def test_a_context_that_does_not_fit_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     free = needed_bytes(CONFIG, "numba", context=256) + 10**8
 
