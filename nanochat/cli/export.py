@@ -96,7 +96,8 @@ Examples:
 @click.option(
     "--upload-repo",
     metavar="OWNER/NAME",
-    help="Upload the result to this repository of the Hugging Face Hub, made if it is not there.",
+    help="Upload the result to this repository of the Hugging Face Hub, with a card, as `nanochat models push` does; "
+    "the weights must have a licence.",
 )
 @as_json_option
 def export(
@@ -116,7 +117,7 @@ def export(
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
     Face Hub. The parity report stands beside the result as JSON. Nothing is written if the result computes something
-    else than the model.
+    else than the model. With --upload-repo it is then verified once more, measured on all backends, and uploaded.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     for option in chosen:
@@ -124,20 +125,24 @@ def export(
             formats = " and ".join(form for form, names in _FORMATS.items() if option in names)
             raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
     from nanochat.export.formats import FORMATS, Choices, export_model
-    from nanochat.loading import load_source
+    from nanochat.export.publication import Options, choose_licence, destinations
+    from nanochat.loading import load_licence, load_source
     from nanochat.zoo.catalog import CATALOG
-    from nanochat.zoo.hub import resolve
-    from nanochat.zoo.publish import require_repo, upload
+    from nanochat.zoo.hub import locate
 
     if upload_repo is not None:
-        require_repo(upload_repo)
-    path = resolve(model)
-    name = _name(model, path)
+        # Before the work that would be for nothing.
+        destinations(upload_repo, Options())
+    location = locate(model)
+    path, name = location.path, location.name
     out = out or Path(f"{name}{FORMATS[kind].suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"{out} is the model itself: pass another path as --out")
     if licence is None and model in CATALOG:
         licence = CATALOG[model].licence
+    if upload_repo is not None:
+        with as_file_errors():
+            licence = choose_licence(load_licence(path) or "", licence or "")
     with as_file_errors():
         source = load_source(path, name=name, licence=licence)
     source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
@@ -157,8 +162,7 @@ def export(
         print_table(_classes(source, exported), header=("tensors", "format", "count", "parameters"))
         write(f"parity: {exported.parity or 'not checked'}", end="\n")
     if upload_repo is not None:
-        beside = [out.with_suffix(".mhc").name] if "mhc" in chosen else []
-        note(f"uploaded to {upload(out, upload_repo, beside=beside)}")
+        _upload(exported, upload_repo, with_coefficients="mhc" in chosen)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,13 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(export, "nanochat-export", arguments))
 
 
-def _name(model: str, path: Path) -> str:
-    """What a model is called: its directory's or repository's name, or its file's without the suffix."""
-    if path != Path(model).expanduser():
-        # Of the catalog or the Hub, whose files lie in a cache.
-        return model.partition("@")[0].rpartition("/")[2]
-    whole = path.resolve()
-    return whole.stem if path.is_file() else whole.name
+def _upload(exported: "Exported", repo: str, *, with_coefficients: bool) -> None:
+    from nanochat.export.publication import Options
+    from nanochat.export.publish import publish
+
+    out = exported.path
+    is_file = out.is_file()
+    beside = [f"{out.name}.parity.json"] if is_file and exported.parity else []
+    beside += [out.with_suffix(".mhc").name] if with_coefficients else []
+    (published,) = publish(out, repo, Options(beside=beside), report=note)
+    note(f"uploaded to {published.commit_url}")
 
 
 def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float | None) -> "Source":

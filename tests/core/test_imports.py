@@ -71,6 +71,7 @@ LATE = {
     "export/__init__.py": "an exporter is imported when it is used, and with it onnx or gguf",
     "export/check.py": "a graph needs onnxruntime",
     "export/formats.py": "each format needs packages that the others do not",
+    "export/measure.py": "a graph needs onnxruntime",
     "nanochat/__init__.py": "the public names are imported when they are used",
     "nanochat/chat.py": "the language of chat templates is imported when a model has one",
     "nanochat/cli/*": "`nanochat --help` starts without the frameworks of the verbs",

@@ -253,7 +253,7 @@ def test_a_language_that_is_none_is_refused() -> None:
 def test_the_text_shows_what_was_measured_and_what_was_not() -> None:
     text = render(FACTS)
 
-    assert "| numba | 2.0e-07 | 1.23e+03 |" in text
+    assert "| numba | 2.0e-07 | 1,230 |" in text
     assert "| reference | not measured | not measured |" in text
     assert "| steps | 1100 |" in text
     assert "[recipe.json](recipe.json)" in text

@@ -1,0 +1,183 @@
+"""This file holds what is measured of a model at its push: every backend that runs it, and the lines of its card."""
+
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nanochat import backends
+from nanochat.errors import FormatError, InputError
+from nanochat.export.check import compare_golden
+from nanochat.export.golden import Golden
+from nanochat.export.source import Source
+from nanochat.generation import Engine, Runner
+from nanochat.shapes import num_parameters
+from nanochat.zoo.card_body import BackendRow, Example
+
+__all__ = ["NUM_DECODED", "able_backends", "example_lines", "measure", "processor", "run_examples"]
+
+# Tokens whose decoding is timed, and that the lines of a card write.
+NUM_DECODED = 32
+_WRITTEN = 24
+# Parameters from which on the reference takes minutes.
+_LARGE = 100_000_000
+_MOST_SECONDS = 600
+
+
+def able_backends(source: Source) -> dict[str, bool]:
+    """Every backend that can run here, and whether it would end in a reasonable time."""
+    able = [
+        name for name in (*backends.NAMES, *backends.GRAPHS) if backends.unavailable(name) is None
+    ]
+    large = num_parameters(source.config) > _LARGE
+    return {name: not (large and name == "reference") for name in able}
+
+
+def measure(path: Path, source: Source, golden: Golden, backend: str, *, where: str) -> BackendRow:
+    """Run the golden record and a text on a backend.
+
+    Parameters
+    ----------
+    path : Path
+        What `source` was read from.
+    where : str
+        What the model is, for the error.
+
+    Raises
+    ------
+    FormatError
+        If the backend computes something else than the record says.
+    """
+    runner = _start(path, source, backend)
+    error = compare_golden(golden, runner, where=f"{where}, on {backend}")
+    return BackendRow(
+        backend=backend,
+        error=error,
+        tokens_per_second=_tokens_per_second(runner, list(golden.tokens)),
+    )
+
+
+def example_lines(repo: str, source: Source, prompt: str) -> dict[str, str]:
+    """The lines that show the use of a repository, in Python and for a shell.
+
+    Raises
+    ------
+    InputError
+        If the prompt leaves no room in the model's context.
+    """
+    codec = source.tokenizer
+    room = source.config.context_length - len(codec.opening) - len(codec.encode(prompt))
+    if room < 1:
+        raise InputError(
+            f"prompt={prompt!r:.80} fills the model's context of {source.config.context_length} tokens: pass a shorter "
+            "one"
+        )
+    count = min(_WRITTEN, room)
+    python = [
+        "import nanochat",
+        "",
+        f'model = nanochat.from_pretrained("{repo}")',
+        f"print(model.generate({json.dumps(prompt, ensure_ascii=False)}, max_tokens={count}))",
+    ]
+    words = ["nanochat", "generate", repo, "--prompt", prompt, "--temperature", "0"]
+    return {"python": "\n".join(python), "sh": shlex.join([*words, "--max-tokens", str(count)])}
+
+
+def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Example]:
+    """Run lines where ``owner/name`` is a directory, without the network.
+
+    Parameters
+    ----------
+    lines : mapping
+        From `example_lines`.
+    folder : Path
+        The files of the repository.
+
+    Raises
+    ------
+    FormatError
+        If they fail.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda item: _run(*item, folder=folder, repo=repo), lines.items()))
+
+
+def processor() -> str:
+    """What computes here, for people."""
+    information = Path("/proc/cpuinfo")
+    text = (
+        information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
+    )
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name} ({os.cpu_count()} cores, {platform.system()})"
+
+
+def _start(path: Path, source: Source, backend: str) -> Runner[Any]:
+    if backend in backends.GRAPHS:
+        from nanochat.export.onnx_run import open_graph
+
+        return open_graph(path, source)
+    ops = backends.get(backend)
+    return Engine(source.config, ops.prepare(source.weights), ops)
+
+
+def _tokens_per_second(runner: Runner[Any], ids: Sequence[int]) -> float | None:
+    """Of the most probable tokens one after the other, the median; `None` if the context has no room for them."""
+    count = min(NUM_DECODED, runner.config.context_length - len(ids))
+    if count < 1:
+        return None
+    state, logits = runner.prefill(ids, capacity=len(ids) + count)
+    seconds = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        logits = runner.decode([int(logits.argmax())], state)[0]
+        seconds.append(time.perf_counter() - begin)
+    return 1 / statistics.median(seconds)
+
+
+def _run(language: str, code: str, *, folder: Path, repo: str) -> Example:
+    # Without the working directory among the places of modules: the repository's owner may be called like one.
+    command = [sys.executable, "-P"]
+    command += (
+        ["-c", code] if language == "python" else ["-m", "nanochat.cli", *shlex.split(code)[1:]]
+    )
+    hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / repo
+        link.parent.mkdir()
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        try:
+            done = subprocess.run(
+                command,
+                cwd=place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=_MOST_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FormatError(
+                f"the lines that the card would show ran for more than {_MOST_SECONDS} s: push from a faster machine"
+            ) from error
+    if done.returncode != 0:
+        said = (done.stderr.strip() or "nothing").split("\n")[-1]
+        raise FormatError(
+            f"the lines that the card would show do not run ({said:.300}), so nothing is uploaded: {code!r:.200}"
+        )
+    return Example(language=language, code=code, output=done.stdout)
