@@ -1,21 +1,17 @@
 """This file holds the fetching of a model from the Hugging Face Hub: only what is needed, and nothing unchecked.
 
 The client does the transfer, in parallel and with its own cache. What it does not do is done here, and in
-`nanochat.zoo.resume`. All files are of one commit, whatever happens to the
-repository meanwhile. Every file is compared with the Hub's own record of it, each time before it is opened. And a
-branch is only said to be here when all of it is: an update that was interrupted leaves the model that was there.
+`nanochat.zoo.resume`. All files are of one commit, whatever happens to the repository meanwhile. Every file is compared
+with the Hub's own record of it, each time before it is opened. And a branch is only said to be here when all of it is:
+an update that was interrupted leaves the model that was there.
 """
 
 import glob
-import hashlib
-import io
 import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
@@ -27,20 +23,18 @@ from huggingface_hub.hf_api import RepoFile
 
 from nanochat import __version__
 from nanochat.errors import FormatError, ModelNotFoundError, SaveError
-from nanochat.file_record import record_file
 from nanochat.files import atomic_write, exists
 from nanochat.zoo.cache import storage
 from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
+from nanochat.zoo.compare import damaged_files, delete_files
 from nanochat.zoo.layout import Candidate, candidates, choose, require_inside, require_model
 from nanochat.zoo.location import Fetched, Request
 from nanochat.zoo.resume import fetch_large
 
 __all__ = ["fetch"]
 
-
 _LIBRARY = "nanochat-ternary"
 _MAIN = "main"
-_CHUNK_BYTES = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOGGER = logging.getLogger(__name__)
 
@@ -165,15 +159,13 @@ def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) 
     if request.force_download or not all(exists(snapshot / name) for name in wanted):
         _require_space(request, wanted.values())
         _fetch_missing(request, snapshot.name, wanted)
-    damaged = _damaged(snapshot, wanted)
+    damaged = damaged_files(snapshot, wanted)
     if damaged:
         _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
         _transfer(request, snapshot.name, damaged, force=True)
-        damaged = _damaged(snapshot, {name: wanted[name] for name in damaged})
+        damaged = damaged_files(snapshot, {name: wanted[name] for name in damaged})
     if damaged:
-        for name in damaged:
-            (snapshot / name).resolve().unlink(missing_ok=True)
-            (snapshot / name).unlink(missing_ok=True)
+        delete_files(snapshot, damaged)
         raise FormatError(
             f"{request.repo}: {damaged[0]} is not what the Hub's own record says, twice, and was deleted: a proxy or "
             "mirror on the way changes it; fetch it another way, or later"
@@ -218,7 +210,7 @@ def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
 
 
 def _require_undamaged(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
-    damaged = _damaged(snapshot, wanted)
+    damaged = damaged_files(snapshot, wanted)
     if damaged:
         raise FormatError(
             f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
@@ -226,50 +218,18 @@ def _require_undamaged(request: Request, snapshot: Path, wanted: Mapping[str, Re
         )
 
 
-def _damaged(snapshot: Path, wanted: Mapping[str, RepoFile]) -> list[str]:
-    """Names of the files that are not what the Hub records; all are read."""
-    cache = snapshot.parents[2]
-
-    def is_damaged(name: str) -> bool:
-        path = snapshot / name
-        # The snapshot is made of links, which must not lead elsewhere.
-        return not path.resolve().is_relative_to(cache) or not _is_as_recorded(path, wanted[name])
-
-    with ThreadPoolExecutor() as pool:
-        return [name for name, bad in zip(wanted, pool.map(is_damaged, wanted), strict=True) if bad]
-
-
-def _is_as_recorded(path: Path, recorded: RepoFile) -> bool:
-    if not path.is_file() or path.stat().st_size != recorded.size:
-        return False
-    record = record_file(path)
-    if recorded.lfs is not None:
-        return record.sha256 == recorded.lfs.sha256
-    # A file in large storage is recorded by the text that git keeps for it.
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{record.sha256}\nsize {record.bytes}\n"
-    return recorded.blob_id in (_git_name(io.BytesIO(pointer.encode())), _git_name_of(path))
-
-
-def _git_name_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return _git_name(file)
-
-
-def _git_name(file: BinaryIO) -> str:
-    """The name that git gives to a file's content."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    sha = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    while chunk := file.read(_CHUNK_BYTES):
-        sha.update(chunk)
-    return sha.hexdigest()
-
-
 def _remember(request: Request, commit: str) -> None:
     """Write that a branch or tag is here, where the client looks it up."""
     revision = request.revision or _MAIN
-    if revision != commit:
-        atomic_write(storage(request.repo, request.cache_dir) / "refs" / revision, commit.encode())
+    place = storage(request.repo, request.cache_dir) / "refs" / revision
+    content = commit.encode()
+    if revision == commit or (exists(place) and place.read_bytes() == content):
+        return
+    try:
+        atomic_write(place, content)
+    except SaveError as error:
+        # The model is here all the same.
+        _LOGGER.warning("%s will not be found without the Hub: %s", _name(request), error)
 
 
 def _api(request: Request) -> HfApi:

@@ -17,7 +17,7 @@ import pytest
 
 from nanochat.errors import FormatError, ModelNotFoundError, SaveError
 from nanochat.file_record import record_file
-from nanochat.zoo import cache, catalog, resume
+from nanochat.zoo import cache, catalog, download, resume
 from nanochat.zoo import hub as names
 from nanochat.zoo.hub import locate
 from nanochat.zoo.location import Location
@@ -391,6 +391,37 @@ def test_a_link_that_leads_out_of_the_cache_is_not_followed(tmp_path: Path) -> N
 
     with pytest.raises(FormatError, match=r"config\.json"):
         locate("org/name", local_files_only=True)
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_link_that_leads_out_of_the_cache_is_replaced(tmp_path: Path) -> None:
+    link = locate("org/name").path / "config.json"
+    (tmp_path / "outside").write_bytes(b"outside")
+    link.unlink()
+    link.symlink_to(tmp_path / "outside")
+
+    locate("org/name")
+
+    assert link.read_bytes() == OWN["config.json"]
+    assert (tmp_path / "outside").read_bytes() == b"outside"
+
+
+@pytest.mark.usefixtures("repo")
+def test_what_is_here_can_be_opened_from_a_cache_that_cannot_be_written(
+    client: HubClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    location = locate("org/name")
+    (client.cache / "models--org--name" / "refs" / "main").unlink()
+
+    def refuse(*_: object) -> None:
+        raise SaveError("read-only file system")
+
+    monkeypatch.setattr(download, "atomic_write", refuse)
+    with caplog.at_level(logging.WARNING):
+        again = locate("org/name")
+
+    assert again == location
+    assert "org/name will not be found without the Hub: read-only" in caplog.text
 
 
 def test_a_repository_that_changes_meanwhile_gives_one_of_its_states(repo: Hub) -> None:
