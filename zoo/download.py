@@ -162,6 +162,8 @@ def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) 
     damaged = damaged_files(snapshot, wanted)
     if damaged:
         _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
+        # The client would leave a link as it is.
+        delete_files(snapshot, damaged)
         _transfer(request, snapshot.name, damaged, force=True)
         damaged = damaged_files(snapshot, {name: wanted[name] for name in damaged})
     if damaged:
