@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import nanochat
 from nanochat import backends
 from nanochat.backends import choice, machine
 from nanochat.backends.choice import describe, faster, line
 from nanochat.backends.reference import ReferenceOps
+from nanochat.cli.doctor import doctor
 from nanochat.ops import Ops
 
 NUMBA = {"backend": "numba", "device": "cpu, 2 threads", "instructions": "avx2", "threads": 2}
@@ -217,6 +219,18 @@ def test_the_line_ends_with_what_would_be_faster() -> None:
         "m runs on reference (cpu): NANOCHAT_BACKEND is set. To use more of this machine: compiled CPU kernels are "
         "faster: unset NANOCHAT_BACKEND, or set it to numba"
     )
+
+
+@pytest.mark.usefixtures("here")
+def test_the_doctor_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+    advice = faster(REFERENCE, reason="NANOCHAT_BACKEND is set")
+
+    told = CliRunner().invoke(doctor, ["--json"]).stdout
+    shown = CliRunner().invoke(doctor, []).stdout
+
+    assert json.loads(told)["faster"] == list(advice)
+    assert shown.endswith(f"\nto use more of this machine: {advice[0]}\n")
 
 
 # The description.

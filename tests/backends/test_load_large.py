@@ -33,13 +33,31 @@ print(json.dumps({"peak": peak, "resident": resident, "seconds": seconds, "text"
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory is used")
-@pytest.mark.skipif(not can_run("numba"), reason="needs numba")
-def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(tmp_path: Path) -> None:
-    write_random_model(tmp_path / "model", CONFIG)
+# What may be taken is less than what the reference needs, and more than what is there before any weight is.
+LIMITED = """
+import resource, sys
+import psutil
+from nanochat.cli import main
 
+limit = psutil.Process().memory_info().vms + 800 * 10**6
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main(["generate", sys.argv[1], "--prompt", "fn", "--backend", "reference"])
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and limits are Linux's")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model"
+    write_random_model(path, CONFIG)
+    return path
+
+
+@pytest.mark.skipif(not can_run("numba"), reason="needs numba")
+def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(directory: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "model")],
+        [sys.executable, "-c", LOAD, str(directory)],
         capture_output=True,
         text=True,
         check=True,
@@ -49,6 +67,23 @@ def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(tmp_path: P
     found = json.loads(done.stdout)
     assert found["peak"] <= 1.1 * found["resident"]
     # All 2-bit codes and 8-bit rows, and a tenth more.
-    assert 1024 * found["resident"] <= 1.1 * (tmp_path / "model/model.safetensors").stat().st_size
+    assert 1024 * found["resident"] <= 1.1 * (directory / "model.safetensors").stat().st_size
     # A machine that is ten times slower than two cores of 2021 is broken, or does something else.
     assert found["seconds"] < 30
+
+
+def test_generate_refuses_a_model_for_which_there_is_too_little_memory(directory: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 1
+    assert f"{directory} needs about 0." in done.stderr
+    assert "GB on backend reference" in done.stderr
+    assert "choose backend numba (0.3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
