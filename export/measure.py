@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import backends
+from nanochat.backends.choice import describe
 from nanochat.errors import FormatError, InputError
 from nanochat.export.check import compare_golden
 from nanochat.export.golden import Golden
@@ -60,8 +62,9 @@ def measure(path: Path, source: Source, golden: Golden, backend: str, *, where: 
     """
     runner = _start(path, source, backend)
     error = compare_golden(golden, runner, where=f"{where}, on {backend}")
+    here = describe(runner)
     return BackendRow(
-        backend=backend,
+        backend=f"{backend} ({here.get('instructions') or here['device']})",
         error=error,
         tokens_per_second=_tokens_per_second(runner, list(golden.tokens)),
     )
@@ -158,7 +161,11 @@ def _run(language: str, code: str, *, folder: Path, repo: str) -> Example:
     with tempfile.TemporaryDirectory() as place:
         link = Path(place) / repo
         link.parent.mkdir()
-        link.symlink_to(folder.resolve(), target_is_directory=True)
+        try:
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+        except OSError:
+            # Windows lets few users make links.
+            shutil.copytree(folder, link)
         try:
             done = subprocess.run(
                 command,

@@ -155,7 +155,7 @@ def _own_row(place: Path, folder: Path, kind: str, options: Options) -> FormatRo
     backend, error = _verify(place, options)
     return FormatRow(
         place="model directory" if place == folder else place.name,
-        what=_WORDS[kind],
+        what=_WORDS.get(kind, kind),
         bytes=sum(record.bytes for record in manifest.files.values()),
         runtime=f"{_OURS}, {backend}",
         error=error,

@@ -177,6 +177,8 @@ def _link(source: Path, target: Path, names: Iterable[str]) -> None:
 
 def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:
     """Copy ``nanochat.json`` with the licence that was chosen."""
+    # If it names itself, it is there, and is the user's own by a link.
+    new.unlink(missing_ok=True)
     content = json.loads(old.read_bytes())
     if content["licence"] == licence:
         shutil.copyfile(old, new)

@@ -147,7 +147,8 @@ def tags(config: ModelConfig, formats: Iterable[str]) -> list[str]:
         "looplm": config.loop_count > 1,
     }
     # The Hub's own names of the formats.
-    names = {"gguf": "gguf", "onnx": "onnx", "mlx": "mlx", "web": "onnx", "hf": "transformers"}
+    names = {"gguf": "gguf", "onnx": "onnx", "mlx": "mlx", "web": "onnx"}
+    names |= {"hf": "transformers", "transformers": "transformers"}
     found = [names[kind] for kind in formats if kind in names]
     always = ["nanochat-ternary", "ternary", "1.58-bit"]
     return list(dict.fromkeys([*always, *(tag for tag, is_so in told.items() if is_so), *found]))

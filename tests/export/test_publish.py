@@ -124,7 +124,7 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(hub: Hub, model:
     for text in (
         'nanochat.from_pretrained("org/name")',
         "nanochat generate org/name --prompt 'fn main() {' --temperature 0 --max-tokens ",
-        "| reference | ",
+        "| reference (cpu) | ",
         "| steps | 5 |",
         "[recipe.json](recipe.json)",
         "| bits per byte | 1.25 | held-out text |",

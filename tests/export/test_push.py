@@ -1,0 +1,155 @@
+"""`nanochat models push` and `nanochat-export --upload-repo` say what they upload, and refuse before any work."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import huggingface_hub
+import pytest
+
+from nanochat.cli.export import export
+from nanochat.cli.push import push
+from nanochat.cli.run import run
+from nanochat.export.formats import FORMATS
+from nanochat.export.source import Source
+from nanochat.saving import save_model
+from tests.export.sources import random_source
+from tests.zoo.hub_client import HubClient
+from tests.zoo.hub_server import hub_server
+from tests.zoo.hub_state import Hub
+
+# The client calls its HTTP library as that no longer likes.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+QUICK = ("--backend", "reference", "--prompt", "fn main() {")
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+    with hub_server() as served:
+        HubClient(served, tmp_path_factory.mktemp("home"), monkeypatch)
+        yield served
+        huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return random_source(context_length=24)
+
+
+@pytest.fixture
+def model(source: Source, tmp_path: Path) -> Path:
+    save_model(tmp_path / "mine", source)
+    return tmp_path / "mine"
+
+
+def call(command: click.Command, *words: object) -> int:
+    return run(command, "nanochat", [str(word) for word in words])
+
+
+def test_a_push_tells_the_files_and_the_address(
+    hub: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call(push, model, "org/name", *QUICK, "--private", "--message", "Mine")
+
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "model.safetensors" in out
+    assert f": {hub.url}/org/name/commit/" in out
+    assert hub.repos["org/name"].private
+    assert hub.subjects("org/name")[0] == "Mine"
+
+
+def test_a_dry_run_as_json_has_the_card_and_uploads_nothing(
+    hub: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--dataset", "a/b", "--dataset", "c/d", "--language", "en", "--token", hub.token)
+    code = call(push, model, "org/name", *QUICK, *words, "--dry-run", "--json")
+
+    said = capsys.readouterr()
+    (repository,) = json.loads(said.out)["repositories"]
+    assert code == 0
+    assert not hub.repos
+    assert repository["files"]["model.safetensors"] == (model / "model.safetensors").stat().st_size
+    assert "datasets:\n- a/b\n- c/d\n" in repository["card"]
+    assert hub.token not in said.out + said.err
+
+
+def test_a_refusal_is_one_line(hub: Hub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = call(push, model, "org/name", *QUICK, "--licence", "Apache-2.0", "--token", hub.token)
+
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.startswith("error: licence='Apache-2.0', but the files say MIT")
+    assert said.err.count("\n") == 1
+    assert not hub.repos
+
+
+def test_an_export_is_uploaded_with_a_card_and_its_report(
+    hub: Hub,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("nanochat.backends.NAMES", ("reference",))
+    monkeypatch.setattr("nanochat.backends.GRAPHS", ())
+
+    code = call(
+        export, model, "--format", "gguf", "--out", tmp_path / "x.gguf", "--upload-repo", "org/name"
+    )
+
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert sorted(set(hub.files("org/name")) - {".gitattributes"}) == [
+        "README.md",
+        "nanochat.json",
+        "x.gguf",
+        "x.gguf.parity.json",
+    ]
+    assert b"library_name: gguf\n" in hub.files("org/name")["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing says which licence"),
+        (("--licence", "House-1.0"), "LICENSE"),
+    ],
+)
+def test_an_export_without_a_licence_is_refused_before_the_work(
+    hub: Hub,
+    source: Source,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    save_model(tmp_path / "m", replace(source, licence="unknown"))
+    out = tmp_path / "x.gguf"
+
+    code = call(
+        export,
+        tmp_path / "m",
+        "--format",
+        "gguf",
+        "--out",
+        out,
+        "--upload-repo",
+        "org/name",
+        *words,
+    )
+
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+    assert not hub.requests
+
+
+def test_the_formats_of_push_are_those_of_export() -> None:
+    choices = {p.name: p.type for p in push.params}["formats"]
+
+    assert isinstance(choices, click.Choice)
+    assert list(choices.choices) == list(FORMATS)
