@@ -9,6 +9,7 @@ import click
 from nanochat.cli.group import Group
 from nanochat.cli.options import as_json_option, backend_option, model_argument
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
+from nanochat.cli.push import push
 from nanochat.cli.run import as_file_errors
 from nanochat.errors import ConfigError, FormatError, InputError
 
@@ -158,6 +159,8 @@ def remove(name: str, *, as_json: bool) -> None:
         print_table([("removed", name), ("freed", format_bytes(freed))])
 
 
+models.add_command(push)
+
 # What the table of `list` says besides name and size.
 _COLUMNS = ("weights", "backend", "licence", "description")
 
@@ -216,6 +219,8 @@ def _describe_located(name: str) -> dict[str, object]:
 
 
 def _describe_place(location: "Location") -> dict[str, object]:
+    from nanochat.file_record import record_file
+
     place: dict[str, object] = {"name": location.name, "path": str(location.path)}
     fetched = location.fetched
     if fetched is None:
@@ -227,7 +232,11 @@ def _describe_place(location: "Location") -> dict[str, object]:
         "commit": fetched.commit,
         "format": fetched.model.kind,
         "bytes": fetched.bytes,
-        "files": list(fetched.model.files),
+        # What an entry of the catalog pins.
+        "files": {
+            name: dataclasses.asdict(record_file(fetched.snapshot / name))
+            for name in fetched.model.files
+        },
     }
 
 
@@ -235,7 +244,7 @@ def _shorten(description: dict[str, object]) -> None:
     """Make what is for programs readable: sizes with a unit, and files as a number."""
     description["bytes"] = format_bytes(int(str(description["bytes"])))
     files = description.get("files")
-    if isinstance(files, list | dict):
+    if isinstance(files, dict):
         description["files"] = f"{len(files)}, all compared with their record" if files else "none"
 
 
