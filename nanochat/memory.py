@@ -93,7 +93,8 @@ def needed_bytes(
     Parameters
     ----------
     backend : str
-        A name for `nanochat.backends.get`, or "onnx" for a model that is exported when it is loaded.
+        A name for `nanochat.backends.get`; "onnx" for a model that is exported when it is loaded, or "onnx-file" for
+        one that is a graph already.
     context : int
         Tokens of each text, the prompt and the answer.
     batch : int
@@ -162,8 +163,8 @@ def require_room(
         fixes = [*_fixes(config, backend, kv_cache, short, free, others)]
         fixes += ["close other programs", "choose a smaller model"]
         raise MemoryShortageError(
-            f"{name} needs about {_gigabytes(needed)} on backend {backend}, and {_gigabytes(free)} of memory are free: "
-            f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
+            f"{name} needs about {_gigabytes(needed)} on backend {backend.removesuffix('-file')}, and "
+            f"{_gigabytes(free)} of memory are free: {', '.join(fixes[:-1])}, or {fixes[-1]}"
         )
     # Alone: the work for so long a text, which must fit as well, is more than what it leaves behind.
     longest = cost(config, context=config.context_length, kv_cache=kv_cache)
@@ -193,7 +194,7 @@ def _fixes(
 ) -> Iterator[str]:
     """What would be small enough."""
     narrow = _with_runtime(config, backend, context, "int8")
-    if kv_cache != "int8" and narrow <= free and backend != "onnx":
+    if kv_cache != "int8" and narrow <= free and not backend.startswith("onnx"):
         yield f"pass kv_cache='int8' ({_gigabytes(narrow)})"
     sizes = {
         other: _with_runtime(config, other, context, kv_cache)
@@ -369,6 +370,14 @@ _BACKENDS = {
         preparing=lambda spec: 2 * leaf_bytes(spec),
         # The graph as objects, as a file in memory, and as the session reads and arranges it.
         loading=lambda spec: int((11 if spec.kind == "int8" else 5.9) * leaf_bytes(spec)),
+        module="onnxruntime",
+        runtime=100 * _MB,
+        per_feature=32,
+    ),
+    "onnx-file": _Plan(
+        # In the session, and as the weights of the model.
+        kept=lambda spec: 3 * leaf_bytes(spec),
+        preparing=lambda spec: 3 * leaf_bytes(spec),
         module="onnxruntime",
         runtime=100 * _MB,
         per_feature=32,

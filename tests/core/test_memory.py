@@ -12,7 +12,7 @@ from nanochat.errors import InputError, MemoryShortageError, NanochatError
 from nanochat.memory import free_bytes, group_bytes, needed_bytes, require_room
 from nanochat.presets import preset
 
-BACKENDS = ["torch", "mlx", "numba", "reference", "onnx"]
+BACKENDS = ["torch", "mlx", "numba", "reference", "onnx", "onnx-file"]
 CONFIG = preset("small-560m")
 GIB = 2**30
 
@@ -129,6 +129,12 @@ def test_unpacked_codes_need_more_than_packed_ones() -> None:
 def test_a_backend_of_which_nothing_is_known_is_refused() -> None:
     with pytest.raises(InputError, match="nothing is known of the memory of backend 'mine'"):
         needed_bytes(CONFIG, "mine", context=16)
+
+
+def test_a_graph_that_is_there_needs_less_than_one_that_must_be_exported() -> None:
+    made, there = (needed_bytes(CONFIG, name, context=16) for name in ("onnx", "onnx-file"))
+
+    assert 2 * there < made
 
 
 # The refusal.
