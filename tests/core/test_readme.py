@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 VERBS = sorted(
-    set(re.findall(r"^(nanochat(?: data)? [a-z]+|nanochat-export)", SHELL, re.MULTILINE))
+    set(re.findall(r"^(nanochat(?: data| models)? [a-z]+|nanochat-export)", SHELL, re.MULTILINE))
 )
 
 
