@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
-from nanochat.memory import free_bytes, group_bytes, needed_bytes, require_room
+from nanochat.footprint import needed_bytes
+from nanochat.memory import free_bytes, group_bytes, require_room
 from nanochat.presets import preset
 
 BACKENDS = ["torch", "mlx", "numba", "reference", "onnx", "onnx-file"]
