@@ -27,7 +27,6 @@ __all__ = [
     "TorchOps",
     "TorchState",
     "cuda_is_available",
-    "free_device_bytes",
 ]
 
 
@@ -106,6 +105,14 @@ class TorchOps:
         if self.device.type == "cuda":
             return {"device_name": torch.cuda.get_device_name(self.device), "dtype": dtype}
         return {"threads": torch.get_num_threads(), "cores": num_cores(), "dtype": dtype}
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes of its own memory that the device has free; `None` for the CPU, which has the machine's."""
+        if self.device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(free)
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Move all leaves to the device; ternary codes stay packed, latent weights stay latent."""
@@ -364,14 +371,6 @@ class TorchOps:
 def cuda_is_available() -> bool:
     """Whether torch finds a CUDA device."""
     return torch.cuda.is_available()
-
-
-def free_device_bytes(device: torch.device) -> int | None:
-    """Bytes of its own memory that a device has free; `None` for the CPU, which has the machine's."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free)
 
 
 def _dense(leaf: Leaf) -> Tensor:

@@ -277,13 +277,13 @@ def test_numba_tells_its_instructions_threads_and_cache() -> None:
 
 @pytest.mark.skipif(backends.unavailable("torch") is not None, reason="needs torch")
 def test_torch_tells_its_threads_and_the_type_of_its_products() -> None:
-    from nanochat.backends.torch import TorchOps, free_device_bytes
+    from nanochat.backends.torch import TorchOps
 
     found = describe(TorchOps("cpu"))
 
     assert (found["device"], found["dtype"]) == ("cpu", "float32")
     assert isinstance(found["threads"], int)
-    assert free_device_bytes(TorchOps("cpu").device) is None
+    assert TorchOps("cpu").free_bytes is None
 
 
 @pytest.mark.skipif(backends.unavailable("onnx") is not None, reason="needs onnxruntime")
