@@ -114,9 +114,9 @@ def _work(plan: _Plan, config: ModelConfig, specs: Sequence[Spec], context: int)
     products = max(math.prod(spec.shape) // spec.activation_block for spec in linears)
     layer = tokens * (plan.per_feature * widest + plan.per_product * products)
     layer += int(plan.unpacked * max(math.prod(spec.shape) for spec in linears))
-    tables = (spec for spec in specs if spec.kind == "int8")
-    head = int(plan.unpacked * max(math.prod(spec.shape) for spec in tables))
-    return max(layer, head)
+    # A dense table is there in float32, and unpacked by nobody.
+    tables = (math.prod(spec.shape) for spec in specs if spec.kind == "int8")
+    return max(layer, int(plan.unpacked * max(tables, default=0)))
 
 
 def _kept_by_numba(spec: Spec) -> int:

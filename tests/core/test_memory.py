@@ -1,5 +1,6 @@
 """A model that does not fit is refused before anything is taken, and one that fits is not."""
 
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def test_more_tokens_texts_and_parameters_need_more(backend: str) -> None:
         assert needed_bytes(CONFIG, backend, context=4096) > least
     assert needed_bytes(CONFIG, backend, context=4096, batch=64) > least
     assert needed_bytes(preset("nano-1b"), backend, context=16) > least
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_tables_need_more(backend: str) -> None:
+    dense = dataclasses.replace(CONFIG, table_format="dense")
+
+    more = needed_bytes(dense, backend, context=16) - needed_bytes(CONFIG, backend, context=16)
+
+    assert more > 2 * CONFIG.vocab_size * CONFIG.width
 
 
 def test_narrow_keys_and_values_need_less() -> None:
