@@ -21,7 +21,7 @@ from nanochat.export.training_log import RECIPE
 from nanochat.loading import load_golden, load_source
 from nanochat.tokenizer import Tokenizer
 from nanochat.zoo.card import Metadata, own_text, update_card
-from nanochat.zoo.card_body import BackendRow, Facts, render, tags
+from nanochat.zoo.card_body import BackendRow, Facts, render, tags, untrue_tags
 from nanochat.zoo.upload import Present
 
 __all__ = ["describe", "require_updatable"]
@@ -54,6 +54,7 @@ def describe(
         licence_file=licence_files[0] if licence_files else "",
         library=repository.library,
         tags=tags(source.config, repository.kinds),
+        untrue_tags=untrue_tags(source.config),
         languages=options.languages,
         datasets=options.datasets,
         base_model=repository.base or options.base_model,

@@ -29,6 +29,7 @@ def stale_files(present: Present, staged: Collection[str]) -> list[str]:
     for place, content in present.manifests.items():
         if place in staged:
             stale.update(_listed(place, content))
+    # Names are those of files there, exactly, whatever else a manifest may say.
     deleted = (stale & set(present.files)) - set(staged)
     stay = {n for n in present.files if n in present.manifests or n.endswith(".gguf")}
     for name in sorted(stay - set(staged) - deleted):
@@ -71,5 +72,4 @@ def _listed(place: str, content: bytes) -> set[str]:
     except (ValueError, KeyError, TypeError, RecursionError):
         _LOGGER.warning("%s of the repository is damaged: what it named is not deleted", place)
         return set()
-    # A name may not lead out of the folder.
-    return {name.as_posix() for name in names if ".." not in name.parts}
+    return {name.as_posix() for name in names}

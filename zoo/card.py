@@ -75,6 +75,8 @@ class Metadata:
         Whose code, as the Hub shows it, opens this repository.
     tags, languages, datasets : sequence of str
         Added to those that are there.
+    untrue_tags : sequence of str
+        Taken from those that are there.
     base_model, relation : str
         ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty.
     evaluations : sequence of Evaluation
@@ -86,6 +88,7 @@ class Metadata:
     licence_file: str = ""
     library: str
     tags: Sequence[str] = ()
+    untrue_tags: Sequence[str] = ()
     languages: Sequence[str] = ()
     datasets: Sequence[str] = ()
     base_model: str = ""
@@ -194,7 +197,7 @@ def _changes(values: Mapping[str, Value], metadata: Metadata, where: str) -> dic
         **_merged(values, "language", metadata.languages),
         **_merged(values, "datasets", metadata.datasets),
         **_merged(values, "base_model", [metadata.base_model] if metadata.base_model else []),
-        **_merged(values, "tags", metadata.tags),
+        **_merged(values, "tags", metadata.tags, without=metadata.untrue_tags),
         "library_name": metadata.library,
     }
     if metadata.relation:
@@ -241,11 +244,13 @@ def _hub_name(licence: str) -> str | None:
     return name if name in _OF_THE_HUB else None
 
 
-def _merged(values: Mapping[str, Value], key: str, wanted: Sequence[str]) -> dict[str, object]:
+def _merged(
+    values: Mapping[str, Value], key: str, wanted: Sequence[str], *, without: Sequence[str] = ()
+) -> dict[str, object]:
     there = values[key].texts if key in values else []
-    if set(wanted) <= set(there):
+    if set(wanted) <= set(there) and not set(without) & set(there):
         return {}
-    return {key: list(dict.fromkeys([*there, *wanted]))}
+    return {key: [word for word in dict.fromkeys([*there, *wanted]) if word not in without]}
 
 
 def _index(values: Mapping[str, Value], metadata: Metadata, where: str) -> list[object]:

@@ -10,7 +10,7 @@ from nanochat.config import ModelConfig
 from nanochat.cost import tensor_classes
 from nanochat.zoo.card import Evaluation
 
-__all__ = ["BackendRow", "Example", "Facts", "FormatRow", "render", "tags"]
+__all__ = ["BackendRow", "Example", "Facts", "FormatRow", "render", "tags", "untrue_tags"]
 
 _NOT_MEASURED = "not measured"
 # What stands in a recipe, and what it is called; numbers of tokens are made of them.
@@ -140,18 +140,34 @@ def tags(config: ModelConfig, formats: Iterable[str]) -> list[str]:
     >>> tags(preset("tiny"), ["gguf"])
     ['nanochat-ternary', 'ternary', '1.58-bit', 'mhc', 'gguf']
     """
-    told = {
-        "mhc": config.num_streams > 1,
-        "moe": config.num_experts > 0,
-        "deltanet": "delta" in config.layer_pattern,
-        "looplm": config.loop_count > 1,
-    }
+    told = _told(config)
     # The Hub's own names of the formats.
     names = {"gguf": "gguf", "onnx": "onnx", "mlx": "mlx", "web": "onnx"}
     names |= {"hf": "transformers", "transformers": "transformers"}
     found = [names[kind] for kind in formats if kind in names]
     always = ["nanochat-ternary", "ternary", "1.58-bit"]
     return list(dict.fromkeys([*always, *(tag for tag, is_so in told.items() if is_so), *found]))
+
+
+def untrue_tags(config: ModelConfig) -> list[str]:
+    """The tags that were true of another model only.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> untrue_tags(preset("tiny"))
+    ['moe', 'deltanet', 'looplm']
+    """
+    return [tag for tag, is_so in _told(config).items() if not is_so]
+
+
+def _told(config: ModelConfig) -> dict[str, bool]:
+    return {
+        "mhc": config.num_streams > 1,
+        "moe": config.num_experts > 0,
+        "deltanet": "delta" in config.layer_pattern,
+        "looplm": config.loop_count > 1,
+    }
 
 
 def render(facts: Facts) -> str:

@@ -125,7 +125,7 @@ def require_login(destination: Destination) -> None:
     """
     with _writing_errors(destination, "ask whose token is used for"):
         said = _api(destination).whoami()
-    role = said.get("auth", {}).get("accessToken", {}).get("role")
+    role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
     # A token with permissions of its own is only known to fail when it does.
     if role == "read" and not destination.create_pr:
         raise SaveError(

@@ -4,11 +4,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from nanochat import checkpoint
@@ -29,24 +27,12 @@ from nanochat.zoo.front_matter import read_front_matter
 from nanochat.zoo.upload import Present
 from tests.export import foreign_ggufs
 from tests.export.sources import random_source
-from tests.zoo.hub_client import HubClient
-from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import FOREVER, Hub
 
 REPO = "org/name"
 # The client calls its HTTP library as that no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 QUICK = Options(backends=["reference"], prompt="fn main() {")
-
-
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    # The lines of a card run in processes of their own, for which there is no need to compile.
-    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
-    with hub_server() as served:
-        HubClient(served, tmp_path_factory.mktemp("home"), monkeypatch)
-        yield served
-        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="module")

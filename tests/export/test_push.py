@@ -1,12 +1,10 @@
 """`nanochat models push` and `nanochat-export --upload-repo` say what they upload, and refuse before any work."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import click
-import huggingface_hub
 import pytest
 
 from nanochat.cli.export import export
@@ -16,22 +14,11 @@ from nanochat.export.formats import FORMATS
 from nanochat.export.source import Source
 from nanochat.saving import save_model
 from tests.export.sources import random_source
-from tests.zoo.hub_client import HubClient
-from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
 
 # The client calls its HTTP library as that no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
-
-
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
-    with hub_server() as served:
-        HubClient(served, tmp_path_factory.mktemp("home"), monkeypatch)
-        yield served
-        huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,8 @@ PARTS = st.lists(
 # What both YAML and JSON hold as it is.
 WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=8)
 KEYS = st.dictionaries(
-    st.from_regex(r"[a-z_]{1,8}", fullmatch=True),
+    # To YAML, `no` is a negation.
+    st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda key: yaml.safe_load(key) == key),
     st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), WORDS),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=2),
@@ -243,6 +244,12 @@ def test_results_of_others_stay_and_ours_are_replaced() -> None:
     found = [(m["type"], m["value"]) for r in entry["results"] for m in r["metrics"]]
     assert entry["name"] == "x"
     assert found == [("accuracy", 0.5), ("bits_per_byte", 1.5)]
+
+
+def test_a_tag_that_is_no_longer_true_goes() -> None:
+    once = update("---\ntags: [rust, moe]\n---\n", replace(OURS, untrue_tags=["moe", "looplm"]))
+
+    assert front_matter(once)["tags"] == ["rust", "ternary", "mhc"]
 
 
 def test_a_language_that_is_none_is_refused() -> None:
