@@ -14,7 +14,7 @@ from nanochat.config import config_to_dict
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Choices, export_model
 from nanochat.export.manifest import read_manifest, write_manifest
-from nanochat.export.publication import Options
+from nanochat.export.publication import Options, require_publishable
 from nanochat.export.publish import Published, publish
 from nanochat.export.replaced import stale_files
 from nanochat.export.source import Source
@@ -22,7 +22,7 @@ from nanochat.export.staging import open_original, stage
 from nanochat.export.training_log import Training, read_training
 from nanochat.lm import Model
 from nanochat.saving import save_model
-from nanochat.zoo.card import BEGIN, END, Evaluation
+from nanochat.zoo.card import BEGIN, END, Evaluation, Metadata, update_card
 from nanochat.zoo.front_matter import read_front_matter
 from nanochat.zoo.upload import Present
 from tests.export import foreign_ggufs
@@ -86,16 +86,26 @@ def test_a_model_directory_goes_to_a_new_repository_and_comes_back(hub: Hub, mod
     assert again.licence == "MIT"
 
 
-def test_the_card_tells_what_the_model_is_and_what_was_measured(hub: Hub, model: Path) -> None:
-    (model / "recipe.json").write_text(json.dumps({"steps": 5, "matrix_rate": 0.02}))
-    result = Evaluation(metric="bits per byte", value=1.25, dataset="held-out text")
+def test_the_card_tells_what_the_model_is_and_what_was_measured(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "model", source)
+    recipe = {"model": config_to_dict(source.config), "steps": 900, "batch_size": 8}
+    lines = [
+        {"step": 0, "recipe": recipe},
+        {"step": 3, "held_out_bits_per_byte": 2.5},
+        {"step": 7, "held_out_bits_per_byte": 1.5},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = Evaluation(metric="accuracy", value=0.25, dataset="org/test")
     options = replace(
         QUICK, datasets=["org/data"], languages=["en"], base_model="org/base", evaluations=[result]
     )
 
-    card = push(model, options).card
+    card = push(tmp_path / "model", options).card
 
-    del hub
+    assert json.loads(hub.files(REPO)["recipe.json"]) == {**recipe, "steps": 7}
+    assert not (tmp_path / "model" / "recipe.json").exists()
     said = fields(card)
     assert said.pop("model-index")
     assert said == {
@@ -111,9 +121,10 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(hub: Hub, model:
         'nanochat.from_pretrained("org/name")',
         "nanochat generate org/name --prompt 'fn main() {' --temperature 0 --max-tokens ",
         "| reference (cpu) | ",
-        "| steps | 5 |",
+        "| steps | 7 |",
         "[recipe.json](recipe.json)",
-        "| bits per byte | 1.25 | held-out text |",
+        "| bits per byte | 1.5 | held-out text |",
+        "| accuracy | 0.25 | org/test |",
         "`nanochat models push DIR org/name`",
         "at most 24 tokens",
     ):
@@ -123,13 +134,16 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(hub: Hub, model:
 def test_a_model_in_memory_goes_with_hashes_and_record(
     hub: Hub, source: Source, tmp_path: Path
 ) -> None:
-    push(replace(source, card=b"# My words\n"), replace(QUICK, licence="MIT"))
+    model = replace(source, licence="unknown", card=b"# My words\n")
+
+    push(model, replace(QUICK, licence="Apache-2.0"))
 
     for name, data in hub.files(REPO).items():
         (tmp_path / name).write_bytes(data)
     manifest = read_manifest(tmp_path)
     assert manifest is not None
     assert "model.safetensors" in manifest.files
+    assert manifest.licence == "Apache-2.0"
     assert manifest.golden == source.golden
     assert hub.files(REPO)["README.md"].decode().count("# My words\n") == 1
 
@@ -153,15 +167,20 @@ def test_a_file_gets_a_manifest_beside_it(
     assert said["files"].keys() <= hub.files(REPO).keys()
 
 
-def test_a_licence_that_was_not_known_is_written_with_the_model(
-    hub: Hub, source: Source, tmp_path: Path
+def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
+    source: Source, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "m", replace(source, licence="unknown"))
+    (tmp_path / "m" / "LICENSE").write_text("Be nice.")
     before = content(tmp_path / "m")
 
-    push(tmp_path / "m", replace(QUICK, licence="Apache-2.0"))
+    licence = require_publishable(tmp_path / "m", Options(licence="House-1.0"))
+    stage(open_original(tmp_path / "m"), tmp_path / "staged", replace(source, licence=licence))
 
-    assert json.loads(hub.files(REPO)["nanochat.json"])["licence"] == "Apache-2.0"
+    assert (
+        json.loads((tmp_path / "staged" / "nanochat.json").read_bytes())["licence"] == "House-1.0"
+    )
+    assert (tmp_path / "staged" / "LICENSE").read_text() == "Be nice."
     assert content(tmp_path / "m") == before
 
 
@@ -233,11 +252,13 @@ def test_a_card_at_the_hub_is_updated_and_wins_over_the_local_one(
     assert hub.files(REPO)["photo.png"] == b"p"
 
 
-def test_a_second_push_changes_no_text_of_others_and_says_nothing(
+def test_a_card_of_an_earlier_push_is_no_other_card(
     hub: Hub, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (model / "README.md").write_text("# Local\n")
-    push(model)
+    metadata = Metadata(name="name", licence="MIT", library="nanochat-ternary")
+    earlier = update_card("# Local\n", metadata, "obsolete", where="card")
+    hub.add(REPO, {"README.md": earlier.encode()})
 
     push(model)
 
@@ -412,21 +433,6 @@ def test_a_model_without_a_licence_is_refused(hub: Hub, source: Source, tmp_path
     assert not hub.repos
 
 
-def test_a_licence_of_ones_own_goes_with_its_text(hub: Hub, source: Source, tmp_path: Path) -> None:
-    save_model(tmp_path / "m", replace(source, licence="House-1.0"))
-    (tmp_path / "m" / "LICENSE").write_text("Be nice.")
-
-    card = push(tmp_path / "m").card
-
-    said = fields(card)
-    assert [said[key] for key in ("license", "license_name", "license_link")] == [
-        "other",
-        "house-1.0",
-        "LICENSE",
-    ]
-    assert hub.files(REPO)["LICENSE"] == b"Be nice."
-
-
 def test_what_cannot_be_exported_is_refused_before_anything_is_uploaded(
     hub: Hub, tmp_path: Path
 ) -> None:
@@ -524,29 +530,6 @@ def test_a_refusal_of_the_second_repository_names_the_first(hub: Hub, model: Pat
 
     assert content(model) == before
     assert "model.safetensors" in hub.files(REPO)
-
-
-def test_a_run_s_log_tells_the_recipe_and_the_result(
-    hub: Hub, source: Source, tmp_path: Path
-) -> None:
-    save_model(tmp_path / "model", source)
-    lines = [
-        {
-            "step": 0,
-            "recipe": {"model": config_to_dict(source.config), "steps": 900, "batch_size": 8},
-        },
-        {"step": 3, "held_out_bits_per_byte": 2.5},
-        {"step": 7, "held_out_bits_per_byte": 1.5},
-    ]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    card = push(tmp_path / "model").card
-
-    assert json.loads(hub.files(REPO)["recipe.json"])["steps"] == 7
-    assert "| steps | 7 |" in card
-    assert "| bits per byte | 1.5 | held-out text |" in card
-    assert fields(card)["model-index"]
-    assert not (tmp_path / "model" / "recipe.json").exists()
 
 
 def test_the_log_of_another_model_is_not_told(

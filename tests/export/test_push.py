@@ -84,9 +84,8 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
     monkeypatch.setattr("nanochat.backends.NAMES", ("reference",))
     monkeypatch.setattr("nanochat.backends.GRAPHS", ())
 
-    code = call(
-        export, model, "--format", "gguf", "--out", tmp_path / "x.gguf", "--upload-repo", "org/name"
-    )
+    words = ("--format", "gguf", "--runtime", "nanochat", "--out", tmp_path / "x.gguf")
+    code = call(export, model, *words, "--upload-repo", "org/name")
 
     said = capsys.readouterr()
     assert code == 0, said.err
@@ -96,7 +95,7 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
         "x.gguf",
         "x.gguf.parity.json",
     ]
-    assert b"library_name: gguf\n" in hub.files("org/name")["README.md"]
+    assert b"library_name: nanochat-ternary\n" in hub.files("org/name")["README.md"]
 
 
 @pytest.mark.parametrize(
