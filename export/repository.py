@@ -104,36 +104,36 @@ def stage_repositories(
         exported.append(_export(source, form, target, name, separate=options.separate))
     places = [d.repo for d in others] or [_inside(e, folder) for e in exported]
     rows = [own, *(_row(e, place) for e, place in zip(exported, places, strict=True))]
-    stock = kind != "gguf" or is_stock_gguf(place)
-    repositories = [
-        Repository(
-            destination=root,
-            folder=folder,
-            place=place,
-            kinds=[kind, *(() if options.separate else options.formats)],
-            library=_LIBRARIES.get(kind, _OURS)
-            if stock and (options.separate or not exported)
-            else _OURS,
-            base="",
-            formats=rows,
-            training=training,
-        )
-    ]
-    for destination, one in zip(others, exported, strict=False):
-        whole = one.path if one.path.is_dir() else one.path.parent
-        repositories.append(
-            Repository(
-                destination=destination,
-                folder=whole,
-                place=one.path,
-                kinds=[one.kind],
-                library=_library(one),
-                base=root.repo,
-                formats=[_row(one, _inside(one, whole))],
-                training=Training(),
-            )
-        )
-    return repositories
+    kinds = [kind, *(() if options.separate else options.formats)]
+    main = Repository(
+        destination=root,
+        folder=folder,
+        place=place,
+        kinds=kinds,
+        library=_own_library(kind, place) if len(kinds) == 1 else _OURS,
+        base="",
+        formats=rows,
+        training=training,
+    )
+    if not options.separate:
+        return [main]
+    return [main, *(_satellite(e, d, root) for e, d in zip(exported, others, strict=True))]
+
+
+def _satellite(exported: Exported, destination: Destination, root: Destination) -> Repository:
+    """A repository that holds a format of another."""
+    path = exported.path
+    folder = path if path.is_dir() else path.parent
+    return Repository(
+        destination=destination,
+        folder=folder,
+        place=path,
+        kinds=[exported.kind],
+        library=_library(exported),
+        base=root.repo,
+        formats=[_row(exported, _inside(exported, folder))],
+        training=Training(),
+    )
 
 
 def _verify(path: Path, options: Options) -> tuple[str, float]:
@@ -202,6 +202,11 @@ def _row(exported: Exported, place: str) -> FormatRow:
         error=parity.report.rms_ratio,
         tolerance=parity.report.tolerance,
     )
+
+
+def _own_library(kind: str, place: Path) -> str:
+    # Of a GGUF file that only this package runs, the lines for llama.cpp would not be true.
+    return _OURS if kind == "gguf" and not is_stock_gguf(place) else _LIBRARIES.get(kind, _OURS)
 
 
 def _library(exported: Exported) -> str:
