@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import backends, cpu, exports, parity, start, training
+from bench import backends, cpu, exports, load, memory, parity, start, training
 from bench.case import Case
 from bench.result import Result, json_line
 
@@ -32,6 +32,16 @@ CASES = {
         summary="seconds from the start of Python to the first token",
         run=start.run,
         table=start.table,
+    ),
+    "load": Case(
+        summary="seconds and memory to load a large model on every backend",
+        run=load.run,
+        table=load.table,
+    ),
+    "memory": Case(
+        summary="what a model takes on every backend, beside what is estimated before it is loaded",
+        run=memory.run,
+        table=memory.table,
     ),
     "training": Case(
         summary="what the shipped model's training log says, beside its unquantised twin's",

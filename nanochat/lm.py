@@ -23,8 +23,8 @@ from nanochat.export.golden import Golden
 from nanochat.export.source import Source
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
-from nanochat.loading import default_generation, load_golden, load_source, onnx_file
-from nanochat.memory import require_room
+from nanochat.loading import copied_bytes, default_generation, load_golden, load_source, onnx_file
+from nanochat.memory import require_free, require_room
 from nanochat.ops import Ops, Storage
 from nanochat.saving import save_model
 from nanochat.scoring import Score, score
@@ -34,7 +34,6 @@ from nanochat.weights import Stored, Weights
 __all__ = ["Model", "from_pretrained"]
 
 _LOGGER = logging.getLogger(__name__)
-_ONNX = "onnx"
 
 
 class Model:
@@ -102,7 +101,14 @@ class Model:
         if isinstance(backend, str):
             chosen, self._reason = backends.choose(backend)
             backend = backends.get(chosen, num_threads=num_threads)
-            require_room(name, config, chosen, kv_cache=kv_cache, others=_ready())
+            require_room(
+                name,
+                config,
+                chosen,
+                kv_cache=kv_cache,
+                free=getattr(backend, "free_bytes", None),
+                others=_ready(),
+            )
         else:
             self._reason = "given"
         self.engine: Runner[Any]
@@ -178,13 +184,15 @@ class Model:
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        require_free(str(name), copied_bytes(location.path))
         source = load_source(location.path, name=location.name)
         if isinstance(backend, str):
             graph = backend == "auto" and onnx_file(location.path) is not None
             if graph or backends.choose(backend)[0] in backends.GRAPHS:
                 from nanochat.export.onnx_run import open_graph
 
-                require_room(str(name), source.config, _ONNX, others=_ready())
+                file = "onnx" if onnx_file(location.path) is None else "onnx-file"
+                require_room(str(name), source.config, file, others=_ready())
                 backend = open_graph(
                     location.path, source, kv_cache=kv_cache, num_threads=num_threads
                 )

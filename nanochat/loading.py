@@ -23,6 +23,7 @@ from nanochat.weights import Stored, Weights
 
 __all__ = [
     "Parts",
+    "copied_bytes",
     "default_generation",
     "load_any_config",
     "load_golden",
@@ -118,6 +119,26 @@ def load_any_config(path: Path) -> ModelConfig:
     if path.is_dir() and onnx_file(path) is None and checkpoint.is_ours(path):
         return checkpoint.load_config(path)
     return load_parts(path).config
+
+
+def copied_bytes(path: Path) -> int:
+    """Least bytes of its own memory that `load_parts` takes: 0 for a model directory, which is mapped.
+
+    Raises
+    ------
+    FormatError
+        As for `load_parts`.
+    """
+    if path.is_dir():
+        manifest = read_manifest(path)
+        is_mapped = (
+            manifest.kind == "nanochat" if manifest is not None else checkpoint.is_ours(path)
+        )
+        if is_mapped and onnx_file(path) is None:
+            return 0
+    files = [path] if path.is_file() else list(path.iterdir())
+    tensors = (file for file in files if file.suffix in (".gguf", ".onnx", ".data", ".safetensors"))
+    return sum(file.stat().st_size for file in tensors)
 
 
 def load_golden(path: Path) -> Golden | None:

@@ -12,7 +12,7 @@ from nanochat.errors import MemoryShortageError
 from nanochat.footprint import KNOWN, needed_bytes, runtime_bytes
 from nanochat.ops import Storage
 
-__all__ = ["free_bytes", "group_bytes", "require_room"]
+__all__ = ["free_bytes", "group_bytes", "require_free", "require_room"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +63,30 @@ def group_bytes(root: Path = Path("/")) -> int | None:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
             found += _left(mounts / "memory", path, names, "total_")
     return min(found, default=None)
+
+
+def require_free(name: str, needed: int) -> None:
+    """Refuse files that are larger than the memory into which they would be read.
+
+    Parameters
+    ----------
+    name : str
+        Of the model, for the message.
+    needed : int
+        Bytes; 0 for files that are mapped.
+
+    Raises
+    ------
+    MemoryShortageError
+        With what is needed and what is free.
+    """
+    free = free_bytes() if needed else None
+    if free is not None and needed > free:
+        raise MemoryShortageError(
+            f"the files of {name} take {_gigabytes(needed)} when they are read, and {_gigabytes(free)} of memory are "
+            "free: close other programs, or export the model on a larger machine with `nanochat-export --format hf`, "
+            "whose files are not read into memory"
+        )
 
 
 def require_room(

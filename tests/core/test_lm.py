@@ -26,7 +26,7 @@ from nanochat.errors import (
 )
 from nanochat.export.formats import FORMATS, Choices, export_model
 from nanochat.lm import Model, from_pretrained
-from nanochat.loading import load_source
+from nanochat.loading import copied_bytes, load_source
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.core.random_model import (
@@ -284,6 +284,18 @@ def test_a_graph_runs_in_onnxruntime_unless_another_backend_is_named(
     assert exported.generate(["fn main", "to be"], max_tokens=8) == model.generate(
         ["fn main", "to be"], max_tokens=8
     )
+
+
+def test_only_files_that_are_not_mapped_are_read_into_memory(
+    directory: Path, tmp_path: Path
+) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x.gguf", kind="gguf", choices=Choices(), verify=False)
+    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+
+    assert copied_bytes(directory) == 0
+    assert copied_bytes(tmp_path / "x.gguf") == (tmp_path / "x.gguf").stat().st_size
+    assert copied_bytes(tmp_path / "x") == (tmp_path / "x" / "model.onnx").stat().st_size
 
 
 def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path) -> None:

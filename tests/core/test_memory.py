@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nanochat import memory
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
 from nanochat.footprint import needed_bytes
-from nanochat.memory import free_bytes, group_bytes, require_room
+from nanochat.memory import free_bytes, group_bytes, require_free, require_room
 from nanochat.presets import preset
 
 BACKENDS = ["torch", "mlx", "numba", "reference", "onnx", "onnx-file"]
@@ -223,6 +224,14 @@ def test_a_context_that_fits_is_not_spoken_of(caplog: pytest.LogCaptureFixture) 
     require_room("m", CONFIG, "numba", free=GIB)
 
     assert not caplog.messages
+
+
+def test_files_that_are_read_whole_must_fit_before_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
+
+    require_free("org/model", 10**9)
+    with pytest.raises(MemoryShortageError, match=r"take 2\.00 GB .* 1\.00 GB of memory are free"):
+        require_free("org/model", 2 * 10**9)
 
 
 def test_where_nobody_knows_what_is_free_nothing_is_refused(
