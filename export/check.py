@@ -32,7 +32,7 @@ from nanochat.loading import load_golden, load_source
 from nanochat.model import forward
 from nanochat.weights import Stored, Weights, named_leaves
 
-__all__ = ["Checked", "check_model", "compare_golden"]
+__all__ = ["Checked", "check_model", "compare_golden", "start"]
 
 # Up to here a layer computes the same. One flipped rounding changes a token by up to 1e-2, and later layers add to it:
 # 3.2e-2 in 24 untrained ones with four streams, 1.9e-2 with one stream.
@@ -94,7 +94,7 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
     worst = None
     if golden is not None:
         _compare_tensors(path, golden, source.weights)
-        worst = compare_golden(golden, _start(path, source, name), where=str(path))
+        worst = compare_golden(golden, start(path, source, name), where=str(path))
     return Checked(
         path=str(path),
         backend=name,
@@ -183,7 +183,16 @@ def _compare_pairs(golden: Golden, engine: Engine[Any, Any, Any], *, where: str)
         raise _departs(where, f"layer {_order(config)[0]}", rule)
 
 
-def _start(path: Path, source: Source, backend: str) -> Runner[Any]:
+def start(path: Path, source: Source, backend: str) -> Runner[Any]:
+    """A model at work.
+
+    Parameters
+    ----------
+    path : Path
+        What `source` was read from.
+    backend : str
+        A backend or a runtime of graphs that can run here.
+    """
     if backend in backends.GRAPHS:
         from nanochat.export.onnx_run import open_graph
 

@@ -366,7 +366,7 @@ class Model:
         licence : str, optional
             SPDX identifier of the weights' licence; absent is the model's own, without which it is refused.
         formats, separate, private, branch, create_pr, message, token
-            See `nanochat.export.publication.Options`, which has more for `nanochat.export.publish.publish`.
+            See `nanochat.publish.options.Options`, which has more for `nanochat.publish.publish.publish`.
 
         Returns
         -------
@@ -382,10 +382,11 @@ class Model:
         SaveError
             If the Hub cannot be reached or refuses, or a file cannot be written here.
         """
-        from nanochat.export.publication import Options as Publication
-        from nanochat.export.publish import publish
+        from nanochat.publish.options import Options as Publication
+        from nanochat.publish.publish import publish
 
         publication = Publication(
+            licence=licence or "",
             formats=formats,
             separate=separate,
             private=private,
@@ -394,7 +395,7 @@ class Model:
             message=message,
             token=token,
         )
-        source = dataclasses.replace(self._source(licence), name=repo.rpartition("/")[2])
+        source = dataclasses.replace(self._source(None), name=repo.rpartition("/")[2])
         published = publish(source, repo, publication)[0]
         return published.pull_request_url or published.commit_url
 

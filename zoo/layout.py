@@ -1,6 +1,6 @@
 """This file holds the choice among the models in a repository or folder: which files to fetch, and what to open.
 
-A repository may hold one model in several formats, as `nanochat.export.publish` lays them out or as others do: tensors
+A repository may hold one model in several formats, as `nanochat.publish.publish` lays them out or as others do: tensors
 in safetensors files with a ``config.json`` beside them, ``.gguf`` files, folders with a ``model.onnx``. Only files of
 these names are ever fetched, so nothing that could be run is; pickled weights are not opened.
 """

@@ -125,8 +125,8 @@ def export(
             formats = " and ".join(form for form, names in _FORMATS.items() if option in names)
             raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
     from nanochat.export.formats import FORMATS, Choices, export_model
-    from nanochat.export.publication import Options, choose_licence, destinations
     from nanochat.loading import load_licence, load_source
+    from nanochat.publish.options import Options, choose_licence, destinations
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import locate
 
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _upload(exported: "Exported", repo: str, *, with_coefficients: bool) -> None:
-    from nanochat.export.publication import Options
-    from nanochat.export.publish import publish
+    from nanochat.publish.options import Options
+    from nanochat.publish.publish import publish
 
     out = exported.path
     is_file = out.is_file()

@@ -10,7 +10,7 @@ from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 
 if TYPE_CHECKING:
-    from nanochat.export.publish import Published
+    from nanochat.publish.publish import Published
 
 __all__ = ["push"]
 
@@ -82,8 +82,8 @@ def push(model: Path, repo: str, *, dry_run: bool, as_json: bool, **given: objec
     verified, formats are exported and run, and the lines of the card are executed; only then is anything uploaded, in
     one commit for each repository. A card that is there is updated: what its author wrote stays.
     """
-    from nanochat.export.publication import Options
-    from nanochat.export.publish import publish
+    from nanochat.publish.options import Options
+    from nanochat.publish.publish import publish
 
     options = Options(**given)  # type: ignore[arg-type]  # checked by click
     done = publish(model, repo, options, dry_run=dry_run, report=note)

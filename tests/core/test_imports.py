@@ -21,7 +21,7 @@ ROWS = (
     ("cli",),
     ("serve", "train", "rl"),
     ("eval",),
-    ("lm", "loading", "saving", "export"),
+    ("lm", "loading", "saving", "publish", "export"),
     ("backends", "zoo"),
     (
         "model",
@@ -52,7 +52,7 @@ FRAMEWORKS = {
     "click": ("nanochat/cli/*",),
     "gguf": ("export/gguf*.py", "export/foreign*.py"),
     "google": ("export/onnx_load.py",),
-    "huggingface_hub": ("zoo/*",),
+    "huggingface_hub": ("nanochat/publish/*", "zoo/*"),
     "jinja2": ("nanochat/chat_template.py",),
     "llvmlite": ("backends/numba_kernels/*",),
     "mlx": ("backends/mlx*.py", "nanochat/train/*mlx*", "export/mlx*.py"),
@@ -73,7 +73,7 @@ FRAMEWORKS = {
     ),
     "transformers": ("export/transformers*.py",),
     "triton": ("backends/triton_kernels/*",),
-    "yaml": ("zoo/front_matter.py",),
+    "yaml": ("nanochat/publish/front_matter.py",),
 }
 
 # The only files in which an import may stand elsewhere than at the top of the module.
@@ -82,7 +82,6 @@ LATE = {
     "export/__init__.py": "an exporter is imported when it is used, and with it onnx or gguf",
     "export/check.py": "a graph needs onnxruntime",
     "export/formats.py": "each format needs packages that the others do not",
-    "export/measure.py": "a graph needs onnxruntime",
     "nanochat/__init__.py": "the public names are imported when they are used",
     "nanochat/chat.py": "the language of chat templates is imported when a model has one",
     "nanochat/cli/*": "`nanochat --help` starts without the frameworks of the verbs",

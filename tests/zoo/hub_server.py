@@ -128,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
     state: Hub
     origin: str
     protocol_version = "HTTP/1.1"
+    # Or every answer waits 40 ms for the client.
+    disable_nagle_algorithm = True
 
     def _serve(self) -> None:
         address = urlsplit(self.path)

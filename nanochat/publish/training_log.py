@@ -12,7 +12,7 @@ from pathlib import Path
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import FormatError
 from nanochat.files import exists, parse_json, read_bytes
-from nanochat.zoo.card import Evaluation
+from nanochat.publish.card import Evaluation
 
 __all__ = ["RECIPE", "Training", "read_training"]
 

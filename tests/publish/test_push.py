@@ -17,7 +17,6 @@ from tests.export.sources import random_source
 from tests.zoo.hub_state import Hub
 
 # The client calls its HTTP library as that no longer likes.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import InputError, SaveError
-from nanochat.zoo.upload import (
+from nanochat.publish.upload import (
     Destination,
     Present,
     Uploaded,

@@ -14,24 +14,23 @@ from nanochat.config import config_to_dict
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Choices, export_model
 from nanochat.export.manifest import read_manifest, write_manifest
-from nanochat.export.publication import Options, require_publishable
-from nanochat.export.publish import Published, publish
-from nanochat.export.replaced import stale_files
 from nanochat.export.source import Source
-from nanochat.export.staging import open_original, stage
-from nanochat.export.training_log import Training, read_training
 from nanochat.lm import Model
+from nanochat.publish.card import BEGIN, END, Evaluation, Metadata, update_card
+from nanochat.publish.front_matter import read_front_matter
+from nanochat.publish.options import Options, require_publishable
+from nanochat.publish.publish import Published, publish
+from nanochat.publish.replaced import stale_files
+from nanochat.publish.staging import open_original, stage
+from nanochat.publish.training_log import Training, read_training
+from nanochat.publish.upload import Present
 from nanochat.saving import save_model
-from nanochat.zoo.card import BEGIN, END, Evaluation, Metadata, update_card
-from nanochat.zoo.front_matter import read_front_matter
-from nanochat.zoo.upload import Present
 from tests.export import foreign_ggufs
 from tests.export.sources import random_source
 from tests.zoo.hub_state import FOREVER, Hub
 
 REPO = "org/name"
 # The client calls its HTTP library as that no longer likes.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 QUICK = Options(backends=["reference"], prompt="fn main() {")
 
 

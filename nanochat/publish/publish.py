@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.errors import NanochatError, SaveError
-from nanochat.export.describe import describe, require_updatable
-from nanochat.export.publication import Options, destinations, require_publishable
-from nanochat.export.replaced import require_unmixed, stale_files
-from nanochat.export.repository import Repository, stage_repositories
 from nanochat.export.source import Source
-from nanochat.export.staging import open_original
-from nanochat.zoo.upload import Destination, Present, read_present, require_login, upload
+from nanochat.publish.options import Options, destinations, require_publishable
+from nanochat.publish.replaced import require_unmixed, stale_files
+from nanochat.publish.repository import Repository, stage_repositories
+from nanochat.publish.repository_card import describe, require_updatable
+from nanochat.publish.staging import open_original
+from nanochat.publish.upload import Destination, Present, read_present, require_login, upload
 
 __all__ = ["Published", "publish"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nanochat.config import ModelConfig
 from nanochat.cost import tensor_classes
-from nanochat.zoo.card import Evaluation
+from nanochat.publish.card import Evaluation
 
 __all__ = ["BackendRow", "Example", "Facts", "FormatRow", "render", "tags", "untrue_tags"]
 

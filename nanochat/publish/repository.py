@@ -10,13 +10,13 @@ from nanochat.errors import FormatError
 from nanochat.export.check import check_model
 from nanochat.export.formats import Choices, Exported, export_model
 from nanochat.export.manifest import check_files, read_manifest, write_manifest
-from nanochat.export.publication import Options
 from nanochat.export.source import Source
-from nanochat.export.staging import Original, is_stock_gguf, stage
-from nanochat.export.training_log import RECIPE, Training, read_training
 from nanochat.loading import load_source
-from nanochat.zoo.card_body import FormatRow
-from nanochat.zoo.upload import Destination
+from nanochat.publish.card_body import FormatRow
+from nanochat.publish.options import Options
+from nanochat.publish.staging import Original, is_stock_gguf, stage
+from nanochat.publish.training_log import RECIPE, Training, read_training
+from nanochat.publish.upload import Destination
 
 __all__ = ["Repository", "stage_repositories"]
 
@@ -82,7 +82,7 @@ def stage_repositories(
     Raises
     ------
     NanochatError
-        As for `nanochat.export.publish.publish`.
+        As for `nanochat.publish.publish.publish`.
     """
     root, *others = destinations
     name = root.repo.partition("/")[2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanochat.errors import FormatError, InputError
 from nanochat.presets import preset
-from nanochat.zoo.card import (
+from nanochat.publish.card import (
     BEGIN,
     END,
     Evaluation,
@@ -20,7 +20,7 @@ from nanochat.zoo.card import (
     require_licence,
     update_card,
 )
-from nanochat.zoo.card_body import BackendRow, Example, Facts, FormatRow, render, tags
+from nanochat.publish.card_body import BackendRow, Example, Facts, FormatRow, render, tags
 
 OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
 BODY = "## Size\n\n5 bytes"

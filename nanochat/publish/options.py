@@ -7,10 +7,10 @@ from pathlib import Path
 from nanochat.errors import InputError
 from nanochat.export.formats import FORMATS
 from nanochat.export.source import Source
-from nanochat.export.staging import LICENCE_FILES, open_original
 from nanochat.files import exists
-from nanochat.zoo.card import Evaluation, require_licence
-from nanochat.zoo.upload import Destination, require_destination
+from nanochat.publish.card import Evaluation, require_licence
+from nanochat.publish.staging import LICENCE_FILES, open_original
+from nanochat.publish.upload import Destination, require_destination
 
 __all__ = ["Options", "choose_licence", "destinations", "require_publishable"]
 
@@ -29,7 +29,7 @@ class Options:
         Whether each format gets a repository of its own, ``owner/name-gguf`` and so on, that names this one as its
         base. Otherwise all are in one: a ``.gguf`` file, and a folder for each of the others.
     private, branch, create_pr, token, message
-        See `nanochat.zoo.upload.Destination`.
+        See `nanochat.publish.upload.Destination`.
     base_model : str
         ``owner/name`` of the model that this one was made from; may be empty.
     datasets, languages : sequence of str
@@ -100,7 +100,7 @@ def require_publishable(model: Path | Source, options: Options) -> str:
     InputError
         If there is no licence, or two.
     FormatError, ModelNotFoundError
-        As for `nanochat.export.staging.open_original`.
+        As for `nanochat.publish.staging.open_original`.
     """
     licence_file = ""
     if isinstance(model, Source):

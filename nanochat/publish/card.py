@@ -12,7 +12,7 @@ from typing import Any, cast
 import huggingface_hub
 
 from nanochat.errors import FormatError, InputError
-from nanochat.zoo.front_matter import (
+from nanochat.publish.front_matter import (
     Value,
     body_start,
     newline,
@@ -123,7 +123,7 @@ def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
     card : str
         The one that exists; empty for a new one.
     body : str
-        Markdown; see `nanochat.zoo.card_body`.
+        Markdown; see `nanochat.publish.card_body`.
     where : str
         What the card is, for the error.
 

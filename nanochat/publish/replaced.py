@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from nanochat.errors import InputError
 from nanochat.export.manifest import NAME
-from nanochat.zoo.upload import Present
+from nanochat.publish.upload import Present
 
 __all__ = ["require_unmixed", "stale_files"]
 

@@ -19,12 +19,12 @@ from typing import Any
 from nanochat import backends
 from nanochat.backends.choice import describe
 from nanochat.errors import FormatError, InputError
-from nanochat.export.check import compare_golden
+from nanochat.export.check import compare_golden, start
 from nanochat.export.golden import Golden
 from nanochat.export.source import Source
-from nanochat.generation import Engine, Runner
+from nanochat.generation import Runner
+from nanochat.publish.card_body import BackendRow, Example
 from nanochat.shapes import num_parameters
-from nanochat.zoo.card_body import BackendRow, Example
 
 __all__ = ["NUM_DECODED", "able_backends", "example_lines", "measure", "processor", "run_examples"]
 
@@ -60,7 +60,7 @@ def measure(path: Path, source: Source, golden: Golden, backend: str, *, where: 
     FormatError
         If the backend computes something else than the record says.
     """
-    runner = _start(path, source, backend)
+    runner = start(path, source, backend)
     error = compare_golden(golden, runner, where=f"{where}, on {backend}")
     here = describe(runner)
     return BackendRow(
@@ -124,15 +124,6 @@ def processor() -> str:
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     name = model[1] if model else platform.processor() or platform.machine()
     return f"{name} ({os.cpu_count()} cores, {platform.system()})"
-
-
-def _start(path: Path, source: Source, backend: str) -> Runner[Any]:
-    if backend in backends.GRAPHS:
-        from nanochat.export.onnx_run import open_graph
-
-        return open_graph(path, source)
-    ops = backends.get(backend)
-    return Engine(source.config, ops.prepare(source.weights), ops)
 
 
 def _tokens_per_second(runner: Runner[Any], ids: Sequence[int]) -> float | None:

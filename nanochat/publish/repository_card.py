@@ -5,7 +5,11 @@ import logging
 import shlex
 
 from nanochat.errors import FormatError, InputError
-from nanochat.export.measure import (
+from nanochat.export.source import Source
+from nanochat.loading import load_golden, load_source
+from nanochat.publish.card import Metadata, own_text, update_card
+from nanochat.publish.card_body import BackendRow, Facts, render, tags, untrue_tags
+from nanochat.publish.measure import (
     NUM_DECODED,
     able_backends,
     example_lines,
@@ -13,16 +17,12 @@ from nanochat.export.measure import (
     processor,
     run_examples,
 )
-from nanochat.export.publication import Options
-from nanochat.export.repository import Repository
-from nanochat.export.source import Source
-from nanochat.export.staging import LICENCE_FILES
-from nanochat.export.training_log import RECIPE
-from nanochat.loading import load_golden, load_source
+from nanochat.publish.options import Options
+from nanochat.publish.repository import Repository
+from nanochat.publish.staging import LICENCE_FILES
+from nanochat.publish.training_log import RECIPE
+from nanochat.publish.upload import Present
 from nanochat.tokenizer import Tokenizer
-from nanochat.zoo.card import Metadata, own_text, update_card
-from nanochat.zoo.card_body import BackendRow, Facts, render, tags, untrue_tags
-from nanochat.zoo.upload import Present
 
 __all__ = ["describe", "require_updatable"]
 
@@ -38,7 +38,7 @@ def describe(
     Raises
     ------
     InputError, FormatError
-        As for `nanochat.export.publish.publish`.
+        As for `nanochat.publish.publish.publish`.
     """
     repo, name = repository.destination.repo, repository.destination.repo.partition("/")[2]
     source = load_source(repository.place, name=name, licence=licence)
