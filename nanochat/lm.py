@@ -150,7 +150,8 @@ class Model:
         ----------
         name : str or Path
             A directory, a ``.gguf`` or ``.onnx`` file, a name of the catalog such as ``nanochat-tiny``, or
-            ``owner/name`` on the Hugging Face Hub. What exists on disk comes first.
+            ``owner/name`` on the Hugging Face Hub, perhaps with ``@revision`` and ``:part``; see
+            `nanochat.zoo.hub.locate`. What exists on disk comes first.
         backend : str, Ops or Runner
             See `Model`. "onnx" is ONNX Runtime, which runs a graph; what is no ``.onnx`` file is exported to one first.
             "auto" takes it for such a file, and for nothing else.
@@ -356,6 +357,9 @@ class Model:
         create_pr: bool = False,
         message: str = "",
         token: str | None = None,
+        base_model: str = "",
+        datasets: Sequence[str] = (),
+        languages: Sequence[str] = (),
     ) -> str:
         """Upload the model with a card, once its record has been verified, and return the address of the commit.
 
@@ -365,7 +369,7 @@ class Model:
             ``owner/name`` on the Hugging Face Hub; made if it is not there.
         licence : str, optional
             SPDX identifier of the weights' licence; absent is the model's own, without which it is refused.
-        formats, separate, private, branch, create_pr, message, token
+        formats, separate, private, branch, create_pr, message, token, base_model, datasets, languages
             See `nanochat.publish.options.Options`, which has more for `nanochat.publish.publish.publish`.
 
         Returns
@@ -394,6 +398,9 @@ class Model:
             create_pr=create_pr,
             message=message,
             token=token,
+            base_model=base_model,
+            datasets=datasets,
+            languages=languages,
         )
         source = dataclasses.replace(self._source(None), name=repo.rpartition("/")[2])
         published = publish(source, repo, publication)[0]

@@ -30,7 +30,6 @@ from tests.export.sources import random_source
 from tests.zoo.hub_state import FOREVER, Hub
 
 REPO = "org/name"
-# The client calls its HTTP library as that no longer likes.
 QUICK = Options(backends=["reference"], prompt="fn main() {")
 
 

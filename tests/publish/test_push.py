@@ -16,7 +16,6 @@ from nanochat.saving import save_model
 from tests.export.sources import random_source
 from tests.zoo.hub_state import Hub
 
-# The client calls its HTTP library as that no longer likes.
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
 
 

@@ -1,0 +1,63 @@
+"""A model in memory is published, and comes back by its name as it was."""
+
+import numpy as np
+import pytest
+
+import nanochat
+from nanochat.errors import InputError
+from nanochat.export.source import Source
+from nanochat.lm import Model
+from tests.export.sources import random_source
+from tests.zoo.hub_state import Hub
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return random_source(context_length=48)
+
+
+def model_of(source: Source, *, licence: str) -> Model:
+    return Model(
+        source.config,
+        source.weights,
+        source.tokenizer,
+        backend="reference",
+        name="mine",
+        licence=licence,
+    )
+
+
+def test_a_model_in_memory_is_published_and_loaded_by_its_name(hub: Hub, source: Source) -> None:
+    model = model_of(source, licence="unknown")
+
+    address = model.push_to_hub("you/mine", licence="MIT", languages=["en"], datasets=["a/b"])
+    loaded = nanochat.from_pretrained("you/mine", backend="reference", verify=True)
+
+    assert address.startswith(f"{hub.url}/you/mine/commit/")
+    assert loaded.licence == "MIT"
+    np.testing.assert_array_equal(loaded.logits([1, 2, 3]), model.logits([1, 2, 3]))
+    card = hub.files("you/mine")["README.md"].decode()
+    assert "license: mit" in card
+    assert "a/b" in card
+
+
+def test_a_pull_request_gives_its_address(hub: Hub, source: Source) -> None:
+    model_of(source, licence="MIT").push_to_hub("you/mine")
+
+    address = model_of(source, licence="MIT").push_to_hub("you/mine", create_pr=True)
+
+    assert address == f"{hub.url}/you/mine/discussions/1"
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "message"),
+    [("unknown", None, "licence"), ("MIT", "Apache-2.0", "MIT")],
+    ids=["none", "another"],
+)
+def test_a_model_needs_one_licence(
+    own: str, given: str | None, message: str, hub: Hub, source: Source
+) -> None:
+    with pytest.raises(InputError, match=message):
+        model_of(source, licence=own).push_to_hub("you/mine", licence=given)
+
+    assert not hub.repos
