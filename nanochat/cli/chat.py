@@ -62,7 +62,8 @@ def chat(
 ) -> None:
     """Talk with MODEL; what is said stays in the conversation until the context is full.
 
-    MODEL is a directory, a .gguf file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging Face Hub.
+    MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
+    Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     """
     if as_json and message is None:
         raise click.UsageError("--json prints one answer: pass --message, too")

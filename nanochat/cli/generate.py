@@ -55,7 +55,8 @@ def generate(
 ) -> None:
     """Print what MODEL writes after a prompt.
 
-    MODEL is a directory, a .gguf file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging Face Hub.
+    MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
+    Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     Ctrl-C ends the text where it is.
     """
     options = read_options(values)
