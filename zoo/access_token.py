@@ -38,11 +38,11 @@ def require_token(token: str | None) -> str | None:
 
 
 def mask(text: str, token: str | None = None) -> str:
-    """A text without the token, however it is written there.
+    r"""A text without the token, however it is written there.
 
     Examples
     --------
-    >>> mask("Illegal header value b'Bearer hf_x\\\\n'"), mask("hf_y is wrong", "hf_y")
+    >>> mask("Illegal header value b'Bearer hf_x\\n'"), mask("hf_y is wrong", "hf_y")
     ("Illegal header value b'Bearer ***'", '*** is wrong')
     """
     text = _BEARER.sub(rf"\1{_SHOWN}", text)
