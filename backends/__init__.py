@@ -11,12 +11,13 @@ from nanochat.backends.machine import has_apple_gpu, has_cuda_driver
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 
-__all__ = ["GRAPHS", "NAMES", "choose", "get", "unavailable"]
+__all__ = ["GRAPHS", "NAMES", "choose", "get", "unavailable", "wanted"]
 
 NAMES = ("torch", "mlx", "numba", "reference")
 # What runs a whole exported graph, and not the operations of `nanochat.ops`.
 GRAPHS = ("onnx",)
 
+_VARIABLE = "NANOCHAT_BACKEND"
 # Backends whose number of threads can be chosen.
 _THREADED = ("numba", "torch")
 _MOST_THREADS = 256
@@ -55,8 +56,15 @@ def unavailable(name: str) -> str | None:
     return None
 
 
+def wanted(name: str = "auto") -> str:
+    """The backend that was asked for: `name`, or what ``NANOCHAT_BACKEND`` puts in place of "auto"; not checked."""
+    return (os.environ.get(_VARIABLE, "") or name) if name == "auto" else name
+
+
 def choose(name: str = "auto") -> tuple[str, str]:
     """The backend to use and the reason.
+
+    For a model that may be a graph, see `nanochat.loading.choose_backend`.
 
     Parameters
     ----------
@@ -71,9 +79,9 @@ def choose(name: str = "auto") -> tuple[str, str]:
     """
     if name != "auto":
         return _require(name), "asked for"
-    wanted = os.environ.get("NANOCHAT_BACKEND", "")
-    if wanted and wanted != "auto":
-        return _require(wanted), "NANOCHAT_BACKEND is set"
+    named = wanted()
+    if named != "auto":
+        return _require(named), f"{_VARIABLE} is set"
     if unavailable("torch") is None and _cuda_is_there():
         return "torch", "a CUDA device is there"
     if has_apple_gpu() and unavailable("mlx") is None:

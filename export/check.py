@@ -28,7 +28,7 @@ from nanochat.export.manifest import NAME, check_files, read_manifest
 from nanochat.export.source import Source
 from nanochat.export.verify import least_equal
 from nanochat.generation import Engine, Runner
-from nanochat.loading import load_golden, load_source
+from nanochat.loading import choose_backend, load_golden, load_source
 from nanochat.model import forward
 from nanochat.weights import Stored, Weights, named_leaves
 
@@ -75,7 +75,7 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
     Parameters
     ----------
     backend : str
-        What runs the model's weights, or its graph; see `nanochat.backends.choose`.
+        What runs the model's weights, or its graph; see `nanochat.loading.choose_backend`.
 
     Raises
     ------
@@ -84,13 +84,15 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
         says, with the first tensor or layer that differs.
     NumericError, ShapeError, ConfigError, ModelNotFoundError
         As for `nanochat.loading.load_parts`.
+    BackendError
+        If the backend is unknown or cannot run here.
     """
     manifest = read_manifest(path) if path.is_dir() else None
     if manifest is not None:
         check_files(path, manifest)
     source = load_source(path, name=path.stem)
     golden = load_golden(path)
-    name, _ = backends.choose(backend)
+    name, _ = choose_backend(path, backend)
     worst = None
     if golden is not None:
         _compare_tensors(path, golden, source.weights)

@@ -23,7 +23,14 @@ from nanochat.export.golden import Golden
 from nanochat.export.source import Source
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
-from nanochat.loading import copied_bytes, default_generation, load_golden, load_source, onnx_file
+from nanochat.loading import (
+    choose_backend,
+    copied_bytes,
+    default_generation,
+    load_golden,
+    load_source,
+    onnx_file,
+)
 from nanochat.memory import require_free, require_room
 from nanochat.ops import Ops, Storage
 from nanochat.saving import save_model
@@ -154,7 +161,7 @@ class Model:
             `nanochat.zoo.hub.locate`. What exists on disk comes first.
         backend : str, Ops or Runner
             See `Model`. "onnx" is ONNX Runtime, which runs a graph; what is no ``.onnx`` file is exported to one first.
-            "auto" takes it for such a file, and for nothing else.
+            "auto" takes it for such a file, and for nothing else; ``NANOCHAT_BACKEND`` replaces "auto" here, too.
         kv_cache : {"float32", "float16", "int8"}
             See `Model`.
         num_threads : int, optional
@@ -178,7 +185,8 @@ class Model:
 
         location = locate(
             str(name),
-            backend=backend if isinstance(backend, str) else "reference",
+            # A backend of one's own takes codes, as those of this package do.
+            backend=backends.wanted(backend) if isinstance(backend, str) else "reference",
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -188,8 +196,8 @@ class Model:
         require_free(str(name), copied_bytes(location.path))
         source = load_source(location.path, name=location.name)
         if isinstance(backend, str):
-            graph = backend == "auto" and onnx_file(location.path) is not None
-            if graph or backends.choose(backend)[0] in backends.GRAPHS:
+            chosen, _ = choose_backend(location.path, backend)
+            if chosen in backends.GRAPHS:
                 from nanochat.export.onnx_run import open_graph
 
                 file = "onnx" if onnx_file(location.path) is None else "onnx-file"

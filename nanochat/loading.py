@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat import checkpoint
+from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.golden import Golden
@@ -23,6 +23,7 @@ from nanochat.weights import Stored, Weights
 
 __all__ = [
     "Parts",
+    "choose_backend",
     "copied_bytes",
     "default_generation",
     "load_any_config",
@@ -213,6 +214,26 @@ def default_generation(tokenizer: TextCodec) -> dict[str, object]:
     tokens = {"bos_token_id": tokenizer.bos, "eos_token_id": ends, "pad_token_id": tokenizer.pad}
     known = {key: token for key, token in tokens.items() if token is not None}
     return {**known, "do_sample": False}
+
+
+def choose_backend(path: Path, name: str = "auto") -> tuple[str, str]:
+    """The backend that runs the model at `path`, and the reason.
+
+    Parameters
+    ----------
+    name : str
+        As for `nanochat.backends.choose`, but where nothing is named, a graph is run as it is, by "onnx". Any other
+        backend runs the weights in it.
+
+    Raises
+    ------
+    BackendError
+        If it is unknown or cannot run here.
+    """
+    if backends.wanted(name) == "auto" and onnx_file(path) is not None:
+        chosen, _ = backends.choose("onnx")
+        return chosen, "the model is a graph"
+    return backends.choose(name)
 
 
 def onnx_file(path: Path) -> Path | None:

@@ -79,6 +79,19 @@ def test_an_argument_overrides_the_environment_variable(bare_machine: pytest.Mon
     assert backends.choose("reference") == ("reference", "asked for")
 
 
+@pytest.mark.parametrize(
+    ("value", "name", "wanted"),
+    [("", "auto", "auto"), ("mlx", "auto", "mlx"), ("mlx", "numba", "numba")],
+    ids=["nothing", "environment", "argument"],
+)
+def test_what_is_wanted_is_known_before_a_model_is_there(
+    bare_machine: pytest.MonkeyPatch, value: str, name: str, wanted: str
+) -> None:
+    bare_machine.setenv("NANOCHAT_BACKEND", value)
+
+    assert backends.wanted(name) == wanted
+
+
 @pytest.mark.parametrize("value", ["cuda", "torch"], ids=["unknown", "not installed"])
 def test_the_environment_variable_never_falls_back_silently(
     bare_machine: pytest.MonkeyPatch, value: str

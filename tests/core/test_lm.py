@@ -36,6 +36,7 @@ from tests.core.random_model import (
     reciting_config,
     reciting_weights,
 )
+from tests.zoo.hub_client import HubClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -284,6 +285,43 @@ def test_a_graph_runs_in_onnxruntime_unless_another_backend_is_named(
     assert exported.generate(["fn main", "to be"], max_tokens=8) == model.generate(
         ["fn main", "to be"], max_tokens=8
     )
+
+
+def test_the_environment_variable_replaces_auto_for_a_graph_too(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+
+    description = from_pretrained(tmp_path / "x").describe()
+
+    assert description["backend"] == "reference"
+    assert description["backend_reason"] == "NANOCHAT_BACKEND is set"
+
+
+@pytest.mark.parametrize(("value", "opened"), [("onnx", "onnx"), ("", "safetensors")])
+def test_the_environment_variable_decides_which_of_several_formats_is_fetched(
+    value: str,
+    opened: str,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hub_client: HubClient,
+) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    export_model(source, directory / "onnx", kind="onnx", choices=Choices(), verify=False)
+    names = [path for path in directory.rglob("*") if path.is_file()]
+    hub_client.hub.add(
+        "org/name", {path.relative_to(directory).as_posix(): path.read_bytes() for path in names}
+    )
+    monkeypatch.setenv("NANOCHAT_BACKEND", value)
+
+    loaded = from_pretrained("org/name")
+
+    fetched = {path.suffix for path in (tmp_path / "hf_home").rglob("model.*")}
+    assert fetched == {f".{opened}"}
+    assert (loaded.describe()["backend"] == "onnx") == (opened == "onnx")
 
 
 def test_only_files_that_are_not_mapped_are_read_into_memory(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from nanochat import backends, checkpoint
@@ -17,6 +18,7 @@ from nanochat.export.gguf_file import read_gguf
 from nanochat.export.golden import Golden
 from nanochat.export.manifest import NAME
 from nanochat.export.source import Source
+from nanochat.file_record import record_file
 from nanochat.generation import Engine
 from nanochat.saving import save_model
 from nanochat.weights import Dense, Stored, map_leaves
@@ -121,6 +123,38 @@ def test_a_changed_tensor_of_a_file_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
         check_model(paths[0])
+
+
+def test_a_graph_is_run_unless_another_backend_is_named(tmp_path: Path) -> None:
+    folder, file = with_negative_logits(tmp_path / "x"), tmp_path / "x" / "model.onnx"
+
+    for path in (folder, file):
+        with pytest.raises(FormatError, match="the head is the first that differs"):
+            check_model(path)
+        # The weights in it are those that were written.
+        assert check_model(path, backend="numba").backend == "numba"
+
+
+def test_the_environment_variable_names_a_backend_for_a_graph_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+
+    assert check_model(with_negative_logits(tmp_path / "x")).backend == "reference"
+
+
+def with_negative_logits(folder: Path) -> Path:
+    """An export whose graph does something else with the weights than it should, and whose hashes are right."""
+    export_model(random_source(), folder, kind="onnx", choices=Choices(), verify=False)
+    model = onnx.load(folder / "model.onnx")
+    for node in model.graph.node:
+        node.output[:] = ["positive" if name == "logits" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Neg", ["positive"], ["logits"]))
+    onnx.save(model, folder / "model.onnx")
+    fields = json.loads((folder / NAME).read_text())
+    fields["files"]["model.onnx"] = dataclasses.asdict(record_file(folder / "model.onnx"))
+    (folder / NAME).write_text(json.dumps(fields))
+    return folder
 
 
 def test_an_illegal_code_is_found(tmp_path: Path) -> None:
