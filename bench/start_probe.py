@@ -126,7 +126,7 @@ def main(start: float) -> None:
     numba.core.event.register("numba:compile", During(Stage.COMPILE))  # type: ignore[no-untyped-call]
     numba.core.event.register("numba:compile", kernels)  # type: ignore[no-untyped-call]
     for owner, name, stage in (
-        (nanochat.lm, "load_parts", Stage.FILES),
+        (nanochat.lm, "load_source", Stage.FILES),
         (NumbaOps, "prepare", Stage.PREPARE),
         (BaseContext, "refresh", Stage.FUNCTIONS),
         (threading.Thread, "start", Stage.THREADS),

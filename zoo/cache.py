@@ -1,5 +1,6 @@
 """This file holds what was fetched from the Hub before: the models in the client's cache, and their removal."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,8 @@ from pathlib import Path
 from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
-from nanochat.errors import ModelNotFoundError
+from nanochat.errors import ModelNotFoundError, SaveError
 from nanochat.zoo.layout import candidates
-from nanochat.zoo.resume import SUFFIX
 
 __all__ = ["Cached", "cached", "remove", "storage"]
 
@@ -44,11 +44,7 @@ def cached(cache_dir: str | Path | None = None) -> list[Cached]:
     cache_dir : str or Path, optional
         Where downloads stay; absent is the client's own cache.
     """
-    try:
-        repos = scan_cache_dir(cache_dir).repos
-    except CacheNotFound:
-        return []
-    found = (_models_of(repo) for repo in repos if repo.repo_type == "model")
+    found = (_models_of(repo) for repo in _repos(cache_dir) if repo.repo_type == "model")
     return sorted((model for model in found if model is not None), key=lambda model: model.repo)
 
 
@@ -86,29 +82,50 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
     ------
     ModelNotFoundError
         If nothing of it is here.
+    SaveError
+        If it cannot be deleted.
     """
-    freed = 0 if revision else _remove_partial(repo, cache_dir)
-    here = next((model for model in cached(cache_dir) if model.repo == repo), None)
+    here = next(
+        (r for r in _repos(cache_dir) if r.repo_id == repo and r.repo_type == "model"), None
+    )
     commits = [] if here is None else list(_commits(here, revision))
-    if commits:
-        strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
-        strategy.execute()
-        freed += strategy.expected_freed_size
-    elif not freed:
+    place = storage(repo, cache_dir)
+    # What is incomplete, and knows no commit, goes with all the rest.
+    rest = not revision and place.is_dir()
+    if not commits and not rest:
         name = f"{repo}@{revision}" if revision else repo
         raise ModelNotFoundError(
             f"nothing of {name} was fetched: `nanochat models list` shows what was"
         )
-    return freed
-
-
-def _remove_partial(repo: str, cache_dir: str | Path | None) -> int:
-    """Delete what came before downloads were cut, and return its bytes."""
     freed = 0
-    for path in (storage(repo, cache_dir) / "blobs").glob(f"*{SUFFIX}"):
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
+    try:
+        if commits:
+            strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
+            strategy.execute()
+            freed += strategy.expected_freed_size
+        if rest and place.is_dir():
+            folder = place.resolve()
+            files = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+            freed += sum(path.stat().st_size for path in files)
+            shutil.rmtree(folder)
+        if rest and place.is_symlink():
+            place.unlink()
+    except OSError as error:
+        raise SaveError(
+            f"cannot delete {error.filename or place}: {error.strerror}; make {place.parent} writable"
+        ) from error
     return freed
+
+
+def _repos(cache_dir: str | Path | None) -> Iterable[CachedRepoInfo]:
+    try:
+        return scan_cache_dir(cache_dir).repos
+    except CacheNotFound:
+        return ()
+    except ValueError as error:
+        raise SaveError(
+            f"{cache_dir or constants.HF_HUB_CACHE} is no folder: set HF_HUB_CACHE or cache_dir to one"
+        ) from error
 
 
 def storage(repo: str, cache_dir: str | Path | None) -> Path:
@@ -117,8 +134,8 @@ def storage(repo: str, cache_dir: str | Path | None) -> Path:
     return cache / f"models--{repo.replace('/', '--')}"
 
 
-def _commits(here: Cached, revision: str) -> Iterable[str]:
-    for commit, names in here.revisions.items():
-        shortened = len(revision) >= 7 and commit.startswith(revision)
-        if not revision or revision in names or shortened:
-            yield commit
+def _commits(here: CachedRepoInfo, revision: str) -> Iterable[str]:
+    for one in here.revisions:
+        shortened = len(revision) >= 7 and one.commit_hash.startswith(revision)
+        if not revision or revision in one.refs or shortened:
+            yield one.commit_hash

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from huggingface_hub import constants, errors
 
 from nanochat.errors import ModelNotFoundError, NanochatError, SaveError
+from nanochat.zoo.access_token import mask
 
 __all__ = ["in_words", "is_unreachable", "reading_errors"]
 
-_LATER = "try again later, or pass local_files_only if it was fetched before"
+_LATER = "try again later, or set HF_HUB_OFFLINE if it was fetched before"
 
 
 @contextmanager
@@ -30,14 +31,14 @@ def reading_errors(repo: str, *, revision: str = "") -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise ModelNotFoundError(
-            f"{repo} asks you to accept its terms: do so at {url}, then run `hf auth login` or pass a token"
+            f"{repo} asks you to accept its terms: do so at {url}, then run `hf auth login` or set HF_TOKEN"
         ) from error
     except errors.DisabledRepoError as error:
         raise ModelNotFoundError(f"{repo} was disabled by the Hub: see {url}") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"{repo} is no directory here and no model at {url}: check the name, or run `hf auth login` or pass a "
-            "token if it is private"
+            f"{repo} is no directory here and no model at {url}: check the name, or run `hf auth login` or set "
+            "HF_TOKEN if it is private"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelNotFoundError(
@@ -55,7 +56,8 @@ def reading_errors(repo: str, *, revision: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise SaveError(
-                f"cannot store {repo}: {error.strerror}; free space, or pass another cache_dir"
+                f"cannot store {repo}: {error.strerror}; free space, make {constants.HF_HUB_CACHE} writable, or choose "
+                "another place with cache_dir or HF_HUB_CACHE"
             ) from error
         raise ModelNotFoundError(
             f"{repo} could not be fetched: {in_words(error)}; what is complete stays, so try again"
@@ -66,7 +68,11 @@ def is_unreachable(error: Exception) -> bool:
     """Whether the Hub could not be asked at all, or could not answer."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500
-    return not isinstance(error, errors.HFValidationError | NanochatError)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return True
+    # The client's own exceptions are another library's in every major version; these are the names of its kinds.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"TransportError", "ConnectionError"} & names)
 
 
 def _refusal(error: errors.HfHubHTTPError) -> str:
@@ -86,4 +92,4 @@ def in_words(error: Exception) -> str:
     """What happened, on one line."""
     if isinstance(error, errors.HfHubHTTPError):
         return f"status {error.response.status_code}"
-    return " ".join(str(error).split())[:300]
+    return mask(" ".join(str(error).split()))[:300]

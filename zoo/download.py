@@ -6,28 +6,29 @@ with the Hub's own record of it, each time before it is opened. And a branch is 
 an update that was interrupted leaves the model that was there.
 """
 
+import dataclasses
 import glob
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
-    OfflineModeIsEnabled,
     RevisionResolutionError,
 )
 from huggingface_hub.hf_api import RepoFile
 
 from nanochat import __version__
-from nanochat.errors import FormatError, ModelNotFoundError, SaveError
+from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.files import atomic_write, exists
+from nanochat.zoo.access_token import require_token
 from nanochat.zoo.cache import storage
 from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
-from nanochat.zoo.compare import damaged_files, delete_files
-from nanochat.zoo.layout import Candidate, candidates, choose, require_inside, require_model
+from nanochat.zoo.compare import damaged_files, delete_files, require_record
+from nanochat.zoo.layout import Candidate, candidates, choose, fitting, require_model
 from nanochat.zoo.location import Fetched, Request
 from nanochat.zoo.resume import fetch_large
 
@@ -51,71 +52,104 @@ def fetch(request: Request) -> Fetched:
     SaveError
         If it cannot be stored.
     """
-    commit, is_offline = _commit(request)
-    files = _files_here(request, commit) if is_offline else _files_of(request, commit)
-    require_inside(files, where=request.repo)
+    request = dataclasses.replace(request, token=require_token(request.token))
+    is_offline = request.local_files_only or constants.is_offline_mode()
+    if is_offline and request.force_download:
+        raise InputError(
+            "force_download fetches again, which local_files_only and HF_HUB_OFFLINE forbid: leave one of them out"
+        )
+    commit = None if is_offline else _commit(request)
+    if commit is None:
+        return _open_here(request)
+    files = _files_here(request, commit)
+    is_listed = files is not None
+    if files is None:
+        files = _files_there(request, commit)
+    require_record(files, where=request.repo)
     found = candidates(files)
     require_model(found, files, where=request.repo)
-    snapshot = storage(request.repo, request.cache_dir) / "snapshots" / commit
-    if is_offline:
-        found = _complete(found, snapshot, request.repo)
     model = choose(found, backend=request.backend, part=request.part, where=_name(request))
     wanted = {name: files[name] for name in model.files}
-    if is_offline:
-        _require_undamaged(request, snapshot, wanted)
-    else:
-        _download(request, snapshot, wanted)
-        _remember(request, commit)
+    snapshot = _snapshot(request, commit)
+    if request.force_download or not is_listed or not _is_here(model, snapshot):
+        _require_space(request, wanted.values())
+        _fetch_missing(request, commit, wanted)
+    _repair(request, snapshot, wanted)
+    _remember(request, commit)
+    return _fetched(request, snapshot, model, wanted)
+
+
+def _open_here(request: Request) -> Fetched:
+    """What was fetched before, without a request to the Hub."""
+    snapshot = _snapshot(request, _commit_here(request))
+    files = _files_here(request, snapshot.name)
+    if files is None:
+        raise ModelNotFoundError(
+            f"what is here of {request.repo} has no record to be compared with: connect and load it again"
+        )
+    require_record(files, where=request.repo)
+    found = candidates(files)
+    here = [candidate for candidate in found if _is_here(candidate, snapshot)]
+    if not fitting(here, request.part) and fitting(found, request.part):
+        there = ", ".join(c.place or c.kind for c in here) or "nothing of it"
+        raise ModelNotFoundError(
+            f"{_name(request, request.part)} was not fetched completely before; {there} is here: connect and try again"
+        )
+    model = choose(here, backend=request.backend, part=request.part, where=_name(request))
+    wanted = {name: files[name] for name in model.files}
+    damaged = damaged_files(snapshot, wanted)
+    if damaged:
+        raise FormatError(
+            f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
+            f"{request.repo} again"
+        )
+    return _fetched(request, snapshot, model, wanted)
+
+
+def _fetched(
+    request: Request, snapshot: Path, model: Candidate, wanted: Mapping[str, RepoFile]
+) -> Fetched:
     return Fetched(
         repo=request.repo,
         path=snapshot / model.place if model.place else snapshot,
         snapshot=snapshot,
-        commit=commit,
+        commit=snapshot.name,
         model=model,
         bytes=sum(file.size for file in wanted.values()),
     )
 
 
-def _complete(found: Sequence[Candidate], snapshot: Path, repo: str) -> list[Candidate]:
-    """The models of which all files are here."""
-    here = [c for c in found if all((snapshot / name).is_file() for name in c.files)]
-    if not here:
-        raise ModelNotFoundError(
-            f"{repo} was not fetched completely before, and the Hub is not asked or out of reach: connect and try again"
-        )
-    return here
+def _is_here(model: Candidate, snapshot: Path) -> bool:
+    return all((snapshot / name).is_file() for name in model.files)
 
 
-def _commit(request: Request) -> tuple[str, bool]:
-    """The commit that a revision stands for, and whether only what is here can be used."""
-    if request.local_files_only:
-        return _commit_here(request, "and only what is here may be used"), True
+def _commit(request: Request) -> str | None:
+    """The commit that a revision stands for; `None` if the Hub cannot be asked, but something was fetched before."""
     if _COMMIT.fullmatch(request.revision):
-        return request.revision, False
+        return request.revision
     with reading_errors(request.repo, revision=request.revision):
         try:
             info = _api(request).repo_info(request.repo, revision=request.revision or None)
-        # The client's own exceptions are another library's in every major version.
+        # Whatever happened to the line.
         except Exception as error:
             if not is_unreachable(error):
                 raise
-            if isinstance(error, OfflineModeIsEnabled):
-                return _commit_here(request, "and HF_HUB_OFFLINE is set"), True
             commit = _commit_here(request, f"and the Hub is out of reach ({in_words(error)})")
             _LOGGER.warning(
                 "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
                 request.repo,
                 commit[:12],
             )
-            return commit, True
-    if info.sha is None:
+            return None
+    # It becomes the name of a folder.
+    if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise ModelNotFoundError(
             f"the Hub names no commit of {request.repo}: check HF_ENDPOINT, and try again"
         )
-    return info.sha, False
+    return info.sha
 
 
-def _commit_here(request: Request, why: str) -> str:
+def _commit_here(request: Request, why: str = "") -> str:
     """The commit that was fetched before."""
     try:
         resolved = _api(request).resolve_revision(
@@ -124,48 +158,47 @@ def _commit_here(request: Request, why: str) -> str:
             cache_dir=request.cache_dir,
             local_files_only=True,
         )
-    except RevisionResolutionError as error:
+        commit = str(resolved.resolved)
+    except (RevisionResolutionError, OSError):
+        commit = ""
+    if not _COMMIT.fullmatch(commit):
+        if constants.is_offline_mode():
+            why = "and HF_HUB_OFFLINE is set"
+        advice = (
+            "connect and try again" if why else f"`nanochat models pull {request.repo}` does that"
+        )
         raise ModelNotFoundError(
-            f"{_name(request)} is no directory here, was not fetched before, {why}: connect and try again, or pass the "
+            f"{_name(request)} is no directory here, was not fetched before{why and ', '}{why}: {advice}, or pass the "
             "path of a model"
-        ) from error
-    return str(resolved.resolved)
+        )
+    return commit
 
 
-def _files_of(request: Request, commit: str) -> dict[str, RepoFile]:
-    """Every file of a commit, as the Hub records it."""
+def _files_here(request: Request, commit: str) -> dict[str, RepoFile] | None:
+    """Every file of a commit, as the Hub has recorded it, if that was asked before: a commit never changes."""
     try:
-        # A commit never changes, so what was listed once need not be asked again.
-        return _files_here(request, commit)
-    except ModelNotFoundError:
-        pass
+        entries = get_cached_repo_tree(request.repo, revision=commit, cache_dir=request.cache_dir)
+    except CachedRepoTreeNotFoundError:
+        return None
+    return {entry.path: entry for entry in entries}
+
+
+def _files_there(request: Request, commit: str) -> dict[str, RepoFile]:
     with reading_errors(request.repo, revision=request.revision):
         entries = list(_api(request).list_repo_tree(request.repo, revision=commit, recursive=True))
     return {e.path: e for e in entries if isinstance(e, RepoFile)}
 
 
-def _files_here(request: Request, commit: str) -> dict[str, RepoFile]:
-    try:
-        entries = get_cached_repo_tree(request.repo, revision=commit, cache_dir=request.cache_dir)
-    except CachedRepoTreeNotFoundError as error:
-        raise ModelNotFoundError(
-            f"what is here of {request.repo} has no record to be compared with: connect and load it again"
-        ) from error
-    return {entry.path: entry for entry in entries}
-
-
-def _download(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
-    """Fetch what is not here, and once more what is not as recorded."""
-    if request.force_download or not all(exists(snapshot / name) for name in wanted):
-        _require_space(request, wanted.values())
-        _fetch_missing(request, snapshot.name, wanted)
+def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
+    """Fetch once more what is not as recorded."""
     damaged = damaged_files(snapshot, wanted)
-    if damaged:
-        _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
-        # The client would leave a link as it is.
-        delete_files(snapshot, damaged)
-        _transfer(request, snapshot.name, damaged, force=True)
-        damaged = damaged_files(snapshot, {name: wanted[name] for name in damaged})
+    if not damaged:
+        return
+    _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
+    # The client would leave a link as it is.
+    delete_files(snapshot, damaged)
+    _transfer(request, snapshot.name, damaged, force=True)
+    damaged = damaged_files(snapshot, {name: wanted[name] for name in damaged})
     if damaged:
         delete_files(snapshot, damaged)
         raise FormatError(
@@ -211,25 +244,17 @@ def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
         )
 
 
-def _require_undamaged(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
-    damaged = damaged_files(snapshot, wanted)
-    if damaged:
-        raise FormatError(
-            f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
-            f"{request.repo} again"
-        )
-
-
 def _remember(request: Request, commit: str) -> None:
     """Write that a branch or tag is here, where the client looks it up."""
     revision = request.revision or _MAIN
     place = storage(request.repo, request.cache_dir) / "refs" / revision
     content = commit.encode()
-    if revision == commit or (exists(place) and place.read_bytes() == content):
+    if revision == commit:
         return
     try:
-        atomic_write(place, content)
-    except SaveError as error:
+        if not exists(place) or place.read_bytes() != content:
+            atomic_write(place, content)
+    except OSError as error:
         # The model is here all the same.
         _LOGGER.warning("%s will not be found without the Hub: %s", _name(request), error)
 
@@ -238,5 +263,10 @@ def _api(request: Request) -> HfApi:
     return HfApi(token=request.token, library_name=_LIBRARY, library_version=__version__)
 
 
-def _name(request: Request) -> str:
-    return f"{request.repo}@{request.revision}" if request.revision else request.repo
+def _snapshot(request: Request, commit: str) -> Path:
+    return storage(request.repo, request.cache_dir) / "snapshots" / commit
+
+
+def _name(request: Request, part: str = "") -> str:
+    revision = f"@{request.revision}" if request.revision else ""
+    return f"{request.repo}{revision}{part and ':'}{part}"

@@ -17,6 +17,8 @@ __all__ = ["is_repo", "locate", "resolve"]
 # Models that are one file.
 _SUFFIXES = (".gguf", ".onnx")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What is often pasted instead of a name.
+_ADDRESS = re.compile(r"(?:https?://(?:huggingface|hf)\.co/)?(\w[^/@:\s]*/[^/@:\s]+)/(?:tree/.*)?")
 _NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", re.DOTALL)
 # The only file that is for people alone.
 _CARD = "README.md"
@@ -156,7 +158,7 @@ def _at(path: Path, backend: str) -> Location:
     if not found:
         # Whoever reads it says what is missing.
         return Location(path=path, name=whole.name)
-    model = choose(found, backend=backend, part="", where=str(path))
+    model = choose(found, backend=backend, part="", where=str(path), joint="/")
     return Location(path=path / model.place if model.place else path, name=whole.name)
 
 
@@ -206,6 +208,9 @@ def _without_revisions(name: str, revision: str | None, where: str) -> ModelNotF
 
 
 def _unknown(name: str) -> ModelNotFoundError:
+    address = _ADDRESS.fullmatch(f"{name.rstrip('/')}/")
+    if address is not None and is_repo(address[1]):
+        return ModelNotFoundError(f"{name:.200} is no name of a model: did you mean {address[1]}?")
     if name.startswith(("/", ".", "~")) or name.endswith(_SUFFIXES):
         return ModelNotFoundError(
             f"{name:.200}: no such directory, .gguf or .onnx file; pass the path of a model"

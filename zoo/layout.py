@@ -13,7 +13,7 @@ from typing import Literal
 
 from nanochat.errors import FormatError, ModelNotFoundError
 
-__all__ = ["Candidate", "candidates", "choose", "require_inside", "require_model"]
+__all__ = ["Candidate", "candidates", "choose", "fitting", "require_inside", "require_model"]
 
 Kind = Literal["safetensors", "gguf", "onnx", "web"]
 
@@ -91,7 +91,14 @@ def candidates(names: Iterable[str]) -> list[Candidate]:
     return found
 
 
-def choose(found: Sequence[Candidate], *, backend: str, part: str, where: str) -> Candidate:
+def fitting(found: Iterable[Candidate], part: str) -> list[Candidate]:
+    """The models that a part stands for; all of them if it is empty."""
+    return [candidate for candidate in found if not part or _is_part(candidate, part)]
+
+
+def choose(
+    found: Sequence[Candidate], *, backend: str, part: str, where: str, joint: str = ":"
+) -> Candidate:
     """The model to open.
 
     Parameters
@@ -102,26 +109,26 @@ def choose(found: Sequence[Candidate], *, backend: str, part: str, where: str) -
         What will run it: a graph for "onnx", for all others a format that holds the codes as they are.
     part : str
         What the user asked for: a format, a folder, a file, or a type of GGUF such as TQ2_0; empty for the best.
-    where : str
-        The repository or folder, for the error.
+    where, joint : str
+        The repository or folder, for the error, and what stands between it and a part.
 
     Raises
     ------
     ModelNotFoundError
         If there is none, none of that part, or several between which only the user can choose.
     """
-    fitting = [candidate for candidate in found if not part or _is_part(candidate, part)]
-    if not fitting:
+    possible = fitting(found, part)
+    if not possible:
         there = ", ".join(filter(None, (c.place or c.kind for c in found))) or "no model"
         raise ModelNotFoundError(f"{where} has no {part!r:.80}: it holds {there}")
-    ranked = sorted(fitting, key=lambda candidate: _rank(candidate, backend))
+    ranked = sorted(possible, key=lambda candidate: _rank(candidate, backend))
     best = ranked[0]
     rivals = [c for c in ranked if _rank(c, backend) == _rank(best, backend)]
     if len(rivals) > 1:
         places = [c.place for c in rivals]
         raise ModelNotFoundError(
             f"{where} holds {' and '.join(places)}, and nothing says which is better: choose one, "
-            f"{where}:{places[0]}"
+            f"{where}{joint}{places[0]}"
         )
     return best
 

@@ -1,6 +1,6 @@
 """This file holds what is asked of the Hub, and where a model is when it has been found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat.zoo.layout import Candidate
@@ -32,7 +32,7 @@ class Request:
     revision: str = ""
     part: str = ""
     backend: str = "auto"
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False

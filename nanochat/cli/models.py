@@ -62,7 +62,7 @@ def show(name: str, *, as_json: bool) -> None:
     from nanochat.zoo.cache import cached
     from nanochat.zoo.catalog import CATALOG
 
-    if name in CATALOG:
+    if name in CATALOG and not Path(name).is_dir():
         here = {model.repo: model for model in cached()}
         description = _describe(CATALOG[name], here.get(CATALOG[name].repo or ""))
     else:
@@ -87,10 +87,13 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
     GGUF type, such as TQ2_0. Without a part, the best format for the backend is taken. A transfer that was cut goes on
     with what is missing.
     """
+    from nanochat.loading import load_any_config
     from nanochat.zoo.hub import locate
 
     location = locate(name, backend=backend, force_download=force_download)
     if location.fetched is None:
+        with as_file_errors():
+            load_any_config(location.path)
         note(f"{name} is on this disk already")
     pulled = _describe_place(location)
     if as_json:
@@ -245,7 +248,7 @@ def _shorten(description: dict[str, object]) -> None:
     description["bytes"] = format_bytes(int(str(description["bytes"])))
     files = description.get("files")
     if isinstance(files, dict):
-        description["files"] = f"{len(files)}, all compared with their record" if files else "none"
+        description["files"] = f"{len(files)}, compared with their record when they are opened"
 
 
 def _licence(path: Path) -> str:

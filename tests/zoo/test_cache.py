@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.errors import ModelNotFoundError
+from nanochat.errors import ModelNotFoundError, SaveError
 from nanochat.saving import save_model
 from nanochat.zoo.cache import cached, remove
 from nanochat.zoo.hub import locate
@@ -94,6 +94,34 @@ def test_one_revision_is_removed_or_all(repo: Hub) -> None:
         remove("org/name")
 
 
+@pytest.mark.usefixtures("hub_client", "repo")
+def test_what_is_incomplete_is_removed_too() -> None:
+    location = locate("org/name")
+    (location.path / "config.json").unlink()
+
+    assert cached() == []
+    assert remove("org/name") > 1000
+    assert location.fetched is not None
+    assert not location.fetched.snapshot.parents[1].exists()
+
+
+@pytest.mark.usefixtures("hub_client", "repo")
+def test_a_commit_is_not_named_by_a_few_letters() -> None:
+    fetched = locate("org/name").fetched
+    assert fetched is not None
+
+    with pytest.raises(ModelNotFoundError, match="nothing of org/name@"):
+        remove("org/name", revision=fetched.commit[:3])
+    assert remove("org/name", revision="main") > 0
+
+
+def test_a_cache_that_is_a_file_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SaveError, match=r"file is no folder: set HF_HUB_CACHE"):
+        cached(tmp_path / "file")
+
+
 def test_the_verbs_fetch_list_show_verify_and_remove(repo: Hub, tmp_path: Path) -> None:
     pulled = verb(repo, tmp_path, "pull", "org/name", "--json")
     listed = verb(repo, tmp_path, "list", "--json", HF_HUB_OFFLINE="1")
@@ -112,9 +140,9 @@ def test_the_verbs_fetch_list_show_verify_and_remove(repo: Hub, tmp_path: Path) 
     golden = verified.last_json["golden"]
     assert isinstance(golden, float)
     assert golden < 6e-2
-    assert removed.last_json["freed_bytes"] == pulled.last_json["bytes"]
+    assert int(str(removed.last_json["freed_bytes"])) >= int(str(pulled.last_json["bytes"]))
     assert again.code == 1
-    assert "connect and try again" in again.err
+    assert "`nanochat models pull org/name` does that" in again.err
 
 
 @pytest.mark.parametrize(

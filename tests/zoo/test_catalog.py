@@ -128,7 +128,9 @@ def test_a_model_without_weights_names_the_ways_on(entry: catalog.Entry) -> None
         ("x" * 5000, "no model is named"),
         ("~nobody-of-that-name/x", "no such directory"),
         ("org/", "no model is named"),
-        ("https://huggingface.co/org/name", "no model is named"),
+        ("https://huggingface.co/org/name", "did you mean org/name"),
+        ("https://hf.co/org/name/tree/main", "did you mean org/name"),
+        ("org/name/", "did you mean org/name"),
     ],
 )
 def test_a_name_of_nothing_says_what_to_do(name: str, message: str) -> None:
@@ -175,6 +177,14 @@ def test_a_directory_of_several_formats_is_opened_as_a_repository_is(model: Path
 
     assert resolve("model", backend="numba") == Path("model")
     assert resolve("model", backend="onnx") == Path("model/onnx")
+
+
+def test_between_the_files_of_a_directory_the_user_chooses(model: Path) -> None:
+    (model / "a.gguf").write_bytes(b"GGUF")
+    (model / "b.gguf").write_bytes(b"GGUF")
+
+    with pytest.raises(ModelNotFoundError, match=r"choose one, model/a\.gguf"):
+        locate("model")
 
 
 def test_a_directory_with_one_file_of_a_model_leads_to_it(model: Path) -> None:

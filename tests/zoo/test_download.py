@@ -13,14 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import huggingface_hub._tree_cache
 import pytest
 
-from nanochat.errors import FormatError, ModelNotFoundError, SaveError
+from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.file_record import record_file
 from nanochat.zoo import cache, catalog, download, resume
 from nanochat.zoo import hub as names
 from nanochat.zoo.hub import locate
-from nanochat.zoo.location import Location
+from nanochat.zoo.location import Location, Request
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import environment
 from tests.zoo.hub_state import FOREVER, Hub
@@ -179,7 +180,7 @@ def test_offline_the_format_that_is_here_is_opened() -> None:
 def test_what_was_never_fetched_is_not_here(offline: bool, client: HubClient) -> None:
     client.set_offline(offline)
 
-    with pytest.raises(ModelNotFoundError, match=r"not fetched before, .*: connect and try again"):
+    with pytest.raises(ModelNotFoundError, match=r"not fetched before.*(connect|models pull)"):
         locate("org/name", local_files_only=not offline)
 
 
@@ -436,6 +437,123 @@ def test_a_repository_that_changes_meanwhile_gives_one_of_its_states(repo: Hub) 
     assert {name: (second.path / name).read_bytes() for name in OWN} == changed
 
 
+@pytest.mark.parametrize("token", ["hf_secret\n", " hf_secret "])
+def test_a_token_with_the_end_of_its_line_is_the_token(token: str, repo: Hub) -> None:
+    assert locate("org/name", token=token).path.is_dir()
+    assert {request.token for request in repo.requests if request.host == "hub"} == {"hf_secret"}
+
+
+@pytest.mark.usefixtures("repo")
+@pytest.mark.parametrize("token", ["", " ", "hf_se\ncret", "hf_se cret", "hf_sé"])
+def test_what_no_token_can_be_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(InputError, match="holds what no token does") as raised:
+        locate("org/name", token=token)
+
+    assert "hf_se" not in str(raised.value)
+    assert "hf_se" not in repr(Request(repo="org/name", token=token))
+
+
+@pytest.mark.parametrize("sha", ["/tmp/victim", "../../victim", "", "main"])
+def test_a_commit_that_is_none_is_refused(sha: str, repo: Hub, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "config.json").write_text("mine")
+    real = repo.repos["org/name"].branches["main"]
+    forged = str(victim) if sha == "/tmp/victim" else sha
+    commit = repo.repos["org/name"].commits.pop(real)
+    repo.repos["org/name"].commits[forged] = dataclasses.replace(commit, oid=forged)
+    repo.repos["org/name"].branches["main"] = forged
+
+    with pytest.raises(ModelNotFoundError):
+        locate("org/name")
+
+    assert (victim / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("oid", ["/tmp/victim", "../../victim", "x" * 64, "ab"])
+def test_a_hash_that_is_none_condemns_the_repository(oid: str, repo: Hub, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    lfs = {"oid": oid.replace("/tmp/victim", str(victim / "x")), "size": 20480, "pointerSize": 130}
+    repo.extra_tree["org/name"] = [{"path": "model.safetensors", "lfs": lfs}]
+
+    with pytest.raises(FormatError, match="with a hash that is none: do not use this repository"):
+        locate("org/name")
+
+    assert not list(victim.iterdir())
+
+
+def test_a_repository_on_another_disk_is_used_as_it_is(
+    repo: Hub, client: HubClient, tmp_path: Path
+) -> None:
+    first = locate("org/name")
+    place = client.cache / "models--org--name"
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    repo.requests.clear()
+
+    assert locate("org/name") == first
+    assert locate("org/name", local_files_only=True) == first
+    assert not repo.asked("/cdn/*")
+
+
+def test_a_cache_without_a_listing_gets_one_and_is_used_offline(
+    repo: Hub, client: HubClient
+) -> None:
+    first = locate("org/name")
+    shutil.rmtree(client.cache / "models--org--name" / "trees")
+    # As in a process that has just started.
+    client.monkeypatch.setattr(huggingface_hub._tree_cache, "_IN_MEMORY_TREE_CACHE", {})
+    with pytest.raises(ModelNotFoundError, match="no record to be compared with: connect"):
+        locate("org/name", local_files_only=True)
+    repo.requests.clear()
+
+    locate("org/name")
+
+    assert not repo.asked("/cdn/*")
+    client.monkeypatch.setattr(huggingface_hub._tree_cache, "_IN_MEMORY_TREE_CACHE", {})
+    assert locate("org/name", local_files_only=True) == first
+
+
+@pytest.mark.usefixtures("repo")
+def test_offline_a_damaged_file_of_a_commit_is_left_where_it_is(client: HubClient) -> None:
+    location = locate("org/name")
+    assert location.fetched is not None
+    path = (location.path / "config.json").resolve()
+    path.write_bytes(b"[]")
+    client.set_offline()
+
+    with pytest.raises(FormatError, match="damaged: connect"):
+        locate(f"org/name@{location.fetched.commit}")
+
+    assert path.read_bytes() == b"[]"
+
+
+@pytest.mark.usefixtures("repo")
+def test_offline_a_part_that_was_not_fetched_is_not_said_to_be_missing() -> None:
+    locate("org/name")
+
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"org/name:gguf was not fetched completely before; safetensors is here",
+    ):
+        locate("org/name:gguf", local_files_only=True)
+
+
+@pytest.mark.usefixtures("repo")
+def test_force_download_and_offline_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="leave one of them out"):
+        locate("org/name", local_files_only=True, force_download=True)
+
+
+def test_names_are_no_patterns(hub: Hub) -> None:
+    hub.add("org/name", {"x[1]-TQ2_0.gguf": b"GGUF1", "x1-TQ2_0.txt": b"", "x1.gguf": b"GGUF2"})
+
+    location = locate("org/name:TQ2_0")
+
+    assert fetched_names(location) == {"x[1]-TQ2_0.gguf"}
+
+
 @pytest.mark.parametrize("evil", ["../../evil.json", "/tmp/evil", "a/../../evil"])
 def test_a_name_that_leads_out_condemns_the_repository(
     evil: str, repo: Hub, tmp_path: Path
@@ -589,13 +707,25 @@ def test_what_came_of_a_file_and_is_not_part_of_it_is_thrown_away(
 
 
 @pytest.mark.usefixtures("large")
+def test_more_than_there_is_of_a_file_is_thrown_away(repo: Hub, client: HubClient) -> None:
+    blobs = client.cache / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{resume.SUFFIX}").write_bytes(WEIGHTS * 2)
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert [request.range for request in repo.asked("/cdn/*", "GET")] == [""]
+
+
+@pytest.mark.usefixtures("large")
 def test_what_came_of_a_file_can_be_removed(repo: Hub) -> None:
     repo.fault("/cdn/*", times=1, cut=9000)
     repo.fault("/cdn/*", times=FOREVER, cut=0)
     with pytest.raises(ModelNotFoundError):
         locate("org/name")
 
-    assert cache.remove("org/name") == 8192
+    assert cache.remove("org/name") >= 8192
     with pytest.raises(ModelNotFoundError, match="nothing of org/name was fetched"):
         cache.remove("org/name")
 
@@ -665,6 +795,17 @@ def test_another_revision_of_a_published_model_is_said_to_be_unknown(
 
     assert (location.path / "config.json").read_bytes() == b"new"
     assert "the catalog knows the files of" in caplog.text
+
+
+def test_a_file_of_which_the_catalog_does_not_know_is_not_opened(
+    published: catalog.Entry, repo: Hub
+) -> None:
+    commit = repo.repos["org/name"].commits[published.revision]
+    files = {**commit.files, "chat_template.jinja": b"{{ x }}"}
+    repo.repos["org/name"].commits[published.revision] = dataclasses.replace(commit, files=files)
+
+    with pytest.raises(FormatError, match=r"holds chat_template\.jinja, of which the catalog"):
+        locate("nanochat-x")
 
 
 def test_a_hub_that_lies_about_a_pinned_commit_is_found_out(
