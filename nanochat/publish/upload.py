@@ -7,6 +7,7 @@ The caller stages everything first; `read_present` says what is there, so that n
 import glob
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import huggingface_hub.errors
 from nanochat import __version__
 from nanochat.errors import InputError, NanochatError, SaveError
 from nanochat.files import read_bytes
+from nanochat.zoo.access_token import mask, require_token
 from nanochat.zoo.hub import is_repo
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
 
 _CARD, _MANIFEST, _MAIN = "README.md", "nanochat.json", "main"
 _MAX_BYTES = 64 * 2**20
+# A part of an address, in which two dots or a slash in front would lead elsewhere.
+_BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
 _LOGIN = "run `hf auth login` with a token that may write, or pass one"
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,6 +59,11 @@ class Destination:
         Access token; `None` is the one of ``hf auth login`` or ``HF_TOKEN``.
     message : str
         Subject of the commit; empty for one that names the version of this package.
+
+    Raises
+    ------
+    InputError
+        If the token is none that a request could carry.
     """
 
     repo: str
@@ -63,6 +72,9 @@ class Destination:
     private: bool | None = None
     token: str | None = field(default=None, repr=False)
     message: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", require_token(self.token))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +120,10 @@ def require_destination(destination: Destination) -> None:
     """
     if not is_repo(destination.repo):
         raise InputError(f"{destination.repo!r:.200} is no repository of the Hub: pass OWNER/NAME")
+    if destination.branch and not _BRANCH.fullmatch(destination.branch):
+        raise InputError(
+            f"branch={destination.branch!r:.80} is no branch: pass letters, digits and any of . _ / - between them"
+        )
     if destination.create_pr and destination.branch not in ("", _MAIN):
         raise InputError(
             f"create_pr with branch={destination.branch!r:.80}: the Hub opens pull requests to the main branch; leave "
@@ -300,8 +316,4 @@ def _refusal(status: int, said: str) -> str:
 
 def _said(error: Exception, destination: Destination) -> str:
     """The client's own words on one line, without the token, whatever they repeat."""
-    said = " ".join(str(error).split())
-    for token in (destination.token, huggingface_hub.get_token()):
-        if token:
-            said = said.replace(token, "***")
-    return said[:300]
+    return mask(" ".join(str(error).split()), destination.token)[:300]

@@ -72,6 +72,20 @@ def test_a_refusal_is_one_line(hub: Hub, model: Path, capsys: pytest.CaptureFixt
     assert not hub.repos
 
 
+@pytest.mark.parametrize("token", ["", "hf_se\ncret"], ids=["empty", "two lines"])
+def test_a_token_that_is_none_is_refused_in_one_line(
+    hub: Hub, model: Path, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    code = call(push, model, "org/name", *QUICK, "--token", token)
+
+    said = capsys.readouterr()
+    assert code == 2
+    assert said.err.startswith("error: the token is empty, or holds")
+    assert said.err.count("\n") == 1
+    assert "cret" not in said.err
+    assert not hub.requests
+
+
 def test_an_export_is_uploaded_with_a_card_and_its_report(
     hub: Hub,
     model: Path,

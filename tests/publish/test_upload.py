@@ -270,6 +270,53 @@ def test_a_pull_request_from_a_branch_is_refused() -> None:
         require_destination(Destination(repo=REPO, branch="next", create_pr=True))
 
 
+@pytest.mark.parametrize(
+    "branch", ["../..", "a/../../b", "/main", "-d", "a\0b", "a b", "a/", "a//b", "x.", "é", "b\n"]
+)
+def test_what_is_no_branch_is_refused(branch: str) -> None:
+    with pytest.raises(InputError, match=r"branch=.* is no branch: pass letters"):
+        require_destination(Destination(repo=REPO, branch=branch))
+
+
+@pytest.mark.parametrize("branch", ["main", "v1.0-rc_2", "refs/pr/1", "a"])
+def test_names_of_branches_are_taken(branch: str) -> None:
+    require_destination(Destination(repo=REPO, branch=branch))
+
+
+@pytest.mark.parametrize("token", ["", " \n", "hf_se\ncret", "hf_se cret", "hf_sécret"])
+def test_what_is_no_token_is_refused_in_one_line_without_it(token: str) -> None:
+    with pytest.raises(InputError, match="the token is empty, or holds") as refusal:
+        Destination(repo=REPO, token=token)
+
+    assert "cret" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_token_may_end_with_the_line_of_its_file(
+    hub: Hub, hub_client: HubClient, folder: Path
+) -> None:
+    hub_client.set_token("")
+
+    push(folder, replace(HERE, token=f"{hub.token}\n"))
+
+    assert set(names(folder)) <= set(hub.files(REPO))
+
+
+def test_a_token_is_masked_however_a_library_repeats_it(
+    hub: Hub, hub_client: HubClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del hub, hub_client
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Illegal header value b'Bearer hf_other\\n', not hf_se\\cret")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", refuse)
+    with pytest.raises(SaveError, match=r"\*\*\*") as refusal:
+        push(folder, replace(HERE, token="hf_se\\cret"))
+
+    assert "hf_" not in str(refusal.value)
+
+
 def test_a_token_is_not_shown_with_its_destination() -> None:
     assert "hf_secret" not in repr(Destination(repo=REPO, token="hf_secret"))
 
