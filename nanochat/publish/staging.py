@@ -2,6 +2,7 @@
 
 Files are linked or copied, so that the user's own directory is only read. What is staged of a model is what a
 ``nanochat.json`` vouches for, and few other files of known names: a directory may hold more than its owner would show.
+A link in it may lead to no file elsewhere, which would be uploaded under a harmless name.
 """
 
 import json
@@ -94,7 +95,9 @@ def open_original(path: Path) -> Original:
                 f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
                 "with Model.save_pretrained, or export it"
             )
-        card = read_bytes(path / _CARD, limit=_MAX_BYTES) if exists(path / _CARD) else b""
+        card = b""
+        if exists(path / _CARD):
+            card = read_bytes(_own_file(path, _CARD), limit=_MAX_BYTES)
         return Original(
             path=path,
             kind=manifest.kind,
@@ -143,11 +146,13 @@ def stage(
         _link(model.folder, folder, model.manifest.files)
         others = [name for name in (*_BESIDE, *beside) if exists(model.folder / name)]
         _link(model.folder, folder, set(others) - model.manifest.files.keys())
-        _write_manifest_again(model.folder / NAME, folder / NAME, licence=source.licence)
+        _write_manifest_again(_own_file(model.folder, NAME), folder / NAME, licence=source.licence)
         _say_what_stays(model, folder)
         return folder
-    names = [model.path.name, *(_OF_A_GRAPH if model.kind == "onnx" else ())]
-    _link(model.folder, folder, [name for name in names if exists(model.folder / name)])
+    # What the user named is what the user means, even by a link.
+    _put(model.path.resolve(), folder / model.path.name)
+    others = _OF_A_GRAPH if model.kind == "onnx" else ()
+    _link(model.folder, folder, [name for name in others if exists(model.folder / name)])
     write_manifest(folder, source, kind=model.kind)
     _link(model.folder, folder, beside)
     return folder / model.path.name
@@ -160,19 +165,56 @@ def is_stock_gguf(path: Path) -> bool:
 
 def _link(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
-        place = target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # What a link leads to, as in the Hub's cache.
-        file = (source / name).resolve()
+        file = _own_file(source, name)
         if not file.is_file():
             raise FormatError(
                 f"{source / name}: no such file, though {NAME} names it; fetch it again"
             )
-        try:
-            os.link(file, place)
-        except OSError:
-            # Another disk, one without such links, or somebody else's file.
-            shutil.copyfile(file, place)
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _put(file, place)
+
+
+def _put(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:
+        # Another disk, one without such links, or somebody else's file.
+        shutil.copyfile(file, place)
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """The file that a name in a folder stands for, which a link may not take from elsewhere.
+
+    Raises
+    ------
+    FormatError
+        If it does.
+    """
+    path = folder / name
+    file, root = path.resolve(), folder.resolve()
+    if file.is_relative_to(root) or _is_cached(path, file, root):
+        return file
+    raise FormatError(
+        f"{path} is a link to {file}, outside of the model's directory, and would be uploaded: replace it with a copy "
+        "if it shall be, or remove it"
+    )
+
+
+def _is_cached(path: Path, file: Path, root: Path) -> bool:
+    """Whether a file of a snapshot in the Hub's cache is a link to the store beside it, as the client makes them."""
+    for snapshot in (root, *root.parents):
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            break
+    else:
+        return False
+    if not path.is_symlink():
+        return False
+    first = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+    # What is there may lead on, to what repositories share.
+    stores = (repository / "blobs", repository.parent / "blobs")
+    return first.is_relative_to(stores[0]) and any(file.is_relative_to(s) for s in stores)
 
 
 def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:

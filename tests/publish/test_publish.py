@@ -388,6 +388,98 @@ def test_a_model_that_is_not_what_was_written_is_refused(
     assert content(model) == before
 
 
+@pytest.mark.parametrize("name", ["NOTICE", "LICENSE", "README.md", "recipe.json", "nanochat.json"])
+def test_a_link_to_a_file_elsewhere_is_not_uploaded(
+    hub: Hub, model: Path, tmp_path: Path, name: str
+) -> None:
+    there = model / name
+    secret = tmp_path / "secret"
+    secret.write_bytes(there.read_bytes() if there.exists() else b'{"a": "secret"}')
+    there.unlink(missing_ok=True)
+    there.symlink_to("../secret")
+
+    with pytest.raises(FormatError, match=rf"mine/{name} is a link to .*secret.* with a copy"):
+        push(model)
+
+    assert not hub.repos
+
+
+def test_a_link_to_a_folder_elsewhere_is_not_uploaded(
+    model: Path, source: Source, tmp_path: Path
+) -> None:
+    (model / "more").mkdir()
+    (model / "more" / "x").write_bytes(b"x")
+    write_manifest(model, source, kind="nanochat")
+    (model / "more").rename(tmp_path / "more")
+    (model / "more").symlink_to(tmp_path / "more")
+
+    with pytest.raises(FormatError, match=r"mine/more/x is a link to"):
+        stage(open_original(model), tmp_path / "staged", source)
+
+
+def test_a_link_inside_of_the_directory_is_followed(
+    model: Path, source: Source, tmp_path: Path
+) -> None:
+    (model / "text").write_text("Be nice.")
+    (model / "NOTICE").symlink_to("text")
+    (tmp_path / "latest").symlink_to("mine")
+
+    stage(open_original(tmp_path / "latest"), tmp_path / "staged", source)
+
+    assert (tmp_path / "staged" / "NOTICE").read_text() == "Be nice."
+
+
+def cached(model: Path, cache: Path, *, shared: bool) -> Path:
+    """A snapshot as the Hub's client keeps it."""
+    repository = cache / "models--org--name"
+    snapshot = repository / "snapshots" / "0123"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, (name, data) in enumerate(content(model).items()):
+        blob = repository / "blobs" / str(number)
+        if shared:
+            (cache / "blobs" / "ab").mkdir(parents=True, exist_ok=True)
+            (cache / "blobs" / "ab" / str(number)).write_bytes(data)
+            blob.symlink_to(f"../../blobs/ab/{number}")
+        else:
+            blob.write_bytes(data)
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_a_snapshot_of_the_hubs_cache_is_staged(
+    model: Path, source: Source, tmp_path: Path, shared: bool
+) -> None:
+    (model / "README.md").write_text("# Mine\n")
+    snapshot = cached(model, tmp_path / "cache", shared=shared)
+
+    original = open_original(snapshot)
+    stage(original, tmp_path / "staged", source)
+
+    assert original.card == b"# Mine\n"
+    assert content(tmp_path / "staged") == {
+        name: data for name, data in content(model).items() if name != "README.md"
+    }
+
+
+def test_a_snapshot_may_not_lead_to_another_repository_of_the_cache(
+    model: Path, source: Source, tmp_path: Path
+) -> None:
+    snapshot = cached(model, tmp_path / "cache", shared=True)
+    other = tmp_path / "cache" / "models--org--private" / "blobs" / "0"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"secret")
+    (tmp_path / "cache" / "blobs" / "ab" / "secret").write_bytes(b"secret")
+
+    for place in ("../../../models--org--private/blobs/0", "../../../blobs/ab/secret"):
+        (snapshot / "NOTICE").unlink(missing_ok=True)
+        (snapshot / "NOTICE").symlink_to(place)
+        with pytest.raises(FormatError, match=r"NOTICE is a link to"):
+            stage(open_original(snapshot), tmp_path / "staged", source)
+        shutil.rmtree(tmp_path / "staged")
+
+
 def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> None:
     path = foreign_ggufs.write(tmp_path / "foreign.gguf", foreign_ggufs.Case(architecture="llama"))
 
