@@ -6,7 +6,7 @@ this package's model directory, an exported ONNX folder, or another program's ch
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
@@ -14,7 +14,7 @@ from nanochat.errors import FormatError
 from nanochat.export.golden import Golden
 from nanochat.export.manifest import Manifest, read_manifest
 from nanochat.export.source import Source
-from nanochat.files import exists, read_bytes
+from nanochat.files import MAX_HEADER_BYTES, exists, parse_json, read_bytes, require_file
 from nanochat.init import freeze
 from nanochat.library_tokenizer import load_tokenizer
 from nanochat.text_codec import TextCodec
@@ -26,17 +26,29 @@ __all__ = [
     "choose_backend",
     "copied_bytes",
     "default_generation",
+    "format_of",
     "load_any_config",
     "load_golden",
     "load_licence",
     "load_parts",
     "load_source",
     "onnx_file",
+    "opened_files",
 ]
 
 _CARD = "README.md"
 _MAX_CARD_BYTES = 2**20
 _ONNX = "model.onnx"
+_TENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What is read beside the tensors, where it is there.
+_BESIDE = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    _INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,8 @@ def load_parts(path: Path) -> Parts:
     NumericError, ShapeError
         If a tensor holds what no model may, or has another shape than the configuration asks for.
     """
-    if path.suffix == ".gguf":
+    kind = format_of(path)
+    if kind == "gguf":
         from nanochat.export.gguf import load_gguf
 
         config, weights, tokenizer = load_gguf(path)
@@ -90,9 +103,9 @@ def load_parts(path: Path) -> Parts:
         config, weights = load_onnx(file)
         return _in_folder(file.parent, config, weights)
     manifest = read_manifest(path)
-    if manifest is not None and manifest.kind in ("mlx", "transformers"):
+    if manifest is not None and kind in ("mlx", "transformers"):
         return _load_stock(path, manifest)
-    if manifest is None and not checkpoint.is_ours(path):
+    if kind == "foreign":
         from nanochat.export.foreign import load_foreign
 
         config, weights, tokenizer = load_foreign(path)
@@ -130,16 +143,38 @@ def copied_bytes(path: Path) -> int:
     FormatError
         As for `load_parts`.
     """
-    if path.is_dir():
-        manifest = read_manifest(path)
-        is_mapped = (
-            manifest.kind == "nanochat" if manifest is not None else checkpoint.is_ours(path)
-        )
-        if is_mapped and onnx_file(path) is None:
-            return 0
-    files = [path] if path.is_file() else list(path.iterdir())
-    tensors = (file for file in files if file.suffix in (".gguf", ".onnx", ".data", ".safetensors"))
-    return sum(file.stat().st_size for file in tensors)
+    return 0 if format_of(path) == "nanochat" else sum(map(require_file, _tensor_files(path)))
+
+
+def format_of(path: Path) -> str:
+    """How `load_parts` reads what is at `path`: as "gguf", "onnx", "mlx", "transformers", "nanochat" or "foreign".
+
+    "transformers" is an export of this package, and "foreign" is anything that others have made.
+
+    Raises
+    ------
+    FormatError
+        If the file that says it is damaged.
+    """
+    if path.suffix == ".gguf":
+        return "gguf"
+    if onnx_file(path) is not None:
+        return "onnx"
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return manifest.kind if manifest.kind in ("mlx", "transformers") else "nanochat"
+    return "nanochat" if checkpoint.is_ours(path) else "foreign"
+
+
+def opened_files(path: Path) -> list[Path]:
+    """The files that `load_parts` opens for the model in a folder, but for the card.
+
+    Raises
+    ------
+    FormatError
+        If the file that says it is damaged.
+    """
+    return [*_tensor_files(path), *(path / name for name in _BESIDE if exists(path / name))]
 
 
 def load_golden(path: Path) -> Golden | None:
@@ -240,9 +275,27 @@ def onnx_file(path: Path) -> Path | None:
     """The ``.onnx`` file that a path is, or that the model of a folder consists of."""
     if path.suffix == ".onnx" and not path.is_dir():
         return path
-    if exists(path / _ONNX) and not exists(path / "model.safetensors"):
+    if exists(path / _ONNX) and not exists(path / _TENSORS):
         return path / _ONNX
     return None
+
+
+def _tensor_files(path: Path) -> list[Path]:
+    """The files that hold a model's tensors."""
+    if path.suffix == ".gguf":
+        return [path]
+    file = onnx_file(path)
+    if file is not None:
+        beside = file.with_name(f"{file.name}.data")
+        # A link to nowhere is there, too: it is for whoever reads it to refuse.
+        return [file, beside] if exists(beside) or beside.is_symlink() else [file]
+    index = path / _INDEX
+    if not exists(index):
+        return [path / _TENSORS]
+    homes = parse_json(read_bytes(index, limit=MAX_HEADER_BYTES), str(index)).get("weight_map")
+    # Odd names are refused by whoever opens the files.
+    names = homes.values() if isinstance(homes, dict) else ()
+    return [path / name for name in sorted({PurePath(str(name)).name for name in names})]
 
 
 def _load_stock(path: Path, manifest: Manifest) -> Parts:

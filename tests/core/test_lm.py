@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat import backends
+from nanochat import backends, checkpoint
 from nanochat.backends.reference import ReferenceOps
 from nanochat.chat import Message
 from nanochat.cost import tensor_classes
@@ -36,6 +36,7 @@ from tests.core.random_model import (
     reciting_config,
     reciting_weights,
 )
+from tests.export.sources import random_source
 from tests.zoo.hub_client import HubClient
 
 ROOT = Path(__file__).parents[2]
@@ -334,6 +335,42 @@ def test_only_files_that_are_not_mapped_are_read_into_memory(
     assert copied_bytes(directory) == 0
     assert copied_bytes(tmp_path / "x.gguf") == (tmp_path / "x.gguf").stat().st_size
     assert copied_bytes(tmp_path / "x") == (tmp_path / "x" / "model.onnx").stat().st_size
+
+
+def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
+    source = random_source()
+    export_model(source, tmp_path / "x", kind="mlx", choices=Choices(), verify=False)
+    export_model(source, tmp_path / "y", kind="onnx", choices=Choices(), verify=False)
+    checkpoint.save_tensors(
+        tmp_path / "z",
+        {"a": np.zeros(9, np.float32), "b": np.zeros(9, np.float32)},
+        texts={"config.json": {"model_type": "bitnet"}},
+        others={},
+        max_shard_bytes=1,
+    )
+    for folder in "xyz":
+        with (tmp_path / folder / "other.gguf").open("wb") as file:
+            # A file with a hole, which takes no space.
+            file.truncate(2**40)
+        (tmp_path / folder / "old.safetensors").symlink_to("gone")
+
+    assert copied_bytes(tmp_path / "x") == (tmp_path / "x" / "model.safetensors").stat().st_size
+    assert copied_bytes(tmp_path / "y") == (tmp_path / "y" / "model.onnx").stat().st_size
+    shards = (tmp_path / "z").glob("model-*.safetensors")
+    assert copied_bytes(tmp_path / "z") == sum(shard.stat().st_size for shard in shards) > 0
+    assert from_pretrained(tmp_path / "x", backend="reference").generate("fn", max_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["mlx", "onnx"])
+def test_a_link_to_no_file_is_a_damaged_model(tmp_path: Path, kind: str) -> None:
+    source = random_source()
+    export_model(source, tmp_path / "x", kind=kind, choices=Choices(), verify=False)
+    name = "model.onnx.data" if kind == "onnx" else "model.safetensors"
+    (tmp_path / "x" / name).unlink(missing_ok=True)
+    (tmp_path / "x" / name).symlink_to("gone")
+
+    with pytest.raises(FormatError, match="No such file"):
+        copied_bytes(tmp_path / "x")
 
 
 def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path) -> None:
