@@ -616,10 +616,14 @@ def test_a_disk_that_fills_up_leaves_nothing_that_could_be_opened(hub: Hub, tmp_
     assert not list(tmp_path.rglob("*.incomplete"))
 
 
-def test_two_processes_may_fetch_the_same_model_at_once(hub: Hub, tmp_path: Path) -> None:
-    hub.add("org/name", OWN)
+@pytest.mark.parametrize("size", [20_000, 17_000_000], ids=["small", "large"])
+def test_two_processes_that_want_the_same_model_fetch_it_once(
+    size: int, hub: Hub, tmp_path: Path
+) -> None:
+    files = {**OWN, "model.safetensors": bytes(size)}
+    hub.add("org/name", files)
     # Neither is done before the other has begun.
-    hub.fault("/cdn/*", times=2, pause=0.5)
+    hub.fault("/cdn/*", times=2, pause=1.0)
     code = "from nanochat.zoo.hub import locate; print(locate('org/name').path)"
 
     processes = [in_process(hub, tmp_path, code) for _ in range(2)]
@@ -628,7 +632,8 @@ def test_two_processes_may_fetch_the_same_model_at_once(hub: Hub, tmp_path: Path
     assert [process.returncode for process in processes] == [0, 0], said
     assert said[0][0] == said[1][0]
     folder = Path(said[0][0].strip())
-    assert {name: (folder / name).read_bytes() for name in OWN} == OWN
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    assert len(hub.asked("/cdn/*", "GET")) == 1
 
 
 def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ EVERYTHING = [
     "web/model.onnx.data",
     "web/model.float32.onnx",
     "web/page.json",
+    "web/nanochat.json",
     "web/runtime/ort.wasm",
     "web/tokenizer.json",
     ".gitattributes",
