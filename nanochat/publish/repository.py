@@ -14,7 +14,7 @@ from nanochat.export.source import Source
 from nanochat.loading import load_source
 from nanochat.publish.card_body import FormatRow
 from nanochat.publish.options import Options
-from nanochat.publish.staging import Original, is_stock_gguf, stage
+from nanochat.publish.staging import GRAPHS, Original, is_stock_gguf, stage
 from nanochat.publish.training_log import RECIPE, Training, read_training
 from nanochat.publish.upload import Destination
 
@@ -92,7 +92,7 @@ def stage_repositories(
         source, kind = dataclasses.replace(model, licence=licence), "nanochat"
     else:
         # Of the user's own files, so that an error names them.
-        _verify(model.path, options)
+        _verify(model.path, model.kind, options)
         source, kind = load_source(model.path, name=name, licence=licence), model.kind
     place = stage(model, folder, source, beside=options.beside)
     training = _stage_training(model, folder, source)
@@ -136,9 +136,12 @@ def _satellite(exported: Exported, destination: Destination, root: Destination) 
     )
 
 
-def _verify(path: Path, options: Options) -> tuple[str, float]:
-    """Check a model's files and record on the first backend: its name, and the largest error."""
-    checked = check_model(path, backend=options.backends[0] if options.backends else "auto")
+def _verify(path: Path, kind: str, options: Options) -> tuple[str, float]:
+    """Check a model's files and record on the first backend, and a graph as one: what ran it, and the largest error."""
+    first = options.backends[:1] or (() if kind in GRAPHS else ("auto",))
+    # Any other backend takes the weights out of a graph, and does not see what it does with them.
+    for backend in dict.fromkeys([*first, *(("onnx",) if kind in GRAPHS else ())]):
+        checked = check_model(path, backend=backend)
     if checked.golden is None:
         raise FormatError(
             f"{path} has no golden record, so nobody could tell whether a copy computes the same: load it and write it "
@@ -152,7 +155,7 @@ def _own_row(place: Path, folder: Path, kind: str, options: Options) -> FormatRo
     manifest = read_manifest(folder)
     assert manifest is not None
     check_files(folder, manifest)
-    backend, error = _verify(place, options)
+    backend, error = _verify(place, kind, options)
     return FormatRow(
         place="model directory" if place == folder else place.name,
         what=_WORDS.get(kind, kind),

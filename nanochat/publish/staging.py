@@ -11,8 +11,9 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from nanochat import checkpoint
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
 from nanochat.export.gguf_file import read_gguf
 from nanochat.export.manifest import NAME, Manifest, read_manifest, write_manifest
@@ -21,7 +22,7 @@ from nanochat.files import exists, read_bytes
 from nanochat.loading import load_licence
 from nanochat.saving import save_model
 
-__all__ = ["LICENCE_FILES", "Original", "is_stock_gguf", "open_original", "stage"]
+__all__ = ["GRAPHS", "LICENCE_FILES", "Original", "is_stock_gguf", "open_original", "stage"]
 
 _CARD = "README.md"
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -36,7 +37,9 @@ _OF_A_GRAPH = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-_GRAPH = "model.onnx"
+_GRAPH, _PAGE = "model.onnx", "page.json"
+# Formats that are a graph, which computes what it computes, whatever weights are in it.
+GRAPHS = ("onnx", "web")
 _MAX_BYTES = 2**20
 _LOGGER = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ def open_original(path: Path) -> Original:
                 f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
                 "with Model.save_pretrained, or export it"
             )
+        _require_kind(path, manifest)
         card = b""
         if exists(path / _CARD):
             card = read_bytes(_own_file(path, _CARD), limit=_MAX_BYTES)
@@ -151,11 +155,36 @@ def stage(
         return folder
     # What the user named is what the user means, even by a link.
     _put(model.path.resolve(), folder / model.path.name)
-    others = _OF_A_GRAPH if model.kind == "onnx" else ()
-    _link(model.folder, folder, [name for name in others if exists(model.folder / name)])
+    of_a_graph = _OF_A_GRAPH if model.kind == "onnx" else ()
+    _link(model.folder, folder, [name for name in of_a_graph if exists(model.folder / name)])
     write_manifest(folder, source, kind=model.kind)
     _link(model.folder, folder, beside)
     return folder / model.path.name
+
+
+def _require_kind(path: Path, manifest: Manifest) -> None:
+    """Refuse a folder that is not what its ``nanochat.json`` calls it, or has weights that nothing here would run."""
+    kind, names = manifest.kind, manifest.files
+    if kind == "gguf":
+        raise FormatError(f"{path} is the folder of a .gguf file: pass that file")
+    if _GRAPH in names:
+        fitting: tuple[str, ...] = ("web",) if _PAGE in names else ("onnx",)
+    else:
+        fitting = ("nanochat",) if checkpoint.is_ours(path) else ("mlx", "transformers")
+    if kind not in fitting:
+        raise FormatError(
+            f"{path / NAME} says that the folder is of the kind {kind!r:.40}, but its files are those of "
+            f"{' or '.join(fitting)}: export the model again"
+        )
+    own = ".onnx" if kind in GRAPHS else ".safetensors"
+    for name in names:
+        place = PurePosixPath(name)
+        is_own = place.suffix == own and place.name == name and (kind != "onnx" or name == _GRAPH)
+        if place.suffix in (".gguf", ".onnx", ".safetensors") and not is_own:
+            raise FormatError(
+                f"{path / NAME} names {name}, which is no part of the {kind} model there: export the model again, "
+                "and each format to a place of its own"
+            )
 
 
 def is_stock_gguf(path: Path) -> bool:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from nanochat import checkpoint
@@ -478,6 +479,81 @@ def test_a_snapshot_may_not_lead_to_another_repository_of_the_cache(
         with pytest.raises(FormatError, match=r"NOTICE is a link to"):
             stage(open_original(snapshot), tmp_path / "staged", source)
         shutil.rmtree(tmp_path / "staged")
+
+
+def rename(model: Path, kind: str) -> None:
+    """Call a folder another kind."""
+    manifest = json.loads((model / "nanochat.json").read_bytes())
+    (model / "nanochat.json").write_text(json.dumps({**manifest, "kind": kind}))
+
+
+@pytest.mark.parametrize("kind", ["foo", "web", "onnx", "mlx", "transformers"])
+def test_a_directory_that_is_not_what_it_is_called_is_refused(
+    hub: Hub, model: Path, kind: str
+) -> None:
+    rename(model, kind)
+
+    with pytest.raises(FormatError, match=rf"the kind '{kind}', but its files are those of nano"):
+        push(model)
+
+    assert not hub.repos
+
+
+@pytest.mark.parametrize("kind", ["nanochat", "web"])
+def test_a_graph_that_is_not_what_it_is_called_is_refused(graph: Path, kind: str) -> None:
+    rename(graph, kind)
+
+    with pytest.raises(FormatError, match=f"the kind '{kind}', but its files are those of onnx"):
+        open_original(graph)
+
+
+def test_the_folder_of_a_gguf_file_is_refused_with_the_fix(model: Path) -> None:
+    rename(model, "gguf")
+
+    with pytest.raises(FormatError, match="pass that file"):
+        open_original(model)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "x.gguf", "inner/model.safetensors"])
+def test_weights_that_nothing_would_run_are_refused(model: Path, source: Source, name: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"x")
+    write_manifest(model, source, kind="nanochat")
+
+    with pytest.raises(FormatError, match=rf"(names {name}, which is no part|are those of onnx)"):
+        open_original(model)
+
+
+@pytest.fixture
+def graph(source: Source, tmp_path: Path) -> Path:
+    export_model(source, tmp_path / "graph", kind="onnx", choices=Choices(), verify=False)
+    return tmp_path / "graph"
+
+
+def negate(path: Path) -> None:
+    """Let a graph give the opposite of the logits that its weights have."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["inner" if name == "logits" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Neg", ["inner"], ["logits"]))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("alone", [False, True], ids=["folder", "file"])
+def test_a_graph_that_computes_something_else_is_refused_on_any_backend(
+    hub: Hub, graph: Path, source: Source, backend: str, alone: bool
+) -> None:
+    negate(graph / "model.onnx")
+    write_manifest(graph, source, kind="onnx")
+    if alone:
+        (graph / "nanochat.json").unlink()
+    path = graph / "model.onnx" if alone else graph
+
+    with pytest.raises(FormatError, match="the head is the first that differs"):
+        push(path, replace(QUICK, backends=[backend], licence="MIT"))
+
+    assert not hub.repos
 
 
 def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> None:
