@@ -4,7 +4,7 @@ The last two need a record of how the model was when it was written: ``nanochat.
 inside a single file. Where the numbers that a backend computes depart from the record, the first layer is named.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ from nanochat.export.golden import (
     pair_samples,
     spread,
 )
-from nanochat.export.manifest import NAME, check_files, read_manifest
+from nanochat.export.manifest import NAME, Manifest, check_files, read_manifest
 from nanochat.export.source import Source
 from nanochat.export.verify import least_equal
 from nanochat.generation import Engine, Runner
-from nanochat.loading import choose_backend, load_golden, load_source
+from nanochat.loading import choose_backend, format_of, load_golden, load_source, opened_files
 from nanochat.model import forward
 from nanochat.weights import Stored, Weights, named_leaves
 
@@ -42,6 +42,8 @@ _EQUAL = 1e-5
 # From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before
 # training, roundings are often at a tie, and flip ten times as often.
 _FAIR_SHARE = 0.4
+# What `nanochat.json` may call a folder, where it is not what it is read as.
+_KINDS = {"onnx": ("onnx", "web")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,8 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
     if manifest is not None:
         check_files(path, manifest)
     source = load_source(path, name=path.stem)
+    if manifest is not None:
+        _compare_manifest(path, manifest, source.config)
     golden = load_golden(path)
     name, _ = choose_backend(path, backend)
     worst = None
@@ -104,6 +108,34 @@ def check_model(path: Path, *, backend: str = "auto") -> Checked:
         files=None if manifest is None else len(manifest.files),
         golden=worst,
     )
+
+
+def _compare_manifest(path: Path, manifest: Manifest, config: ModelConfig) -> None:
+    """Refuse a manifest that is silent about a file which was read, or says another thing than the files."""
+    unlisted = sorted({file.name for file in opened_files(path)} - manifest.files.keys())
+    if unlisted:
+        raise FormatError(
+            f"{path}: {unlisted[0]} belongs to the model, and {NAME} does not list it: it was added, or {NAME} was "
+            "changed; fetch the model again, or export it again"
+        )
+    found = format_of(path)
+    kinds = _KINDS.get(found, (found,))
+    if manifest.kind not in kinds:
+        raise FormatError(
+            f"{path}: {NAME} says kind {manifest.kind!r:.40}, and the files are of kind {' or '.join(kinds)}: fetch "
+            "the model again, or export it again"
+        )
+    said = manifest.config
+    if found != "nanochat":
+        # An export leaves out the heads that are for training only.
+        said = replace(said, num_ahead=0)
+    different = [f.name for f in fields(said) if getattr(said, f.name) != getattr(config, f.name)]
+    if different:
+        name = different[0]
+        raise FormatError(
+            f"{path}: {NAME} says {name}={getattr(said, name)!r:.80}, and the model's files say "
+            f"{getattr(config, name)!r:.80}: fetch the model again, or export it again"
+        )
 
 
 def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:

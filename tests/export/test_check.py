@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,7 @@ def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
     save_model(path, with_half_the_scales(source))
     data.write_bytes(manifest)
     # Whoever changes the file can change its hash.
-    fields = json.loads((path / NAME).read_text())
-    del fields["files"]["model.safetensors"]
-    (path / NAME).write_text(json.dumps(fields))
+    rewrite_hash(path, "model.safetensors")
 
     with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
         check_model(path)
@@ -123,6 +122,86 @@ def test_a_changed_tensor_of_a_file_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
         check_model(paths[0])
+
+
+KINDS = {"onnx": Choices(), "mlx": Choices(), "hf": Choices(runtime="transformers")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_folder_passes_though_it_lacks_what_is_for_training(
+    kind: str, tmp_path: Path
+) -> None:
+    source = random_source(num_ahead=1)
+    export_model(source, tmp_path / "x", kind=kind, choices=KINDS[kind], verify=False)
+
+    assert check_model(tmp_path / "x").golden is not None
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_read_must_be_listed(name: str, tmp_path: Path) -> None:
+    path = written(random_source(), tmp_path / "x")
+    rewrite(path, lambda fields: fields["files"].pop(name))
+
+    with pytest.raises(FormatError, match=f"{name} belongs to the model, and .* not list it"):
+        check_model(path)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("onnx", "model.onnx"), ("mlx", "model.safetensors")])
+def test_a_file_of_an_export_must_be_listed(kind: str, name: str, tmp_path: Path) -> None:
+    export_model(random_source(), tmp_path / "x", kind=kind, choices=Choices(), verify=False)
+    rewrite(tmp_path / "x", lambda fields: fields["files"].pop(name))
+
+    with pytest.raises(FormatError, match=f"{name} belongs to the model"):
+        check_model(tmp_path / "x")
+
+
+def test_a_template_that_was_added_later_is_found(tmp_path: Path) -> None:
+    path = written(random_source(), tmp_path / "x")
+    (path / "chat_template.jinja").write_text("{{ 1 }}")
+
+    with pytest.raises(FormatError, match="chat_template"):
+        check_model(path)
+
+
+@pytest.mark.parametrize("kind", ["nanochat", "onnx"])
+def test_a_configuration_that_is_not_the_files_is_found(kind: str, tmp_path: Path) -> None:
+    path = written_as(kind, tmp_path / "x")
+    rewrite(path, lambda fields: fields["config"].update(num_layers=7))
+
+    with pytest.raises(FormatError, match="says num_layers=7, and the model's files say 2"):
+        check_model(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("nanochat", "onnx"), ("nanochat", "gizmo"), ("onnx", "nanochat")]
+)
+def test_a_kind_that_is_not_the_files_is_found(kind: str, said: str, tmp_path: Path) -> None:
+    path = written_as(kind, tmp_path / "x")
+    rewrite(path, lambda fields: fields.update(kind=said))
+
+    with pytest.raises(FormatError, match=f"says kind '{said}', and the files are of kind {kind}"):
+        check_model(path)
+
+
+def written_as(kind: str, folder: Path) -> Path:
+    """A model directory, or an exported folder, with its record."""
+    if kind == "nanochat":
+        return written(random_source(), folder)
+    export_model(random_source(), folder, kind=kind, choices=Choices(), verify=False)
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what ``nanochat.json`` says."""
+    fields = json.loads((folder / NAME).read_text())
+    change(fields)
+    (folder / NAME).write_text(json.dumps(fields))
+
+
+def rewrite_hash(folder: Path, name: str) -> None:
+    """Make ``nanochat.json`` say of a file what it is now."""
+    record = dataclasses.asdict(record_file(folder / name))
+    rewrite(folder, lambda fields: fields["files"].update({name: record}))
 
 
 def test_a_graph_is_run_unless_another_backend_is_named(tmp_path: Path) -> None:
@@ -151,9 +230,7 @@ def with_negative_logits(folder: Path) -> Path:
         node.output[:] = ["positive" if name == "logits" else name for name in node.output]
     model.graph.node.append(onnx.helper.make_node("Neg", ["positive"], ["logits"]))
     onnx.save(model, folder / "model.onnx")
-    fields = json.loads((folder / NAME).read_text())
-    fields["files"]["model.onnx"] = dataclasses.asdict(record_file(folder / "model.onnx"))
-    (folder / NAME).write_text(json.dumps(fields))
+    rewrite_hash(folder, "model.onnx")
     return folder
 
 
