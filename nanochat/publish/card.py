@@ -1,7 +1,7 @@
 """This file holds the model card: keys of its front matter and a part between two marks are ours, the rest not.
 
 A card that exists is updated. Keys of the front matter that are not ours, and all text outside of the marks, stay byte
-for byte; lists are merged; what the card says of the licence must not contradict the files.
+for byte; lists get and lose single items; what the card says of the licence must not contradict the files.
 """
 
 import re
@@ -13,6 +13,7 @@ import huggingface_hub
 
 from nanochat.errors import FormatError, InputError
 from nanochat.publish.front_matter import (
+    Items,
     Value,
     body_start,
     newline,
@@ -20,11 +21,22 @@ from nanochat.publish.front_matter import (
     update_front_matter,
 )
 
-__all__ = ["BEGIN", "END", "Evaluation", "Metadata", "own_text", "require_licence", "update_card"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "HELD_OUT",
+    "Evaluation",
+    "Metadata",
+    "own_text",
+    "require_licence",
+    "update_card",
+]
 
 BEGIN = "<!-- nanochat-ternary: written anew at each push, up to the end mark; write your own text outside -->"
 END = "<!-- nanochat-ternary: end -->"
 
+# Metric and data set of the result that a training run measures, which goes with the run.
+HELD_OUT = ("bits per byte", "held-out text")
 # The SPDX identifiers among the Hub's own names of licences, huggingface.co/docs/hub/repositories-licenses.
 _OF_THE_HUB = frozenset(
     """
@@ -78,9 +90,11 @@ class Metadata:
     untrue_tags : sequence of str
         Taken from those that are there.
     base_model, relation : str
-        ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty.
+        ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty. It
+        replaces the one that is there; where there are several, it must be among them.
     evaluations : sequence of Evaluation
-        Added to those that are there; one of the same metric and data set is replaced.
+        Added to those that are there; one of the same metric and data set is replaced. `HELD_OUT` goes if it is not
+        among them.
     """
 
     name: str
@@ -194,25 +208,28 @@ def _changes(values: Mapping[str, Value], metadata: Metadata, where: str) -> dic
             )
     changes: dict[str, object] = {
         **_licence(values, metadata, where),
-        **_merged(values, "language", metadata.languages),
-        **_merged(values, "datasets", metadata.datasets),
-        **_merged(values, "base_model", [metadata.base_model] if metadata.base_model else []),
-        **_merged(values, "tags", metadata.tags, without=metadata.untrue_tags),
+        "language": Items(added=metadata.languages),
+        "datasets": Items(added=metadata.datasets),
+        "base_model": _base(values, metadata, where),
+        "tags": Items(added=metadata.tags, removed=metadata.untrue_tags),
         "library_name": metadata.library,
     }
     if metadata.relation:
         changes["base_model_relation"] = metadata.relation
     if "pipeline_tag" not in values:
         changes["pipeline_tag"] = "text-generation"
-    if metadata.evaluations:
-        changes["model-index"] = _index(values, metadata, where)
-    return changes
+    return {**changes, **_index(values, metadata, where)}
 
 
 def _licence(values: Mapping[str, Value], metadata: Metadata, where: str) -> dict[str, object]:
     require_licence(metadata.licence, licence_file=metadata.licence_file)
     name = _hub_name(metadata.licence)
     wanted = {"license": name} if name else _other_licence(metadata)
+    for key in ("license", "license_name"):
+        if key in values and not values[key].is_scalar:
+            raise InputError(
+                f"{where} names no single licence: write one line, {key}: {wanted.get(key, metadata.licence)}"
+            )
     there = {
         key: values[key].texts[0]
         for key in ("license", "license_name")
@@ -244,20 +261,49 @@ def _hub_name(licence: str) -> str | None:
     return name if name in _OF_THE_HUB else None
 
 
-def _merged(
-    values: Mapping[str, Value], key: str, wanted: Sequence[str], *, without: Sequence[str] = ()
-) -> dict[str, object]:
-    there = values[key].texts if key in values else []
-    if set(wanted) <= set(there) and not set(without) & set(there):
-        return {}
-    return {key: [word for word in dict.fromkeys([*there, *wanted]) if word not in without]}
+def _base(values: Mapping[str, Value], metadata: Metadata, where: str) -> Items:
+    wanted = metadata.base_model
+    there = values["base_model"].texts if "base_model" in values else []
+    if not wanted or wanted in there:
+        return Items()
+    if len(there) > 1:
+        raise InputError(
+            f"{where} says that the model was made from {', '.join(there)!r:.200}, and base_model={wanted!r:.100} is "
+            "none of them: correct the one that is wrong"
+        )
+    return Items(added=[wanted], removed=there)
 
 
-def _index(values: Mapping[str, Value], metadata: Metadata, where: str) -> list[object]:
-    """The results that are there and ours, in the Hub's form."""
+def _index(values: Mapping[str, Value], metadata: Metadata, where: str) -> dict[str, object]:
+    """The results that are there and ours, in the Hub's form; none of a training run that is not this model's."""
     there = values["model-index"].plain if "model-index" in values else None
+    ours = _results(metadata.name, metadata.evaluations)
+    old = _results(metadata.name, [Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1])])
+    replaced = {
+        _identity(result, metric) for result in (*ours, *old) for metric in result["metrics"]
+    }
+    match there:
+        case [{"results": [*results], **first}, *others] if all(
+            isinstance(r, dict) for r in results
+        ):
+            kept = [*filter(None, (_without(result, replaced) for result in results)), *ours]
+            index = [{**first, "results": kept}, *others] if kept or not results else others
+            return {"model-index": index or None}
+        case None if ours:
+            return {"model-index": [{"name": metadata.name, "results": ours}]}
+        case _ if ours:
+            raise FormatError(
+                f"{where}: its model-index has no list of results: correct it, or remove it"
+            )
+    return {}
+
+
+def _results(name: str, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Results in the Hub's form."""
+    if not evaluations:
+        return []
     data = huggingface_hub.ModelCardData(
-        model_name=metadata.name,
+        model_name=name,
         eval_results=[
             huggingface_hub.EvalResult(
                 task_type="text-generation",
@@ -267,24 +313,11 @@ def _index(values: Mapping[str, Value], metadata: Metadata, where: str) -> list[
                 metric_name=evaluation.metric,
                 metric_value=evaluation.value,
             )
-            for evaluation in metadata.evaluations
+            for evaluation in evaluations
         ],
     )
-    ours = cast(list[dict[str, Any]], data.to_dict()["model-index"])  # type: ignore[no-untyped-call]  # the client's
-    if there is None:
-        return list(ours)
-    match there:
-        case [{"results": [*results], **first}, *others] if all(
-            isinstance(r, dict) for r in results
-        ):
-            replaced = {
-                _identity(result, metric)
-                for result in ours[0]["results"]
-                for metric in result["metrics"]
-            }
-            kept = [_without(result, replaced) for result in results]
-            return [{**first, "results": [*filter(None, kept), *ours[0]["results"]]}, *others]
-    raise FormatError(f"{where}: its model-index has no list of results: correct it, or remove it")
+    index = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
+    return cast(list[dict[str, Any]], index[0]["results"])
 
 
 def _identity(result: Mapping[str, Any], metric: object) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import FormatError
 from nanochat.files import exists, parse_json, read_bytes
-from nanochat.publish.card import Evaluation
+from nanochat.publish.card import HELD_OUT, Evaluation
 
 __all__ = ["RECIPE", "Training", "read_training"]
 
@@ -79,7 +79,7 @@ def _read_log(path: Path, config: ModelConfig) -> Training:
     found = (
         []
         if result is None
-        else [Evaluation(metric="bits per byte", value=result, dataset="held-out text")]
+        else [Evaluation(metric=HELD_OUT[0], value=result, dataset=HELD_OUT[1])]
     )
     # A run that was resumed may have ended at another step than its first line says.
     return Training(recipe={**recipe, "steps": step}, evaluations=found)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from nanochat.presets import preset
 from nanochat.publish.card import (
     BEGIN,
     END,
+    HELD_OUT,
     Evaluation,
     Metadata,
     own_text,
@@ -21,6 +23,7 @@ from nanochat.publish.card import (
     update_card,
 )
 from nanochat.publish.card_body import BackendRow, Example, Facts, FormatRow, render, tags
+from nanochat.publish.front_matter import update_front_matter
 
 OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
 BODY = "## Size\n\n5 bytes"
@@ -250,6 +253,122 @@ def test_a_tag_that_is_no_longer_true_goes() -> None:
     once = update("---\ntags: [rust, moe]\n---\n", replace(OURS, untrue_tags=["moe", "looplm"]))
 
     assert front_matter(once)["tags"] == ["rust", "ternary", "mhc"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("- rust # mine\n# why\n- moe # no\n- z\n\n# end\n", "- rust # mine\n# why\n- z\n- ternary\n- mhc\n\n# end\n"),
+        ("  - a\n  -   'b'  # c\n", "  - a\n  -   'b'  # c\n  - ternary\n  - mhc\n"),
+        ("- moe\n", "- ternary\n- mhc\n"),
+        (" [rust, moe, # odd\n  'x' # c\n  ]\n", " [rust, 'x', ternary, mhc # c\n  ]\n"),
+        (" [rust, moe]\n", " [rust, ternary, mhc]\n"),
+        (" [moe, rust]\n", " [rust, ternary, mhc]\n"),
+        (" [moe]\n", " [ternary, mhc]\n"),
+        (" [a, b, ]\n", " [a, b, ternary, mhc, ]\n"),
+        (" []\n", "\n- ternary\n- mhc\n"),
+        ("\n", "\n- ternary\n- mhc\n"),
+        (" rust # mine\n", "\n- rust\n- ternary\n- mhc # mine\n"),
+        ("- mhc\n- 5\n-\n- ternary\n", "- mhc\n- 5\n-\n- ternary\n"),
+    ],
+)  # fmt: skip
+def test_a_list_keeps_its_comments_and_order(theirs: str, ours: str) -> None:
+    gap = "" if theirs.startswith((" [", " rust", "\n")) else "\n"
+    card = update(f"---\ntags:{gap}{theirs}license: mit\n---\n", replace(OURS, untrue_tags=["moe"]))
+
+    after = "" if ours.startswith((" [", "\n")) else "\n"
+    assert card.startswith(f"---\ntags:{after}{ours}license: mit\n")
+
+
+@pytest.mark.parametrize(
+    "item", ["- [b, c]", "- {b: c}", "- b: c"], ids=["list", "mapping", "block mapping"]
+)
+def test_a_list_of_something_else_than_words_is_refused(item: str) -> None:
+    with pytest.raises(FormatError, match="tags of its front matter has something else than"):
+        update(f"---\ntags:\n- a\n{item}\n---\n")
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\ntags: &t [a]\nmine: *t\n---\n",
+        "---\nlibrary_name: &t x\nmine: *t\n---\n",
+        "---\na: &a [x]\nb: &b [*a, *a]\n---\n",
+    ],
+)
+def test_an_anchor_that_is_referred_to_is_refused_with_the_fix(card: str) -> None:
+    with pytest.raises(FormatError, match="write each value out, without anchors"):
+        update(card)
+
+
+def test_a_change_that_leaves_no_yaml_is_refused_with_the_fix() -> None:
+    with pytest.raises(FormatError, match="write each value out, without anchors"):
+        update_front_matter("---\n? a\n: b\n---\n", {"a": {"x": 1}}, where="card")
+
+
+def test_few_lines_that_stand_for_many_cost_nothing() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8)]
+    begin = time.perf_counter()
+
+    with pytest.raises(FormatError, match="anchors"):
+        update("---\n" + "\n".join(lines) + "\n---\n")
+
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["license: [mit, gpl-3.0]", "license: [apache-2.0, mit]", "license:\n- mit\n", "license: {a: mit}",
+     "license: other\nlicense_name: [x]"],
+)  # fmt: skip
+def test_a_card_of_several_licences_is_refused(said: str) -> None:
+    with pytest.raises(InputError, match="names no single licence: write one line, license"):
+        update(f"---\n{said}\n---\n")
+
+
+def test_a_result_of_another_training_goes_when_nothing_replaces_it() -> None:
+    result = Evaluation(metric=HELD_OUT[0], value=1.5, dataset=HELD_OUT[1])
+    theirs = (
+        "---\nmodel-index:\n- name: x\n  results:\n  - dataset: {type: ai2_arc, name: ARC}\n"
+        "    metrics: [{type: accuracy, value: 0.5}]\n---\n"
+    )
+    alone, beside = (
+        update(update(card, replace(OURS, evaluations=[result]))) for card in ("", theirs)
+    )
+
+    assert "model-index" not in front_matter(alone)
+    assert "bits_per_byte" not in beside
+    assert front_matter(beside)["model-index"] == front_matter(theirs)["model-index"]
+    assert update(theirs).startswith(theirs.removesuffix("---\n"))
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("", ["new/base"]),
+        ("base_model: old/base # mine\n", ["new/base"]),
+        ("base_model:\n# mine\n- old/base\n", ["new/base"]),
+        ("base_model: new/base # mine\n", "new/base"),
+        ("base_model: [other/base, new/base] # mine\n", ["other/base", "new/base"]),
+    ],
+)
+def test_a_base_model_that_is_given_replaces_the_one_that_is_there(
+    said: str, found: object
+) -> None:
+    card = update(f"---\n{said}license: mit\n---\n", replace(OURS, base_model="new/base"))
+
+    assert front_matter(card)["base_model"] == found
+    assert "# mine" in card or "# mine" not in said
+
+
+def test_a_base_model_that_is_not_among_several_is_refused() -> None:
+    theirs = "---\nbase_model: [a/b, c/d]\n---\n"
+
+    with pytest.raises(InputError, match="none of them: correct the one that is wrong"):
+        update(theirs, replace(OURS, base_model="e/f"))
+
+    assert "base_model: [a/b, c/d]\n" in update(theirs)
 
 
 def test_a_language_that_is_none_is_refused() -> None:
