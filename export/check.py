@@ -39,6 +39,8 @@ __all__ = ["Checked", "check_model", "compare_golden", "start"]
 _TOLERANCE = 6e-2
 # What float32 additions in another order may differ by, on any backend.
 _EQUAL = 1e-5
+# Standard deviations of an error, of which a vocabulary of 32,768 has 4 in one logit, and two logits may part by both.
+_SIGMAS = 10
 # From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before
 # training, roundings are often at a tie, and flip ten times as often.
 _FAIR_SHARE = 0.4
@@ -154,7 +156,8 @@ def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
         With the first layer that differs.
     """
     config = engine.config
-    if max(golden.tokens) >= config.vocab_size or min(golden.tokens) < 0:
+    known = range(config.vocab_size)
+    if not all(token in known for token in (*golden.tokens, *golden.greedy)):
         raise FormatError(
             f"{where}: the golden record has tokens beyond the vocabulary of {config.vocab_size}: it is another "
             "model's; export the model again"
@@ -168,7 +171,21 @@ def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
     rms = np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))
     for ours, theirs in ((logits[:, entries], golden.logits), (rms, golden.rms)):
         worst = max(worst, _compare(ours, theirs, name="the head", where=where))
+    _compare_greedy(golden, logits, _errors(logits[:, entries], golden.logits, NUM_TOKENS), where)
     return worst
+
+
+def _compare_greedy(
+    golden: Golden, logits: NDArray[np.float32], errors: NDArray[np.float64], where: str
+) -> None:
+    """Refuse a most probable token whose logit is further below the largest than `errors` explain."""
+    scale = np.sqrt(np.mean(np.square(golden.logits)))
+    for row, greedy, error in zip(logits, golden.greedy, errors, strict=True):
+        gap = float(row.max() - row[greedy]) / scale
+        if gap > _SIGMAS * max(error, _EQUAL):
+            raise _departs(
+                where, "the most probable token", f"by a logit {gap:.1e} below the largest"
+            )
 
 
 def _compare_layers(

@@ -44,6 +44,7 @@ NUM_PAIRS = 32
 _NUM_LOGITS = 64
 _NUM_SAMPLES = 8
 _FORMAT = 1
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +240,11 @@ def _floats(value: object, count: int) -> tuple[float, ...]:
     numbers = _list(value)
     if len(numbers) != count:
         raise TypeError(f"{len(numbers)} numbers, must be {count}")
-    return tuple(float(str(number)) for number in numbers)
+    values = tuple(float(str(number)) for number in numbers)
+    # No backend computes others, and nothing can be compared with them.
+    if not all(abs(value) <= _LARGEST for value in values):
+        raise ValueError("a number that is no float32")
+    return values
 
 
 def _rows(value: object, count: int | None, length: int) -> tuple[tuple[float, ...], ...]:

@@ -326,6 +326,24 @@ def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
         compare(source, ReferenceOps(), golden=louder)
 
 
+def test_another_most_probable_token_is_found() -> None:
+    source = random_source()
+    first, *rest = source.golden.greedy
+    other = dataclasses.replace(source.golden, greedy=(1 if first == 0 else 0, *rest))
+
+    with pytest.raises(FormatError, match="the most probable token is the first that differs"):
+        compare(source, ReferenceOps(), golden=other)
+
+
+@pytest.mark.parametrize("token", [-1, 320])
+def test_a_most_probable_token_beyond_the_vocabulary_is_refused(token: int) -> None:
+    source = random_source()
+    other = dataclasses.replace(source.golden, greedy=(token, *source.golden.greedy[1:]))
+
+    with pytest.raises(FormatError, match="tokens beyond the vocabulary of 320"):
+        compare(source, ReferenceOps(), golden=other)
+
+
 def test_a_head_that_departs_is_named() -> None:
     source = random_source()
     other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))

@@ -66,6 +66,10 @@ def test_a_record_is_the_same_after_a_trip_through_text() -> None:
         {"tensors": {"a": 1}},
         {"rms": None},
         {"rms": [0.5]},
+        {"rms": [0.5] * 7 + [float("nan")]},
+        {"pairs": [0.5] * 255 + [float("inf")]},
+        {"pairs": [0.5] * 255 + ["-inf"]},
+        {"layers": [[0.5] * 63 + [1e300]]},
     ],
     ids=lambda change: f"{change!r:.60}",
 )
