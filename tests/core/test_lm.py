@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat import backends, checkpoint
+from nanochat import backends, checkpoint, memory
 from nanochat.backends.reference import ReferenceOps
 from nanochat.chat import Message
 from nanochat.cost import tensor_classes
@@ -22,6 +22,7 @@ from nanochat.errors import (
     ContextLengthError,
     FormatError,
     InputError,
+    MemoryShortageError,
     ModelNotFoundError,
 )
 from nanochat.export.formats import FORMATS, Choices, export_model
@@ -371,6 +372,40 @@ def test_a_link_to_no_file_is_a_damaged_model(tmp_path: Path, kind: str) -> None
 
     with pytest.raises(FormatError, match="No such file"):
         copied_bytes(tmp_path / "x")
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba", "onnx"])
+def test_a_model_for_which_there_is_no_room_is_refused(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+
+    with pytest.raises(MemoryShortageError, match=rf"needs about .* on backend {backend}, and"):
+        from_pretrained(directory, backend=backend)
+
+
+def test_a_graph_for_which_there_is_no_room_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random_source()
+    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    # Enough for the file, which is asked for first.
+    free = 1000 + copied_bytes(tmp_path / "x")
+    monkeypatch.setattr(memory, "free_bytes", lambda: free)
+
+    with pytest.raises(MemoryShortageError, match=r"needs about .* on backend onnx, and"):
+        from_pretrained(tmp_path / "x")
+
+
+def test_files_that_are_larger_than_what_is_free_are_not_read(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load_source(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x.gguf", kind="gguf", choices=Choices(), verify=False)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+
+    with pytest.raises(MemoryShortageError, match=r"the files of .*x\.gguf take"):
+        from_pretrained(tmp_path / "x.gguf", backend="reference")
 
 
 def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path) -> None:
