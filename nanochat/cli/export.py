@@ -126,7 +126,14 @@ def export(
             raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
     from nanochat.export.formats import FORMATS, Choices, export_model
     from nanochat.loading import load_licence, load_source
-    from nanochat.publish.options import Options, choose_licence, destinations
+    from nanochat.publish.card import is_of_the_hub
+    from nanochat.publish.options import (
+        Options,
+        choose_licence,
+        destinations,
+        find_licence_file,
+    )
+    from nanochat.publish.publish import require_ready
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import locate
 
@@ -140,9 +147,14 @@ def export(
         raise InputError(f"{out} is the model itself: pass another path as --out")
     if licence is None and model in CATALOG:
         licence = CATALOG[model].licence
+    text = None
     if upload_repo is not None:
+        text = find_licence_file(path if path.is_dir() else path.parent)
         with as_file_errors():
-            licence = choose_licence(load_licence(path) or "", licence or "")
+            licence = choose_licence(load_licence(path) or "", licence or "", licence_file=text)
+        # Beside a file, it may be another's.
+        text = text if path.is_dir() or not is_of_the_hub(licence) else None
+        require_ready(upload_repo, Options(), licence=licence)
     with as_file_errors():
         source = load_source(path, name=name, licence=licence)
     source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
@@ -156,13 +168,14 @@ def export(
             progress=progress,
         )
     note(f"wrote {out} ({exported.written_as}), {format_bytes(exported.bytes)}")
-    if as_json:
-        print_json(_describe(model, source, exported))
-    else:
+    if not as_json:
         print_table(_classes(source, exported), header=("tensors", "format", "count", "parameters"))
         write(f"parity: {exported.parity or 'not checked'}", end="\n")
+    address = None
     if upload_repo is not None:
-        _upload(exported, upload_repo, with_coefficients="mhc" in chosen)
+        address = _upload(exported, upload_repo, text, with_coefficients="mhc" in chosen)
+    if as_json:
+        print_json({**_describe(model, source, exported), "uploaded": address})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -170,7 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(export, "nanochat-export", arguments))
 
 
-def _upload(exported: "Exported", repo: str, *, with_coefficients: bool) -> None:
+def _upload(
+    exported: "Exported", repo: str, licence_file: Path | None, *, with_coefficients: bool
+) -> str:
+    """The address of the commit."""
     from nanochat.publish.options import Options
     from nanochat.publish.publish import publish
 
@@ -178,8 +194,10 @@ def _upload(exported: "Exported", repo: str, *, with_coefficients: bool) -> None
     is_file = out.is_file()
     beside = [f"{out.name}.parity.json"] if is_file and exported.parity else []
     beside += [out.with_suffix(".mhc").name] if with_coefficients else []
-    (published,) = publish(out, repo, Options(beside=beside), report=note)
+    options = Options(beside=beside, licence_file=licence_file)
+    (published,) = publish(out, repo, options, report=note)
     note(f"uploaded to {published.commit_url}")
+    return published.commit_url
 
 
 def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float | None) -> "Source":

@@ -27,6 +27,7 @@ __all__ = [
     "HELD_OUT",
     "Evaluation",
     "Metadata",
+    "is_of_the_hub",
     "own_text",
     "require_licence",
     "update_card",
@@ -110,6 +111,11 @@ class Metadata:
     evaluations: Sequence[Evaluation] = ()
 
 
+def is_of_the_hub(licence: str) -> bool:
+    """Whether the Hub has a name for a licence, and so its text."""
+    return _hub_name(licence) is not None
+
+
 def require_licence(licence: str, *, licence_file: str) -> None:
     """Refuse what is no licence, and one whose text nobody could find.
 
@@ -122,7 +128,7 @@ def require_licence(licence: str, *, licence_file: str) -> None:
         raise InputError(
             f"licence={licence!r:.80} is no licence: pass an SPDX identifier such as MIT or Apache-2.0"
         )
-    if _hub_name(licence) is None and not licence_file:
+    if not is_of_the_hub(licence) and not licence_file:
         raise InputError(
             f"licence={licence!r:.80} is none that the Hub knows by name: put its text into the model's directory as "
             "LICENSE, so that the card can link to it, or check the spelling of its SPDX identifier"

@@ -11,8 +11,9 @@ from nanochat.files import exists
 from nanochat.publish.card import Evaluation, require_licence
 from nanochat.publish.staging import LICENCE_FILES, open_original
 from nanochat.publish.upload import Destination, require_destination
+from nanochat.zoo.hub import is_repo
 
-__all__ = ["Options", "choose_licence", "destinations", "require_publishable"]
+__all__ = ["Options", "choose_licence", "destinations", "find_licence_file", "require_publishable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class Options:
         Text that the lines of the card continue.
     beside : sequence of str
         Names of further files to upload, which lie beside the model's.
+    licence_file : Path or None
+        The text of the licence, named as one of `nanochat.publish.staging.LICENCE_FILES`; `None` is what lies beside
+        the model.
     """
 
     licence: str = ""
@@ -59,6 +63,7 @@ class Options:
     backends: Sequence[str] = ()
     prompt: str = "Once upon a time"
     beside: Sequence[str] = ()
+    licence_file: Path | None = None
 
 
 def destinations(repo: str, options: Options) -> list[Destination]:
@@ -76,6 +81,16 @@ def destinations(repo: str, options: Options) -> list[Destination]:
         )
     if not options.prompt.strip() or not options.prompt.isprintable():
         raise InputError(f"prompt={options.prompt!r:.80}: pass a few words on one line")
+    if options.base_model and not is_repo(options.base_model):
+        raise InputError(
+            f"base_model={options.base_model!r:.200} is no repository of the Hub: pass OWNER/NAME"
+        )
+    for dataset in options.datasets:
+        # Old ones have no owner.
+        if not is_repo(dataset if "/" in dataset else f"owner/{dataset}"):
+            raise InputError(
+                f"datasets: {dataset!r:.200} is no data set of the Hub: pass OWNER/NAME, or leave it out"
+            )
     found = [
         Destination(
             repo=name,
@@ -102,19 +117,24 @@ def require_publishable(model: Path | Source, options: Options) -> str:
     FormatError, ModelNotFoundError
         As for `nanochat.publish.staging.open_original`.
     """
-    licence_file = ""
+    licence_file = options.licence_file
     if isinstance(model, Source):
         own = model.licence
     else:
         original = open_original(model)
         own = original.licence
-        licence_file = next((n for n in LICENCE_FILES if exists(original.folder / n)), "")
+        licence_file = licence_file or find_licence_file(original.folder)
         if original.kind in options.formats and not options.separate:
             raise InputError(f"{model} is {original.kind} already: leave that format out")
     return choose_licence(own, options.licence, licence_file=licence_file)
 
 
-def choose_licence(own: str, given: str, *, licence_file: str = "") -> str:
+def find_licence_file(folder: Path) -> Path | None:
+    """The text of a licence that lies in a folder."""
+    return next((folder / name for name in LICENCE_FILES if exists(folder / name)), None)
+
+
+def choose_licence(own: str, given: str, *, licence_file: Path | None = None) -> str:
     """The one licence that files and user name.
 
     Parameters
@@ -123,6 +143,8 @@ def choose_licence(own: str, given: str, *, licence_file: str = "") -> str:
         What the files say; empty, or "unknown", if they say nothing.
     given : str
         What the user says; may be empty.
+    licence_file : Path or None
+        Its text.
 
     Raises
     ------
@@ -140,5 +162,5 @@ def choose_licence(own: str, given: str, *, licence_file: str = "") -> str:
             "nothing says which licence the weights have, and without one nobody may use them: pass licence (--licence "
             "for commands), an SPDX identifier such as MIT or Apache-2.0"
         )
-    require_licence(licence, licence_file=licence_file)
+    require_licence(licence, licence_file=licence_file.name if licence_file else "")
     return licence

@@ -21,7 +21,7 @@ from nanochat.publish.repository_card import describe, require_updatable
 from nanochat.publish.staging import open_original
 from nanochat.publish.upload import Destination, Present, read_present, require_login, upload
 
-__all__ = ["Published", "publish"]
+__all__ = ["Published", "publish", "require_ready"]
 
 _CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
@@ -126,6 +126,20 @@ def publish(
             report(f"uploading to {plan.repo}")
             done.append(_upload(repository, plan, present[plan.repo], done))
         return done
+
+
+def require_ready(repo: str, options: Options, *, licence: str) -> None:
+    """Refuse what `publish` would, of what is known before there is a model to publish.
+
+    Raises
+    ------
+    InputError, FormatError, SaveError
+        As for `publish`.
+    """
+    for place in destinations(repo, options):
+        require_login(place)
+        present = read_present(place)
+        require_updatable(place.repo, options, present, licence=licence, card=b"")
 
 
 def _present(destination: Destination, *, dry_run: bool) -> Present:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,12 @@ from pathlib import Path
 from nanochat.errors import FormatError
 from nanochat.export.check import check_model
 from nanochat.export.formats import Choices, Exported, export_model
-from nanochat.export.manifest import check_files, read_manifest, write_manifest
+from nanochat.export.manifest import read_manifest, write_manifest
 from nanochat.export.source import Source
 from nanochat.loading import load_source
 from nanochat.publish.card_body import FormatRow
 from nanochat.publish.options import Options
-from nanochat.publish.staging import GRAPHS, Original, is_stock_gguf, stage
+from nanochat.publish.staging import GRAPHS, LICENCE_FILES, Original, is_stock_gguf, stage
 from nanochat.publish.training_log import RECIPE, Training, read_training
 from nanochat.publish.upload import Destination
 
@@ -94,7 +95,7 @@ def stage_repositories(
         # Of the user's own files, so that an error names them.
         _verify(model.path, model.kind, options)
         source, kind = load_source(model.path, name=name, licence=licence), model.kind
-    place = stage(model, folder, source, beside=options.beside)
+    place = stage(model, folder, source, beside=options.beside, licence_file=options.licence_file)
     training = _stage_training(model, folder, source)
     own = _own_row(place, folder, kind, options)
     exported = []
@@ -102,6 +103,9 @@ def stage_repositories(
         report(f"exporting {form}, and running the export")
         target = area / str(number) if options.separate else folder
         exported.append(_export(source, form, target, name, separate=options.separate))
+        for text in (folder / file for file in LICENCE_FILES):
+            if options.separate and text.exists():
+                shutil.copyfile(text, target / text.name)
     places = [d.repo for d in others] or [_inside(e, folder) for e in exported]
     rows = [own, *(_row(e, place) for e, place in zip(exported, places, strict=True))]
     kinds = [kind, *(() if options.separate else options.formats)]
@@ -151,11 +155,10 @@ def _verify(path: Path, kind: str, options: Options) -> tuple[str, float]:
 
 
 def _own_row(place: Path, folder: Path, kind: str, options: Options) -> FormatRow:
-    """Check what was staged: that is what will be uploaded."""
+    # What was staged is what will be uploaded.
+    backend, error = _verify(place, kind, options)
     manifest = read_manifest(folder)
     assert manifest is not None
-    check_files(folder, manifest)
-    backend, error = _verify(place, kind, options)
     return FormatRow(
         place="model directory" if place == folder else place.name,
         what=_WORDS.get(kind, kind),

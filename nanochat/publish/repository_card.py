@@ -142,6 +142,7 @@ def _command(repository: Repository, options: Options) -> str:
     words = ["nanochat", "models", "push", "DIR", repository.base or repository.destination.repo]
     words += [word for form in options.formats for word in ("--format", form)]
     words += ["--separate"] if options.separate else []
+    words += [word for backend in options.backends for word in ("--backend", backend)]
     return shlex.join(words)
 
 

@@ -20,6 +20,7 @@ from nanochat.export.manifest import NAME, Manifest, read_manifest, write_manife
 from nanochat.export.source import Source
 from nanochat.files import exists, read_bytes
 from nanochat.loading import load_licence
+from nanochat.publish.card import is_of_the_hub
 from nanochat.saving import save_model
 
 __all__ = ["GRAPHS", "LICENCE_FILES", "Original", "is_stock_gguf", "open_original", "stage"]
@@ -124,7 +125,12 @@ def open_original(path: Path) -> Original:
 
 
 def stage(
-    model: Original | Source, folder: Path, source: Source, *, beside: Iterable[str] = ()
+    model: Original | Source,
+    folder: Path,
+    source: Source,
+    *,
+    beside: Iterable[str] = (),
+    licence_file: Path | None = None,
 ) -> Path:
     """Put a model's files into `folder`, which is new, with a ``nanochat.json``, and return the path that opens it.
 
@@ -134,6 +140,8 @@ def stage(
         The same model with its licence.
     beside : iterable of str
         Names of further files that lie beside it.
+    licence_file : Path or None
+        The text of its licence, where that does not lie beside it.
 
     Raises
     ------
@@ -142,21 +150,30 @@ def stage(
     OSError
         If a file cannot be copied.
     """
+    place = _stage(model, folder, source, beside)
+    if licence_file is not None and not exists(folder / licence_file.name):
+        _link(licence_file.parent, folder, [licence_file.name])
+    return place
+
+
+def _stage(model: Original | Source, folder: Path, source: Source, beside: Iterable[str]) -> Path:
     if isinstance(model, Source):
         save_model(folder, source)
         return folder
     folder.mkdir(parents=True)
     if model.manifest is not None:
         _link(model.folder, folder, model.manifest.files)
-        others = [name for name in (*_BESIDE, *beside) if exists(model.folder / name)]
-        _link(model.folder, folder, set(others) - model.manifest.files.keys())
+        more = {name for name in (*_BESIDE, *beside) if exists(model.folder / name)}
+        _link(model.folder, folder, more - model.manifest.files.keys())
         _write_manifest_again(_own_file(model.folder, NAME), folder / NAME, licence=source.licence)
         _say_what_stays(model, folder)
         return folder
     # What the user named is what the user means, even by a link.
     _put(model.path.resolve(), folder / model.path.name)
-    of_a_graph = _OF_A_GRAPH if model.kind == "onnx" else ()
-    _link(model.folder, folder, [name for name in of_a_graph if exists(model.folder / name)])
+    others = list(_OF_A_GRAPH if model.kind == "onnx" else ())
+    # What else lies beside a file may be another's; but a licence that the Hub does not know needs its text.
+    others += [] if is_of_the_hub(source.licence) else LICENCE_FILES
+    _link(model.folder, folder, [name for name in others if exists(model.folder / name)])
     write_manifest(folder, source, kind=model.kind)
     _link(model.folder, folder, beside)
     return folder / model.path.name

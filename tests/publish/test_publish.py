@@ -19,6 +19,7 @@ from nanochat.export.source import Source
 from nanochat.lm import Model
 from nanochat.publish.card import BEGIN, END, Evaluation, Metadata, update_card
 from nanochat.publish.front_matter import read_front_matter
+from nanochat.publish.measure import run_examples
 from nanochat.publish.options import Options, require_publishable
 from nanochat.publish.publish import Published, publish
 from nanochat.publish.replaced import stale_files
@@ -124,7 +125,7 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(
         "[recipe.json](recipe.json)",
         "| bits per byte | 1.5 | held-out text |",
         "| accuracy | 0.25 | org/test |",
-        "`nanochat models push DIR org/name`",
+        "`nanochat models push DIR org/name --backend reference`",
         "at most 24 tokens",
     ):
         assert text in card
@@ -181,6 +182,66 @@ def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
     )
     assert (tmp_path / "staged" / "LICENSE").read_text() == "Be nice."
     assert content(tmp_path / "m") == before
+
+
+def test_what_is_not_staged_is_named(
+    model: Path, source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (model / "diary.txt").write_text("mine alone")
+
+    stage(open_original(model), tmp_path / "staged", source)
+
+    assert "not uploaded, as nanochat.json does not name it: diary.txt" in caplog.text
+
+
+def test_a_file_that_staging_damages_is_not_uploaded(
+    hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def truncate(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:-1])
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", truncate)
+
+    with pytest.raises(FormatError, match=r"root/.*: \d+ bytes that are not"):
+        push(model)
+
+    assert not hub.repos
+
+
+def test_the_lines_of_a_card_run_without_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    for name in names:
+        monkeypatch.setenv(name, "hf_secret")
+
+    (example,) = run_examples(
+        {"python": f"import os; print([os.environ.get(n) for n in {names}])"}, tmp_path, REPO
+    )
+
+    assert example.output == "[None, None]\n"
+
+
+def test_the_text_of_a_licence_goes_beside_a_file_and_into_every_repository(
+    hub: Hub, source: Source, tmp_path: Path
+) -> None:
+    house = replace(source, licence="House-1.0")
+    save_model(tmp_path / "m", house)
+    out = tmp_path / "x.gguf"
+    export_model(house, out, kind="gguf", choices=Choices(), verify=False)
+    for folder in (tmp_path, tmp_path / "m"):
+        (folder / "LICENSE").write_text("Be nice.")
+
+    publish(tmp_path / "m", REPO, replace(QUICK, formats=["gguf"], separate=True))
+    publish(out, "org/file", QUICK)
+
+    for repo in (REPO, f"{REPO}-gguf", "org/file"):
+        assert hub.files(repo)["LICENSE"] == b"Be nice."
+        assert b"license_link: LICENSE\n" in hub.files(repo)["README.md"]
 
 
 def test_all_formats_go_into_one_repository(hub: Hub, model: Path) -> None:
@@ -572,6 +633,10 @@ def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> 
         (replace(QUICK, formats=["tar"]), InputError, "choose some of gguf"),
         (replace(QUICK, formats=["gguf", "gguf"]), InputError, "each once"),
         (replace(QUICK, languages=["English"]), InputError, "ISO 639"),
+        (replace(QUICK, base_model="base"), InputError, "base_model='base' is no repository"),
+        (replace(QUICK, base_model=" "), InputError, "base_model=' ' is no repository"),
+        (replace(QUICK, datasets=["a/b", ""]), InputError, "datasets: '' is no data set"),
+        (replace(QUICK, datasets=["my notes"]), InputError, "datasets: 'my notes' is no data set"),
         (replace(QUICK, create_pr=True, branch="next"), InputError, "leave one of them out"),
         (replace(QUICK, create_pr=True), InputError, "leave create_pr out"),
         (replace(QUICK, prompt="two\nlines"), InputError, "on one line"),

@@ -97,10 +97,13 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
     monkeypatch.setattr("nanochat.backends.GRAPHS", ())
 
     words = ("--format", "gguf", "--runtime", "nanochat", "--out", tmp_path / "x.gguf")
-    code = call(export, model, *words, "--upload-repo", "org/name")
+    code = call(export, model, *words, "--upload-repo", "org/name", "--json")
 
     said = capsys.readouterr()
     assert code == 0, said.err
+    (line,) = said.out.splitlines()
+    assert json.loads(line)["uploaded"].startswith(f"{hub.url}/org/name/commit/")
+    assert json.loads(line)["parity"]
     assert sorted(set(hub.files("org/name")) - {".gitattributes"}) == [
         "README.md",
         "nanochat.json",
@@ -144,6 +147,53 @@ def test_an_export_without_a_licence_is_refused_before_the_work(
     assert message in capsys.readouterr().err
     assert not out.exists()
     assert not hub.requests
+
+
+@pytest.mark.parametrize("step", ["login", "card"])
+def test_an_export_that_could_not_be_uploaded_is_refused_before_the_work(
+    hub: Hub,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+) -> None:
+    hub.add("org/name", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    if step == "login":
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    out = tmp_path / "x.gguf"
+
+    code = call(
+        export, model, "--format", "gguf", "--out", out, "--upload-repo", "org/name", "--json"
+    )
+
+    said = capsys.readouterr()
+    assert code != 0
+    assert {"login": "hf auth login", "card": "correct the one that is wrong"}[step] in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not out.exists()
+
+
+def test_an_export_takes_the_licence_beside_the_model(
+    hub: Hub,
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanochat.backends.NAMES", ("reference",))
+    monkeypatch.setattr("nanochat.backends.GRAPHS", ())
+    save_model(tmp_path / "m", replace(source, licence="unknown"))
+    (tmp_path / "m" / "LICENSE").write_text("Be nice.")
+
+    words = ("--format", "hf", "--runtime", "nanochat", "--out", tmp_path / "x", "--no-verify")
+    code = call(
+        export, tmp_path / "m", *words, "--licence", "House-1.0", "--upload-repo", "org/name"
+    )
+
+    assert code == 0
+    assert hub.files("org/name")["LICENSE"] == b"Be nice."
+    assert b"license_link: LICENSE\n" in hub.files("org/name")["README.md"]
 
 
 def test_the_formats_of_push_are_those_of_export() -> None:
