@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,9 +39,21 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=None if sys.platform == "win32" else _listen,
     )
 
 
 def finish(process: subprocess.Popen[bytes]) -> Result:
-    out, err = process.communicate(timeout=60)
+    # One that is left running fails whichever test meets it next.
+    with process:
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     return Result(code=process.returncode, out=out.decode(), err=err.decode())
+
+
+def _listen() -> None:
+    """Let a process be interrupted, which a shell forbids to those that it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
