@@ -22,12 +22,19 @@ Examples:
 """
 
 
+def _require_text(context: click.Context, option: click.Parameter, value: str | None) -> str:
+    """Refuse an empty value, as of a variable that is not set, which would mean the default."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: pass a value, or leave it out", context, option)
+    return value or ""
+
+
 @click.command(epilog=_EXAMPLES)
 @click.argument("model", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
 @click.option(
     "--licence",
-    default="",
+    callback=_require_text,
     help="SPDX identifier of the weights' licence.  [default: what the model's files say]",
 )
 @click.option(
@@ -45,11 +52,16 @@ Examples:
 @click.option(
     "--private", is_flag=True, default=None, help="Make the repository private, if it is not there."
 )
-@click.option("--branch", default="", help="Branch, made if it is not there.  [default: main]")
-@click.option("--create-pr", is_flag=True, help="Open a pull request, and leave main as it is.")
-@click.option("--message", default="", help="Subject of the commit.")
 @click.option(
-    "--base-model", default="", metavar="OWNER/NAME", help="Model that this one was made from."
+    "--branch", callback=_require_text, help="Branch, made if it is not there.  [default: main]"
+)
+@click.option("--create-pr", is_flag=True, help="Open a pull request, and leave main as it is.")
+@click.option("--message", callback=_require_text, help="Subject of the commit.")
+@click.option(
+    "--base-model",
+    callback=_require_text,
+    metavar="OWNER/NAME",
+    help="Model that this one was made from.",
 )
 @click.option(
     "--dataset", "datasets", multiple=True, help="What it was trained on, by its name on the Hub."

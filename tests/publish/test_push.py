@@ -72,6 +72,18 @@ def test_a_refusal_is_one_line(hub: Hub, model: Path, capsys: pytest.CaptureFixt
     assert not hub.repos
 
 
+@pytest.mark.parametrize("option", ["--branch", "--base-model", "--licence", "--message"])
+def test_an_option_that_is_empty_is_refused(
+    hub: Hub, model: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    code = call(push, model, "org/name", *QUICK, option, " ")
+
+    said = capsys.readouterr()
+    assert code == 2
+    assert f"Invalid value for '{option}': it is empty" in said.err
+    assert not hub.requests
+
+
 @pytest.mark.parametrize("token", ["", "hf_se\ncret"], ids=["empty", "two lines"])
 def test_a_token_that_is_none_is_refused_in_one_line(
     hub: Hub, model: Path, capsys: pytest.CaptureFixture[str], token: str
