@@ -568,6 +568,18 @@ def test_a_graph_that_is_not_what_it_is_called_is_refused(graph: Path, kind: str
         open_original(graph)
 
 
+@pytest.mark.parametrize("kind", ["onnx", "mlx", "hf", "web"])
+def test_every_exported_folder_is_taken_for_what_it_is(
+    source: Source, tmp_path: Path, kind: str
+) -> None:
+    choices = Choices(runtime="transformers") if kind == "hf" else Choices()
+    export_model(source, tmp_path / "x", kind=kind, choices=choices, verify=False)
+
+    original = open_original(tmp_path / "x")
+
+    assert original.kind == ("transformers" if kind == "hf" else kind)
+
+
 def test_the_folder_of_a_gguf_file_is_refused_with_the_fix(model: Path) -> None:
     rename(model, "gguf")
 
