@@ -23,7 +23,7 @@ from nanochat.publish.card import (
     update_card,
 )
 from nanochat.publish.card_body import BackendRow, Example, Facts, FormatRow, render, tags
-from nanochat.publish.front_matter import update_front_matter
+from nanochat.publish.front_matter import read_front_matter, update_front_matter
 
 OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
 BODY = "## Size\n\n5 bytes"
@@ -278,6 +278,25 @@ def test_a_list_keeps_its_comments_and_order(theirs: str, ours: str) -> None:
 
     after = "" if ours.startswith((" [", "\n")) else "\n"
     assert card.startswith(f"---\ntags:{after}{ours}license: mit\n")
+
+
+@given(
+    theirs=st.lists(
+        WORDS | st.sampled_from(["moe", "mhc", "no", "- a", "a # b", "x: y"]), max_size=4
+    ),
+    flow=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n"]),
+)
+def test_a_list_keeps_what_is_not_ours(theirs: list[str], flow: bool, ends: str) -> None:
+    dumped = yaml.safe_dump({"tags": theirs}, default_flow_style=flow, allow_unicode=True)
+    card = f"---\n{dumped.removeprefix('{').removesuffix('}' + chr(10))}\nx: 1\n---\n"
+
+    once = update(card.replace("\n", ends), replace(OURS, untrue_tags=["moe"]))
+
+    kept = [word for word in theirs if word not in ("moe", "", "null", "~")]
+    ours = [word for word in OURS.tags if word not in kept]
+    assert read_front_matter(once, where="card")["tags"].texts == [*kept, *ours]
+    assert once.count("\n") == once.count(ends)
 
 
 @pytest.mark.parametrize(
