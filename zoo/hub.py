@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nanochat.backends import wanted as wanted_backend
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.file_record import require_as_recorded
 from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
@@ -70,6 +71,7 @@ def locate(
     SaveError
         If what was fetched cannot be stored.
     """
+    backend = wanted_backend(backend)
     path = _on_disk(name)
     if path is not None:
         if name in CATALOG:

@@ -203,7 +203,7 @@ def _describe_cached(model: "Cached") -> dict[str, object]:
 def _describe_located(name: str) -> dict[str, object]:
     """Describe a model that is here, whose files are read for it."""
     from nanochat.cost import tensor_classes
-    from nanochat.loading import load_golden, load_source
+    from nanochat.loading import choose_backend, load_golden, load_source
     from nanochat.zoo.hub import locate
 
     location = locate(name, local_files_only=True)
@@ -214,7 +214,7 @@ def _describe_located(name: str) -> dict[str, object]:
     return {
         **_describe_place(location),
         "licence": source.licence,
-        "backend": _backend(),
+        "backend": choose_backend(location.path)[0],
         "parameters": sum(c.parameters for c in classes),
         "context_length": source.config.context_length,
         "golden_record": "none" if golden is None else f"of {len(golden.tokens)} tokens",

@@ -108,6 +108,7 @@ def _stop_logging() -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+    logger.setLevel(logging.NOTSET)
 
 
 def _with_help(error: click.ClickException) -> str:
