@@ -1,10 +1,14 @@
 """This file holds the Hub on loopback for tests that push exports to it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from nanochat.export.source import Source
+from nanochat.saving import save_model
+from tests.export.sources import random_source
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
@@ -18,3 +22,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         HubClient(served, tmp_path_factory.mktemp("home"), monkeypatch)
         yield served
         huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="session")
+def source() -> Source:
+    """A model for short texts, because each push writes four of them on the reference."""
+    return random_source(context_length=24)
+
+
+@pytest.fixture
+def model(source: Source, tmp_path: Path) -> Path:
+    """Its directory."""
+    save_model(tmp_path / "mine", source)
+    return tmp_path / "mine"

@@ -13,21 +13,9 @@ from nanochat.cli.run import run
 from nanochat.export.formats import FORMATS
 from nanochat.export.source import Source
 from nanochat.saving import save_model
-from tests.export.sources import random_source
 from tests.zoo.hub_state import Hub
 
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    return random_source(context_length=24)
-
-
-@pytest.fixture
-def model(source: Source, tmp_path: Path) -> Path:
-    save_model(tmp_path / "mine", source)
-    return tmp_path / "mine"
 
 
 def call(command: click.Command, *words: object) -> int:

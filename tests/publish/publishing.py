@@ -1,0 +1,25 @@
+"""This file holds what the tests of a publication share: where it goes, and how to make one quickly."""
+
+from pathlib import Path
+
+from nanochat.export.source import Source
+from nanochat.publish.options import Options
+from nanochat.publish.publish import Published, publish
+
+__all__ = ["QUICK", "REPO", "content", "push"]
+
+REPO = "org/name"
+QUICK = Options(backends=["reference"], prompt="fn main() {")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path in it."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def push(model: Path | Source, options: Options = QUICK) -> Published:
+    """Publish a model in one repository."""
+    (published,) = publish(model, REPO, options)
+    return published
