@@ -4,6 +4,7 @@ A path is a folder, or a ``.gguf`` or ``.onnx`` file. A folder is what its ``nan
 this package's model directory, an exported ONNX folder, or another program's checkpoint.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,6 +18,7 @@ from nanochat.export.source import Source
 from nanochat.files import MAX_HEADER_BYTES, exists, parse_json, read_bytes, require_file
 from nanochat.init import freeze
 from nanochat.library_tokenizer import load_tokenizer
+from nanochat.links import own_file
 from nanochat.text_codec import TextCodec
 from nanochat.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights
@@ -36,6 +38,7 @@ __all__ = [
     "opened_files",
 ]
 
+_LOGGER = logging.getLogger(__name__)
 _CARD = "README.md"
 _MAX_CARD_BYTES = 2**20
 _ONNX = "model.onnx"
@@ -325,4 +328,11 @@ def _in_folder(path: Path, config: ModelConfig, weights: Weights[Stored]) -> Par
 
 
 def _card(path: Path) -> bytes:
-    return read_bytes(path / _CARD, limit=_MAX_CARD_BYTES) if exists(path / _CARD) else b""
+    if not exists(path / _CARD):
+        return b""
+    file = own_file(path, _CARD)
+    if file is None:
+        # It would go to the Hub with the model.
+        _LOGGER.warning("%s leads out of the model's directory, and is not read", path / _CARD)
+        return b""
+    return read_bytes(file, limit=_MAX_CARD_BYTES)

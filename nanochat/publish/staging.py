@@ -19,6 +19,7 @@ from nanochat.export.gguf_file import read_gguf
 from nanochat.export.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.export.source import Source
 from nanochat.files import exists, read_bytes
+from nanochat.links import own_file
 from nanochat.loading import load_licence
 from nanochat.publish.card import is_of_the_hub
 from nanochat.saving import save_model
@@ -237,30 +238,13 @@ def _own_file(folder: Path, name: str) -> Path:
     FormatError
         If it does.
     """
-    path = folder / name
-    file, root = path.resolve(), folder.resolve()
-    if file.is_relative_to(root) or _is_cached(path, file, root):
-        return file
-    raise FormatError(
-        f"{path} is a link to {file}, outside of the model's directory, and would be uploaded: replace it with a copy "
-        "if it shall be, or remove it"
-    )
-
-
-def _is_cached(path: Path, file: Path, root: Path) -> bool:
-    """Whether a file of a snapshot in the Hub's cache is a link to the store beside it, as the client makes them."""
-    for snapshot in (root, *root.parents):
-        repository = snapshot.parent.parent
-        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
-            break
-    else:
-        return False
-    if not path.is_symlink():
-        return False
-    first = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
-    # What is there may lead on, to what repositories share.
-    stores = (repository / "blobs", repository.parent / "blobs")
-    return first.is_relative_to(stores[0]) and any(file.is_relative_to(s) for s in stores)
+    file = own_file(folder, name)
+    if file is None:
+        raise FormatError(
+            f"{folder / name} is a link to {(folder / name).resolve()}, outside of the model's directory, and would be "
+            "uploaded: replace it with a copy if it shall be, or remove it"
+        )
+    return file
 
 
 def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:

@@ -39,7 +39,7 @@ ROWS = (
     ("ops",),
     ("weights", "shapes", "library_tokenizer"),
     ("tokenizer", "token_pieces", "token_roles"),
-    ("config", "presets", "ternary", "file_record", "text_codec"),
+    ("config", "presets", "ternary", "file_record", "links", "text_codec"),
     ("files",),
     ("errors",),
 )

@@ -235,6 +235,19 @@ def test_the_card_and_the_generation_settings_survive_loading_and_saving(
     assert "0.5" in (tmp_path / "copy/generation_config.json").read_text()
 
 
+def test_a_card_that_is_a_link_to_elsewhere_is_not_read(
+    directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (directory / "README.md").symlink_to(tmp_path / "secret")
+
+    with caplog.at_level(logging.WARNING, logger="nanochat"):
+        from_pretrained(directory, backend="reference").save_pretrained(tmp_path / "copy")
+
+    assert not (tmp_path / "copy" / "README.md").exists()
+    assert "leads out of the model's directory, and is not read" in caplog.text
+
+
 def test_a_saved_model_stops_at_the_ends_of_texts_and_turns(directory: Path) -> None:
     assert '"eos_token_id": [' in (directory / "generation_config.json").read_text()
 
