@@ -61,22 +61,29 @@ def fetch(request: Request) -> Fetched:
     commit = None if is_offline else _commit(request)
     if commit is None:
         return _open_here(request)
-    files = _files_here(request, commit)
-    is_listed = files is not None
-    if files is None:
-        files = _files_there(request, commit)
-    require_record(files, where=request.repo)
-    found = candidates(files)
-    require_model(found, files, where=request.repo)
-    model = choose(found, backend=request.backend, part=request.part, where=_name(request))
-    wanted = {name: files[name] for name in model.files}
     snapshot = _snapshot(request, commit)
-    if request.force_download or not is_listed or not _is_here(model, snapshot):
+    listed = _files_here(request, commit)
+    model, wanted = _chosen(request, listed or _files_there(request, commit))
+    if request.force_download or listed is None or not _is_here(model, snapshot):
+        if listed is not None:
+            # The client's copy of a listing leaves out what large files are recognized by.
+            model, wanted = _chosen(request, _files_there(request, commit))
         _require_space(request, wanted.values())
         _fetch_missing(request, commit, wanted)
     _repair(request, snapshot, wanted)
     _remember(request, commit)
     return _fetched(request, snapshot, model, wanted)
+
+
+def _chosen(
+    request: Request, files: Mapping[str, RepoFile]
+) -> tuple[Candidate, dict[str, RepoFile]]:
+    """The model to open among the files of a commit, and the Hub's record of what it needs."""
+    require_record(files, where=request.repo)
+    found = candidates(files)
+    require_model(found, files, where=request.repo)
+    model = choose(found, backend=request.backend, part=request.part, where=_name(request))
+    return model, {name: files[name] for name in model.files}
 
 
 def _open_here(request: Request) -> Fetched:

@@ -53,6 +53,33 @@ def test_a_large_file_goes_on_in_the_next_call(repo: Hub, client: HubClient) -> 
 
 
 @pytest.mark.usefixtures("large")
+def test_a_large_file_goes_on_when_another_format_was_fetched_before(repo: Hub) -> None:
+    locate("org/name:gguf")
+    repo.fault("/cdn/*", cut=9000)
+    repo.requests.clear()
+
+    location = locate("org/name")
+
+    assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
+    assert [r.range for r in repo.asked("/cdn/*", "GET")] == ["", "bytes=8192-"]
+
+
+@pytest.mark.usefixtures("large")
+def test_more_than_one_attempt_to_take_another_format_goes_on(repo: Hub) -> None:
+    locate("org/name:gguf")
+    repo.fault("/cdn/*", cut=9000, reset=True)
+    repo.fault("/cdn/*", times=FOREVER, cut=0)
+    with pytest.raises(ModelNotFoundError, match="try again"):
+        locate("org/name")
+    repo.faults.clear()
+    repo.requests.clear()
+
+    locate("org/name")
+
+    assert [r.range for r in repo.asked("/cdn/*", "GET")] == ["bytes=8192-"]
+
+
+@pytest.mark.usefixtures("large")
 def test_what_came_of_a_file_and_is_not_part_of_it_is_thrown_away(
     repo: Hub, client: HubClient, caplog: pytest.LogCaptureFixture
 ) -> None:
