@@ -127,7 +127,8 @@ class Trainer:
         TrainingError
             If the loss is no longer finite; the last snapshot is older and good.
         """
-        with self._log() as log, _interruption() as interrupted:
+        # Whoever sees the log may interrupt the run.
+        with _interruption() as interrupted, self._log() as log:
 
             def report(values: dict[str, object]) -> None:
                 log.write(json.dumps({"step": self.step, **values}) + "\n")
