@@ -1,11 +1,11 @@
 """This file holds what was fetched from the Hub before: the models in the client's cache, and their removal."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, HFCacheInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from nanochat.errors import ModelNotFoundError, SaveError
@@ -44,7 +44,9 @@ def cached(cache_dir: str | Path | None = None) -> list[Cached]:
     cache_dir : str or Path, optional
         Where downloads stay; absent is the client's own cache.
     """
-    found = (_models_of(repo) for repo in _repos(cache_dir) if repo.repo_type == "model")
+    cache = _scan(cache_dir)
+    repos = () if cache is None else cache.repos
+    found = (_models_of(repo) for repo in repos if repo.repo_type == "model")
     return sorted((model for model in found if model is not None), key=lambda model: model.repo)
 
 
@@ -85,10 +87,8 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
     SaveError
         If it cannot be deleted.
     """
-    here = next(
-        (r for r in _repos(cache_dir) if r.repo_id == repo and r.repo_type == "model"), None
-    )
-    commits = [] if here is None else list(_commits(here, revision))
+    cache = _scan(cache_dir)
+    commits = [] if cache is None else list(_commits(cache, repo, revision))
     place = storage(repo, cache_dir)
     # What is incomplete, and knows no commit, goes with all the rest.
     rest = not revision and place.is_dir()
@@ -99,8 +99,8 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
         )
     freed = 0
     try:
-        if commits:
-            strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
+        if cache is not None and commits:
+            strategy = cache.delete_revisions(*commits)
             strategy.execute()
             freed += strategy.expected_freed_size
         if rest and place.is_dir():
@@ -117,11 +117,12 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
     return freed
 
 
-def _repos(cache_dir: str | Path | None) -> Iterable[CachedRepoInfo]:
+def _scan(cache_dir: str | Path | None) -> HFCacheInfo | None:
+    """What the client finds in its cache; `None` if there is none."""
     try:
-        return scan_cache_dir(cache_dir).repos
+        return scan_cache_dir(cache_dir)
     except CacheNotFound:
-        return ()
+        return None
     except ValueError as error:
         raise SaveError(
             f"{cache_dir or constants.HF_HUB_CACHE} is no folder: set HF_HUB_CACHE or cache_dir to one"
@@ -134,8 +135,9 @@ def storage(repo: str, cache_dir: str | Path | None) -> Path:
     return cache / f"models--{repo.replace('/', '--')}"
 
 
-def _commits(here: CachedRepoInfo, revision: str) -> Iterable[str]:
-    for one in here.revisions:
-        shortened = len(revision) >= 7 and one.commit_hash.startswith(revision)
-        if not revision or revision in one.refs or shortened:
-            yield one.commit_hash
+def _commits(cache: HFCacheInfo, repo: str, revision: str) -> Iterator[str]:
+    for here in cache.repos:
+        for one in here.revisions if (here.repo_type, here.repo_id) == ("model", repo) else ():
+            shortened = len(revision) >= 7 and one.commit_hash.startswith(revision)
+            if not revision or revision in one.refs or shortened:
+                yield one.commit_hash

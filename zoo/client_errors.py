@@ -68,8 +68,6 @@ def is_unreachable(error: Exception) -> bool:
     """Whether the Hub could not be asked at all, or could not answer."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return True
     # The client's own exceptions are another library's in every major version; these are the names of its kinds.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool({"TransportError", "ConnectionError"} & names)

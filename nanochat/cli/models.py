@@ -97,7 +97,7 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
         note(f"{name} is on this disk already")
     pulled = _describe_place(location)
     if as_json:
-        print_json(pulled)
+        print_json({**pulled, **_pins(location)})
         return
     _shorten(pulled)
     print_table(list(pulled.items()))
@@ -213,6 +213,7 @@ def _describe_located(name: str) -> dict[str, object]:
     classes = tensor_classes(source.config)
     return {
         **_describe_place(location),
+        **_pins(location),
         "licence": source.licence,
         "backend": choose_backend(location.path)[0],
         "parameters": sum(c.parameters for c in classes),
@@ -222,8 +223,6 @@ def _describe_located(name: str) -> dict[str, object]:
 
 
 def _describe_place(location: "Location") -> dict[str, object]:
-    from nanochat.file_record import record_file
-
     place: dict[str, object] = {"name": location.name, "path": str(location.path)}
     fetched = location.fetched
     if fetched is None:
@@ -235,19 +234,26 @@ def _describe_place(location: "Location") -> dict[str, object]:
         "commit": fetched.commit,
         "format": fetched.model.kind,
         "bytes": fetched.bytes,
-        # What an entry of the catalog pins.
-        "files": {
-            name: dataclasses.asdict(record_file(fetched.snapshot / name))
-            for name in fetched.model.files
-        },
+        "files": list(fetched.model.files),
     }
+
+
+def _pins(location: "Location") -> dict[str, object]:
+    """Size and hash of each file of a model of the Hub, as an entry of the catalog pins them."""
+    from nanochat.file_record import record_file
+
+    fetched = location.fetched
+    if fetched is None:
+        return {}
+    records = {name: record_file(fetched.snapshot / name) for name in fetched.model.files}
+    return {"files": {name: dataclasses.asdict(record) for name, record in records.items()}}
 
 
 def _shorten(description: dict[str, object]) -> None:
     """Make what is for programs readable: sizes with a unit, and files as a number."""
     description["bytes"] = format_bytes(int(str(description["bytes"])))
     files = description.get("files")
-    if isinstance(files, dict):
+    if isinstance(files, dict | list):
         description["files"] = f"{len(files)}, compared with their record when they are opened"
 
 
