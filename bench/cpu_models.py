@@ -18,13 +18,13 @@ from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.config import ModelConfig
-from nanochat.export.gguf import write_gguf
-from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.export.gguf.write import write_gguf
 from nanochat.export.source import Source
 from nanochat.generation import Engine
 from nanochat.presets import preset
 from nanochat.shapes import shapes
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["against_llama_cpp", "cost_of_streams", "plain"]

@@ -11,10 +11,10 @@ from nanochat.config import ModelConfig
 from nanochat.export.formats import Choices
 from nanochat.export.source import Source
 from nanochat.export.transform import unroll
-from nanochat.export.verify import Artefact
 from nanochat.init import freeze
 from nanochat.loading import default_generation, load_source
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.parity import Artefact
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.zoo.hub import resolve
 
 __all__ = ["CASES", "FEW", "ExportCase", "source"]
@@ -113,7 +113,7 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
 
 
 def _genai(path: Path) -> Artefact:
-    from nanochat.export.onnx_genai_run import GenaiModel
+    from nanochat.export.onnx.genai_run import GenaiModel
 
     return GenaiModel(path)
 

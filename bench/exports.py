@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.export_cases import CASES, FEW, ExportCase, source
 from bench.result import Result
 from nanochat.export.formats import FORMATS, Reloaded, export_model
-from nanochat.export.verify import Artefact, Parity, check_parity
+from nanochat.proof.parity import Artefact, Parity, check_parity
 
 __all__ = ["Opened", "open_export", "run", "table"]
 

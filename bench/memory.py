@@ -23,8 +23,8 @@ from bench.result import Result
 from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
 from nanochat.footprint import needed_bytes
-from nanochat.library_tokenizer import load_tokenizer
 from nanochat.presets import preset
+from nanochat.text.library import load_tokenizer
 from nanochat.zoo.hub import resolve
 
 __all__ = ["Taken", "can_run", "measure", "model_peak", "run", "table", "write_random_model"]

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from nanochat import backends
 from nanochat.errors import BackendError, ConfigError, FormatError, InputError, SaveError
-from nanochat.export.manifest import NAME, read_manifest, write_manifest
 from nanochat.export.mhc import write_mhc
 from nanochat.export.source import Source
 from nanochat.export.transform import with_float16_tables
-from nanochat.export.verify import (
+from nanochat.files import atomic_directory, exists
+from nanochat.generation import Engine
+from nanochat.init import freeze
+from nanochat.loading import load_parts
+from nanochat.proof.manifest import NAME, read_manifest, write_manifest
+from nanochat.proof.parity import (
     Artefact,
     Parity,
     Rounding,
@@ -27,10 +31,6 @@ from nanochat.export.verify import (
     greedy,
     reference_backend,
 )
-from nanochat.files import atomic_directory, exists
-from nanochat.generation import Engine
-from nanochat.init import freeze
-from nanochat.loading import load_parts
 
 __all__ = [
     "FORMATS",
@@ -272,7 +272,7 @@ def _folder_kind(kind: str, written_as: str) -> str:
 
 
 def _write_gguf(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
-    from nanochat.export.gguf import write_gguf
+    from nanochat.export.gguf.write import write_gguf
 
     if choices.mhc:
         write_mhc(path.with_suffix(".mhc"), source.config, source.weights)
@@ -289,7 +289,7 @@ def _write_gguf(path: Path, source: Source, choices: Choices, progress: Progress
 def _run_gguf(path: Path, source: Source, written_as: str) -> Artefact:
     if written_as == "nanochat":
         return Reloaded(path)
-    from nanochat.export.llama_cpp import LlamaCpp
+    from nanochat.export.gguf.llama_cpp import LlamaCpp
 
     try:
         return LlamaCpp(path, context=min(source.config.context_length, 512))
@@ -309,7 +309,7 @@ def _gguf_types(choices: Choices, written_as: str) -> dict[str, str]:
 
 
 def _write_onnx(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
-    from nanochat.export.onnx_genai import write_genai
+    from nanochat.export.onnx.genai import write_genai
 
     write_genai(path, source, target=choices.target, progress=progress)
     return choices.target
@@ -317,7 +317,7 @@ def _write_onnx(path: Path, source: Source, choices: Choices, progress: Progress
 
 def _run_onnx(path: Path, source: Source, written_as: str) -> Artefact:
     del source, written_as
-    from nanochat.export.onnx_engine import OnnxEngine
+    from nanochat.export.onnx.engine import OnnxEngine
 
     return OnnxEngine(path / "model.onnx")
 
@@ -341,14 +341,14 @@ def _onnx_types(choices: Choices, written_as: str) -> dict[str, str]:
 
 def _write_web(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
     del choices
-    from nanochat.export.web import write_web
+    from nanochat.export.web.write import write_web
 
     write_web(path, source, progress=progress)
     return "web"
 
 
 def _write_mlx(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
-    from nanochat.export.mlx import write_mlx
+    from nanochat.export.stock.mlx import write_mlx
 
     return write_mlx(path, source, runtime=_runtime(choices, "mlx-lm"), progress=progress)
 
@@ -358,7 +358,7 @@ def _run_mlx(path: Path, source: Source, written_as: str) -> Artefact:
     if written_as == "nanochat":
         return Reloaded(path)
     try:
-        from nanochat.export.mlx_run import MlxLm
+        from nanochat.export.stock.mlx_run import MlxLm
     except ModuleNotFoundError as error:
         return _read_back(path, "mlx-lm", error)
     return MlxLm(path)
@@ -377,7 +377,7 @@ def _mlx_types(choices: Choices, written_as: str) -> dict[str, str]:
 
 
 def _write_hf(path: Path, source: Source, choices: Choices, progress: Progress | None) -> str:
-    from nanochat.export.transformers import write_transformers
+    from nanochat.export.stock.transformers import write_transformers
 
     runtime = _runtime(choices, "transformers")
     return write_transformers(path, source, runtime=runtime, progress=progress)
@@ -388,7 +388,7 @@ def _run_hf(path: Path, source: Source, written_as: str) -> Artefact:
     if written_as == "nanochat":
         return Reloaded(path)
     try:
-        from nanochat.export.transformers_run import Transformers
+        from nanochat.export.stock.transformers_run import Transformers
     except ModuleNotFoundError as error:
         return _read_back(path, "transformers", error)
     return Transformers(path)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nanochat.config import ModelConfig
-from nanochat.export.golden import Golden, record
-from nanochat.text_codec import TextCodec
+from nanochat.proof.golden import Golden, record
+from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
 
 __all__ = ["Source"]

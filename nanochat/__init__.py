@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nanochat import errors
     from nanochat.config import ModelConfig
     from nanochat.lm import Model, from_pretrained
-    from nanochat.tokenizer import Tokenizer
+    from nanochat.text.tokenizer import Tokenizer
 
 __all__ = [
     "Model",
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Model": "nanochat.lm",
     "ModelConfig": "nanochat.config",
-    "Tokenizer": "nanochat.tokenizer",
+    "Tokenizer": "nanochat.text.tokenizer",
     "from_pretrained": "nanochat.lm",
 }
 

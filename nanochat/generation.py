@@ -28,8 +28,8 @@ from nanochat.errors import ContextLengthError, InputError
 from nanochat.model import forward, slots
 from nanochat.ops import Ops, Repeats, Storage
 from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
-from nanochat.text_codec import TextCodec
-from nanochat.tokenizer import StreamDecoder
+from nanochat.text.codec import TextCodec
+from nanochat.text.tokenizer import StreamDecoder
 from nanochat.weights import Weights
 
 __all__ = [

@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 
 from nanochat import backends
 from nanochat.backends.choice import describe, faster, line
-from nanochat.chat import Message, render
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
 from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
-from nanochat.export.check import compare_golden
-from nanochat.export.golden import Golden
 from nanochat.export.source import Source
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
@@ -33,9 +30,12 @@ from nanochat.loading import (
 )
 from nanochat.memory import require_free, require_room
 from nanochat.ops import Ops, Storage
+from nanochat.proof.check import compare_golden
+from nanochat.proof.golden import Golden
 from nanochat.saving import save_model
 from nanochat.scoring import Score, score
-from nanochat.text_codec import TextCodec
+from nanochat.text.chat import Message, render
+from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
 
 __all__ = ["Model", "from_pretrained"]
@@ -198,7 +198,7 @@ class Model:
         if isinstance(backend, str):
             chosen, _ = choose_backend(location.path, backend)
             if chosen in backends.GRAPHS:
-                from nanochat.export.onnx_run import open_graph
+                from nanochat.export.onnx.run import open_graph
 
                 file = "onnx" if onnx_file(location.path) is None else "onnx-file"
                 require_room(str(name), source.config, file, others=_ready())

@@ -12,15 +12,15 @@ from pathlib import Path, PurePath
 from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
-from nanochat.export.golden import Golden
-from nanochat.export.manifest import Manifest, read_manifest
 from nanochat.export.source import Source
 from nanochat.files import MAX_HEADER_BYTES, exists, parse_json, read_bytes, require_file
 from nanochat.init import freeze
-from nanochat.library_tokenizer import load_tokenizer
 from nanochat.links import own_file
-from nanochat.text_codec import TextCodec
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.golden import Golden
+from nanochat.proof.manifest import Manifest, read_manifest
+from nanochat.text.codec import TextCodec
+from nanochat.text.library import load_tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights
 
 __all__ = [
@@ -94,14 +94,14 @@ def load_parts(path: Path) -> Parts:
     """
     kind = format_of(path)
     if kind == "gguf":
-        from nanochat.export.gguf import load_gguf
+        from nanochat.export.gguf.write import load_gguf
 
         config, weights, tokenizer = load_gguf(path)
         generation = default_generation(tokenizer)
         return Parts(config=config, weights=weights, tokenizer=tokenizer, generation=generation)
     file = onnx_file(path)
     if file is not None:
-        from nanochat.export.onnx_load import load_onnx
+        from nanochat.export.onnx.read import load_onnx
 
         config, weights = load_onnx(file)
         return _in_folder(file.parent, config, weights)
@@ -109,7 +109,7 @@ def load_parts(path: Path) -> Parts:
     if manifest is not None and kind in ("mlx", "transformers"):
         return _load_stock(path, manifest)
     if kind == "foreign":
-        from nanochat.export.foreign import load_foreign
+        from nanochat.export.stock.foreign import load_foreign
 
         config, weights, tokenizer = load_foreign(path)
         return Parts(
@@ -189,11 +189,11 @@ def load_golden(path: Path) -> Golden | None:
         If it is damaged.
     """
     if path.suffix == ".gguf":
-        from nanochat.export.gguf import gguf_golden
+        from nanochat.export.gguf.write import gguf_golden
 
         return gguf_golden(path)
     if path.suffix == ".onnx":
-        from nanochat.export.onnx_load import onnx_golden
+        from nanochat.export.onnx.read import onnx_golden
 
         return onnx_golden(path)
     manifest = read_manifest(path)
@@ -209,7 +209,7 @@ def load_licence(path: Path) -> str | None:
         If the file that says it is damaged.
     """
     if path.suffix == ".gguf":
-        from nanochat.export.gguf import gguf_licence
+        from nanochat.export.gguf.write import gguf_licence
 
         return gguf_licence(path)
     manifest = read_manifest(path if path.is_dir() else path.parent)
@@ -304,10 +304,10 @@ def _tensor_files(path: Path) -> list[Path]:
 def _load_stock(path: Path, manifest: Manifest) -> Parts:
     """Read an export for another runtime back; its own configuration is in ``nanochat.json``."""
     if manifest.kind == "mlx":
-        from nanochat.export.mlx import load_mlx
+        from nanochat.export.stock.mlx import load_mlx
 
         return _in_folder(path, *load_mlx(path, manifest.config))
-    from nanochat.export.transformers import load_transformers
+    from nanochat.export.stock.transformers import load_transformers
 
     return _in_folder(path, *load_transformers(path, manifest.config))
 

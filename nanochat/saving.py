@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nanochat import checkpoint
 from nanochat.errors import ConfigError, FormatError, SaveError
-from nanochat.export.manifest import read_manifest, write_manifest
 from nanochat.export.source import Source
+from nanochat.proof.manifest import read_manifest, write_manifest
 
 __all__ = ["save_model"]
 

@@ -5,8 +5,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.export.onnx_graph import Graph
-from nanochat.export.onnx_leaves import BLOCK, Parameter, project
+from nanochat.export.onnx.graph import Graph
+from nanochat.export.onnx.leaves import BLOCK, Parameter, project
 from nanochat.weights import Ternary
 
 __all__ = ["MatMulNBits"]

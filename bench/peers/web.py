@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bench.peers.chromium import Chromium, Page
 from nanochat.errors import BackendError
-from nanochat.export.verify import Rounding
-from nanochat.export.web import RUNTIME
+from nanochat.export.web.write import RUNTIME
+from nanochat.proof.parity import Rounding
 
 __all__ = ["FileServer", "WebPage", "wait_for_model"]
 
@@ -101,12 +101,12 @@ class WebPage:
         self._stack.close()
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See `nanochat.export.verify.Artefact.logits`."""
+        """See `nanochat.proof.parity.Artefact.logits`."""
         text = self._page.evaluate(f"nanochat.logits({_list(ids)})", seconds=_RUN_SECONDS)
         return np.frombuffer(base64.b64decode(text), np.float32).reshape(len(ids), -1)
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
-        """See `nanochat.export.verify.Artefact.greedy`."""
+        """See `nanochat.proof.parity.Artefact.greedy`."""
         call = f"nanochat.greedy({_list(ids)}, {num_tokens})"
         tokens: list[int] = self._page.evaluate(call, seconds=_RUN_SECONDS)["tokens"]
         return tokens

@@ -22,10 +22,10 @@ from nanochat.cli.output import note, print_json, write
 from nanochat.errors import ContextLengthError, InputError
 
 if TYPE_CHECKING:
-    from nanochat.chat import Message
     from nanochat.generation import Options
     from nanochat.lm import Model
     from nanochat.ops import Storage
+    from nanochat.text.chat import Message
 
 __all__ = ["chat"]
 
@@ -105,7 +105,7 @@ class _Conversation:
 
     def ask(self, text: str) -> Tally:
         """Add a message of the user; the tally gives the answer, which `answered` adds."""
-        from nanochat.chat import render
+        from nanochat.text.chat import render
 
         question: Message = {"role": "user", "content": text}
         turns = [*self._turns, question]

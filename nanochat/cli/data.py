@@ -86,7 +86,7 @@ def prepare(
     as_json: bool,
 ) -> None:
     """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
-    from nanochat.tokenizer import Tokenizer
+    from nanochat.text.tokenizer import Tokenizer
     from nanochat.train.data import prepare as prepare_data
 
     if vocab_size is not None and tokenizer is None:

@@ -114,7 +114,7 @@ def verify(model: str, *, backend: str, as_json: bool) -> None:
     of nanochat.json, if there is one; codes and numbers must be legal; the golden record is run on the backend. A
     mismatch names the file, the tensor or the layer.
     """
-    from nanochat.export.check import check_model
+    from nanochat.proof.check import check_model
     from nanochat.zoo.hub import resolve
 
     with as_file_errors():

@@ -19,10 +19,10 @@ from typing import Any
 from nanochat import backends
 from nanochat.backends.choice import describe
 from nanochat.errors import FormatError, InputError
-from nanochat.export.check import compare_golden, start
-from nanochat.export.golden import Golden
 from nanochat.export.source import Source
 from nanochat.generation import Runner
+from nanochat.proof.check import compare_golden, start
+from nanochat.proof.golden import Golden
 from nanochat.publish.card_body import BackendRow, Example
 from nanochat.shapes import num_parameters
 

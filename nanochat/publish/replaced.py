@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from nanochat.errors import InputError
-from nanochat.export.manifest import NAME
+from nanochat.proof.manifest import NAME
 from nanochat.publish.upload import Present
 
 __all__ = ["require_unmixed", "stale_files"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.errors import FormatError
-from nanochat.export.check import check_model
 from nanochat.export.formats import Choices, Exported, export_model
-from nanochat.export.manifest import read_manifest, write_manifest
 from nanochat.export.source import Source
 from nanochat.loading import load_source
+from nanochat.proof.check import check_model
+from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card_body import FormatRow
 from nanochat.publish.options import Options
 from nanochat.publish.staging import GRAPHS, LICENCE_FILES, Original, is_stock_gguf, stage

@@ -22,7 +22,7 @@ from nanochat.publish.repository import Repository
 from nanochat.publish.staging import LICENCE_FILES
 from nanochat.publish.training_log import RECIPE
 from nanochat.publish.upload import Present
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["describe", "require_updatable"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import DataError, FormatError, InputError, SaveError
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.train.corpus import (
     Document,
     documents,

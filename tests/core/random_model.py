@@ -7,7 +7,7 @@ import numpy as np
 from nanochat.config import ModelConfig
 from nanochat.init import freeze, init
 from nanochat.lm import Model
-from nanochat.tokenizer import SPECIALS, Tokenizer
+from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.weights import Latent, Stored, Weights, map_leaves
 
 TEXT = 'fn main() { println!("Hello, wörld"); } // to be or not to be, that is the question\n'

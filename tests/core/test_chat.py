@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat import Message, render
 from nanochat.errors import InputError
-from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
+from nanochat.text.chat import Message, render
+from nanochat.text.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 
 TOKENIZER = Tokenizer.train(["Hello, how are you? Fine, thank you."] * 2, vocab_size=280)
 CONVERSATION: list[Message] = [

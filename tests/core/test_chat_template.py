@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nanochat.chat import Message, render
-from nanochat.chat_template import render_template
 from nanochat.errors import FormatError, InputError
-from nanochat.library_tokenizer import LibraryTokenizer
-from nanochat.token_roles import Roles
+from nanochat.text.chat import Message, render
+from nanochat.text.library import LibraryTokenizer
+from nanochat.text.roles import Roles
+from nanochat.text.template import render_template
 from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3
 
 CONVERSATION: list[Message] = [

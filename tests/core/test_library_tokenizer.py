@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nanochat.errors import FormatError, InputError
-from nanochat.library_tokenizer import LibraryTokenizer, load_tokenizer
-from nanochat.text_codec import TextCodec
-from nanochat.token_roles import Roles
-from nanochat.tokenizer import StreamDecoder, Tokenizer
+from nanochat.text.codec import TextCodec
+from nanochat.text.library import LibraryTokenizer, load_tokenizer
+from nanochat.text.roles import Roles
+from nanochat.text.tokenizer import StreamDecoder, Tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram, write, write_llama_3
 from tests.core.random_model import random_tokenizer
 

@@ -14,7 +14,6 @@ import pytest
 
 from nanochat import backends, checkpoint, memory
 from nanochat.backends.reference import ReferenceOps
-from nanochat.chat import Message
 from nanochat.cost import tensor_classes
 from nanochat.errors import (
     BackendError,
@@ -28,7 +27,8 @@ from nanochat.errors import (
 from nanochat.export.formats import FORMATS, Choices, export_model
 from nanochat.lm import Model, from_pretrained
 from nanochat.loading import copied_bytes, load_source
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.chat import Message
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.core.random_model import (
     random_config,

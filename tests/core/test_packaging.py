@@ -36,10 +36,11 @@ def test_every_folder_with_code_is_a_regular_package() -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("folder", ["zoo/weights", "export/web_page"])
+@pytest.mark.parametrize("folder", ["zoo/weights", "export/web/page"])
 def test_every_file_of_data_is_shipped(project: dict[str, Any], folder: str) -> None:
-    package = folder.partition("/")[0]
-    patterns = project["tool"]["setuptools"]["package-data"][f"nanochat.{package}"]
+    package = folder.rpartition("/")[0]
+    name = f"nanochat.{package.replace('/', '.')}"
+    patterns = project["tool"]["setuptools"]["package-data"][name]
     files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
 
     names = [path.relative_to(ROOT / package).as_posix() for path in files]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from nanochat.errors import FormatError, InputError, SaveError
-from nanochat.tokenizer import SPECIALS, StreamDecoder, Tokenizer
+from nanochat.text.tokenizer import SPECIALS, StreamDecoder, Tokenizer
 
 TEXT = 'fn main() { println!("Hello, wörld 🙂"); } // to be or not to be, that is the question\n'
 TOKENIZER = Tokenizer.train([TEXT] * 4, vocab_size=320)

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from bench.peers.chromium import Page
-from nanochat.export.manifest import NAME, write_manifest
 from nanochat.export.source import Source
-from nanochat.export.web import write_web
+from nanochat.export.web.write import write_web
 from nanochat.loading import load_source
+from nanochat.proof.manifest import NAME, write_manifest
 
 # Loads sooner, because nothing else is tried.
 QUICK = "?device=wasm&weights=float32&threads=1"

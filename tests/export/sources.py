@@ -8,7 +8,7 @@ from nanochat.config import ModelConfig
 from nanochat.export.source import Source
 from nanochat.init import freeze, init
 from nanochat.loading import default_generation
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Stored, map_leaves
 from tests.core.random_model import random_tokenizer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import InputError
-from nanochat.library_tokenizer import LibraryTokenizer
 from nanochat.lm import Model
-from nanochat.token_roles import Roles
+from nanochat.text.library import LibraryTokenizer
+from nanochat.text.roles import Roles
 from tests.core.foreign_tokenizers import llama_3, write_llama_3
 from tests.export.foreign_ggufs import Case, write
 from tests.export.foreign_models import build, greedy, save

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
-from nanochat.export.foreign import load_foreign
-from nanochat.export.foreign_bitnet import load_bitnet
+from nanochat.export.stock.bitnet import load_bitnet
+from nanochat.export.stock.foreign import load_foreign
 from nanochat.generation import Engine
 from nanochat.weights import Dense, Stored, Ternary, Weights
 from tests.core.foreign_tokenizers import write_llama_3

@@ -14,11 +14,11 @@ import pytest
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
-from nanochat.export.foreign_gguf import load_foreign_gguf
-from nanochat.export.gguf import write_gguf
-from nanochat.export.gguf_file import read_gguf
-from nanochat.export.gguf_tensors import OutType
-from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.export.gguf.tensors import OutType
+from nanochat.export.gguf.write import write_gguf
 from nanochat.generation import Engine
 from nanochat.weights import Int8, Ternary, named_leaves
 from tests.core.foreign_tokenizers import sentencepiece

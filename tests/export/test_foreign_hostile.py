@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanochat.errors import NanochatError
-from nanochat.export.foreign_config import MODEL_TYPES, read_model, read_quantization
-from nanochat.export.foreign_gguf import load_foreign_gguf
-from nanochat.export.gguf_file import read_gguf
-from nanochat.library_tokenizer import load_tokenizer
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.stock.bitnet_config import MODEL_TYPES, read_model, read_quantization
+from nanochat.text.library import load_tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram
 from tests.export.foreign_ggufs import Case, write
 

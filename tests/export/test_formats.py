@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from nanochat.cli import export as cli
 from nanochat.errors import ConfigError, InputError, SaveError
-from nanochat.export.check import check_model
 from nanochat.export.formats import FORMATS, Choices, Reloaded, export_model
-from nanochat.export.manifest import NAME, check_files, read_manifest
 from nanochat.export.mhc import read_mhc
 from nanochat.loading import load_parts, load_source
+from nanochat.proof.check import check_model
+from nanochat.proof.manifest import NAME, check_files, read_manifest
 from nanochat.weights import named_leaves
 from tests.export.sources import random_source
 

@@ -8,17 +8,17 @@ import numpy as np
 import onnxruntime_genai
 import pytest
 
-from nanochat.chat import Message, render
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.onnx import Target
-from nanochat.export.onnx_engine import OnnxEngine
-from nanochat.export.onnx_genai import genai_config, write_genai
-from nanochat.export.onnx_genai_run import GenaiModel
+from nanochat.export.onnx.engine import OnnxEngine
+from nanochat.export.onnx.genai import genai_config, write_genai
+from nanochat.export.onnx.genai_run import GenaiModel
+from nanochat.export.onnx.write import Target
 from nanochat.export.source import Source
-from nanochat.export.verify import check_parity
 from nanochat.init import freeze
 from nanochat.loading import default_generation
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.parity import check_parity
+from nanochat.text.chat import Message, render
+from nanochat.text.tokenizer import Tokenizer
 from tests.core.random_model import (
     random_tokenizer,
     reciting_config,

@@ -24,12 +24,12 @@ from nanochat.errors import (
     NumericError,
     VersionError,
 )
-from nanochat.export.gguf import gguf_golden, load_gguf, write_gguf
-from nanochat.export.gguf_file import read_gguf
-from nanochat.export.gguf_types import F16
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.types import F16
+from nanochat.export.gguf.write import gguf_golden, load_gguf, write_gguf
 from nanochat.export.source import Source
 from nanochat.init import freeze, init
-from nanochat.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
+from nanochat.text.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
 
 BASE: dict[str, Any] = {
@@ -60,7 +60,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from nanochat.errors import SaveError
-from nanochat.export.gguf import load_gguf, write_gguf
+from nanochat.export.gguf.write import load_gguf, write_gguf
 from nanochat.export.source import Source
 path = Path(sys.argv[1])
 config, weights, tokenizer = load_gguf(path)

@@ -8,7 +8,7 @@ import pytest
 
 from nanochat import ternary
 from nanochat.errors import FormatError, NumericError, ShapeError
-from nanochat.export.gguf_types import (
+from nanochat.export.gguf.types import (
     F16,
     Q2_0,
     TQ1_0,

@@ -10,8 +10,8 @@ import pytest
 from nanochat import ternary
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import FormatError
-from nanochat.export.golden import NUM_TOKENS, digest, from_json, record
 from nanochat.generation import Engine
+from nanochat.proof.golden import NUM_TOKENS, digest, from_json, record
 from nanochat.weights import Dense, Int8, Ternary, named_leaves
 from tests.export.sources import random_source
 

@@ -21,17 +21,17 @@ from hypothesis import strategies as st
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import NanochatError
-from nanochat.export.gguf import load_gguf, write_gguf
-from nanochat.export.gguf_file import read_gguf
-from nanochat.export.golden import from_json
-from nanochat.export.manifest import check_files, read_manifest, write_manifest
-from nanochat.export.mlx import load_mlx, write_mlx
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.write import load_gguf, write_gguf
 from nanochat.export.source import Source
-from nanochat.export.transformers import load_transformers, write_transformers
+from nanochat.export.stock.mlx import load_mlx, write_mlx
+from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.files import read_bytes, read_tensors, write_tensors
 from nanochat.init import freeze, init
 from nanochat.loading import load_golden, load_parts
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.golden import from_json
+from nanochat.proof.manifest import check_files, read_manifest, write_manifest
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import named_leaves
 from tests.core import foreign_tokenizers
 from tests.export import foreign_ggufs, foreign_models
@@ -390,8 +390,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from nanochat.errors import SaveError
-from nanochat.export.mlx import write_mlx
-from nanochat.export.transformers import write_transformers
+from nanochat.export.stock.mlx import write_mlx
+from nanochat.export.stock.transformers import write_transformers
 from tests.export.stock_models import make_source
 write, runtime = {"mlx": (write_mlx, "mlx-lm"), "transformers": (write_transformers, "transformers")}[sys.argv[1]]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

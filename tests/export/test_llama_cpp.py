@@ -22,14 +22,14 @@ from nanochat.errors import (
     NanochatError,
 )
 from nanochat.export import npm
-from nanochat.export.gguf import write_gguf
-from nanochat.export.llama_cpp import LlamaCpp
-from nanochat.export.llama_cpp_install import library_folder
-from nanochat.export.llama_cpp_library import library
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.export.gguf.llama_cpp_install import library_folder
+from nanochat.export.gguf.llama_cpp_library import library
+from nanochat.export.gguf.write import write_gguf
 from nanochat.export.source import Source
 from nanochat.export.transform import with_float16_tables
-from nanochat.export.verify import check_parity
-from nanochat.tokenizer import CHAT_TEMPLATE, Tokenizer
+from nanochat.proof.parity import check_parity
+from nanochat.text.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),

@@ -11,10 +11,10 @@ import pytest
 from bench.random_model import random_packed_weights
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
-from nanochat.export.gguf import write_gguf
-from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.export.gguf.write import write_gguf
 from nanochat.export.source import Source
-from nanochat.tokenizer import SPECIALS, Tokenizer
+from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.zoo.hub import resolve
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.manifest import NAME, check_files, read_manifest, write_manifest
+from nanochat.proof.manifest import NAME, check_files, read_manifest, write_manifest
 from tests.export.sources import random_source
 
 SOURCE = random_source()

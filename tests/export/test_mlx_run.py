@@ -5,10 +5,10 @@ from pathlib import Path
 import mlx_lm
 import pytest
 
-from nanochat.chat import render
-from nanochat.export.mlx import write_mlx
-from nanochat.export.mlx_run import MlxLm
-from nanochat.export.verify import check_parity
+from nanochat.export.stock.mlx import write_mlx
+from nanochat.export.stock.mlx_run import MlxLm
+from nanochat.proof.parity import check_parity
+from nanochat.text.chat import render
 from tests.core.random_model import random_tokenizer
 from tests.export.stock_models import (
     CHAT,

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import ConfigError, InputError, SaveError
-from nanochat.export import onnx as exporter
-from nanochat.export.golden import from_json
-from nanochat.export.onnx import Target, export_onnx
-from nanochat.export.onnx_standard import SESSION_CONFIG
-from nanochat.export.onnx_state import MISPLACED, memory_shapes, present_name
+from nanochat.export.onnx import write as exporter
+from nanochat.export.onnx.standard import SESSION_CONFIG
+from nanochat.export.onnx.state import MISPLACED, memory_shapes, present_name
+from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.source import Source
 from nanochat.export.transform import with_exit_threshold
 from nanochat.init import freeze, init
 from nanochat.model import forward, slots
+from nanochat.proof.golden import from_json
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 from tests.core.random_model import random_tokenizer
 

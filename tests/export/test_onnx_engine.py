@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import ContextLengthError, FormatError, InputError
-from nanochat.export.onnx import Target, export_onnx
-from nanochat.export.onnx_engine import OnnxEngine
+from nanochat.export.onnx.engine import OnnxEngine
+from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.source import Source
-from nanochat.export.verify import check_parity
 from nanochat.generation import Engine, Runner, generate
+from nanochat.proof.parity import check_parity
 from tests.export.sources import random_source
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")

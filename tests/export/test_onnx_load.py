@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.errors import ConfigError, FormatError, NanochatError, NumericError
-from nanochat.export import onnx as exporter
-from nanochat.export.onnx import Target, export_onnx
-from nanochat.export.onnx_load import load_onnx, onnx_golden
+from nanochat.export.onnx import write as exporter
+from nanochat.export.onnx.read import load_onnx, onnx_golden
+from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import without_ahead
 from nanochat.weights import Stored, named_leaves
 from tests.export.sources import random_source

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import Mixer, ModelConfig
-from nanochat.export.onnx_ops import OnnxOps
-from nanochat.export.onnx_ort import OrtOps
-from nanochat.export.onnx_standard import SESSION_CONFIG, StandardOps
-from nanochat.export.verify import compare
+from nanochat.export.onnx.ops import OnnxOps
+from nanochat.export.onnx.ort import OrtOps
+from nanochat.export.onnx.standard import SESSION_CONFIG, StandardOps
 from nanochat.init import init
 from nanochat.model import slots
+from nanochat.proof.parity import compare
 from nanochat.weights import Dense, Stored, Weights, map_leaves
 
 # B sequences, T tokens, C width, H heads, G key heads, K head features, E experts.

@@ -17,17 +17,17 @@ from bench.random_model import random_packed_weights
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
-from nanochat.export.gguf import gguf_architecture, gguf_golden, load_gguf, write_gguf
-from nanochat.export.gguf_file import read_gguf
-from nanochat.export.gguf_types import TYPES
-from nanochat.export.llama_cpp import LlamaCpp
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.export.gguf.types import TYPES
+from nanochat.export.gguf.write import gguf_architecture, gguf_golden, load_gguf, write_gguf
 from nanochat.export.source import Source
-from nanochat.export.stock import Runtime, obstacles, stock_architecture
+from nanochat.export.stock.architectures import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
 from nanochat.export.unrounded import UnroundedOps
-from nanochat.export.verify import compare, greedy
 from nanochat.generation import Engine
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.parity import compare, greedy
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 
 TOKENIZER = Tokenizer.train(["to be or not to be, that is the question"] * 3, vocab_size=280)

@@ -22,7 +22,7 @@ from nanochat.export.transform import (
 from nanochat.init import freeze, init
 from nanochat.model import forward
 from nanochat.shapes import layer_kinds
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Int8
 
 TOKENIZER = Tokenizer.train(["to be or not to be"], vocab_size=270)

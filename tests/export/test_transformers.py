@@ -13,7 +13,7 @@ from safetensors import safe_open
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
-from nanochat.export.transformers import load_transformers, write_transformers
+from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.files import read_tensors, write_tensors
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.export.stock_models import (

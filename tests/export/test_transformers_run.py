@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.chat import render
 from nanochat.checkpoint import save_tensors
-from nanochat.export.transformers import write_transformers
-from nanochat.export.transformers_run import Transformers
-from nanochat.export.verify import check_parity
+from nanochat.export.stock.transformers import write_transformers
+from nanochat.export.stock.transformers_run import Transformers
+from nanochat.proof.parity import check_parity
+from nanochat.text.chat import render
 from tests.core.random_model import random_tokenizer
 from tests.export.stock_models import (
     CHAT,
@@ -90,7 +90,7 @@ def test_an_answer_ends_where_the_turn_does(polite: Transformers) -> None:
 
 def test_shards_are_found_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nanochat.export.transformers.save_tensors",
+        "nanochat.export.stock.transformers.save_tensors",
         partial(save_tensors, max_shard_bytes=300_000),
     )
     write_transformers(tmp_path, make_source("untied"), runtime="transformers")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.errors import ConfigError
-from nanochat.export import web
-from nanochat.export.onnx_forms import packed_form
-from nanochat.export.onnx_leaves import BLOCK, Parameter
-from nanochat.export.onnx_standard import StandardOps
+from nanochat.export.onnx.forms import packed_form
+from nanochat.export.onnx.leaves import BLOCK, Parameter
+from nanochat.export.onnx.standard import StandardOps
 from nanochat.export.source import Source
-from nanochat.export.web import write_web
+from nanochat.export.web import write as web
+from nanochat.export.web.write import write_web
 from nanochat.weights import Ternary
 from tests.export.pages import tiny, write_page
 

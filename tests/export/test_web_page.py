@@ -10,12 +10,12 @@ import pytest
 
 from bench.peers.chromium import Chromium, Page
 from bench.peers.web import FileServer, WebPage, wait_for_model
-from nanochat import chat
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import BackendError
 from nanochat.export.source import Source
-from nanochat.export.verify import check_parity, greedy
 from nanochat.generation import Engine
+from nanochat.proof.parity import check_parity, greedy
+from nanochat.text import chat
 from tests.export.pages import BUSY, QUICK, begin, copy_page, shown, tiny, write, write_page
 from tests.export.sources import ODD_STRINGS
 
@@ -129,7 +129,7 @@ def test_a_conversation_is_the_packages(page: Page, source: Source) -> None:
         {"role": "user", "content": "é"},
     ]
 
-    ids = page.evaluate(f"nanochat.chat({json.dumps(messages)})")
+    ids = page.evaluate(f"nanochat.text.chat({json.dumps(messages)})")
 
     assert ids == chat.render(messages, source.tokenizer)
 

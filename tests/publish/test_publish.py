@@ -13,9 +13,9 @@ from nanochat import checkpoint
 from nanochat.config import config_to_dict
 from nanochat.errors import FormatError, InputError
 from nanochat.export.formats import Choices, export_model
-from nanochat.export.manifest import read_manifest, write_manifest
 from nanochat.export.source import Source
 from nanochat.lm import Model
+from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card import BEGIN, END, Evaluation, Metadata, update_card
 from nanochat.publish.front_matter import read_front_matter
 from nanochat.publish.measure import run_examples

@@ -12,8 +12,8 @@ import pytest
 
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Choices, export_model
-from nanochat.export.manifest import write_manifest
 from nanochat.export.source import Source
+from nanochat.proof.manifest import write_manifest
 from nanochat.publish.options import Options
 from nanochat.publish.publish import publish
 from nanochat.publish.staging import open_original, stage

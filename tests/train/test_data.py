@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import DataError, FormatError, InputError, SaveError, VersionError
-from nanochat.tokenizer import Tokenizer
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.train.corpus import documents, find_files, is_held_out, position
 from nanochat.train.data import Shards, _window_starts, prepare
 

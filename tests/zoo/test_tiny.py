@@ -11,15 +11,15 @@ import pytest
 import nanochat
 from nanochat import backends, checkpoint
 from nanochat.config import config_to_dict
-from nanochat.export.check import check_model
-from nanochat.export.gguf import load_gguf, write_gguf
-from nanochat.export.onnx import Target, export_onnx
-from nanochat.export.onnx_engine import OnnxEngine
+from nanochat.export.gguf.write import load_gguf, write_gguf
+from nanochat.export.onnx.engine import OnnxEngine
+from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.source import Source
-from nanochat.export.verify import check_parity
 from nanochat.lm import Model
 from nanochat.presets import preset
-from nanochat.tokenizer import Tokenizer
+from nanochat.proof.check import check_model
+from nanochat.proof.parity import check_parity
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.train.recipe import recipe_from_dict
 from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve

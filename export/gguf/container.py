@@ -1,0 +1,205 @@
+"""This file holds the reader of GGUF files: metadata and mapped tensors, no count believed before its bytes are there.
+
+The gguf library's reader loops as often as a file's counts tell it to, and makes an array for each token.
+
+References
+----------
+.. [1] github.com/ggml-org/ggml, docs/gguf.md, version 3.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.errors import FormatError, VersionError
+from nanochat.export.gguf.types import TYPES, TensorType
+from nanochat.files import require_file
+
+__all__ = ["GgufFile", "GgufTensor", "Value", "read_gguf"]
+
+Value = bool | int | float | str | list[str] | NDArray[np.generic]
+
+_VERSION = 3
+# Metadata of a vocabulary of 2**20 tokens need 50 MB.
+_MAX_METADATA_BYTES = 128 * 2**20
+_MAX_DIMENSIONS = 4
+_TYPE = gguf.GGUFValueType
+_DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
+    _TYPE.UINT8: np.dtype("<u1"),
+    _TYPE.INT8: np.dtype("<i1"),
+    _TYPE.UINT16: np.dtype("<u2"),
+    _TYPE.INT16: np.dtype("<i2"),
+    _TYPE.UINT32: np.dtype("<u4"),
+    _TYPE.INT32: np.dtype("<i4"),
+    _TYPE.FLOAT32: np.dtype("<f4"),
+    _TYPE.BOOL: np.dtype("?"),
+    _TYPE.UINT64: np.dtype("<u8"),
+    _TYPE.INT64: np.dtype("<i8"),
+    _TYPE.FLOAT64: np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GgufTensor:
+    """A tensor of the file: its bytes mapped, its shape with rows first."""
+
+    kind: TensorType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GgufFile:
+    """What a file holds."""
+
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, GgufTensor]
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The metadata and tensors of a GGUF file of version 3.
+
+    Raises
+    ------
+    FormatError
+        If the file is truncated, padded, big-endian, not GGUF, or newer (`VersionError`).
+    """
+    if require_file(path) < 24:
+        raise FormatError(f"{path}: too short for a GGUF file; fetch the file again")
+    try:
+        mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}; make the file readable") from error
+    cursor = _Cursor(path, mapped[:_MAX_METADATA_BYTES].data)
+    _check_version(path, bytes(cursor.take(4)), cursor.integer("<I"))
+    num_tensors, num_values = cursor.integer("<Q"), cursor.integer("<Q")
+    metadata: dict[str, Value] = {}
+    for _ in range(num_values):
+        key = cursor.text()
+        if key in metadata:
+            raise FormatError(f"{path}: the key {key!r:.80} is there twice; fetch the file again")
+        metadata[key] = cursor.value()
+    described = [_describe(cursor) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or alignment not in {2**n for n in range(17)}:
+        raise FormatError(
+            f"{path}: alignment is {alignment!r:.40}, must be a power of 2; fetch it again"
+        )
+    data = mapped[_round_up(cursor.position, alignment) :]
+    tensors: dict[str, GgufTensor] = {}
+    position = 0
+    for name, kind, shape, start in described:
+        size = kind.num_bytes(shape)
+        if name in tensors or start != position or start + size > data.size:
+            raise FormatError(
+                f"{path}: {name!r:.80}, {kind.name} of shape {list(shape)}, is at byte {start} of {data.size}: "
+                f"must be there once, at {position}, and fit; fetch the file again"
+            )
+        tensors[name] = GgufTensor(kind=kind, shape=shape, data=data[start : start + size])
+        position = _round_up(start + size, alignment)
+    if data.size > position:
+        raise FormatError(
+            f"{path}: {data.size - position} bytes follow the last tensor; fetch the file again"
+        )
+    return GgufFile(metadata=metadata, tensors=tensors)
+
+
+class _Cursor:
+    """A position in the metadata that cannot leave them."""
+
+    def __init__(self, path: Path, data: memoryview) -> None:
+        self.path = path
+        self.position = 0
+        self._data = data
+
+    def take(self, size: int) -> memoryview:
+        """Return the next `size` bytes."""
+        end = self.position + size
+        if end > len(self._data):
+            raise FormatError(
+                f"{self.path}: {size} bytes at {self.position} reach over the end of the file or of the "
+                f"{_MAX_METADATA_BYTES} bytes that metadata may have; fetch the file again"
+            )
+        taken = self._data[self.position : end]
+        self.position = end
+        return taken
+
+    def integer(self, form: str) -> int:
+        """Return the next number, of a type in the notation of `struct`."""
+        (number,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return int(number)
+
+    def text(self) -> str:
+        """Return the next string."""
+        data = bytes(self.take(self.integer("<Q")))
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(
+                f"{self.path}: the text {data!r:.80} is not UTF-8; fetch the file again"
+            ) from error
+
+    def value(self) -> Value:
+        """Return the next value of the metadata, behind its type."""
+        kind = self.integer("<I")
+        if kind == _TYPE.ARRAY:
+            kind, count = self.integer("<I"), self.integer("<Q")
+            if kind == _TYPE.STRING:
+                return [self.text() for _ in range(count)]
+            dtype = self._dtype(kind)
+            return np.frombuffer(self.take(count * dtype.itemsize), dtype)
+        if kind == _TYPE.STRING:
+            return self.text()
+        dtype = self._dtype(kind)
+        number: bool | int | float = np.frombuffer(self.take(dtype.itemsize), dtype)[0].item()
+        return number
+
+    def _dtype(self, kind: int) -> np.dtype[np.generic]:
+        if kind not in _DTYPES:
+            raise FormatError(f"{self.path}: unknown type {kind} of a value; fetch the file again")
+        return _DTYPES[_TYPE(kind)]
+
+
+def _check_version(path: Path, magic: bytes, version: int) -> None:
+    if magic != b"GGUF":
+        raise FormatError(f"{path}: begins with {magic!r}, not with GGUF; pass a GGUF file")
+    if version == _VERSION:
+        return
+    # Where the low half is zero, the bytes are the other way round.
+    if version & 0xFFFF == 0:
+        raise FormatError(f"{path}: a big-endian GGUF file; fetch the little-endian one")
+    kind = VersionError if version > _VERSION else FormatError
+    raise kind(f"{path}: GGUF version {version}, must be {_VERSION}; convert the file, or upgrade")
+
+
+def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
+    """Return name, type, shape and offset of the next tensor."""
+    name = cursor.text()
+    num_dimensions = cursor.integer("<I")
+    if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+        raise FormatError(
+            f"{cursor.path}: {name!r:.80} has {num_dimensions} dimensions, may have 1 to {_MAX_DIMENSIONS}; "
+            "fetch the file again"
+        )
+    shape = tuple(cursor.integer("<Q") for _ in range(num_dimensions))[::-1]
+    number = cursor.integer("<I")
+    if number not in TYPES:
+        raise FormatError(
+            f"{cursor.path}: {name!r:.80} is of the unknown type {number}; upgrade nanochat-ternary"
+        )
+    kind = TYPES[number]
+    if shape[-1] % kind.columns:
+        raise FormatError(
+            f"{cursor.path}: {name!r:.80} has rows of {shape[-1]} columns, must be a multiple of {kind.columns}; "
+            "fetch the file again"
+        )
+    return name, kind, shape, cursor.integer("<Q")
+
+
+def _round_up(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment

@@ -1,0 +1,274 @@
+"""This file holds the reader of other people's GGUF files: ternary models that stock llama.cpp runs.
+
+llama.cpp rounds a linear's input in blocks of 256 or 32, as the type of its matrix asks for; here a model has one block
+for all of them, the nearest that there is.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, src/models and convert_hf_to_gguf.py, commit 0c1e570.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.checkpoint import require_legal
+from nanochat.config import ModelConfig
+from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
+from nanochat.export.gguf.container import GgufFile, GgufTensor
+from nanochat.export.gguf.foreign_config import ARCHITECTURES, read_hyperparameters
+from nanochat.export.gguf.foreign_matrix import Matrix, read_matrix
+from nanochat.export.gguf.tensors import layout
+from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0
+from nanochat.export.gguf.vocabulary import read_vocabulary
+from nanochat.shapes import shapes
+from nanochat.text.codec import TextCodec
+from nanochat.weights import (
+    Dense,
+    Int8,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+    named_leaves,
+)
+
+__all__ = ["load_foreign_gguf"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_TERNARY = {kind.number: kind for kind in (TQ1_0, TQ2_0, Q2_0)}
+# Blocks of weights and of activations.
+_Blocks = tuple[Literal[256, 128, "row"], Literal[256, 128, "token"]]
+_LARGE: _Blocks = (256, 256)
+_SMALL: tuple[_Blocks, ...] = ((128, 128), ("row", "token"))
+
+
+def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[Stored], TextCodec]:
+    """Make a model of a file that another program wrote.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is, for messages.
+    file : GgufFile
+        What `nanochat.export.gguf.container.read_gguf` gives.
+
+    Raises
+    ------
+    ConfigError
+        If the model computes what this package does not.
+    FormatError, ShapeError
+        If its architecture is unknown, tensors are missing, unexpected, of another shape than the metadata ask for or
+        of a type that is not ternary, or the tokenizer is of an unknown kind.
+    NumericError
+        If a code is none of -1, 0, 1, or a number or scale is not finite.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise FormatError(
+            f"{path}: architecture is {architecture!r:.80}: of other people's GGUF files this package reads those of "
+            f"{', '.join(ARCHITECTURES)}; pass one of these"
+        )
+    try:
+        config, weights = _Reader(path, architecture, file).model()
+    except (ConfigError, FormatError, ShapeError, NumericError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    return config, weights, read_vocabulary(path, file.metadata, rows=config.vocab_size)
+
+
+class _Reader:
+    """Makes our leaves of a file's tensors."""
+
+    def __init__(self, path: Path, architecture: str, file: GgufFile) -> None:
+        self._path = path
+        self._architecture = architecture
+        self._tensors = file.tensors
+        self._fields = read_hyperparameters(architecture, file)
+        # The blocks are not known before the matrices are, whose names and shapes do not depend on them.
+        self._plain = ModelConfig(**self._fields, weight_block="row", activation_block="token")
+        # Of the linears.
+        self._kinds: set[TensorType] = set()
+        # The largest relative error of a scale's rounding to float16, and whose.
+        self._rounding: tuple[float, str] = (0.0, "")
+
+    def model(self) -> tuple[ModelConfig, Weights[Stored]]:
+        """Configuration and weights."""
+        specs = dict(named_leaves(shapes(self._plain)))
+        places = layout(shapes(self._plain), self._architecture)
+        self._check_names(places, specs)
+        matrices: dict[str, Matrix] = {}
+        others: dict[str, Stored] = {}
+        for name, members in places.items():
+            spec = specs[members[0]]
+            self._check_shape(name, (len(members),) if "_exps." in name else (), spec.shape)
+            if spec.kind == "ternary":
+                matrices |= zip(members, self._matrices(name, len(members), spec), strict=True)
+            else:
+                others[members[0]] = self._other(name, spec)
+        blocks = self._blocks(matrices)
+        config = ModelConfig(**self._fields, weight_block=blocks[0], activation_block=blocks[1])
+        weights = map_leaves(
+            lambda name, spec: _leaf(others.get(name), matrices.get(name), spec), shapes(config)
+        )
+        for name, leaf in named_leaves(weights):
+            require_legal(name, leaf)
+        self._log(config)
+        return config, weights
+
+    def _check_names(self, places: Mapping[str, list[str]], specs: Mapping[str, Spec]) -> None:
+        missing = sorted(places.keys() - self._tensors.keys())
+        if missing:
+            raise FormatError(
+                f"{len(missing)} tensors are missing, the first is {missing[0]}: the metadata are another model's, or "
+                "the file is one of several; fetch it again, or join its parts"
+            )
+        linears = [name for name, leaves in places.items() if specs[leaves[0]].kind == "ternary"]
+        others = self._tensors.keys() - places.keys() - {_companion(name) for name in linears}
+        if others:
+            raise FormatError(
+                f"{len(others)} tensors have no place in this model, the first is {min(others)!r:.80}: linears here "
+                "have no biases, and positions no factors of their own; pass a model without it"
+            )
+
+    def _check_shape(self, name: str, stack: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        found = self._tensors[name].shape
+        if found != (*stack, *shape):
+            raise ShapeError(
+                f"{name} has shape {list(found)} but the metadata ask for {[*stack, *shape]}: fetch the file again"
+            )
+
+    def _matrices(self, name: str, count: int, spec: Spec) -> list[Matrix]:
+        """The matrices of a tensor: several if it is of experts."""
+        tensor = self._tensors[name]
+        if tensor.kind.number not in _TERNARY:
+            types = ", ".join(kind.name for kind in _TERNARY.values())
+            raise FormatError(
+                f"{name} is of type {tensor.kind.name}, must be one of {types}: in this package every linear is "
+                "ternary; pass a ternary model"
+            )
+        self._kinds.add(tensor.kind)
+        data = tensor.data.reshape(count, spec.shape[0], -1)
+        factors = self._factors(_companion(name), count)
+        matrices: list[Matrix] = []
+        for part, factor in zip(data, factors, strict=True):
+            matrix = read_matrix(tensor.kind, part, name=name)
+            if factor is not None:
+                matrix, error = matrix.times(factor, _companion(name))
+                self._rounding = max(self._rounding, (error, _companion(name)))
+            matrices.append(self._half_split(name, matrix))
+        return matrices
+
+    def _factors(self, name: str, count: int) -> list[float] | list[None]:
+        if name not in self._tensors:
+            return [None] * count
+        tensor = self._tensors[name]
+        if tensor.shape != (count,):
+            raise ShapeError(
+                f"{name} has shape {list(tensor.shape)}, must be [{count}]: fetch the file again"
+            )
+        factors: list[float] = _dequantize(name, tensor).reshape(-1).tolist()
+        return factors
+
+    def _half_split(self, name: str, matrix: Matrix) -> Matrix:
+        """Rows in the order in which features of a head are rotated here: pairs are half a head apart.
+
+        The architecture llama rotates neighbours.
+        """
+        heads = {
+            "attn_q.weight": self._plain.num_heads,
+            "attn_k.weight": self._plain.num_kv_heads,
+        }.get(name.split(".", 2)[-1])
+        if self._architecture != "llama" or heads is None:
+            return matrix
+        rows = np.arange(len(matrix.packed)).reshape(heads, self._plain.head_dim // 2, 2)
+        return matrix.with_rows(rows.swapaxes(1, 2).reshape(-1))
+
+    def _other(self, name: str, spec: Spec) -> Stored:
+        """A norm, router or table."""
+        tensor = self._tensors[name]
+        if spec.kind == "int8":
+            codes, scales = unpack_q8_0(tensor.data.reshape(spec.shape[0], -1), name=name)
+            return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
+        return Dense(values=_dequantize(name, tensor))
+
+    def _blocks(self, matrices: Mapping[str, Matrix]) -> _Blocks:
+        """The block sizes that hold every scale, as near to llama.cpp's as there are."""
+        for blocks in _SMALL if Q2_0 in self._kinds else (_LARGE,):
+            if all(_fits(matrix, blocks[0]) for matrix in matrices.values()):
+                return blocks
+        name = next(name for name, matrix in matrices.items() if not _fits(matrix, 128))
+        raise FormatError(
+            f"the scales of {name} differ within 128 columns, and within a row: Q2_0 has one for every 64, this "
+            "package one for 128, 256 or all columns of a row; pass a model with larger blocks"
+        )
+
+    def _log(self, config: ModelConfig) -> None:
+        theirs = sorted({32 if kind == Q2_0 else 256 for kind in self._kinds})
+        block = config.activation_block
+        _LOGGER.info(
+            "%s: activations are rounded in blocks of %s, where llama.cpp rounds in blocks of %s",
+            self._path,
+            "a token" if block == "token" else f"{block} columns",
+            " and ".join(map(str, theirs)),
+        )
+        error, name = self._rounding
+        if error:
+            _LOGGER.warning(
+                "%s: scales are rounded to float16; the largest relative error is %.1e, by %s",
+                self._path,
+                error,
+                name,
+            )
+
+
+def _companion(name: str) -> str:
+    """Name of the tensor with a factor for all of a linear's scales."""
+    return f"{name.removesuffix('.weight')}.scale"
+
+
+def _fits(matrix: Matrix, block: int | str) -> bool:
+    columns = 4 * matrix.packed.shape[1]
+    if isinstance(block, str):
+        return matrix.shared(1) is not None
+    return columns % block == 0 and matrix.shared(columns // block) is not None
+
+
+def _leaf(other: Stored | None, matrix: Matrix | None, spec: Spec) -> Stored:
+    if isinstance(other, Int8):
+        return Int8(codes=other.codes, scales=other.scales, activation_block=spec.activation_block)
+    if matrix is None:
+        assert other is not None
+        return other
+    scales = matrix.shared(spec.shape[1] // spec.weight_block)
+    assert scales is not None
+    return Ternary(
+        packed=matrix.packed,
+        scales=scales,
+        columns=spec.shape[1],
+        activation_block=spec.activation_block,
+    )
+
+
+def _dequantize(name: str, tensor: GgufTensor) -> NDArray[np.float32]:
+    """A tensor's numbers, whatever its type."""
+    kind = tensor.kind
+    rows = math.prod(tensor.shape[:-1])
+    try:
+        values = gguf.dequantize(
+            tensor.data.reshape(rows, -1), gguf.GGMLQuantizationType(kind.number)
+        )
+    # The library knows no such type, or has no way back from it.
+    except (NotImplementedError, ValueError, KeyError) as error:
+        raise FormatError(
+            f"{name} is of type {kind.name}, which the gguf library cannot turn into numbers; pass a file with another "
+            "type of tables, such as Q8_0 or F16"
+        ) from error
+    return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)

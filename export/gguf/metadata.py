@@ -1,0 +1,219 @@
+"""This file holds the metadata of a model's GGUF file: written for llama.cpp and this package, read for the latter.
+
+Keys that llama.cpp looks for stand where it looks, under the architecture's name. Those under ``nanochat`` hold the
+whole configuration and the golden record, in a file of a stock architecture, too, so that it can be read back exactly.
+
+References
+----------
+.. [1] github.com/ggml-org/ggml, docs/gguf.md, version 3; llama.cpp, src/llama-model.cpp, commit 0c1e570.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from nanochat.config import ModelConfig, config_from_dict, config_to_dict
+from nanochat.errors import ConfigError, FormatError, VersionError
+from nanochat.export.gguf.container import Value
+from nanochat.export.gguf.container_writer import Field
+from nanochat.export.gguf.tensors import OutType
+from nanochat.export.source import Source
+from nanochat.model import ntk_theta
+from nanochat.text.tokenizer import CHAT_TEMPLATE, PRE_TOKENIZER, Tokenizer
+
+__all__ = ["FORMAT", "GOLDEN", "is_ours", "new_metadata", "read_config", "read_tokenizer"]
+
+FORMAT = 1
+GOLDEN = "nanochat.golden"
+
+_FORMAT = "nanochat.format"
+_CONFIG = "nanochat.config."
+_KEYS = gguf.Keys
+# The number of Q2_0 is newer than version 0.19 of the gguf library.
+_FILE_TYPES: Mapping[OutType, int] = {
+    "tq2_0": gguf.LlamaFileType.MOSTLY_TQ2_0,
+    "tq1_0": gguf.LlamaFileType.MOSTLY_TQ1_0,
+    "q2_0": 41,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+}
+# The pieces hold no space, so these names are free.
+_UNUSED = "<|unused {}|>"
+
+
+def new_metadata(
+    source: Source, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
+) -> dict[str, Field]:
+    """Everything of a file but its tensors."""
+    return {
+        **_general(source, architecture, outtype),
+        **_hyperparameters(source.config, architecture),
+        **_tokenizer(tokenizer, source.config.vocab_size),
+        **_ours(source),
+    }
+
+
+def is_ours(metadata: Mapping[str, Value]) -> bool:
+    """Whether this package has written the file, whatever its architecture."""
+    return _FORMAT in metadata
+
+
+def read_config(path: Path, metadata: Mapping[str, Value]) -> ModelConfig:
+    """The configuration of a model in a file that `is_ours`.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged, or of a newer format (`VersionError`).
+    ConfigError
+        If it cannot work.
+    """
+    version = metadata.get(_FORMAT)
+    if type(version) is not int or version < 1:
+        raise FormatError(
+            f"{path}: {_FORMAT} is {version!r:.80}, must be 1 or more: "
+            "pass a file that nanochat-ternary wrote"
+        )
+    if version > FORMAT:
+        raise VersionError(
+            f"{path}: {_FORMAT} {version} is newer than {FORMAT}, the newest that this version reads; "
+            "upgrade nanochat-ternary"
+        )
+    fields = {
+        key.removeprefix(_CONFIG): value
+        for key, value in metadata.items()
+        if key.startswith(_CONFIG)
+    }
+    arrays = [name for name, value in fields.items() if isinstance(value, np.ndarray)]
+    if arrays:
+        raise FormatError(
+            f"{path}: the field {arrays[0]!r:.80} is an array of numbers, which no field is; fetch the file again"
+        )
+    try:
+        return config_from_dict(fields)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -> Tokenizer:
+    """The tokenizer in a file that `is_ours`.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged.
+    """
+    keys = _KEYS.Tokenizer
+    for key, required in ((keys.MODEL, "gpt2"), (keys.PRE, PRE_TOKENIZER)):
+        if metadata.get(key) != required:
+            raise FormatError(
+                f"{path}: {key} is {metadata.get(key)!r:.80}, must be {required!r}: "
+                "export the model again with nanochat-ternary"
+            )
+    pieces, merges = metadata.get(keys.LIST), metadata.get(keys.MERGES, [])
+    if not isinstance(pieces, list) or not isinstance(merges, list) or len(pieces) != vocab_size:
+        raise FormatError(
+            f"{path}: no lists of {vocab_size} tokens and of merges; fetch the file again"
+        )
+    while pieces and pieces[-1] == _UNUSED.format(len(pieces) - 1):
+        pieces.pop()
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    if len(set(pieces)) < len(pieces) or any(len(pair) != 2 for pair in pairs):
+        raise FormatError(
+            f"{path}: tokens that repeat, or merges that are no pairs; fetch the file again"
+        )
+    try:
+        return Tokenizer(pieces, [(pair[0], pair[1]) for pair in pairs])
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _general(source: Source, architecture: str, outtype: OutType) -> dict[str, Field]:
+    keys = _KEYS.General
+    return {
+        keys.ARCHITECTURE: architecture,
+        keys.TYPE: "model",
+        keys.NAME: source.name,
+        keys.LICENSE: source.licence,
+        keys.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
+        keys.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
+    }
+
+
+def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]:
+    llm, attention, rope = _KEYS.LLM, _KEYS.Attention, _KEYS.Rope
+    counts = {
+        llm.VOCAB_SIZE: config.vocab_size,
+        llm.CONTEXT_LENGTH: config.context_length,
+        llm.EMBEDDING_LENGTH: config.width,
+        llm.BLOCK_COUNT: config.num_layers,
+        llm.FEED_FORWARD_LENGTH: config.expert_width if config.num_experts else config.ffn_width,
+        attention.HEAD_COUNT: config.num_heads,
+        attention.HEAD_COUNT_KV: config.num_kv_heads,
+        attention.KEY_LENGTH: config.head_dim,
+        attention.VALUE_LENGTH: config.head_dim,
+        rope.DIMENSION_COUNT: config.head_dim,
+    }
+    if config.num_experts:
+        counts |= {
+            llm.EXPERT_COUNT: config.num_experts,
+            llm.EXPERT_USED_COUNT: config.experts_per_token,
+            llm.EXPERT_FEED_FORWARD_LENGTH: config.expert_width,
+        }
+    numbers = {
+        attention.LAYERNORM_RMS_EPS: config.norm_eps,
+        # The base after NTK-aware scaling, for which llama.cpp has no option.
+        rope.FREQ_BASE: ntk_theta(config),
+    }
+    return {
+        **{key.format(arch=architecture): np.uint32(value) for key, value in counts.items()},
+        **{key.format(arch=architecture): np.float32(value) for key, value in numbers.items()},
+    }
+
+
+def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Field]:
+    keys = _KEYS.Tokenizer
+    kinds = np.full(vocab_size, gguf.TokenType.UNUSED, np.int32)
+    kinds[: tokenizer.vocab_size] = gguf.TokenType.NORMAL
+    kinds[sorted(tokenizer.special_ids)] = gguf.TokenType.CONTROL
+    # Readers take the number of tokens for the number of rows of the embedding.
+    unused = map(_UNUSED.format, range(tokenizer.vocab_size, vocab_size))
+    return {
+        keys.MODEL: "gpt2",
+        keys.PRE: PRE_TOKENIZER,
+        keys.LIST: [*tokenizer.pieces, *unused],
+        keys.TOKEN_TYPE: kinds,
+        keys.MERGES: [" ".join(merge) for merge in tokenizer.merges],
+        keys.BOS_ID: np.uint32(tokenizer.bos),
+        keys.EOS_ID: np.uint32(tokenizer.eos),
+        keys.EOT_ID: np.uint32(tokenizer.end),
+        keys.PAD_ID: np.uint32(tokenizer.pad),
+        keys.ADD_BOS: np.bool_(True),
+        keys.CHAT_TEMPLATE: CHAT_TEMPLATE,
+    }
+
+
+def _ours(source: Source) -> dict[str, Field]:
+    fields = config_to_dict(source.config)
+    return {
+        _FORMAT: np.uint32(FORMAT),
+        **{_CONFIG + name: _field(value) for name, value in fields.items()},
+        GOLDEN: source.golden.to_json(),
+    }
+
+
+def _field(value: object) -> Field:
+    match value:
+        case bool():
+            return np.bool_(value)
+        case int():
+            return np.int64(value)
+        case float():
+            # float32 would not give 1e-6 back.
+            return np.float64(value)
+        case str():
+            return value
+        case [*items]:
+            return list(map(str, items))
+    raise AssertionError(value)

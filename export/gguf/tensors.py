@@ -1,0 +1,298 @@
+"""This file holds how the leaves of a model become tensors of a GGUF file, and tensors leaves again.
+
+In a file of this package's own architecture, tensors have the names of the model directory. In one of a stock
+architecture they have that architecture's, and the matrices of a layer's experts are stacked to one tensor.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, src/llama-arch.cpp, commit 0c1e570: names of tensors.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat import ternary
+from nanochat.config import ModelConfig
+from nanochat.errors import ConfigError, FormatError, ShapeError
+from nanochat.export.gguf.container import GgufTensor
+from nanochat.export.gguf.container_writer import NewTensor
+from nanochat.export.gguf.types import (
+    F16,
+    F32,
+    Q2_0,
+    Q8_0,
+    TQ1_0,
+    TQ2_0,
+    TensorType,
+    pack_q8_0,
+    pack_ternary,
+    unpack_q8_0,
+    unpack_ternary,
+)
+from nanochat.shapes import shapes
+from nanochat.weights import (
+    Dense,
+    Int8,
+    Latent,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+    named_leaves,
+)
+
+__all__ = [
+    "ARCHITECTURE",
+    "OUTTYPES",
+    "OutType",
+    "layout",
+    "new_tensors",
+    "read_leaves",
+    "require_exact",
+]
+
+OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
+
+# This package's own, which stock llama.cpp does not know.
+ARCHITECTURE = "nanochat"
+OUTTYPES: Mapping[OutType, TensorType] = {
+    "tq2_0": TQ2_0,
+    "tq1_0": TQ1_0,
+    "q2_0": Q2_0,
+    "f16": F16,
+}
+_FLOATS = {"float32": F32, "float16": F16}
+_TABLES = ("embedding", "head")
+_STOCK_NAMES = {
+    "embedding": "token_embd",
+    "norm": "output_norm",
+    "head": "output",
+    "mixer_site.norm": "attn_norm",
+    "mixer.q": "attn_q",
+    "mixer.k": "attn_k",
+    "mixer.v": "attn_v",
+    "mixer.o": "attn_output",
+    "mixer.q_norm": "attn_q_norm",
+    "mixer.k_norm": "attn_k_norm",
+    "mixer.sub_norm": "attn_sub_norm",
+    "network_site.norm": "ffn_norm",
+    "network.gate": "ffn_gate",
+    "network.up": "ffn_up",
+    "network.down": "ffn_down",
+    "network.sub_norm": "ffn_sub_norm",
+    "network.router": "ffn_gate_inp",
+}
+
+
+def new_tensors(
+    weights: Weights[Stored], architecture: str, *, outtype: OutType, half_tables: bool
+) -> list[NewTensor]:
+    """The tensors of a model's file, packed when they are written.
+
+    Parameters
+    ----------
+    half_tables : bool
+        Whether dense tables are written as float16, which must hold their numbers.
+    """
+    leaves = dict(named_leaves(weights))
+    tensors: list[NewTensor] = []
+    for name, members in layout(weights, architecture).items():
+        first = leaves[members[0]]
+        half = half_tables and members[0] in _TABLES
+        kind = _kind(first, OUTTYPES[outtype], half=half)
+        shape = _shape(first)
+        stacked = (len(members), *shape) if _is_stacked(name) else shape
+        parts = partial(_pack_all, [leaves[member] for member in members], kind)
+        tensors.append(NewTensor(name=name, kind=kind, shape=stacked, parts=parts))
+    return tensors
+
+
+def read_leaves(
+    path: Path, config: ModelConfig, architecture: str, tensors: Mapping[str, GgufTensor]
+) -> Weights[Stored]:
+    """A model's leaves from the tensors of its file; float32 leaves are views of it.
+
+    Raises
+    ------
+    FormatError
+        If a tensor is missing, is no part of the model, or has a type that cannot hold it.
+    ShapeError
+        If one does not have the shape that the configuration asks for.
+    NumericError
+        If a number stands for no code.
+    """
+    specs = shapes(config)
+    members_of = layout(specs, architecture)
+    different = sorted(members_of.keys() ^ tensors.keys())
+    if different:
+        name = different[0]
+        raise FormatError(
+            f"{path}: {len(different)} tensors are missing or no part of the model, the first "
+            f"{'is missing' if name in members_of else 'is no part'}: {name!r:.80}; fetch the file again"
+        )
+    places = {
+        member: (name, number, len(members))
+        for name, members in members_of.items()
+        for number, member in enumerate(members)
+    }
+
+    def read(leaf: str, spec: Spec) -> Stored:
+        name, number, count = places[leaf]
+        tensor = tensors[name]
+        shape = (count, *spec.shape) if _is_stacked(name) else spec.shape
+        if tensor.shape != shape:
+            raise ShapeError(
+                f"{path}: {name} has shape {list(tensor.shape)} but the configuration asks for {list(shape)}: "
+                "fetch the file again"
+            )
+        return _unpack(path, leaf, spec, tensor.kind, tensor.data.reshape(count, -1)[number])
+
+    return map_leaves(read, specs)
+
+
+def require_exact(config: ModelConfig, outtype: OutType) -> None:
+    """Refuse a model of which a file of that type cannot hold every number.
+
+    Raises
+    ------
+    ConfigError
+        With the matrix and the types that would hold it.
+    """
+    kind = OUTTYPES[outtype]
+    for name, spec in named_leaves(shapes(config)):
+        columns = spec.shape[-1]
+        if spec.kind == "int8" and columns % Q8_0.columns:
+            raise ConfigError(
+                f"{name} has {columns} columns: Q8_0 packs {Q8_0.columns} at a time; pass tables=f16, or train with a "
+                f"width that is a multiple of {Q8_0.columns}"
+            )
+        if spec.kind != "ternary" or _fits(spec, kind):
+            continue
+        others = [other for other, its in OUTTYPES.items() if _all_fit(config, its)]
+        advice = f"pass outtype={' or '.join(others)}"
+        if columns % kind.columns:
+            raise ConfigError(
+                f"{name} has {columns} columns: {kind.name} packs {kind.columns} at a time; {advice}, or train with "
+                f"widths that are multiples of {kind.columns}"
+            )
+        raise ConfigError(
+            f"{name} has a scale for every {spec.weight_block} columns: {kind.name} has one for every {kind.columns}, "
+            f"and to merge two is to change the model; {advice}, or train with weight_block={kind.columns}"
+        )
+
+
+def _all_fit(config: ModelConfig, kind: TensorType) -> bool:
+    specs = (spec for _, spec in named_leaves(shapes(config)) if spec.kind == "ternary")
+    return all(_fits(spec, kind) for spec in specs)
+
+
+def _fits(spec: Spec, kind: TensorType) -> bool:
+    return spec.weight_block % kind.columns == 0
+
+
+def layout(weights: Weights[Stored] | Weights[Spec], architecture: str) -> dict[str, list[str]]:
+    """The names of the leaves that each tensor of a file is made of."""
+    members: dict[str, list[str]] = {}
+    for name, _ in _names(weights):
+        tensor = name if architecture == ARCHITECTURE else _stock_name(name)
+        members.setdefault(tensor, []).append(name)
+    return members
+
+
+def _names(weights: Weights[Stored] | Weights[Spec]) -> Iterator[tuple[str, object]]:
+    yield from named_leaves(weights)  # type: ignore[misc]  # the leaves are not looked at
+
+
+def _stock_name(name: str) -> str:
+    """The stock name of the tensor that holds a leaf."""
+    if not name.startswith("layers."):
+        return f"{_STOCK_NAMES[name]}.weight"
+    _, layer, rest = name.split(".", 2)
+    if rest.startswith("network.networks."):
+        stacked = _STOCK_NAMES[f"network.{rest.rpartition('.')[2]}"]
+        return f"blk.{layer}.{stacked}_exps.weight"
+    return f"blk.{layer}.{_STOCK_NAMES[rest]}.weight"
+
+
+def _is_stacked(name: str) -> bool:
+    return name.endswith("_exps.weight")
+
+
+def _shape(leaf: Stored) -> tuple[int, ...]:
+    match leaf:
+        case Ternary():
+            return len(leaf.packed), leaf.columns
+        case Int8():
+            return leaf.codes.shape
+        case Dense() | Latent():
+            return leaf.values.shape
+
+
+def _kind(leaf: Stored, matrices: TensorType, *, half: bool) -> TensorType:
+    match leaf:
+        case Ternary():
+            return matrices
+        case Int8():
+            return Q8_0
+        case Dense():
+            return F16 if half else _FLOATS[leaf.values.dtype.name]
+        case Latent():
+            raise AssertionError
+
+
+def _pack_all(leaves: list[Stored], kind: TensorType) -> Iterator[NDArray[np.uint8]]:
+    for leaf in leaves:
+        yield _pack(leaf, kind)
+
+
+def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:
+    match leaf:
+        case Ternary():
+            codes = ternary.unpack(leaf.packed, columns=leaf.columns)
+            return pack_ternary(kind, codes, leaf.scales)
+        case Int8():
+            return pack_q8_0(leaf.codes, leaf.scales)
+        case Dense():
+            dtype = np.dtype("<f2" if kind == F16 else "<f4")
+            return np.ascontiguousarray(leaf.values, dtype).reshape(-1).view(np.uint8)
+        case Latent():
+            raise AssertionError
+
+
+def _unpack(path: Path, name: str, spec: Spec, kind: TensorType, data: NDArray[np.uint8]) -> Stored:
+    _require_kind(path, name, spec, kind)
+    if spec.kind == "dense":
+        stored = data.view("<f2" if kind == F16 else "<f4").reshape(spec.shape)
+        # No copy where the file has the type already.
+        values: NDArray[np.float32 | np.float16] = stored.astype(spec.dtype, copy=False)
+        return Dense(values=values)
+    rows, columns = spec.shape
+    matrix = data.reshape(rows, -1)
+    if spec.kind == "int8":
+        codes, row_scales = unpack_q8_0(matrix, name=name)
+        return Int8(codes=codes, scales=row_scales, activation_block=spec.activation_block)
+    count = columns // spec.weight_block
+    codes, scales = unpack_ternary(kind, matrix, num_scales=count, name=name)
+    return Ternary(
+        packed=ternary.pack(codes),
+        scales=scales,
+        columns=columns,
+        activation_block=spec.activation_block,
+    )
+
+
+def _require_kind(path: Path, name: str, spec: Spec, kind: TensorType) -> None:
+    allowed = {"ternary": (*OUTTYPES.values(),), "int8": (Q8_0,), "dense": ()}[spec.kind]
+    if spec.kind == "dense":
+        allowed = (F32, F16) if name in _TABLES else (_FLOATS[spec.dtype],)
+    if kind not in allowed:
+        raise FormatError(
+            f"{path}: {name} is {kind.name}, must be {' or '.join(one.name for one in allowed)}: "
+            "export the model again with nanochat-ternary"
+        )

@@ -1,0 +1,293 @@
+"""This file holds the reader of the tokenizers in other people's GGUF files, as a ``tokenizer.json`` would say it.
+
+Two of llama.cpp's kinds are known: byte-level BPE (*gpt2*), whose way to split a text has a name in the file, and
+SentencePiece's BPE (*llama*), which ranks its merges by the scores of what they make.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, src/llama-vocab.cpp, commit 0c1e570.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from nanochat.errors import FormatError
+from nanochat.export.gguf.container import Value
+from nanochat.text.codec import TextCodec
+from nanochat.text.library import LibraryTokenizer
+from nanochat.text.roles import Roles
+
+__all__ = ["read_vocabulary"]
+
+_KEYS = gguf.Keys.Tokenizer
+_KINDS = gguf.TokenType
+_ROLES = (_KEYS.BOS_ID, _KEYS.EOS_ID, _KEYS.EOT_ID, _KEYS.EOM_ID)
+# SentencePiece's own limit is 16 characters, some models' runs of spaces have 64.
+_MAX_PIECE = 1024
+_SPACE = "▁"
+
+_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_QWEN_2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_LLAMA_3 = _QWEN_2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """How a text is split before it is encoded: by one expression after the other.
+
+    `whole`: a part that is a token becomes that one, whatever the merges say. `adds_bos`: whether a text has a start
+    where the file says nothing of it.
+    """
+
+    patterns: tuple[str, ...]
+    whole: bool = False
+    adds_bos: bool = False
+
+
+_SPLITS = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), _Split(patterns=(_GPT_2,))),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
+        _Split(patterns=(r"\p{N}", _GPT_2)),
+    ),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), _Split(patterns=(_QWEN_2,))),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+        _Split(patterns=(_LLAMA_3,), whole=True, adds_bos=True),
+    ),
+}
+
+
+def read_vocabulary(path: Path, metadata: Mapping[str, Value], *, rows: int) -> TextCodec:
+    """The tokenizer of a file.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the embedding.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged, has more tokens than `rows`, or is of an unknown kind.
+    """
+    try:
+        return _read(metadata, rows)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _read(metadata: Mapping[str, Value], rows: int) -> TextCodec:
+    vocabulary = _Vocabulary(metadata)
+    if len(vocabulary.tokens) > rows:
+        raise FormatError(
+            f"{len(vocabulary.tokens)} tokens, but the embedding has only {rows} rows; fetch the file again"
+        )
+    kind = metadata.get(_KEYS.MODEL)
+    if kind == "gpt2":
+        return _byte_level(vocabulary, metadata)
+    if kind == "llama":
+        return _sentencepiece(vocabulary, metadata)
+    raise FormatError(
+        f"{_KEYS.MODEL} is {kind!r:.80}: of the tokenizers in GGUF files this package knows gpt2 and llama; pass a "
+        "model with one of these, or its Hugging Face folder"
+    )
+
+
+class _Vocabulary:
+    """Pieces and kinds of the tokens; those that no text has are left out."""
+
+    def __init__(self, metadata: Mapping[str, Value]) -> None:
+        self.tokens = _texts(metadata, _KEYS.LIST)
+        kinds = metadata.get(_KEYS.TOKEN_TYPE)
+        if kinds is None:
+            kinds = np.full(len(self.tokens), int(_KINDS.NORMAL))
+        if not isinstance(kinds, np.ndarray) or len(kinds) != len(self.tokens):
+            raise FormatError(
+                f"{_KEYS.TOKEN_TYPE} is no list of {len(self.tokens)} numbers; fetch the file again"
+            )
+        self.kinds: list[int] = kinds.tolist()
+        for key in _ROLES:
+            token = _token(metadata, key, None)
+            # What starts or ends a text is no part of it, whatever its kind.
+            if token is not None and token < len(self.kinds):
+                self.kinds[token] = _KINDS.CONTROL
+        self.used = {
+            piece: token
+            for token, (piece, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
+            if kind != _KINDS.UNUSED
+        }
+        if len(self.used) < len(self.tokens) - self.kinds.count(_KINDS.UNUSED):
+            raise FormatError("two tokens have the same text; fetch the file again")
+
+    def of_kind(self, *kinds: gguf.TokenType) -> Iterator[tuple[str, int]]:
+        """Pieces and numbers of the used tokens of some kinds."""
+        for piece, token in self.used.items():
+            if self.kinds[token] in kinds:
+                yield piece, token
+
+    def added(self) -> list[dict[str, object]]:
+        """What is found in a text before the rest is encoded."""
+        special = {piece for piece, _ in self.of_kind(_KINDS.CONTROL, _KINDS.UNKNOWN)}
+        found = self.of_kind(_KINDS.CONTROL, _KINDS.UNKNOWN, _KINDS.USER_DEFINED)
+        return [
+            {
+                "id": token,
+                "content": piece,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": piece in special,
+            }
+            for piece, token in found
+            if piece
+        ]
+
+
+def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> TextCodec:
+    name = metadata.get(_KEYS.PRE)
+    if not isinstance(name, str) or name not in _SPLITS:
+        raise FormatError(
+            f"{_KEYS.PRE} is {name!r:.80}: of the ways to split a text this package knows {', '.join(_SPLITS)}; pass a "
+            "model with one of these, or its Hugging Face folder"
+        )
+    split = _SPLITS[name]
+    merges: list[list[str]] = []
+    for merge in _texts(metadata, _KEYS.MERGES):
+        # A piece may begin with a space, where it stands for one.
+        left, space, right = merge[1:].partition(" ")
+        if not space or not right:
+            raise FormatError(f"the merge {merge!r:.80} is no pair; fetch the file again")
+        merges.append([merge[0] + left, right])
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    splits = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        for regex in split.patterns
+    ]
+    model = {"ignore_merges": split.whole, "vocab": vocabulary.used, "merges": merges}
+    return _tokenizer(
+        vocabulary,
+        _roles(metadata, adds_bos=split.adds_bos),
+        model=model,
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [*splits, {**byte_level, "use_regex": False}],
+        },
+        decoder={**byte_level, "use_regex": True},
+    )
+
+
+def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> TextCodec:
+    scores = metadata.get(_KEYS.SCORES)
+    if not isinstance(scores, np.ndarray) or len(scores) != len(vocabulary.tokens):
+        raise FormatError(
+            f"{_KEYS.SCORES} is no list of {len(vocabulary.tokens)} numbers; fetch the file again"
+        )
+    unknown = next(vocabulary.of_kind(_KINDS.UNKNOWN), ("", 0))[0] or None
+    prefix = metadata.get(_KEYS.ADD_PREFIX, True) is not False
+    model = {
+        "unk_token": unknown,
+        "fuse_unk": True,
+        "byte_fallback": any(vocabulary.of_kind(_KINDS.BYTE)),
+        "vocab": vocabulary.used,
+        "merges": _merges(dict(vocabulary.of_kind(_KINDS.NORMAL)), scores.tolist()),
+    }
+    spaces: list[object] = [
+        {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
+    ]
+    back: list[object] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        spaces.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return _tokenizer(
+        vocabulary,
+        _roles(metadata, adds_bos=True, bos=1, eos=2),
+        model=model,
+        normalizer={"type": "Sequence", "normalizers": spaces},
+        decoder={"type": "Sequence", "decoders": back},
+    )
+
+
+def _merges(pieces: Mapping[str, int], scores: list[float]) -> list[list[str]]:
+    """Every pair of pieces that makes a third, the best first."""
+    ranked: list[tuple[float, int, int, list[str]]] = []
+    for piece, token in pieces.items():
+        if len(piece) > _MAX_PIECE:
+            raise FormatError(
+                f"the token {piece!r:.80} has {len(piece)} characters, may have {_MAX_PIECE}; fetch the file again"
+            )
+        for i in range(1, len(piece)):
+            left, right = piece[:i], piece[i:]
+            if left in pieces and right in pieces:
+                ranked.append((-scores[token], pieces[left], pieces[right], [left, right]))
+    ranked.sort(key=lambda merge: merge[:3])
+    return [pair for *_, pair in ranked]
+
+
+def _tokenizer(
+    vocabulary: _Vocabulary,
+    roles: Roles,
+    *,
+    model: Mapping[str, object],
+    decoder: object,
+    normalizer: object = None,
+    pre_tokenizer: object = None,
+) -> TextCodec:
+    data: dict[str, object] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": vocabulary.added(),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": {"type": "BPE", "dropout": None, **model},
+    }
+    return LibraryTokenizer(data, roles)
+
+
+def _roles(
+    metadata: Mapping[str, Value],
+    *,
+    adds_bos: bool,
+    bos: int | None = None,
+    eos: int | None = None,
+) -> Roles:
+    template = metadata.get(_KEYS.CHAT_TEMPLATE, "")
+    further = {_token(metadata, key, None) for key in (_KEYS.EOT_ID, _KEYS.EOM_ID)}
+    return Roles(
+        bos=_token(metadata, _KEYS.BOS_ID, bos),
+        # Without a number llama.cpp takes 11 for byte-level BPE, which is somebody's ordinary token.
+        eos=_token(metadata, _KEYS.EOS_ID, eos),
+        pad=_token(metadata, _KEYS.PAD_ID, None),
+        stops=frozenset(token for token in further if token is not None),
+        adds_bos=bool(metadata.get(_KEYS.ADD_BOS, adds_bos)),
+        chat_template=template if isinstance(template, str) else "",
+    )
+
+
+def _token(metadata: Mapping[str, Value], key: str, default: int | None) -> int | None:
+    value = metadata.get(key, default)
+    if value is not None and (type(value) is not int or value < 0):
+        raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
+    return value
+
+
+def _texts(metadata: Mapping[str, Value], key: str) -> list[str]:
+    value = metadata.get(key)
+    if not isinstance(value, list):
+        raise FormatError(f"{key} is no list of texts; fetch the file again")
+    return value

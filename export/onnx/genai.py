@@ -1,0 +1,121 @@
+"""This file holds the folder that onnxruntime-genai loads.
+
+The graph is the one of `nanochat.export.onnx.write`, whose inputs and outputs have its names; beside it stand its
+configuration and the tokenizer. ONNX Runtime itself, and this package, run ``model.onnx`` of the same folder.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from nanochat.export.onnx.standard import SESSION_CONFIG
+from nanochat.export.onnx.state import memory_shapes, present_name
+from nanochat.export.onnx.write import Target, export_onnx
+from nanochat.export.source import Source
+from nanochat.files import atomic_directory
+from nanochat.model import slots
+
+__all__ = ["genai_config", "write_genai"]
+
+_MODEL = "model.onnx"
+# Keys of the configuration, by the names of the inputs whose layer is left open.
+_MEMORY = {
+    "past_key_values.%d.key": "key",
+    "past_key_values.%d.value": "value",
+    "past.%d.conv": "conv",
+    "past.%d.recurrent": "recurrent",
+}
+
+
+def write_genai(
+    folder: Path,
+    source: Source,
+    *,
+    target: Target = "ort",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a model for onnxruntime-genai, and for ONNX Runtime.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files go.
+    target, progress
+        As for `nanochat.export.onnx.write.export_onnx`.
+
+    Raises
+    ------
+    ConfigError
+        If the graph could not compute what the configuration asks for.
+    SaveError
+        If a file cannot be written.
+    """
+    with atomic_directory(folder) as new:
+        export_onnx(source, new / _MODEL, target=target, progress=progress)
+        for name, content in _text_files(source, target).items():
+            (new / name).write_bytes(content)
+
+
+def genai_config(source: Source, target: Target) -> dict[str, object]:
+    """Content of ``genai_config.json``."""
+    config, generation = source.config, source.generation
+    inputs: dict[str, str] = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    outputs: dict[str, str] = {"logits": "logits"}
+    for name in memory_shapes(slots(config)):
+        pattern = _without_layer(name)
+        inputs[f"past_{_MEMORY[pattern]}_names"] = pattern
+        outputs[f"present_{_MEMORY[pattern]}_names"] = present_name(pattern)
+    options: dict[str, object] = {"log_id": "onnxruntime-genai", "provider_options": []}
+    if target == "standard":
+        options |= SESSION_CONFIG
+    ends = generation.get("eos_token_id", sorted(source.tokenizer.stop_ids))
+    tokens = {
+        "bos_token_id": source.tokenizer.bos,
+        "eos_token_id": ends,
+        "pad_token_id": source.tokenizer.pad,
+    }
+    return {
+        "model": {
+            **{key: token for key, token in tokens.items() if token not in (None, [])},
+            "context_length": config.context_length,
+            "decoder": {
+                "session_options": options,
+                "filename": _MODEL,
+                "head_size": config.head_dim,
+                "hidden_size": config.width,
+                "inputs": inputs,
+                "outputs": outputs,
+                "num_attention_heads": config.num_heads,
+                "num_hidden_layers": len([s for s in slots(config) if s.kind != "conv"]),
+                "num_key_value_heads": config.num_kv_heads,
+            },
+            "type": "decoder",
+            "vocab_size": config.vocab_size,
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": config.context_length,
+            "past_present_share_buffer": target == "ort",
+        },
+    }
+
+
+def _without_layer(name: str) -> str:
+    """The name of an input with its layer's number left open."""
+    first, _, last = name.split(".")
+    return f"{first}.%d.{last}"
+
+
+def _text_files(source: Source, target: Target) -> dict[str, bytes]:
+    files = dict(source.tokenizer.files())
+    files["genai_config.json"] = _json(genai_config(source, target))
+    files["generation_config.json"] = _json(dict(source.generation))
+    if source.tokenizer.chat_template:
+        files["chat_template.jinja"] = source.tokenizer.chat_template.encode()
+    if source.card:
+        files["README.md"] = source.card
+    return files
+
+
+def _json(content: dict[str, object]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

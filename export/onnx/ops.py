@@ -1,0 +1,286 @@
+"""This file holds the operations that write themselves into an ONNX graph instead of computing.
+
+`OnnxOps` is a backend whose arrays are values of a graph, so one call of `nanochat.model.forward` writes the whole
+model. Here are those that are the same for every runtime; `nanochat.export.onnx.ort` and
+`nanochat.export.onnx.standard` add the products, attention and Gated DeltaNet.
+
+Names of dimensions: ``batch`` sequences, ``tokens`` of this call, ``past`` tokens before them, ``total`` of both.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import Mixer
+from nanochat.export.onnx.graph import Graph, Value
+from nanochat.export.onnx.leaves import Parameter, dense_product, joined
+from nanochat.export.onnx.mhc import Coefficients, dynamic_coefficients, static_coefficients
+from nanochat.export.onnx.state import OnnxState
+from nanochat.init import freeze
+from nanochat.ops import Slot
+from nanochat.weights import Dense, Mhc, Stored, Weights, map_leaves
+
+__all__ = ["OnnxOps"]
+
+# ruff: noqa: ARG002, B027, D102 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
+
+
+class OnnxOps(ABC):
+    """`nanochat.ops.Ops` on the values of one graph; always with a state.
+
+    Parameters
+    ----------
+    opset : int
+        Version of the ONNX standard.
+    """
+
+    name = "onnx"
+
+    def __init__(self, *, opset: int) -> None:
+        self.graph = Graph(opset=opset)
+        self.input_ids = self.graph.input("input_ids", ("batch", "tokens"), dtype=np.int64)
+
+    # What differs between targets.
+
+    @abstractmethod
+    def product(self, x: Value, linear: Parameter) -> Value:
+        """``x @ w.T`` for a linear or table that is not dense."""
+
+    @abstractmethod
+    def embed(self, tokens: Value, table: Parameter) -> Value: ...
+
+    @abstractmethod
+    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value: ...
+
+    @abstractmethod
+    def attention(
+        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
+    ) -> Value: ...
+
+    @abstractmethod
+    def convolution(self, x: Value, kernel: Value, past: Value) -> Value:
+        """``short_conv`` of x, (batch, features, tokens), with a kernel of (features, 1, taps), after `past`."""
+
+    @abstractmethod
+    def recurrence(
+        self, q: Value, k: Value, v: Value, beta: Value, log_decay: Value, past: Value
+    ) -> tuple[Value, Value]:
+        """What a delta rule gives and remembers, for scaled q and k, and beta and decay, (batch, tokens, heads)."""
+
+    # The border.
+
+    def prepare(self, weights: Weights[Stored]) -> Weights[Parameter]:
+        return map_leaves(lambda name, leaf: Parameter(name=name, leaf=leaf), freeze(weights))
+
+    def tokens(self, ids: NDArray[np.int64]) -> Value:
+        raise _meaningless("tokens")
+
+    def array(self, values: NDArray[np.float32]) -> Value:
+        return self.graph.literal(values)
+
+    def numpy(self, x: Value) -> NDArray[np.float32]:
+        raise _meaningless("numpy")
+
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> OnnxState:
+        """Declare the remembered arrays as inputs; the batch is free in a graph."""
+        return OnnxState(self.graph, slots, self.input_ids, capacity=capacity)
+
+    def stack(self, states: Sequence[OnnxState]) -> OnnxState:
+        raise _meaningless("stack")
+
+    def advance(self, state: OnnxState, tokens: Value) -> None:
+        """Do nothing: the caller lengthens ``attention_mask``."""
+
+    # Norms, linears.
+
+    def rms_norm(self, x: Value, gain: Parameter, *, eps: float) -> Value:
+        return self.graph.rms_norm(x, gain.dense(self.graph), eps=eps)
+
+    def project(self, x: Value, *linears: Parameter) -> tuple[Value, ...]:
+        whole = joined(linears)
+        if whole is None:
+            return tuple(self._project(x, linear) for linear in linears)
+        y = self._project(x, whole)
+        if len(linears) == 1:
+            return (y,)
+        return self.graph.split(y, [linear.shape[0] for linear in linears])
+
+    def _project(self, x: Value, linear: Parameter) -> Value:
+        if isinstance(linear.leaf, Dense):
+            return dense_product(self.graph, x, linear)
+        return self.product(x, linear)
+
+    def add(self, x: Value, y: Value) -> Value:
+        return self.graph.binary("Add", x, y)
+
+    def parameter(self, leaf: Parameter) -> Value:
+        return leaf.dense(self.graph)
+
+    def last(self, x: Value) -> Value:
+        graph = self.graph
+        bounds = graph.indices(-1), graph.indices(np.iinfo(np.int64).max), graph.indices(1)
+        return graph.node("Slice", x, *bounds, shape=(x.shape[0], 1, *x.shape[2:]))
+
+    def split_heads(self, x: Value, heads: int) -> Value:
+        return self.graph.reshape(x, (*x.shape[:-1], heads, x.size(-1) // heads))
+
+    def merge_heads(self, x: Value) -> Value:
+        shape = (*x.shape[:-2], x.size(-2) * x.size(-1))
+        split = self.graph.producer(x)
+        if split is not None and split.op == "Reshape":
+            whole = split.inputs[0]
+            assert whole is not None
+            if whole.shape == shape:
+                return whole
+        return self.graph.reshape(x, shape)
+
+    def remember(self, k: Value, v: Value, *, state: OnnxState, slot: int) -> None:
+        raise _meaningless("remember")
+
+    # Gated DeltaNet.
+
+    def short_conv(
+        self, x: Value, kernel: Parameter, *, state: OnnxState | None, slot: int
+    ) -> Value:
+        assert state is not None
+        graph = self.graph
+        features, taps = kernel.shape
+        swapped = graph.transpose(x, 0, 2, 1)
+        weight = graph.constant(kernel.name, kernel.dense_values().reshape(features, 1, taps))
+        (past,) = state.past(slot)
+        state.remember_inputs(slot, swapped)
+        return graph.transpose(self.convolution(swapped, weight, past), 0, 2, 1)
+
+    def delta_rule(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        beta: Value,
+        decay: Value,
+        log_rate: Parameter,
+        time_bias: Parameter,
+        *,
+        state: OnnxState | None,
+        slot: int,
+    ) -> Value:
+        assert state is not None
+        graph = self.graph
+        features = q.size(3)
+        # x / sqrt(sum(x**2) + 1e-6) is an RMS norm of gain 1 / sqrt(K) whose eps is K times smaller.
+        root = np.full(features, 1 / math.sqrt(features), np.float32)
+        eps = 1e-6 / features
+        q = graph.rms_norm(q, graph.literal(root * root), eps=eps)
+        k = graph.rms_norm(k, graph.literal(root), eps=eps)
+        time = graph.unary("Softplus", graph.binary("Add", decay, time_bias.dense(graph)))
+        rate = graph.literal(-np.exp(log_rate.dense_values()))
+        # Padding forgets nothing and adds nothing.
+        valid = state.valid()
+        log_decay = graph.binary("Mul", graph.binary("Mul", time, rate), valid)
+        strength = graph.binary("Mul", graph.unary("Sigmoid", beta), valid)
+        (past,) = state.past(slot)
+        y, present = self.recurrence(q, k, v, strength, log_decay, past)
+        state.remember(slot, present)
+        return y
+
+    # Networks.
+
+    def swiglu(self, gate: Value, up: Value) -> Value:
+        return self.graph.binary("Mul", self.gate(gate, gate), up)
+
+    def relu2(self, x: Value, up: Value | None) -> Value:
+        rectified = self.graph.unary("Relu", x)
+        y = self.graph.binary("Mul", rectified, rectified)
+        return y if up is None else self.graph.binary("Mul", y, up)
+
+    def gate(self, x: Value, logits: Value) -> Value:
+        return self.graph.binary("Mul", x, self.graph.unary("Sigmoid", logits))
+
+    def experts(
+        self,
+        x: Value,
+        logits: Value,
+        networks: Sequence[Callable[[Value], Value]],
+        *,
+        top_k: int,
+    ) -> Value:
+        graph = self.graph
+        rows = graph.reshape(x, ("rows", x.shape[-1]))
+        scores = graph.reshape(logits, ("rows", len(networks)))
+        # The lower index goes first among equals, says the standard.
+        best, chosen = graph.nodes(
+            "TopK", scores, graph.indices(top_k), shapes=[("rows", top_k)] * 2, axis=1
+        )
+        shares = graph.unary("Softmax", best)
+        out = graph.node("ConstantOfShape", graph.node("Shape", rows, shape=(2,)), shape=rows.shape)
+        for index, network in enumerate(networks):
+            expert = graph.literal(np.array(index))
+            hits = graph.node("Equal", chosen, expert, shape=chosen.shape)
+            places = graph.node("NonZero", hits, shape=(2, "hits"))
+            places = graph.transpose(places, 1, 0)
+            share = graph.node("GatherND", shares, places, shape=("hits",))
+            token, _ = graph.nodes("Split", places, shapes=[("hits", 1)] * 2, axis=1, num_outputs=2)
+            own = graph.node("GatherND", rows, token, shape=("hits", x.shape[-1]))
+            y = graph.binary("Mul", network(own), graph.unsqueeze(share, -1))
+            out = graph.node("ScatterND", out, token, y, shape=out.shape, reduction="add")
+        return graph.node("Reshape", out, graph.node("Shape", x, shape=(3,)), shape=x.shape)
+
+    # mHC. ONNX Runtime's own HyperConnection operators are 7 times slower for one token, and 50 times for 256.
+
+    def mhc_open(self, x: Value, num_streams: int) -> Value:
+        batch, tokens, features = x.shape
+        shape = (batch, tokens, num_streams, features)
+        copies = self.graph.indices(1, 1, num_streams, 1)
+        return self.graph.node("Expand", self.graph.unsqueeze(x, 2), copies, shape=shape)
+
+    def mhc_read(
+        self, streams: Value, site: Mhc[Parameter], *, mixer: Mixer, iterations: int, eps: float
+    ) -> Coefficients:
+        graph, n = self.graph, streams.size(2)
+        batch, tokens, _, features = streams.shape
+        if site.projection is None:
+            reading, writing, mixing = static_coefficients(site, n, mixer, iterations)
+            u = graph.node(
+                "MatMul", graph.literal(reading), streams, shape=(batch, tokens, features)
+            )
+            # What is written is one product with the streams and, as one more, the network's result.
+            both = np.concatenate([mixing, writing[:, None]], axis=1)
+            return u, graph.literal(writing), graph.literal(both)
+        read, post, mix = dynamic_coefficients(graph, streams, site, mixer, iterations, eps)
+        u = graph.matmul(graph.unsqueeze(read, -2), streams)
+        return graph.reshape(u, (batch, tokens, features)), post, mix
+
+    def mhc_write(self, streams: Value, y: Value, post: Value, mix: Value | None) -> Value:
+        graph = self.graph
+        if mix is not None and mix.size(-1) > streams.size(2):
+            more = graph.concat(streams, graph.unsqueeze(y, -2), axis=2, length=mix.size(-1))
+            return graph.matmul(mix, more)
+        mixed = streams if mix is None else graph.matmul(mix, streams)
+        written = graph.binary("Mul", graph.unsqueeze(post, -1), graph.unsqueeze(y, -2))
+        return graph.binary("Add", mixed, written)
+
+    def mhc_close(self, streams: Value) -> Value:
+        return self.graph.reduce("ReduceMean", streams, 2, keep=False)
+
+    # Adaptive depth.
+
+    def survival(self, previous: Value | None, logits: Value) -> Value:
+        raise _meaningless("survival")
+
+    def at_most(self, x: Value, threshold: float) -> Value:
+        raise _meaningless("at_most")
+
+    def every(self, mask: Value) -> bool:
+        raise _meaningless("every")
+
+    def select(self, mask: Value, yes: Value, no: Value) -> Value:
+        raise _meaningless("select")
+
+
+def _meaningless(operation: str) -> AssertionError:
+    return AssertionError(
+        f"{operation} has no meaning in a graph: an exported model never calls it"
+    )

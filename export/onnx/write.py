@@ -1,0 +1,185 @@
+"""This file holds the ONNX exporter: the model's own `forward`, run once on the values of a graph, writes the file.
+
+Inputs and outputs are named as onnxruntime-genai names them. B sequences, T tokens, P tokens of the calls before:
+
+* in: ``input_ids`` int64 (B, T); ``attention_mask`` int64 (B, P + T), 0 for padding, which must stand on the right of
+  each call's tokens; ``past_key_values.N.key`` and ``.value``, (B, key heads, P, head_dim), for each attention layer,
+  and for each Gated DeltaNet layer ``past.N.conv``, (B, features, taps - 1), and ``past.N.recurrent``, (B, heads,
+  key_dim, value_dim), which are zeros at first.
+* out: ``logits`` float32 (B, T, vocabulary), and a ``present…`` for every ``past…``.
+
+There are two targets. *ort* is for ONNX Runtime 1.32 or newer, and fast: see `nanochat.export.onnx.ort`. *standard* has
+no operator outside the ONNX standard, opset 25: see `nanochat.export.onnx.standard`, also for how to run it fast.
+
+The file holds the whole model: tensors by the dotted paths of their leaves, and as metadata the configuration, the
+golden record, and the few leaves that the graph holds only what follows from, such as static mHC coefficients.
+"""
+
+import base64
+import json
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from nanochat import __version__
+from nanochat.config import ModelConfig, config_to_dict
+from nanochat.errors import ConfigError, InputError
+from nanochat.export.onnx.graph import Graph
+from nanochat.export.onnx.leaves import BLOCK, members
+from nanochat.export.onnx.ort import OrtOps
+from nanochat.export.onnx.standard import StandardOps
+from nanochat.export.source import Source
+from nanochat.export.transform import without_ahead
+from nanochat.files import atomic_directory
+from nanochat.model import forward, slots
+from nanochat.weights import Dense, Stored, Weights, named_leaves
+
+__all__ = ["Target", "export_onnx", "onnx_model"]
+
+Target = Literal["ort", "standard"]
+
+_TARGETS: dict[str, type[OrtOps] | type[StandardOps]] = {"ort": OrtOps, "standard": StandardOps}
+# A protocol buffer cannot be longer than 2 GiB; the graph without its tensors fits in what this leaves.
+_LARGEST_FILE = 2**31 - 2**24
+
+
+def export_onnx(
+    source: Source,
+    path: Path,
+    *,
+    target: Target = "ort",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a model for ONNX runtimes, in one file, or with its tensors in ``<path>.data`` if they exceed 2 GiB.
+
+    Heads that predict further tokens are left out: only training uses them.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write or replace.
+    target : {"ort", "standard"}
+        ONNX Runtime with its own operators, or the operators of the standard alone.
+    progress : callable, optional
+        Called with the steps done and the steps to do.
+
+    Raises
+    ------
+    ConfigError
+        If the graph could not compute what the configuration asks for.
+    InputError
+        If there is no such target.
+    SaveError
+        If the file cannot be written; what stood there before is untouched.
+    """
+    steps = _num_layers(source.config) + 1
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(done, steps)
+
+    model = onnx_model(source, target=target, tell=tell)
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_FILE
+    with atomic_directory(path.parent) as folder:
+        file = folder / path.name
+        onnx.save_model(
+            model,
+            file,
+            save_as_external_data=large,
+            location=f"{path.name}.data" if large else None,
+        )
+        if large:
+            # The library makes it private to its owner.
+            shutil.copymode(file, folder / f"{path.name}.data")
+        onnx.checker.check_model(file, full_check=target == "standard")
+    tell(steps)
+
+
+def onnx_model(
+    source: Source, *, target: Target, tell: Callable[[int], None] | None = None
+) -> onnx.ModelProto:
+    """The content of the file of `export_onnx`.
+
+    Parameters
+    ----------
+    tell : callable, optional
+        Called with the layers done.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As for `export_onnx`.
+    """
+    _require_possible(source.config, target)
+    if source.config.num_ahead:
+        source = without_ahead(source)
+    graph = _graph(source, target, tell)
+    return graph.model(source.name, version=__version__, metadata=_metadata(source, graph, target))
+
+
+def _require_possible(config: ModelConfig, target: str) -> None:
+    if target not in _TARGETS:
+        raise InputError(f"target={target!r}: choose one of {', '.join(_TARGETS)}")
+    if config.activation_block != BLOCK:
+        raise ConfigError(
+            f"activation_block={config.activation_block!r}: ONNX Runtime rounds activations in blocks of {BLOCK} only, "
+            f"and would compute something else, slowly; train with activation_block={BLOCK}"
+        )
+    if config.exit_threshold < 1.0:
+        raise ConfigError(
+            f"exit_threshold={config.exit_threshold} lets each token choose its number of loop steps, but the graph "
+            f"has a fixed number: pass exit_threshold=1 to export all {config.loop_count} steps for every token"
+        )
+
+
+def _graph(source: Source, target: str, tell: Callable[[int], None] | None) -> Graph:
+    config, ops = source.config, _TARGETS[target]()
+    # The batch is free in a graph.
+    state = ops.new_state(slots(config), batch=0, capacity=config.context_length)
+    done = count(1)
+    logits = forward(
+        ops.input_ids,
+        ops.prepare(source.weights),
+        config,
+        ops,
+        state,
+        observe=None if tell is None else lambda _: tell(next(done)),
+    )
+    ops.graph.output(logits, "logits")
+    state.declare_outputs()
+    return ops.graph
+
+
+def _metadata(source: Source, graph: Graph, target: str) -> dict[str, str]:
+    return {
+        "name": source.name,
+        "target": target,
+        "config": json.dumps(config_to_dict(source.config)),
+        "leaves": json.dumps(_other_leaves(source.weights, graph)),
+        "golden": source.golden.to_json(),
+    }
+
+
+def _other_leaves(weights: Weights[Stored], graph: Graph) -> dict[str, str]:
+    """The numbers, in base 64, of the leaves that are no tensors of the graph."""
+    written = {
+        member for name in graph.constant_names for member in members(name.removesuffix(".codes"))
+    }
+    others: dict[str, str] = {}
+    for name, leaf in named_leaves(weights):
+        if name not in written:
+            assert isinstance(leaf, Dense), name
+            assert leaf.values.dtype == np.float32, name
+            others[name] = base64.b64encode(leaf.values.tobytes()).decode()
+    return others
+
+
+def _num_layers(config: ModelConfig) -> int:
+    """Layers as they run."""
+    looped = config.num_layers - config.loop_prelude - config.loop_coda
+    return config.num_layers + looped * (config.loop_count - 1)

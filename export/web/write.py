@@ -1,0 +1,160 @@
+"""This file holds the export for browsers: a folder with a page, the model, and all that the page needs to run it.
+
+Any server of files will do, such as ``python -m http.server``; the page asks no other host for anything. The model is
+there as three graphs over one file of 2-bit weights: ``model.float32.onnx`` widens them when it is loaded, which is
+fastest where memory allows it; ``model.2-bit.onnx`` multiplies with the codes; ``model.onnx``, which the page does not
+use, is the model for other programs. The page tries what can run, and keeps the fastest that computes what the golden
+record of ``nanochat.json`` says; `write_manifest` must be called for the folder when it is complete.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.backends.reference import ReferenceOps
+from nanochat.errors import ConfigError
+from nanochat.export.npm import Package, package_folder
+from nanochat.export.onnx.forms import move_tensors, write_packed_form, write_widened_form
+from nanochat.export.onnx.write import export_onnx
+from nanochat.export.source import Source
+from nanochat.model import forward
+from nanochat.proof.golden import spread
+from nanochat.proof.parity import least_equal
+from nanochat.shapes import shapes
+from nanochat.text.tokenizer import Tokenizer
+from nanochat.weights import named_leaves
+
+__all__ = ["RUNTIME", "write_web"]
+
+_PAGE = "page"
+_MODEL, _WIDENED, _PACKED = "model.onnx", "model.float32.onnx", "model.2-bit.onnx"
+_DATA = "model.onnx.data"
+_ONNXRUNTIME = Package(
+    name="onnxruntime-web",
+    version="1.30.0",
+    sha512="q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
+    files=(
+        "README.md",
+        "dist/ort.wasm.bundle.min.mjs",
+        "dist/ort-wasm-simd-threaded.wasm",
+        "dist/ort.jspi.bundle.min.mjs",
+        "dist/ort-wasm-simd-threaded.jspi.wasm",
+    ),
+)
+_TOKENIZERS = Package(
+    name="@huggingface/tokenizers",
+    version="0.2.0",
+    sha512="LidMHe1FpcSYH4vcSjXooda34pC0M8m1gmDOv7SQi6Iv+ib1zX7J3sHBCC9/3FPCkn2k1b55FneVqMRxrr99pg==",
+    files=("LICENSE", "README.md", "dist/tokenizers.min.mjs"),
+)
+_RUNTIMES = {"onnxruntime-web": _ONNXRUNTIME, "tokenizers": _TOKENIZERS}
+
+# WASM has 4 GiB at most, and needs three times the weights while it loads them.
+_LARGEST_BYTES = 2**30
+
+# What runs the model in the page, for reports.
+RUNTIME = f"{_ONNXRUNTIME.name} {_ONNXRUNTIME.version}"
+
+
+def write_web(
+    folder: Path, source: Source, *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the page of a model to an empty folder, without ``nanochat.json``.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        Told how many steps are done, and how many there are.
+
+    Raises
+    ------
+    BackendError
+        If a package that the page needs is neither kept nor to be had.
+    ConfigError
+        If the model is too large or its tokenizer is another program's; and as for `export_onnx`.
+    """
+    if not isinstance(source.tokenizer, Tokenizer):
+        raise ConfigError(
+            f"{source.name} has another program's tokenizer: the page can use only those of this package, whose pieces "
+            "it knows the bytes of; run the model with this package, or export ONNX"
+        )
+    steps: list[Callable[[], None]] = [
+        lambda: _copy_runtimes(folder / "runtime"),
+        lambda: export_onnx(source, folder / _MODEL),
+        lambda: move_tensors(folder / _MODEL),
+        lambda: _require_room(folder / _DATA, source.name),
+        lambda: write_widened_form(folder / _MODEL, folder / _WIDENED, source),
+        lambda: write_packed_form(folder / _MODEL, folder / _PACKED, source),
+        lambda: _write_rest(folder, source),
+    ]
+    for number, step in enumerate(steps):
+        step()
+        if progress is not None:
+            progress(number + 1, len(steps))
+
+
+def _copy_runtimes(folder: Path) -> None:
+    for name, package in _RUNTIMES.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        fetched = package_folder(package)
+        for file in sorted(path for path in fetched.rglob("*") if path.is_file()):
+            shutil.copyfile(file, place / file.name)
+
+
+def _require_room(data: Path, name: str) -> None:
+    size = data.stat().st_size
+    if size > _LARGEST_BYTES:
+        raise ConfigError(
+            f"{name} has {size} bytes of weights: a page has room for {_LARGEST_BYTES}; export GGUF or ONNX"
+        )
+
+
+def _write_rest(folder: Path, source: Source) -> None:
+    for name, content in source.tokenizer.files().items():
+        (folder / name).write_bytes(content)
+    _write_json(folder / "generation_config.json", dict(source.generation))
+    if source.card:
+        (folder / "README.md").write_bytes(source.card)
+    leaves = named_leaves(shapes(source.config))
+    details = {
+        "runtime": RUNTIME,
+        # What the page's memory must have room for.
+        "float32_bytes": sum(math.prod(spec.shape) for _, spec in leaves) * 4,
+        "packed_bytes": (folder / _DATA).stat().st_size,
+        "least_equal": least_equal(source.config),
+        "alone": _alone(source),
+    }
+    _write_json(folder / "page.json", details)
+    _copy(resources.files(__package__) / _PAGE, folder)
+
+
+def _alone(source: Source) -> list[list[float]]:
+    """Samples of the logits after each token of the golden record, as a sequence of its own.
+
+    In one token few roundings can flip, so these tell the model's numbers from numbers that are rounded otherwise.
+    """
+    ops, config = ReferenceOps(), source.config
+    tokens = np.array(source.golden.tokens)[:, None]
+    logits = forward(ops.tokens(tokens), ops.prepare(source.weights), config, ops)[:, 0]
+    places = spread(config.vocab_size, len(source.golden.logits[0]))
+    return [[float(f"{value:.6g}") for value in row] for row in logits[:, places].tolist()]
+
+
+def _copy(source: Traversable, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            _copy(entry, folder / entry.name)
+        else:
+            (folder / entry.name).write_bytes(entry.read_bytes())
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -1,0 +1,284 @@
+"""This file holds the check of a model's files: whole, legal, as they were written, and computing what they should.
+
+The last two need a record of how the model was when it was written: ``nanochat.json`` beside it, or the golden record
+inside a single file. Where the numbers that a backend computes depart from the record, the first layer is named.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nanochat import backends
+from nanochat.config import ModelConfig
+from nanochat.errors import FormatError
+from nanochat.export.source import Source
+from nanochat.generation import Engine, Runner
+from nanochat.loading import choose_backend, format_of, load_golden, load_source, opened_files
+from nanochat.model import forward
+from nanochat.proof.golden import (
+    NUM_PAIRS,
+    NUM_TOKENS,
+    Golden,
+    digest,
+    first_layer,
+    layer_samples,
+    pair_samples,
+    spread,
+)
+from nanochat.proof.manifest import NAME, Manifest, check_files, read_manifest
+from nanochat.proof.parity import least_equal
+from nanochat.weights import Stored, Weights, named_leaves
+
+__all__ = ["Checked", "check_model", "compare_golden", "start"]
+
+# Up to here a layer computes the same. One flipped rounding changes a token by up to 1e-2, and later layers add to it:
+# 3.2e-2 in 24 untrained ones with four streams, 1.9e-2 with one stream.
+_TOLERANCE = 6e-2
+# What float32 additions in another order may differ by, on any backend.
+_EQUAL = 1e-5
+# Standard deviations of an error, of which a vocabulary of 32,768 has 4 in one logit, and two logits may part by both.
+_SIGMAS = 10
+# From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before
+# training, roundings are often at a tie, and flip ten times as often.
+_FAIR_SHARE = 0.4
+# What `nanochat.json` may call a folder, where it is not what it is read as.
+_KINDS = {"onnx": ("onnx", "web")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found to be right.
+
+    Parameters
+    ----------
+    path : str
+        What was checked.
+    backend : str
+        What ran the model.
+    tensors : int
+        Tensors whose shapes and codes are legal.
+    files : int or None
+        Files whose sizes and hashes are those of ``nanochat.json``; `None` if there is none.
+    golden : float or None
+        Largest RMS error of a layer or of the logits beside the golden record; `None` if there is no record.
+    """
+
+    path: str
+    backend: str
+    tensors: int
+    files: int | None
+    golden: float | None
+
+
+def check_model(path: Path, *, backend: str = "auto") -> Checked:
+    """Check a model directory, an exported folder, or a ``.gguf`` or ``.onnx`` file.
+
+    Parameters
+    ----------
+    backend : str
+        What runs the model's weights, or its graph; see `nanochat.loading.choose_backend`.
+
+    Raises
+    ------
+    FormatError
+        If a file is damaged, is not the one that was written, or the backend computes something else than the record
+        says, with the first tensor or layer that differs.
+    NumericError, ShapeError, ConfigError, ModelNotFoundError
+        As for `nanochat.loading.load_parts`.
+    BackendError
+        If the backend is unknown or cannot run here.
+    """
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest is not None:
+        check_files(path, manifest)
+    source = load_source(path, name=path.stem)
+    if manifest is not None:
+        _compare_manifest(path, manifest, source.config)
+    golden = load_golden(path)
+    name, _ = choose_backend(path, backend)
+    worst = None
+    if golden is not None:
+        _compare_tensors(path, golden, source.weights)
+        worst = compare_golden(golden, start(path, source, name), where=str(path))
+    return Checked(
+        path=str(path),
+        backend=name,
+        tensors=sum(1 for _ in named_leaves(source.weights)),
+        files=None if manifest is None else len(manifest.files),
+        golden=worst,
+    )
+
+
+def _compare_manifest(path: Path, manifest: Manifest, config: ModelConfig) -> None:
+    """Refuse a manifest that is silent about a file which was read, or says another thing than the files."""
+    unlisted = sorted({file.name for file in opened_files(path)} - manifest.files.keys())
+    if unlisted:
+        raise FormatError(
+            f"{path}: {unlisted[0]} belongs to the model, and {NAME} does not list it: it was added, or {NAME} was "
+            "changed; fetch the model again, or export it again"
+        )
+    found = format_of(path)
+    kinds = _KINDS.get(found, (found,))
+    if manifest.kind not in kinds:
+        raise FormatError(
+            f"{path}: {NAME} says kind {manifest.kind!r:.40}, and the files are of kind {' or '.join(kinds)}: fetch "
+            "the model again, or export it again"
+        )
+    said = manifest.config
+    if found != "nanochat":
+        # An export leaves out the heads that are for training only.
+        said = replace(said, num_ahead=0)
+    different = [f.name for f in fields(said) if getattr(said, f.name) != getattr(config, f.name)]
+    if different:
+        name = different[0]
+        raise FormatError(
+            f"{path}: {NAME} says {name}={getattr(said, name)!r:.80}, and the model's files say "
+            f"{getattr(config, name)!r:.80}: fetch the model again, or export it again"
+        )
+
+
+def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
+    """Run the record's tokens on a model at work, and return the largest error of a layer or of the logits.
+
+    Parameters
+    ----------
+    engine : Runner
+        Of an `Engine` every layer is compared; of a graph, whose layers cannot be seen, the logits.
+    where : str
+        What the weights come from, for the error.
+
+    Raises
+    ------
+    FormatError
+        With the first layer that differs.
+    """
+    config = engine.config
+    known = range(config.vocab_size)
+    if not all(token in known for token in (*golden.tokens, *golden.greedy)):
+        raise FormatError(
+            f"{where}: the golden record has tokens beyond the vocabulary of {config.vocab_size}: it is another "
+            "model's; export the model again"
+        )
+    worst = 0.0
+    if isinstance(engine, Engine):
+        logits, worst = _compare_layers(golden, engine, where=where)
+    else:
+        logits = engine.logits(golden.tokens)
+    entries = spread(config.vocab_size, len(golden.logits[0]))
+    rms = np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))
+    for ours, theirs in ((logits[:, entries], golden.logits), (rms, golden.rms)):
+        worst = max(worst, _compare(ours, theirs, name="the head", where=where))
+    _compare_greedy(golden, logits, _errors(logits[:, entries], golden.logits, NUM_TOKENS), where)
+    return worst
+
+
+def _compare_greedy(
+    golden: Golden, logits: NDArray[np.float32], errors: NDArray[np.float64], where: str
+) -> None:
+    """Refuse a most probable token whose logit is further below the largest than `errors` explain."""
+    scale = np.sqrt(np.mean(np.square(golden.logits)))
+    for row, greedy, error in zip(logits, golden.greedy, errors, strict=True):
+        gap = float(row.max() - row[greedy]) / scale
+        if gap > _SIGMAS * max(error, _EQUAL):
+            raise _departs(
+                where, "the most probable token", f"by a logit {gap:.1e} below the largest"
+            )
+
+
+def _compare_layers(
+    golden: Golden, engine: Engine[Any, Any, Any], *, where: str
+) -> tuple[NDArray[np.float32], float]:
+    """The logits of the record's tokens, and the largest error of a layer."""
+    config, ops = engine.config, engine.ops
+    layers: list[tuple[float, ...]] = []
+    logits = ops.numpy(
+        forward(
+            ops.tokens(np.array([golden.tokens], np.int64)),
+            engine.weights,
+            config,
+            ops,
+            observe=lambda x: layers.append(layer_samples(ops.numpy(x))),
+        )
+    )[0]
+    if len(layers) != len(golden.layers):
+        raise FormatError(
+            f"{where}: {len(layers)} layers ran, and the golden record has {len(golden.layers)}: it is another "
+            "model's; export the model again"
+        )
+    _compare_pairs(golden, engine, where=where)
+    errors = [
+        _compare(ours, theirs, name=f"layer {number}", where=where)
+        for number, ours, theirs in zip(_order(config), layers, golden.layers, strict=True)
+    ]
+    return logits, max(errors)
+
+
+def _compare(ours: ArrayLike, theirs: ArrayLike, *, name: str, where: str) -> float:
+    error = float(np.sqrt(np.square(_errors(ours, theirs, NUM_TOKENS)).mean()))
+    if error > _TOLERANCE:
+        raise _departs(where, name, f"by an RMS error of {error:.1e} (at most {_TOLERANCE:.0e})")
+    return error
+
+
+def _compare_pairs(golden: Golden, engine: Engine[Any, Any, Any], *, where: str) -> None:
+    """Refuse a first layer of which no pair of tokens is equal, unless a rounding flips in most pairs."""
+    config = engine.config
+    if 2 * least_equal(first_layer(config, engine.weights)[0]) < _FAIR_SHARE:
+        return
+    errors = _errors(pair_samples(config, engine.weights, engine.ops), golden.pairs, NUM_PAIRS)
+    if errors.min() > _EQUAL:
+        rule = f"by an RMS error of {errors.min():.1e} for every pair of tokens (at most {_EQUAL:.0e} for some)"
+        raise _departs(where, f"layer {_order(config)[0]}", rule)
+
+
+def start(path: Path, source: Source, backend: str) -> Runner[Any]:
+    """A model at work.
+
+    Parameters
+    ----------
+    path : Path
+        What `source` was read from.
+    backend : str
+        A backend or a runtime of graphs that can run here.
+    """
+    if backend in backends.GRAPHS:
+        from nanochat.export.onnx.run import open_graph
+
+        return open_graph(path, source)
+    ops = backends.get(backend)
+    return Engine(source.config, ops.prepare(source.weights), ops)
+
+
+def _departs(where: str, name: str, rule: str) -> FormatError:
+    return FormatError(
+        f"{where}: {name} is the first that differs from {NAME} or the golden record, {rule}: what runs here is not "
+        "the model that was exported; fetch it again, or try another backend"
+    )
+
+
+def _compare_tensors(path: Path, golden: Golden, weights: Weights[Stored]) -> None:
+    for name, leaf in named_leaves(weights):
+        if golden.tensors.get(name) != digest(leaf):
+            raise FormatError(
+                f"{path}: {name} is not as it was when the golden record was made: the file was changed; fetch it "
+                "again, or export the model again"
+            )
+
+
+def _errors(ours: ArrayLike, theirs: ArrayLike, count: int) -> NDArray[np.float64]:
+    """RMS error of each of `count` tokens, relative to the RMS of all of them."""
+    found, expected = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    scale = np.sqrt(np.mean(expected**2)) or 1.0
+    error = np.sqrt(np.mean((found - expected).reshape(count, -1) ** 2, axis=1)) / scale
+    # A number that is not finite is no small error.
+    return np.where(np.isfinite(error), error, np.inf)
+
+
+def _order(config: ModelConfig) -> list[int]:
+    """Numbers of the layers, in the order in which they run."""
+    first, last = config.loop_prelude, config.num_layers - config.loop_coda
+    looped = list(range(first, last)) * config.loop_count
+    return [*range(first), *looped, *range(last, config.num_layers)]

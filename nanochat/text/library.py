@@ -1,0 +1,321 @@
+"""This file holds other people's tokenizers, which the `tokenizers` library runs as their ``tokenizer.json`` says.
+
+Text is data, as with our own: the name of a special token in it is spelled in other tokens.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from nanochat.errors import FormatError, InputError
+from nanochat.files import exists, parse_json, read_bytes
+from nanochat.text.codec import MAX_FILE_BYTES, TextCodec, check_text
+from nanochat.text.pieces import Pieces
+from nanochat.text.roles import Roles, added_tokens, read_roles, write_roles
+from nanochat.text.tokenizer import SPECIALS, Tokenizer
+
+__all__ = ["LibraryTokenizer", "load_tokenizer"]
+
+_TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_OTHERS = ("generation_config.json", "config.json")
+# Some list every one of their added tokens.
+_MAX_SETTINGS_BYTES = 4 * 2**20
+# Special tokens that end a turn or a text in whatever model has them; files often name one of the two only.
+_ENDS = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+)
+
+
+def load_tokenizer(directory: str | Path) -> TextCodec:
+    """The tokenizer of a folder: one of ours if its special tokens are, else another's.
+
+    Raises
+    ------
+    FormatError
+        If a file is missing, too large or damaged, or of a kind that cannot be read.
+    """
+    path = Path(directory) / _TOKENIZER
+    content = read_bytes(path, limit=MAX_FILE_BYTES)
+    data = parse_json(content, str(path))
+    try:
+        names = [added.name for added in added_tokens(data)[: len(SPECIALS)]]
+        if tuple(names) != SPECIALS:
+            return _load(Path(directory), content, data)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    return Tokenizer.load(directory)
+
+
+class LibraryTokenizer:
+    """A tokenizer of the `tokenizers` library, as a `TextCodec`.
+
+    Parameters
+    ----------
+    data : mapping
+        Content of a ``tokenizer.json``.
+    roles : Roles
+        What its tokens are for.
+    files : mapping, optional
+        What `files` gives back; absent is made of the other two.
+
+    Raises
+    ------
+    FormatError
+        If the library cannot read it, or its tokens have no bytes of their own.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, object],
+        roles: Roles,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        added = added_tokens(data)
+        numbers = {token.name: token.token for token in added}
+        stops = {roles.eos, *roles.stops, *(numbers.get(name) for name in _ENDS)} - {None}
+        named = {roles.bos, roles.pad, *stops} - {None}
+        # Nothing ends an answer that a text could hold.
+        special = {token.name for token in added if token.special or token.token in named}
+        self._json = json.dumps(_without_limits(data, special))
+        self._library = _library(self._json, specials=False)
+        vocabulary = self._library.get_vocab(with_added_tokens=True)
+        self._vocab_size = 1 + max(vocabulary.values(), default=-1)
+        _require_known(named, self._vocab_size)
+        self._roles = roles
+        self._pieces = Pieces(data.get("decoder"))
+        self._texts = {token: name for name, token in numbers.items()}
+        self._specials = {name: numbers[name] for name in sorted(special)}
+        self._special_ids = frozenset(self._specials.values())
+        self._stop_ids = frozenset(token for token in stops if token is not None)
+        self._not_from_text = self._special_ids - {_unknown(data, vocabulary)}
+        self._opening = self._find_opening()
+        self._files = files or {
+            _TOKENIZER: self._json.encode(),
+            _SETTINGS: write_roles(roles, self._texts),
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """See `TextCodec.vocab_size`."""
+        return self._vocab_size
+
+    @property
+    def bos(self) -> int | None:
+        """See `TextCodec.bos`."""
+        return self._roles.bos
+
+    @property
+    def eos(self) -> int | None:
+        """See `TextCodec.eos`."""
+        return self._roles.eos
+
+    @property
+    def pad(self) -> int | None:
+        """See `TextCodec.pad`."""
+        return self._roles.pad
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """See `TextCodec.opening`."""
+        return self._opening
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """See `TextCodec.special_ids`."""
+        return self._special_ids
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """See `TextCodec.stop_ids`."""
+        return self._stop_ids
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """See `TextCodec.specials`."""
+        return self._specials
+
+    @property
+    def chat_template(self) -> str:
+        """See `TextCodec.chat_template`."""
+        return self._roles.chat_template
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of ``tokenizer.json``."""
+        return hashlib.sha256(self._files[_TOKENIZER]).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """See `TextCodec.files`."""
+        return dict(self._files)
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """See `TextCodec.encode`.
+
+        Raises
+        ------
+        InputError
+            If `text` is not a string, has lone surrogates, or holds the name of a special token that this tokenizer
+            cannot spell in other tokens.
+        """
+        library = self._with_specials if specials else self._library
+        ids = library.encode(check_text(text), add_special_tokens=False).ids
+        return ids if specials or self._not_from_text.isdisjoint(ids) else self._spell(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """See `TextCodec.encode_batch`."""
+        encodings = self._library.encode_batch_fast(
+            list(map(check_text, texts)), add_special_tokens=False
+        )
+        return [
+            encoding.ids if self._not_from_text.isdisjoint(encoding.ids) else self._spell(text)
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    def decode(self, tokens: Iterable[int], *, skip_specials: bool = True) -> str:
+        """See `TextCodec.decode`; the space that the tokenizer puts before a text is taken off."""
+        parts = [
+            self._texts[token].encode()
+            if not skip_specials and token in self._special_ids
+            else self.token_bytes(token)
+            for token in tokens
+        ]
+        text = b"".join(parts).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._pieces.strips_space else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `TextCodec.token_bytes`.
+
+        Raises
+        ------
+        InputError
+            If `token` is not in the vocabulary.
+        """
+        if not 0 <= token < self._vocab_size:
+            raise InputError(
+                f"token {token} is outside this vocabulary of {self._vocab_size} tokens: decode with the tokenizer "
+                "that encoded the text"
+            )
+        if token in self._special_ids:
+            return b""
+        if token in self._texts:
+            return self._texts[token].encode()
+        # The library knows no piece where the numbers of a vocabulary have a gap.
+        return self._pieces.bytes_of(self._library.id_to_token(token) or "")
+
+    @cached_property
+    def _with_specials(self) -> tokenizers.Tokenizer:
+        return _library(self._json, specials=True)
+
+    def _spell(self, text: str) -> list[int]:
+        """Tokens of a text in which the vocabulary itself, not the search for special tokens, finds one."""
+        names = sorted(self._specials, key=len, reverse=True)
+        pattern = "|".join(f"(?<={re.escape(n[0])})(?={re.escape(n[1:])})" for n in names if n[1:])
+        tokens: list[int] = []
+        for part in re.split(pattern, text) if pattern else [text]:
+            tokens += self._library.encode(part, add_special_tokens=False).ids
+        if not self._not_from_text.isdisjoint(tokens):
+            name = next(self._texts[token] for token in tokens if token in self._not_from_text)
+            raise InputError(
+                f"the text holds {name!r:.80}, which this tokenizer cannot spell in other tokens: leave it out"
+            )
+        return tokens
+
+    def _find_opening(self) -> tuple[int, ...]:
+        bos, adds_bos = self._roles.bos, self._roles.adds_bos
+        if adds_bos is not None:
+            return (bos,) if adds_bos and bos is not None else ()
+        with _without_panic():
+            bare = self._library.encode("a", add_special_tokens=False).ids
+            whole = self._library.encode("a", add_special_tokens=True).ids
+        # Some put a token behind the text, too, which belongs to training.
+        return tuple(whole[: _position(whole, bare)])
+
+
+def _library(text: str, *, specials: bool) -> tokenizers.Tokenizer:
+    with _without_panic():
+        try:
+            library = tokenizers.Tokenizer.from_str(text)
+        # The library raises nothing more specific.
+        except Exception as error:
+            raise FormatError(
+                f"the tokenizers library cannot read this tokenizer ({error!s:.200}); fetch it again"
+            ) from error
+    # The library reads this flag as: the text may not produce special tokens.
+    library.encode_special_tokens = not specials
+    return library
+
+
+@contextmanager
+def _without_panic() -> Iterator[None]:
+    """Make an error of what the library's Rust code raises where it gives up, which is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        # The class has no name that could be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(
+            f"the tokenizers library gives up on this tokenizer ({error!s:.200}); fetch it again"
+        ) from error
+
+
+def _unknown(data: Mapping[str, object], vocabulary: Mapping[str, int]) -> int | None:
+    """The token of characters that the vocabulary lacks: text does become that one."""
+    model = data.get("model")
+    if not isinstance(model, dict):
+        return None
+    unknown = model.get("unk_id", vocabulary.get(str(model.get("unk_token"))))
+    return unknown if isinstance(unknown, int) else None
+
+
+def _position(whole: list[int], part: list[int]) -> int:
+    """Where `part` begins in `whole`; 0 if it does not."""
+    starts = range(len(whole) - len(part) + 1)
+    return next((i for i in starts if whole[i : i + len(part)] == part), 0)
+
+
+def _load(directory: Path, content: bytes, data: Mapping[str, object]) -> LibraryTokenizer:
+    files = {_TOKENIZER: content}
+    for name in (_SETTINGS, _TEMPLATE):
+        if exists(directory / name):
+            files[name] = read_bytes(directory / name, limit=_MAX_SETTINGS_BYTES)
+    others = {
+        name: parse_json(read_bytes(directory / name, limit=_MAX_SETTINGS_BYTES), name)
+        for name in _OTHERS
+        if exists(directory / name)
+    }
+    roles = read_roles(
+        parse_json(files[_SETTINGS], _SETTINGS) if _SETTINGS in files else {},
+        others,
+        names={added.name: added.token for added in added_tokens(data)},
+        template=files.get(_TEMPLATE, b"").decode("utf-8", "replace"),
+    )
+    return LibraryTokenizer(data, roles, files)
+
+
+def _without_limits(data: Mapping[str, object], special: set[str]) -> dict[str, object]:
+    """The same, for texts that are encoded whole and alone, and with these special tokens."""
+    entries = data.get("added_tokens") or []
+    assert isinstance(entries, list)
+    added = [{**entry, "special": entry["content"] in special} for entry in entries]
+    return {**data, "truncation": None, "padding": None, "added_tokens": added}
+
+
+def _require_known(tokens: Iterable[int | None], vocab_size: int) -> None:
+    for token in tokens:
+        if token is None or not 0 <= token < vocab_size:
+            raise FormatError(
+                f"token {token} starts or ends texts, but the vocabulary has {vocab_size}: the files are of two "
+                "tokenizers; fetch them again"
+            )
