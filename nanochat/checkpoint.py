@@ -27,19 +27,9 @@ from nanochat.errors import (
     ShapeError,
     VersionError,
 )
-from nanochat.files import (
-    DTYPES,
-    MAX_HEADER_BYTES,
-    Tensor,
-    atomic_directory,
-    exists,
-    parse_json,
-    read_bytes,
-    read_tensors,
-    release,
-    write_tensors,
-)
+from nanochat.files import atomic_directory, exists, parse_json, read_bytes
 from nanochat.shapes import shapes
+from nanochat.tensors import DTYPES, MAX_HEADER_BYTES, Tensor, read_tensors, release, write_tensors
 from nanochat.weights import (
     Dense,
     Int8,

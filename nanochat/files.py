@@ -1,100 +1,38 @@
 """This file holds the reading and writing of files that may be hostile, or for which the disk may be too small.
 
-Tensors of a safetensors file are mapped: the library's own reader copies them, and a model may be as large as memory.
 Writers work aside and rename: a file is complete or not there, and what stood there before survives every failure.
-Readers know how many bytes they accept before they read one.
+Readers know how many bytes they accept before they read one. A file has a record, its size and its hash, which is made
+when it is whole and compared when it is used; and a link may not lead a reader out of a model's folder.
 """
 
+import hashlib
 import json
-import logging
-import math
-import mmap
 import os
 import stat
 import tempfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nanochat.errors import FormatError, SaveError
 
 __all__ = [
-    "CHECKSUMS",
-    "DTYPES",
-    "MAX_HEADER_BYTES",
-    "Tensor",
+    "FileRecord",
     "atomic_directory",
     "atomic_file",
     "atomic_write",
     "exists",
+    "own_file",
     "parse_json",
     "read_bytes",
-    "read_tensors",
-    "release",
+    "record_file",
+    "require_as_recorded",
     "require_file",
-    "write_tensors",
 ]
 
-# Types of a model's tensors, by their names in the format. NumPy has no bfloat16: those bits are the high half of a
-# float32's.
-DTYPES: Mapping[str, type[np.generic]] = {
-    "F32": np.float32,
-    "U32": np.uint32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "I8": np.int8,
-    "U8": np.uint8,
-}
-# Key of a file's metadata under which the CRC-32 of each tensor stands, as JSON: the metadata hold only text.
-CHECKSUMS = "crc32"
-# 12,000 tensors of a mixture of 64 experts in 32 layers need 2 MB.
-MAX_HEADER_BYTES = 32 * 2**20
-_MAX_DIMENSIONS = 8
 # A JSON integer beyond 64 bits is no count of anything, and quadratic to parse.
 _MAX_DIGITS = 20
-_LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tensor:
-    """A tensor of a file: mapped, read-only, not read. `checksum` is the file's CRC-32 of it, if it has one."""
-
-    path: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: NDArray[np.uint8]
-    checksum: object
-
-    def array(self) -> NDArray[np.generic]:
-        """Its numbers, a view of the file; those of type BF16 as float32, a copy."""
-        values = self.data.view(DTYPES[self.dtype]).reshape(self.shape)
-        if self.dtype == "BF16":
-            bits = values.astype(np.uint32)
-            bits <<= np.uint32(16)
-            return bits.view(np.float32)
-        # Kernels take aligned pointers; a file that was padded otherwise costs a copy.
-        return np.require(values, requirements="A")
-
-    def verify(self) -> None:
-        """Compare the bytes with their checksum.
-
-        Raises
-        ------
-        FormatError
-            If it is another.
-        """
-        if self.checksum is not None and zlib.crc32(self.data.data) != self.checksum:
-            raise FormatError(
-                f"{self.path}: the bytes of {self.key!r:.80} have changed since they were written; "
-                "fetch the file again"
-            )
 
 
 @contextmanager
@@ -163,24 +101,6 @@ def exists(path: Path) -> bool:
     return True
 
 
-def release(array: NDArray[Any]) -> None:
-    """Give back the memory of an array that is a view of a mapped file; what is read again comes from the file."""
-    owner: object = array
-    while isinstance(owner, np.ndarray | memoryview):
-        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    # What was written to a private copy of a file's page would be lost.
-    if not memoryview(owner).readonly:
-        return
-    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-    # Pages that hold the ends of neighbours stay.
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < last:
-        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
 def require_file(path: Path) -> int:
     """Return the size of `path` in bytes; links are followed, pipes and devices refused.
 
@@ -241,88 +161,77 @@ def parse_json(data: bytes, name: str) -> dict[str, object]:
     return value
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by its key.
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size and SHA-256, in hexadecimal digits, of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def record_file(path: Path) -> FileRecord:
+    """Read a file and record it.
 
     Raises
     ------
     FormatError
-        If the file is missing, truncated, padded, or its header is not what the format asks for.
+        If it is no regular file, or cannot be read.
     """
     size = require_file(path)
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise FormatError(
-                    f"{path}: a header of {length} bytes in a file of {size}: it must fit, and be at most "
-                    f"{MAX_HEADER_BYTES} bytes; fetch the file again"
-                )
-            header = parse_json(file.read(length), str(path))
-        data = np.asarray(np.memmap(path, np.uint8, mode="r"))[8 + length :]
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}; make the file readable") from error
-    checksums = _checksums(path, header.pop("__metadata__", None))
-    tensors: dict[str, Tensor] = {}
-    position = 0
-    described = {key: _describe(path, key, value) for key, value in header.items()}
-    for key, (dtype, shape, start, end) in sorted(described.items(), key=lambda item: item[1][2:]):
-        # No gap and no overlap, so that no byte of the file is hidden or has two meanings.
-        if start != position or end - start != _num_bytes(dtype, shape):
-            raise FormatError(
-                f"{path}: {key!r:.80}, of type {dtype} and shape {list(shape)}, has the bytes {start} to "
-                f"{end}: must start at {position} and fit; fetch the file again"
-            )
-        position = end
-        tensors[key] = Tensor(
-            path=path,
-            key=key,
-            dtype=dtype,
-            shape=shape,
-            data=data[start:end],
-            checksum=checksums.get(key),
-        )
-    if position != data.size:
-        raise FormatError(
-            f"{path}: {data.size} bytes follow the header, which describes {position}; fetch the file again"
-        )
-    return tensors
+        raise FormatError(f"{path}: {error.strerror}; make the file readable") from error
+    return FileRecord(bytes=size, sha256=sha256)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[np.generic]], *, metadata: Mapping[str, str]
-) -> None:
-    """Write a safetensors file with a CRC-32 of each tensor; the same tensors give the same bytes.
+def require_as_recorded(path: Path, record: FileRecord, *, by: str) -> None:
+    """Refuse a file that is missing or another than was recorded.
 
     Parameters
     ----------
-    path : Path
-        The file to write; see `atomic_file` and `atomic_directory` for writing it whole or not at all.
-    tensors : mapping
-        Arrays of `DTYPES` by key.
-    metadata : mapping
-        Further texts for the header.
+    by : str
+        What holds the record, for the error.
+
+    Raises
+    ------
+    FormatError
+        With what was found and what was expected.
     """
-    # The order of `DTYPES` is that of the format's library, from wide to narrow, so that every tensor is aligned.
-    names = {np.dtype(dtype): (order, name) for order, (name, dtype) in enumerate(DTYPES.items())}
-    arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
-    order = sorted(arrays, key=lambda key: (names[arrays[key].dtype], key))
-    checksums = json.dumps({key: zlib.crc32(array.data) for key, array in arrays.items()})
-    header: dict[str, object] = {"__metadata__": {CHECKSUMS: checksums, **metadata}}
-    end = 0
-    for key in order:
-        start, end = end, end + arrays[key].nbytes
-        header[key] = {
-            "dtype": names[arrays[key].dtype][1],
-            "shape": arrays[key].shape,
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for key in order:
-            file.write(arrays[key].data)
+    size = require_file(path)
+    # A file of another size need not be read.
+    if size != record.bytes or record_file(path) != record:
+        raise FormatError(
+            f"{path}: {size} bytes that are not the {record.bytes} of {by} (SHA-256 {record.sha256[:16]}...): "
+            "the file is truncated or was changed; fetch it again"
+        )
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """The file that a name in a folder stands for; `None` if a link takes it from elsewhere.
+
+    The snapshots of the Hub's cache consist of links to the store beside them, which is not elsewhere.
+    """
+    path = folder / name
+    file, root = path.resolve(), folder.resolve()
+    return file if file.is_relative_to(root) or _is_cached(path, file, root) else None
+
+
+def _is_cached(path: Path, file: Path, root: Path) -> bool:
+    """Whether a file of a snapshot in the Hub's cache is a link to the store beside it, as the client makes them."""
+    for snapshot in (root, *root.parents):
+        repository = snapshot.parent.parent
+        if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+            break
+    else:
+        return False
+    if not path.is_symlink():
+        return False
+    first = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+    # What is there may lead on, to what repositories share.
+    stores = (repository / "blobs", repository.parent / "blobs")
+    return first.is_relative_to(stores[0]) and any(file.is_relative_to(s) for s in stores)
 
 
 @contextmanager
@@ -364,26 +273,3 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
             raise ValueError(f"the key {key!r:.80} is there twice")
         values[key] = value
     return values
-
-
-def _checksums(path: Path, metadata: object) -> dict[str, object]:
-    if isinstance(metadata, dict) and isinstance(metadata.get(CHECKSUMS), str):
-        return parse_json(metadata[CHECKSUMS].encode(errors="replace"), f"{path}, {CHECKSUMS}")
-    _LOGGER.warning("%s has no checksums: damage that leaves legal numbers goes unnoticed", path)
-    return {}
-
-
-def _describe(path: Path, key: str, value: object) -> tuple[str, tuple[int, ...], int, int]:
-    match value:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
-            whole = all(type(count) is int and count >= 0 for count in shape)
-            if dtype in DTYPES and whole and len(shape) <= _MAX_DIMENSIONS:
-                return dtype, tuple(shape), start, end
-    raise FormatError(
-        f"{path}: {key!r:.80} is described as {value!r:.200}: must be of type {', '.join(DTYPES)}, with a shape "
-        "and two offsets; convert the model, or fetch it again"
-    )
-
-
-def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize

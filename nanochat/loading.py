@@ -13,11 +13,11 @@ from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.source import Source
-from nanochat.files import MAX_HEADER_BYTES, exists, parse_json, read_bytes, require_file
+from nanochat.files import exists, own_file, parse_json, read_bytes, require_file
 from nanochat.init import freeze
-from nanochat.links import own_file
 from nanochat.proof.golden import Golden
 from nanochat.proof.manifest import Manifest, read_manifest
+from nanochat.tensors import MAX_HEADER_BYTES
 from nanochat.text.codec import TextCodec
 from nanochat.text.library import load_tokenizer
 from nanochat.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from nanochat.errors import ModelNotFoundError
-from nanochat.file_record import FileRecord, require_as_recorded
+from nanochat.files import FileRecord, require_as_recorded
 
 __all__ = ["CATALOG", "Entry", "directory", "require_pinned", "similar", "ways_on"]
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from huggingface_hub.hf_api import RepoFile
 
 from nanochat.errors import FormatError
-from nanochat.file_record import record_file
+from nanochat.files import record_file
 from nanochat.zoo.layout import require_inside
 
 __all__ = ["damaged_files", "delete_files", "require_record"]

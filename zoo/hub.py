@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanochat.backends import wanted as wanted_backend
 from nanochat.errors import FormatError, ModelNotFoundError
-from nanochat.file_record import require_as_recorded
+from nanochat.files import require_as_recorded
 from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
 from nanochat.zoo.layout import candidates, choose
 from nanochat.zoo.location import Fetched, Location, Request

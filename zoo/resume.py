@@ -21,8 +21,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 )
 
 from nanochat import __version__
-from nanochat.file_record import record_file
-from nanochat.files import exists
+from nanochat.files import exists, record_file
 from nanochat.zoo.client_errors import in_words
 from nanochat.zoo.location import Request
 

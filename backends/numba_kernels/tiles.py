@@ -14,7 +14,7 @@ from nanochat.backends.numba_kernels.quantize import padded_width
 from nanochat.backends.numba_kernels.trit_layout import lay_trits
 from nanochat.backends.numba_kernels.trits import WORDS, Layout, bytes_of, fits
 from nanochat.errors import InputError
-from nanochat.files import release
+from nanochat.tensors import release
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
 __all__ = ["Leaf", "TiledLinear", "num_ternary", "prepare_leaf", "require_trits_fit"]

@@ -16,10 +16,10 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
 from nanochat.export.source import Source
 from nanochat.export.stock.architectures import Runtime, stock_architecture
-from nanochat.files import Tensor
 from nanochat.loading import default_generation
 from nanochat.model import ntk_theta
 from nanochat.saving import save_model
+from nanochat.tensors import Tensor
 from nanochat.text.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Stored, named_leaves
 

@@ -240,7 +240,7 @@ def _describe_place(location: "Location") -> dict[str, object]:
 
 def _pins(location: "Location") -> dict[str, object]:
     """Size and hash of each file of a model of the Hub, as an entry of the catalog pins them."""
-    from nanochat.file_record import record_file
+    from nanochat.files import record_file
 
     fetched = location.fetched
     if fetched is None:

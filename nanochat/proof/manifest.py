@@ -11,8 +11,14 @@ from pathlib import Path, PurePosixPath
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.source import Source
-from nanochat.file_record import FileRecord, record_file, require_as_recorded
-from nanochat.files import exists, parse_json, read_bytes
+from nanochat.files import (
+    FileRecord,
+    exists,
+    parse_json,
+    read_bytes,
+    record_file,
+    require_as_recorded,
+)
 from nanochat.proof.golden import Golden, from_json
 
 __all__ = ["NAME", "Manifest", "check_files", "read_manifest", "write_manifest"]

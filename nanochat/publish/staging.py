@@ -17,8 +17,7 @@ from nanochat import checkpoint
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.source import Source
-from nanochat.files import exists, read_bytes
-from nanochat.links import own_file
+from nanochat.files import exists, own_file, read_bytes
 from nanochat.loading import load_licence
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.publish.card import is_of_the_hub

@@ -21,9 +21,8 @@ from nanochat.files import (
     exists,
     parse_json,
     read_bytes,
-    read_tensors,
-    write_tensors,
 )
+from nanochat.tensors import read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]
 

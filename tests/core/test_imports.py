@@ -36,7 +36,7 @@ ROWS = (
     ),
     ("ops",),
     ("weights", "shapes", "text"),
-    ("config", "presets", "ternary", "file_record", "links"),
+    ("config", "presets", "ternary", "tensors"),
     ("files",),
     ("errors",),
 )

@@ -16,7 +16,7 @@ from nanochat.errors import FormatError, ModelNotFoundError, NumericError
 from nanochat.export.formats import Choices, export_model
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.source import Source
-from nanochat.file_record import record_file
+from nanochat.files import record_file
 from nanochat.generation import Engine
 from nanochat.proof.check import check_model, compare_golden
 from nanochat.proof.golden import Golden

@@ -26,11 +26,12 @@ from nanochat.export.gguf.write import load_gguf, write_gguf
 from nanochat.export.source import Source
 from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.export.stock.transformers import load_transformers, write_transformers
-from nanochat.files import read_bytes, read_tensors, write_tensors
+from nanochat.files import read_bytes
 from nanochat.init import freeze, init
 from nanochat.loading import load_golden, load_parts
 from nanochat.proof.golden import from_json
 from nanochat.proof.manifest import check_files, read_manifest, write_manifest
+from nanochat.tensors import read_tensors, write_tensors
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import named_leaves
 from tests.core import foreign_tokenizers

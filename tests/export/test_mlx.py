@@ -13,8 +13,8 @@ from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
 from nanochat.export.stock.mlx import load_mlx, write_mlx
-from nanochat.files import read_tensors, write_tensors
 from nanochat.init import init
+from nanochat.tensors import read_tensors, write_tensors
 from nanochat.text.tokenizer import Tokenizer
 from tests.export.stock_models import (
     BASE,

@@ -14,7 +14,7 @@ from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.stock.transformers import load_transformers, write_transformers
-from nanochat.files import read_tensors, write_tensors
+from nanochat.tensors import read_tensors, write_tensors
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.export.stock_models import (
     BASE,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import FormatError
-from nanochat.file_record import record_file
+from nanochat.files import record_file
 from nanochat.zoo import catalog
 from nanochat.zoo import hub as names
 from nanochat.zoo.hub import locate
