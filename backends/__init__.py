@@ -64,7 +64,7 @@ def wanted(name: str = "auto") -> str:
 def choose(name: str = "auto") -> tuple[str, str]:
     """The backend to use and the reason.
 
-    For a model that may be a graph, see `nanochat.loading.choose_backend`.
+    For a model that may be a graph, see `nanochat.export.run.choose_backend`.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, 
     InputError
         If `num_threads` is no number from 1 to 256.
     """
-    chosen, _ = choose(name)
+    chosen = choose()[0] if name == "auto" else _require(name)
     if chosen in GRAPHS:
         raise BackendError(
             f"backend {chosen!r} runs a whole graph and has no operations of its own: load a model with "

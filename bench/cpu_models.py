@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from nanochat.export.source import Source
+
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.random_model import random_packed_weights
@@ -20,7 +22,6 @@ from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.config import ModelConfig
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
-from nanochat.export.source import Source
 from nanochat.generation import Engine
 from nanochat.presets import preset
 from nanochat.shapes import shapes

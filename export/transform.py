@@ -1,17 +1,19 @@
 """This file holds the changes that a user may ask for before a model is exported: another model that a runtime can run.
 
-Each gives a new `Source`, with a golden record of its own, and says what it changes. Nothing here is done unasked.
+Each gives another `Bundle`, without the golden record and the graph of the first, or the same where nothing changes.
+Nothing here is done unasked.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.export.source import Source
 from nanochat.shapes import layer_kinds
 from nanochat.weights import Dense, Int8, Stored
 
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 
-def unroll(source: Source) -> Source:
+def unroll(bundle: Bundle) -> Bundle:
     """A looped model as an ordinary one: each looped layer stands there as often as it runs.
 
     It computes the same to the last bit, and its file holds the looped layers `loop_count` times; see
@@ -35,15 +37,15 @@ def unroll(source: Source) -> Source:
     ConfigError
         As for `unrolled_config`.
     """
-    config = source.config
+    config = bundle.config
     first, last = config.loop_prelude, config.num_layers - config.loop_coda
-    layers = source.weights.layers
+    layers = bundle.weights.layers
     weights = replace(
-        source.weights,
+        bundle.weights,
         layers=(*layers[:first], *layers[first:last] * config.loop_count, *layers[last:]),
         exit=None,
     )
-    return replace(source, config=unrolled_config(config), weights=weights)
+    return _changed(bundle, config=unrolled_config(config), weights=weights)
 
 
 def unrolled_config(config: ModelConfig) -> ModelConfig:
@@ -75,7 +77,7 @@ def unrolled_config(config: ModelConfig) -> ModelConfig:
     )
 
 
-def with_exit_threshold(source: Source, threshold: float) -> Source:
+def with_exit_threshold(bundle: Bundle, threshold: float) -> Bundle:
     """The same weights with another `exit_threshold`: at 1, every token runs all loop steps.
 
     Raises
@@ -83,10 +85,10 @@ def with_exit_threshold(source: Source, threshold: float) -> Source:
     ConfigError
         If the threshold is below 1 and there is no loop, or it is out of range.
     """
-    return replace(source, config=replace(source.config, exit_threshold=threshold))
+    return _changed(bundle, config=replace(bundle.config, exit_threshold=threshold))
 
 
-def with_float16_tables(source: Source) -> Source:
+def with_float16_tables(bundle: Bundle) -> Bundle:
     """Embedding and head as dense numbers, rounded to float16: the head's input is no longer rounded to 8 bits.
 
     Raises
@@ -98,26 +100,33 @@ def with_float16_tables(source: Source) -> Source:
     def rounded(name: str, leaf: Stored) -> Stored:
         values = _numbers(leaf)
         with np.errstate(over="ignore"):
-            values = values.astype(np.float16).astype(np.float32)
-        ternary.require_finite(values, f"{name} in float16")
-        return Dense(values=values)
+            narrow = values.astype(np.float16).astype(np.float32)
+        ternary.require_finite(narrow, f"{name} in float16")
+        same = isinstance(leaf, Dense) and np.array_equal(values, narrow)
+        return leaf if same else Dense(values=narrow)
 
-    weights = source.weights
-    return replace(
-        source,
-        config=replace(source.config, table_format="dense"),
-        weights=replace(
-            weights,
-            embedding=rounded("embedding", weights.embedding),
-            head=None if weights.head is None else rounded("head", weights.head),
-        ),
+    old = bundle.weights
+    embedding = rounded("embedding", old.embedding)
+    head = None if old.head is None else rounded("head", old.head)
+    if embedding is old.embedding and head is old.head:
+        return bundle
+    return _changed(
+        bundle,
+        config=replace(bundle.config, table_format="dense"),
+        weights=replace(old, embedding=embedding, head=head),
     )
 
 
-def without_ahead(source: Source) -> Source:
+def without_ahead(bundle: Bundle) -> Bundle:
     """The model without the heads that predict further tokens, which only training uses."""
-    config = replace(source.config, num_ahead=0)
-    return replace(source, config=config, weights=replace(source.weights, ahead=()))
+    if not bundle.config.num_ahead:
+        return bundle
+    config = replace(bundle.config, num_ahead=0)
+    return _changed(bundle, config=config, weights=replace(bundle.weights, ahead=()))
+
+
+def _changed(bundle: Bundle, **changes: Any) -> Bundle:
+    return replace(bundle, golden=None, graph=None, **changes)
 
 
 def _numbers(leaf: Stored) -> NDArray[np.floating]:

@@ -45,11 +45,13 @@ from nanochat.weights import (
 __all__ = [
     "FORMAT",
     "MODEL_TYPE",
-    "is_ours",
+    "is_weights",
     "load",
     "load_config",
     "load_generation",
     "load_tensors",
+    "load_weights",
+    "parse_config",
     "require_complete",
     "require_legal",
     "save",
@@ -174,45 +176,54 @@ def save_tensors(
 
 
 def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
-    """Read a model; its arrays are read-only views of the files, which must stay.
-
-    Dense leaves are converted to the type that they have in the model. Every byte is checked once.
+    """Read the configuration and the weights of a model; see `load_weights`.
 
     Raises
     ------
     ModelNotFoundError
         If there is no model directory.
     FormatError
-        If a file is truncated, corrupt, of another kind or too new (`VersionError`), or tensors are missing or
-        unexpected. Each tensor is compared with its CRC-32.
+        As for `load_weights`, or if ``config.json`` is of another kind or too new (`VersionError`).
     ConfigError
-        If ``config.json`` holds values that cannot work.
+        If it holds values that cannot work.
+    ShapeError, NumericError
+        As for `load_weights`.
+    """
+    config = load_config(directory)
+    return config, load_weights(directory, config)
+
+
+def load_weights(directory: str | Path, config: ModelConfig) -> Weights[Stored]:
+    """Read the weights of a model; its arrays are read-only views of the files, which must stay.
+
+    Dense leaves are converted to the type that they have in the model. Every byte is checked once.
+
+    Raises
+    ------
+    FormatError
+        If a file is truncated or corrupt, or tensors are missing or unexpected. Each tensor is compared with its
+        CRC-32.
     ShapeError
         If a tensor does not have the shape that the configuration asks for.
     NumericError
         If a value is not finite or a code is illegal.
     """
     directory = Path(directory)
-    config = load_config(directory)
     tensors = load_tensors(directory)
     specs = shapes(config)
     _check_keys(specs, tensors, directory)
-    return config, map_leaves(lambda name, spec: _read_leaf(name, spec, tensors), specs)
+    return map_leaves(lambda name, spec: _read_leaf(name, spec, tensors), specs)
 
 
-def is_ours(directory: str | Path) -> bool:
-    """Whether ``config.json`` says that this package wrote it, or is missing.
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds tensors of a model, or says which file holds them.
 
-    Raises
-    ------
-    FormatError
-        If it is not a JSON object, or over 1 MiB.
+    Examples
+    --------
+    >>> is_weights("model.safetensors"), is_weights("model-00002-of-00003.safetensors"), is_weights("x.safetensors")
+    (True, True, False)
     """
-    path = Path(directory) / _CONFIG
-    if not exists(path):
-        return True
-    fields = parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
-    return fields.get("model_type") == MODEL_TYPE
+    return name in (_SINGLE, _INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
@@ -264,7 +275,25 @@ def load_config(directory: str | Path) -> ModelConfig:
         raise ModelNotFoundError(
             f"{path}: no such file; pass a model directory, which holds {_CONFIG}, or a model's name"
         )
-    fields = parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
+    return parse_config(parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path)), path)
+
+
+def parse_config(fields: Mapping[str, object], path: Path) -> ModelConfig:
+    """The configuration that a ``config.json`` holds.
+
+    Parameters
+    ----------
+    path : Path
+        Where it stands, for errors.
+
+    Raises
+    ------
+    FormatError
+        If it is another program's, or too new (`VersionError`).
+    ConfigError
+        If it holds values that cannot work.
+    """
+    fields = dict(fields)
     model_type = fields.pop("model_type", None)
     if model_type != MODEL_TYPE:
         raise FormatError(
@@ -417,8 +446,7 @@ def _json(value: Mapping[str, object], name: str) -> bytes:
 def _remove_others(directory: Path, written: set[str]) -> None:
     """Delete the weights that were just replaced but bear other names."""
     for path in directory.iterdir():
-        replaced = path.name in (_SINGLE, _INDEX) or _SHARD.fullmatch(path.name)
-        if replaced and path.name not in written:
+        if is_weights(path.name) and path.name not in written:
             try:
                 path.unlink()
             except OSError as error:

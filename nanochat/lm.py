@@ -14,25 +14,19 @@ from numpy.typing import NDArray
 
 from nanochat import backends
 from nanochat.backends.choice import describe, faster, line
+from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
 from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
-from nanochat.export.source import Source
+from nanochat.export.directory import save_model
+from nanochat.export.format import ModelFiles
+from nanochat.export.formats import detect
+from nanochat.export.run import choose_backend, start
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
-from nanochat.loading import (
-    choose_backend,
-    copied_bytes,
-    default_generation,
-    load_golden,
-    load_source,
-    onnx_file,
-)
-from nanochat.memory import require_free, require_room
+from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.proof.check import compare_golden
-from nanochat.proof.golden import Golden
-from nanochat.saving import save_model
 from nanochat.scoring import Score, score
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
@@ -95,46 +89,79 @@ class Model:
         num_threads: int | None = None,
         licence: str = "unknown",
     ) -> None:
+        bundle = Bundle(
+            name=Path(name).name or "model",
+            config=config,
+            weights=freeze(weights),
+            tokenizer=tokenizer,
+            generation=default_generation(tokenizer),
+            licence=licence,
+        )
+        self._start(bundle, backend, name=name, kv_cache=kv_cache, num_threads=num_threads)
+
+    def _start(
+        self,
+        bundle: Bundle,
+        backend: str | Ops[Any, Any, Any] | Runner[Any],
+        *,
+        name: str,
+        kv_cache: Storage,
+        num_threads: int | None,
+    ) -> None:
+        config, tokenizer = bundle.config, bundle.tokenizer
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"{name}: the tokenizer has {tokenizer.vocab_size} tokens but the model only {config.vocab_size}: "
                 "use the tokenizer that the model was trained with"
             )
-        self.config = config
-        self.weights = freeze(weights)
-        self.tokenizer = tokenizer
-        self.name = name
-        self.licence = licence
-        if isinstance(backend, str):
-            chosen, self._reason = backends.choose(backend)
-            backend = backends.get(chosen, num_threads=num_threads)
-            require_room(
-                name,
-                config,
-                chosen,
-                kv_cache=kv_cache,
-                free=getattr(backend, "free_bytes", None),
-                others=_ready(),
-            )
-        else:
-            self._reason = "given"
+        self.config, self.weights, self.tokenizer = config, bundle.weights, tokenizer
+        self.name, self.licence = name, bundle.licence
+        self._bundle = bundle
         self.engine: Runner[Any]
-        if isinstance(backend, Runner):
-            self.engine = backend
-            self._reason = "a graph of its own"
+        if isinstance(backend, str):
+            chosen, self._reason = choose_backend(bundle, backend)
+            self.engine = start(
+                bundle, chosen, name=name, kv_cache=kv_cache, num_threads=num_threads
+            )
+        elif isinstance(backend, Runner):
+            self.engine, self._reason = backend, "a graph of its own"
         else:
-            prepared = backend.prepare(self.weights)
+            prepared = backend.prepare(bundle.weights)
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
-        self._origin = ""
-        self._said = Source(
-            name=Path(name).name or "model",
-            config=config,
-            weights=self.weights,
-            tokenizer=tokenizer,
-            generation=default_generation(tokenizer),
-            licence=licence,
-        )
+            self._reason = "given"
         _LOGGER.info("%s", line(name, self._reason, describe(self.engine)))
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        *,
+        backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
+        name: str | None = None,
+        kv_cache: Storage = "float32",
+        num_threads: int | None = None,
+    ) -> "Model":
+        """A model at work, of what was read from its files.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            From `nanochat.export.formats.load`; no leaf is latent.
+        name : str, optional
+            For messages; absent is the bundle's.
+        backend, kv_cache, num_threads
+            See `Model`. "auto" takes "onnx" for a bundle that was read from a graph.
+
+        Raises
+        ------
+        NanochatError
+            As for `Model`.
+        """
+        model = cls.__new__(cls)
+        model._start(
+            bundle, backend, name=name or bundle.name, kv_cache=kv_cache, num_threads=num_threads
+        )
+        return model
 
     @classmethod
     def from_pretrained(
@@ -193,31 +220,18 @@ class Model:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        require_free(str(name), copied_bytes(location.path))
-        source = load_source(location.path, name=location.name)
-        if isinstance(backend, str):
-            chosen, _ = choose_backend(location.path, backend)
-            if chosen in backends.GRAPHS:
-                from nanochat.export.onnx.run import open_graph
-
-                file = "onnx" if onnx_file(location.path) is None else "onnx-file"
-                require_room(str(name), source.config, file, others=_ready())
-                backend = open_graph(
-                    location.path, source, kv_cache=kv_cache, num_threads=num_threads
-                )
-        model = cls(
-            source.config,
-            source.weights,
-            source.tokenizer,
+        files = ModelFiles(location.path, name=location.name, origin=location.origin)
+        form = detect(files)
+        require_free(str(name), form.copied_bytes(files))
+        model = cls.from_bundle(
+            form.read(files),
             backend=backend,
             name=str(name),
             kv_cache=kv_cache,
             num_threads=num_threads,
-            licence=source.licence,
         )
-        model._said, model._origin = source, location.origin
         if verify:
-            model._verify(load_golden(location.path))
+            model._verify()
         return model
 
     def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:
@@ -226,7 +240,7 @@ class Model:
         Parameters
         ----------
         directory : str or Path
-            See `nanochat.saving.save_model`.
+            See `nanochat.export.directory.save_model`.
         licence : str, optional
             SPDX identifier of the weights' licence; absent is the model's own.
 
@@ -235,7 +249,7 @@ class Model:
         SaveError
             If a file cannot be written; the model that was there is untouched.
         """
-        save_model(directory, self._source(licence))
+        save_model(directory, self._said(licence))
 
     @overload
     def generate(self, prompt: str, **options: Unpack[Options]) -> str: ...
@@ -410,22 +424,22 @@ class Model:
             datasets=datasets,
             languages=languages,
         )
-        source = dataclasses.replace(self._source(None), name=repo.rpartition("/")[2])
+        source = dataclasses.replace(self._said(None), name=repo.rpartition("/")[2])
         published = publish(source, repo, publication)[0]
         return published.pull_request_url or published.commit_url
 
-    def _source(self, licence: str | None) -> Source:
+    def _said(self, licence: str | None) -> Bundle:
         return dataclasses.replace(
-            self._said, weights=self.weights, licence=licence or self.licence
+            self._bundle, weights=self.weights, licence=licence or self.licence, golden=None
         )
 
-    def _verify(self, golden: Golden | None) -> None:
-        if golden is None:
+    def _verify(self) -> None:
+        if self._bundle.golden is None:
             raise FormatError(
                 f"{self.name} has no golden record to be verified with: load it without verify, or ask its author to "
                 "save it with nanochat-ternary"
             )
-        compare_golden(golden, self.engine, where=self.name)
+        compare_golden(self._bundle.golden, self.engine, where=self.name)
 
     def describe(self) -> dict[str, object]:
         """What runs, where and why, what would be faster, where it comes from and how it is stored; ready for JSON."""
@@ -434,7 +448,7 @@ class Model:
         backend = describe(self.engine)
         return {
             "name": self.name,
-            "origin": self._origin,
+            "origin": self._bundle.origin,
             "licence": self.licence,
             **backend,
             "backend_reason": self._reason,
@@ -450,11 +464,6 @@ class Model:
 
 
 from_pretrained = Model.from_pretrained
-
-
-def _ready() -> list[str]:
-    """Backends that can run here."""
-    return [name for name in backends.NAMES if backends.unavailable(name) is None]
 
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from huggingface_hub import CachedRepoInfo, HFCacheInfo, constants, scan_cache_d
 from huggingface_hub.errors import CacheNotFound
 
 from nanochat.errors import ModelNotFoundError, SaveError
-from nanochat.zoo.layout import candidates
+from nanochat.export.formats import candidates
 
 __all__ = ["Cached", "cached", "remove", "storage"]
 

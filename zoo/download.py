@@ -23,12 +23,13 @@ from huggingface_hub.hf_api import RepoFile
 
 from nanochat import __version__
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
+from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists
 from nanochat.zoo.access_token import require_token
 from nanochat.zoo.cache import storage
 from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
 from nanochat.zoo.compare import damaged_files, delete_files, require_record
-from nanochat.zoo.layout import Candidate, candidates, choose, fitting, require_model
+from nanochat.zoo.layout import choose, fitting, require_model
 from nanochat.zoo.location import Fetched, Request
 from nanochat.zoo.resume import fetch_large
 

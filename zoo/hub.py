@@ -7,22 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat.backends import wanted as wanted_backend
+from nanochat.bundle import CARD
 from nanochat.errors import FormatError, ModelNotFoundError
+from nanochat.export.formats import candidates, file_suffixes, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
-from nanochat.zoo.layout import candidates, choose
+from nanochat.zoo.layout import choose
 from nanochat.zoo.location import Fetched, Location, Request
 
 __all__ = ["is_repo", "locate", "resolve"]
 
-# Models that are one file.
-_SUFFIXES = (".gguf", ".onnx")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What is often pasted instead of a name.
 _ADDRESS = re.compile(r"(?:https?://(?:huggingface|hf)\.co/)?(\w[^/@:\s]*/[^/@:\s]+)/(?:tree/.*)?")
 _NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", re.DOTALL)
-# The only file that is for people alone.
-_CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -143,7 +141,7 @@ def _on_disk(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         # An empty name would be the current directory.
-        if (name and path.is_dir()) or (path.suffix in _SUFFIXES and path.is_file()):
+        if (name and path.is_dir()) or (path.suffix in file_suffixes() and path.is_file()):
             return path
     except (OSError, ValueError, RuntimeError):
         # No file can have such a name: too long, with a null character, of an unknown user.
@@ -193,12 +191,12 @@ def _require_meant(entry: Entry, fetched: Fetched, wanted: str) -> None:
             wanted,
         )
         return
-    unknown = sorted(set(fetched.model.files) - entry.files.keys() - {_CARD})
+    unknown = sorted(set(fetched.model.files) - entry.files.keys() - {CARD})
     if unknown:
         raise FormatError(
             f"{entry.repo} holds {unknown[0]}, of which the catalog does not know: upgrade nanochat-ternary"
         )
-    for name in set(fetched.model.files) - {_CARD}:
+    for name in set(fetched.model.files) - {CARD}:
         require_as_recorded(fetched.snapshot / name, entry.files[name], by="the catalog")
 
 
@@ -213,10 +211,8 @@ def _unknown(name: str) -> ModelNotFoundError:
     address = _ADDRESS.fullmatch(f"{name.rstrip('/')}/")
     if address is not None and is_repo(address[1]):
         return ModelNotFoundError(f"{name:.200} is no name of a model: did you mean {address[1]}?")
-    if name.startswith(("/", ".", "~")) or name.endswith(_SUFFIXES):
-        return ModelNotFoundError(
-            f"{name:.200}: no such directory, .gguf or .onnx file; pass the path of a model"
-        )
+    if name.startswith(("/", ".", "~")) or name.endswith(file_suffixes()):
+        return ModelNotFoundError(f"{name:.200}: no such {model_path()}; pass the path of a model")
     close = similar(name)
     if close:
         return ModelNotFoundError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.zoo.layout import Candidate
+from nanochat.export.formats import Candidate
 
 __all__ = ["Fetched", "Location", "Request"]
 

@@ -1,6 +1,8 @@
-"""This file holds the reader of GGUF files: metadata and mapped tensors, no count believed before its bytes are there.
+"""This file holds the container of GGUF: metadata and tensors, mapped when read, and packed one at a time when written.
 
-The gguf library's reader loops as often as a file's counts tell it to, and makes an array for each token.
+No count is believed before its bytes are there: the gguf library's reader loops as often as a file's counts tell it to,
+and makes an array for each token. Its writer knows neither `Q2_0` nor tensors whose parts are packed one after the
+other.
 
 References
 ----------
@@ -8,26 +10,32 @@ References
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import FormatError, VersionError
+from nanochat.export.format import Progress
 from nanochat.export.gguf.types import TYPES, TensorType
 from nanochat.files import require_file
 
-__all__ = ["GgufFile", "GgufTensor", "Value", "read_gguf"]
+__all__ = ["Field", "GgufFile", "GgufTensor", "NewTensor", "Value", "read_gguf", "write_container"]
 
 Value = bool | int | float | str | list[str] | NDArray[np.generic]
+# To write: a NumPy number goes into the file as the type that it has; a list, as an array of texts or of numbers of one
+# type.
+Field = str | np.generic | Sequence[str] | NDArray[np.generic]
 
 _VERSION = 3
 # Metadata of a vocabulary of 2**20 tokens need 50 MB.
 _MAX_METADATA_BYTES = 128 * 2**20
 _MAX_DIMENSIONS = 4
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 _TYPE = gguf.GGUFValueType
 _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
     _TYPE.UINT8: np.dtype("<u1"),
@@ -41,6 +49,15 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
     _TYPE.UINT64: np.dtype("<u8"),
     _TYPE.INT64: np.dtype("<i8"),
     _TYPE.FLOAT64: np.dtype("<f8"),
+}
+
+_KINDS = {
+    np.dtype(np.uint32): _TYPE.UINT32,
+    np.dtype(np.int32): _TYPE.INT32,
+    np.dtype(np.int64): _TYPE.INT64,
+    np.dtype(np.float32): _TYPE.FLOAT32,
+    np.dtype(np.float64): _TYPE.FLOAT64,
+    np.dtype(np.bool_): _TYPE.BOOL,
 }
 
 
@@ -107,6 +124,67 @@ def read_gguf(path: Path) -> GgufFile:
             f"{path}: {data.size - position} bytes follow the last tensor; fetch the file again"
         )
     return GgufFile(metadata=metadata, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NewTensor:
+    """A tensor to write.
+
+    Parameters
+    ----------
+    name : str
+    kind : TensorType
+    shape : tuple of int
+        Rows before columns.
+    parts : callable
+        Gives its bytes, part after part, when they are written.
+    """
+
+    name: str
+    kind: TensorType
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterable[NDArray[np.uint8]]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return self.kind.num_bytes(self.shape)
+
+
+def write_container(
+    path: Path,
+    metadata: Mapping[str, Field],
+    tensors: Sequence[NewTensor],
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Write a file; at no time is more than one part of a tensor in memory.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with path.open("wb") as file:
+        file.write(struct.pack("<4sIQQ", b"GGUF", _VERSION, len(tensors), len(metadata)))
+        for key, value in metadata.items():
+            file.write(_text(key) + _value(value))
+        position = 0
+        for tensor in tensors:
+            shape = tensor.shape[::-1]
+            header = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+            file.write(_text(tensor.name) + header)
+            file.write(struct.pack("<IQ", tensor.kind.number, position))
+            position += _round_up(tensor.num_bytes, _ALIGNMENT)
+        _pad(file)
+        for number, tensor in enumerate(tensors, 1):
+            begin = file.tell()
+            for part in tensor.parts():
+                file.write(np.ascontiguousarray(part).data)
+            assert file.tell() - begin == tensor.num_bytes, tensor.name
+            _pad(file)
+            if progress is not None:
+                progress(number, len(tensors))
 
 
 class _Cursor:
@@ -203,3 +281,30 @@ def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
 
 def _round_up(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
+
+
+def _value(value: Field) -> bytes:
+    match value:
+        case str():
+            return struct.pack("<I", _TYPE.STRING) + _text(value)
+        case np.generic():
+            return struct.pack("<I", _KINDS[value.dtype]) + _little_endian(np.asarray(value))
+        case np.ndarray():
+            header = struct.pack("<IIQ", _TYPE.ARRAY, _KINDS[value.dtype], value.size)
+            return header + _little_endian(value)
+        case _:
+            header = struct.pack("<IIQ", _TYPE.ARRAY, _TYPE.STRING, len(value))
+            return header + b"".join(map(_text, value))
+
+
+def _little_endian(array: NDArray[np.generic]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(_round_up(file.tell(), _ALIGNMENT) - file.tell()))

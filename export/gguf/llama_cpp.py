@@ -1,6 +1,6 @@
 """This file holds the unmodified llama.cpp at work on a GGUF file: what its users will see.
 
-Its library is fetched once from a registry; see `nanochat.export.gguf.llama_cpp_install`.
+Its library is fetched once from a registry; see `nanochat.export.gguf.llama_cpp_library`.
 """
 
 import ctypes

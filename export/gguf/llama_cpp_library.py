@@ -1,4 +1,6 @@
-"""This file holds llama.cpp's functions and structures for ctypes.
+"""This file holds llama.cpp's functions and structures for ctypes, and where its library is.
+
+That is a folder that the user names, or a package that is fetched once from a registry.
 
 Structures pass by value, with defaults that the library fills in: their layout must be that of its version.
 
@@ -9,6 +11,8 @@ References
 
 import ctypes
 import os
+import platform
+import sys
 from collections import deque
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32
 from ctypes import c_void_p as pointer
@@ -16,15 +20,23 @@ from functools import cache
 from pathlib import Path
 
 from nanochat.errors import BackendError
-from nanochat.export.gguf.llama_cpp_install import library_folder
+from nanochat.export.npm import Package, package_folder
 
-__all__ = ["last_error", "library", "processor_library"]
+__all__ = ["last_error", "library", "library_folder", "processor_library"]
 
 # The one release whose structures are declared here.
 _RELEASE = "0.5."
 _FIX = "unset NANOCHAT_LLAMA_CPP, or name a folder with that release in it"
 # Level of errors in its log.
 _ERROR = 4
+# A prebuilt v0.5.0 for glibc 2.34 and newer, with one file for each generation of processors: 11 MB.
+_PACKAGE = Package(
+    name="@node-llama-cpp/linux-x64",
+    version="3.22.1",
+    sha512="5uCCDNqWCNfaAm8aR/Uzxbo4HBpKgNF91kCHPepKhgMgV2OAmatoefbOlMihsqCiH2Od35E/eUHQCFbfRBJuOg==",
+    files=("bins/linux-x64/*.so",),
+)
+_ENVIRONMENT = "NANOCHAT_LLAMA_CPP"
 
 
 class _ModelParameters(ctypes.Structure):
@@ -238,3 +250,21 @@ def _layouts_agree(loaded: ctypes.CDLL) -> bool:
         and (context.type_k, context.type_v, context.op_offload) == (float16, float16, True)
         and (context.samplers, context.n_samplers, context.ctx_other) == (None, 0, None)
     )
+
+
+def library_folder() -> Path:
+    """The folder that `NANOCHAT_LLAMA_CPP` names, else that of the package, fetched if it is not there.
+
+    Raises
+    ------
+    BackendError
+        If this is no Linux on x86-64, or the library is not there and cannot be fetched.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise BackendError(
+            f"llama.cpp is run on Linux x86-64 only, and this is {sys.platform} {platform.machine()}: do this there"
+        )
+    named = os.environ.get(_ENVIRONMENT)
+    if named is not None:
+        return Path(named)
+    return package_folder(_PACKAGE) / "bins" / "linux-x64"

@@ -14,16 +14,25 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError, VersionError
-from nanochat.export.gguf.container import Value
-from nanochat.export.gguf.container_writer import Field
-from nanochat.export.gguf.tensors import OutType
-from nanochat.export.source import Source
+from nanochat.export.gguf.container import Field, GgufFile, Value
+from nanochat.export.gguf.tensors import OUTTYPES, OutType, layout
 from nanochat.model import ntk_theta
 from nanochat.text.tokenizer import CHAT_TEMPLATE, PRE_TOKENIZER, Tokenizer
+from nanochat.weights import Ternary, named_leaves
 
-__all__ = ["FORMAT", "GOLDEN", "is_ours", "new_metadata", "read_config", "read_tokenizer"]
+__all__ = [
+    "FORMAT",
+    "GOLDEN",
+    "is_ours",
+    "new_metadata",
+    "read_config",
+    "read_licence",
+    "read_tokenizer",
+    "require_as_recomputed",
+]
 
 FORMAT = 1
 GOLDEN = "nanochat.golden"
@@ -38,19 +47,21 @@ _FILE_TYPES: Mapping[OutType, int] = {
     "q2_0": 41,
     "f16": gguf.LlamaFileType.MOSTLY_F16,
 }
+# What may be called otherwise; and the record, with which everything else has been compared.
+_FREE = frozenset({_KEYS.General.NAME, _KEYS.General.LICENSE, GOLDEN})
 # The pieces hold no space, so these names are free.
 _UNUSED = "<|unused {}|>"
 
 
 def new_metadata(
-    source: Source, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
+    bundle: Bundle, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
 ) -> dict[str, Field]:
     """Everything of a file but its tensors."""
     return {
-        **_general(source, architecture, outtype),
-        **_hyperparameters(source.config, architecture),
-        **_tokenizer(tokenizer, source.config.vocab_size),
-        **_ours(source),
+        **_general(bundle, architecture, outtype),
+        **_hyperparameters(bundle.config, architecture),
+        **_tokenizer(tokenizer, bundle.config.vocab_size),
+        **_ours(bundle),
     }
 
 
@@ -129,13 +140,61 @@ def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -
         raise FormatError(f"{path}: {error}") from error
 
 
-def _general(source: Source, architecture: str, outtype: OutType) -> dict[str, Field]:
+def read_licence(metadata: Mapping[str, Value]) -> str:
+    """The SPDX identifier that a file gives as the licence of its weights, or "unknown"."""
+    licence = metadata.get(_KEYS.General.LICENSE)
+    return licence if isinstance(licence, str) and licence else "unknown"
+
+
+def require_as_recomputed(path: Path, file: GgufFile, bundle: Bundle) -> None:
+    """Refuse a file that `is_ours` if a key of it is not what its model asks for, or no key of such a file.
+
+    llama.cpp and other tools read keys that this package does not, such as the base of the rotation.
+
+    Raises
+    ------
+    FormatError
+        With the first of them.
+    """
+    metadata, tokenizer = file.metadata, bundle.tokenizer
+    if not is_ours(metadata):
+        return
+    assert isinstance(tokenizer, Tokenizer)
+    architecture = str(metadata[_KEYS.General.ARCHITECTURE])
+    wanted = new_metadata(bundle, tokenizer, architecture, outtype=_outtype(file, bundle))
+    for key in sorted(metadata.keys() | wanted.keys()):
+        found, expected = metadata.get(key), wanted.get(key)
+        if key not in _FREE and not _is_same(found, expected):
+            raise FormatError(
+                f"{path}: the key {key!r:.80} is {found!r:.80}, and the model of this file asks for {expected!r:.80}: "
+                "the file was changed; fetch it again, or export the model again"
+            )
+
+
+def _outtype(file: GgufFile, bundle: Bundle) -> OutType:
+    """The type of the first ternary matrix."""
+    architecture = str(file.metadata[_KEYS.General.ARCHITECTURE])
+    first = next(name for name, leaf in named_leaves(bundle.weights) if isinstance(leaf, Ternary))
+    members = layout(bundle.weights, architecture)
+    tensor = next(tensor for tensor, names in members.items() if first in names)
+    return next(name for name, kind in OUTTYPES.items() if kind == file.tensors[tensor].kind)
+
+
+def _is_same(found: Value | None, expected: Field | None) -> bool:
+    if isinstance(expected, np.generic):
+        return type(found) is type(expected.item()) and found == expected.item()
+    if isinstance(expected, np.ndarray):
+        return isinstance(found, np.ndarray) and np.array_equal(found, expected)
+    return type(found) is type(expected) and found == expected
+
+
+def _general(bundle: Bundle, architecture: str, outtype: OutType) -> dict[str, Field]:
     keys = _KEYS.General
     return {
         keys.ARCHITECTURE: architecture,
         keys.TYPE: "model",
-        keys.NAME: source.name,
-        keys.LICENSE: source.licence,
+        keys.NAME: bundle.name,
+        keys.LICENSE: bundle.licence,
         keys.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
         keys.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
     }
@@ -194,12 +253,12 @@ def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Field]:
     }
 
 
-def _ours(source: Source) -> dict[str, Field]:
-    fields = config_to_dict(source.config)
+def _ours(bundle: Bundle) -> dict[str, Field]:
+    fields = config_to_dict(bundle.config)
     return {
         _FORMAT: np.uint32(FORMAT),
         **{_CONFIG + name: _field(value) for name, value in fields.items()},
-        GOLDEN: source.golden.to_json(),
+        **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
     }
 
 

@@ -8,7 +8,7 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/llama-arch.cpp, commit 0c1e570: names of tensors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
-from nanochat.export.gguf.container import GgufTensor
-from nanochat.export.gguf.container_writer import NewTensor
+from nanochat.export.gguf.container import GgufTensor, NewTensor
 from nanochat.export.gguf.types import (
     F16,
     F32,
@@ -114,9 +113,18 @@ def new_tensors(
 
 
 def read_leaves(
-    path: Path, config: ModelConfig, architecture: str, tensors: Mapping[str, GgufTensor]
+    path: Path,
+    config: ModelConfig,
+    architecture: str,
+    tensors: Mapping[str, GgufTensor],
+    check: Callable[[str, Stored], None],
 ) -> Weights[Stored]:
     """A model's leaves from the tensors of its file; float32 leaves are views of it.
+
+    Parameters
+    ----------
+    check : callable
+        Called with the name of each leaf, and the leaf, when it has been read.
 
     Raises
     ------
@@ -151,7 +159,10 @@ def read_leaves(
                 f"{path}: {name} has shape {list(tensor.shape)} but the configuration asks for {list(shape)}: "
                 "fetch the file again"
             )
-        return _unpack(path, leaf, spec, tensor.kind, tensor.data.reshape(count, -1)[number])
+        data = tensor.data.reshape(count, -1)[number]
+        stored = _unpack(path, leaf, spec, tensor.kind, data)
+        check(leaf, stored)
+        return stored
 
     return map_leaves(read, specs)
 

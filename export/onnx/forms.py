@@ -13,10 +13,11 @@ from pathlib import Path
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from nanochat.bundle import Bundle
+from nanochat.export.onnx.digest import seal
 from nanochat.export.onnx.graph import CONTRIB
 from nanochat.export.onnx.leaves import BLOCK
 from nanochat.export.onnx.write import onnx_model
-from nanochat.export.source import Source
 
 __all__ = ["move_tensors", "packed_form", "write_packed_form", "write_widened_form"]
 
@@ -41,7 +42,7 @@ def move_tensors(path: Path) -> None:
     shutil.copymode(path, data)
 
 
-def write_widened_form(path: Path, new: Path, source: Source) -> None:
+def write_widened_form(path: Path, new: Path, bundle: Bundle) -> None:
     """Write a graph that multiplies float32 weights, to which it widens the codes, with rounded activations.
 
     In ONNX Runtime, the session option ``session.disable_quant_qdq`` widens them once, when the graph is loaded.
@@ -51,15 +52,17 @@ def write_widened_form(path: Path, new: Path, source: Source) -> None:
     path : Path
         The same model for ONNX Runtime, from `move_tensors`.
     """
-    model = onnx_model(source, target="standard")
+    model = onnx_model(bundle, target="standard")
     _share(model, path)
     new.write_bytes(model.SerializeToString())
 
 
-def write_packed_form(path: Path, new: Path, source: Source) -> None:
+def write_packed_form(path: Path, new: Path, bundle: Bundle) -> None:
     """Write a graph that multiplies the codes, as they are in memory, with rounded activations."""
-    model = onnx_model(source, target="standard")
+    model = onnx_model(bundle, target="standard")
     packed_form(model)
+    assert bundle.golden is not None
+    seal(model, bundle.golden)
     _share(model, path)
     new.write_bytes(model.SerializeToString())
 

@@ -5,19 +5,19 @@ configuration and the tokenizer. ONNX Runtime itself, and this package, run ``mo
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
+from nanochat.bundle import CARD, Bundle
+from nanochat.export.format import Progress
+from nanochat.export.layouts import GRAPH
 from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import memory_shapes, present_name
 from nanochat.export.onnx.write import Target, export_onnx
-from nanochat.export.source import Source
 from nanochat.files import atomic_directory
 from nanochat.model import slots
 
 __all__ = ["genai_config", "write_genai"]
 
-_MODEL = "model.onnx"
 # Keys of the configuration, by the names of the inputs whose layer is left open.
 _MEMORY = {
     "past_key_values.%d.key": "key",
@@ -29,10 +29,10 @@ _MEMORY = {
 
 def write_genai(
     folder: Path,
-    source: Source,
+    bundle: Bundle,
     *,
     target: Target = "ort",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a model for onnxruntime-genai, and for ONNX Runtime.
 
@@ -51,14 +51,14 @@ def write_genai(
         If a file cannot be written.
     """
     with atomic_directory(folder) as new:
-        export_onnx(source, new / _MODEL, target=target, progress=progress)
-        for name, content in _text_files(source, target).items():
+        export_onnx(bundle, new / GRAPH, target=target, progress=progress)
+        for name, content in _text_files(bundle, target).items():
             (new / name).write_bytes(content)
 
 
-def genai_config(source: Source, target: Target) -> dict[str, object]:
+def genai_config(bundle: Bundle, target: Target) -> dict[str, object]:
     """Content of ``genai_config.json``."""
-    config, generation = source.config, source.generation
+    config, generation = bundle.config, bundle.generation
     inputs: dict[str, str] = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
     outputs: dict[str, str] = {"logits": "logits"}
     for name in memory_shapes(slots(config)):
@@ -68,11 +68,11 @@ def genai_config(source: Source, target: Target) -> dict[str, object]:
     options: dict[str, object] = {"log_id": "onnxruntime-genai", "provider_options": []}
     if target == "standard":
         options |= SESSION_CONFIG
-    ends = generation.get("eos_token_id", sorted(source.tokenizer.stop_ids))
+    ends = generation.get("eos_token_id", sorted(bundle.tokenizer.stop_ids))
     tokens = {
-        "bos_token_id": source.tokenizer.bos,
+        "bos_token_id": bundle.tokenizer.bos,
         "eos_token_id": ends,
-        "pad_token_id": source.tokenizer.pad,
+        "pad_token_id": bundle.tokenizer.pad,
     }
     return {
         "model": {
@@ -80,7 +80,7 @@ def genai_config(source: Source, target: Target) -> dict[str, object]:
             "context_length": config.context_length,
             "decoder": {
                 "session_options": options,
-                "filename": _MODEL,
+                "filename": GRAPH,
                 "head_size": config.head_dim,
                 "hidden_size": config.width,
                 "inputs": inputs,
@@ -106,14 +106,14 @@ def _without_layer(name: str) -> str:
     return f"{first}.%d.{last}"
 
 
-def _text_files(source: Source, target: Target) -> dict[str, bytes]:
-    files = dict(source.tokenizer.files())
-    files["genai_config.json"] = _json(genai_config(source, target))
-    files["generation_config.json"] = _json(dict(source.generation))
-    if source.tokenizer.chat_template:
-        files["chat_template.jinja"] = source.tokenizer.chat_template.encode()
-    if source.card:
-        files["README.md"] = source.card
+def _text_files(bundle: Bundle, target: Target) -> dict[str, bytes]:
+    files = dict(bundle.tokenizer.files())
+    files["genai_config.json"] = _json(genai_config(bundle, target))
+    files["generation_config.json"] = _json(dict(bundle.generation))
+    if bundle.tokenizer.chat_template:
+        files["chat_template.jinja"] = bundle.tokenizer.chat_template.encode()
+    if bundle.card:
+        files[CARD] = bundle.card
     return files
 
 

@@ -8,7 +8,7 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from nanochat import ternary
+from nanochat.bundle import Bundle, Golden, golden_from_json
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import FormatError
+from nanochat.export.directory import read_folder
+from nanochat.export.format import ModelFiles
+from nanochat.export.onnx.digest import GOLDEN, graph_digest
 from nanochat.export.onnx.leaves import BLOCK, members
 from nanochat.files import parse_json, read_bytes, require_file
-from nanochat.proof.golden import Golden, from_json
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Int8, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
 
-__all__ = ["load_onnx", "onnx_golden"]
+__all__ = ["read_bundle", "read_config", "read_graph", "require_digest"]
 
 _LARGEST_FILE = 2**31
 _TYPES: Mapping[int, type[np.generic]] = {
@@ -46,8 +49,17 @@ _BITS: Mapping[int, int] = {
 _MAX_DIGITS = 18
 
 
-def load_onnx(path: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
-    """Read what `nanochat.export.onnx.write.export_onnx` has written.
+def read_bundle(files: ModelFiles, path: Path, *, licence: str) -> Bundle:
+    """What `nanochat.export.onnx.write.export_onnx` has written, with what its folder says of it.
+
+    The golden record is the folder's, or else that in the graph.
+
+    Parameters
+    ----------
+    path : Path
+        The graph.
+    licence : str
+        SPDX identifier of the weights' licence, or "unknown".
 
     Raises
     ------
@@ -58,8 +70,42 @@ def load_onnx(path: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     NumericError
         If a value is not finite or a code is illegal.
     """
-    path = Path(path)
-    model = _read(path)
+    model = files.once(read_graph, path)
+    config = read_config(path, model)
+    bundle = read_folder(files, config, _weights(path, model, config))
+    golden = bundle.golden or _golden(path, model)
+    return replace(bundle, golden=golden, licence=licence, graph=path)
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The graph in a file, without tensors that stand in another.
+
+    Raises
+    ------
+    FormatError
+        If the file is missing, truncated or corrupt.
+    """
+    data = read_bytes(path, limit=_LARGEST_FILE)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise FormatError(
+            f"{path}: no ONNX file, or a truncated one; export the model again, or fetch the file again"
+        ) from error
+    return model
+
+
+def read_config(path: Path, model: onnx.ModelProto) -> ModelConfig:
+    """The configuration in a graph.
+
+    Raises
+    ------
+    FormatError
+        If it is another program's.
+    ConfigError
+        If it cannot work.
+    """
     metadata = _metadata(path, model)
     if "config" not in metadata or model.producer_name != "nanochat-ternary":
         producer = f"{model.producer_name!r:.80}" if model.producer_name else "another program"
@@ -72,26 +118,42 @@ def load_onnx(path: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
             f"{path}: activation_block={config.activation_block!r}, and no exported graph rounds in other blocks than "
             f"{BLOCK}; fetch the file again"
         )
-    others = parse_json(_bytes(metadata.get("leaves", "{}")), f"{path}, leaves")
+    return config
+
+
+def require_digest(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a graph that is not the one of its own golden record.
+
+    Raises
+    ------
+    FormatError
+        If a node, an attribute, a constant or a text in it has changed.
+    """
+    golden = _golden(path, model)
+    if golden is None or not golden.graph:
+        return
+    files: dict[str, NDArray[np.uint8]] = {}
+    found = graph_digest(model, lambda tensor: _stored(path, tensor, files).data)
+    if found != golden.graph:
+        raise FormatError(
+            f"{path}: a node, an attribute or a constant is not as it was when the golden record was made: the file "
+            "was changed; fetch it again, or export the model again"
+        )
+
+
+def _golden(path: Path, model: onnx.ModelProto) -> Golden | None:
+    text = _metadata(path, model).get(GOLDEN)
+    return None if text is None else golden_from_json(text, f"{path}, {GOLDEN}")
+
+
+def _weights(path: Path, model: onnx.ModelProto, config: ModelConfig) -> Weights[Stored]:
+    others = parse_json(_bytes(_metadata(path, model).get("leaves", "{}")), f"{path}, leaves")
     wanted = shapes(config)
     reader = _Reader(path, dict(named_leaves(wanted)), _tensors(path, model), others)
     weights = map_leaves(reader.leaf, wanted)
     for name, leaf in named_leaves(weights):
         require_legal(name, leaf)
-    return config, weights
-
-
-def onnx_golden(path: str | Path) -> Golden | None:
-    """The golden record in a file; `None` if it has none.
-
-    Raises
-    ------
-    FormatError
-        If the file is no ONNX file, or the record is damaged.
-    """
-    path = Path(path)
-    text = _metadata(path, _read(path)).get("golden")
-    return None if text is None else from_json(text, f"{path}, golden")
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,18 +294,6 @@ class _Reader:
         )
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    data = read_bytes(path, limit=_LARGEST_FILE)
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise FormatError(
-            f"{path}: no ONNX file, or a truncated one; export the model again, or fetch the file again"
-        ) from error
-    return model
-
-
 def _metadata(path: Path, model: onnx.ModelProto) -> dict[str, str]:
     metadata: dict[str, str] = {}
     for entry in model.metadata_props:
@@ -269,10 +319,7 @@ def _tensors(path: Path, model: onnx.ModelProto) -> dict[str, _Tensor]:
             )
         # Python's integers: the product of forged dimensions may have hundreds of digits.
         size = -(-math.prod(shape) * _BITS[tensor.data_type] // 8)
-        if tensor.data_location == TensorProto.EXTERNAL:
-            data = _external(path, tensor, files)
-        else:
-            data = np.frombuffer(tensor.raw_data, np.uint8)
+        data = _stored(path, tensor, files)
         if data.size != size:
             raise FormatError(
                 f"{path}: {name!r:.80} of shape {list(shape)} needs {size} bytes and has {data.size}; fetch the file "
@@ -280,6 +327,15 @@ def _tensors(path: Path, model: onnx.ModelProto) -> dict[str, _Tensor]:
             )
         tensors[name] = _Tensor(type=tensor.data_type, shape=shape, data=data)
     return tensors
+
+
+def _stored(
+    path: Path, tensor: TensorProto, files: dict[str, NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """The bytes of a tensor; `files` are mapped already."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external(path, tensor, files)
+    return np.frombuffer(tensor.raw_data, np.uint8)
 
 
 def _external(

@@ -27,16 +27,19 @@ import numpy as np
 import onnx
 
 from nanochat import __version__
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import ConfigError, InputError
+from nanochat.export.format import Progress
+from nanochat.export.onnx.digest import seal
 from nanochat.export.onnx.graph import Graph
 from nanochat.export.onnx.leaves import BLOCK, members
 from nanochat.export.onnx.ort import OrtOps
 from nanochat.export.onnx.standard import StandardOps
-from nanochat.export.source import Source
 from nanochat.export.transform import without_ahead
 from nanochat.files import atomic_directory
 from nanochat.model import forward, slots
+from nanochat.proof.golden import with_golden
 from nanochat.weights import Dense, Stored, Weights, named_leaves
 
 __all__ = ["Target", "export_onnx", "onnx_model"]
@@ -49,11 +52,11 @@ _LARGEST_FILE = 2**31 - 2**24
 
 
 def export_onnx(
-    source: Source,
+    bundle: Bundle,
     path: Path,
     *,
     target: Target = "ort",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a model for ONNX runtimes, in one file, or with its tensors in ``<path>.data`` if they exceed 2 GiB.
 
@@ -77,13 +80,13 @@ def export_onnx(
     SaveError
         If the file cannot be written; what stood there before is untouched.
     """
-    steps = _num_layers(source.config) + 1
+    steps = _num_layers(bundle.config) + 1
 
     def tell(done: int) -> None:
         if progress is not None:
             progress(done, steps)
 
-    model = onnx_model(source, target=target, tell=tell)
+    model = onnx_model(bundle, target=target, tell=tell)
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_FILE
     with atomic_directory(path.parent) as folder:
         file = folder / path.name
@@ -101,7 +104,7 @@ def export_onnx(
 
 
 def onnx_model(
-    source: Source, *, target: Target, tell: Callable[[int], None] | None = None
+    bundle: Bundle, *, target: Target, tell: Callable[[int], None] | None = None
 ) -> onnx.ModelProto:
     """The content of the file of `export_onnx`.
 
@@ -115,11 +118,15 @@ def onnx_model(
     ConfigError, InputError
         As for `export_onnx`.
     """
-    _require_possible(source.config, target)
-    if source.config.num_ahead:
-        source = without_ahead(source)
-    graph = _graph(source, target, tell)
-    return graph.model(source.name, version=__version__, metadata=_metadata(source, graph, target))
+    _require_possible(bundle.config, target)
+    bundle = without_ahead(bundle)
+    graph = _graph(bundle, target, tell)
+    metadata = _metadata(bundle, graph, target)
+    model = graph.model(bundle.name, version=__version__, metadata=metadata)
+    golden = (bundle if bundle.golden else with_golden(bundle)).golden
+    assert golden is not None
+    seal(model, golden)
+    return model
 
 
 def _require_possible(config: ModelConfig, target: str) -> None:
@@ -137,14 +144,14 @@ def _require_possible(config: ModelConfig, target: str) -> None:
         )
 
 
-def _graph(source: Source, target: str, tell: Callable[[int], None] | None) -> Graph:
-    config, ops = source.config, _TARGETS[target]()
+def _graph(bundle: Bundle, target: str, tell: Callable[[int], None] | None) -> Graph:
+    config, ops = bundle.config, _TARGETS[target]()
     # The batch is free in a graph.
     state = ops.new_state(slots(config), batch=0, capacity=config.context_length)
     done = count(1)
     logits = forward(
         ops.input_ids,
-        ops.prepare(source.weights),
+        ops.prepare(bundle.weights),
         config,
         ops,
         state,
@@ -155,13 +162,12 @@ def _graph(source: Source, target: str, tell: Callable[[int], None] | None) -> G
     return ops.graph
 
 
-def _metadata(source: Source, graph: Graph, target: str) -> dict[str, str]:
+def _metadata(bundle: Bundle, graph: Graph, target: str) -> dict[str, str]:
     return {
-        "name": source.name,
+        "name": bundle.name,
         "target": target,
-        "config": json.dumps(config_to_dict(source.config)),
-        "leaves": json.dumps(_other_leaves(source.weights, graph)),
-        "golden": source.golden.to_json(),
+        "config": json.dumps(config_to_dict(bundle.config)),
+        "leaves": json.dumps(_other_leaves(bundle.weights, graph)),
     }
 
 

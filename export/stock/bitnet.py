@@ -15,7 +15,8 @@ References
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from nanochat.shapes import shapes
 from nanochat.tensors import Tensor
 from nanochat.weights import Dense, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
 
-__all__ = ["load_bitnet"]
+__all__ = ["load_bitnet", "read_bitnet_config"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def load_bitnet(
     directory : Path
         Holds ``model.safetensors``, or its parts and their index.
     fields : mapping
-        Content of its ``config.json``, of a type of model in `foreign_config.MODEL_TYPES`.
+        Content of its ``config.json``, of a type of model in `bitnet_config.MODEL_TYPES`.
 
     Raises
     ------
@@ -83,12 +84,25 @@ def load_bitnet(
     NumericError
         If a code is none of -1, 0, 1, or a number or scale is not finite.
     """
-    try:
-        config = read_model(fields)
+    config = read_bitnet_config(directory, fields)
+    with _of_the_configuration(directory):
         scale = read_quantization(fields.get("quantization_config"))
+    return config, _Reader(directory, load_tensors(directory), scale).weights(config)
+
+
+def read_bitnet_config(directory: Path, fields: Mapping[str, object]) -> ModelConfig:
+    """The configuration of a folder, as ours; see `load_bitnet`."""
+    with _of_the_configuration(directory):
+        return read_model(fields)
+
+
+@contextmanager
+def _of_the_configuration(directory: Path) -> Iterator[None]:
+    """Say which file an error is in."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(f"{directory / 'config.json'}: {error}") from error
-    return config, _Reader(directory, load_tensors(directory), scale).weights(config)
 
 
 class _Reader:

@@ -5,20 +5,17 @@ Both take the layout of the Hugging Face Hub, in which a model of this package i
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.bundle import CARD, Bundle, default_generation
 from nanochat.checkpoint import load_tensors
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
-from nanochat.export.source import Source
 from nanochat.export.stock.architectures import Runtime, stock_architecture
-from nanochat.loading import default_generation
 from nanochat.model import ntk_theta
-from nanochat.saving import save_model
 from nanochat.tensors import Tensor
 from nanochat.text.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Stored, named_leaves
@@ -30,7 +27,6 @@ __all__ = [
     "other_files",
     "read_config",
     "stock_texts",
-    "write_own",
 ]
 
 _CLASSES = {
@@ -58,7 +54,7 @@ _IN_LAYER = {
     "network.router": "mlp.gate",
 }
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_CARD, _TOKENIZER = "README.md", "tokenizer.json"
+_TOKENIZER = "tokenizer.json"
 
 
 def module_name(name: str) -> str:
@@ -82,14 +78,14 @@ def read_config(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, num_ahead=0)
 
 
-def exported_leaves(source: Source) -> dict[str, Stored]:
+def exported_leaves(bundle: Bundle) -> dict[str, Stored]:
     """The leaves that a stock runtime has a place for, by name."""
     return {
-        name: leaf for name, leaf in named_leaves(source.weights) if not name.startswith("ahead.")
+        name: leaf for name, leaf in named_leaves(bundle.weights) if not name.startswith("ahead.")
     }
 
 
-def stock_texts(source: Source, runtime: Runtime) -> dict[str, dict[str, object]]:
+def stock_texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
     """``config.json`` and ``generation_config.json`` of a model that the runtime can run.
 
     Raises
@@ -97,9 +93,9 @@ def stock_texts(source: Source, runtime: Runtime) -> dict[str, dict[str, object]
     ConfigError
         As for `stock_architecture`.
     """
-    config = source.config
+    config = bundle.config
     architecture = stock_architecture(config, runtime)
-    generation = {**default_generation(source.tokenizer), **source.generation}
+    generation = {**default_generation(bundle.tokenizer), **bundle.generation}
     fields: dict[str, object] = {
         "architectures": [_CLASSES[architecture]],
         "model_type": architecture,
@@ -132,33 +128,17 @@ def stock_texts(source: Source, runtime: Runtime) -> dict[str, dict[str, object]
     return {"config.json": fields, "generation_config.json": generation}
 
 
-def other_files(source: Source) -> dict[str, bytes]:
+def other_files(bundle: Bundle) -> dict[str, bytes]:
     """The tokenizer's files, with the chat template, and the card if there is one.
 
     Both runtimes ask ``tokenizer.json`` alone what stands before a text, and nothing else about it.
     """
-    files = dict(source.tokenizer.files())
-    if isinstance(source.tokenizer, Tokenizer):
+    files = dict(bundle.tokenizer.files())
+    if isinstance(bundle.tokenizer, Tokenizer):
         bpe = json.loads(files[_TOKENIZER])
         content = json.dumps(bpe | {"post_processor": BEGINNING}, indent=2, ensure_ascii=False)
         files[_TOKENIZER] = content.encode()
-    return {**files, _CARD: source.card} if source.card else files
-
-
-def write_own(
-    folder: Path, source: Source, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Write the model directory of this package; its tensors are written at once.
-
-    Raises
-    ------
-    SaveError
-        If a file cannot be written.
-    """
-    save_model(folder, source)
-    if progress is not None:
-        count = sum(1 for _ in named_leaves(source.weights))
-        progress(count, count)
+    return {**files, CARD: bundle.card} if bundle.card else files
 
 
 class StockTensors:

@@ -11,18 +11,19 @@ References
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.bundle import Bundle
 from nanochat.checkpoint import require_complete, require_legal, save_tensors
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
-from nanochat.export.source import Source
-from nanochat.export.stock.architectures import obstacles, stock_architecture
+from nanochat.export.format import Progress
+from nanochat.export.stock.architectures import stock_architecture
 from nanochat.export.stock.folder import (
     StockTensors,
     exported_leaves,
@@ -30,7 +31,6 @@ from nanochat.export.stock.folder import (
     other_files,
     read_config,
     stock_texts,
-    write_own,
 )
 from nanochat.shapes import shapes
 from nanochat.ternary import require_finite
@@ -54,47 +54,31 @@ _GROUPS = (128, 64, 32)
 _TERNARY_ZERO, _TABLE_ZERO = 1, 128
 
 
-def write_mlx(
-    folder: Path,
-    source: Source,
-    *,
-    runtime: Literal["auto", "mlx-lm", "nanochat"] = "auto",
-    progress: Callable[[int, int], None] | None = None,
-) -> str:
-    """Write a model for stock mlx-lm, or as this package's model directory, and say as which architecture.
+def write_mlx(folder: Path, bundle: Bundle, *, progress: Progress | None = None) -> str:
+    """Write a model for stock mlx-lm, and return its name of the architecture, such as "qwen3".
 
     Parameters
     ----------
     folder : Path
         Made if it is not there; a model that it holds is replaced.
-    runtime : {"auto", "mlx-lm", "nanochat"}
-        Who must be able to run it. "auto" is mlx-lm if it can, and else this package.
     progress : callable, optional
         Called with the tensors packed and the tensors to pack.
-
-    Returns
-    -------
-    str
-        mlx-lm's name of the architecture, such as "qwen3", or "nanochat" for the model directory.
 
     Raises
     ------
     ConfigError
-        If mlx-lm must run the model and cannot, with all reasons.
+        If mlx-lm cannot run the model, with all reasons.
     InputError, ShapeError, NumericError
         As for `nanochat.checkpoint.save`.
     SaveError
         If a file cannot be written; what was there is untouched.
     """
-    if runtime == "nanochat" or (runtime == "auto" and obstacles(source.config, "mlx-lm")):
-        write_own(folder, source, progress)
-        return "nanochat"
-    texts = stock_texts(source, "mlx-lm")
-    require_complete(source.config, source.weights)
+    texts = stock_texts(bundle, "mlx-lm")
+    require_complete(bundle.config, bundle.weights)
     default: dict[str, object] = {"group_size": _GROUPS[0], "bits": 2, "mode": "affine"}
     quantization = dict(default)
     tensors: dict[str, NDArray[np.generic]] = {}
-    modules = _modules(exported_leaves(source))
+    modules = _modules(exported_leaves(bundle))
     for done, (module, members) in enumerate(modules.items(), 1):
         parts = [_pack(leaf) for _, leaf in members]
         for key in parts[0]:
@@ -107,7 +91,7 @@ def write_mlx(
             progress(done, len(modules))
     texts["config.json"] |= {"quantization": quantization, "quantization_config": quantization}
     save_tensors(
-        folder, tensors, texts=texts, others=other_files(source), metadata={"format": "mlx"}
+        folder, tensors, texts=texts, others=other_files(bundle), metadata={"format": "mlx"}
     )
     return str(texts["config.json"]["model_type"])
 

@@ -5,18 +5,17 @@ the same model with dense weights, at eight times the bytes. Ternary matrices ar
 tables are float32, because an 8-bit code times a float16 scale has 18 bits.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.bundle import Bundle
 from nanochat.checkpoint import require_complete, save_tensors
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.export.source import Source
+from nanochat.export.format import Progress
 from nanochat.export.stock.architectures import stock_architecture
 from nanochat.export.stock.folder import (
     StockTensors,
@@ -25,7 +24,6 @@ from nanochat.export.stock.folder import (
     other_files,
     read_config,
     stock_texts,
-    write_own,
 )
 from nanochat.shapes import shapes
 from nanochat.weights import (
@@ -45,51 +43,35 @@ __all__ = ["load_transformers", "write_transformers"]
 _TYPES = {"ternary": "F16", "int8": "F32", "dense": "F32"}
 
 
-def write_transformers(
-    folder: Path,
-    source: Source,
-    *,
-    runtime: Literal["auto", "transformers", "nanochat"] = "auto",
-    progress: Callable[[int, int], None] | None = None,
-) -> str:
-    """Write a model as this package's model directory, or on request for stock transformers, and say as what.
+def write_transformers(folder: Path, bundle: Bundle, *, progress: Progress | None = None) -> str:
+    """Write a model for stock transformers, and return its name of the architecture, such as "qwen3".
 
     Parameters
     ----------
     folder : Path
         Made if it is not there; a model that it holds is replaced.
-    runtime : {"auto", "transformers", "nanochat"}
-        Who must be able to run it. "auto" is this package: its directory is what the Hub is given.
     progress : callable, optional
         Called with the tensors made dense and the tensors to make dense.
-
-    Returns
-    -------
-    str
-        transformers' name of the architecture, such as "qwen3", or "nanochat" for the model directory.
 
     Raises
     ------
     ConfigError
-        If transformers must run the model and cannot, with all reasons.
+        If transformers cannot run the model, with all reasons.
     InputError, ShapeError, NumericError
         As for `nanochat.checkpoint.save`.
     SaveError
         If a file cannot be written; what was there is untouched.
     """
-    if runtime != "transformers":
-        write_own(folder, source, progress)
-        return "nanochat"
-    texts = stock_texts(source, "transformers")
-    require_complete(source.config, source.weights)
-    leaves = exported_leaves(source)
+    texts = stock_texts(bundle, "transformers")
+    require_complete(bundle.config, bundle.weights)
+    leaves = exported_leaves(bundle)
     tensors: dict[str, NDArray[np.generic]] = {}
     for done, (name, leaf) in enumerate(leaves.items(), 1):
         tensors[_key(name)] = _dense(name, leaf)
         if progress is not None:
             progress(done, len(leaves))
     save_tensors(
-        folder, tensors, texts=texts, others=other_files(source), metadata={"format": "pt"}
+        folder, tensors, texts=texts, others=other_files(bundle), metadata={"format": "pt"}
     )
     return str(texts["config.json"]["model_type"])
 

@@ -15,14 +15,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import numpy as np
-
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import CARD, NUM_LOGITS, NUM_TOKENS, Bundle
 from nanochat.errors import ConfigError
+from nanochat.export.format import Progress
+from nanochat.export.layouts import GRAPH, PAGE
 from nanochat.export.npm import Package, package_folder
 from nanochat.export.onnx.forms import move_tensors, write_packed_form, write_widened_form
 from nanochat.export.onnx.write import export_onnx
-from nanochat.export.source import Source
 from nanochat.model import forward
 from nanochat.proof.golden import spread
 from nanochat.proof.parity import least_equal
@@ -32,9 +32,9 @@ from nanochat.weights import named_leaves
 
 __all__ = ["RUNTIME", "write_web"]
 
-_PAGE = "page"
-_MODEL, _WIDENED, _PACKED = "model.onnx", "model.float32.onnx", "model.2-bit.onnx"
-_DATA = "model.onnx.data"
+_FILES = "page"
+_WIDENED, _PACKED = "model.float32.onnx", "model.2-bit.onnx"
+_DATA = f"{GRAPH}.data"
 _ONNXRUNTIME = Package(
     name="onnxruntime-web",
     version="1.30.0",
@@ -62,9 +62,7 @@ _LARGEST_BYTES = 2**30
 RUNTIME = f"{_ONNXRUNTIME.name} {_ONNXRUNTIME.version}"
 
 
-def write_web(
-    folder: Path, source: Source, *, progress: Callable[[int, int], None] | None = None
-) -> None:
+def write_web(folder: Path, bundle: Bundle, *, progress: Progress | None = None) -> None:
     """Write the page of a model to an empty folder, without ``nanochat.json``.
 
     Parameters
@@ -79,19 +77,19 @@ def write_web(
     ConfigError
         If the model is too large or its tokenizer is another program's; and as for `export_onnx`.
     """
-    if not isinstance(source.tokenizer, Tokenizer):
+    if not isinstance(bundle.tokenizer, Tokenizer):
         raise ConfigError(
-            f"{source.name} has another program's tokenizer: the page can use only those of this package, whose pieces "
+            f"{bundle.name} has another program's tokenizer: the page can use only those of this package, whose pieces "
             "it knows the bytes of; run the model with this package, or export ONNX"
         )
     steps: list[Callable[[], None]] = [
         lambda: _copy_runtimes(folder / "runtime"),
-        lambda: export_onnx(source, folder / _MODEL),
-        lambda: move_tensors(folder / _MODEL),
-        lambda: _require_room(folder / _DATA, source.name),
-        lambda: write_widened_form(folder / _MODEL, folder / _WIDENED, source),
-        lambda: write_packed_form(folder / _MODEL, folder / _PACKED, source),
-        lambda: _write_rest(folder, source),
+        lambda: export_onnx(bundle, folder / GRAPH),
+        lambda: move_tensors(folder / GRAPH),
+        lambda: _require_room(folder / _DATA, bundle.name),
+        lambda: write_widened_form(folder / GRAPH, folder / _WIDENED, bundle),
+        lambda: write_packed_form(folder / GRAPH, folder / _PACKED, bundle),
+        lambda: _write_rest(folder, bundle),
     ]
     for number, step in enumerate(steps):
         step()
@@ -116,40 +114,40 @@ def _require_room(data: Path, name: str) -> None:
         )
 
 
-def _write_rest(folder: Path, source: Source) -> None:
-    for name, content in source.tokenizer.files().items():
+def _write_rest(folder: Path, bundle: Bundle) -> None:
+    for name, content in bundle.tokenizer.files().items():
         (folder / name).write_bytes(content)
-    _write_json(folder / "generation_config.json", dict(source.generation))
-    if source.card:
-        (folder / "README.md").write_bytes(source.card)
-    leaves = named_leaves(shapes(source.config))
+    _write_json(folder / "generation_config.json", dict(bundle.generation))
+    if bundle.card:
+        (folder / CARD).write_bytes(bundle.card)
+    leaves = named_leaves(shapes(bundle.config))
     details = {
         "runtime": RUNTIME,
         # What the page's memory must have room for.
         "float32_bytes": sum(math.prod(spec.shape) for _, spec in leaves) * 4,
         "packed_bytes": (folder / _DATA).stat().st_size,
-        "least_equal": least_equal(source.config),
-        "alone": _alone(source),
+        "least_equal": least_equal(bundle.config),
+        "alone": _alone(bundle),
     }
-    _write_json(folder / "page.json", details)
-    _copy(resources.files(__package__) / _PAGE, folder)
+    _write_json(folder / PAGE, details)
+    _copy(resources.files(__package__) / _FILES, folder)
 
 
-def _alone(source: Source) -> list[list[float]]:
+def _alone(bundle: Bundle) -> list[list[float]]:
     """Samples of the logits after each token of the golden record, as a sequence of its own.
 
     In one token few roundings can flip, so these tell the model's numbers from numbers that are rounded otherwise.
     """
-    ops, config = ReferenceOps(), source.config
-    tokens = np.array(source.golden.tokens)[:, None]
-    logits = forward(ops.tokens(tokens), ops.prepare(source.weights), config, ops)[:, 0]
-    places = spread(config.vocab_size, len(source.golden.logits[0]))
+    ops, config = ReferenceOps(), bundle.config
+    tokens = spread(config.vocab_size, NUM_TOKENS)[:, None]
+    logits = forward(ops.tokens(tokens), ops.prepare(bundle.weights), config, ops)[:, 0]
+    places = spread(config.vocab_size, NUM_LOGITS)
     return [[float(f"{value:.6g}") for value in row] for row in logits[:, places].tolist()]
 
 
-def _copy(source: Traversable, folder: Path) -> None:
+def _copy(page: Traversable, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for entry in source.iterdir():
+    for entry in page.iterdir():
         if entry.is_dir():
             _copy(entry, folder / entry.name)
         else:

@@ -1,33 +1,26 @@
 """This file holds `nanochat-export`: a model becomes a file or a folder for another runtime."""
 
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
+from nanochat.cli.format_options import format_names, format_options, read_format_options
 from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
 from nanochat.errors import InputError
 
 if TYPE_CHECKING:
-    from nanochat.export.formats import Exported, Progress
-    from nanochat.export.source import Source
+    from nanochat.bundle import Bundle
+    from nanochat.export.export import Exported
+    from nanochat.export.format import Progress
 
 __all__ = ["export", "main"]
 
-# The options that have a meaning for some formats only. Repeated here because --help must not load the exporters.
-_FORMATS = {
-    "gguf": ("outtype", "tables", "runtime", "mhc"),
-    "onnx": ("target",),
-    "mlx": ("runtime",),
-    "hf": ("runtime",),
-    "web": (),
-}
 _EXAMPLES = """\b
 Examples:
   nanochat-export --format gguf nanochat-tiny
@@ -40,39 +33,14 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("model")
 @click.option(
-    "--format", "kind", required=True, type=click.Choice(list(_FORMATS)), help="What to write."
+    "--format", "kind", required=True, type=click.Choice(format_names()), help="What to write."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="File or folder to write or replace.  [default: named after the model, here]",
 )
-@click.option(
-    "--outtype",
-    type=click.Choice(["tq2_0", "tq1_0", "q2_0", "f16"]),
-    help="GGUF: type of ternary matrices; q2_0 is for GPUs, f16 for everything.  [default: tq2_0]",
-)
-@click.option(
-    "--tables",
-    type=click.Choice(["q8_0", "f16"]),
-    help="GGUF: type of embedding and head.  [default: the one that is exact]",
-)
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "llama.cpp", "mlx-lm", "transformers", "nanochat"]),
-    help="GGUF, MLX, HF: who must run it, unmodified.  [default: auto, the format's own where it can; of HF, nanochat]",
-)
-@click.option(
-    "--mhc",
-    is_flag=True,
-    default=None,
-    help="GGUF: write the coefficients of static mHC to an .mhc file beside it, too.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(["ort", "standard"]),
-    help="ONNX: ONNX Runtime's fast operators, or those of the standard alone.  [default: ort]",
-)
+@format_options
 @click.option(
     "--unroll-loop",
     is_flag=True,
@@ -103,7 +71,7 @@ Examples:
 def export(
     model: str,
     *,
-    kind: Literal["gguf", "onnx", "mlx", "hf", "web"],
+    kind: str,
     out: Path | None,
     verify: bool,
     licence: str | None,
@@ -119,13 +87,10 @@ def export(
     Face Hub. The parity report stands beside the result as JSON. Nothing is written if the result computes something
     else than the model. With --upload-repo it is then verified once more, measured on all backends, and uploaded.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    for option in chosen:
-        if option not in _FORMATS[kind]:
-            formats = " and ".join(form for form, names in _FORMATS.items() if option in names)
-            raise click.UsageError(f"--{option} is for {formats}, not for {kind}")
-    from nanochat.export.formats import FORMATS, Choices, export_model
-    from nanochat.loading import load_licence, load_source
+    options = read_format_options(kind, given)
+    from nanochat.export.export import export_model
+    from nanochat.export.format import ModelFiles
+    from nanochat.export.formats import detect, format_named, load
     from nanochat.publish.card import is_of_the_hub
     from nanochat.publish.options import (
         Options,
@@ -142,7 +107,7 @@ def export(
         destinations(upload_repo, Options())
     location = locate(model)
     path, name = location.path, location.name
-    out = out or Path(f"{name}{FORMATS[kind].suffix or '-' + kind}")
+    out = out or Path(f"{name}{format_named(kind).suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"{out} is the model itself: pass another path as --out")
     if licence is None and model in CATALOG:
@@ -151,31 +116,32 @@ def export(
     if upload_repo is not None:
         text = find_licence_file(path if path.is_dir() else path.parent)
         with as_file_errors():
-            licence = choose_licence(load_licence(path) or "", licence or "", licence_file=text)
+            files = ModelFiles(path)
+            own = detect(files).licence(files)
+            licence = choose_licence(own, licence or "", licence_file=text)
         # Beside a file, it may be another's.
         text = text if path.is_dir() or not is_of_the_hub(licence) else None
         require_ready(upload_repo, Options(), licence=licence)
     with as_file_errors():
-        source = load_source(path, name=name, licence=licence)
-    source = _transformed(source, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
+        bundle = load(path, name=name, licence=licence)
+    bundle = _transformed(bundle, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
     with _progress(f"writing {out.name}") as progress:
         exported = export_model(
-            source,
-            out,
-            kind=kind,
-            choices=dataclasses.replace(Choices(), **chosen),  # type: ignore[arg-type]  # checked by click
-            verify=verify,
-            progress=progress,
+            bundle, out, kind=kind, options=options, verify=verify, progress=progress
         )
-    note(f"wrote {out} ({exported.written_as}), {format_bytes(exported.bytes)}")
+    note(f"wrote {out} ({exported.written.architecture}), {format_bytes(exported.bytes)}")
     if not as_json:
-        print_table(_classes(source, exported), header=("tensors", "format", "count", "parameters"))
-        write(f"parity: {exported.parity or 'not checked'}", end="\n")
+        print_table(_classes(bundle, exported), header=("tensors", "format", "count", "parameters"))
+        write(
+            f"read back: {exported.digests} tensors, configuration and tokenizer as they were",
+            end="\n",
+        )
+        write(f"parity: {exported.parity or _without_parity(verify=verify)}", end="\n")
     address = None
     if upload_repo is not None:
-        address = _upload(exported, upload_repo, text, with_coefficients="mhc" in chosen)
+        address = _upload(exported, upload_repo, text, with_coefficients=bool(given.get("mhc")))
     if as_json:
-        print_json({**_describe(model, source, exported), "uploaded": address})
+        print_json({**_describe(model, bundle, exported), "uploaded": address})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,18 +166,22 @@ def _upload(
     return published.commit_url
 
 
-def _transformed(source: "Source", *, unroll_loop: bool, exit_threshold: float | None) -> "Source":
+def _without_parity(*, verify: bool) -> str:
+    return "proven by that, as this package runs it" if verify else "not checked"
+
+
+def _transformed(bundle: "Bundle", *, unroll_loop: bool, exit_threshold: float | None) -> "Bundle":
     from nanochat.cost import cost
     from nanochat.export.transform import unroll, with_exit_threshold
 
     if exit_threshold is not None:
-        source = with_exit_threshold(source, exit_threshold)
+        bundle = with_exit_threshold(bundle, exit_threshold)
     if not unroll_loop:
-        return source
-    unrolled = unroll(source)
-    before, after = (cost(s.config, context=1).stored_bytes for s in (source, unrolled))
+        return bundle
+    unrolled = unroll(bundle)
+    before, after = (cost(s.config, context=1).stored_bytes for s in (bundle, unrolled))
     note(
-        f"unrolled {source.config.loop_count} loops: {source.config.num_layers} layers become "
+        f"unrolled {bundle.config.loop_count} loops: {bundle.config.num_layers} layers become "
         f"{unrolled.config.num_layers}, {format_bytes(before)} become {format_bytes(after)}"
     )
     return unrolled
@@ -234,23 +204,24 @@ def _progress(title: str) -> "Iterator[Progress]":
         yield update
 
 
-def _classes(source: "Source", exported: "Exported") -> list[tuple[str, str, int, int]]:
+def _classes(bundle: "Bundle", exported: "Exported") -> list[tuple[str, str, int, int]]:
     from nanochat.cost import tensor_classes
 
     types = exported.types
     return [
         (c.name, types.get(c.format, types.get(c.kind, c.kind)), c.tensors, c.parameters)
-        for c in tensor_classes(source.config)
+        for c in tensor_classes(bundle.config)
     ]
 
 
-def _describe(model: str, source: "Source", exported: "Exported") -> dict[str, object]:
+def _describe(model: str, bundle: "Bundle", exported: "Exported") -> dict[str, object]:
     fields = ("name", "format", "tensors", "parameters")
-    rows = _classes(source, exported)
+    rows = _classes(bundle, exported)
     return {
         "model": model,
         "format": exported.kind,
-        "written_as": exported.written_as,
+        "written_as": exported.written.architecture,
+        "digests": exported.digests,
         "path": str(exported.path),
         "bytes": exported.bytes,
         "tensors": [dict(zip(fields, row, strict=True)) for row in rows],

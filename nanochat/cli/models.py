@@ -1,6 +1,7 @@
 """This file holds `nanochat models`: the models that have a name, what is here of them, and whether it is whole."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,18 @@ from nanochat.cli.options import as_json_option, backend_option, model_argument
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
 from nanochat.cli.push import push
 from nanochat.cli.run import as_file_errors
-from nanochat.errors import ConfigError, FormatError, InputError
+from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError
 
 if TYPE_CHECKING:
+    from nanochat.export.verify import Verified
     from nanochat.zoo.cache import Cached
     from nanochat.zoo.catalog import Entry
     from nanochat.zoo.location import Location
 
 __all__ = ["models"]
+
+# Exit code of `verify` for a model that is whole, and of which nothing says what it computes.
+_NOTHING_PROVEN = 3
 
 _EXAMPLES = """\b
 Examples:
@@ -87,13 +92,13 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
     GGUF type, such as TQ2_0. Without a part, the best format for the backend is taken. A transfer that was cut goes on
     with what is missing.
     """
-    from nanochat.loading import load_any_config
+    from nanochat.export.formats import load_config
     from nanochat.zoo.hub import locate
 
     location = locate(name, backend=backend, force_download=force_download)
     if location.fetched is None:
         with as_file_errors():
-            load_any_config(location.path)
+            load_config(location.path)
         note(f"{name} is on this disk already")
     pulled = _describe_place(location)
     if as_json:
@@ -111,27 +116,37 @@ def verify(model: str, *, backend: str, as_json: bool) -> None:
     """Check the files of MODEL, and that they compute what they did when they were written.
 
     MODEL is a model directory, an exported folder, a .gguf or .onnx file, or a model's name. Sizes and hashes are those
-    of nanochat.json, if there is one; codes and numbers must be legal; the golden record is run on the backend. A
-    mismatch names the file, the tensor or the layer.
+    of nanochat.json, if there is one; codes and numbers must be legal; tensors, configuration, tokenizer and what other
+    programs read must be those of the golden record, which is run on the backend. A mismatch names the file, the key,
+    the tensor or the layer. The exit code is 3 if all is whole and legal, but there is no record to prove more.
     """
-    from nanochat.proof.check import check_model
+    from nanochat.export.verify import verify_model
     from nanochat.zoo.hub import resolve
 
     with as_file_errors():
-        checked = check_model(resolve(model, backend=backend), backend=backend)
+        verified = verify_model(resolve(model, backend=backend), backend=backend)
+    proven = verified.golden is not None
     if as_json:
-        print_json(dataclasses.asdict(checked))
+        print_json(dataclasses.asdict(verified))
+    else:
+        print_table(list(_findings(verified)))
+    if not proven:
+        note("whole and legal, nothing proven: there is no record of what this model computes")
+        raise click.exceptions.Exit(_NOTHING_PROVEN)
+
+
+def _findings(verified: "Verified") -> Iterator[tuple[str, str]]:
+    yield "model", verified.path
+    yield "tensors", f"{verified.tensors} whole and legal"
+    hashes = f"{verified.files} as they were written"
+    yield "files", "no nanochat.json to compare them with" if verified.files is None else hashes
+    if verified.golden is None:
+        yield "golden record", "none"
         return
-    hashes = f"{checked.files} as they were written"
-    golden = f"agrees on {checked.backend}, largest RMS error {checked.golden or 0:.1e}"
-    print_table(
-        [
-            ("model", checked.path),
-            ("tensors", f"{checked.tensors} whole and legal"),
-            ("files", "no nanochat.json to compare them with" if checked.files is None else hashes),
-            ("golden record", "none" if checked.golden is None else golden),
-        ]
-    )
+    old = "not in this record, which an older version made"
+    yield "configuration, tokenizer", "as they were" if verified.digests else old
+    error = f"{verified.golden:.1e}"
+    yield "golden record", f"agrees on {verified.backend}, largest RMS error {error}"
 
 
 @models.command("rm")
@@ -203,21 +218,21 @@ def _describe_cached(model: "Cached") -> dict[str, object]:
 def _describe_located(name: str) -> dict[str, object]:
     """Describe a model that is here, whose files are read for it."""
     from nanochat.cost import tensor_classes
-    from nanochat.loading import choose_backend, load_golden, load_source
+    from nanochat.export.formats import load
+    from nanochat.export.run import choose_backend
     from nanochat.zoo.hub import locate
 
     location = locate(name, local_files_only=True)
     with as_file_errors():
-        source = load_source(location.path, name=location.name)
-        golden = load_golden(location.path)
-    classes = tensor_classes(source.config)
+        bundle = load(location.path, name=location.name)
+    golden, classes = bundle.golden, tensor_classes(bundle.config)
     return {
         **_describe_place(location),
         **_pins(location),
-        "licence": source.licence,
-        "backend": choose_backend(location.path)[0],
+        "licence": bundle.licence,
+        "backend": choose_backend(bundle)[0],
         "parameters": sum(c.parameters for c in classes),
-        "context_length": source.config.context_length,
+        "context_length": bundle.config.context_length,
         "golden_record": "none" if golden is None else f"of {len(golden.tokens)} tokens",
     }
 
@@ -259,11 +274,13 @@ def _shorten(description: dict[str, object]) -> None:
 
 def _licence(path: Path) -> str:
     """What a model's files say; a damaged file says nothing."""
-    from nanochat.loading import load_licence
+    from nanochat.export.format import ModelFiles
+    from nanochat.export.formats import detect
 
+    files = ModelFiles(path)
     try:
-        return load_licence(path) or "unknown"
-    except (ConfigError, FormatError):
+        return detect(files).licence(files)
+    except (ConfigError, FormatError, ModelNotFoundError):
         return "unknown"
 
 

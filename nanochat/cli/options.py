@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import click
 
+from nanochat import backends
 from nanochat.cli.run import as_file_errors
 
 if TYPE_CHECKING:
@@ -28,13 +29,12 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_BACKENDS = ("auto", "torch", "mlx", "numba", "onnx", "reference")
 _KV_CACHES = ("float32", "float16", "int8")
 
 model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
 backend_option = click.option(
     "--backend",
-    type=click.Choice(_BACKENDS),
+    type=click.Choice(["auto", *backends.NAMES, *backends.GRAPHS]),
     default="auto",
     show_default=True,
     help="What computes; `nanochat doctor` shows what auto chooses.",
@@ -148,7 +148,7 @@ def load_model(
 
 def find_config(name: str) -> "ModelConfig":
     """The configuration of a preset or a model; no weights are loaded."""
-    from nanochat.loading import load_any_config
+    from nanochat.export.formats import load_config
     from nanochat.presets import PRESETS, preset
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import resolve
@@ -159,4 +159,4 @@ def find_config(name: str) -> "ModelConfig":
         return preset(CATALOG[name].preset)
     path = resolve(name)
     with as_file_errors():
-        return load_any_config(path)
+        return load_config(path)

@@ -1,6 +1,7 @@
 """This file holds the run of a command: every mistake of a user becomes one line and an exit code.
 
-Codes: 0 done, 1 the work failed, 2 wrong use, 130 interrupted (Ctrl-C), 141 the reader of the output went away.
+Codes: 0 done, 1 the work failed, 2 wrong use, 3 nothing proven (of `models verify`), 130 interrupted (Ctrl-C), 141 the
+reader of the output went away.
 """
 
 import logging

@@ -1,38 +1,32 @@
-"""This file holds the check of a model's files: whole, legal, as they were written, and computing what they should.
+"""This file holds the comparison of a copy of a model with its golden record: what it is, and what it computes.
 
-The last two need a record of how the model was when it was written: ``nanochat.json`` beside it, or the golden record
-inside a single file. Where the numbers that a backend computes depart from the record, the first layer is named.
+Where the numbers that a backend computes depart from the record, the first layer is named.
 """
 
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanochat import backends
+from nanochat.bundle import NUM_PAIRS, NUM_TOKENS, Golden
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
-from nanochat.export.source import Source
 from nanochat.generation import Engine, Runner
-from nanochat.loading import choose_backend, format_of, load_golden, load_source, opened_files
 from nanochat.model import forward
 from nanochat.proof.golden import (
-    NUM_PAIRS,
-    NUM_TOKENS,
-    Golden,
-    digest,
+    config_digest,
     first_layer,
     layer_samples,
     pair_samples,
     spread,
+    tokenizer_digest,
 )
-from nanochat.proof.manifest import NAME, Manifest, check_files, read_manifest
+from nanochat.proof.manifest import NAME
 from nanochat.proof.parity import least_equal
-from nanochat.weights import Stored, Weights, named_leaves
+from nanochat.text.codec import TextCodec
 
-__all__ = ["Checked", "check_model", "compare_golden", "start"]
+__all__ = ["compare_golden", "require_digests"]
 
 # Up to here a layer computes the same. One flipped rounding changes a token by up to 1e-2, and later layers add to it:
 # 3.2e-2 in 24 untrained ones with four streams, 1.9e-2 with one stream.
@@ -44,99 +38,39 @@ _SIGMAS = 10
 # From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before
 # training, roundings are often at a tie, and flip ten times as often.
 _FAIR_SHARE = 0.4
-# What `nanochat.json` may call a folder, where it is not what it is read as.
-_KINDS = {"onnx": ("onnx", "web")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What was found to be right.
-
-    Parameters
-    ----------
-    path : str
-        What was checked.
-    backend : str
-        What ran the model.
-    tensors : int
-        Tensors whose shapes and codes are legal.
-    files : int or None
-        Files whose sizes and hashes are those of ``nanochat.json``; `None` if there is none.
-    golden : float or None
-        Largest RMS error of a layer or of the logits beside the golden record; `None` if there is no record.
-    """
-
-    path: str
-    backend: str
-    tensors: int
-    files: int | None
-    golden: float | None
-
-
-def check_model(path: Path, *, backend: str = "auto") -> Checked:
-    """Check a model directory, an exported folder, or a ``.gguf`` or ``.onnx`` file.
+def require_digests(
+    golden: Golden,
+    tensors: Mapping[str, str],
+    config: ModelConfig,
+    tokenizer: TextCodec,
+    *,
+    where: str,
+) -> None:
+    """Refuse a model of which a part is not the one that a record was made of.
 
     Parameters
     ----------
-    backend : str
-        What runs the model's weights, or its graph; see `nanochat.loading.choose_backend`.
+    tensors : mapping
+        Digests of its tensors, by name; an export may have fewer than the record.
+    where : str
+        What the model was read from, for the error.
 
     Raises
     ------
     FormatError
-        If a file is damaged, is not the one that was written, or the backend computes something else than the record
-        says, with the first tensor or layer that differs.
-    NumericError, ShapeError, ConfigError, ModelNotFoundError
-        As for `nanochat.loading.load_parts`.
-    BackendError
-        If the backend is unknown or cannot run here.
+        With the first part that differs.
     """
-    manifest = read_manifest(path) if path.is_dir() else None
-    if manifest is not None:
-        check_files(path, manifest)
-    source = load_source(path, name=path.stem)
-    if manifest is not None:
-        _compare_manifest(path, manifest, source.config)
-    golden = load_golden(path)
-    name, _ = choose_backend(path, backend)
-    worst = None
-    if golden is not None:
-        _compare_tensors(path, golden, source.weights)
-        worst = compare_golden(golden, start(path, source, name), where=str(path))
-    return Checked(
-        path=str(path),
-        backend=name,
-        tensors=sum(1 for _ in named_leaves(source.weights)),
-        files=None if manifest is None else len(manifest.files),
-        golden=worst,
-    )
-
-
-def _compare_manifest(path: Path, manifest: Manifest, config: ModelConfig) -> None:
-    """Refuse a manifest that is silent about a file which was read, or says another thing than the files."""
-    unlisted = sorted({file.name for file in opened_files(path)} - manifest.files.keys())
-    if unlisted:
+    changed = [name for name, digest in tensors.items() if golden.tensors.get(name) != digest]
+    if golden.config not in ("", config_digest(config)):
+        changed.append("its configuration")
+    if golden.tokenizer not in ("", tokenizer_digest(tokenizer)):
+        changed.append("its tokenizer or chat template")
+    if changed:
         raise FormatError(
-            f"{path}: {unlisted[0]} belongs to the model, and {NAME} does not list it: it was added, or {NAME} was "
-            "changed; fetch the model again, or export it again"
-        )
-    found = format_of(path)
-    kinds = _KINDS.get(found, (found,))
-    if manifest.kind not in kinds:
-        raise FormatError(
-            f"{path}: {NAME} says kind {manifest.kind!r:.40}, and the files are of kind {' or '.join(kinds)}: fetch "
-            "the model again, or export it again"
-        )
-    said = manifest.config
-    if found != "nanochat":
-        # An export leaves out the heads that are for training only.
-        said = replace(said, num_ahead=0)
-    different = [f.name for f in fields(said) if getattr(said, f.name) != getattr(config, f.name)]
-    if different:
-        name = different[0]
-        raise FormatError(
-            f"{path}: {NAME} says {name}={getattr(said, name)!r:.80}, and the model's files say "
-            f"{getattr(config, name)!r:.80}: fetch the model again, or export it again"
+            f"{where}: {changed[0]} is not as it was when the golden record was made: the file was changed; fetch it "
+            "again, or export the model again"
         )
 
 
@@ -234,38 +168,11 @@ def _compare_pairs(golden: Golden, engine: Engine[Any, Any, Any], *, where: str)
         raise _departs(where, f"layer {_order(config)[0]}", rule)
 
 
-def start(path: Path, source: Source, backend: str) -> Runner[Any]:
-    """A model at work.
-
-    Parameters
-    ----------
-    path : Path
-        What `source` was read from.
-    backend : str
-        A backend or a runtime of graphs that can run here.
-    """
-    if backend in backends.GRAPHS:
-        from nanochat.export.onnx.run import open_graph
-
-        return open_graph(path, source)
-    ops = backends.get(backend)
-    return Engine(source.config, ops.prepare(source.weights), ops)
-
-
 def _departs(where: str, name: str, rule: str) -> FormatError:
     return FormatError(
         f"{where}: {name} is the first that differs from {NAME} or the golden record, {rule}: what runs here is not "
         "the model that was exported; fetch it again, or try another backend"
     )
-
-
-def _compare_tensors(path: Path, golden: Golden, weights: Weights[Stored]) -> None:
-    for name, leaf in named_leaves(weights):
-        if golden.tensors.get(name) != digest(leaf):
-            raise FormatError(
-                f"{path}: {name} is not as it was when the golden record was made: the file was changed; fetch it "
-                "again, or export the model again"
-            )
 
 
 def _errors(ours: ArrayLike, theirs: ArrayLike, count: int) -> NDArray[np.float64]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from nanochat.bundle import Bundle, Golden, golden_from_json
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.source import Source
 from nanochat.files import (
     FileRecord,
     exists,
@@ -19,7 +19,6 @@ from nanochat.files import (
     record_file,
     require_as_recorded,
 )
-from nanochat.proof.golden import Golden, from_json
 
 __all__ = ["NAME", "Manifest", "check_files", "read_manifest", "write_manifest"]
 
@@ -37,7 +36,7 @@ class Manifest:
     Parameters
     ----------
     name, licence : str
-        As for `Source`.
+        As for `Bundle`.
     kind : str
         Format of the folder, such as "mlx".
     config : ModelConfig
@@ -56,22 +55,23 @@ class Manifest:
     golden: Golden
 
 
-def write_manifest(folder: Path, source: Source, *, kind: str) -> None:
-    """Write ``nanochat.json`` for the files that are in `folder` now."""
+def write_manifest(folder: Path, bundle: Bundle, *, kind: str) -> None:
+    """Write ``nanochat.json`` for the files that are in `folder` now, of a model with a golden record."""
+    assert bundle.golden is not None
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
     content = {
         "format": _FORMAT,
-        "name": source.name,
-        "licence": source.licence,
+        "name": bundle.name,
+        "licence": bundle.licence,
         "kind": kind,
-        "config": config_to_dict(source.config),
+        "config": config_to_dict(bundle.config),
         "files": {
             name: asdict(record_file(path))
             for name, path in zip(names, files, strict=True)
             if name not in _FREE
         },
-        "golden": json.loads(source.golden.to_json()),
+        "golden": bundle.golden.to_dict(),
     }
     (folder / NAME).write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         kind=kind,
         config=model_config,
         files={file: _file_record(path, file, value) for file, value in files.items()},
-        golden=from_json(json.dumps(golden), str(path)),
+        golden=golden_from_json(golden, str(path)),
     )
 
 

@@ -1,4 +1,7 @@
-"""This file holds the parity report: how far the logits of an exported file are from the model's own."""
+"""This file holds the parity report: how far the logits of an exported file are from the model's own.
+
+A runtime that rounds no activations is compared with a reference that rounds none, either.
+"""
 
 import dataclasses
 import itertools
@@ -10,22 +13,23 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat import backends
+from nanochat import backends, ternary
+from nanochat.backends.reference import Leaf, ReferenceOps
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError, ShapeError
-from nanochat.export.source import Source
-from nanochat.export.unrounded import UnroundedOps
 from nanochat.generation import Engine, Runner
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.shapes import num_parameters, shapes
-from nanochat.weights import named_leaves
+from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
 
 __all__ = [
     "Artefact",
     "Parity",
     "Report",
     "Rounding",
+    "UnroundedOps",
     "check_parity",
     "compare",
     "greedy",
@@ -186,7 +190,7 @@ _GENERATED = 16
 _LARGE = 100_000_000
 
 
-def check_parity(source: Source, artefact: Artefact) -> Parity:
+def check_parity(bundle: Bundle, artefact: Artefact) -> Parity:
     """Run an exported model and the reference on a fixed prompt, and compare their logits and greedy text.
 
     If the artefact rounds as the reference does, each pair of neighbours of the prompt is run as a sequence of its own,
@@ -198,14 +202,14 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
     NumericError, ShapeError
         As for `compare`.
     """
-    config = source.config
+    config = bundle.config
     name, ops = reference_backend(config)
-    reference = Engine(config, ops.prepare(source.weights), ops)
+    reference = Engine(config, ops.prepare(bundle.weights), ops)
     model = reference
     if artefact.rounding == "none":
         ops = UnroundedOps()
-        name, reference = ops.name, Engine(config, ops.prepare(source.weights), ops)
-    ids = [*source.tokenizer.opening, *source.tokenizer.encode(_PROMPT)]
+        name, reference = ops.name, Engine(config, ops.prepare(bundle.weights), ops)
+    ids = [*bundle.tokenizer.opening, *bundle.tokenizer.encode(_PROMPT)]
     ids = ids[: min(_PROMPT_TOKENS, config.context_length)]
     expected = reference.logits(ids)
     report = compare(expected, artefact.logits(ids), tolerance=artefact.tolerance)
@@ -233,6 +237,29 @@ def check_parity(source: Source, artefact: Artefact) -> Parity:
         expected_tokens=tuple(greedy(reference, beginning, num_tokens=num_tokens)),
         rounding_error=error,
     )
+
+
+class UnroundedOps(ReferenceOps):
+    """`ReferenceOps` on dense weights of the same values, four bytes for each; what is dense it does not round."""
+
+    name = "reference without rounded activations"
+
+    def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
+        """Dequantise all leaves."""
+        return map_leaves(_dense, weights)
+
+
+def _dense(name: str, leaf: Stored) -> Leaf:
+    match leaf:
+        case Ternary():
+            codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
+            return ternary.dequantize(codes, leaf.scales)
+        case Int8():
+            return ternary.dequantize(leaf.codes, leaf.scales[:, None])
+        case Dense():
+            return leaf.values.astype(np.float32)
+        case Latent():
+            raise AssertionError
 
 
 def least_equal(config: ModelConfig) -> float:

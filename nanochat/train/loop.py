@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from nanochat.backends.torch import TorchOps
+from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, SaveError, TrainingError
-from nanochat.export.source import Source
+from nanochat.export.directory import save_model
 from nanochat.files import atomic_write
 from nanochat.init import freeze, init
-from nanochat.saving import save_model
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
 from nanochat.train.module import LanguageModel
@@ -200,14 +200,14 @@ class Trainer:
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
         tokenizer = self.shards.tokenizer
-        source = Source(
+        bundle = Bundle(
             name=self.directory.resolve().name,
             config=self.recipe.model,
             weights=freeze(self.model.stored()),
             tokenizer=tokenizer,
             generation={"eos_token_id": [tokenizer.eos, tokenizer.end]},
         )
-        save_model(directory, source)
+        save_model(directory, bundle)
 
     def _objective(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return objective(

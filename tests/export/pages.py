@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from bench.peers.chromium import Page
 from nanochat.export.source import Source
+
+from bench.peers.chromium import Page
 from nanochat.export.web.write import write_web
 from nanochat.loading import load_source
 from nanochat.proof.manifest import NAME, write_manifest

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
+from nanochat.export.source import Source
 
 from nanochat.config import ModelConfig
-from nanochat.export.source import Source
 from nanochat.init import freeze, init
 from nanochat.loading import default_generation
 from nanochat.text.tokenizer import Tokenizer

@@ -4,18 +4,17 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
-from nanochat.export.source import Source
-from nanochat.export.unrounded import UnroundedOps
 from nanochat.generation import Engine
 from nanochat.init import freeze, init
 from nanochat.model import forward
 from nanochat.ops import Ops
-from nanochat.proof.parity import greedy
+from nanochat.proof.parity import UnroundedOps, greedy
 from nanochat.text.chat import Message
 from nanochat.weights import Dense, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
 from tests.core.random_model import random_tokenizer, reciting_config, reciting_weights

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from nanochat.export.source import Source
+from nanochat.saving import save_model
 
 from nanochat import backends, checkpoint
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import FormatError, ModelNotFoundError, NumericError
 from nanochat.export.formats import Choices, export_model
 from nanochat.export.gguf.container import read_gguf
-from nanochat.export.source import Source
 from nanochat.files import record_file
 from nanochat.generation import Engine
 from nanochat.proof.check import check_model, compare_golden
 from nanochat.proof.golden import Golden
 from nanochat.proof.manifest import NAME
-from nanochat.saving import save_model
 from nanochat.weights import Dense, Stored, map_leaves
 from tests.export.sources import random_source
 

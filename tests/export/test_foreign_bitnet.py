@@ -8,13 +8,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from nanochat.export.stock.foreign import load_foreign
 from safetensors.torch import load_file
 
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
 from nanochat.export.stock.bitnet import load_bitnet
-from nanochat.export.stock.foreign import load_foreign
 from nanochat.generation import Engine
 from nanochat.weights import Dense, Stored, Ternary, Weights
 from tests.core.foreign_tokenizers import write_llama_3

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai
 import pytest
+from nanochat.export.source import Source
 
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.genai import genai_config, write_genai
 from nanochat.export.onnx.genai_run import GenaiModel
 from nanochat.export.onnx.write import Target
-from nanochat.export.source import Source
 from nanochat.init import freeze
 from nanochat.loading import default_generation
 from nanochat.proof.parity import check_parity

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nanochat.export.source import Source
 
 from nanochat import checkpoint, ternary
 from nanochat.config import ModelConfig
@@ -27,7 +28,6 @@ from nanochat.errors import (
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.types import F16
 from nanochat.export.gguf.write import gguf_golden, load_gguf, write_gguf
-from nanochat.export.source import Source
 from nanochat.init import freeze, init
 from nanochat.text.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nanochat.export.source import Source
 
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import NanochatError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.write import load_gguf, write_gguf
-from nanochat.export.source import Source
 from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.files import read_bytes

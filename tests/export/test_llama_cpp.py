@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nanochat.export.source import Source
 
 from bench.random_model import random_packed_weights
 from bench.tolerances import rms_error
@@ -23,10 +24,8 @@ from nanochat.errors import (
 )
 from nanochat.export import npm
 from nanochat.export.gguf.llama_cpp import LlamaCpp
-from nanochat.export.gguf.llama_cpp_install import library_folder
-from nanochat.export.gguf.llama_cpp_library import library
+from nanochat.export.gguf.llama_cpp_library import library, library_folder
 from nanochat.export.gguf.write import write_gguf
-from nanochat.export.source import Source
 from nanochat.export.transform import with_float16_tables
 from nanochat.proof.parity import check_parity
 from nanochat.text.tokenizer import CHAT_TEMPLATE, Tokenizer

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from nanochat.export.source import Source
 
 from bench.random_model import random_packed_weights
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
-from nanochat.export.source import Source
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.zoo.hub import resolve
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
@@ -17,7 +18,6 @@ from nanochat.export.onnx import write as exporter
 from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import MISPLACED, memory_shapes, present_name
 from nanochat.export.onnx.write import Target, export_onnx
-from nanochat.export.source import Source
 from nanochat.export.transform import with_exit_threshold
 from nanochat.init import freeze, init
 from nanochat.model import forward, slots

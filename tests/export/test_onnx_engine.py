@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
-from nanochat.export.source import Source
 from nanochat.generation import Engine, Runner, generate
 from nanochat.proof.parity import check_parity
 from tests.export.sources import random_source

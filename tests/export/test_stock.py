@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from bench.random_model import random_packed_weights
@@ -21,12 +22,10 @@ from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.types import TYPES
 from nanochat.export.gguf.write import gguf_architecture, gguf_golden, load_gguf, write_gguf
-from nanochat.export.source import Source
 from nanochat.export.stock.architectures import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
-from nanochat.export.unrounded import UnroundedOps
 from nanochat.generation import Engine
-from nanochat.proof.parity import compare, greedy
+from nanochat.proof.parity import UnroundedOps, compare, greedy
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 

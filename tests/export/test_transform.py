@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import checkpoint
@@ -11,7 +12,6 @@ from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.cost import cost
 from nanochat.errors import ConfigError, NumericError
-from nanochat.export.source import Source
 from nanochat.export.transform import (
     unroll,
     unrolled_config,

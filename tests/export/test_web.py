@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import ternary
@@ -17,7 +18,6 @@ from nanochat.errors import ConfigError
 from nanochat.export.onnx.forms import packed_form
 from nanochat.export.onnx.leaves import BLOCK, Parameter
 from nanochat.export.onnx.standard import StandardOps
-from nanochat.export.source import Source
 from nanochat.export.web import write as web
 from nanochat.export.web.write import write_web
 from nanochat.weights import Ternary

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nanochat.export.source import Source
 
 from bench.peers.chromium import Chromium, Page
 from bench.peers.web import FileServer, WebPage, wait_for_model
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import BackendError
-from nanochat.export.source import Source
 from nanochat.generation import Engine
 from nanochat.proof.parity import check_parity, greedy
 from nanochat.text import chat

@@ -1,0 +1,44 @@
+"""This file holds other people's BitNet checkpoints for transformers, which are only read."""
+
+from nanochat.bundle import Bundle
+from nanochat.config import ModelConfig
+from nanochat.export.directory import read_folder
+from nanochat.export.format import Format, ModelFiles, NoOptions
+from nanochat.export.layouts import SAFETENSORS
+from nanochat.export.stock.bitnet import load_bitnet, read_bitnet_config
+from nanochat.export.stock.bitnet_config import MODEL_TYPES
+
+__all__ = ["FORMAT"]
+
+
+class BitnetFormat(Format[NoOptions]):
+    """See the module."""
+
+    name = "bitnet"
+    title = "BitNet for transformers"
+    layout = SAFETENSORS
+
+    def refusal(self, files: ModelFiles) -> str | None:
+        """See `Format.refusal`."""
+        if files.config is None:
+            return "no config.json"
+        model_type = files.config.get("model_type")
+        if model_type not in MODEL_TYPES:
+            return (
+                f"model_type is {model_type!r:.80}: of other people's models this package reads ternary ones of type "
+                f"{', '.join(MODEL_TYPES)}"
+            )
+        return None
+
+    def read(self, files: ModelFiles) -> Bundle:
+        """See `Format.read`."""
+        assert files.config is not None
+        return read_folder(files, *load_bitnet(files.path, files.config))
+
+    def config(self, files: ModelFiles) -> ModelConfig:
+        """See `Format.config`."""
+        assert files.config is not None
+        return read_bitnet_config(files.path, files.config)
+
+
+FORMAT = BitnetFormat()

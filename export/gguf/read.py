@@ -1,0 +1,92 @@
+"""This file holds the reader of GGUF files: this package's, exactly as they were written, and other people's."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from nanochat.bundle import Bundle, Golden, default_generation, golden_from_json
+from nanochat.checkpoint import require_legal
+from nanochat.config import ModelConfig
+from nanochat.errors import FormatError
+from nanochat.export.format import ModelFiles
+from nanochat.export.gguf.container import GgufFile
+from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.gguf.metadata import (
+    GOLDEN,
+    is_ours,
+    read_config,
+    read_licence,
+    read_tokenizer,
+)
+from nanochat.export.gguf.tensors import ARCHITECTURE, read_leaves
+from nanochat.export.stock.architectures import obstacles, stock_architecture
+from nanochat.proof.check import require_digests
+from nanochat.proof.golden import tensor_digest
+from nanochat.text.codec import TextCodec
+from nanochat.weights import Stored, Weights
+
+__all__ = ["read_bundle"]
+
+
+def read_bundle(files: ModelFiles, file: GgufFile) -> Bundle:
+    """What a file holds: equal codes and scales, float32 leaves as views of the file.
+
+    Where it has a golden record, all that the record has digests of is compared with them; tensors, while those after
+    them are read. A file of another program is read as `nanochat.export.gguf.foreign` says.
+
+    Raises
+    ------
+    FormatError
+        If the file is corrupt, too new (`VersionError`), changed since it was written, or holds no model that can be
+        read.
+    ConfigError
+        If the configuration in it cannot work.
+    ShapeError
+        If a tensor does not have the shape that the configuration asks for.
+    NumericError
+        If a value is not finite or a code is illegal.
+    """
+    golden = None
+    if is_ours(file.metadata):
+        text = file.metadata.get(GOLDEN)
+        golden = None if text is None else golden_from_json(str(text), f"{files.path}, {GOLDEN}")
+        config, weights, tokenizer = _read_ours(files, file, golden)
+    else:
+        config, weights, tokenizer = load_foreign_gguf(files.path, file)
+    return Bundle(
+        name=files.name,
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        generation=default_generation(tokenizer),
+        licence=read_licence(file.metadata),
+        golden=golden,
+        origin=files.origin,
+    )
+
+
+def _read_ours(
+    files: ModelFiles, file: GgufFile, golden: Golden | None
+) -> tuple[ModelConfig, Weights[Stored], TextCodec]:
+    path = files.path
+    architecture = file.metadata.get("general.architecture")
+    config = read_config(path, file.metadata)
+    if architecture != ARCHITECTURE and (
+        obstacles(config, "llama.cpp") or architecture != stock_architecture(config, "llama.cpp")
+    ):
+        raise FormatError(
+            f"{path}: architecture is {architecture!r:.80}, which is not that of its configuration: "
+            "export the model again with nanochat-ternary"
+        )
+    digests: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def check(name: str, leaf: Stored) -> None:
+            require_legal(name, leaf)
+            if golden is not None:
+                digests[name] = pool.submit(tensor_digest, leaf)
+
+        weights = read_leaves(path, config, str(architecture), file.tensors, check)
+        tokenizer = read_tokenizer(path, file.metadata, config.vocab_size)
+    if golden is not None:
+        found = {name: digest.result() for name, digest in digests.items()}
+        require_digests(golden, found, config, tokenizer, where=str(path))
+    return config, weights, tokenizer

@@ -1,0 +1,170 @@
+"""This file holds the layouts of model files: safetensors beside a configuration, a single file, graphs and pages.
+
+It is the one list of the files of a model. Only files of these names are ever fetched, so nothing that could be run is;
+pickled weights are not opened.
+"""
+
+import re
+from collections.abc import Iterator, Sequence, Set
+from pathlib import PurePosixPath
+
+from nanochat.checkpoint import is_weights
+from nanochat.export.format import Found, Layout
+
+__all__ = ["GRAPH", "ONNX", "PAGE", "SAFETENSORS", "WEB", "SingleFile"]
+
+# The graph of a folder, and what makes the folder a page.
+GRAPH, PAGE = "model.onnx", "page.json"
+_CONFIG = "config.json"
+# What is read beside weights, and what else belongs to them.
+_READ = frozenset(
+    {
+        _CONFIG,
+        "chat_template.jinja",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+)
+_MANIFEST = "nanochat.json"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_OTHERS = frozenset({"README.md", _MANIFEST, "recipe.json", "special_tokens_map.json"})
+
+
+class _Safetensors(Layout):
+    """A folder with a ``config.json`` and tensors: this package's, MLX's, that of transformers."""
+
+    name = "safetensors"
+    needs = f"{_CONFIG} with safetensors"
+
+    def find(self, names: Set[str]) -> Iterator[Found]:
+        """See `Layout.find`."""
+        tensors = frozenset(filter(is_weights, names))
+        if tensors and _CONFIG in names:
+            yield _found("", names, tensors)
+
+    def preference(self, place: str, folder: str) -> tuple[int, int]:
+        """See `Layout.preference`; a folder inside of another comes after GGUF."""
+        del place
+        # Two bits a weight, where other folders may hold sixteen.
+        return (2, int(folder.split("/")[-1] != "mlx")) if folder else (0, 0)
+
+    def obstacle(self, names: Set[str]) -> str | None:
+        """See `Layout.obstacle`."""
+        if not any(name.endswith(_PICKLES) for name in names):
+            return None
+        return (
+            "its weights are pickles, which can run code and are not opened: convert them to safetensors, or choose a "
+            "repository that has"
+        )
+
+
+class SingleFile(Layout):
+    """Files that are a model each, known by their suffix.
+
+    Parameters
+    ----------
+    name : str
+        See `Layout`.
+    suffix : str
+        Such as ``.gguf``, in small letters.
+    types : sequence of str
+        Words that a name may hold, by which a user may ask for the file, in the order in which they are preferred.
+    parts : str
+        Regular expression of the end of names of which each file is only a part of a model.
+    order : int
+        Place among all layouts; see `Layout.preference`.
+    """
+
+    def __init__(
+        self, name: str, suffix: str, *, types: Sequence[str] = (), parts: str = "", order: int = 1
+    ) -> None:
+        self.name, self.needs = name, f"{suffix} file"
+        self._suffix, self._types, self._order = suffix, types, order
+        self._parts = re.compile(f"{parts}$", re.IGNORECASE) if parts else None
+
+    def find(self, names: Set[str]) -> Iterator[Found]:
+        """See `Layout.find`."""
+        for name in sorted(names):
+            if name.lower().endswith(self._suffix) and not self.is_in_parts(name):
+                yield Found(place=name, files=frozenset({name}), opened=frozenset({name}))
+
+    def is_in_parts(self, name: str) -> bool:
+        """Whether a file is only a part of a model."""
+        return self._parts is not None and self._parts.search(name) is not None
+
+    def obstacle(self, names: Set[str]) -> str | None:
+        """See `Layout.obstacle`."""
+        if not any(map(self.is_in_parts, names)):
+            return None
+        return f"its {self._suffix} is split into parts, which are not read: merge them with llama-gguf-split"
+
+    def preference(self, place: str, folder: str) -> tuple[int, int]:
+        """See `Layout.preference`."""
+        del folder
+        words = _words(place)
+        known = [rank for rank, kind in enumerate(self._types) if kind in words]
+        return self._order, min(known, default=len(self._types))
+
+    def is_part(self, place: str, part: str) -> bool:
+        """See `Layout.is_part`: a word of the file's name, such as the type of its tensors, stands for it."""
+        return part == self.name or part.upper() in _words(place)
+
+
+class _Onnx(Layout):
+    """A ``model.onnx``, with what it is opened with."""
+
+    name = "onnx"
+    needs = GRAPH
+    is_graph = True
+
+    def find(self, names: Set[str]) -> Iterator[Found]:
+        """See `Layout.find`; beside tensors, the folder stands for those."""
+        if GRAPH in names and PAGE not in names:
+            has_tensors = any(map(is_weights, names))
+            more = () if has_tensors else ("genai_config.json",)
+            yield _found(GRAPH if has_tensors else "", names, _graph_files(names), more)
+
+    def preference(self, place: str, folder: str) -> tuple[int, int]:
+        """See `Layout.preference`: its codes are given back only after a conversion."""
+        del place, folder
+        return 3, 0
+
+
+class _Web(Layout):
+    """The graph of a page for browsers."""
+
+    name = "web"
+    needs = GRAPH
+    is_graph = True
+
+    def find(self, names: Set[str]) -> Iterator[Found]:
+        """See `Layout.find`; the page's own files are for a browser, and its ``nanochat.json`` speaks of them."""
+        if GRAPH in names and PAGE in names:
+            yield _found(GRAPH, names - {_MANIFEST}, _graph_files(names))
+
+    def preference(self, place: str, folder: str) -> tuple[int, int]:
+        """See `Layout.preference`."""
+        del place, folder
+        return 4, 0
+
+
+SAFETENSORS, ONNX, WEB = _Safetensors(), _Onnx(), _Web()
+
+
+def _graph_files(names: Set[str]) -> frozenset[str]:
+    return frozenset({GRAPH, f"{GRAPH}.data"} & names)
+
+
+def _found(place: str, names: Set[str], weights: Set[str], more: Sequence[str] = ()) -> Found:
+    opened = frozenset(weights | (_READ & names))
+    return Found(place=place, files=opened | ((_OTHERS | set(more)) & names), opened=opened)
+
+
+def _words(name: str) -> list[str]:
+    """What a file's name consists of, such as the type of its tensors.
+
+    >>> _words("gguf/model-tq2_0.gguf")
+    ['MODEL', 'TQ2_0']
+    """
+    return re.split(r"[-.]", PurePosixPath(name).stem.upper())

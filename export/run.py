@@ -1,0 +1,92 @@
+"""This file holds the start of a model: its operations on a backend, or its graph in a runtime of graphs."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nanochat import backends
+from nanochat.bundle import Bundle
+from nanochat.errors import BackendError
+from nanochat.export.layouts import GRAPH
+from nanochat.generation import Engine, Runner
+from nanochat.memory import require_room
+from nanochat.ops import Storage
+
+__all__ = ["choose_backend", "start"]
+
+
+def choose_backend(bundle: Bundle, name: str = "auto") -> tuple[str, str]:
+    """The backend that runs a model, and the reason.
+
+    Parameters
+    ----------
+    name : str
+        As for `nanochat.backends.choose`, but where nothing is named, a graph is run as it is, by "onnx". Any other
+        backend runs the weights in it.
+
+    Raises
+    ------
+    BackendError
+        If it is unknown or cannot run here.
+    """
+    if bundle.graph is not None and backends.wanted(name) == "auto":
+        chosen, _ = backends.choose("onnx")
+        return chosen, "the model is a graph"
+    return backends.choose(name)
+
+
+def start(
+    bundle: Bundle,
+    backend: str,
+    *,
+    name: str | None = None,
+    kv_cache: Storage = "float32",
+    num_threads: int | None = None,
+) -> Runner[Any]:
+    """A model at work, if there is enough memory for it.
+
+    Parameters
+    ----------
+    backend : str
+        A backend, or a runtime of graphs, that can run here. The latter runs the model's own graph, or one that is
+        written for it and forgotten.
+    name : str, optional
+        Of the model, for messages; absent is the bundle's.
+    kv_cache, num_threads
+        See `nanochat.lm.Model`.
+
+    Raises
+    ------
+    BackendError
+        If the backend cannot do what is asked for.
+    MemoryShortageError
+        If the model does not fit.
+    """
+    name, config = name or bundle.name, bundle.config
+    others = [other for other in backends.NAMES if backends.unavailable(other) is None]
+    if backend in backends.GRAPHS:
+        require_room(
+            name, config, backend if bundle.graph is None else f"{backend}-file", others=others
+        )
+        return _start_graph(bundle, kv_cache=kv_cache, num_threads=num_threads)
+    ops = backends.get(backend, num_threads=num_threads)
+    free = getattr(ops, "free_bytes", None)
+    require_room(name, config, backend, kv_cache=kv_cache, free=free, others=others)
+    return Engine(config, ops.prepare(bundle.weights), ops, kv_cache=kv_cache)
+
+
+def _start_graph(bundle: Bundle, *, kv_cache: Storage, num_threads: int | None) -> Runner[Any]:
+    # Late: both need packages that other backends do not.
+    from nanochat.export.onnx.engine import OnnxEngine
+    from nanochat.export.onnx.write import export_onnx
+
+    if kv_cache != "float32":
+        raise BackendError(
+            f"kv_cache={kv_cache!r}, but an exported graph keeps keys and values in float32: leave kv_cache out, or "
+            "choose another backend"
+        )
+    if bundle.graph is not None:
+        return OnnxEngine(bundle.graph, num_threads=num_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(bundle, Path(folder) / GRAPH)
+        return OnnxEngine(Path(folder) / GRAPH, num_threads=num_threads)

@@ -1,0 +1,122 @@
+"""This file holds the check of a model's files: whole, legal, as they were written, and computing what they should.
+
+The last two need a record of how the model was when it was written: ``nanochat.json`` beside it, or the golden record
+inside a single file.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from nanochat.config import ModelConfig
+from nanochat.errors import FormatError
+from nanochat.export.format import OWN, Format, ModelFiles
+from nanochat.export.formats import detect
+from nanochat.export.run import choose_backend, start
+from nanochat.proof.check import compare_golden, require_digests
+from nanochat.proof.golden import tensor_digest
+from nanochat.proof.manifest import NAME, Manifest, check_files
+from nanochat.weights import named_leaves
+
+__all__ = ["Verified", "verify_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What was found to be right.
+
+    Parameters
+    ----------
+    path : str
+        What was checked.
+    backend : str
+        What ran the model, or would.
+    tensors : int
+        Tensors whose shapes and codes are legal.
+    files : int or None
+        Files whose sizes and hashes are those of ``nanochat.json``; `None` if there is none.
+    golden : float or None
+        Largest RMS error of a layer or of the logits beside the golden record; `None` if there is no record, and so
+        nothing is proven of what the model computes.
+    digests : bool
+        Whether the record covers the configuration and the tokenizer, which those of format 1 do not.
+    """
+
+    path: str
+    backend: str
+    tensors: int
+    files: int | None
+    golden: float | None
+    digests: bool
+
+
+def verify_model(path: Path, *, backend: str = "auto") -> Verified:
+    """Check a model directory, an exported folder, or a single file of a model.
+
+    Parameters
+    ----------
+    backend : str
+        What runs the model's weights, or its graph; see `nanochat.export.run.choose_backend`.
+
+    Raises
+    ------
+    FormatError
+        If a file is damaged, is not the one that was written, or the backend computes something else than the record
+        says, with the first tensor or layer that differs.
+    NumericError, ShapeError, ConfigError, ModelNotFoundError
+        As for `nanochat.export.formats.load`.
+    BackendError
+        If the backend is unknown or cannot run here.
+    """
+    files = ModelFiles(path)
+    manifest = files.manifest
+    if manifest is not None:
+        check_files(path, manifest)
+    form = detect(files)
+    bundle = form.read(files)
+    if manifest is not None:
+        _require_agreement(files, manifest, form, bundle.config)
+    name, _ = choose_backend(bundle, backend)
+    golden, leaves = bundle.golden, dict(named_leaves(bundle.weights))
+    worst = None
+    if golden is not None:
+        found = {leaf: tensor_digest(value) for leaf, value in leaves.items()}
+        require_digests(golden, found, bundle.config, bundle.tokenizer, where=str(path))
+        form.require_as_written(files, bundle)
+        worst = compare_golden(golden, start(bundle, name), where=str(path))
+    return Verified(
+        path=str(path),
+        backend=name,
+        tensors=len(leaves),
+        files=None if manifest is None else len(manifest.files),
+        golden=worst,
+        digests=golden is not None and bool(golden.config),
+    )
+
+
+def _require_agreement(
+    files: ModelFiles, manifest: Manifest, form: Format[object], config: ModelConfig
+) -> None:
+    """Refuse a manifest that is silent about a file which was read, or says another thing than the files."""
+    path = files.path
+    unlisted = sorted(set(form.opened(files)) - manifest.files.keys())
+    if unlisted:
+        raise FormatError(
+            f"{path}: {unlisted[0]} belongs to the model, and {NAME} does not list it: it was added, or {NAME} was "
+            "changed; fetch the model again, or export it again"
+        )
+    if manifest.kind != form.name:
+        raise FormatError(
+            f"{path}: {NAME} says kind {manifest.kind!r:.40}, and the files are of kind {form.name}: fetch the model "
+            "again, or export it again"
+        )
+    said = manifest.config
+    if form.name != OWN:
+        # An export leaves out the heads that are for training only.
+        said = replace(said, num_ahead=0)
+    different = [f.name for f in fields(said) if getattr(said, f.name) != getattr(config, f.name)]
+    if different:
+        name = different[0]
+        raise FormatError(
+            f"{path}: {NAME} says {name}={getattr(said, name)!r:.80}, and the model's files say "
+            f"{getattr(config, name)!r:.80}: fetch the model again, or export it again"
+        )
