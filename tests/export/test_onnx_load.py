@@ -159,7 +159,27 @@ def test_tensors_beside_the_file_come_back(tmp_path: Path, monkeypatch: pytest.M
             "layers.0.mixer.o.scales are not",
         ),
     ],
-    ids=str,
+    ids=[
+        "metadata that is no JSON",
+        "no producer",
+        "no metadata",
+        "metadata twice",
+        "tensor twice",
+        "no tensor",
+        "more numbers than bytes",
+        "negative size",
+        "size beyond memory",
+        "another type",
+        "unknown type",
+        "another name",
+        "name in two groups",
+        "another width",
+        "another number of layers",
+        "another block of both",
+        "finer blocks",
+        "scales of a table",
+        "scales of a linear",
+    ],
 )
 def test_a_forged_file_is_refused(change: Change, reason: str | None, tmp_path: Path) -> None:
     path = changed(tmp_path / "model.onnx", change)
