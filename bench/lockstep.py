@@ -14,11 +14,11 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.backends.reference import IntegerLinear, ReferenceOps, ReferenceState
 from nanochat.backends.reference import Leaf as ReferenceLeaf
 from nanochat.config import Mixer
 from nanochat.ops import Ops, Slot
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Mhc, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["LockstepOps", "Pair"]

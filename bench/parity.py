@@ -12,12 +12,12 @@ from rich.table import Table
 from bench.lockstep import LockstepOps
 from bench.parity_cases import CASES, random_weights
 from bench.result import Result
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError
 from nanochat.init import freeze
 from nanochat.model import forward
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 
 __all__ = ["require", "run", "table"]
 

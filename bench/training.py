@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench.curves import Curve, draw_curves
 from bench.result import Result, table
-from bench.tolerances import rms_error
 from nanochat import from_pretrained
 from nanochat.lm import Model
 from nanochat.loading import load_parts
+from nanochat.proof.tolerances import rms_error
 from nanochat.zoo.hub import resolve
 
 __all__ = ["LOGS", "plot", "run", "table"]

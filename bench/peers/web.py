@@ -16,6 +16,7 @@ from bench.peers.chromium import Chromium, Page
 from nanochat.errors import BackendError
 from nanochat.export.web.write import RUNTIME
 from nanochat.proof.parity import Rounding
+from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["FileServer", "WebPage", "wait_for_model"]
 
@@ -76,7 +77,7 @@ class WebPage:
         If there is no Chromium, or the page says that something went wrong.
     """
 
-    tolerance = 3e-2
+    tolerance = TOLERANCES["logits"].limit
     rounding: Rounding = "same"
 
     def __init__(self, folder: Path, *, query: str = "") -> None:

@@ -16,6 +16,7 @@ from nanochat.errors import BackendError, ContextLengthError, FormatError, Input
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library, processor_library
 from nanochat.proof.parity import Rounding
+from nanochat.proof.tolerances import TOLERANCES
 from nanochat.text.codec import check_text
 
 __all__ = ["LlamaCpp"]
@@ -73,9 +74,7 @@ class LlamaCpp:
             kinds = {tensor.kind for tensor in read_gguf(path).tensors.values()}
             rounds = any(kind.columns > 1 for kind in kinds)
             self.rounding: Rounding = "other" if rounds else "none"
-            # Other blocks are another rounding, whose noise grows with the layers: 3.8e-2 for 12 random ones and a tied
-            # head, 1.1e-2 for trained ones. That the numbers are the model's is shown without, in float16.
-            self.tolerance = 6e-2 if rounds else 3e-3
+            self.tolerance = TOLERANCES["llama.cpp" if rounds else "llama.cpp, float16"].limit
         except BaseException:
             self.close()
             raise

@@ -22,6 +22,7 @@ from nanochat.files import parse_json, require_file
 from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.proof.parity import Rounding, greedy
+from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["OnnxEngine", "Sequences"]
 
@@ -85,7 +86,7 @@ class OnnxEngine:
 
     name = "onnx"
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    tolerance = 3e-2
+    tolerance = TOLERANCES["logits"].limit
     rounding: Rounding = "same"
     device = "cpu"
     kv_cache: Storage = "float32"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nanochat.errors import FormatError
 from nanochat.proof.parity import Rounding
+from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["GenaiModel"]
 
@@ -28,7 +29,7 @@ class GenaiModel:
     """
 
     runtime = f"onnxruntime-genai {onnxruntime_genai.__version__}"
-    tolerance = 3e-2
+    tolerance = TOLERANCES["logits"].limit
     rounding: Rounding = "same"
 
     def __init__(self, folder: Path) -> None:

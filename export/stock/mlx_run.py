@@ -12,6 +12,7 @@ from mlx_lm.generate import generate_step
 from numpy.typing import NDArray
 
 from nanochat.proof.parity import Rounding
+from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["MlxLm"]
 
@@ -27,8 +28,7 @@ class MlxLm:
         What was written for mlx-lm.
     """
 
-    # float32 sums in another order.
-    tolerance = 1e-4
+    tolerance = TOLERANCES["no rounding"].limit
     rounding: Rounding = "none"
 
     def __init__(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from nanochat.proof.parity import Rounding
+from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["Transformers"]
 
@@ -27,8 +28,7 @@ class Transformers:
         What was written for transformers.
     """
 
-    # float32 sums in another order.
-    tolerance = 1e-4
+    tolerance = TOLERANCES["no rounding"].limit
     rounding: Rounding = "none"
 
     def __init__(self, folder: Path) -> None:

@@ -24,15 +24,13 @@ from nanochat.proof.golden import (
 )
 from nanochat.proof.manifest import NAME
 from nanochat.proof.parity import least_equal
+from nanochat.proof.tolerances import TOLERANCES
 from nanochat.text.codec import TextCodec
 
 __all__ = ["compare_golden", "require_digests"]
 
-# Up to here a layer computes the same. One flipped rounding changes a token by up to 1e-2, and later layers add to it:
-# 3.2e-2 in 24 untrained ones with four streams, 1.9e-2 with one stream.
-_TOLERANCE = 6e-2
-# What float32 additions in another order may differ by, on any backend.
-_EQUAL = 1e-5
+_TOLERANCE = TOLERANCES["layer"].limit
+_EQUAL = TOLERANCES["unflipped"].limit
 # Standard deviations of an error, of which a vocabulary of 32,768 has 4 in one logit, and two logits may part by both.
 _SIGMAS = 10
 # From this share of pairs without a flipped rounding on, at least one of 32 is equal. Where all gains are 1, as before

@@ -21,6 +21,7 @@ from nanochat.errors import NumericError, ShapeError
 from nanochat.generation import Engine, Runner
 from nanochat.model import forward
 from nanochat.ops import Ops
+from nanochat.proof.tolerances import TOLERANCES
 from nanochat.shapes import num_parameters, shapes
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
 
@@ -40,8 +41,7 @@ __all__ = [
 State = TypeVar("State")
 Rounding = Literal["same", "other", "none"]
 
-# What float32 additions in another order may differ by.
-_EQUAL = 1e-5
+_EQUAL = TOLERANCES["unflipped"].limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,10 @@ def greedy(runner: Runner[State], ids: Sequence[int], *, num_tokens: int) -> lis
 
 
 def compare(
-    reference: NDArray[np.float32], artefact: NDArray[np.float32], *, tolerance: float = 1e-4
+    reference: NDArray[np.float32],
+    artefact: NDArray[np.float32],
+    *,
+    tolerance: float = TOLERANCES["no rounding"].limit,
 ) -> Report:
     """Measure the logits of an exported file against those of the model that it was written from.
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense
 from tests.backends.leaves import AnyOps, Lockstep, Values, normal, prepared
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.config import Mixer
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense, Mhc, Stored
 from tests.backends.leaves import AnyOps, Lockstep, normal, prepared, ternary_leaf
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels import mhc, mhc_projection
 from nanochat.backends.numba_kernels.isa import has_half
@@ -18,6 +17,7 @@ from nanochat.backends.numba_kernels.mhc_projection import (
 )
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import Mixer
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense, Mhc, Stored
 from tests.backends.leaves import normal, prepared
 

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from bench.lockstep import LockstepOps
 from bench.parity_cases import CASES, random_weights
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
 from nanochat.model import forward, slots, training_outputs
 from nanochat.ops import Ops
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Stored, Weights
 
 AnyOps = Ops[Any, Any, Any]

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from bench.lockstep import LockstepOps
 from bench.parity_cases import CASES, random_weights
-from bench.tolerances import TOLERANCES, rms_error
 from nanochat.backends.reference import Leaf, ReferenceOps, ReferenceState
 from nanochat.model import forward
 from nanochat.ops import Ops
+from nanochat.proof.tolerances import TOLERANCES, rms_error
 
 BORDER = {"prepare", "tokens", "array", "numpy", "new_state", "stack", "advance"}
 

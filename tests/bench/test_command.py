@@ -4,13 +4,12 @@ import doctest
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
-from bench import result, tolerances
+from bench import result
 from bench.__main__ import CASES, main
 from bench.case import Case
 from bench.result import Result, json_line, table
@@ -76,9 +75,8 @@ def test_check_exits_0_if_all_targets_are_met() -> None:
     assert CliRunner().invoke(main, ["parity", "--check", "--quick"]).exit_code == 0
 
 
-@pytest.mark.parametrize("module", [result, tolerances], ids=["result", "tolerances"])
-def test_the_examples_show_what_they_say(module: ModuleType) -> None:
-    assert doctest.testmod(module).failed == 0
+def test_the_examples_show_what_they_say() -> None:
+    assert doctest.testmod(result).failed == 0
 
 
 def test_a_plot_is_a_well_formed_drawing_with_every_result(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from bench.parity_cases import CASES
 from bench.peers.onnxruntime import MatMulNBits
 from bench.peers.torch import Bfloat16, Int8
 from bench.random_model import random_packed_weights
-from bench.tolerances import rms_error
 from nanochat.backends.reference import IntegerLinear, ReferenceOps
 from nanochat.checkpoint import require_complete
 from nanochat.config import ModelConfig
 from nanochat.model import forward
+from nanochat.proof.tolerances import rms_error
 from nanochat.weights import Stored, Weights, named_leaves
 
 COLUMNS = 768

@@ -13,7 +13,6 @@ import pytest
 from nanochat.export.source import Source
 
 from bench.random_model import random_packed_weights
-from bench.tolerances import rms_error
 from nanochat.config import ModelConfig
 from nanochat.errors import (
     BackendError,
@@ -28,6 +27,7 @@ from nanochat.export.gguf.llama_cpp_library import library, library_folder
 from nanochat.export.gguf.write import write_gguf
 from nanochat.export.transform import with_float16_tables
 from nanochat.proof.parity import check_parity
+from nanochat.proof.tolerances import rms_error
 from nanochat.text.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 on_linux_x86 = pytest.mark.skipif(
