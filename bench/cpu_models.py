@@ -13,7 +13,6 @@ from nanochat.export.source import Source
 
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
-from bench.random_model import random_packed_weights
 from bench.result import Result
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels.cores import num_cores
@@ -27,6 +26,7 @@ from nanochat.presets import preset
 from nanochat.shapes import shapes
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, map_leaves, named_leaves
+from tests.parity.random_models import random_packed_weights
 
 __all__ = ["against_llama_cpp", "cost_of_streams", "plain"]
 

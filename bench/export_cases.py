@@ -6,17 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nanochat.export.source import Source
-
-from bench.parity_cases import random_weights
 from nanochat.config import ModelConfig
 from nanochat.export.formats import Choices
+from nanochat.export.source import Source
 from nanochat.export.transform import unroll
 from nanochat.init import freeze
 from nanochat.loading import default_generation, load_source
 from nanochat.proof.parity import Artefact
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.zoo.hub import resolve
+from tests.parity.random_models import random_weights
 
 __all__ = ["CASES", "FEW", "ExportCase", "source"]
 

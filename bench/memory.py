@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from rich.table import Table
 
 from bench.memory_probe import STAGES
-from bench.random_model import random_packed_weights
 from bench.result import Result
 from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
@@ -26,6 +25,7 @@ from nanochat.footprint import needed_bytes
 from nanochat.presets import preset
 from nanochat.text.library import load_tokenizer
 from nanochat.zoo.hub import resolve
+from tests.parity.random_models import random_packed_weights
 
 __all__ = ["Taken", "can_run", "measure", "model_peak", "run", "table", "write_random_model"]
 

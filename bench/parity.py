@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from bench.lockstep import LockstepOps
-from bench.parity_cases import CASES, random_weights
 from bench.result import Result
 from nanochat import backends
 from nanochat.config import ModelConfig
@@ -18,6 +16,9 @@ from nanochat.errors import BackendError
 from nanochat.init import freeze
 from nanochat.model import forward
 from nanochat.proof.tolerances import TOLERANCES, rms_error
+from tests.parity.cases import CASES
+from tests.parity.lockstep import LockstepOps
+from tests.parity.random_models import random_weights
 
 __all__ = ["require", "run", "table"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.lockstep import LockstepOps
 from nanochat import backends
 from nanochat.ops import Ops
+from tests.parity.lockstep import LockstepOps
 
 
 def pytest_configure() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.lockstep import LockstepOps
 from nanochat import ternary
 from nanochat.ops import Ops
 from nanochat.weights import (
@@ -20,6 +19,7 @@ from nanochat.weights import (
     Ternary,
     Weights,
 )
+from tests.parity.lockstep import LockstepOps
 
 AnyOps = Ops[Any, Any, Any]
 Lockstep = LockstepOps[Any, Any, Any]

@@ -15,7 +15,6 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
-from bench.parity_cases import CASES, random_weights
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels import (
     activation,
@@ -39,6 +38,8 @@ from nanochat.init import freeze
 from nanochat.model import forward, slots
 from nanochat.weights import Weights
 from tests.backends.leaves import normal, prepared, ternary_leaf
+from tests.parity.cases import CASES
+from tests.parity.random_models import random_weights
 
 Values = NDArray[np.float32]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import nanochat
-from bench.random_model import random_packed_weights
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.config import ModelConfig
 from nanochat.export.source import Source
 from nanochat.saving import save_model
 from nanochat.tensors import release
 from nanochat.weights import Ternary, named_leaves
+from tests.parity.random_models import random_packed_weights
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory is used")
 

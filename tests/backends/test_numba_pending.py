@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bench.random_model import random_packed_weights
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_ops.pending import now
 from nanochat.presets import preset
+from tests.parity.random_models import random_packed_weights
 
 CONFIG = preset("tiny")
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.parity_cases import CASES, random_weights
 from nanochat.backends.numba import NumbaOps
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation import Engine
 from nanochat.init import freeze
+from tests.parity.cases import CASES
+from tests.parity.random_models import random_weights
 
 
 def engine(config: ModelConfig, *, threads: int = 1, repeats: bool = True) -> Engine:  # type: ignore[type-arg]

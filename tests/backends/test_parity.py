@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.lockstep import LockstepOps
-from bench.parity_cases import CASES, random_weights
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
@@ -15,6 +13,9 @@ from nanochat.model import forward, slots, training_outputs
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Stored, Weights
+from tests.parity.cases import CASES
+from tests.parity.lockstep import LockstepOps
+from tests.parity.random_models import random_weights
 
 AnyOps = Ops[Any, Any, Any]
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.random_model import random_packed_weights
 from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels import isa, linear, quantize, trits
@@ -22,6 +21,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import BackendError, InputError, NumericError
 from nanochat.model import forward, slots
 from nanochat.weights import Latent, Stored, Ternary, named_leaves
+from tests.parity.random_models import random_packed_weights
 
 Values = NDArray[np.float32]
 Codes = NDArray[np.int8]

@@ -1,7 +1,6 @@
 """What the benchmark compares us with: that it computes the same, and what it says when it is not there."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from bench.bandwidth import read_bandwidth
-from bench.parity_cases import CASES
 from bench.peers.onnxruntime import MatMulNBits
 from bench.peers.torch import Bfloat16, Int8
-from bench.random_model import random_packed_weights
 from nanochat.backends.reference import IntegerLinear, ReferenceOps
-from nanochat.checkpoint import require_complete
-from nanochat.config import ModelConfig
-from nanochat.model import forward
 from nanochat.proof.tolerances import rms_error
-from nanochat.weights import Stored, Weights, named_leaves
 
 COLUMNS = 768
 ROWS = [1, 37, 256]
@@ -103,65 +96,6 @@ def test_torchs_choice_of_a_quantized_engine_stays() -> None:
     Int8(*matrix(37), threads=1)
 
     assert torch.backends.quantized.engine == engine
-
-
-@pytest.mark.parametrize("option", sorted(CASES))
-def test_random_weights_are_complete_and_legal_for_every_option(option: str) -> None:
-    config = CASES[option]
-
-    weights = random_packed_weights(config, 0)
-
-    require_complete(config, weights)
-
-
-def test_random_weights_of_a_seed_are_always_the_same() -> None:
-    first, second = (dict(named_leaves(random_packed_weights(small(), 3))) for _ in range(2))
-
-    assert all(
-        np.array_equal(a, b)
-        for name, leaf in first.items()
-        for a, b in zip(vars(leaf).values(), vars(second[name]).values(), strict=True)
-    )
-
-
-@pytest.mark.parametrize("num_layers", [1, 12])
-@pytest.mark.parametrize("tie_embeddings", [True, False])
-@pytest.mark.parametrize("num_streams", [1, 4])
-def test_logits_of_random_weights_neither_explode_nor_vanish(
-    num_streams: int, tie_embeddings: bool, num_layers: int
-) -> None:
-    config = small(num_streams=num_streams, tie_embeddings=tie_embeddings, num_layers=num_layers)
-
-    logits = reference_logits(config, random_packed_weights(config, 0))
-
-    assert 0.3 < logits.std() < 3
-
-
-def small(**options: Any) -> ModelConfig:
-    shape: dict[str, Any] = {
-        "vocab_size": 300,
-        "width": 256,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "ffn_width": 512,
-        "context_length": 1024,
-        "num_streams": 1,
-        "tie_embeddings": False,
-    }
-    return ModelConfig(**shape | options)
-
-
-def some_ids(count: int = 16) -> list[int]:
-    ids: list[int] = np.random.default_rng(0).integers(0, 300, count).tolist()
-    return ids
-
-
-def reference_logits(config: ModelConfig, weights: Weights[Stored]) -> NDArray[np.float32]:
-    ops = ReferenceOps()
-    ids = ops.tokens(np.array([some_ids()]))
-    logits: NDArray[np.float32] = ops.numpy(forward(ids, ops.prepare(weights), config, ops))[0]
-    return logits
 
 
 @pytest.mark.parametrize("threads", [1, 2])

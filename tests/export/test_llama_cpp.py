@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from nanochat.export.source import Source
 
-from bench.random_model import random_packed_weights
 from nanochat.config import ModelConfig
 from nanochat.errors import (
     BackendError,
@@ -29,6 +28,7 @@ from nanochat.export.transform import with_float16_tables
 from nanochat.proof.parity import check_parity
 from nanochat.proof.tolerances import rms_error
 from nanochat.text.tokenizer import CHAT_TEMPLATE, Tokenizer
+from tests.parity.random_models import random_packed_weights
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),

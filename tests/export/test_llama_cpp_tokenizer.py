@@ -9,13 +9,13 @@ from contextlib import closing
 import pytest
 from nanochat.export.source import Source
 
-from bench.random_model import random_packed_weights
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.zoo.hub import resolve
+from tests.parity.random_models import random_packed_weights
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from nanochat.export.source import Source
 from numpy.typing import NDArray
 
-from bench.random_model import random_packed_weights
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
@@ -28,6 +27,7 @@ from nanochat.generation import Engine
 from nanochat.proof.parity import UnroundedOps, compare, greedy
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
+from tests.parity.random_models import random_packed_weights
 
 TOKENIZER = Tokenizer.train(["to be or not to be, that is the question"] * 3, vocab_size=280)
 BASE: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""This file holds random weights packed from the start, for models whose float weights would not fit in memory."""
+"""This file holds models of random weights, for tests and benchmarks."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.config import ModelConfig
-from nanochat.init import initial_leaf
+from nanochat.init import init, initial_leaf
 from nanochat.shapes import shapes
-from nanochat.weights import Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
+from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
 
-__all__ = ["random_packed_weights"]
+__all__ = ["random_packed_weights", "random_weights"]
 
 # The byte of each of the 81 combinations of four codes.
 _LEGAL_BYTES = np.array(
@@ -20,6 +20,22 @@ _LEGAL_BYTES = np.array(
 # Variances of uniform codes: in {-1, 0, 1}, and from -127 to 127.
 _TERNARY_VARIANCE = 2 / 3
 _INT8_VARIANCE = (255**2 - 1) / 12
+
+
+def random_weights(config: ModelConfig, seed: int = 0) -> Weights[Stored]:
+    """Initial weights, but no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten."""
+    generator = np.random.default_rng(seed)
+
+    def disturb(name: str, leaf: Stored) -> Stored:
+        del name
+        if not isinstance(leaf, Dense):
+            return leaf
+        shape = leaf.values.shape
+        deviation = np.float32(0.3 if len(shape) == 1 else shape[-1] ** -0.5)
+        values = leaf.values + deviation * generator.standard_normal(shape, np.float32)
+        return Dense(values=values.astype(leaf.values.dtype))
+
+    return map_leaves(disturb, init(config, generator))
 
 
 def random_packed_weights(config: ModelConfig, seed: int) -> Weights[Stored]:

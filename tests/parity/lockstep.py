@@ -23,7 +23,6 @@ from nanochat.weights import Mhc, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["LockstepOps", "Pair"]
 
-# ruff: noqa: D102 - every operation is specified in `nanochat.ops.Ops`.
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.lockstep import LockstepOps
-from bench.parity_cases import CASES, random_weights
 from nanochat.backends.reference import Leaf, ReferenceOps, ReferenceState
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES, rms_error
+from tests.parity.cases import CASES
+from tests.parity.lockstep import LockstepOps
+from tests.parity.random_models import random_weights
 
 BORDER = {"prepare", "tokens", "array", "numpy", "new_state", "stack", "advance"}
 

@@ -1,14 +1,10 @@
-"""This file holds small models that together use every option of a configuration, and random weights for them."""
+"""This file holds small models that together use every option of a configuration."""
 
 from typing import Any
 
-import numpy as np
-
 from nanochat.config import ModelConfig, hybrid_pattern
-from nanochat.init import init
-from nanochat.weights import Dense, Stored, Weights, map_leaves
 
-__all__ = ["CASES", "random_weights"]
+__all__ = ["CASES"]
 
 
 def _config(**options: Any) -> ModelConfig:
@@ -93,19 +89,3 @@ CASES = {
     for coefficients in ("static", "dynamic")
     for mixer in ("lite", "sinkhorn", "identity")
 }
-
-
-def random_weights(config: ModelConfig, seed: int = 0) -> Weights[Stored]:
-    """Initial weights, but no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten."""
-    generator = np.random.default_rng(seed)
-
-    def disturb(name: str, leaf: Stored) -> Stored:
-        del name
-        if not isinstance(leaf, Dense):
-            return leaf
-        shape = leaf.values.shape
-        deviation = np.float32(0.3 if len(shape) == 1 else shape[-1] ** -0.5)
-        values = leaf.values + deviation * generator.standard_normal(shape, np.float32)
-        return Dense(values=values.astype(leaf.values.dtype))
-
-    return map_leaves(disturb, init(config, generator))
