@@ -129,7 +129,7 @@ def test_a_conversation_is_the_packages(page: Page, source: Source) -> None:
         {"role": "user", "content": "é"},
     ]
 
-    ids = page.evaluate(f"nanochat.text.chat({json.dumps(messages)})")
+    ids = page.evaluate(f"nanochat.chat({json.dumps(messages)})")
 
     assert ids == chat.render(messages, source.tokenizer)
 
