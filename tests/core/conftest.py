@@ -8,14 +8,9 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli import export
-from nanochat.lm import Model
+from nanochat.saving import save_model
 from tests.core.command_line import Result, Run
-from tests.core.random_model import (
-    random_model,
-    random_tokenizer,
-    reciting_config,
-    reciting_weights,
-)
+from tests.parity.random_models import polite_source, random_model
 
 MAINS = {"nanochat": cli.main, "nanochat-export": export.main}
 
@@ -54,8 +49,5 @@ def large_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def polite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers everything with wxyz."""
     path = tmp_path_factory.mktemp("models") / "polite"
-    tokenizer = random_tokenizer()
-    script = [tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end]
-    weights = reciting_weights(script)
-    Model(reciting_config(), weights, tokenizer, backend="reference").save_pretrained(path)
+    save_model(path, polite_source())
     return path

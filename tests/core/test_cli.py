@@ -20,7 +20,7 @@ from nanochat.ops import Slot
 from nanochat.presets import preset
 from nanochat.shapes import num_parameters
 from tests.core.command_line import GREEDY, ROOT, Run
-from tests.core.random_model import random_model, random_tokenizer
+from tests.parity.random_models import random_model, random_tokenizer
 
 # Generate.
 

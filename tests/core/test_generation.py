@@ -13,12 +13,11 @@ from nanochat.backends.reference import Array, Leaf, ReferenceOps, ReferenceStat
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation import Engine, Options, Piece, generate
 from nanochat.ops import Slot, Storage
-from tests.core.random_model import (
+from tests.parity.random_models import (
     random_config,
     random_tokenizer,
-    random_weights,
-    reciting_config,
-    reciting_weights,
+    reciting_source,
+    silent_weights,
 )
 
 RandomEngine = Engine[Array, Leaf, ReferenceState]
@@ -28,7 +27,7 @@ PROMPTS = [[TOKENIZER.bos, *TOKENIZER.encode(text)] for text in ("fn main", "to"
 
 def engine_on(ops: ReferenceOps, *, prefill_chunk: int = 512) -> RandomEngine:
     config = random_config()
-    weights = ops.prepare(random_weights(config))
+    weights = ops.prepare(silent_weights(config))
     return Engine(config, weights, ops, prefill_chunk=prefill_chunk)
 
 
@@ -39,7 +38,8 @@ def random_engine() -> RandomEngine:
 
 def recite(tokens: list[int], options: Options) -> list[Piece]:
     ops = ReferenceOps()
-    engine = Engine(reciting_config(), ops.prepare(reciting_weights(tokens)), ops)
+    source = reciting_source(tokens)
+    engine = Engine(source.config, ops.prepare(source.weights), ops)
     return list(generate(engine, TOKENIZER, [tokens[:1]], **options))
 
 
@@ -60,7 +60,7 @@ def test_decoding_gives_the_logits_of_the_whole_sequence() -> None:
 @pytest.mark.parametrize("kv_cache", ["float16", "int8"])
 def test_narrow_keys_and_values_change_the_logits_a_little(kv_cache: Storage) -> None:
     ops, config = ReferenceOps(), random_config()
-    engine = Engine(config, ops.prepare(random_weights(config)), ops, kv_cache=kv_cache)
+    engine = Engine(config, ops.prepare(silent_weights(config)), ops, kv_cache=kv_cache)
 
     _, rounded = engine.prefill(PROMPTS[0], capacity=20)
 
@@ -70,7 +70,7 @@ def test_narrow_keys_and_values_change_the_logits_a_little(kv_cache: Storage) ->
 
 def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
     ops, config = ReferenceOps(), random_config()
-    weights = ops.prepare(random_weights(config))
+    weights = ops.prepare(silent_weights(config))
 
     with pytest.raises(InputError, match=r"kv_cache='int4'.*choose one of float32, float16, int8"):
         Engine(config, weights, ops, kv_cache="int4")  # type: ignore[arg-type]
@@ -175,7 +175,8 @@ def test_the_start_of_a_stop_string_is_released_when_the_text_ends() -> None:
 def test_a_row_that_stopped_says_no_more_while_the_others_go_on() -> None:
     tokens = [TOKENIZER.bos, *TOKENIZER.encode("uvwxyz"), TOKENIZER.eos]
     ops = ReferenceOps()
-    engine = Engine(reciting_config(), ops.prepare(reciting_weights(tokens)), ops)
+    source = reciting_source(tokens)
+    engine = Engine(source.config, ops.prepare(source.weights), ops)
 
     pieces = list(generate(engine, TOKENIZER, [tokens[:1], tokens[:5], tokens[:-1]]))
 

@@ -14,7 +14,7 @@ from nanochat.text.library import LibraryTokenizer, load_tokenizer
 from nanochat.text.roles import Roles
 from nanochat.text.tokenizer import StreamDecoder, Tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram, write, write_llama_3
-from tests.core.random_model import random_tokenizer
+from tests.parity.random_models import random_tokenizer
 
 LIBRARIES = {"llama 3": llama_3(), "sentencepiece": sentencepiece(), "unigram": unigram()}
 TEXTS = st.text() | st.sampled_from(

@@ -30,14 +30,14 @@ from nanochat.loading import copied_bytes, load_source
 from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
-from tests.core.random_model import (
+from tests.parity.random_models import (
+    polite_source,
     random_config,
+    random_model,
+    random_source,
     random_tokenizer,
-    random_weights,
-    reciting_config,
-    reciting_weights,
+    silent_weights,
 )
-from tests.export.sources import random_source
 from tests.zoo.hub_client import HubClient
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ from nanochat.errors import SaveError
 from nanochat.init import freeze, init
 from nanochat.export.source import Source
 from nanochat.saving import save_model
-from tests.core.random_model import random_config, random_tokenizer
+from tests.parity.random_models import random_config, random_tokenizer
 config = random_config()
 weights = freeze(init(config, np.random.default_rng(5)))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -70,8 +70,7 @@ HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    config = random_config()
-    return Model(config, random_weights(config), random_tokenizer(), backend="reference")
+    return random_model()
 
 
 @pytest.fixture
@@ -105,9 +104,8 @@ def test_a_stream_adds_up_to_the_generated_text(model: Model) -> None:
 
 
 def test_a_chat_continues_the_rendered_conversation() -> None:
-    tokenizer = random_tokenizer()
-    script = [tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end]
-    model = Model(reciting_config(), reciting_weights(script), tokenizer, backend="reference")
+    source = polite_source()
+    model = Model(source.config, source.weights, source.tokenizer, backend="reference")
 
     assert model.chat(HELLO) == "wxyz"
     assert "".join(model.stream_chat(HELLO)) == "wxyz"
@@ -178,8 +176,7 @@ def test_a_score_is_the_cross_entropy_after_bos(model: Model) -> None:
 
 
 def test_a_text_longer_than_the_context_is_scored_in_windows_that_overlap_by_half() -> None:
-    config = random_config(context_length=8)
-    model = Model(config, random_weights(config), random_tokenizer(), backend="reference")
+    model = random_model(context_length=8)
     ids = model.encode_prompt("uvwxyzUVWXYZ{|}~@")
     windows = [(0, 8, 8), (4, 12, 4), (8, 16, 4), (12, 17, 1)]
     rows = np.concatenate([model.logits(ids[a:b])[-new:] for a, b, new in windows])
@@ -194,7 +191,7 @@ def test_a_text_longer_than_the_context_is_scored_in_windows_that_overlap_by_hal
 @pytest.mark.parametrize("context_length", [1, 2, 7])
 def test_every_token_is_scored_once_whatever_the_context(context_length: int) -> None:
     config = random_config(context_length=context_length)
-    weights = map_leaves(_zeroed, random_weights(config))
+    weights = map_leaves(_zeroed, silent_weights(config))
     model = Model(config, weights, random_tokenizer(), backend="reference")
 
     score = model.score("uvwxyzUVWXYZ{|}~@")

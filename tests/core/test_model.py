@@ -15,13 +15,13 @@ from nanochat.model import TrainingOutputs, forward, slots, training_outputs
 from nanochat.ops import Slot
 from nanochat.ternary import dequantize
 from nanochat.weights import (
-    Dense,
     Site,
     Stored,
     Weights,
     map_leaves,
     named_leaves,
 )
+from tests.parity.random_models import random_weights
 
 Float = NDArray[np.float32]
 Leaf = IntegerLinear | Float
@@ -64,21 +64,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 each_option = pytest.mark.parametrize("option", OPTIONS)
 
 
-def drawn(config: ModelConfig) -> Weights[Stored]:
-    """Return rounded weights in which no number has the special value that it starts from."""
-    generator = np.random.default_rng(1)
-
-    def shaken(_: str, leaf: Stored) -> Stored:
-        # Gains and biases start at values for which mistakes cancel.
-        if not isinstance(leaf, Dense):
-            return leaf
-        noise = generator.standard_normal(leaf.values.shape, np.float32)
-        values = leaf.values + np.float32(0.3) * noise
-        return Dense(values=values.astype(leaf.values.dtype))
-
-    return map_leaves(shaken, freeze(init(config, generator)))
-
-
 def smooth(weights: Weights[Leaf]) -> Weights[Leaf]:
     """Return the same model without the rounding of activations.
 
@@ -93,9 +78,13 @@ def smooth(weights: Weights[Leaf]) -> Weights[Leaf]:
     )
 
 
+def packed_weights(config: ModelConfig) -> Weights[Stored]:
+    return freeze(random_weights(config, seed=1))
+
+
 def model(option: str) -> tuple[ModelConfig, Weights[Leaf]]:
     config = ModelConfig(**OPTIONS[option])
-    return config, smooth(OPS.prepare(drawn(config)))
+    return config, smooth(OPS.prepare(packed_weights(config)))
 
 
 def run(
@@ -240,7 +229,7 @@ def test_a_batch_of_unequal_sequences_gives_the_logits_of_each(option: str) -> N
 @pytest.mark.parametrize("option", ["attention", "delta", "experts", "adaptive loop"])
 def test_chunks_agree_with_rounded_activations_up_to_flipped_roundings(option: str) -> None:
     config = ModelConfig(**OPTIONS[option])
-    weights, state = OPS.prepare(drawn(config)), fresh_state(config)
+    weights, state = OPS.prepare(packed_weights(config)), fresh_state(config)
 
     chunks = [run(config, weights, part, state) for part in np.split(TOKENS, 9, axis=1)]
 
@@ -327,7 +316,7 @@ def test_survival_shrinks_from_step_to_step() -> None:
 
 def test_extra_heads_predict_every_token_and_touch_nothing_else() -> None:
     config = ModelConfig(**SMALL, num_ahead=2)
-    weights = smooth(OPS.prepare(drawn(config)))
+    weights = smooth(OPS.prepare(packed_weights(config)))
     without = dataclasses.replace(weights, ahead=())
 
     outputs = train(config, weights)
@@ -339,7 +328,7 @@ def test_extra_heads_predict_every_token_and_touch_nothing_else() -> None:
 
 def test_extra_heads_are_causal() -> None:
     config = ModelConfig(**SMALL, num_ahead=1)
-    weights = smooth(OPS.prepare(drawn(config)))
+    weights = smooth(OPS.prepare(packed_weights(config)))
     changed = TOKENS.copy()
     changed[:, 5] = (changed[:, 5] + 1) % 50
 
@@ -351,7 +340,7 @@ def test_extra_heads_are_causal() -> None:
 
 def test_extra_heads_read_what_the_coda_writes() -> None:
     config = ModelConfig(**LOOP, num_ahead=1)
-    weights = smooth(OPS.prepare(drawn(config)))
+    weights = smooth(OPS.prepare(packed_weights(config)))
     first, looped, _ = weights.layers
     other_coda = dataclasses.replace(weights, layers=(first, looped, first))
 
@@ -362,7 +351,7 @@ def test_extra_heads_read_what_the_coda_writes() -> None:
 
 def test_routing_holds_the_logits_of_every_mixture_that_ran() -> None:
     config = ModelConfig(**LOOP, num_experts=3, expert_width=128)
-    weights = smooth(OPS.prepare(drawn(config)))
+    weights = smooth(OPS.prepare(packed_weights(config)))
 
     routing = train(config, weights).routing
 
@@ -418,7 +407,7 @@ def plain_residual(config: ModelConfig, weights: Weights[Leaf]) -> Float:
 
 def test_one_stream_is_the_ordinary_residual() -> None:
     config = ModelConfig(**SMALL, num_streams=1, sub_norm=True, attention_gate=True)
-    weights = smooth(OPS.prepare(drawn(config)))
+    weights = smooth(OPS.prepare(packed_weights(config)))
 
     logits = run(config, weights, TOKENS)
 

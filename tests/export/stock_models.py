@@ -11,13 +11,13 @@ from nanochat import ternary
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.generation import Engine
-from nanochat.init import freeze, init
+from nanochat.init import freeze
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.parity import UnroundedOps, greedy
 from nanochat.text.chat import Message
-from nanochat.weights import Dense, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
-from tests.core.random_model import random_tokenizer, reciting_config, reciting_weights
+from nanochat.weights import Stored, Ternary, Weights, named_leaves
+from tests.parity.random_models import random_tokenizer, random_weights, with_a_block_of_zeros
 
 VOCABULARY = 304
 BASE: dict[str, Any] = {
@@ -87,20 +87,6 @@ CHAT: list[Message] = [
 IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
 
 
-def make_weights(config: ModelConfig) -> Weights[Stored]:
-    """Random numbers, norms included, and in the first matrix a block of zeros."""
-    generator = np.random.default_rng(0)
-
-    def vary(name: str, leaf: Stored) -> Stored:
-        if isinstance(leaf, Dense) and leaf.values.ndim == 1:
-            return Dense(values=generator.uniform(0.5, 1.5, leaf.values.shape).astype(np.float32))
-        if isinstance(leaf, Latent) and name == "layers.0.mixer.q":
-            leaf.values[3, : leaf.weight_block] = 0
-        return leaf
-
-    return freeze(map_leaves(vary, init(config, np.random.default_rng(0))))
-
-
 @cache
 def make_source(case: str) -> Source:
     """The model of one of `CONFIGS` or `REFUSED`."""
@@ -108,7 +94,7 @@ def make_source(case: str) -> Source:
     return Source(
         name=case,
         config=config,
-        weights=make_weights(config),
+        weights=freeze(with_a_block_of_zeros(random_weights(config))),
         tokenizer=random_tokenizer(),
         generation={},
         card=b"# A model\n",
@@ -155,20 +141,6 @@ def reference_greedy(case: str, *, num_tokens: int) -> list[int]:
     ops: Ops[Any, Any, Any] = UnroundedOps()
     return greedy(
         Engine(source.config, ops.prepare(source.weights), ops), IDS[:8], num_tokens=num_tokens
-    )
-
-
-@cache
-def polite_source() -> Source:
-    """A model that answers everything with wxyz, and ends its turn."""
-    tokenizer = random_tokenizer()
-    script = [tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end]
-    return Source(
-        name="polite",
-        config=reciting_config(),
-        weights=reciting_weights(script),
-        tokenizer=tokenizer,
-        generation={},
     )
 
 

@@ -23,7 +23,7 @@ from nanochat.proof.check import check_model, compare_golden
 from nanochat.proof.golden import Golden
 from nanochat.proof.manifest import NAME
 from nanochat.weights import Dense, Stored, map_leaves
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 
 LOOP: dict[str, Any] = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from nanochat.loading import load_parts, load_source
 from nanochat.proof.check import check_model
 from nanochat.proof.manifest import NAME, check_files, read_manifest
 from nanochat.weights import named_leaves
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 
 ROOT = Path(__file__).parents[2]
 STREAMS = random_source(num_streams=2)
@@ -29,7 +29,7 @@ import resource, signal, sys
 from pathlib import Path
 from nanochat.errors import SaveError
 from nanochat.export.formats import Choices, export_model
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 source = random_source(num_streams=2)
 source.golden
@@ -44,7 +44,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from nanochat.export.formats import Choices, export_model
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 
 def wait(done, total):
     print("begun", flush=True)

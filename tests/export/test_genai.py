@@ -7,25 +7,18 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai
 import pytest
-from nanochat.export.source import Source
 
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.genai import genai_config, write_genai
 from nanochat.export.onnx.genai_run import GenaiModel
 from nanochat.export.onnx.write import Target
-from nanochat.init import freeze
-from nanochat.loading import default_generation
+from nanochat.export.source import Source
 from nanochat.proof.parity import check_parity
 from nanochat.text.chat import Message, render
-from nanochat.text.tokenizer import Tokenizer
-from tests.core.random_model import (
-    random_tokenizer,
-    reciting_config,
-    reciting_weights,
-)
 from tests.export.pages import tiny
-from tests.export.sources import ODD_STRINGS, random_source
+from tests.export.texts import ODD_STRINGS
+from tests.parity.random_models import random_source, random_tokenizer, reciting_source
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
 DELTA = {"delta_heads": 2, "delta_key_dim": 64, "delta_value_dim": 128}
@@ -143,16 +136,8 @@ def test_prompts_of_different_lengths_share_a_batch(
 
 @pytest.mark.parametrize("end", ["eos", "end"])
 def test_it_stops_at_tokens_that_end_a_text(end: str, tmp_path: Path) -> None:
-    tokenizer: Tokenizer = random_tokenizer()
-    text = [10, 11, 12, getattr(tokenizer, end), 13]
-    source = Source(
-        name="reciting",
-        config=reciting_config(),
-        weights=freeze(reciting_weights(text)),
-        tokenizer=tokenizer,
-        generation=default_generation(tokenizer),
-    )
-    write_genai(tmp_path, source)
+    text = [10, 11, 12, getattr(random_tokenizer(), end), 13]
+    write_genai(tmp_path, reciting_source(text))
 
     tokens = GenaiModel(tmp_path).generate(text[:1], max_length=20)
 

@@ -13,7 +13,7 @@ from nanochat.errors import FormatError
 from nanochat.generation import Engine
 from nanochat.proof.golden import NUM_TOKENS, digest, from_json, record
 from nanochat.weights import Dense, Int8, Ternary, named_leaves
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 
 LOOP = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 

@@ -15,7 +15,8 @@ from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NanochatError, VersionError
 from nanochat.export.mhc import read_mhc, with_mhc, write_mhc
 from nanochat.init import freeze, init
-from nanochat.weights import Dense, Mhc, Stored, Weights, map_leaves
+from nanochat.weights import Dense, Mhc, Stored, Weights
+from tests.parity.random_models import random_weights
 
 BASE: dict[str, Any] = {
     "vocab_size": 270,
@@ -31,15 +32,7 @@ Sites = list[Mhc[Stored]]
 def make(**options: Any) -> tuple[ModelConfig, Weights[Stored]]:
     """A model whose coefficients are all different."""
     config = ModelConfig(**BASE | options)
-    generator = np.random.default_rng(0)
-
-    def vary(name: str, leaf: Stored) -> Stored:
-        if isinstance(leaf, Dense) and ".mhc." in name:
-            noise = generator.normal(0, 1.5, leaf.values.shape).astype(np.float32)
-            return Dense(values=noise)
-        return leaf
-
-    return config, map_leaves(vary, freeze(init(config, generator)))
+    return config, freeze(random_weights(config))
 
 
 def sites(weights: Weights[Stored]) -> Sites:

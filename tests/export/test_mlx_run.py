@@ -9,18 +9,17 @@ from nanochat.export.stock.mlx import write_mlx
 from nanochat.export.stock.mlx_run import MlxLm
 from nanochat.proof.parity import check_parity
 from nanochat.text.chat import render
-from tests.core.random_model import random_tokenizer
 from tests.export.stock_models import (
     CHAT,
     CONFIGS,
     IDS,
     ODD_TEXTS,
     make_source,
-    polite_source,
     reference_greedy,
     reference_logits,
     rms_ratio,
 )
+from tests.parity.random_models import polite_source, random_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import MISPLACED, memory_shapes, present_name
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import with_exit_threshold
-from nanochat.init import freeze, init
+from nanochat.init import freeze
 from nanochat.model import forward, slots
 from nanochat.proof.golden import from_json
-from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
-from tests.core.random_model import random_tokenizer
+from nanochat.weights import Dense, named_leaves
+from tests.parity.random_models import random_tokenizer, random_weights
 
 VOCABULARY = 61
 DELTA = {"delta_heads": 2, "delta_key_dim": 48, "delta_value_dim": 128}
@@ -81,20 +81,6 @@ def config(**changes: Any) -> ModelConfig:
         "num_streams": 1,
     }
     return ModelConfig(**{**fields, **changes})
-
-
-def random_weights(model: ModelConfig, seed: int = 0) -> Weights[Stored]:
-    """Initial weights, with noise on those that start equal or zero."""
-    generator = np.random.default_rng(seed)
-
-    def disturb(_: str, leaf: Stored) -> Stored:
-        if not isinstance(leaf, Dense):
-            return leaf
-        noise = generator.standard_normal(leaf.values.shape, np.float32)
-        values = leaf.values + np.float32(0.1) * noise
-        return Dense(values=values.astype(leaf.values.dtype))
-
-    return map_leaves(disturb, init(model, generator))
 
 
 def prompts(batch: int, length: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from nanochat.export.onnx.read import load_onnx, onnx_golden
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import without_ahead
 from nanochat.weights import Stored, named_leaves
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
 DELTA = {"delta_heads": 2, "delta_key_dim": 64, "delta_value_dim": 128}

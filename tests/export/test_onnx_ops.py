@@ -16,10 +16,9 @@ from nanochat.config import Mixer, ModelConfig
 from nanochat.export.onnx.ops import OnnxOps
 from nanochat.export.onnx.ort import OrtOps
 from nanochat.export.onnx.standard import SESSION_CONFIG, StandardOps
-from nanochat.init import init
 from nanochat.model import slots
 from nanochat.proof.parity import compare
-from nanochat.weights import Dense, Stored, Weights, map_leaves
+from tests.parity.random_models import random_weights
 
 # B sequences, T tokens, C width, H heads, G key heads, K head features, E experts.
 B, T, C, H, G, K, E = 2, 5, 256, 4, 2, 64, 4
@@ -41,20 +40,6 @@ def config(**changes: Any) -> ModelConfig:
         "num_streams": 4,
     }
     return ModelConfig(**{**fields, **changes})
-
-
-def random_weights(model: ModelConfig) -> Weights[Stored]:
-    """Initial weights, with noise on those that start equal or zero."""
-    generator = np.random.default_rng(0)
-
-    def disturb(_: str, leaf: Stored) -> Stored:
-        if not isinstance(leaf, Dense):
-            return leaf
-        noise = generator.standard_normal(leaf.values.shape, np.float32)
-        values = leaf.values + np.float32(0.2) * noise
-        return Dense(values=values.astype(leaf.values.dtype))
-
-    return map_leaves(disturb, init(model, generator))
 
 
 def run_reference(

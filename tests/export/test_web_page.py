@@ -17,7 +17,7 @@ from nanochat.generation import Engine
 from nanochat.proof.parity import check_parity, greedy
 from nanochat.text import chat
 from tests.export.pages import BUSY, QUICK, begin, copy_page, shown, tiny, write, write_page
-from tests.export.sources import ODD_STRINGS
+from tests.export.texts import ODD_STRINGS
 
 PROMPT = "pub fn main() {\n    let"
 NUM_TOKENS = 40

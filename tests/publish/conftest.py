@@ -8,7 +8,7 @@ import pytest
 
 from nanochat.export.source import Source
 from nanochat.saving import save_model
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub

@@ -20,7 +20,7 @@ from nanochat.publish.staging import open_original, stage
 from nanochat.publish.training_log import Training, read_training
 from nanochat.saving import save_model
 from tests.export import foreign_ggufs
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 from tests.publish.publishing import QUICK, REPO, content, push
 from tests.zoo.hub_state import FOREVER, Hub
 

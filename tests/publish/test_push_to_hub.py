@@ -7,7 +7,7 @@ import nanochat
 from nanochat.errors import InputError
 from nanochat.export.source import Source
 from nanochat.lm import Model
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 from tests.zoo.hub_state import Hub
 
 

@@ -13,7 +13,7 @@ from nanochat.saving import save_model
 from nanochat.zoo.cache import cached, remove
 from nanochat.zoo.hub import locate
 from tests.core.command_line import Result
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 from tests.zoo.hub_server import environment
 from tests.zoo.hub_state import Hub
 

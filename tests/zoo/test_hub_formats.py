@@ -13,7 +13,7 @@ from nanochat.lm import Model
 from nanochat.saving import save_model
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import build, save
-from tests.export.sources import random_source
+from tests.parity.random_models import random_source
 from tests.zoo.hub_client import HubClient
 
 IDS = [5, 300, 17, 42]
