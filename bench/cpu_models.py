@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.export.source import Source
-
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.result import Result
@@ -18,6 +16,7 @@ from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.backends.numba_ops.state import NumbaState
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
@@ -114,7 +113,7 @@ def cost_of_streams(name: str, *, turns: int) -> Iterator[Result]:
 def _write(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None:
     # Only token numbers are fed, so the smallest vocabulary of texts will do.
     tokenizer = Tokenizer.train(["a"], vocab_size=263)
-    source = Source(
+    source = Bundle(
         name="benchmark", config=config, weights=weights, tokenizer=tokenizer, generation={}
     )
     write_gguf(path, source, runtime="llama.cpp")

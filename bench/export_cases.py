@@ -6,12 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
-from nanochat.export.formats import Choices
-from nanochat.export.source import Source
+from nanochat.export.formats import format_named, load
 from nanochat.export.transform import unroll
 from nanochat.init import freeze
-from nanochat.loading import default_generation, load_source
 from nanochat.proof.parity import Artefact
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.zoo.hub import resolve
@@ -61,7 +60,7 @@ class ExportCase:
     ----------
     kind : str
         A format of `nanochat.export.formats.FORMATS`.
-    choices : Choices
+    options : object
         What is chosen of it.
     label : str
         Format and choices, for the table.
@@ -72,21 +71,21 @@ class ExportCase:
     """
 
     kind: str
-    choices: Choices
+    options: object
     label: str
     model: str
     runtimes: Mapping[str, Callable[[Path], Artefact]]
 
 
 @cache
-def source(model: str) -> Source:
+def source(model: str) -> Bundle:
     """A model of the catalog, or one of random weights with an option, unrolled if it says so."""
     if model.startswith("nanochat-"):
-        return load_source(resolve(model), name=model, licence="MIT")
+        return load(resolve(model), name=model, licence="MIT")
     option, _, unrolled = model.partition(", ")
     tokenizer = Tokenizer.load(resolve(_TINY))
     config = _config(_OPTIONS[option])
-    made = Source(
+    made = Bundle(
         name=option,
         config=config,
         weights=freeze(random_weights(config)),
@@ -125,7 +124,7 @@ def _cases() -> list[ExportCase]:
         cases.extend(
             ExportCase(
                 kind=kind,
-                choices=Choices(**chosen),
+                options=format_named(kind).choose(**chosen),
                 label=label,
                 model=model,
                 runtimes={"onnxruntime-genai": _genai} if genai else {},

@@ -14,14 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from bench.export_cases import CASES, FEW, ExportCase, source
 from bench.result import Result
-from nanochat.export.formats import FORMATS, Reloaded, export_model
-from nanochat.proof.parity import Artefact, Parity, check_parity
+from nanochat import backends
+from nanochat.export.export import export_model
+from nanochat.export.formats import format_named, load
+from nanochat.export.run import start
+from nanochat.proof.parity import (
+    Artefact,
+    Parity,
+    Rounding,
+    check_parity,
+    greedy,
+    reference_backend,
+)
+from nanochat.proof.tolerances import TOLERANCES
 
-__all__ = ["Opened", "open_export", "run", "table"]
+__all__ = ["Opened", "Reloaded", "open_export", "run", "table"]
 
 _ERROR, _MEDIAN = "RMS error of logits", "median RMS error of a token"
 _TEXT, _SPEED, _BYTES = "same greedy text", "tokens/s", "bytes"
@@ -97,11 +110,12 @@ def open_export(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[Open
     What holds a process is ended with `stack`.
     """
     model = source(case.model)
-    form = FORMATS[case.kind]
+    form = format_named(case.kind)
     path = path.with_suffix(form.suffix)
-    exported = export_model(model, path, kind=case.kind, choices=case.choices, verify=False)
-    first = _page(path) if case.kind == "web" else form.run(path, model, exported.written_as)
-    for artefact in (first, *(start(path) for start in case.runtimes.values())):
+    exported = export_model(model, path, kind=case.kind, options=case.options, verify=False)
+    first = _page(path) if case.kind == "web" else form.run(path, model, exported.written)
+    first = first or Reloaded(path)
+    for artefact in (first, *(open_in(path) for open_in in case.runtimes.values())):
         if isinstance(artefact, AbstractContextManager):
             stack.enter_context(artefact)
         yield Opened(
@@ -111,6 +125,37 @@ def open_export(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[Open
             bytes=exported.bytes,
             ids=tuple(model.tokenizer.encode("fn main() {")),
         )
+
+
+class Reloaded:
+    """An export that is read back and run by this package: an `Artefact`.
+
+    Parameters
+    ----------
+    path : Path
+        Anything that `nanochat.export.formats.load` reads.
+    backend : str, optional
+        See `nanochat.backends.choose`; absent is the one that it is compared with, so that only the file can differ.
+    """
+
+    tolerance = TOLERANCES["logits"].limit
+    rounding: Rounding = "same"
+
+    def __init__(self, path: Path, *, backend: str | None = None) -> None:
+        bundle = load(path)
+        name = (
+            reference_backend(bundle.config)[0] if backend is None else backends.choose(backend)[0]
+        )
+        self._engine = start(bundle, name)
+        self.runtime = f"nanochat-ternary, {name}"
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """See `Artefact.logits`."""
+        return self._engine.logits(ids)
+
+    def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
+        """See `Artefact.greedy`."""
+        return greedy(self._engine, ids, num_tokens=num_tokens)
 
 
 def _page(path: Path) -> Artefact:

@@ -12,8 +12,8 @@ from pathlib import Path
 from bench.curves import Curve, draw_curves
 from bench.result import Result, table
 from nanochat import from_pretrained
+from nanochat.export.formats import load
 from nanochat.lm import Model
-from nanochat.loading import load_parts
 from nanochat.proof.tolerances import rms_error
 from nanochat.zoo.hub import resolve
 
@@ -75,7 +75,7 @@ def run(quick: bool) -> Iterator[Result]:  # noqa: ARG001
 def _without_mixing() -> float:
     """RMS ratio on a short piece of Rust, on the reference backend."""
     model = from_pretrained("nanochat-tiny", backend="reference")
-    parts = load_parts(resolve("nanochat-tiny"))
+    parts = load(resolve("nanochat-tiny"))
     unmixed = Model(
         replace(parts.config, mixer="identity"),
         parts.weights,

@@ -89,9 +89,7 @@ def export_model(
         If it cannot be written, or does not compute what the model does; what stood there before is untouched.
     """
     form = format_named(kind)
-    if form.options is None:
-        raise InputError(f"{form.title} is only read here: choose another format")
-    options = form.options() if options is None else options
+    options = form.choose() if options is None else options
     _check_path(out, form)
     bundle = with_golden(form.adapt(bundle, options))
     old = _old_files(out) if not form.suffix else frozenset()

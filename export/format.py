@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, get_args, get_type_hints
 
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.files import exists, parse_json, read_bytes
+from nanochat.errors import InputError
+from nanochat.files import exists, parse_json, read_bytes, require_file
 from nanochat.proof.manifest import Manifest, read_manifest
 from nanochat.proof.parity import Artefact
 
@@ -30,6 +31,7 @@ __all__ = [
     "NoOptions",
     "Progress",
     "Written",
+    "literals",
     "option",
 ]
 
@@ -127,15 +129,23 @@ class Found:
     ----------
     place : str
         The file that opens it; empty for the folder itself.
-    files : set of str
-        All that belongs to it.
-    opened : set of str
-        What of these is read to run it.
+    weights : set of str
+        Files of its tensors, and what says which of them holds which.
+    beside : set of str
+        What else is read to run it.
+    others : set of str
+        What else belongs to it.
     """
 
     place: str
-    files: Set[str]
-    opened: Set[str]
+    weights: Set[str]
+    beside: Set[str] = frozenset()
+    others: Set[str] = frozenset()
+
+    @property
+    def files(self) -> Set[str]:
+        """All that belongs to it."""
+        return self.weights | self.beside | self.others
 
 
 class Layout(ABC):
@@ -185,6 +195,18 @@ class Layout(ABC):
 @dataclass(frozen=True)
 class NoOptions:
     """Nothing is to be chosen."""
+
+
+def literals(hint: object) -> list[str]:
+    """The words of a type that is a `Literal`, perhaps with `None`; none of any other.
+
+    >>> from typing import Literal
+    >>> literals(Literal["a", "b"] | None), literals(bool)
+    (['a', 'b'], [])
+    """
+    parts = get_args(hint) or ()
+    flat = [word for part in parts for word in (get_args(part) or (part,))]
+    return [word for word in flat if isinstance(word, str)]
 
 
 def option(default: T, *, help: str, default_help: str = "") -> T:
@@ -295,14 +317,22 @@ class Format(ABC, Generic[Options]):
         return self.read(files).config if files.manifest is None else files.manifest.config
 
     def copied_bytes(self, files: ModelFiles) -> int:
-        """Least bytes of its own memory that `read` takes; 0 for what is mapped."""
-        return sum((files.folder / name).stat().st_size for name in self.opened(files))
+        """Least bytes of its own memory that `read` takes; 0 for what is mapped.
 
-    def opened(self, files: ModelFiles) -> list[str]:
-        """Names of the files that `read` opens."""
-        found = self.layout.find(files.names)
-        own = [f for f in found if files.path.is_dir() or f.place == files.path.name]
-        return sorted({name for one in own for name in one.opened})
+        Raises
+        ------
+        FormatError
+            If a file is a link to nowhere.
+        """
+        names = {name for found in self.found(files) for name in found.weights}
+        return sum(
+            require_file(files.folder / name) for name in names if not name.endswith(".json")
+        )
+
+    def found(self, files: ModelFiles) -> list[Found]:
+        """What of the files makes the model."""
+        everything = self.layout.find(files.names)
+        return [f for f in everything if files.path.is_dir() or f.place == files.path.name]
 
     def graph(self, files: ModelFiles) -> Path | None:
         """The file that a runtime of graphs runs as it is, if there is one."""
@@ -324,6 +354,30 @@ class Format(ABC, Generic[Options]):
         return self.library
 
     # Writing.
+
+    def choose(self, **chosen: object) -> Options:
+        """The options with these values, and the defaults of all others.
+
+        Raises
+        ------
+        InputError
+            If the format is only read, has no such option, or not with such a value.
+        """
+        if self.options is None:
+            raise InputError(f"{self.title} is only read here: choose another format")
+        hints = get_type_hints(self.options)
+        for name, value in chosen.items():
+            if name not in hints:
+                raise InputError(
+                    f"{self.title} has no option {name!r}: choose from {', '.join(hints) or 'none'}"
+                )
+            known = literals(hints[name])
+            if known and value is not None and value not in known:
+                raise InputError(
+                    f"{name}={value!r} does not go with {self.title}: choose {', '.join(known[:-1])} or {known[-1]}"
+                )
+        options: Options = self.options(**chosen)
+        return options
 
     def adapt(self, bundle: Bundle, options: Options) -> Bundle:
         """The model that a file will hold, which may be another than was given.

@@ -87,7 +87,7 @@ class SingleFile(Layout):
         """See `Layout.find`."""
         for name in sorted(names):
             if name.lower().endswith(self._suffix) and not self.is_in_parts(name):
-                yield Found(place=name, files=frozenset({name}), opened=frozenset({name}))
+                yield Found(place=name, weights=frozenset({name}))
 
     def is_in_parts(self, name: str) -> bool:
         """Whether a file is only a part of a model."""
@@ -157,8 +157,8 @@ def _graph_files(names: Set[str]) -> frozenset[str]:
 
 
 def _found(place: str, names: Set[str], weights: Set[str], more: Sequence[str] = ()) -> Found:
-    opened = frozenset(weights | (_READ & names))
-    return Found(place=place, files=opened | ((_OTHERS | set(more)) & names), opened=opened)
+    others = (_OTHERS | set(more)) & names
+    return Found(place=place, weights=weights, beside=_READ & names, others=others)
 
 
 def _words(name: str) -> list[str]:

@@ -98,7 +98,8 @@ def _require_agreement(
 ) -> None:
     """Refuse a manifest that is silent about a file which was read, or says another thing than the files."""
     path = files.path
-    unlisted = sorted(set(form.opened(files)) - manifest.files.keys())
+    opened = {name for found in form.found(files) for name in found.weights | found.beside}
+    unlisted = sorted(opened - manifest.files.keys())
     if unlisted:
         raise FormatError(
             f"{path}: {unlisted[0]} belongs to the model, and {NAME} does not list it: it was added, or {NAME} was "

@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.export.format import Format, ModelFiles, Progress, Written, option
+from nanochat.export.format import Format, Found, ModelFiles, Progress, Written, option
 from nanochat.export.layouts import GRAPH, ONNX, PAGE
 from nanochat.proof.manifest import read_manifest
 from nanochat.proof.parity import Artefact
@@ -59,10 +59,12 @@ class GraphFormat(Format[Options], Generic[Options]):
         graph = self.graph(files)
         return read_config(graph, files.once(read_graph, graph))
 
-    def opened(self, files: ModelFiles) -> list[str]:
-        """See `Format.opened`; a graph may have any name."""
+    def found(self, files: ModelFiles) -> list[Found]:
+        """See `Format.found`; a graph that is named may be called anything."""
         graph = self.graph(files).name
-        return sorted({*super().opened(files), *({graph, f"{graph}.data"} & files.names)})
+        if graph == GRAPH:
+            return super().found(files)
+        return [Found(place=graph, weights={graph, f"{graph}.data"} & files.names)]
 
     def require_as_written(self, files: ModelFiles, bundle: Bundle) -> None:
         """See `Format.require_as_written`: nodes and constants."""

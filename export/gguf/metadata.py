@@ -127,6 +127,7 @@ def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -
         raise FormatError(
             f"{path}: no lists of {vocab_size} tokens and of merges; fetch the file again"
         )
+    pieces = list(pieces)
     while pieces and pieces[-1] == _UNUSED.format(len(pieces) - 1):
         pieces.pop()
     pairs = [tuple(merge.split(" ")) for merge in merges]

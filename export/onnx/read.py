@@ -31,7 +31,14 @@ from nanochat.files import parse_json, read_bytes, require_file
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Int8, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
 
-__all__ = ["read_bundle", "read_config", "read_graph", "require_digest"]
+__all__ = [
+    "read_bundle",
+    "read_config",
+    "read_golden",
+    "read_graph",
+    "read_model",
+    "require_digest",
+]
 
 _LARGEST_FILE = 2**31
 _TYPES: Mapping[int, type[np.generic]] = {
@@ -71,9 +78,8 @@ def read_bundle(files: ModelFiles, path: Path, *, licence: str) -> Bundle:
         If a value is not finite or a code is illegal.
     """
     model = files.once(read_graph, path)
-    config = read_config(path, model)
-    bundle = read_folder(files, config, _weights(path, model, config))
-    golden = bundle.golden or _golden(path, model)
+    bundle = read_folder(files, *read_model(path, model))
+    golden = bundle.golden or read_golden(path, model)
     return replace(bundle, golden=golden, licence=licence, graph=path)
 
 
@@ -129,7 +135,7 @@ def require_digest(path: Path, model: onnx.ModelProto) -> None:
     FormatError
         If a node, an attribute, a constant or a text in it has changed.
     """
-    golden = _golden(path, model)
+    golden = read_golden(path, model)
     if golden is None or not golden.graph:
         return
     files: dict[str, NDArray[np.uint8]] = {}
@@ -141,19 +147,28 @@ def require_digest(path: Path, model: onnx.ModelProto) -> None:
         )
 
 
-def _golden(path: Path, model: onnx.ModelProto) -> Golden | None:
+def read_golden(path: Path, model: onnx.ModelProto) -> Golden | None:
+    """The golden record in a graph; `None` if it has none.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged.
+    """
     text = _metadata(path, model).get(GOLDEN)
     return None if text is None else golden_from_json(text, f"{path}, {GOLDEN}")
 
 
-def _weights(path: Path, model: onnx.ModelProto, config: ModelConfig) -> Weights[Stored]:
+def read_model(path: Path, model: onnx.ModelProto) -> tuple[ModelConfig, Weights[Stored]]:
+    """The configuration and the weights in a graph; see `read_bundle`."""
+    config = read_config(path, model)
     others = parse_json(_bytes(_metadata(path, model).get("leaves", "{}")), f"{path}, leaves")
     wanted = shapes(config)
     reader = _Reader(path, dict(named_leaves(wanted)), _tensors(path, model), others)
     weights = map_leaves(reader.leaf, wanted)
     for name, leaf in named_leaves(weights):
         require_legal(name, leaf)
-    return weights
+    return config, weights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

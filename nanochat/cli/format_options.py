@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import click
 
-from nanochat.errors import InputError
-from nanochat.export.format import Format
+from nanochat.export.format import Format, literals
 from nanochat.export.formats import FORMATS, format_named
 
 __all__ = ["format_names", "format_options", "read_format_options"]
@@ -43,21 +41,14 @@ def read_format_options(kind: str, given: Mapping[str, object]) -> object:
         If one has a value that the format does not know.
     """
     form = format_named(kind)
-    assert form.options is not None
     chosen = {name: value for name, value in given.items() if value is not None}
-    hints = get_type_hints(form.options)
-    for name, value in chosen.items():
-        if name not in hints:
-            formats = " and ".join(
-                _words(f) for f in _writable() if name in get_type_hints(f.options)
-            )
+    for name in chosen:
+        takes = [f for f in _writable() if name in get_type_hints(f.options)]
+        if form not in takes:
+            formats = " and ".join(map(_words, takes))
             raise click.UsageError(f"--{name} is for {formats}, not for {kind}")
-        known = _choices(hints[name])
-        if known and value not in known:
-            raise InputError(
-                f"{name}={value!r} does not go with {form.title}: choose {', '.join(known[:-1])} or {known[-1]}"
-            )
-    return form.options(**chosen)
+    options: object = form.choose(**chosen)
+    return options
 
 
 def _writable() -> Iterator[Format[Any]]:
@@ -77,16 +68,10 @@ def _option(name: str, uses: list[tuple[Format[Any], Field[Any]]]) -> Callable[[
     if hint is bool:
         return click.option(f"--{name}", is_flag=True, default=None, help=text)
     known = dict.fromkeys(
-        choice for one, _ in uses for choice in _choices(get_type_hints(one.options)[name])
+        choice for one, _ in uses for choice in literals(get_type_hints(one.options)[name])
     )
     return click.option(
         f"--{name}",
         type=click.Choice(list(known)) if known else hint,
         help=f"{text}  [default: {default}]",
     )
-
-
-def _choices(hint: object) -> list[str]:
-    """The words of a `Literal`, perhaps with `None`."""
-    flat = [arg for part in get_args(hint) for arg in (get_args(part) or (part,))]
-    return [arg for arg in flat if arg is not None and arg is not NoneType and isinstance(arg, str)]

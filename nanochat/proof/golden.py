@@ -27,6 +27,7 @@ __all__ = [
     "first_layer",
     "layer_samples",
     "pair_samples",
+    "record",
     "spread",
     "tensor_digest",
     "tokenizer_digest",
@@ -40,7 +41,12 @@ _DIGITS = 16
 
 
 def with_golden(bundle: Bundle) -> Bundle:
-    """The same model with its record, which takes the reference a second or two for 100 million parameters."""
+    """The same model with its record."""
+    return replace(bundle, golden=record(bundle))
+
+
+def record(bundle: Bundle) -> Golden:
+    """The record of a model, which takes the reference a second or two for 100 million parameters."""
     config, weights, ops = bundle.config, bundle.weights, ReferenceOps()
     prepared = ops.prepare(weights)
     tokens = spread(config.vocab_size, NUM_TOKENS)
@@ -52,7 +58,7 @@ def with_golden(bundle: Bundle) -> Bundle:
         ops,
         observe=lambda x: layers.append(layer_samples(x)),
     )
-    golden = Golden(
+    return Golden(
         tokens=tuple(tokens.tolist()),
         greedy=tuple(logits.argmax(axis=1).tolist()),
         rms=_short(np.sqrt(np.square(logits, dtype=np.float64).mean(axis=1))),
@@ -63,7 +69,6 @@ def with_golden(bundle: Bundle) -> Bundle:
         config=config_digest(config),
         tokenizer=tokenizer_digest(bundle.tokenizer),
     )
-    return replace(bundle, golden=golden)
 
 
 def spread(size: int, count: int) -> NDArray[np.int64]:

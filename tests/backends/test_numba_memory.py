@@ -9,9 +9,9 @@ import pytest
 
 import nanochat
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.export.source import Source
-from nanochat.saving import save_model
+from nanochat.export.directory import save_model
 from nanochat.tensors import release
 from nanochat.weights import Ternary, named_leaves
 from tests.parity.random_models import random_packed_weights
@@ -22,7 +22,7 @@ LOAD = """
 import gc, re, sys
 from pathlib import Path
 import nanochat
-from nanochat.loading import load_parts
+from nanochat.export.formats import load
 from nanochat.backends import get
 
 def kilobytes(name):
@@ -34,7 +34,7 @@ ops = get("numba")
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-parts = load_parts(Path(sys.argv[1]))
+parts = load(Path(sys.argv[1]))
 config, weights = parts.config, parts.weights
 prepared = ops.prepare(weights)
 print(kilobytes("VmHWM") - before, kilobytes("VmRSS") - before)
@@ -55,7 +55,7 @@ def test_loading_takes_at_most_a_third_more_than_the_loaded_model(tmp_path: Path
     )
     weights = random_packed_weights(config, seed=0)
     tokenizer = nanochat.from_pretrained("nanochat-tiny", backend="reference").tokenizer
-    source = Source(
+    source = Bundle(
         name="random", config=config, weights=weights, tokenizer=tokenizer, generation={}
     )
     save_model(tmp_path / "model", source)

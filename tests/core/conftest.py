@@ -8,7 +8,7 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli import export
-from nanochat.saving import save_model
+from nanochat.export.directory import save_model
 from tests.core.command_line import Result, Run
 from tests.parity.random_models import polite_source, random_model
 

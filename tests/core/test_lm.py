@@ -24,9 +24,10 @@ from nanochat.errors import (
     MemoryShortageError,
     ModelNotFoundError,
 )
-from nanochat.export.formats import FORMATS, Choices, export_model
+from nanochat.export.export import export_model
+from nanochat.export.format import ModelFiles
+from nanochat.export.formats import detect, format_named, load
 from nanochat.lm import Model, from_pretrained
-from nanochat.loading import copied_bytes, load_source
 from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
@@ -48,15 +49,15 @@ import resource, signal, sys
 import numpy as np
 from nanochat.errors import SaveError
 from nanochat.init import freeze, init
-from nanochat.export.source import Source
-from nanochat.saving import save_model
+from nanochat.bundle import Bundle
+from nanochat.export.directory import save_model
 from tests.parity.random_models import random_config, random_tokenizer
 config = random_config()
 weights = freeze(init(config, np.random.default_rng(5)))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, 2**23))
 try:
-    source = Source(
+    source = Bundle(
         name="random", config=config, weights=weights, tokenizer=random_tokenizer(), generation={},
         card=bytes(2**23 + 1),
     )
@@ -66,6 +67,11 @@ except SaveError as error:
 """
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+
+
+def copied_bytes(path: Path) -> int:
+    files = ModelFiles(path)
+    return detect(files).copied_bytes(files)
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +278,9 @@ def test_a_full_disk_mixes_no_two_models(directory: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx", "mlx", "hf"])
 def test_an_export_is_a_model_too(model: Model, directory: Path, tmp_path: Path, kind: str) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    path = tmp_path / f"x{FORMATS[kind].suffix}"
-    export_model(source, path, kind=kind, choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    path = tmp_path / f"x{format_named(kind).suffix}"
+    export_model(source, path, kind=kind, verify=False)
 
     loaded = from_pretrained(path, backend="reference")
 
@@ -285,8 +291,8 @@ def test_an_export_is_a_model_too(model: Model, directory: Path, tmp_path: Path,
 def test_a_graph_runs_in_onnxruntime_unless_another_backend_is_named(
     model: Model, directory: Path, tmp_path: Path
 ) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x", kind="onnx", verify=False)
 
     graph = from_pretrained(tmp_path / "x" / "model.onnx")
     exported = from_pretrained(directory, backend="onnx")
@@ -302,8 +308,8 @@ def test_a_graph_runs_in_onnxruntime_unless_another_backend_is_named(
 def test_the_environment_variable_replaces_auto_for_a_graph_too(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x", kind="onnx", verify=False)
     monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
 
     description = from_pretrained(tmp_path / "x").describe()
@@ -321,8 +327,8 @@ def test_the_environment_variable_decides_which_of_several_formats_is_fetched(
     monkeypatch: pytest.MonkeyPatch,
     hub_client: HubClient,
 ) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    export_model(source, directory / "onnx", kind="onnx", choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    export_model(source, directory / "onnx", kind="onnx", verify=False)
     names = [path for path in directory.rglob("*") if path.is_file()]
     hub_client.hub.add(
         "org/name", {path.relative_to(directory).as_posix(): path.read_bytes() for path in names}
@@ -339,9 +345,9 @@ def test_the_environment_variable_decides_which_of_several_formats_is_fetched(
 def test_only_files_that_are_not_mapped_are_read_into_memory(
     directory: Path, tmp_path: Path
 ) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    export_model(source, tmp_path / "x.gguf", kind="gguf", choices=Choices(), verify=False)
-    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x.gguf", kind="gguf", verify=False)
+    export_model(source, tmp_path / "x", kind="onnx", verify=False)
 
     assert copied_bytes(directory) == 0
     assert copied_bytes(tmp_path / "x.gguf") == (tmp_path / "x.gguf").stat().st_size
@@ -350,8 +356,8 @@ def test_only_files_that_are_not_mapped_are_read_into_memory(
 
 def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
     source = random_source()
-    export_model(source, tmp_path / "x", kind="mlx", choices=Choices(), verify=False)
-    export_model(source, tmp_path / "y", kind="onnx", choices=Choices(), verify=False)
+    export_model(source, tmp_path / "x", kind="mlx", verify=False)
+    export_model(source, tmp_path / "y", kind="onnx", verify=False)
     checkpoint.save_tensors(
         tmp_path / "z",
         {"a": np.zeros(9, np.float32), "b": np.zeros(9, np.float32)},
@@ -375,7 +381,7 @@ def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mlx", "onnx"])
 def test_a_link_to_no_file_is_a_damaged_model(tmp_path: Path, kind: str) -> None:
     source = random_source()
-    export_model(source, tmp_path / "x", kind=kind, choices=Choices(), verify=False)
+    export_model(source, tmp_path / "x", kind=kind, verify=False)
     name = "model.onnx.data" if kind == "onnx" else "model.safetensors"
     (tmp_path / "x" / name).unlink(missing_ok=True)
     (tmp_path / "x" / name).symlink_to("gone")
@@ -398,7 +404,7 @@ def test_a_graph_for_which_there_is_no_room_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = random_source()
-    export_model(source, tmp_path / "x", kind="onnx", choices=Choices(), verify=False)
+    export_model(source, tmp_path / "x", kind="onnx", verify=False)
     # Enough for the file, which is asked for first.
     free = 1000 + copied_bytes(tmp_path / "x")
     monkeypatch.setattr(memory, "free_bytes", lambda: free)
@@ -410,8 +416,8 @@ def test_a_graph_for_which_there_is_no_room_is_refused(
 def test_files_that_are_larger_than_what_is_free_are_not_read(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(directory, name="random", licence="MIT")
-    export_model(source, tmp_path / "x.gguf", kind="gguf", choices=Choices(), verify=False)
+    source = load(directory, name="random", licence="MIT")
+    export_model(source, tmp_path / "x.gguf", kind="gguf", verify=False)
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
 
     with pytest.raises(MemoryShortageError, match=r"the files of .*x\.gguf take"):

@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-from nanochat.export.source import Source
-
 from bench.peers.chromium import Page
+from nanochat.bundle import Bundle
+from nanochat.export.formats import load
 from nanochat.export.web.write import write_web
-from nanochat.loading import load_source
 from nanochat.proof.manifest import NAME, write_manifest
 
 # Loads sooner, because nothing else is tried.
@@ -15,13 +14,13 @@ QUICK = "?device=wasm&weights=float32&threads=1"
 BUSY = "document.getElementById('generate').disabled"
 
 
-def tiny() -> Source:
+def tiny() -> Bundle:
     """The model that ships with the package."""
     path = Path(__file__).parents[2] / "zoo" / "weights" / "nanochat-tiny"
-    return load_source(path, name="nanochat-tiny", licence="MIT")
+    return load(path, name="nanochat-tiny", licence="MIT")
 
 
-def write_page(folder: Path, source: Source) -> Path:
+def write_page(folder: Path, source: Bundle) -> Path:
     """Write a page, complete."""
     folder.mkdir()
     write_web(folder, source)
@@ -30,7 +29,7 @@ def write_page(folder: Path, source: Source) -> Path:
 
 
 def copy_page(
-    folder: Path, page: Path, source: Source, changes: dict[str, bytes], *, known: bool
+    folder: Path, page: Path, source: Bundle, changes: dict[str, bytes], *, known: bool
 ) -> Path:
     """A page of which some files have other contents; `known` to its manifest, or not."""
     for path in page.rglob("*"):

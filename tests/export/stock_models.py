@@ -4,11 +4,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.generation import Engine
 from nanochat.init import freeze
@@ -88,10 +88,10 @@ IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
 
 
 @cache
-def make_source(case: str) -> Source:
+def make_source(case: str) -> Bundle:
     """The model of one of `CONFIGS` or `REFUSED`."""
     config = {**CONFIGS, **REFUSED}[case]
-    return Source(
+    return Bundle(
         name=case,
         config=config,
         weights=freeze(with_a_block_of_zeros(random_weights(config))),

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from nanochat.export.source import Source
-from nanochat.saving import save_model
 
 from nanochat import backends, checkpoint
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import Bundle, Golden
 from nanochat.errors import FormatError, ModelNotFoundError, NumericError
-from nanochat.export.formats import Choices, export_model
+from nanochat.export.directory import save_model
+from nanochat.export.export import export_model
+from nanochat.export.formats import format_named, load
 from nanochat.export.gguf.container import read_gguf
+from nanochat.export.onnx.digest import seal
+from nanochat.export.verify import verify_model
 from nanochat.files import record_file
 from nanochat.generation import Engine
-from nanochat.proof.check import check_model, compare_golden
-from nanochat.proof.golden import Golden
+from nanochat.proof.check import compare_golden
+from nanochat.proof.golden import record
 from nanochat.proof.manifest import NAME
 from nanochat.weights import Dense, Stored, map_leaves
 from tests.parity.random_models import random_source
@@ -36,19 +39,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def written(source: Source, folder: Path) -> Path:
+def written(source: Bundle, folder: Path) -> Path:
     """A model directory with its record."""
     save_model(folder, source)
     return folder
 
 
-def compare(source: Source, ops: ReferenceOps, *, golden: Golden) -> float:
+def compare(source: Bundle, ops: ReferenceOps, *, golden: Golden) -> float:
     """Compare a model at work on a backend with a record."""
     engine = Engine(source.config, ops.prepare(source.weights), ops)
     return compare_golden(golden, engine, where="x")
 
 
-def changed(source: Source, name: str, change: Any) -> Source:
+def changed(source: Bundle, name: str, change: Any) -> Bundle:
     def replace(path: str, leaf: Stored) -> Stored:
         return change(leaf) if path == name else leaf
 
@@ -60,7 +63,7 @@ def changed(source: Source, name: str, change: Any) -> Source:
 def test_a_model_as_it_was_written_passes_on_every_backend(
     options: dict[str, Any], backend: str, tmp_path: Path
 ) -> None:
-    checked = check_model(written(random_source(**options), tmp_path / "x"), backend=backend)
+    checked = verify_model(written(random_source(**options), tmp_path / "x"), backend=backend)
 
     assert checked.backend == backend
     assert checked.golden is not None
@@ -73,7 +76,7 @@ def test_a_model_without_a_record_is_checked_as_far_as_possible(tmp_path: Path) 
     path = written(random_source(), tmp_path / "x")
     (path / "nanochat.json").unlink()
 
-    checked = check_model(path, backend="reference")
+    checked = verify_model(path, backend="reference")
 
     assert (checked.golden, checked.files) == (None, None)
 
@@ -84,10 +87,10 @@ def test_a_changed_file_is_named(tmp_path: Path) -> None:
     (path / "tokenizer.json").write_text(tokenizer + "\n")
 
     with pytest.raises(FormatError, match=r"tokenizer\.json: .* fetch it again"):
-        check_model(path)
+        verify_model(path)
 
 
-def with_half_the_scales(source: Source) -> Source:
+def with_half_the_scales(source: Bundle) -> Bundle:
     """Another model, of which one tensor differs."""
     return changed(
         source,
@@ -107,24 +110,24 @@ def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
     rewrite_hash(path, "model.safetensors")
 
     with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
-        check_model(path)
+        verify_model(path)
 
 
 def test_a_changed_tensor_of_a_file_is_named(tmp_path: Path) -> None:
     source = random_source()
     paths = tmp_path / "x.gguf", tmp_path / "other.gguf"
     for path, model in zip(paths, (source, with_half_the_scales(source)), strict=True):
-        export_model(model, path, kind="gguf", choices=Choices(), verify=False)
+        export_model(model, path, kind="gguf", verify=False)
     name = "blk.1.ffn_up.weight"
     old, new = (read_gguf(path).tensors[name].data.tobytes() for path in paths)
     data = paths[0].read_bytes()
     paths[0].write_bytes(data.replace(old, new))
 
     with pytest.raises(FormatError, match=r"layers\.1\.network\.up is not as it was"):
-        check_model(paths[0])
+        verify_model(paths[0])
 
 
-KINDS = {"onnx": Choices(), "mlx": Choices(), "hf": Choices(runtime="transformers")}
+KINDS: dict[str, dict[str, str]] = {"onnx": {}, "mlx": {}, "hf": {"runtime": "transformers"}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,9 +135,10 @@ def test_an_exported_folder_passes_though_it_lacks_what_is_for_training(
     kind: str, tmp_path: Path
 ) -> None:
     source = random_source(num_ahead=1)
-    export_model(source, tmp_path / "x", kind=kind, choices=KINDS[kind], verify=False)
+    options = format_named(kind).choose(**KINDS[kind])
+    export_model(source, tmp_path / "x", kind=kind, options=options, verify=False)
 
-    assert check_model(tmp_path / "x").golden is not None
+    assert verify_model(tmp_path / "x").golden is not None
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -143,16 +147,16 @@ def test_a_file_that_is_read_must_be_listed(name: str, tmp_path: Path) -> None:
     rewrite(path, lambda fields: fields["files"].pop(name))
 
     with pytest.raises(FormatError, match=f"{name} belongs to the model, and .* not list it"):
-        check_model(path)
+        verify_model(path)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("onnx", "model.onnx"), ("mlx", "model.safetensors")])
 def test_a_file_of_an_export_must_be_listed(kind: str, name: str, tmp_path: Path) -> None:
-    export_model(random_source(), tmp_path / "x", kind=kind, choices=Choices(), verify=False)
+    export_model(random_source(), tmp_path / "x", kind=kind, verify=False)
     rewrite(tmp_path / "x", lambda fields: fields["files"].pop(name))
 
     with pytest.raises(FormatError, match=f"{name} belongs to the model"):
-        check_model(tmp_path / "x")
+        verify_model(tmp_path / "x")
 
 
 def test_a_template_that_was_added_later_is_found(tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_a_template_that_was_added_later_is_found(tmp_path: Path) -> None:
     (path / "chat_template.jinja").write_text("{{ 1 }}")
 
     with pytest.raises(FormatError, match="chat_template"):
-        check_model(path)
+        verify_model(path)
 
 
 @pytest.mark.parametrize("kind", ["nanochat", "onnx"])
@@ -169,7 +173,7 @@ def test_a_configuration_that_is_not_the_files_is_found(kind: str, tmp_path: Pat
     rewrite(path, lambda fields: fields["config"].update(num_layers=7))
 
     with pytest.raises(FormatError, match="says num_layers=7, and the model's files say 2"):
-        check_model(path)
+        verify_model(path)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +184,14 @@ def test_a_kind_that_is_not_the_files_is_found(kind: str, said: str, tmp_path: P
     rewrite(path, lambda fields: fields.update(kind=said))
 
     with pytest.raises(FormatError, match=f"says kind '{said}', and the files are of kind {kind}"):
-        check_model(path)
+        verify_model(path)
 
 
 def written_as(kind: str, folder: Path) -> Path:
     """A model directory, or an exported folder, with its record."""
     if kind == "nanochat":
         return written(random_source(), folder)
-    export_model(random_source(), folder, kind=kind, choices=Choices(), verify=False)
+    export_model(random_source(), folder, kind=kind, verify=False)
     return folder
 
 
@@ -209,9 +213,9 @@ def test_a_graph_is_run_unless_another_backend_is_named(tmp_path: Path) -> None:
 
     for path in (folder, file):
         with pytest.raises(FormatError, match="the head is the first that differs"):
-            check_model(path)
+            verify_model(path)
         # The weights in it are those that were written.
-        assert check_model(path, backend="numba").backend == "numba"
+        assert verify_model(path, backend="numba").backend == "numba"
 
 
 def test_the_environment_variable_names_a_backend_for_a_graph_too(
@@ -219,16 +223,20 @@ def test_the_environment_variable_names_a_backend_for_a_graph_too(
 ) -> None:
     monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
 
-    assert check_model(with_negative_logits(tmp_path / "x")).backend == "reference"
+    assert verify_model(with_negative_logits(tmp_path / "x")).backend == "reference"
 
 
 def with_negative_logits(folder: Path) -> Path:
     """An export whose graph does something else with the weights than it should, and whose hashes are right."""
-    export_model(random_source(), folder, kind="onnx", choices=Choices(), verify=False)
+    export_model(random_source(), folder, kind="onnx", verify=False)
     model = onnx.load(folder / "model.onnx")
     for node in model.graph.node:
         node.output[:] = ["positive" if name == "logits" else name for name in node.output]
     model.graph.node.append(onnx.helper.make_node("Neg", ["positive"], ["logits"]))
+    # Whoever changes a graph can seal it again.
+    golden = load(folder).golden
+    assert golden is not None
+    seal(model, golden)
     onnx.save(model, folder / "model.onnx")
     rewrite_hash(folder, "model.onnx")
     return folder
@@ -236,12 +244,12 @@ def with_negative_logits(folder: Path) -> Path:
 
 def test_an_illegal_code_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    export_model(random_source(), path, kind="gguf", choices=Choices(), verify=False)
+    export_model(random_source(), path, kind="gguf", verify=False)
     old = read_gguf(path).tensors["blk.1.ffn_up.weight"].data.tobytes()
     path.write_bytes(path.read_bytes().replace(old, b"\xff" + old[1:]))
 
     with pytest.raises(NumericError, match=r"layers\.1\.network\.up.*0b11"):
-        check_model(path)
+        verify_model(path)
 
 
 class Wrong(ReferenceOps):
@@ -263,7 +271,7 @@ def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
     source = random_source(**LOOP)
 
     with pytest.raises(FormatError, match=rf"x: layer {layer} is the first that differs"):
-        compare(source, Wrong(run), golden=source.golden)
+        compare(source, Wrong(run), golden=record(source))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +284,7 @@ def test_another_configuration_is_found(change: dict[str, Any]) -> None:
     other = dataclasses.replace(source, config=dataclasses.replace(source.config, **change))
 
     with pytest.raises(FormatError, match="layer 0 is the first that differs"):
-        compare(other, ReferenceOps(), golden=source.golden)
+        compare(other, ReferenceOps(), golden=record(source))
 
 
 class Flipping(ReferenceOps):
@@ -298,7 +306,7 @@ class Flipping(ReferenceOps):
 def test_a_rounding_that_flips_early_is_no_mistake(options: dict[str, Any]) -> None:
     source = random_source(**options)
 
-    error = compare(source, Flipping(), golden=source.golden)
+    error = compare(source, Flipping(), golden=record(source))
 
     assert error < 6e-2
 
@@ -314,11 +322,11 @@ def test_a_small_mistake_everywhere_is_found_in_the_first_layer() -> None:
     source = random_source()
 
     with pytest.raises(FormatError, match=r"layer 0 .* for every pair of tokens"):
-        compare(source, Scaled(), golden=source.golden)
+        compare(source, Scaled(), golden=record(source))
 
 
 def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
-    golden = random_source(vocab_size=4096).golden
+    golden = record(random_source(vocab_size=4096))
     source = random_source(vocab_size=4096)
     louder = dataclasses.replace(golden, rms=tuple(1.1 * rms for rms in golden.rms))
 
@@ -328,8 +336,8 @@ def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
 
 def test_another_most_probable_token_is_found() -> None:
     source = random_source()
-    first, *rest = source.golden.greedy
-    other = dataclasses.replace(source.golden, greedy=(1 if first == 0 else 0, *rest))
+    first, *rest = record(source).greedy
+    other = dataclasses.replace(record(source), greedy=(1 if first == 0 else 0, *rest))
 
     with pytest.raises(FormatError, match="the most probable token is the first that differs"):
         compare(source, ReferenceOps(), golden=other)
@@ -338,7 +346,7 @@ def test_another_most_probable_token_is_found() -> None:
 @pytest.mark.parametrize("token", [-1, 320])
 def test_a_most_probable_token_beyond_the_vocabulary_is_refused(token: int) -> None:
     source = random_source()
-    other = dataclasses.replace(source.golden, greedy=(token, *source.golden.greedy[1:]))
+    other = dataclasses.replace(record(source), greedy=(token, *record(source).greedy[1:]))
 
     with pytest.raises(FormatError, match="tokens beyond the vocabulary of 320"):
         compare(source, ReferenceOps(), golden=other)
@@ -349,14 +357,14 @@ def test_a_head_that_departs_is_named() -> None:
     other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))
 
     with pytest.raises(FormatError, match="the head is the first that differs"):
-        compare(other, ReferenceOps(), golden=source.golden)
+        compare(other, ReferenceOps(), golden=record(source))
 
 
 @pytest.mark.parametrize(
     "options", [{"num_layers": 3}, {"vocab_size": 310}, {"width": 512}], ids=str
 )
 def test_the_record_of_another_model_is_refused(options: dict[str, Any]) -> None:
-    golden, other = random_source().golden, random_source(**options)
+    golden, other = record(random_source()), random_source(**options)
 
     with pytest.raises(FormatError):
         compare(other, ReferenceOps(), golden=golden)
@@ -364,11 +372,11 @@ def test_the_record_of_another_model_is_refused(options: dict[str, Any]) -> None
 
 def test_nothing_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
-        check_model(tmp_path)
+        verify_model(tmp_path)
 
 
 def test_a_model_directory_s_own_checks_come_first(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "x", random_source().config, random_source().weights)
 
     with pytest.raises(FormatError, match=r"tokenizer\.json"):
-        check_model(tmp_path / "x")
+        verify_model(tmp_path / "x")

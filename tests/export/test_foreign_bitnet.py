@@ -8,12 +8,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from nanochat.export.stock.foreign import load_foreign
 from safetensors.torch import load_file
 
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
+from nanochat.export import formats
 from nanochat.export.stock.bitnet import load_bitnet
 from nanochat.generation import Engine
 from nanochat.weights import Dense, Stored, Ternary, Weights
@@ -132,7 +132,8 @@ def test_a_folder_brings_its_tokenizer(saved: Path) -> None:
     replace_tensors(saved, {"model.embed_tokens.weight": torch.ones(305, 64)})
     write_llama_3(saved)
 
-    config, weights, tokenizer = load_foreign(saved)
+    bundle = formats.load(saved)
+    config, weights, tokenizer = bundle.config, bundle.weights, bundle.tokenizer
 
     assert tokenizer.vocab_size == config.vocab_size == 305
     assert isinstance(weights.layers[0].network_site.norm, Dense)
@@ -197,7 +198,7 @@ def test_what_this_package_does_not_compute_is_refused(
     rewrite(saved, **changes)
 
     with pytest.raises(ConfigError, match=message) as error:
-        load(saved)
+        formats.load(saved)
     assert "config.json" in str(error.value)
 
 
@@ -277,7 +278,7 @@ def test_damaged_tensors_are_refused(
     replace_tensors(saved, tensors)
 
     with pytest.raises(kind, match=message):
-        load(saved)
+        formats.load(saved)
 
 
 def test_an_inverse_scale_of_zero_is_refused(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def test_an_inverse_scale_of_zero_is_refused(tmp_path: Path) -> None:
     replace_tensors(tmp_path, {f"{LINEAR}.weight_scale": torch.zeros(1)})
 
     with pytest.raises(NumericError, match="weight_scale is 0: scales are positive"):
-        load(tmp_path)
+        formats.load(tmp_path)
 
 
 def test_bitlinear_has_packed_weights(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_bitlinear_has_packed_weights(tmp_path: Path) -> None:
     rewrite(tmp_path, quantization_config={"quant_method": "bitnet"})
 
     with pytest.raises(FormatError, match="is of type F32, must be U8"):
-        load(tmp_path)
+        formats.load(tmp_path)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
@@ -312,16 +313,16 @@ def test_a_truncated_file_is_refused(saved: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(FormatError, match="fetch the file again"):
-        load(saved)
+        formats.load(saved)
 
 
 def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:
     rewrite(saved, model_type="gpt2")
 
     with pytest.raises(FormatError, match=r"model_type is 'gpt2'.* bitnet, llama, qwen3"):
-        load_foreign(saved)
+        formats.load(saved)
 
 
 def test_a_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"config\.json: no such file"):
-        load_foreign(tmp_path)
+        formats.load(tmp_path)

@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime_genai
 import pytest
 
+from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.genai import genai_config, write_genai
 from nanochat.export.onnx.genai_run import GenaiModel
 from nanochat.export.onnx.write import Target
-from nanochat.export.source import Source
 from nanochat.proof.parity import check_parity
 from nanochat.text.chat import Message, render
 from tests.export.pages import tiny
@@ -40,12 +40,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> Bundle:
     return tiny()
 
 
 @pytest.fixture(scope="module")
-def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(source: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("genai") / "tiny"
     write_genai(path, source)
     return path
@@ -68,7 +68,7 @@ def test_the_folder_holds_what_each_program_reads(folder: Path) -> None:
     ]
 
 
-def test_the_shipped_model_agrees_with_the_reference(source: Source, folder: Path) -> None:
+def test_the_shipped_model_agrees_with_the_reference(source: Bundle, folder: Path) -> None:
     parity = check_parity(source, GenaiModel(folder))
 
     assert parity.ok
@@ -94,12 +94,12 @@ def test_it_generates_what_the_model_generates(case: str, target: Target, tmp_pa
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_texts_have_the_same_tokens(text: str, source: Source, tokenizer: Any) -> None:
+def test_texts_have_the_same_tokens(text: str, source: Bundle, tokenizer: Any) -> None:
     assert list(tokenizer.encode(text)) == source.tokenizer.encode(text)
     assert tokenizer.decode(np.array(source.tokenizer.encode(text), np.int32)) == text
 
 
-def test_conversations_have_the_same_tokens(source: Source, tokenizer: Any) -> None:
+def test_conversations_have_the_same_tokens(source: Bundle, tokenizer: Any) -> None:
     messages: list[Message] = [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "hi"},
@@ -113,7 +113,7 @@ def test_conversations_have_the_same_tokens(source: Source, tokenizer: Any) -> N
 
 
 def test_prompts_of_different_lengths_share_a_batch(
-    source: Source, folder: Path, tokenizer: Any
+    source: Bundle, folder: Path, tokenizer: Any
 ) -> None:
     texts = ["fn main() {", "struct Point { x: i32, y: "]
     model = onnxruntime_genai.Model(str(folder))
@@ -145,7 +145,7 @@ def test_it_stops_at_tokens_that_end_a_text(end: str, tmp_path: Path) -> None:
     assert tokens in ([11, 12, text[3]], [11, 12])
 
 
-def test_the_configuration_is_the_models(source: Source) -> None:
+def test_the_configuration_is_the_models(source: Bundle) -> None:
     content = genai_config(source, "ort")
 
     assert content["model"] == {

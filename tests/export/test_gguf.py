@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat.export.source import Source
 
 from nanochat import checkpoint, ternary
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import (
     ConfigError,
@@ -25,10 +25,12 @@ from nanochat.errors import (
     NumericError,
     VersionError,
 )
+from nanochat.export.formats import load
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.types import F16
-from nanochat.export.gguf.write import gguf_golden, load_gguf, write_gguf
+from nanochat.export.gguf.write import write_gguf
 from nanochat.init import freeze, init
+from nanochat.proof.golden import record
 from nanochat.text.tokenizer import CHAT_TEMPLATE, SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Stored, Ternary, Weights, map_leaves, named_leaves
 
@@ -60,12 +62,13 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from nanochat.errors import SaveError
-from nanochat.export.gguf.write import load_gguf, write_gguf
-from nanochat.export.source import Source
+from nanochat.export.formats import load
+from nanochat.export.gguf.write import write_gguf
+from nanochat.bundle import Bundle
 path = Path(sys.argv[1])
-config, weights, tokenizer = load_gguf(path)
-source = Source(name="x", config=config, weights=weights, tokenizer=tokenizer, generation={})
-source.golden
+bundle = load(path)
+config, weights, tokenizer = bundle.config, bundle.weights, bundle.tokenizer
+source = Bundle(name="x", config=config, weights=weights, tokenizer=tokenizer, generation={})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
@@ -79,8 +82,8 @@ def frozen(config: ModelConfig) -> Weights[Stored]:
     return freeze(init(config, np.random.default_rng(0)))
 
 
-def make(config: ModelConfig, weights: Weights[Stored] | None = None) -> Source:
-    return Source(
+def make(config: ModelConfig, weights: Weights[Stored] | None = None) -> Bundle:
+    return Bundle(
         name="tiny",
         config=config,
         weights=weights or frozen(config),
@@ -118,7 +121,8 @@ def test_a_model_is_read_as_it_was_written(config: ModelConfig, tmp_path: Path) 
     weights = frozen(config)
 
     write_gguf(tmp_path / "x.gguf", make(config, weights))
-    loaded_config, loaded, loaded_tokenizer = load_gguf(tmp_path / "x.gguf")
+    bundle = load(tmp_path / "x.gguf")
+    loaded_config, loaded, loaded_tokenizer = bundle.config, bundle.weights, bundle.tokenizer
 
     assert loaded_config == config
     assert arrays(loaded) == arrays(weights)
@@ -136,7 +140,7 @@ def test_a_projection_is_written_in_float16(tmp_path: Path) -> None:
     write_gguf(tmp_path / "x.gguf", make(config, weights))
 
     tensor = read_gguf(tmp_path / "x.gguf").tensors[name]
-    leaf = dict(named_leaves(load_gguf(tmp_path / "x.gguf")[1]))[name]
+    leaf = dict(named_leaves(load(tmp_path / "x.gguf").weights))[name]
 
     assert tensor.kind == F16
     assert isinstance(leaf, Dense)
@@ -144,7 +148,8 @@ def test_a_projection_is_written_in_float16(tmp_path: Path) -> None:
 
 
 def test_a_loaded_file_is_a_checkpoint_again(written: Path, tmp_path: Path) -> None:
-    config, weights, _ = load_gguf(written)
+    bundle = load(written)
+    config, weights = bundle.config, bundle.weights
 
     checkpoint.save(tmp_path / "model", config, weights)
 
@@ -319,7 +324,7 @@ def test_a_hostile_header_is_refused(
     write_container(tmp_path / "x.gguf", values, tensors, counts)
 
     with pytest.raises(FormatError, match=r"x\.gguf"):
-        load_gguf(tmp_path / "x.gguf")
+        load(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize(
@@ -338,12 +343,12 @@ def test_what_is_no_gguf_of_version_3_is_refused(
     (tmp_path / "x.gguf").write_bytes(data)
 
     with pytest.raises(error, match=message):
-        load_gguf(tmp_path / "x.gguf")
+        load(tmp_path / "x.gguf")
 
 
 def test_a_missing_file_is_a_format_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="No such file"):
-        load_gguf(tmp_path / "x.gguf")
+        load(tmp_path / "x.gguf")
 
 
 def test_bytes_after_the_last_tensor_are_refused(written: Path) -> None:
@@ -351,7 +356,7 @@ def test_bytes_after_the_last_tensor_are_refused(written: Path) -> None:
         file.write(bytes(32))
 
     with pytest.raises(FormatError, match="follow the last tensor"):
-        load_gguf(written)
+        load(written)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +382,7 @@ def test_a_changed_file_is_refused(
     patch(written, old, new)
 
     with pytest.raises(error, match=message):
-        load_gguf(written)
+        load(written)
 
 
 def spoil(path: Path, name: str, change: Callable[[Any], None]) -> None:
@@ -390,21 +395,21 @@ def test_an_illegal_ternary_pair_is_refused(written: Path) -> None:
     spoil(written, "layers.0.mixer.k", lambda data: data[3].__setitem__(5, 0b11))
 
     with pytest.raises(NumericError, match=r"layers.0.mixer.k holds the byte 0x03 at \[3, 0, 5\]"):
-        load_gguf(written)
+        load(written)
 
 
 def test_a_scale_that_is_not_finite_is_refused(written: Path) -> None:
     spoil(written, "layers.0.mixer.k", lambda data: data[2].__setitem__(65, 0x7C))
 
     with pytest.raises(NumericError, match=r"layers.0.mixer.k.scales"):
-        load_gguf(written)
+        load(written)
 
 
 def test_a_row_with_two_scales_is_refused(written: Path) -> None:
     spoil(written, "embedding", lambda data: data[9].__setitem__(34, data[9][34] ^ 1))
 
     with pytest.raises(FormatError, match=r"embedding has scales that differ .* in row 9"):
-        load_gguf(written)
+        load(written)
 
 
 @settings(max_examples=200, deadline=None)
@@ -421,7 +426,7 @@ def test_damaged_files_are_refused_or_legal(
     path.write_bytes(damaged)
 
     try:
-        _, weights, _ = load_gguf(path)
+        weights = load(path).weights
     except NanochatError:
         return
 
@@ -440,17 +445,17 @@ def test_another_program_s_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_carries_the_golden_record_of_its_model(written: Path) -> None:
-    assert gguf_golden(written) == make(CONFIG).golden
+    assert load(written).golden == record(make(CONFIG))
 
 
 def test_a_file_without_a_golden_record_says_so(written: Path) -> None:
     patch(written, text(b"nanochat.golden"), text(b"nanochat.silver"))
 
-    assert gguf_golden(written) is None
+    assert load(written).golden is None
 
 
 def test_a_damaged_golden_record_is_refused(written: Path) -> None:
-    patch(written, b'{"format":1,"tokens":[', b'{"format":1,"tokens":{')
+    patch(written, b'{"format":2,"tokens":[', b'{"format":2,"tokens":{')
 
     with pytest.raises(FormatError, match=r"model\.gguf, nanochat\.golden"):
-        gguf_golden(written)
+        load(written)

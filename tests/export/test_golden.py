@@ -9,9 +9,10 @@ import pytest
 
 from nanochat import ternary
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import NUM_TOKENS, golden_from_json
 from nanochat.errors import FormatError
 from nanochat.generation import Engine
-from nanochat.proof.golden import NUM_TOKENS, digest, from_json, record
+from nanochat.proof.golden import record, tensor_digest
 from nanochat.weights import Dense, Int8, Ternary, named_leaves
 from tests.parity.random_models import random_source
 
@@ -29,7 +30,7 @@ def test_a_record_holds_the_reference_s_logits_and_every_layer(
     source = random_source(**options)
     ops = ReferenceOps()
 
-    golden = source.golden
+    golden = record(source)
 
     logits = Engine(source.config, ops.prepare(source.weights), ops).logits(golden.tokens)
     assert golden.greedy == tuple(logits.argmax(axis=1))
@@ -42,16 +43,16 @@ def test_a_record_holds_the_reference_s_logits_and_every_layer(
 
 
 def test_a_record_is_the_same_after_a_trip_through_text() -> None:
-    golden = random_source().golden
+    golden = record(random_source())
 
-    assert from_json(golden.to_json(), "text") == golden
+    assert golden_from_json(golden.to_json(), "text") == golden
     assert "\n" not in golden.to_json()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"tokens": [1, 2]},
         {"tokens": [1.5] * 8},
         {"layers": 3},
@@ -74,15 +75,15 @@ def test_a_record_is_the_same_after_a_trip_through_text() -> None:
     ids=lambda change: f"{change!r:.60}",
 )
 def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
-    fields = json.loads(random_source().golden.to_json()) | change
+    fields = json.loads(record(random_source()).to_json()) | change
 
     with pytest.raises(FormatError, match="export the model again"):
-        from_json(json.dumps(fields), "x.gguf")
+        golden_from_json(json.dumps(fields), "x.gguf")
 
 
 def test_a_text_that_is_no_json_is_refused() -> None:
     with pytest.raises(FormatError, match=r"x\.gguf"):
-        from_json("{", "x.gguf")
+        golden_from_json("{", "x.gguf")
 
 
 def test_the_digest_of_a_ternary_leaf_depends_on_every_code_and_scale() -> None:
@@ -96,26 +97,32 @@ def test_the_digest_of_a_ternary_leaf_depends_on_every_code_and_scale() -> None:
     other_zero[0, 0] = 0.25
 
     def changed(**fields: Any) -> str:
-        return digest(dataclasses.replace(leaf, **fields))
+        return tensor_digest(dataclasses.replace(leaf, **fields))
 
-    assert changed(packed=ternary.pack(other_codes)) != digest(leaf)
-    assert changed(scales=other_scales) != digest(leaf)
+    assert changed(packed=ternary.pack(other_codes)) != tensor_digest(leaf)
+    assert changed(scales=other_scales) != tensor_digest(leaf)
     # A block of zeros is zeros, whatever its scale.
-    assert changed(scales=other_zero) == digest(leaf)
+    assert changed(scales=other_zero) == tensor_digest(leaf)
 
 
 def test_the_digest_of_other_leaves_depends_on_their_numbers() -> None:
     table = Int8(codes=np.ones((2, 4), np.int8), scales=np.ones(2, np.float16), activation_block=4)
     dense = Dense(values=np.ones(4, np.float32))
 
-    assert digest(dataclasses.replace(table, scales=np.zeros(2, np.float16))) != digest(table)
-    assert digest(dataclasses.replace(table, codes=np.zeros((2, 4), np.int8))) != digest(table)
-    assert digest(Dense(values=np.zeros(4, np.float32))) != digest(dense)
+    assert tensor_digest(
+        dataclasses.replace(table, scales=np.zeros(2, np.float16))
+    ) != tensor_digest(table)
+    assert tensor_digest(
+        dataclasses.replace(table, codes=np.zeros((2, 4), np.int8))
+    ) != tensor_digest(table)
+    assert tensor_digest(Dense(values=np.zeros(4, np.float32))) != tensor_digest(dense)
 
 
 def test_a_record_has_a_digest_of_every_tensor() -> None:
     source = random_source(num_streams=2, coefficients="dynamic", num_experts=2, expert_width=256)
 
-    golden = record(source.config, source.weights)
+    golden = record(source)
 
-    assert golden.tensors == {name: digest(leaf) for name, leaf in named_leaves(source.weights)}
+    assert golden.tensors == {
+        name: tensor_digest(leaf) for name, leaf in named_leaves(source.weights)
+    }

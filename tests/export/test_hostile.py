@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nanochat.export.source import Source
 
 from nanochat import checkpoint
+from nanochat.bundle import Bundle, golden_from_json
 from nanochat.config import ModelConfig
 from nanochat.errors import NanochatError
+from nanochat.export.directory import save_model
+from nanochat.export.formats import load
 from nanochat.export.gguf.container import read_gguf
-from nanochat.export.gguf.write import load_gguf, write_gguf
+from nanochat.export.gguf.write import write_gguf
 from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.files import read_bytes
 from nanochat.init import freeze, init
-from nanochat.loading import load_golden, load_parts
-from nanochat.proof.golden import from_json
+from nanochat.proof.golden import record
 from nanochat.proof.manifest import check_files, read_manifest, write_manifest
 from nanochat.tensors import read_tensors, write_tensors
 from nanochat.text.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ CONFIG = ModelConfig(
     num_streams=1,
     context_length=16,
 )
-SOURCE = Source(
+SOURCE = Bundle(
     name="small",
     config=CONFIG,
     weights=freeze(init(CONFIG, np.random.default_rng(0))),
@@ -123,11 +124,13 @@ class Case:
 
 
 def read_golden(folder: Path) -> None:
-    from_json(read_bytes(folder / "golden", limit=2**20).decode("utf-8", "replace"), "golden")
+    golden_from_json(
+        read_bytes(folder / "golden", limit=2**20).decode("utf-8", "replace"), "golden"
+    )
 
 
 def load_gguf_parts(folder: Path) -> None:
-    load_parts(folder / "x.gguf")
+    load(folder / "x.gguf")
 
 
 def read_whole_manifest(folder: Path) -> None:
@@ -137,8 +140,7 @@ def read_whole_manifest(folder: Path) -> None:
 
 
 def make_own(folder: Path) -> None:
-    write_mlx(folder, SOURCE, runtime="nanochat")
-    write_manifest(folder, SOURCE, kind="nanochat")
+    save_model(folder, SOURCE)
 
 
 def make_shards(folder: Path) -> None:
@@ -146,12 +148,12 @@ def make_shards(folder: Path) -> None:
 
 
 def make_mlx(folder: Path) -> None:
-    write_mlx(folder, SOURCE, runtime="mlx-lm")
+    write_mlx(folder, SOURCE)
     write_manifest(folder, SOURCE, kind="mlx")
 
 
 def make_transformers(folder: Path) -> None:
-    write_transformers(folder, SOURCE, runtime="transformers")
+    write_transformers(folder, SOURCE)
     write_manifest(folder, SOURCE, kind="transformers")
 
 
@@ -171,30 +173,30 @@ def make_foreign_gguf(folder: Path) -> None:
 
 TENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CASES = {
-    "gguf": Case(file="x.gguf", make=make_gguf, read=lambda f: load_gguf(f / "x.gguf")),
-    "gguf golden": Case(file="x.gguf", make=make_gguf, read=lambda f: load_golden(f / "x.gguf")),
+    "gguf": Case(file="x.gguf", make=make_gguf, read=lambda f: load(f / "x.gguf")),
+    "gguf golden": Case(file="x.gguf", make=make_gguf, read=lambda f: load(f / "x.gguf").golden),
     "foreign gguf": Case(file="x.gguf", make=make_foreign_gguf, read=load_gguf_parts),
-    "foreign config": Case(file="config.json", make=make_bitnet, read=load_parts),
-    "foreign tensors": Case(file=TENSORS, make=make_bitnet, read=load_parts),
-    "foreign tokenizer": Case(file="tokenizer.json", make=make_bitnet, read=load_parts),
-    "foreign settings": Case(file="tokenizer_config.json", make=make_bitnet, read=load_parts),
+    "foreign config": Case(file="config.json", make=make_bitnet, read=load),
+    "foreign tensors": Case(file=TENSORS, make=make_bitnet, read=load),
+    "foreign tokenizer": Case(file="tokenizer.json", make=make_bitnet, read=load),
+    "foreign settings": Case(file="tokenizer_config.json", make=make_bitnet, read=load),
     "tensors": Case(file=TENSORS, make=make_own, read=checkpoint.load),
-    "config": Case(file="config.json", make=make_own, read=load_parts),
-    "generation": Case(file="generation_config.json", make=make_own, read=load_parts),
+    "config": Case(file="config.json", make=make_own, read=load),
+    "generation": Case(file="generation_config.json", make=make_own, read=load),
     "index": Case(file=INDEX, make=make_shards, read=checkpoint.load),
     "tokenizer": Case(file="tokenizer.json", make=TOKENIZER.save, read=Tokenizer.load),
     "golden": Case(
         file="golden",
-        make=lambda f: (f / "golden").write_text(SOURCE.golden.to_json()),
+        make=lambda f: (f / "golden").write_text(record(SOURCE).to_json()),
         read=read_golden,
     ),
     "manifest": Case(file="nanochat.json", make=make_own, read=read_whole_manifest),
     "mlx": Case(file=TENSORS, make=make_mlx, read=lambda f: load_mlx(f, CONFIG)),
-    "mlx manifest": Case(file="nanochat.json", make=make_mlx, read=load_parts),
+    "mlx manifest": Case(file="nanochat.json", make=make_mlx, read=load),
     "transformers": Case(
         file=TENSORS, make=make_transformers, read=lambda f: load_transformers(f, CONFIG)
     ),
-    "transformers manifest": Case(file="nanochat.json", make=make_transformers, read=load_parts),
+    "transformers manifest": Case(file="nanochat.json", make=make_transformers, read=load),
 }
 JSON_CASES = [name for name, case in CASES.items() if not case.file.endswith("gguf")]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nanochat.export.source import Source
 
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import (
     BackendError,
@@ -53,8 +53,8 @@ def some_ids(count: int = 16) -> list[int]:
     return ids
 
 
-def small() -> Source:
-    return Source(
+def small() -> Bundle:
+    return Bundle(
         name="small",
         config=CONFIG,
         weights=random_packed_weights(CONFIG, 1),

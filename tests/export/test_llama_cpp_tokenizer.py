@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from nanochat.export.source import Source
 
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.export.gguf.llama_cpp import LlamaCpp
@@ -86,7 +86,7 @@ def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ffn_width=256,
         num_streams=1,
     )
-    source = Source(
+    source = Bundle(
         name="x",
         config=config,
         weights=random_packed_weights(config, 0),

@@ -12,6 +12,8 @@ import pytest
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
+from nanochat.export.export import export_model
+from nanochat.export.formats import FORMATS
 from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.init import init
 from nanochat.tensors import read_tensors, write_tensors
@@ -40,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_is_read_as_it_was_written(case: str, tmp_path: Path) -> None:
     source = make_source(case)
 
-    architecture = write_mlx(tmp_path, source, runtime="mlx-lm")
+    architecture = write_mlx(tmp_path, source)
     config, weights = load_mlx(tmp_path, source.config)
 
     assert architecture in ("qwen3", "llama", "qwen3_moe")
@@ -72,7 +74,7 @@ def test_the_folder_has_what_the_hub_and_mlx_lm_look_for(folder: Path) -> None:
 
 
 def test_groups_of_odd_widths_are_named(tmp_path: Path) -> None:
-    write_mlx(tmp_path, make_source("rows"), runtime="mlx-lm")
+    write_mlx(tmp_path, make_source("rows"))
 
     quantization = json.loads((tmp_path / "config.json").read_text())["quantization"]
 
@@ -107,7 +109,7 @@ def test_the_tokenizer_is_read_as_it_was_written(folder: Path) -> None:
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_model_that_mlx_lm_cannot_run_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"stock mlx-lm cannot run this model: .*{words}"):
-        write_mlx(tmp_path / "model", make_source(words), runtime="mlx-lm")
+        write_mlx(tmp_path / "model", make_source(words))
 
     assert not (tmp_path / "model").exists()
 
@@ -117,7 +119,7 @@ def test_all_reasons_are_given(tmp_path: Path) -> None:
     source = dataclasses.replace(make_source("rows"), config=ModelConfig(**fields))
 
     with pytest.raises(ConfigError, match=r"num_streams=4: .*; sub_norm=true"):
-        write_mlx(tmp_path, source, runtime="mlx-lm")
+        write_mlx(tmp_path, source)
 
 
 def test_columns_that_fill_no_group_are_refused(tmp_path: Path) -> None:
@@ -125,24 +127,25 @@ def test_columns_that_fill_no_group_are_refused(tmp_path: Path) -> None:
     source = dataclasses.replace(make_source("rows"), config=config)
 
     with pytest.raises(ConfigError, match=r"matrices of \[300\] columns: it packs groups of 32"):
-        write_mlx(tmp_path, source, runtime="mlx-lm")
+        write_mlx(tmp_path, source)
 
 
 @pytest.mark.parametrize(
     ("case", "runtime"), [("num_streams=2", "auto"), ("qk-norm", "nanochat")], ids=["mHC", "asked"]
 )
 def test_what_mlx_lm_does_not_run_is_a_model_directory(
-    case: str, runtime: Any, tmp_path: Path
+    case: str, runtime: str, tmp_path: Path
 ) -> None:
     source = make_source(case)
+    options = FORMATS["mlx"].choose(runtime=runtime)
 
-    written_as = write_mlx(tmp_path, source, runtime=runtime)
-    config, weights = checkpoint.load(tmp_path)
+    exported = export_model(source, tmp_path / "x", kind="mlx", options=options, verify=False)
+    config, weights = checkpoint.load(tmp_path / "x")
 
-    assert written_as == "nanochat"
+    assert exported.written.architecture == "nanochat"
     assert config == source.config
     assert arrays(weights) == arrays(source.weights)
-    assert (tmp_path / "README.md").read_bytes() == source.card
+    assert (tmp_path / "x" / "README.md").read_bytes() == source.card
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

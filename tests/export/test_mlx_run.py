@@ -25,13 +25,13 @@ from tests.parity.random_models import polite_source, random_tokenizer
 @pytest.fixture(scope="module")
 def polite(tmp_path_factory: pytest.TempPathFactory) -> MlxLm:
     folder = tmp_path_factory.mktemp("polite")
-    write_mlx(folder, polite_source(), runtime="mlx-lm")
+    write_mlx(folder, polite_source())
     return MlxLm(folder)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
-    write_mlx(tmp_path, make_source(case), runtime="mlx-lm")
+    write_mlx(tmp_path, make_source(case))
     artefact = MlxLm(tmp_path)
 
     logits = artefact.logits(IDS)
@@ -44,7 +44,7 @@ def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
 
 def test_parity_is_that_of_float32(tmp_path: Path) -> None:
     source = make_source("experts")
-    write_mlx(tmp_path, source, runtime="mlx-lm")
+    write_mlx(tmp_path, source)
 
     parity = check_parity(source, MlxLm(tmp_path))
 

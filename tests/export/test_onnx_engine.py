@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import Bundle
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
@@ -37,12 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
 PROMPTS = [[1, 5, 9], [1, 7, 8, 9, 10, 11, 12], [3]]
 
 
-def engine(source: Source, folder: Path, target: Target = "ort") -> OnnxEngine:
+def engine(source: Bundle, folder: Path, target: Target = "ort") -> OnnxEngine:
     export_onnx(source, folder / "model.onnx", target=target)
     return OnnxEngine(folder / "model.onnx", num_threads=1)
 
 
-def reference(source: Source) -> Engine[Any, Any, Any]:
+def reference(source: Bundle) -> Engine[Any, Any, Any]:
     ops = ReferenceOps()
     return Engine(source.config, ops.prepare(source.weights), ops)
 

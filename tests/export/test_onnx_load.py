@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.bundle import Golden
+from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NanochatError, NumericError
 from nanochat.export.onnx import write as exporter
-from nanochat.export.onnx.read import load_onnx, onnx_golden
+from nanochat.export.onnx.read import read_golden, read_graph, read_model
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import without_ahead
-from nanochat.weights import Stored, named_leaves
+from nanochat.proof.golden import record
+from nanochat.weights import Stored, Weights, named_leaves
 from tests.parity.random_models import random_source
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
@@ -38,6 +41,14 @@ CASES: dict[str, dict[str, Any]] = {
     "loop": {"loop_count": 2, "num_ahead": 1},
 }
 Change = Callable[[onnx.ModelProto], object]
+
+
+def load_graph(path: Path) -> tuple[ModelConfig, Weights[Stored]]:
+    return read_model(path, read_graph(path))
+
+
+def golden_of(path: Path) -> Golden | None:
+    return read_golden(path, read_graph(path))
 
 
 def arrays(leaf: Stored) -> dict[str, Any]:
@@ -90,7 +101,7 @@ def test_every_leaf_comes_back_exactly(case: str, target: Target, tmp_path: Path
     source = random_source(**CASES[case])
     export_onnx(source, tmp_path / "model.onnx", target=target)
 
-    config, weights = load_onnx(tmp_path / "model.onnx")
+    config, weights = load_graph(tmp_path / "model.onnx")
 
     written = without_ahead(source)
     assert config == written.config
@@ -107,10 +118,10 @@ def test_the_golden_record_comes_back(tmp_path: Path) -> None:
     source = random_source()
     export_onnx(source, tmp_path / "model.onnx")
 
-    found = onnx_golden(tmp_path / "model.onnx")
+    found = golden_of(tmp_path / "model.onnx")
 
     assert found is not None
-    assert found.to_json() == source.golden.to_json()
+    assert found.to_json() == record(source).to_json()
 
 
 def test_tensors_beside_the_file_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +130,7 @@ def test_tensors_beside_the_file_come_back(tmp_path: Path, monkeypatch: pytest.M
     export_onnx(source, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").exists()
 
-    _, weights = load_onnx(tmp_path / "model.onnx")
+    _, weights = load_graph(tmp_path / "model.onnx")
 
     for name, leaf in named_leaves(source.weights):
         for field, value in arrays(leaf).items():
@@ -185,11 +196,11 @@ def test_a_forged_file_is_refused(change: Change, reason: str | None, tmp_path: 
     path = changed(tmp_path / "model.onnx", change)
     if reason is None:
         # Finer blocks hold the same numbers: it is another description of the same model.
-        load_onnx(path)
+        load_graph(path)
         return
 
     with pytest.raises(FormatError, match=reason):
-        load_onnx(path)
+        load_graph(path)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +224,7 @@ def test_illegal_numbers_are_refused(
     change: Change, reason: str, target: Target, tmp_path: Path
 ) -> None:
     with pytest.raises(NumericError, match=reason):
-        load_onnx(changed(tmp_path / "model.onnx", change, target=target))
+        load_graph(changed(tmp_path / "model.onnx", change, target=target))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +240,7 @@ def test_tensors_in_other_folders_are_not_read(location: str, tmp_path: Path) ->
     path = changed(folder / "model.onnx", lambda m: move_out(m, location=location, length="1024"))
 
     with pytest.raises(FormatError, match="must be the name of a file in the same"):
-        load_onnx(path)
+        load_graph(path)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +265,7 @@ def test_tensors_that_are_not_beside_the_file_are_refused(
     path = changed(tmp_path / "model.onnx", lambda m: move_out(m, **place))
 
     with pytest.raises(FormatError, match=reason):
-        load_onnx(path)
+        load_graph(path)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +292,7 @@ def test_forged_leaves_beside_the_graph_are_refused(
     path.write_bytes(model.SerializeToString())
 
     with pytest.raises(FormatError, match=f"{name} {reason}"):
-        load_onnx(path)
+        load_graph(path)
 
 
 def test_files_of_other_programs_and_of_none_are_refused(tmp_path: Path) -> None:
@@ -297,14 +308,14 @@ def test_files_of_other_programs_and_of_none_are_refused(tmp_path: Path) -> None
         "absent": "No such file",
     }.items():
         with pytest.raises(FormatError, match=reason):
-            load_onnx(tmp_path / f"{name}.onnx")
+            load_graph(tmp_path / f"{name}.onnx")
 
 
 def test_an_impossible_configuration_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path / "model.onnx", lambda m: set_config(m, num_heads=0))
 
     with pytest.raises(ConfigError, match="num_heads"):
-        load_onnx(path)
+        load_graph(path)
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +339,7 @@ def test_no_damage_does_harm(data: st.DataObject, file: Path) -> None:
     )
 
     try:
-        load_onnx(damaged)
-        onnx_golden(damaged)
+        load_graph(damaged)
+        golden_of(damaged)
     except NanochatError:
         pass

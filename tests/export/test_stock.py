@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nanochat.export.source import Source
 from numpy.typing import NDArray
 
+from nanochat.bundle import Bundle
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
+from nanochat.export.formats import load
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.types import TYPES
-from nanochat.export.gguf.write import gguf_architecture, gguf_golden, load_gguf, write_gguf
+from nanochat.export.gguf.write import gguf_architecture, write_gguf
 from nanochat.export.stock.architectures import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
 from nanochat.generation import Engine
@@ -103,7 +104,7 @@ on_linux_x86 = pytest.mark.skipif(
 )
 
 
-def make(**options: Any) -> Source:
+def make(**options: Any) -> Bundle:
     """A model with random weights, no two norms of which have equal gains."""
     config = ModelConfig(**BASE | options)
     generator = np.random.default_rng(1)
@@ -115,7 +116,7 @@ def make(**options: Any) -> Source:
         return leaf
 
     weights = map_leaves(vary, random_packed_weights(config, 1))
-    return Source(
+    return Bundle(
         name="some model",
         config=config,
         weights=weights,
@@ -125,7 +126,7 @@ def make(**options: Any) -> Source:
     )
 
 
-def in_float(source: Source) -> Engine[Any, Any, Any]:
+def in_float(source: Bundle) -> Engine[Any, Any, Any]:
     """The model at work with activations that are not rounded to 8 bits, as llama.cpp computes with F16."""
     ops = UnroundedOps()
     return Engine(source.config, ops.prepare(source.weights), ops)
@@ -151,13 +152,14 @@ def test_a_stock_file_is_read_back_exactly(
 
     written = write_gguf(tmp_path / "x.gguf", source, **exact(source.config))
 
-    config, weights, tokenizer = load_gguf(tmp_path / "x.gguf")
+    bundle = load(tmp_path / "x.gguf")
+    config, weights, tokenizer = bundle.config, bundle.weights, bundle.tokenizer
     assert written == architecture
     assert read_gguf(tmp_path / "x.gguf").metadata["general.architecture"] == architecture
     assert config == source.config
     assert tokenizer.fingerprint == TOKENIZER.fingerprint
     assert arrays(weights) == arrays(source.weights)
-    assert gguf_golden(tmp_path / "x.gguf") == source.golden
+    assert load(tmp_path / "x.gguf").golden == source.golden
 
 
 def arrays(weights: Weights[Stored]) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def test_llama_cpp_computes_the_model_where_neither_rounds_activations(
     params=[{}, {"table_format": "dense"}, {"qk_norm": False} | ROW, BITNET, EXPERTS],
     ids=["qwen3", "dense tables", "qwen2", "bitnet", "qwen3moe"],
 )
-def model_and_logits(request: pytest.FixtureRequest) -> tuple[Source, NDArray[np.float32]]:
+def model_and_logits(request: pytest.FixtureRequest) -> tuple[Bundle, NDArray[np.float32]]:
     source = make(**request.param)
     return source, in_float(source).logits(IDS)
 
@@ -203,7 +205,7 @@ def model_and_logits(request: pytest.FixtureRequest) -> tuple[Source, NDArray[np
 @pytest.mark.parametrize("outtype", ["tq2_0", "tq1_0", "q2_0", "f16"])
 @pytest.mark.parametrize("tables", [None, "f16"])
 def test_llama_cpp_computes_every_type_within_its_rounding_of_activations(
-    model_and_logits: tuple[Source, NDArray[np.float32]], tables: Any, outtype: Any, tmp_path: Path
+    model_and_logits: tuple[Bundle, NDArray[np.float32]], tables: Any, outtype: Any, tmp_path: Path
 ) -> None:
     source, expected = model_and_logits
 
@@ -236,7 +238,7 @@ def test_llama_cpp_runs_a_model_without_the_heads_that_only_training_uses(tmp_pa
     report = compare(engine.logits(IDS), stock_logits(tmp_path / "x.gguf"), tolerance=1e-2)
     assert written == "qwen3"
     assert report.ok, report
-    assert gguf_golden(tmp_path / "x.gguf") == without_ahead(source).golden
+    assert load(tmp_path / "x.gguf").golden == without_ahead(source).golden
 
 
 def test_nothing_is_left_out_unasked(tmp_path: Path) -> None:
@@ -245,7 +247,7 @@ def test_nothing_is_left_out_unasked(tmp_path: Path) -> None:
     written = write_gguf(tmp_path / "x.gguf", source)
 
     assert written == "nanochat"
-    assert load_gguf(tmp_path / "x.gguf")[0] == source.config
+    assert load(tmp_path / "x.gguf").config == source.config
 
 
 @on_linux_x86
@@ -411,11 +413,11 @@ def test_a_stock_name_that_is_not_the_configuration_s_is_refused(tmp_path: Path)
     (tmp_path / "x.gguf").write_bytes(data.replace(b"qwen3", b"qwen2"))
 
     with pytest.raises(FormatError, match="architecture is 'qwen2', which is not that of its conf"):
-        load_gguf(tmp_path / "x.gguf")
+        load(tmp_path / "x.gguf")
 
 
 def test_float32_leaves_are_views_of_the_file(stock_file: Path) -> None:
-    _, weights, _ = load_gguf(stock_file)
+    weights = load(stock_file).weights
 
     dense = [leaf.values for _, leaf in named_leaves(weights) if isinstance(leaf, Dense)]
 
@@ -437,8 +439,7 @@ def test_damaged_stock_files_are_refused_or_legal(
     path.write_bytes(damaged)
 
     try:
-        _, weights, _ = load_gguf(path)
-        gguf_golden(path)
+        weights = load(path).weights
     except NanochatError:
         return
 
@@ -460,5 +461,5 @@ def test_the_golden_record_is_that_of_the_model_in_the_file(tmp_path: Path) -> N
 
     write_gguf(tmp_path / "x.gguf", source, tables="f16")
 
-    assert gguf_golden(tmp_path / "x.gguf") == with_float16_tables(source).golden
-    assert load_gguf(tmp_path / "x.gguf")[0] == replace(source.config, table_format="dense")
+    assert load(tmp_path / "x.gguf").golden == with_float16_tables(source).golden
+    assert load(tmp_path / "x.gguf").config == replace(source.config, table_format="dense")

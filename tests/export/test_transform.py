@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import checkpoint
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.cost import cost
 from nanochat.errors import ConfigError, NumericError
@@ -21,6 +21,7 @@ from nanochat.export.transform import (
 )
 from nanochat.init import freeze, init
 from nanochat.model import forward
+from nanochat.proof.golden import record
 from nanochat.shapes import layer_kinds
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Int8
@@ -43,13 +44,13 @@ LOOPS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(**options: Any) -> Source:
+def make(**options: Any) -> Bundle:
     config = ModelConfig(**BASE | options)
     weights = freeze(init(config, np.random.default_rng(0)))
-    return Source(name="x", config=config, weights=weights, tokenizer=TOKENIZER, generation={})
+    return Bundle(name="x", config=config, weights=weights, tokenizer=TOKENIZER, generation={})
 
 
-def logits(source: Source) -> NDArray[np.float32]:
+def logits(source: Bundle) -> NDArray[np.float32]:
     ops = ReferenceOps()
     ids = ops.tokens(np.array([[0, 9, 200, 8, 7, 100]]))
     return forward(ids, ops.prepare(source.weights), source.config, ops)
@@ -74,8 +75,8 @@ def test_the_golden_layers_of_an_unrolled_model_are_those_of_the_loop(
 
     unrolled = unroll(source)
 
-    assert unrolled.golden.layers == source.golden.layers
-    assert unrolled.golden.tensors != source.golden.tensors
+    assert record(unrolled).layers == record(source).layers
+    assert record(unrolled).tensors != record(source).tensors
 
 
 def test_unrolled_layers_stand_in_the_order_in_which_they_run() -> None:

@@ -31,7 +31,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_transformers(tmp_path / "model", make_source("qk-norm"), runtime="transformers")
+    write_transformers(tmp_path / "model", make_source("qk-norm"))
     return tmp_path / "model"
 
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_is_read_as_it_was_written(case: str, tmp_path: Path) -> None:
     source = make_source(case)
 
-    architecture = write_transformers(tmp_path, source, runtime="transformers")
+    architecture = write_transformers(tmp_path, source)
     config, weights = load_transformers(tmp_path, source.config)
 
     assert architecture in ("qwen3", "llama", "qwen3_moe")
@@ -78,7 +78,7 @@ def test_matrices_are_narrow_and_tables_are_not(folder: Path) -> None:
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_model_that_transformers_cannot_run_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"stock transformers cannot run this model: .*{words}"):
-        write_transformers(tmp_path / "model", make_source(words), runtime="transformers")
+        write_transformers(tmp_path / "model", make_source(words))
 
     assert not (tmp_path / "model").exists()
 
@@ -88,7 +88,7 @@ def test_a_llama_of_heads_that_do_not_divide_the_width_is_refused(tmp_path: Path
     source = dataclasses.replace(make_source("plain"), config=config)
 
     with pytest.raises(ConfigError, match="num_heads=12 without qk_norm: must divide the width"):
-        write_transformers(tmp_path, source, runtime="transformers")
+        write_transformers(tmp_path, source)
 
 
 @pytest.mark.parametrize("case", ["num_streams=2", "qk-norm"])
@@ -114,7 +114,7 @@ def test_a_table_whose_codes_its_numbers_do_not_tell_is_refused(tmp_path: Path) 
     source = dataclasses.replace(plain, weights=map_leaves(halve, plain.weights))
 
     with pytest.raises(ConfigError, match="embedding has rows whose largest code is not 127"):
-        write_transformers(tmp_path / "model", source, runtime="transformers")
+        write_transformers(tmp_path / "model", source)
 
     assert not (tmp_path / "model").exists()
 
@@ -125,7 +125,6 @@ def test_progress_is_told(tmp_path: Path) -> None:
     write_transformers(
         tmp_path,
         make_source("experts"),
-        runtime="transformers",
         progress=lambda *counts: told.append(counts),
     )
 

@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import NumericError, ShapeError
-from nanochat.export.unrounded import UnroundedOps
 from nanochat.generation import Engine
 from nanochat.ops import Ops
-from nanochat.proof.parity import Rounding, check_parity, compare, greedy
+from nanochat.proof.parity import Rounding, UnroundedOps, check_parity, compare, greedy
 from tests.parity.random_models import random_source
 
 SOURCE = random_source()

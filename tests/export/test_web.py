@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from nanochat.export.source import Source
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError
 from nanochat.export.onnx.forms import packed_form
 from nanochat.export.onnx.leaves import BLOCK, Parameter
@@ -35,12 +35,12 @@ FORMS = {"packed": packed_form, "widened": unchanged}
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> Bundle:
     return tiny()
 
 
 @pytest.fixture(scope="module")
-def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(source: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(tmp_path_factory.mktemp("web") / "page", source)
 
 
@@ -126,7 +126,7 @@ def test_the_graphs_share_one_file_of_packed_weights(folder: Path) -> None:
     assert sum(path.stat().st_size for path in graphs) < data / 4
 
 
-def test_a_tokenizer_of_another_program_is_refused(source: Source, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_program_is_refused(source: Bundle, tmp_path: Path) -> None:
     other = dataclasses.replace(source, tokenizer=object())  # type: ignore[arg-type]  # no TextCodec
 
     with pytest.raises(ConfigError, match="another program's tokenizer"):
@@ -134,7 +134,7 @@ def test_a_tokenizer_of_another_program_is_refused(source: Source, tmp_path: Pat
 
 
 def test_a_model_too_large_for_a_page_is_refused(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, "_LARGEST_BYTES", 2**20)
 
@@ -142,7 +142,7 @@ def test_a_model_too_large_for_a_page_is_refused(
         write_web(tmp_path, source)
 
 
-def test_progress_is_told_to_the_end(source: Source, tmp_path: Path) -> None:
+def test_progress_is_told_to_the_end(source: Bundle, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 
     write_web(tmp_path, source, progress=lambda done, of: told.append((done, of)))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nanochat.export.source import Source
 
 from bench.peers.chromium import Chromium, Page
 from bench.peers.web import FileServer, WebPage, wait_for_model
 from nanochat.backends.reference import ReferenceOps
+from nanochat.bundle import Bundle
 from nanochat.errors import BackendError
 from nanochat.generation import Engine
 from nanochat.proof.parity import check_parity, greedy
@@ -26,12 +26,12 @@ TOKENS_PER_SECOND = 30
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> Bundle:
     return tiny()
 
 
 @pytest.fixture(scope="module")
-def folder(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(source: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(tmp_path_factory.mktemp("web") / "page", source)
 
 
@@ -55,7 +55,7 @@ def page(browser: Chromium, server: FileServer) -> Page:
 
 
 @pytest.fixture(scope="module")
-def expected(source: Source) -> str:
+def expected(source: Bundle) -> str:
     """The prompt, and what the reference writes after it."""
     ops = ReferenceOps()
     reference = Engine(source.config, ops.prepare(source.weights), ops)
@@ -115,14 +115,14 @@ def test_the_same_seed_writes_the_same_text(page: Page) -> None:
 
 
 @pytest.mark.parametrize("text", ODD_STRINGS, ids=range(len(ODD_STRINGS)))
-def test_the_page_tokenizes_as_the_package_does(page: Page, source: Source, text: str) -> None:
+def test_the_page_tokenizes_as_the_package_does(page: Page, source: Bundle, text: str) -> None:
     ids = source.tokenizer.encode(text)
 
     assert page.evaluate(f"nanochat.encode({json.dumps(text)})") == ids
     assert page.evaluate(f"nanochat.decode({ids})") == text
 
 
-def test_a_conversation_is_the_packages(page: Page, source: Source) -> None:
+def test_a_conversation_is_the_packages(page: Page, source: Bundle) -> None:
     messages: list[chat.Message] = [
         {"role": "user", "content": "Hello <|end|>"},
         {"role": "assistant", "content": "Hi"},
@@ -150,7 +150,7 @@ def test_a_text_ends_where_the_context_does(page: Page) -> None:
 
 
 def test_special_tokens_end_the_text(
-    browser: Chromium, folder: Path, source: Source, expected: str, tmp_path: Path
+    browser: Chromium, folder: Path, source: Bundle, expected: str, tmp_path: Path
 ) -> None:
     # Any token may be the one; this is the first of the last line that the reference writes.
     end = source.tokenizer.encode(expected)[-20]
@@ -168,7 +168,7 @@ def test_special_tokens_end_the_text(
 
 
 def test_damage_is_named_on_the_page(
-    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+    browser: Chromium, folder: Path, source: Bundle, tmp_path: Path
 ) -> None:
     data = bytearray((folder / "model.onnx.data").read_bytes())
     data[1000] ^= 1
@@ -181,7 +181,7 @@ def test_damage_is_named_on_the_page(
 
 
 def test_a_missing_file_is_named_on_the_page(
-    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+    browser: Chromium, folder: Path, source: Bundle, tmp_path: Path
 ) -> None:
     copy_page(tmp_path / "p", folder, source, {}, known=False)
     (tmp_path / "p" / "model.float32.onnx").unlink()
@@ -193,7 +193,7 @@ def test_a_missing_file_is_named_on_the_page(
 
 
 def test_a_way_that_computes_something_else_is_refused(
-    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+    browser: Chromium, folder: Path, source: Bundle, tmp_path: Path
 ) -> None:
     details = json.loads((folder / "page.json").read_text())
     # As far off as activations that are not rounded.
@@ -208,7 +208,7 @@ def test_a_way_that_computes_something_else_is_refused(
 
 
 def test_a_model_whose_widened_weights_do_not_fit_runs_with_the_packed_ones(
-    browser: Chromium, folder: Path, source: Source, tmp_path: Path
+    browser: Chromium, folder: Path, source: Bundle, tmp_path: Path
 ) -> None:
     details = json.loads((folder / "page.json").read_text()) | {"float32_bytes": 2**32}
     changes = {"page.json": json.dumps(details).encode()}
@@ -230,7 +230,7 @@ def test_a_browser_without_simd_is_told_so(browser: Chromium, server: FileServer
 
 
 def test_a_page_that_is_not_isolated_works_and_says_what_it_lacks(
-    browser: Chromium, server: FileServer, tmp_path: Path, folder: Path, source: Source
+    browser: Chromium, server: FileServer, tmp_path: Path, folder: Path, source: Bundle
 ) -> None:
     copy_page(tmp_path / "p", folder, source, {}, known=False)
     none = "Object.defineProperty(navigator, 'serviceWorker', {value: undefined})"
@@ -247,7 +247,7 @@ def test_a_page_that_is_not_isolated_works_and_says_what_it_lacks(
 
 @pytest.mark.parametrize("weights", ["float32", "2-bit"])
 def test_both_forms_of_the_weights_compute_the_model(
-    folder: Path, source: Source, weights: str
+    folder: Path, source: Bundle, weights: str
 ) -> None:
     with WebPage(folder, query=f"?device=wasm&threads=1&weights={weights}") as artefact:
         parity = check_parity(source, artefact)

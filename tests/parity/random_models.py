@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
-from nanochat.export.source import Source
 from nanochat.init import freeze, init, initial_leaf
 from nanochat.lm import Model
-from nanochat.loading import default_generation
+from nanochat.proof.golden import with_golden
 from nanochat.shapes import shapes
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
@@ -85,7 +85,7 @@ def random_tokenizer() -> Tokenizer:
     return Tokenizer.train([_TEXT] * 4, vocab_size=300)
 
 
-def random_source(*, tokenizer: Tokenizer | None = None, seed: int = 0, **options: Any) -> Source:
+def random_source(*, tokenizer: Tokenizer | None = None, seed: int = 0, **options: Any) -> Bundle:
     """Two layers of random weights with one stream and a tied head, but for `options`."""
     tokenizer = tokenizer or random_tokenizer()
     simplest: dict[str, Any] = {
@@ -99,13 +99,15 @@ def random_source(*, tokenizer: Tokenizer | None = None, seed: int = 0, **option
         "num_streams": 1,
     }
     config = ModelConfig(**simplest | options)
-    return Source(
-        name="random",
-        config=config,
-        weights=freeze(random_weights(config, seed)),
-        tokenizer=tokenizer,
-        generation=default_generation(tokenizer),
-        licence="MIT",
+    return with_golden(
+        Bundle(
+            name="random",
+            config=config,
+            weights=freeze(random_weights(config, seed)),
+            tokenizer=tokenizer,
+            generation=default_generation(tokenizer),
+            licence="MIT",
+        )
     )
 
 
@@ -141,7 +143,7 @@ def random_model(*, context_length: int = 64) -> Model:
     return Model(config, silent_weights(config), random_tokenizer(), backend="reference")
 
 
-def reciting_source(tokens: Sequence[int]) -> Source:
+def reciting_source(tokens: Sequence[int]) -> Bundle:
     """A model that turns each of `tokens` into the next: no token may occur twice, except as the last.
 
     Its layers add nothing, there is one feature for each token, and the head is a table of successors.
@@ -169,7 +171,7 @@ def reciting_source(tokens: Sequence[int]) -> Source:
             leaf.values[tokens[1:], tokens[:-1]] = 1
         return leaf
 
-    return Source(
+    return Bundle(
         name="reciting",
         config=config,
         weights=freeze(map_leaves(write, init(config, np.random.default_rng(0)))),
@@ -178,7 +180,7 @@ def reciting_source(tokens: Sequence[int]) -> Source:
     )
 
 
-def polite_source() -> Source:
+def polite_source() -> Bundle:
     """A model that answers everything with wxyz, and ends its turn."""
     tokenizer = random_tokenizer()
     return reciting_source([tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end])

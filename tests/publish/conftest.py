@@ -6,8 +6,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from nanochat.export.source import Source
-from nanochat.saving import save_model
+from nanochat.bundle import Bundle
+from nanochat.export.directory import save_model
 from tests.parity.random_models import random_source
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
@@ -25,13 +25,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session")
-def source() -> Source:
+def source() -> Bundle:
     """A model for short texts, because each push writes four of them on the reference."""
     return random_source(context_length=24)
 
 
 @pytest.fixture
-def model(source: Source, tmp_path: Path) -> Path:
+def model(source: Bundle, tmp_path: Path) -> Path:
     """Its directory."""
     save_model(tmp_path / "mine", source)
     return tmp_path / "mine"

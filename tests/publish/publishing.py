@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nanochat.export.source import Source
+from nanochat.bundle import Bundle
 from nanochat.publish.options import Options
 from nanochat.publish.publish import Published, publish
 
@@ -19,7 +19,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def push(model: Path | Source, options: Options = QUICK) -> Published:
+def push(model: Path | Bundle, options: Options = QUICK) -> Published:
     """Publish a model in one repository."""
     (published,) = publish(model, REPO, options)
     return published

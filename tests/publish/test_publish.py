@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from nanochat import checkpoint
+from nanochat.bundle import Bundle
 from nanochat.config import config_to_dict
 from nanochat.errors import FormatError, InputError
-from nanochat.export.formats import Choices, export_model
-from nanochat.export.source import Source
+from nanochat.export.directory import save_model
+from nanochat.export.export import export_model
 from nanochat.lm import Model
 from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card import BEGIN, END, Evaluation, Metadata, update_card
@@ -24,7 +25,6 @@ from nanochat.publish.publish import publish
 from nanochat.publish.replaced import stale_files
 from nanochat.publish.staging import open_original, stage
 from nanochat.publish.upload import Present
-from nanochat.saving import save_model
 from tests.publish.publishing import QUICK, REPO, content, push
 from tests.zoo.hub_state import FOREVER, Hub
 
@@ -58,7 +58,7 @@ def test_a_model_directory_goes_to_a_new_repository_and_comes_back(hub: Hub, mod
 
 
 def test_the_card_tells_what_the_model_is_and_what_was_measured(
-    hub: Hub, source: Source, tmp_path: Path
+    hub: Hub, source: Bundle, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", source)
     recipe = {"model": config_to_dict(source.config), "steps": 900, "batch_size": 8}
@@ -103,7 +103,7 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(
 
 
 def test_a_model_in_memory_goes_with_hashes_and_record(
-    hub: Hub, source: Source, tmp_path: Path
+    hub: Hub, source: Bundle, tmp_path: Path
 ) -> None:
     model = replace(source, licence="unknown", card=b"# My words\n")
 
@@ -121,10 +121,10 @@ def test_a_model_in_memory_goes_with_hashes_and_record(
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])
 def test_a_file_gets_a_manifest_beside_it(
-    hub: Hub, source: Source, tmp_path: Path, kind: str
+    hub: Hub, source: Bundle, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / ("x.gguf" if kind == "gguf" else "x")
-    export_model(source, out, kind=kind, choices=Choices(), verify=False)
+    export_model(source, out, kind=kind, verify=False)
     if kind == "onnx":
         (out / "nanochat.json").unlink()
         out = out / "model.onnx"
@@ -139,7 +139,7 @@ def test_a_file_gets_a_manifest_beside_it(
 
 
 def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
-    source: Source, tmp_path: Path
+    source: Bundle, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "m", replace(source, licence="unknown"))
     (tmp_path / "m" / "LICENSE").write_text("Be nice.")
@@ -156,7 +156,7 @@ def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
 
 
 def test_what_is_not_staged_is_named(
-    model: Path, source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path, source: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (model / "diary.txt").write_text("mine alone")
 
@@ -198,12 +198,12 @@ def test_the_lines_of_a_card_run_without_the_token(
 
 
 def test_the_text_of_a_licence_goes_beside_a_file_and_into_every_repository(
-    hub: Hub, source: Source, tmp_path: Path
+    hub: Hub, source: Bundle, tmp_path: Path
 ) -> None:
     house = replace(source, licence="House-1.0")
     save_model(tmp_path / "m", house)
     out = tmp_path / "x.gguf"
-    export_model(house, out, kind="gguf", choices=Choices(), verify=False)
+    export_model(house, out, kind="gguf", verify=False)
     for folder in (tmp_path, tmp_path / "m"):
         (folder / "LICENSE").write_text("Be nice.")
 
@@ -298,7 +298,7 @@ def test_a_card_of_an_earlier_push_is_no_other_card(
 
 
 def test_shards_of_an_earlier_push_go_in_the_same_commit(
-    hub: Hub, source: Source, tmp_path: Path
+    hub: Hub, source: Bundle, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
     checkpoint.save(

@@ -10,15 +10,15 @@ from pathlib import Path
 import onnx
 import pytest
 
+from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
-from nanochat.export.formats import Choices, export_model
-from nanochat.export.source import Source
+from nanochat.export.directory import save_model
+from nanochat.export.export import export_model
 from nanochat.proof.manifest import write_manifest
 from nanochat.publish.options import Options
 from nanochat.publish.publish import publish
 from nanochat.publish.staging import open_original, stage
 from nanochat.publish.training_log import Training, read_training
-from nanochat.saving import save_model
 from tests.export import foreign_ggufs
 from tests.parity.random_models import random_source
 from tests.publish.publishing import QUICK, REPO, content, push
@@ -89,7 +89,7 @@ def test_a_link_to_a_file_elsewhere_is_not_uploaded(
 
 
 def test_a_link_to_a_folder_elsewhere_is_not_uploaded(
-    model: Path, source: Source, tmp_path: Path
+    model: Path, source: Bundle, tmp_path: Path
 ) -> None:
     (model / "more").mkdir()
     (model / "more" / "x").write_bytes(b"x")
@@ -102,7 +102,7 @@ def test_a_link_to_a_folder_elsewhere_is_not_uploaded(
 
 
 def test_a_link_inside_of_the_directory_is_followed(
-    model: Path, source: Source, tmp_path: Path
+    model: Path, source: Bundle, tmp_path: Path
 ) -> None:
     (model / "text").write_text("Be nice.")
     (model / "NOTICE").symlink_to("text")
@@ -133,7 +133,7 @@ def cached(model: Path, cache: Path, *, shared: bool) -> Path:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_a_snapshot_of_the_hubs_cache_is_staged(
-    model: Path, source: Source, tmp_path: Path, shared: bool
+    model: Path, source: Bundle, tmp_path: Path, shared: bool
 ) -> None:
     (model / "README.md").write_text("# Mine\n")
     snapshot = cached(model, tmp_path / "cache", shared=shared)
@@ -148,7 +148,7 @@ def test_a_snapshot_of_the_hubs_cache_is_staged(
 
 
 def test_a_snapshot_may_not_lead_to_another_repository_of_the_cache(
-    model: Path, source: Source, tmp_path: Path
+    model: Path, source: Bundle, tmp_path: Path
 ) -> None:
     snapshot = cached(model, tmp_path / "cache", shared=True)
     other = tmp_path / "cache" / "models--org--private" / "blobs" / "0"
@@ -192,7 +192,7 @@ def test_a_graph_that_is_not_what_it_is_called_is_refused(graph: Path, kind: str
 
 @pytest.mark.parametrize("kind", ["onnx", "mlx", "hf", "web"])
 def test_every_exported_folder_is_taken_for_what_it_is(
-    source: Source, tmp_path: Path, kind: str
+    source: Bundle, tmp_path: Path, kind: str
 ) -> None:
     choices = Choices(runtime="transformers") if kind == "hf" else Choices()
     export_model(source, tmp_path / "x", kind=kind, choices=choices, verify=False)
@@ -210,7 +210,7 @@ def test_the_folder_of_a_gguf_file_is_refused_with_the_fix(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "x.gguf", "inner/model.safetensors"])
-def test_weights_that_nothing_would_run_are_refused(model: Path, source: Source, name: str) -> None:
+def test_weights_that_nothing_would_run_are_refused(model: Path, source: Bundle, name: str) -> None:
     (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_bytes(b"x")
     write_manifest(model, source, kind="nanochat")
@@ -220,8 +220,8 @@ def test_weights_that_nothing_would_run_are_refused(model: Path, source: Source,
 
 
 @pytest.fixture
-def graph(source: Source, tmp_path: Path) -> Path:
-    export_model(source, tmp_path / "graph", kind="onnx", choices=Choices(), verify=False)
+def graph(source: Bundle, tmp_path: Path) -> Path:
+    export_model(source, tmp_path / "graph", kind="onnx", verify=False)
     return tmp_path / "graph"
 
 
@@ -237,7 +237,7 @@ def negate(path: Path) -> None:
 @pytest.mark.parametrize("backend", ["numba", "reference"])
 @pytest.mark.parametrize("alone", [False, True], ids=["folder", "file"])
 def test_a_graph_that_computes_something_else_is_refused_on_any_backend(
-    hub: Hub, graph: Path, source: Source, backend: str, alone: bool
+    hub: Hub, graph: Path, source: Bundle, backend: str, alone: bool
 ) -> None:
     negate(graph / "model.onnx")
     write_manifest(graph, source, kind="onnx")
@@ -286,7 +286,7 @@ def test_an_option_that_cannot_be_is_refused(
     assert not hub.repos
 
 
-def test_a_model_without_a_licence_is_refused(hub: Hub, source: Source, tmp_path: Path) -> None:
+def test_a_model_without_a_licence_is_refused(hub: Hub, source: Bundle, tmp_path: Path) -> None:
     save_model(tmp_path / "m", replace(source, licence="unknown"))
 
     for model in (tmp_path / "m", replace(source, licence="unknown")):
@@ -374,7 +374,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
 
 def test_another_disk_gets_copies(
-    model: Path, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, source: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
@@ -398,7 +398,7 @@ def test_a_refusal_of_the_second_repository_names_the_first(hub: Hub, model: Pat
 
 
 def test_the_log_of_another_model_is_not_told(
-    source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    source: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "log.jsonl").write_text(
@@ -410,7 +410,7 @@ def test_the_log_of_another_model_is_not_told(
     assert "another model" in caplog.text
 
 
-def test_a_damaged_recipe_is_refused(source: Source, tmp_path: Path) -> None:
+def test_a_damaged_recipe_is_refused(source: Bundle, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{")
 
     with pytest.raises(FormatError, match=r"recipe.json: not valid JSON"):

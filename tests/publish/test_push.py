@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 import pytest
 
+from nanochat.bundle import Bundle
 from nanochat.cli.export import export
 from nanochat.cli.push import push
 from nanochat.cli.run import run
+from nanochat.export.directory import save_model
 from nanochat.export.formats import FORMATS
-from nanochat.export.source import Source
-from nanochat.saving import save_model
 from tests.zoo.hub_state import Hub
 
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
@@ -122,7 +122,7 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
 )
 def test_an_export_without_a_licence_is_refused_before_the_work(
     hub: Hub,
-    source: Source,
+    source: Bundle,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
@@ -177,7 +177,7 @@ def test_an_export_that_could_not_be_uploaded_is_refused_before_the_work(
 
 def test_an_export_takes_the_licence_beside_the_model(
     hub: Hub,
-    source: Source,
+    source: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

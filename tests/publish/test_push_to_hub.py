@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 import nanochat
+from nanochat.bundle import Bundle
 from nanochat.errors import InputError
-from nanochat.export.source import Source
 from nanochat.lm import Model
 from tests.parity.random_models import random_source
 from tests.zoo.hub_state import Hub
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> Bundle:
     return random_source(context_length=48)
 
 
-def model_of(source: Source, *, licence: str) -> Model:
+def model_of(source: Bundle, *, licence: str) -> Model:
     return Model(
         source.config,
         source.weights,
@@ -27,7 +27,7 @@ def model_of(source: Source, *, licence: str) -> Model:
     )
 
 
-def test_a_model_in_memory_is_published_and_loaded_by_its_name(hub: Hub, source: Source) -> None:
+def test_a_model_in_memory_is_published_and_loaded_by_its_name(hub: Hub, source: Bundle) -> None:
     model = model_of(source, licence="unknown")
 
     address = model.push_to_hub("you/mine", licence="MIT", languages=["en"], datasets=["a/b"])
@@ -41,7 +41,7 @@ def test_a_model_in_memory_is_published_and_loaded_by_its_name(hub: Hub, source:
     assert "a/b" in card
 
 
-def test_a_pull_request_gives_its_address(hub: Hub, source: Source) -> None:
+def test_a_pull_request_gives_its_address(hub: Hub, source: Bundle) -> None:
     model_of(source, licence="MIT").push_to_hub("you/mine")
 
     address = model_of(source, licence="MIT").push_to_hub("you/mine", create_pr=True)
@@ -55,7 +55,7 @@ def test_a_pull_request_gives_its_address(hub: Hub, source: Source) -> None:
     ids=["none", "another"],
 )
 def test_a_model_needs_one_licence(
-    own: str, given: str | None, message: str, hub: Hub, source: Source
+    own: str, given: str | None, message: str, hub: Hub, source: Bundle
 ) -> None:
     with pytest.raises(InputError, match=message):
         model_of(source, licence=own).push_to_hub("you/mine", licence=given)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import ModelNotFoundError, SaveError
-from nanochat.saving import save_model
+from nanochat.export.directory import save_model
 from nanochat.zoo.cache import cached, remove
 from nanochat.zoo.hub import locate
 from tests.core.command_line import Result

@@ -7,10 +7,11 @@ import pytest
 
 import nanochat
 from nanochat import checkpoint
-from nanochat.export.formats import Choices, export_model
-from nanochat.export.source import Source
+from nanochat.bundle import Bundle
+from nanochat.export.directory import save_model
+from nanochat.export.export import export_model
+from nanochat.export.formats import format_named
 from nanochat.lm import Model
-from nanochat.saving import save_model
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import build, save
 from tests.parity.random_models import random_source
@@ -20,7 +21,7 @@ IDS = [5, 300, 17, 42]
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> Bundle:
     return random_source()
 
 
@@ -41,7 +42,7 @@ def fetched(client: HubClient) -> set[str]:
     return {r.path.rpartition("/")[2] for r in asked if "/resolve/" in r.path or r.host == "cdn"}
 
 
-def require_same(source: Source, loaded: Model) -> None:
+def require_same(source: Bundle, loaded: Model) -> None:
     expected = Model(source.config, source.weights, source.tokenizer, backend="reference")
 
     np.testing.assert_allclose(loaded.logits(IDS), expected.logits(IDS), rtol=0, atol=1e-4)
@@ -50,32 +51,37 @@ def require_same(source: Source, loaded: Model) -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        ("gguf", Choices()),
-        ("onnx", Choices()),
-        ("mlx", Choices()),
-        ("hf", Choices(runtime="transformers")),
-        ("hf", Choices()),
+        ("gguf", {}),
+        ("onnx", {}),
+        ("mlx", {}),
+        ("hf", {"runtime": "transformers"}),
+        ("hf", {}),
     ],
-    ids=lambda written: f"{written[0]}-{written[1].runtime}",
+    ids=lambda written: f"{written[0]}-{written[1].get('runtime', 'auto')}",
 )
 @pytest.mark.parametrize("under", ["", "inner/"], ids=["root", "inner"])
 def test_an_export_is_loaded_by_name(
-    written: tuple[str, Choices], under: str, source: Source, hub_client: HubClient, tmp_path: Path
+    written: tuple[str, dict[str, str]],
+    under: str,
+    source: Bundle,
+    hub_client: HubClient,
+    tmp_path: Path,
 ) -> None:
-    kind, choices = written
+    kind, chosen = written
+    options = format_named(kind).choose(**chosen)
     (tmp_path / "x").mkdir()
     out = tmp_path / "x" / ("x.gguf" if kind == "gguf" else "")
-    export_model(source, out, kind=kind, choices=choices, verify=False)
+    export_model(source, out, kind=kind, options=options, verify=False)
     put(hub_client, tmp_path / "x", under=under)
 
     require_same(source, nanochat.from_pretrained("org/name", backend="reference", verify=True))
 
 
 def test_a_page_is_loaded_as_the_graph_in_it(
-    source: Source, hub_client: HubClient, tmp_path: Path
+    source: Bundle, hub_client: HubClient, tmp_path: Path
 ) -> None:
     (tmp_path / "x" / "runtime").mkdir(parents=True)
-    export_model(source, tmp_path / "graph", kind="onnx", choices=Choices(), verify=False)
+    export_model(source, tmp_path / "graph", kind="onnx", verify=False)
     for name in ("model.onnx", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "x" / name).write_bytes((tmp_path / "graph" / name).read_bytes())
     for name in ("page.json", "runtime/ort.wasm", "model.float32.onnx", "index.html"):
@@ -88,7 +94,7 @@ def test_a_page_is_loaded_as_the_graph_in_it(
     assert fetched(hub_client) == {"model.onnx", "tokenizer.json", "tokenizer_config.json"}
 
 
-def test_shards_are_one_model(source: Source, hub_client: HubClient, tmp_path: Path) -> None:
+def test_shards_are_one_model(source: Bundle, hub_client: HubClient, tmp_path: Path) -> None:
     checkpoint.save(
         tmp_path / "x",
         source.config,
@@ -120,7 +126,7 @@ def test_a_bitnet_of_transformers_is_loaded_with_its_files_alone(
 
 
 def test_a_saved_model_is_loaded_by_name_with_its_licence(
-    source: Source, hub_client: HubClient, tmp_path: Path
+    source: Bundle, hub_client: HubClient, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "x", source)
     put(hub_client, tmp_path / "x")

@@ -10,14 +10,15 @@ import pytest
 
 import nanochat
 from nanochat import backends, checkpoint
+from nanochat.bundle import Bundle
 from nanochat.config import config_to_dict
-from nanochat.export.gguf.write import load_gguf, write_gguf
+from nanochat.export.formats import load
+from nanochat.export.gguf.write import write_gguf
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
-from nanochat.export.source import Source
+from nanochat.export.verify import verify_model
 from nanochat.lm import Model
 from nanochat.presets import preset
-from nanochat.proof.check import check_model
 from nanochat.proof.parity import check_parity
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.train.recipe import recipe_from_dict
@@ -95,7 +96,7 @@ def test_it_is_the_tiny_preset_and_its_recipe_is_with_it(directory: Path) -> Non
 
 @pytest.mark.parametrize("backend", backends.NAMES)
 def test_its_files_and_what_they_compute_are_verified(directory: Path, backend: str) -> None:
-    checked = check_model(directory, backend=backend)
+    checked = verify_model(directory, backend=backend)
 
     assert checked.files is not None
     assert checked.golden is not None
@@ -111,7 +112,7 @@ def test_its_gguf_file_gives_the_same_logits(directory: Path, tmp_path: Path) ->
     tokenizer = Tokenizer.load(directory)
     write_gguf(
         file,
-        Source(
+        Bundle(
             name="nanochat-tiny",
             config=config,
             weights=weights,
@@ -125,7 +126,7 @@ def test_its_gguf_file_gives_the_same_logits(directory: Path, tmp_path: Path) ->
 
     ids = original.encode_prompt(RUST)
     np.testing.assert_array_equal(loaded.logits(ids), original.logits(ids))
-    assert load_gguf(file)[0] == config
+    assert load(file).config == config
 
 
 @pytest.mark.parametrize("target", ["ort", "standard"])
