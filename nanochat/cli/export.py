@@ -91,7 +91,7 @@ def export(
     from nanochat.export.export import export_model
     from nanochat.export.format import ModelFiles
     from nanochat.export.formats import detect, format_named, load
-    from nanochat.publish.card import is_of_the_hub
+    from nanochat.publish.metadata import is_of_the_hub
     from nanochat.publish.options import (
         Options,
         choose_licence,

@@ -1,187 +1,171 @@
-"""This file holds the model card: keys of its front matter and a part between two marks are ours, the rest not.
+"""This file holds the model card of a staged repository: everything that it says is measured, counted or run first.
 
-A card that exists is updated. Keys of the front matter that are not ours, and all text outside of the marks, stay byte
-for byte; lists get and lose single items; what the card says of the licence must not contradict the files.
+A card that is there is updated. The part between two marks is written anew; what its author wrote outside of them stays
+byte for byte. See `nanochat.publish.metadata` for what stands before the text.
 """
 
+import datetime
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
-
-import huggingface_hub
+import shlex
 
 from nanochat.errors import FormatError, InputError
-from nanochat.publish.front_matter import (
-    Items,
-    Value,
-    body_start,
-    newline,
-    read_front_matter,
-    update_front_matter,
+from nanochat.export.source import Source
+from nanochat.loading import load_golden, load_source
+from nanochat.publish import card_text
+from nanochat.publish.card_text import BackendRow
+from nanochat.publish.measure import (
+    NUM_DECODED,
+    able_backends,
+    example_lines,
+    measure,
+    processor,
+    run_examples,
 )
+from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
+from nanochat.publish.options import Options
+from nanochat.publish.repository import Repository
+from nanochat.publish.staging import LICENCE_FILES
+from nanochat.publish.training_log import RECIPE
+from nanochat.publish.upload import Present
+from nanochat.text.tokenizer import Tokenizer
 
-__all__ = [
-    "BEGIN",
-    "END",
-    "HELD_OUT",
-    "Evaluation",
-    "Metadata",
-    "is_of_the_hub",
-    "own_text",
-    "require_licence",
-    "update_card",
-]
+__all__ = ["BEGIN", "END", "describe", "own_text", "require_updatable", "update_card"]
 
 BEGIN = "<!-- nanochat-ternary: written anew at each push, up to the end mark; write your own text outside -->"
 END = "<!-- nanochat-ternary: end -->"
-
-# Metric and data set of the result that a training run measures, which goes with the run.
-HELD_OUT = ("bits per byte", "held-out text")
-# The SPDX identifiers among the Hub's own names of licences, huggingface.co/docs/hub/repositories-licenses.
-_OF_THE_HUB = frozenset(
-    """
-    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gpl-2.0 gpl-3.0 isc
-    lgpl-2.1 lgpl-3.0 lppl-1.3c mit mpl-2.0 ms-pl ncsa ofl-1.1 osl-3.0 postgresql unlicense wtfpl zlib
-    """.split()  # noqa: SIM905 (a list would have a line for each)
-)
-_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+() -]{0,99}")
-_NO_LICENCES = ("unknown", "other", "none", "noassertion")
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
+_LOCAL = "README.md of the model"
+_LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A result of the model.
-
-    Parameters
-    ----------
-    metric : str
-        Name of what was measured, such as "bits per byte".
-    value : float
-        The result.
-    dataset : str
-        What it was measured on: a data set of the Hub, or words.
-    """
-
-    metric: str
-    value: float
-    dataset: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What the front matter of a card must say.
-
-    Parameters
-    ----------
-    name : str
-        The model's.
-    licence : str
-        SPDX identifier of the weights' licence.
-    licence_file : str
-        File of the repository that holds its text; may be empty for a licence that the Hub knows.
-    library : str
-        Whose code, as the Hub shows it, opens this repository.
-    tags, languages, datasets : sequence of str
-        Added to those that are there.
-    untrue_tags : sequence of str
-        Taken from those that are there.
-    base_model, relation : str
-        ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty. It
-        replaces the one that is there; where there are several, it must be among them.
-    evaluations : sequence of Evaluation
-        Added to those that are there; one of the same metric and data set is replaced. `HELD_OUT` goes if it is not
-        among them.
-    """
-
-    name: str
-    licence: str
-    licence_file: str = ""
-    library: str
-    tags: Sequence[str] = ()
-    untrue_tags: Sequence[str] = ()
-    languages: Sequence[str] = ()
-    datasets: Sequence[str] = ()
-    base_model: str = ""
-    relation: str = ""
-    evaluations: Sequence[Evaluation] = ()
-
-
-def is_of_the_hub(licence: str) -> bool:
-    """Whether the Hub has a name for a licence, and so its text."""
-    return _hub_name(licence) is not None
-
-
-def require_licence(licence: str, *, licence_file: str) -> None:
-    """Refuse what is no licence, and one whose text nobody could find.
+def describe(
+    repository: Repository, options: Options, present: Present, *, licence: str, card: bytes
+) -> str:
+    """The card of a repository, which updates the one that is there, or else `card`.
 
     Raises
     ------
-    InputError
-        With what to pass or to write.
+    InputError, FormatError
+        As for `nanochat.publish.publish.publish`.
     """
-    if licence.lower() in _NO_LICENCES or not _LICENCE.fullmatch(licence):
-        raise InputError(
-            f"licence={licence!r:.80} is no licence: pass an SPDX identifier such as MIT or Apache-2.0"
-        )
-    if not is_of_the_hub(licence) and not licence_file:
-        raise InputError(
-            f"licence={licence!r:.80} is none that the Hub knows by name: put its text into the model's directory as "
-            "LICENSE, so that the card can link to it, or check the spelling of its SPDX identifier"
-        )
+    repo, name = repository.destination.repo, repository.destination.repo.partition("/")[2]
+    source = load_source(repository.place, name=name, licence=licence)
+    lines = example_lines(repo, source, options.prompt)
+    recipe = repository.training.recipe
+    evaluations = [*repository.training.evaluations]
+    evaluations += [] if repository.base else options.evaluations
+    texts = [n for n in LICENCE_FILES if (repository.folder / n).exists() or n in present.files]
+    metadata = Metadata(
+        name=name,
+        licence=licence,
+        licence_file=texts[0] if texts else "",
+        library=repository.library,
+        tags=card_text.tags(source.config, repository.kinds),
+        untrue_tags=card_text.untrue_tags(source.config),
+        languages=options.languages,
+        datasets=options.datasets,
+        base_model=repository.base or options.base_model,
+        relation="quantized" if repository.base else "",
+        evaluations=evaluations,
+    )
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    measured = f"On {processor()}, {today}, by `{_command(repository, options)}`"
+    sections = [
+        card_text.use(run_examples(lines, repository.folder, repo)),
+        card_text.sizes(source.config),
+        card_text.formats(repository.formats),
+        card_text.backends(
+            _measure(repository, source, options), num_decoded=NUM_DECODED, measured=measured
+        ),
+        card_text.training(
+            recipe,
+            evaluations,
+            recipe_file=RECIPE if (repository.folder / RECIPE).exists() else "",
+        ),
+        card_text.limits(
+            source.config,
+            vocab_size=source.tokenizer.vocab_size,
+            # Of others it is not known.
+            covers_any_text=isinstance(source.tokenizer, Tokenizer),
+        ),
+    ]
+    text, where = _base(repo, present, card)
+    return update_card(text, metadata, "\n\n".join(filter(None, sections)), where=where)
+
+
+def require_updatable(
+    repo: str, options: Options, present: Present, *, licence: str, card: bytes
+) -> None:
+    """Refuse a card that `describe` could not update, before there is anything to describe.
+
+    Raises
+    ------
+    InputError, FormatError
+        As for `describe`.
+    """
+    metadata = Metadata(
+        name=repo,
+        licence=licence,
+        # Whether there is one has been asked.
+        licence_file=LICENCE_FILES[0],
+        library="",
+        languages=options.languages,
+        evaluations=options.evaluations,
+    )
+    theirs, where = _base(repo, present, card)
+    update_card(theirs, metadata, "", where=where)
+    if present.card and card:
+        mine = own_text(_decoded(card, _LOCAL), where="README.md")
+        if [part.strip() for part in mine] != [part.strip() for part in own_text(theirs, where=where)]:  # fmt: skip
+            _LOGGER.warning(
+                "README.md of the model differs from the card of %s, which is kept: to replace it, run "
+                "`hf upload %s PATH/README.md README.md`, and push again",
+                repo,
+                repo,
+            )
 
 
 def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
-    """The card with this front matter, and this text between the marks.
+    """The card with this metadata, and this text between the marks.
 
     Parameters
     ----------
     card : str
         The one that exists; empty for a new one.
     body : str
-        Markdown; see `nanochat.publish.card_body`.
+        Markdown; see `nanochat.publish.card_text`.
     where : str
         What the card is, for the error.
 
     Raises
     ------
-    FormatError
-        If its front matter is no YAML, or its marks are not one pair.
-    InputError
-        If it names another licence, or something in `metadata` is not what its place holds.
+    FormatError, InputError
+        As for `nanochat.publish.metadata.update_metadata`, or if its marks are not one pair.
     """
     assert not _marks(body, BEGIN)
     assert not _marks(body, END)
-    values = read_front_matter(card, where=where)
-    updated = update_front_matter(card, _changes(values, metadata, where), where=where)
-    start = body_start(updated)
+    updated = update_metadata(card, metadata, where=where)
+    start, end = text_start(updated), newline(updated)
     head, text = updated[:start], updated[start:]
-    end_of_line = newline(updated)
-    block = end_of_line.join([BEGIN, *body.strip("\n").split("\n"), END])
+    block = end.join([BEGIN, *body.strip("\n").split("\n"), END])
     span = _own_span(text, where)
     if span is not None:
         return head + text[: span[0]] + block + text[span[1] :]
     if not text.strip():
-        title = f"# {metadata.name}"
-        return head + end_of_line.join(["", title, "", block, ""])
-    gap = end_of_line * (1 if text.endswith("\n") else 2)
-    return head + text + gap + block + end_of_line
+        return head + end.join(["", f"# {metadata.name}", "", block, ""])
+    return head + text + end * (1 if text.endswith("\n") else 2) + block + end
 
 
 def own_text(card: str, *, where: str) -> tuple[str, str]:
-    """The text of a card before and after the marks, without its front matter: what its author wrote.
+    """The text of a card before and after the marks, without its metadata: what its author wrote.
 
     Raises
     ------
     FormatError
         As for `update_card`.
     """
-    read_front_matter(card, where=where)
-    text = card[body_start(card) :]
+    read_metadata(card, where=where)
+    text = card[text_start(card) :]
     span = _own_span(text, where)
     return (text, "") if span is None else (text[: span[0]], text[span[1] :])
 
@@ -201,143 +185,44 @@ def _own_span(text: str, where: str) -> tuple[int, int] | None:
 
 def _marks(text: str, mark: str) -> list[int]:
     """Where the lines begin that are a mark."""
+    lines = re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)
+    return [line.start() for line in lines]
+
+
+def _base(repo: str, present: Present, card: bytes) -> tuple[str, str]:
+    """The card that is updated, and what it is."""
+    where = f"README.md of {repo}" if present.card else _LOCAL
+    return _decoded(present.card or card, where), where
+
+
+def _decoded(card: bytes, where: str) -> str:
+    try:
+        return card.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: it is no text in UTF-8; convert it") from error
+
+
+def _measure(repository: Repository, source: Source, options: Options) -> list[BackendRow]:
+    golden = load_golden(repository.place)
+    assert golden is not None
+    able = able_backends(source)
+    for name in options.backends:
+        if name not in able:
+            raise InputError(
+                f"backends={list(options.backends)}: choose some that can run here, {', '.join(able)}"
+            )
+    where = repository.destination.repo
     return [
-        m.start() for m in re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)
+        measure(repository.place, source, golden, name, where=where)
+        if is_quick
+        else BackendRow(name)
+        for name, is_quick in (dict.fromkeys(options.backends, True) or able).items()
     ]
 
 
-def _changes(values: Mapping[str, Value], metadata: Metadata, where: str) -> dict[str, object]:
-    for language in metadata.languages:
-        if not _LANGUAGE.fullmatch(language):
-            raise InputError(
-                f"language {language!r:.40} is no code: pass one of ISO 639 such as en, or code, or multilingual"
-            )
-    changes: dict[str, object] = {
-        **_licence(values, metadata, where),
-        "language": Items(added=metadata.languages),
-        "datasets": Items(added=metadata.datasets),
-        "base_model": _base(values, metadata, where),
-        "tags": Items(added=metadata.tags, removed=metadata.untrue_tags),
-        "library_name": metadata.library,
-    }
-    if metadata.relation:
-        changes["base_model_relation"] = metadata.relation
-    if "pipeline_tag" not in values:
-        changes["pipeline_tag"] = "text-generation"
-    return {**changes, **_index(values, metadata, where)}
-
-
-def _licence(values: Mapping[str, Value], metadata: Metadata, where: str) -> dict[str, object]:
-    require_licence(metadata.licence, licence_file=metadata.licence_file)
-    name = _hub_name(metadata.licence)
-    wanted = {"license": name} if name else _other_licence(metadata)
-    for key in ("license", "license_name"):
-        if key in values and not values[key].is_scalar:
-            raise InputError(
-                f"{where} names no single licence: write one line, {key}: {wanted.get(key, metadata.licence)}"
-            )
-    there = {
-        key: values[key].texts[0]
-        for key in ("license", "license_name")
-        if key in values and values[key].texts
-    }
-    said = there.get("license_name") if there.get("license") == "other" else there.get("license")
-    spellings = {metadata.licence.lower(), *(str(value).lower() for value in wanted.values())} - {
-        "other"
-    }
-    if said is None or said.lower() in _NO_LICENCES:
-        return dict(wanted)
-    if said.lower() not in spellings:
-        raise InputError(
-            f"{where} says that the licence is {said!r:.80}, and the files say {metadata.licence}: correct the one "
-            "that is wrong"
-        )
-    # What is there says the same.
-    return {}
-
-
-def _other_licence(metadata: Metadata) -> dict[str, str]:
-    slug = re.sub(r"[^a-z0-9.+]+", "-", metadata.licence.lower()).strip("-")
-    return {"license": "other", "license_name": slug, "license_link": metadata.licence_file}
-
-
-def _hub_name(licence: str) -> str | None:
-    """The Hub's name of a licence; it does not tell "only" from "or later"."""
-    name = licence.lower().removesuffix("-only").removesuffix("-or-later")
-    return name if name in _OF_THE_HUB else None
-
-
-def _base(values: Mapping[str, Value], metadata: Metadata, where: str) -> Items:
-    wanted = metadata.base_model
-    there = values["base_model"].texts if "base_model" in values else []
-    if not wanted or wanted in there:
-        return Items()
-    if len(there) > 1:
-        raise InputError(
-            f"{where} says that the model was made from {', '.join(there)!r:.200}, and base_model={wanted!r:.100} is "
-            "none of them: correct the one that is wrong"
-        )
-    return Items(added=[wanted], removed=there)
-
-
-def _index(values: Mapping[str, Value], metadata: Metadata, where: str) -> dict[str, object]:
-    """The results that are there and ours, in the Hub's form; none of a training run that is not this model's."""
-    there = values["model-index"].plain if "model-index" in values else None
-    ours = _results(metadata.name, metadata.evaluations)
-    old = _results(metadata.name, [Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1])])
-    replaced = {
-        _identity(result, metric) for result in (*ours, *old) for metric in result["metrics"]
-    }
-    match there:
-        case [{"results": [*results], **first}, *others] if all(
-            isinstance(r, dict) for r in results
-        ):
-            kept = [*filter(None, (_without(result, replaced) for result in results)), *ours]
-            index = [{**first, "results": kept}, *others] if kept or not results else others
-            return {"model-index": index or None}
-        case None if ours:
-            return {"model-index": [{"name": metadata.name, "results": ours}]}
-        case _ if ours:
-            raise FormatError(
-                f"{where}: its model-index has no list of results: correct it, or remove it"
-            )
-    return {}
-
-
-def _results(name: str, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Results in the Hub's form."""
-    if not evaluations:
-        return []
-    data = huggingface_hub.ModelCardData(
-        model_name=name,
-        eval_results=[
-            huggingface_hub.EvalResult(
-                task_type="text-generation",
-                dataset_type=evaluation.dataset if "/" in evaluation.dataset else "other",
-                dataset_name=evaluation.dataset,
-                metric_type=evaluation.metric.replace(" ", "_"),
-                metric_name=evaluation.metric,
-                metric_value=evaluation.value,
-            )
-            for evaluation in evaluations
-        ],
-    )
-    index = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
-    return cast(list[dict[str, Any]], index[0]["results"])
-
-
-def _identity(result: Mapping[str, Any], metric: object) -> tuple[str, ...]:
-    dataset = result.get("dataset")
-    named = (
-        [dataset.get("type"), dataset.get("name")] if isinstance(dataset, dict) else [dataset, ""]
-    )
-    kind = metric.get("type") if isinstance(metric, dict) else metric
-    return (*map(str, named), str(kind))
-
-
-def _without(result: dict[str, Any], replaced: set[tuple[str, ...]]) -> dict[str, Any] | None:
-    metrics = result.get("metrics")
-    if not isinstance(metrics, list):
-        return result
-    kept = [metric for metric in metrics if _identity(result, metric) not in replaced]
-    return {**result, "metrics": kept} if kept or not metrics else None
+def _command(repository: Repository, options: Options) -> str:
+    words = ["nanochat", "models", "push", "DIR", repository.base or repository.destination.repo]
+    words += [word for form in options.formats for word in ("--format", form)]
+    words += ["--separate"] if options.separate else []
+    words += [word for backend in options.backends for word in ("--backend", backend)]
+    return shlex.join(words)

@@ -23,7 +23,7 @@ from nanochat.export.source import Source
 from nanochat.generation import Runner
 from nanochat.proof.check import compare_golden, start
 from nanochat.proof.golden import Golden
-from nanochat.publish.card_body import BackendRow, Example
+from nanochat.publish.card_text import BackendRow, Example
 from nanochat.shapes import num_parameters
 
 __all__ = ["NUM_DECODED", "able_backends", "example_lines", "measure", "processor", "run_examples"]

@@ -8,7 +8,7 @@ from nanochat.errors import InputError
 from nanochat.export.formats import FORMATS
 from nanochat.export.source import Source
 from nanochat.files import exists
-from nanochat.publish.card import Evaluation, require_licence
+from nanochat.publish.metadata import Evaluation, require_licence
 from nanochat.publish.staging import LICENCE_FILES, open_original
 from nanochat.publish.upload import Destination, require_destination
 from nanochat.zoo.hub import is_repo

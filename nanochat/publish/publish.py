@@ -14,10 +14,10 @@ from pathlib import Path
 
 from nanochat.errors import NanochatError, SaveError
 from nanochat.export.source import Source
+from nanochat.publish.card import describe, require_updatable
 from nanochat.publish.options import Options, destinations, require_publishable
 from nanochat.publish.replaced import require_unmixed, stale_files
 from nanochat.publish.repository import Repository, stage_repositories
-from nanochat.publish.repository_card import describe, require_updatable
 from nanochat.publish.staging import open_original
 from nanochat.publish.upload import Destination, Present, read_present, require_login, upload
 

@@ -13,7 +13,7 @@ from nanochat.export.source import Source
 from nanochat.loading import load_source
 from nanochat.proof.check import check_model
 from nanochat.proof.manifest import read_manifest, write_manifest
-from nanochat.publish.card_body import FormatRow
+from nanochat.publish.card_text import FormatRow
 from nanochat.publish.options import Options
 from nanochat.publish.staging import GRAPHS, LICENCE_FILES, Original, is_stock_gguf, stage
 from nanochat.publish.training_log import RECIPE, Training, read_training

@@ -20,7 +20,7 @@ from nanochat.export.source import Source
 from nanochat.files import exists, own_file, read_bytes
 from nanochat.loading import load_licence
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
-from nanochat.publish.card import is_of_the_hub
+from nanochat.publish.metadata import is_of_the_hub
 from nanochat.saving import save_model
 
 __all__ = ["GRAPHS", "LICENCE_FILES", "Original", "is_stock_gguf", "open_original", "stage"]

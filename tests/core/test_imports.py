@@ -70,7 +70,7 @@ FRAMEWORKS = {
     ),
     "transformers": ("export/stock/transformers_run.py",),
     "triton": ("backends/triton_kernels/*",),
-    "yaml": ("nanochat/publish/front_matter.py",),
+    "yaml": ("nanochat/publish/metadata.py",),
 }
 
 # The only files in which an import may stand elsewhere than at the top of the module.

@@ -17,9 +17,9 @@ from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
 from nanochat.lm import Model
 from nanochat.proof.manifest import read_manifest, write_manifest
-from nanochat.publish.card import BEGIN, END, Evaluation, Metadata, update_card
-from nanochat.publish.front_matter import read_front_matter
+from nanochat.publish.card import BEGIN, END, update_card
 from nanochat.publish.measure import run_examples
+from nanochat.publish.metadata import Evaluation, Metadata, read_metadata
 from nanochat.publish.options import Options, require_publishable
 from nanochat.publish.publish import publish
 from nanochat.publish.replaced import stale_files
@@ -30,7 +30,7 @@ from tests.zoo.hub_state import FOREVER, Hub
 
 
 def fields(card: str) -> dict[str, object]:
-    return {key: value.plain for key, value in read_front_matter(card, where="card").items()}
+    return read_metadata(card, where="card")
 
 
 def test_a_model_directory_goes_to_a_new_repository_and_comes_back(hub: Hub, model: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_card_at_the_hub_is_updated_and_wins_over_the_local_one(
 
     card = push(model).card
 
-    assert card.startswith("---\nthumbnail:  x.png\n")
+    assert card.startswith("---\nthumbnail: x.png\n")
     assert "\n# Theirs\n" in card
     assert card.endswith(f"{END}\n\nafter\n")
     assert "obsolete" not in card

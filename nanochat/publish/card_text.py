@@ -1,0 +1,220 @@
+"""This file holds the text of a model card that is written at each push: how to use it, sizes, and what was measured.
+
+Every number was counted or measured at the push; what was not is said not to have been, or left out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from nanochat.config import ModelConfig
+from nanochat.cost import tensor_classes
+from nanochat.publish.metadata import Evaluation
+
+__all__ = [
+    "BackendRow",
+    "Example",
+    "FormatRow",
+    "backends",
+    "formats",
+    "limits",
+    "sizes",
+    "tags",
+    "training",
+    "untrue_tags",
+    "use",
+]
+
+# What stands in a recipe, and what it is called; numbers of tokens are made of them.
+_RECIPE = {
+    "steps": "steps",
+    "batch_size": "sequences of a step",
+    "length": "tokens of a sequence",
+    "warmup_steps": "steps of rising learning rate",
+    "decay_steps": "steps of falling learning rate",
+    "matrix_rate": "learning rate of ternary matrices",
+    "table_rate": "learning rate of embedding and head",
+    "vector_rate": "learning rate of all other parameters",
+    "weight_decay": "weight decay",
+    "precision": "precision",
+    "seed": "seed",
+}
+# The Hub's own names of the formats.
+_TAGS = {
+    "gguf": "gguf",
+    "onnx": "onnx",
+    "mlx": "mlx",
+    "web": "onnx",
+    "hf": "transformers",
+    "transformers": "transformers",
+}
+
+
+class FormatRow(NamedTuple):
+    """A format of the model, and what computed it at the push.
+
+    `place` is a file, a folder or another repository, and `bytes` the size of all its files. `error` is the RMS ratio
+    of the logits in `runtime` to those of the model, and `tolerance` what that runtime may differ by, if it rounds.
+    """
+
+    place: str
+    what: str
+    bytes: int
+    runtime: str
+    error: float
+    tolerance: float | None = None
+
+
+class BackendRow(NamedTuple):
+    """A backend: its largest RMS error beside the golden record, and the speed of decoding; `None` if not measured."""
+
+    backend: str
+    error: float | None = None
+    tokens_per_second: float | None = None
+
+
+class Example(NamedTuple):
+    """Lines in "python" or for "sh" that were run, and what they printed."""
+
+    language: str
+    code: str
+    output: str
+
+
+def tags(config: ModelConfig, formats: Iterable[str]) -> list[str]:
+    """The tags that a configuration and formats give to a repository.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> tags(preset("tiny"), ["gguf"])
+    ['nanochat-ternary', 'ternary', '1.58-bit', 'mhc', 'gguf']
+    """
+    true = [tag for tag, is_true in _told(config).items() if is_true]
+    named = [_TAGS[kind] for kind in formats if kind in _TAGS]
+    return list(dict.fromkeys(["nanochat-ternary", "ternary", "1.58-bit", *true, *named]))
+
+
+def untrue_tags(config: ModelConfig) -> list[str]:
+    """The tags that were true of another model only.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> untrue_tags(preset("tiny"))
+    ['moe', 'deltanet', 'looplm']
+    """
+    return [tag for tag, is_true in _told(config).items() if not is_true]
+
+
+def _told(config: ModelConfig) -> dict[str, bool]:
+    return {
+        "mhc": config.num_streams > 1,
+        "moe": config.num_experts > 0,
+        "deltanet": "delta" in config.layer_pattern,
+        "looplm": config.loop_count > 1,
+    }
+
+
+def use(examples: Iterable[Example]) -> str:
+    """How to use it, by lines that were run."""
+    shown = "\n\n".join(
+        f"```{example.language}\n{example.code}\n```\n\nwhich prints\n\n"
+        + "\n".join(f"    {line}" for line in _printable(example.output).rstrip("\n").split("\n"))
+        for example in examples
+    )
+    return (
+        f"## Use\n\n`pip install nanochat-ternary`, then\n\n{shown}\n\n"
+        "These lines were run on the files of this repository before they were uploaded."
+    )
+
+
+def sizes(config: ModelConfig) -> str:
+    """Parameters and bytes."""
+    classes = tensor_classes(config)
+    parameters, size = sum(c.parameters for c in classes), sum(c.bytes for c in classes)
+    streams = f"; {config.num_streams} residual streams (mHC)" if config.num_streams > 1 else ""
+    table = _table(
+        ("tensors", "stored as", "count", "parameters", "bytes"),
+        [(f"`{c.name}`", c.format, c.tensors, f"{c.parameters:,}", f"{c.bytes:,}") for c in classes],
+    )  # fmt: skip
+    return (
+        f"## Size\n\n{parameters:,} parameters in {size:,} bytes of weights; a context of {config.context_length:,} "
+        f"tokens; a vocabulary of {config.vocab_size:,}; {config.num_layers} layers of width {config.width}{streams}."
+        f"\n\n{table}"
+    )
+
+
+def formats(rows: Iterable[FormatRow]) -> str:
+    """What the repository holds, and how exact it is."""
+    table = _table(
+        ("file or folder", "format", "bytes", "was run in", "RMS error of logits"),
+        [(f"`{f.place}`", f.what, f"{f.bytes:,}", f.runtime, _error(f.error, f.tolerance)) for f in rows],
+    )  # fmt: skip
+    return (
+        f"## Formats\n\n{table}\n\n"
+        "The error is relative to the RMS of the model's own logits for the same tokens. A runtime that rounds "
+        "activations in another way, or not at all, differs by its rounding."
+    )
+
+
+def backends(rows: Iterable[BackendRow], *, num_decoded: int, measured: str) -> str:
+    """How exact and how fast it is on each backend, of which `measured` says where, when and by what command."""
+    table = _table(
+        ("backend", "RMS error beside the golden record", "tokens/s"),
+        [(b.backend, _error(b.error), _speed(b.tokens_per_second)) for b in rows],
+    )
+    return (
+        f"## Backends\n\n{table}\n\n"
+        f"{measured}: the error is the largest of any layer, the speed the median of {num_decoded} tokens that were "
+        "decoded one after the other. Backends add in another order; where an activation is rounded the other way for "
+        "that, a token changes by up to 1e-2."
+    )
+
+
+def training(
+    recipe: Mapping[str, object], evaluations: Sequence[Evaluation], *, recipe_file: str
+) -> str:
+    """How it was trained and what it reached, as far as it is known; `recipe_file` holds the whole recipe."""
+    rows = [(words, recipe[key]) for key, words in _RECIPE.items() if key in recipe]
+    results = [(e.metric, f"{e.value:.4g}", e.dataset) for e in evaluations]
+    parts = [_table(("recipe", ""), rows)] if rows else []
+    parts += [f"All of it: [{recipe_file}]({recipe_file})."] if rows and recipe_file else []
+    parts += [_table(("result", "value", "on"), results)] if results else []
+    return "\n\n".join(["## Training", *parts]) if parts else ""
+
+
+def limits(config: ModelConfig, *, vocab_size: int, covers_any_text: bool) -> str:
+    """What it cannot do."""
+    covers = " and covers any text, byte by byte" if covers_any_text else ""
+    return (
+        f"## Limits\n\n- It sees at most {config.context_length:,} tokens at once.\n"
+        f"- Its tokenizer has {vocab_size:,} tokens{covers}.\n"
+        f"- The matrices of its layers are ternary, with a scale for {config.weight_block} columns, and their input is "
+        f"rounded to 8 bits in blocks of {config.activation_block}."
+    )
+
+
+def _speed(value: float | None) -> str:
+    return "not measured" if value is None else f"{float(f'{value:.3g}'):,g}"
+
+
+def _error(value: float | None, tolerance: float | None = None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.1e}" if tolerance is None else f"{value:.1e} (at most {tolerance:.0e})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def _cell(value: object) -> str:
+    return _printable(str(value)).replace("|", "\\|").replace("\n", " ")
+
+
+def _printable(text: str) -> str:
+    """The text without what would make a card a binary file, or its lines others."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )

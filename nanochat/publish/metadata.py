@@ -1,0 +1,343 @@
+"""This file holds the metadata of a model card: the YAML before its text, of which some keys are ours.
+
+Keys that are not ours keep their values, lists get and lose single words, and the text after it stays byte for byte.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import huggingface_hub
+import yaml  # type: ignore[import-untyped]  # PyYAML, a part of the Hub's client, has no types
+
+from nanochat.errors import FormatError, InputError
+
+__all__ = [
+    "HELD_OUT",
+    "Evaluation",
+    "Metadata",
+    "is_of_the_hub",
+    "newline",
+    "read_metadata",
+    "require_licence",
+    "text_start",
+    "update_metadata",
+]
+
+# Metric and data set of the result that a training run measures, which goes with the run.
+HELD_OUT = ("bits per byte", "held-out text")
+# The SPDX identifiers among the Hub's own names of licences, huggingface.co/docs/hub/repositories-licenses.
+_OF_THE_HUB = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gpl-2.0 gpl-3.0 isc
+    lgpl-2.1 lgpl-3.0 lppl-1.3c mit mpl-2.0 ms-pl ncsa ofl-1.1 osl-3.0 postgresql unlicense wtfpl zlib
+    """.split()  # noqa: SIM905 (a list would have a line for each)
+)
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+() -]{0,99}")
+_NO_LICENCES = ("unknown", "other", "none", "noassertion")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
+# As the Hub finds it: between two lines of three dashes, the first before anything else.
+_FRONT_MATTER = re.compile(
+    r"([\s\ufeff]*---[ \t]*\r?\n)(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+)
+_FIX = "correct it at the Hub or in the file, or remove the lines between and with the two ---"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A result of the model: its metric, such as "bits per byte", its value, and a data set of the Hub or words."""
+
+    metric: str
+    value: float
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a card must say.
+
+    Parameters
+    ----------
+    name : str
+        The model's.
+    licence, licence_file : str
+        SPDX identifier of the weights' licence, and the file of the repository that holds its text; the file may be
+        empty for a licence that the Hub knows.
+    library : str
+        Whose code, as the Hub shows it, opens this repository.
+    tags, languages, datasets : sequence of str
+        Added to those that are there.
+    untrue_tags : sequence of str
+        Taken from those that are there.
+    base_model, relation : str
+        ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty. It
+        replaces the one that is there; where there are several, it must be among them.
+    evaluations : sequence of Evaluation
+        Added to those that are there; one of the same metric and data set is replaced. `HELD_OUT` goes if it is not
+        among them.
+    """
+
+    name: str
+    licence: str
+    licence_file: str = ""
+    library: str
+    tags: Sequence[str] = ()
+    untrue_tags: Sequence[str] = ()
+    languages: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    base_model: str = ""
+    relation: str = ""
+    evaluations: Sequence[Evaluation] = ()
+
+
+def is_of_the_hub(licence: str) -> bool:
+    """Whether the Hub has a name for a licence, and so its text."""
+    return _hub_name(licence) is not None
+
+
+def require_licence(licence: str, *, licence_file: str) -> None:
+    """Refuse what is no licence, and one whose text nobody could find.
+
+    Raises
+    ------
+    InputError
+        With what to pass or to write.
+    """
+    if licence.lower() in _NO_LICENCES or not _LICENCE.fullmatch(licence):
+        raise InputError(
+            f"licence={licence!r:.80} is no licence: pass an SPDX identifier such as MIT or Apache-2.0"
+        )
+    if not is_of_the_hub(licence) and not licence_file:
+        raise InputError(
+            f"licence={licence!r:.80} is none that the Hub knows by name: put its text into the model's directory as "
+            "LICENSE, so that the card can link to it, or check the spelling of its SPDX identifier"
+        )
+
+
+def text_start(card: str) -> int:
+    """Where the text begins that follows the metadata."""
+    found = _FRONT_MATTER.match(card)
+    return 0 if found is None else found.end()
+
+
+def newline(text: str) -> str:
+    """What ends the first line of a text."""
+    first, separator, _ = text.partition("\n")
+    return "\r\n" if separator and first.endswith("\r") else "\n"
+
+
+def read_metadata(card: str, *, where: str) -> dict[str, Any]:
+    """The metadata of a card; empty if it has none.
+
+    Parameters
+    ----------
+    where : str
+        What the card is, for the error.
+
+    Raises
+    ------
+    FormatError
+        If it is no YAML mapping, refers to anchors, or has a key twice.
+    """
+    found = _FRONT_MATTER.match(card)
+    try:
+        values = yaml.load(found[2] if found else "", _Loader) or {}
+    # A date of the 31st of February is found by the calendar only, and depth by the stack.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise FormatError(
+            f"{where}: its front matter is no YAML ({' '.join(str(error).split())[:200]}); {_FIX}"
+        ) from error
+    if not isinstance(values, dict):
+        raise FormatError(f"{where}: its front matter is no list of `key: value` lines; {_FIX}")
+    return values
+
+
+def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
+    """The card with this metadata; nothing of it changes if it says all of that already.
+
+    Raises
+    ------
+    FormatError
+        As for `read_metadata`; or if a list that changes has something else than words.
+    InputError
+        If it names another licence, or something in `metadata` is not what its place holds.
+    """
+    there = read_metadata(card, where=where)
+    updated = _merged(there, metadata, where)
+    if updated == there:
+        return card
+    end = newline(card)
+    lines = yaml.safe_dump(updated, sort_keys=False, allow_unicode=True, line_break=end)
+    found = _FRONT_MATTER.match(card)
+    if found is not None:
+        return f"{card[: found.start(2)]}{lines}{card[found.end(2) :]}"
+    gap = end if card and not card.startswith(("\n", "\r")) else ""
+    return f"---{end}{lines}---{end}{gap}{card}"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Reads YAML as the Hub does, to which `no` is a language and ``1:30`` is no number, and refuses what hides."""
+
+    def compose_node(self, parent: object, index: object) -> object:
+        # A few lines of them can stand for more than any memory holds.
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to anchors: write each value out, without anchors")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> object:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.most_common(1):
+            if count > 1:
+                raise yaml.YAMLError(f"it has the key {key!r:.80} twice")
+        return super().construct_mapping(node, deep=deep)
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"),
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, rule)) for tag, rule in rules]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _merged(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, Any]:
+    for language in ours.languages:
+        if not _LANGUAGE.fullmatch(language):
+            raise InputError(
+                f"language {language!r:.40} is no code: pass one of ISO 639 such as en, or code, or multilingual"
+            )
+    merged = {**there, **_licence(there, ours, where)}
+    _change(merged, "language", ours.languages, where=where)
+    _change(merged, "datasets", ours.datasets, where=where)
+    if ours.base_model:
+        bases = _words(there.get("base_model"))
+        if len(bases) > 1 and ours.base_model not in bases:
+            raise InputError(
+                f"{where} says that the model was made from {', '.join(map(str, bases))!r:.200}, and base_model="
+                f"{ours.base_model!r:.100} is none of them: correct the one that is wrong"
+            )
+        others = () if ours.base_model in bases else bases
+        _change(merged, "base_model", [ours.base_model], others, where=where)
+    _change(merged, "tags", ours.tags, ours.untrue_tags, where=where)
+    merged["library_name"] = ours.library
+    if ours.relation:
+        merged["base_model_relation"] = ours.relation
+    merged.setdefault("pipeline_tag", "text-generation")
+    index = _index(there.get("model-index"), ours, where)
+    if index:
+        return {**merged, "model-index": index}
+    return {key: value for key, value in merged.items() if key != "model-index"}
+
+
+def _words(value: object) -> list[object]:
+    """The words of a list, or the single one."""
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
+def _change(
+    values: dict[str, Any], key: str, added: Sequence[str], removed: Sequence[object] = (), *, where: str
+) -> None:  # fmt: skip
+    """Add words to a list and take others from it, in place."""
+    words = _words(values.get(key))
+    kept = [word for word in words if word not in removed]
+    new = [word for word in dict.fromkeys(added) if word not in kept]
+    if not new and kept == words:
+        return
+    if any(isinstance(word, list | dict) for word in words):
+        raise FormatError(
+            f"{where}: {key} of its front matter has something else than single words; write it as a list of them, or "
+            "remove the rest"
+        )
+    values[key] = [*kept, *new]
+
+
+def _licence(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, str]:
+    """The keys of the licence; none if what is there says the same."""
+    require_licence(ours.licence, licence_file=ours.licence_file)
+    name = _hub_name(ours.licence)
+    slug = re.sub(r"[^a-z0-9.+]+", "-", ours.licence.lower()).strip("-")
+    other = {"license": "other", "license_name": slug, "license_link": ours.licence_file}
+    wanted = {"license": name} if name else other
+    for key in ("license", "license_name"):
+        if isinstance(there.get(key), list | dict):
+            raise InputError(
+                f"{where} names no single licence: write one line, {key}: {wanted.get(key, ours.licence)}"
+            )
+    key = "license_name" if there.get("license") == "other" else "license"
+    said = str(there.get(key) or "unknown").lower()
+    if said in _NO_LICENCES:
+        return wanted
+    if said not in (ours.licence.lower(), name or slug):
+        raise InputError(
+            f"{where} says that the licence is {there[key]!r:.80}, and the files say {ours.licence}: correct the one "
+            "that is wrong"
+        )
+    return {}
+
+
+def _hub_name(licence: str) -> str | None:
+    """The Hub's name of a licence; it does not tell "only" from "or later"."""
+    name = licence.lower().removesuffix("-only").removesuffix("-or-later")
+    return name if name in _OF_THE_HUB else None
+
+
+def _index(there: Any, ours: Metadata, where: str) -> Any:
+    """The results of others and ours, in the Hub's form; none of a training run that is not this model's."""
+    results = _results(ours.evaluations)
+    held_out = _results([Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1])])
+    replaced = {_key(result, metric) for result in [*results, *held_out] for metric in result["metrics"]}  # fmt: skip
+    match there:
+        case [{"results": [*old], **first}, *others] if all(isinstance(r, dict) for r in old):
+            kept = [*filter(None, (_without(result, replaced) for result in old)), *results]
+            return [{**first, "results": kept}, *others] if kept or not old else others
+        case None if results:
+            return [{"name": ours.name, "results": results}]
+        case _ if results:
+            raise FormatError(
+                f"{where}: its model-index has no list of results: correct it, or remove it"
+            )
+    return there
+
+
+def _results(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    found = [
+        huggingface_hub.EvalResult(
+            task_type="text-generation",
+            dataset_type=evaluation.dataset if "/" in evaluation.dataset else "other",
+            dataset_name=evaluation.dataset,
+            metric_type=evaluation.metric.replace(" ", "_"),
+            metric_name=evaluation.metric,
+            metric_value=evaluation.value,
+        )
+        for evaluation in evaluations
+    ]
+    data = huggingface_hub.ModelCardData(model_name="", eval_results=found)
+    index: list[dict[str, Any]] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
+    return list(index[0]["results"])
+
+
+def _key(result: Mapping[str, Any], metric: object) -> tuple[str, ...]:
+    """What tells a result from others: data set and metric."""
+    dataset = result.get("dataset")
+    named = (
+        (dataset.get("type"), dataset.get("name")) if isinstance(dataset, dict) else (dataset, "")
+    )
+    return (*map(str, named), str(metric.get("type") if isinstance(metric, dict) else metric))
+
+
+def _without(result: dict[str, Any], replaced: set[tuple[str, ...]]) -> dict[str, Any] | None:
+    metrics = result.get("metrics")
+    if not isinstance(metrics, list):
+        return result
+    kept = [metric for metric in metrics if _key(result, metric) not in replaced]
+    return {**result, "metrics": kept} if kept or not metrics else None
