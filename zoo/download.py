@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     RevisionResolutionError,
@@ -25,9 +25,15 @@ from nanochat import __version__
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists
-from nanochat.zoo.access_token import require_token
 from nanochat.zoo.cache import storage
-from nanochat.zoo.client_errors import in_words, is_unreachable, reading_errors
+from nanochat.zoo.client import (
+    LIBRARY,
+    client,
+    hub_errors,
+    in_words,
+    is_unreachable,
+    require_token,
+)
 from nanochat.zoo.compare import damaged_files, delete_files, require_record
 from nanochat.zoo.layout import choose, fitting, require_model
 from nanochat.zoo.location import Fetched, Request
@@ -35,7 +41,6 @@ from nanochat.zoo.resume import fetch_large
 
 __all__ = ["fetch"]
 
-_LIBRARY = "nanochat-ternary"
 _MAIN = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOGGER = logging.getLogger(__name__)
@@ -135,9 +140,9 @@ def _commit(request: Request) -> str | None:
     """The commit that a revision stands for; `None` if the Hub cannot be asked, but something was fetched before."""
     if _COMMIT.fullmatch(request.revision):
         return request.revision
-    with reading_errors(request.repo, revision=request.revision):
+    with hub_errors(request.repo, revision=request.revision):
         try:
-            info = _api(request).repo_info(request.repo, revision=request.revision or None)
+            info = client(request.token).repo_info(request.repo, revision=request.revision or None)
         # Whatever happened to the line.
         except Exception as error:
             if not is_unreachable(error):
@@ -160,7 +165,7 @@ def _commit(request: Request) -> str | None:
 def _commit_here(request: Request, why: str = "") -> str:
     """The commit that was fetched before."""
     try:
-        resolved = _api(request).resolve_revision(
+        resolved = client(request.token).resolve_revision(
             request.repo,
             revision=request.revision or None,
             cache_dir=request.cache_dir,
@@ -192,8 +197,10 @@ def _files_here(request: Request, commit: str) -> dict[str, RepoFile] | None:
 
 
 def _files_there(request: Request, commit: str) -> dict[str, RepoFile]:
-    with reading_errors(request.repo, revision=request.revision):
-        entries = list(_api(request).list_repo_tree(request.repo, revision=commit, recursive=True))
+    with hub_errors(request.repo, revision=request.revision):
+        entries = list(
+            client(request.token).list_repo_tree(request.repo, revision=commit, recursive=True)
+        )
     return {e.path: e for e in entries if isinstance(e, RepoFile)}
 
 
@@ -217,14 +224,14 @@ def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) ->
 
 def _fetch_missing(request: Request, commit: str, wanted: Mapping[str, RepoFile]) -> None:
     if not request.force_download:
-        with reading_errors(request.repo, revision=request.revision):
+        with hub_errors(request.repo, revision=request.revision):
             place = storage(request.repo, request.cache_dir)
             fetch_large(request, commit, wanted.values(), storage=place)
     _transfer(request, commit, wanted, force=request.force_download)
 
 
 def _transfer(request: Request, commit: str, names: Iterable[str], *, force: bool) -> None:
-    with reading_errors(request.repo, revision=request.revision):
+    with hub_errors(request.repo, revision=request.revision):
         snapshot_download(
             request.repo,
             revision=commit,
@@ -233,7 +240,7 @@ def _transfer(request: Request, commit: str, names: Iterable[str], *, force: boo
             force_download=force,
             # The client takes names for patterns.
             allow_patterns=[glob.escape(name) for name in names],
-            library_name=_LIBRARY,
+            library_name=LIBRARY,
             library_version=__version__,
         )
 
@@ -265,10 +272,6 @@ def _remember(request: Request, commit: str) -> None:
     except OSError as error:
         # The model is here all the same.
         _LOGGER.warning("%s will not be found without the Hub: %s", _name(request), error)
-
-
-def _api(request: Request) -> HfApi:
-    return HfApi(token=request.token, library_name=_LIBRARY, library_version=__version__)
 
 
 def _snapshot(request: Request, commit: str) -> Path:

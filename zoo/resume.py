@@ -22,7 +22,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 
 from nanochat import __version__
 from nanochat.files import exists, record_file
-from nanochat.zoo.client_errors import in_words
+from nanochat.zoo.client import LIBRARY, in_words
 from nanochat.zoo.location import Request
 
 __all__ = ["SUFFIX", "fetch_large"]
@@ -84,7 +84,7 @@ def _transfer(request: Request, commit: str, file: RepoFile, partial: Path) -> N
     """Append to a partial file what is missing, for as long as anything comes."""
     url = hf_hub_url(request.repo, file.path, revision=commit)
     headers = build_hf_headers(
-        token=request.token, library_name="nanochat-ternary", library_version=__version__
+        token=request.token, library_name=LIBRARY, library_version=__version__
     )
     failures = 0
     with partial.open("ab+") as output:

@@ -5,22 +5,20 @@ The caller stages everything first; `read_present` says what is there, so that n
 """
 
 import glob
-import json
 import logging
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import huggingface_hub
-import huggingface_hub.errors
+from huggingface_hub import errors
 
 from nanochat import __version__
-from nanochat.errors import InputError, NanochatError, SaveError
+from nanochat.errors import InputError, SaveError
 from nanochat.files import read_bytes
-from nanochat.zoo.access_token import mask, require_token
+from nanochat.zoo.client import LOGIN, client, hub_errors, require_token
 from nanochat.zoo.hub import is_repo
 
 __all__ = [
@@ -37,7 +35,6 @@ _CARD, _MANIFEST, _MAIN = "README.md", "nanochat.json", "main"
 _MAX_BYTES = 64 * 2**20
 # A part of an address, in which two dots or a slash in front would lead elsewhere.
 _BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
-_LOGIN = "run `hf auth login` with a token that may write, or pass one"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -139,13 +136,13 @@ def require_login(destination: Destination) -> None:
     SaveError
         If there is none, the Hub does not know it, it may only read, or the Hub cannot be asked.
     """
-    with _writing_errors(destination, "ask whose token is used for"):
-        said = _api(destination).whoami()
+    with _errors(destination, "ask whose token is used for"):
+        said = client(destination.token).whoami()
     role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
     # A token with permissions of its own is only known to fail when it does.
     if role == "read" and not destination.create_pr:
         raise SaveError(
-            f"cannot upload to {destination.repo}: the token of {said.get('name')} may only read; {_LOGIN}"
+            f"cannot upload to {destination.repo}: the token of {said.get('name')} may only read; {LOGIN}"
         )
 
 
@@ -159,9 +156,8 @@ def read_present(destination: Destination) -> Present:
     SaveError
         If the Hub refuses or cannot be reached.
     """
-    api, repo, branch = _api(destination), destination.repo, destination.branch or _MAIN
-    errors = huggingface_hub.errors
-    with _writing_errors(destination, "read what is in"), tempfile.TemporaryDirectory() as folder:
+    api, repo, branch = client(destination.token), destination.repo, destination.branch or _MAIN
+    with _errors(destination, "read what is in"), tempfile.TemporaryDirectory() as folder:
         has_branch = True
         try:
             info = api.model_info(repo)
@@ -219,19 +215,19 @@ def upload(
     SaveError
         If the Hub refuses, cannot be reached, or the repository was changed since. No file of it has changed then.
     """
-    api, repo = _api(destination), destination.repo
+    api, repo = client(destination.token), destination.repo
     made = ""
     if not present.commit:
-        with _writing_errors(destination, "make"):
+        with _errors(destination, "make"):
             api.create_repo(repo, private=destination.private)
         made = f"; {repo} was made, and is empty"
     if destination.branch and not present.has_branch:
-        with _writing_errors(destination, f"make the branch {destination.branch!r:.80} of", made):
+        with _errors(destination, f"make the branch {destination.branch!r:.80} of", made):
             # Made by somebody else meanwhile, it is refused if it is not at the commit that was read.
             api.create_branch(
                 repo, branch=destination.branch, revision=present.commit or None, exist_ok=True
             )
-    with _writing_errors(destination, "upload to", made):
+    with _errors(destination, "upload to", made):
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -245,75 +241,8 @@ def upload(
     return Uploaded(commit_url=str(commit.commit_url), pull_request_url=str(commit.pr_url or ""))
 
 
-def _api(destination: Destination) -> "huggingface_hub.HfApi":
-    return huggingface_hub.HfApi(
-        token=destination.token, library_name="nanochat-ternary", library_version=__version__
+def _errors(destination: Destination, doing: str, then: str = "") -> AbstractContextManager[None]:
+    branch = destination.branch or _MAIN
+    return hub_errors(
+        destination.repo, writing=doing, revision=branch, token=destination.token, then=then
     )
-
-
-@contextmanager
-def _writing_errors(destination: Destination, doing: str, then: str = "") -> Iterator[None]:
-    """Translate what the client raises, with what to do; `then` is what has become of the repository."""
-    errors = huggingface_hub.errors
-    what = f"cannot {doing} {destination.repo}"
-    try:
-        yield
-    except NanochatError:
-        raise
-    except errors.LocalTokenNotFoundError as error:
-        raise SaveError(f"{what}: nobody is logged in; {_LOGIN}{then}") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise SaveError(f"{what}: HF_HUB_OFFLINE is set; unset it{then}") from error
-    except errors.RevisionNotFoundError as error:
-        raise SaveError(
-            f"{what}: there is no branch {destination.branch or _MAIN!r:.80}; choose another{then}"
-        ) from error
-    # The client's own exceptions are another library's in every major version.
-    except Exception as error:
-        said = _said(error, destination)
-        refusal = next((e for e in _chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
-        if refusal is not None:
-            why = _refusal(refusal.response.status_code, said)
-            raise SaveError(f"{what}: {why}{then}") from error
-        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-            raise SaveError(
-                f"{what}: the client refuses it ({said}); correct that, and push again{then}"
-            ) from error
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            raise SaveError(
-                f"{what}: {error.strerror} ({error.filename}); free space, and push again{then}"
-            ) from error
-        raise SaveError(
-            f"{what}: {huggingface_hub.constants.ENDPOINT} cannot be reached ({said}); check the network and "
-            f"HF_ENDPOINT, and push again{then}"
-        ) from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes: the client reports some refusals as something else that failed for them."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _refusal(status: int, said: str) -> str:
-    if status in (401, 403):
-        return f"the Hub does not let this token do it ({said}); {_LOGIN}"
-    if status == 404:
-        return f"it is not there, or not yours ({said}); check the name, or {_LOGIN}"
-    if status == 409:
-        return f"the Hub says that something of that name is there already ({said}); choose another, or push again"
-    if status == 412:
-        return "it was changed by somebody else meanwhile; push again, and the change will be kept"
-    if status == 413:
-        return f"a file is too large for the Hub ({said}); upload less at once"
-    if status == 429:
-        return "the Hub had too many requests from here; push again in some minutes"
-    if status >= 500:
-        return f"the Hub is out of order (status {status}); push again later"
-    return f"the Hub refuses it ({said}); correct that, and push again"
-
-
-def _said(error: Exception, destination: Destination) -> str:
-    """The client's own words on one line, without the token, whatever they repeat."""
-    return mask(" ".join(str(error).split()), destination.token)[:300]

@@ -1,0 +1,207 @@
+"""This file holds the Hub's client as it is used here: with a token that is one, and errors that say what to do."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import HfApi, constants, errors, get_token
+
+from nanochat import __version__
+from nanochat.errors import InputError, ModelNotFoundError, NanochatError, SaveError
+
+__all__ = [
+    "LIBRARY",
+    "LOGIN",
+    "client",
+    "hub_errors",
+    "in_words",
+    "is_unreachable",
+    "require_token",
+]
+
+LIBRARY = "nanochat-ternary"
+LOGIN = "run `hf auth login` with a token that may write, or pass one"
+_LATER = "try again later, or set HF_HUB_OFFLINE if it was fetched before"
+_BEARER = re.compile(r"(Bearer )[^\s'\"]+")
+_SHOWN = "***"
+
+
+def client(token: str | None) -> HfApi:
+    """The client, which tells the Hub who asks; without a token, that of ``hf auth login`` or ``HF_TOKEN`` is used."""
+    return HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+
+
+def require_token(token: str | None) -> str | None:
+    """A token as the Hub takes it: without the line end of the file that it was read from.
+
+    Raises
+    ------
+    InputError
+        If it is no text that a request can carry.
+    """
+    if token is None:
+        return None
+    stripped = token.strip() if isinstance(token, str) else ""
+    # Never with its value.
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise InputError(
+            "the token is empty, or holds what no token does: pass one of huggingface.co/settings/tokens, or none to "
+            "use that of `hf auth login` or HF_TOKEN"
+        )
+    return stripped
+
+
+@contextmanager
+def hub_errors(
+    repo: str,
+    *,
+    revision: str = "",
+    writing: str = "",
+    token: str | None = None,
+    then: str = "",
+) -> Iterator[None]:
+    """Translate whatever the client raises.
+
+    Parameters
+    ----------
+    repo, revision : str
+        What it was asked for.
+    writing : str
+        What it was to do with `repo` before or when it writes there, such as "upload to"; empty for a download.
+    token : str or None
+        What no message may show.
+    then : str
+        What has become of `repo`, for the end of the message.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If the Hub refuses a download or cannot be reached.
+    SaveError
+        If it refuses anything else, or the disk refuses.
+    """
+    try:
+        yield
+    except NanochatError:
+        raise
+    # The client's own exceptions are another library's in every major version.
+    except Exception as error:
+        if writing:
+            why = _why_not_written(error, revision, _said(error, token))
+            raise SaveError(f"cannot {writing} {repo}: {why}{then}") from error
+        raise _not_read(error, repo, revision) from error
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether the Hub could not be asked at all, or could not answer."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code >= 500
+    # The names of the kinds of that other library.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"TransportError", "ConnectionError"} & names)
+
+
+def in_words(error: Exception) -> str:
+    """What happened, on one line."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"status {error.response.status_code}"
+    return _said(error)
+
+
+def _said(error: Exception, token: str | None = None) -> str:
+    r"""The client's own words on one line, without the token, however it is written there.
+
+    Examples
+    --------
+    >>> _said(ValueError("Illegal header value b'Bearer hf_x\\n'")), _said(ValueError("hf_y is wrong"), "hf_y")
+    ("Illegal header value b'Bearer ***'", '*** is wrong')
+    """
+    text = _BEARER.sub(rf"\1{_SHOWN}", " ".join(str(error).split()))
+    for secret in filter(None, (token, get_token())):
+        for form in (secret, repr(secret)[1:-1]):
+            text = text.replace(form, _SHOWN)
+    return text[:300]
+
+
+def _not_read(error: Exception, repo: str, revision: str) -> NanochatError:
+    url = f"{constants.ENDPOINT}/{repo}"
+    match error:
+        case errors.GatedRepoError():
+            why = f"asks you to accept its terms: do so at {url}, then run `hf auth login` or set HF_TOKEN"
+        case errors.DisabledRepoError():
+            why = f"was disabled by the Hub: see {url}"
+        case errors.RepositoryNotFoundError():
+            why = (
+                f"is no directory here and no model at {url}: check the name, or run `hf auth login` or set HF_TOKEN "
+                "if it is private"
+            )
+        case errors.RevisionNotFoundError():
+            why = f"has no revision {revision!r:.80}: choose a branch, tag or commit at {url}/tree/main"
+        case errors.OfflineModeIsEnabled():
+            why = "was not fetched completely before, and HF_HUB_OFFLINE is set: unset it, connect and try again"
+        case errors.HFValidationError():
+            return ModelNotFoundError(f"{repo}: {error}; pass owner/name")
+        case errors.HfHubHTTPError():
+            why = _why_not_read(error.response.status_code)
+        case OSError(errno=int()):
+            return SaveError(
+                f"cannot store {repo}: {error.strerror}; free space, make {constants.HF_HUB_CACHE} writable, or choose "
+                "another place with cache_dir or HF_HUB_CACHE"
+            )
+        case _:
+            why = f"could not be fetched: {in_words(error)}; what is complete stays, so try again"
+    return ModelNotFoundError(f"{repo} {why}")
+
+
+def _why_not_read(status: int) -> str:
+    if status == 401:
+        return "is not for this token: run `hf auth login`, or set HF_TOKEN to one that is valid"
+    if status == 403:
+        return "may not be read with this token: run `hf auth login` with one that may"
+    if status == 429:
+        return f"could not be fetched: the Hub had too many requests from here; {_LATER}"
+    if status >= 500:
+        return f"could not be fetched: the Hub is out of order (status {status}); {_LATER}"
+    return f"could not be fetched: status {status}; check HF_ENDPOINT, and try again"
+
+
+def _why_not_written(error: Exception, revision: str, said: str) -> str:
+    match error:
+        case errors.LocalTokenNotFoundError():
+            return f"nobody is logged in; {LOGIN}"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set; unset it"
+        case errors.RevisionNotFoundError():
+            return f"there is no branch {revision!r:.80}; choose another"
+    refusal: BaseException | None = error
+    # The client reports some refusals as something else that failed for them.
+    while refusal is not None and not isinstance(refusal, errors.HfHubHTTPError):
+        refusal = refusal.__cause__
+    if refusal is not None:
+        return _why_refused(refusal.response.status_code, said)
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return f"the client refuses it ({said}); correct that, and push again"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.strerror} ({error.filename}); free space, and push again"
+    return (
+        f"{constants.ENDPOINT} cannot be reached ({said}); check the network and HF_ENDPOINT, and push again"
+    )  # fmt: skip
+
+
+def _why_refused(status: int, said: str) -> str:
+    if status in (401, 403):
+        return f"the Hub does not let this token do it ({said}); {LOGIN}"
+    if status == 404:
+        return f"it is not there, or not yours ({said}); check the name, or {LOGIN}"
+    if status == 409:
+        return f"the Hub says that something of that name is there already ({said}); choose another, or push again"
+    if status == 412:
+        return "it was changed by somebody else meanwhile; push again, and the change will be kept"
+    if status == 413:
+        return f"a file is too large for the Hub ({said}); upload less at once"
+    if status == 429:
+        return "the Hub had too many requests from here; push again in some minutes"
+    if status >= 500:
+        return f"the Hub is out of order (status {status}); push again later"
+    return f"the Hub refuses it ({said}); correct that, and push again"
