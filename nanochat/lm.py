@@ -27,6 +27,8 @@ from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.proof.check import compare_golden
+from nanochat.publish.options import Options as PushOptions
+from nanochat.publish.options import with_options
 from nanochat.scoring import Score, score
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
@@ -367,32 +369,17 @@ class Model:
             )
         return score(self.engine, ids, num_bytes=len(text.encode()))
 
-    def push_to_hub(
-        self,
-        repo: str,
-        *,
-        licence: str | None = None,
-        formats: Sequence[str] = (),
-        separate: bool = False,
-        private: bool | None = None,
-        branch: str = "",
-        create_pr: bool = False,
-        message: str = "",
-        token: str | None = None,
-        base_model: str = "",
-        datasets: Sequence[str] = (),
-        languages: Sequence[str] = (),
-    ) -> str:
+    @with_options(PushOptions)
+    def push_to_hub(self, repo: str, options: PushOptions) -> str:
         """Upload the model with a card, once its record has been verified, and return the address of the commit.
 
         Parameters
         ----------
         repo : str
             ``owner/name`` on the Hugging Face Hub; made if it is not there.
-        licence : str, optional
-            SPDX identifier of the weights' licence; absent is the model's own, without which it is refused.
-        formats, separate, private, branch, create_pr, message, token, base_model, datasets, languages
-            See `nanochat.publish.options.Options`, which has more for `nanochat.publish.publish.publish`.
+        options
+            Keyword arguments, such as ``licence="MIT"`` or ``formats=["gguf"]``; see
+            `nanochat.publish.options.Options`. Without a licence, it is the model's own.
 
         Returns
         -------
@@ -408,24 +395,10 @@ class Model:
         SaveError
             If the Hub cannot be reached or refuses, or a file cannot be written here.
         """
-        from nanochat.publish.options import Options as Publication
         from nanochat.publish.publish import publish
 
-        publication = Publication(
-            licence=licence or "",
-            formats=formats,
-            separate=separate,
-            private=private,
-            branch=branch,
-            create_pr=create_pr,
-            message=message,
-            token=token,
-            base_model=base_model,
-            datasets=datasets,
-            languages=languages,
-        )
         source = dataclasses.replace(self._said(None), name=repo.rpartition("/")[2])
-        published = publish(source, repo, publication)[0]
+        published = publish(source, repo, options)[0]
         return published.pull_request_url or published.commit_url
 
     def _said(self, licence: str | None) -> Bundle:

@@ -29,7 +29,7 @@ _SHOWN = "***"
 
 def client(token: str | None) -> HfApi:
     """The client, which tells the Hub who asks; without a token, that of ``hf auth login`` or ``HF_TOKEN`` is used."""
-    return HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+    return HfApi(token=require_token(token), library_name=LIBRARY, library_version=__version__)
 
 
 def require_token(token: str | None) -> str | None:
@@ -118,7 +118,7 @@ def _said(error: Exception, token: str | None = None) -> str:
     ("Illegal header value b'Bearer ***'", '*** is wrong')
     """
     text = _BEARER.sub(rf"\1{_SHOWN}", " ".join(str(error).split()))
-    for secret in filter(None, (token, get_token())):
+    for secret in filter(None, (token and token.strip(), get_token())):
         for form in (secret, repr(secret)[1:-1]):
             text = text.replace(form, _SHOWN)
     return text[:300]

@@ -92,19 +92,15 @@ def export(
     from nanochat.export.format import ModelFiles
     from nanochat.export.formats import detect, format_named, load
     from nanochat.publish.metadata import is_of_the_hub
-    from nanochat.publish.options import (
-        Options,
-        choose_licence,
-        destinations,
-        find_licence_file,
-    )
-    from nanochat.publish.publish import require_ready
+    from nanochat.publish.options import Options
+    from nanochat.publish.publish import repositories, require_ready
+    from nanochat.publish.stage import choose_licence, find_licence_file
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import locate
 
     if upload_repo is not None:
         # Before the work that would be for nothing.
-        destinations(upload_repo, Options())
+        repositories(upload_repo, Options())
     location = locate(model)
     path, name = location.path, location.name
     out = out or Path(f"{name}{format_named(kind).suffix or '-' + kind}")

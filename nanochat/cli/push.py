@@ -1,13 +1,14 @@
-"""This file holds `nanochat models push`."""
+"""This file holds `nanochat models push`, whose options are those of `nanochat.publish.options`."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanochat.cli.options import as_json_option
+from nanochat.cli.options import Command, as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
+from nanochat.publish.options import Options
 
 if TYPE_CHECKING:
     from nanochat.publish.publish import Published
@@ -22,6 +23,35 @@ Examples:
 """
 
 
+def _publication_options(command: Command) -> Command:
+    """Add an option for each field of `Options` that has a help."""
+    for field in reversed(dataclasses.fields(Options)):
+        if field.metadata:
+            shown: dict[str, Any] = {**_kind(field.default), **field.metadata}
+            name = shown.pop("option", f"--{field.name.replace('_', '-')}")
+            if "choices" in shown:
+                shown["type"] = click.Choice(shown.pop("choices"))
+            if "is_flag" in shown:
+                shown["default"] = field.default
+            command = click.option(name, field.name, **shown)(command)
+    return command
+
+
+def _kind(default: object) -> dict[str, object]:
+    """What the default of a field says of its option."""
+    match default:
+        case bool():
+            return {"is_flag": True}
+        case ():
+            return {"multiple": True}
+        case "":
+            return {"callback": _require_text}
+        case str():
+            return {"default": default, "show_default": True}
+        case _:
+            return {}
+
+
 def _require_text(context: click.Context, option: click.Parameter, value: str | None) -> str:
     """Refuse an empty value, as of a variable that is not set, which would mean the default."""
     if value is not None and not value.strip():
@@ -32,57 +62,7 @@ def _require_text(context: click.Context, option: click.Parameter, value: str | 
 @click.command(epilog=_EXAMPLES)
 @click.argument("model", metavar="DIR", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option(
-    "--licence",
-    callback=_require_text,
-    help="SPDX identifier of the weights' licence.  [default: what the model's files say]",
-)
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(["gguf", "onnx", "mlx", "hf", "web"]),
-    help="Export to this format, too, and upload it; may be given several times.",
-)
-@click.option(
-    "--separate",
-    is_flag=True,
-    help="Give each format a repository of its own, OWNER/NAME-gguf and so on.",
-)
-@click.option(
-    "--private", is_flag=True, default=None, help="Make the repository private, if it is not there."
-)
-@click.option(
-    "--branch", callback=_require_text, help="Branch, made if it is not there.  [default: main]"
-)
-@click.option("--create-pr", is_flag=True, help="Open a pull request, and leave main as it is.")
-@click.option("--message", callback=_require_text, help="Subject of the commit.")
-@click.option(
-    "--base-model",
-    callback=_require_text,
-    metavar="OWNER/NAME",
-    help="Model that this one was made from.",
-)
-@click.option(
-    "--dataset", "datasets", multiple=True, help="What it was trained on, by its name on the Hub."
-)
-@click.option(
-    "--language", "languages", multiple=True, help="Language of that: a code such as en, or code."
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    type=click.Choice(["torch", "mlx", "numba", "onnx", "reference"]),
-    help="Verify and measure on this one.  [default: on all that can run here]",
-)
-@click.option(
-    "--prompt",
-    default="Once upon a time",
-    show_default=True,
-    help="What the lines of the card continue.",
-)
-@click.option("--token", help="Access token.  [default: HF_TOKEN, or that of `hf auth login`]")
+@_publication_options
 @click.option(
     "--dry-run", is_flag=True, help="Show what would be uploaded, and the card; upload nothing."
 )
@@ -94,7 +74,6 @@ def push(model: Path, repo: str, *, dry_run: bool, as_json: bool, **given: objec
     verified, formats are exported and run, and the lines of the card are executed; only then is anything uploaded, in
     one commit for each repository. A card that is there is updated: what its author wrote stays.
     """
-    from nanochat.publish.options import Options
     from nanochat.publish.publish import publish
 
     options = Options(**given)  # type: ignore[arg-type]  # checked by click

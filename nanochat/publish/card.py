@@ -24,8 +24,7 @@ from nanochat.publish.measure import (
 )
 from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
 from nanochat.publish.options import Options
-from nanochat.publish.repository import Repository
-from nanochat.publish.staging import LICENCE_FILES
+from nanochat.publish.stage import LICENCE_FILES, Repository
 from nanochat.publish.training_log import RECIPE
 from nanochat.publish.upload import Present
 from nanochat.text.tokenizer import Tokenizer
@@ -48,7 +47,7 @@ def describe(
     InputError, FormatError
         As for `nanochat.publish.publish.publish`.
     """
-    repo, name = repository.destination.repo, repository.destination.repo.partition("/")[2]
+    repo, name = repository.repo, repository.repo.partition("/")[2]
     source = load_source(repository.place, name=name, licence=licence)
     lines = example_lines(repo, source, options.prompt)
     recipe = repository.training.recipe
@@ -211,7 +210,7 @@ def _measure(repository: Repository, source: Source, options: Options) -> list[B
             raise InputError(
                 f"backends={list(options.backends)}: choose some that can run here, {', '.join(able)}"
             )
-    where = repository.destination.repo
+    where = repository.repo
     return [
         measure(repository.place, source, golden, name, where=where)
         if is_quick
@@ -221,7 +220,7 @@ def _measure(repository: Repository, source: Source, options: Options) -> list[B
 
 
 def _command(repository: Repository, options: Options) -> str:
-    words = ["nanochat", "models", "push", "DIR", repository.base or repository.destination.repo]
+    words = ["nanochat", "models", "push", "DIR", repository.base or repository.repo]
     words += [word for form in options.formats for word in ("--format", form)]
     words += ["--separate"] if options.separate else []
     words += [word for backend in options.backends for word in ("--backend", backend)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from nanochat.config import ModelConfig
 from nanochat.cost import tensor_classes
-from nanochat.publish.metadata import Evaluation
+from nanochat.publish.options import Evaluation
 
 __all__ = [
     "BackendRow",

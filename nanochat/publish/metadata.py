@@ -13,10 +13,10 @@ import huggingface_hub
 import yaml  # type: ignore[import-untyped]  # PyYAML, a part of the Hub's client, has no types
 
 from nanochat.errors import FormatError, InputError
+from nanochat.publish.options import Evaluation
 
 __all__ = [
     "HELD_OUT",
-    "Evaluation",
     "Metadata",
     "is_of_the_hub",
     "newline",
@@ -46,15 +46,6 @@ _FRONT_MATTER = re.compile(
     r"([\s\ufeff]*---[ \t]*\r?\n)(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
 _FIX = "correct it at the Hub or in the file, or remove the lines between and with the two ---"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """A result of the model: its metric, such as "bits per byte", its value, and a data set of the Hub or words."""
-
-    metric: str
-    value: float
-    dataset: str
 
 
 @dataclass(frozen=True, kw_only=True)

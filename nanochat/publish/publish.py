@@ -12,16 +12,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.errors import NanochatError, SaveError
+from nanochat.errors import InputError, NanochatError, SaveError
+from nanochat.export.formats import FORMATS
 from nanochat.export.source import Source
 from nanochat.publish.card import describe, require_updatable
-from nanochat.publish.options import Options, destinations, require_publishable
-from nanochat.publish.replaced import require_unmixed, stale_files
-from nanochat.publish.repository import Repository, stage_repositories
-from nanochat.publish.staging import open_original
-from nanochat.publish.upload import Destination, Present, read_present, require_login, upload
+from nanochat.publish.options import Options
+from nanochat.publish.stage import (
+    Repository,
+    open_original,
+    require_publishable,
+    stage_repositories,
+)
+from nanochat.publish.upload import (
+    Present,
+    read_present,
+    require_destination,
+    require_login,
+    require_unmixed,
+    stale_files,
+    upload,
+)
+from nanochat.saving import save_model
+from nanochat.zoo.hub import is_repo
 
-__all__ = ["Published", "publish", "require_ready"]
+__all__ = ["Published", "publish", "repositories", "require_ready"]
 
 _CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
@@ -97,35 +111,64 @@ def publish(
     """
     options = options or Options()
     report = report or _LOGGER.debug
-    places = destinations(repo, options)
-    licence = require_publishable(model, options)
-    if not dry_run:
-        require_login(places[0])
-    present = {place.repo: _present(place, dry_run=dry_run) for place in places}
+    repos = repositories(repo, options)
     original = model if isinstance(model, Source) else open_original(model)
-    for place in places:
-        own = b"" if place is not places[0] else original.card
-        require_updatable(place.repo, options, present[place.repo], licence=licence, card=own)
+    licence, card = require_publishable(original, options), original.card
+    if not dry_run:
+        require_login(repo, options)
+    present = {name: _present(name, options, dry_run=dry_run) for name in repos}
+    for name in repos:
+        own = card if name == repo else b""
+        require_updatable(name, options, present[name], licence=licence, card=own)
     with _staging() as area:
-        staged = stage_repositories(original, places, area, options, licence=licence, report=report)
-        plans = [_plan(repository, present[repository.destination.repo]) for repository in staged]
+        if isinstance(original, Source):
+            save_model(area / "memory", original)
+            original = open_original(area / "memory")
+        staged = stage_repositories(original, repos, area, options, licence=licence, report=report)
+        plans = [_plan(repository, present[repository.repo]) for repository in staged]
         for number, (repository, plan) in enumerate(zip(staged, plans, strict=True)):
             report(f"measuring {plan.repo}, and running the lines of its card")
-            own = b"" if repository.base else original.card
-            here = present[plan.repo]
-            card = describe(repository, options, here, licence=licence, card=own)
+            own = b"" if repository.base else card
+            text = describe(repository, options, present[plan.repo], licence=licence, card=own)
             # A new file: the old one may be the user's own, by a link.
             (repository.folder / _CARD).unlink(missing_ok=True)
-            (repository.folder / _CARD).write_bytes(card.encode())
-            files = {**plan.files, _CARD: len(card.encode())}
-            plans[number] = dataclasses.replace(plan, card=card, files=files)
+            (repository.folder / _CARD).write_bytes(text.encode())
+            files = {**plan.files, _CARD: len(text.encode())}
+            plans[number] = dataclasses.replace(plan, card=text, files=files)
         if dry_run:
             return plans
         done: list[Published] = []
         for repository, plan in zip(staged, plans, strict=True):
             report(f"uploading to {plan.repo}")
-            done.append(_upload(repository, plan, present[plan.repo], done))
+            done.append(_upload(repository, plan, options, present[plan.repo], done))
         return done
+
+
+def repositories(repo: str, options: Options) -> list[str]:
+    """Where a publication goes: the model's own repository first, then those of its formats.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be, or an option is none.
+    """
+    formats, base = options.formats, options.base_model
+    if not set(formats) <= FORMATS.keys() or len(set(formats)) < len(formats):
+        raise InputError(f"formats={list(formats)}: choose some of {', '.join(FORMATS)}, each once")
+    if not options.prompt.strip() or not options.prompt.isprintable():
+        raise InputError(f"prompt={options.prompt!r:.80}: pass a few words on one line")
+    if base and not is_repo(base):
+        raise InputError(f"base_model={base!r:.200} is no repository of the Hub: pass OWNER/NAME")
+    for dataset in options.datasets:
+        # Old ones have no owner.
+        if not is_repo(dataset if "/" in dataset else f"owner/{dataset}"):
+            raise InputError(
+                f"datasets: {dataset!r:.200} is no data set of the Hub: pass OWNER/NAME, or leave it out"
+            )
+    repos = [repo, *(f"{repo}-{kind}" for kind in formats if options.separate)]
+    for name in repos:
+        require_destination(name, options)
+    return repos
 
 
 def require_ready(repo: str, options: Options, *, licence: str) -> None:
@@ -136,15 +179,15 @@ def require_ready(repo: str, options: Options, *, licence: str) -> None:
     InputError, FormatError, SaveError
         As for `publish`.
     """
-    for place in destinations(repo, options):
-        require_login(place)
-        present = read_present(place)
-        require_updatable(place.repo, options, present, licence=licence, card=b"")
+    for name in repositories(repo, options):
+        require_login(name, options)
+        present = read_present(name, options)
+        require_updatable(name, options, present, licence=licence, card=b"")
 
 
-def _present(destination: Destination, *, dry_run: bool) -> Present:
+def _present(repo: str, options: Options, *, dry_run: bool) -> Present:
     try:
-        return read_present(destination)
+        return read_present(repo, options)
     except SaveError as error:
         if not dry_run:
             raise
@@ -168,7 +211,7 @@ def _staging() -> Iterator[Path]:
 
 def _plan(repository: Repository, present: Present) -> Published:
     """What goes and what comes, without the card."""
-    repo, folder = repository.destination.repo, repository.folder
+    repo, folder = repository.repo, repository.folder
     staged = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {_CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in staged}}
     deleted = stale_files(present, files)
@@ -177,18 +220,19 @@ def _plan(repository: Repository, present: Present) -> Published:
 
 
 def _upload(
-    repository: Repository, plan: Published, present: Present, done: Sequence[Published]
+    repository: Repository,
+    plan: Published,
+    options: Options,
+    present: Present,
+    done: Sequence[Published],
 ) -> Published:
     try:
-        uploaded = upload(
-            repository.folder, repository.destination, present=present, delete=plan.deleted
-        )
+        commit = upload(repository.folder, plan.repo, options, present=present, delete=plan.deleted)
     except SaveError as error:
         if not done:
             raise
-        raise SaveError(
-            f"{error}; uploaded before that: {', '.join(d.repo for d in done)}"
-        ) from error
+        before = ", ".join(one.repo for one in done)
+        raise SaveError(f"{error}; uploaded before that: {before}") from error
     return dataclasses.replace(
-        plan, commit_url=uploaded.commit_url, pull_request_url=uploaded.pull_request_url
+        plan, commit_url=str(commit.commit_url), pull_request_url=str(commit.pr_url or "")
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import FormatError
 from nanochat.files import exists, parse_json, read_bytes
-from nanochat.publish.metadata import HELD_OUT, Evaluation
+from nanochat.publish.metadata import HELD_OUT
+from nanochat.publish.options import Evaluation
 
 __all__ = ["RECIPE", "Training", "read_training"]
 

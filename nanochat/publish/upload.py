@@ -5,73 +5,42 @@ The caller stages everything first; `read_present` says what is there, so that n
 """
 
 import glob
+import json
 import logging
 import re
 import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import errors
+from huggingface_hub import CommitInfo, errors
 
 from nanochat import __version__
 from nanochat.errors import InputError, SaveError
 from nanochat.files import read_bytes
+from nanochat.proof.manifest import NAME
+from nanochat.publish.options import Options
 from nanochat.zoo.client import LOGIN, client, hub_errors, require_token
 from nanochat.zoo.hub import is_repo
 
 __all__ = [
-    "Destination",
     "Present",
-    "Uploaded",
     "read_present",
     "require_destination",
     "require_login",
+    "require_unmixed",
+    "stale_files",
     "upload",
 ]
 
-_CARD, _MANIFEST, _MAIN = "README.md", "nanochat.json", "main"
+_CARD, _MAIN = "README.md", "main"
 _MAX_BYTES = 64 * 2**20
 # A part of an address, in which two dots or a slash in front would lead elsewhere.
 _BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
+# What is opened by its name alone, so that a second one would be taken for a part of the first.
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Where a folder goes.
-
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    branch : str
-        Made if it is not there; empty is the main branch.
-    create_pr : bool
-        Whether the commit becomes a pull request to the main branch, which stays as it is.
-    private : bool or None
-        Of a repository that is made: whether only its owner sees it. `None` is the owner's own default.
-    token : str or None
-        Access token; `None` is the one of ``hf auth login`` or ``HF_TOKEN``.
-    message : str
-        Subject of the commit; empty for one that names the version of this package.
-
-    Raises
-    ------
-    InputError
-        If the token is none that a request could carry.
-    """
-
-    repo: str
-    branch: str = ""
-    create_pr: bool = False
-    private: bool | None = None
-    token: str | None = field(default=None, repr=False)
-    message: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "token", require_token(self.token))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +52,7 @@ class Present:
     commit : str
         The one that it was read at; empty if there is no repository yet.
     has_branch : bool
-        Whether the destination's branch is there.
+        Whether the branch that was asked for is there.
     files : collection of str
         Paths of its files.
     card : bytes
@@ -99,15 +68,7 @@ class Present:
     manifests: Mapping[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Uploaded:
-    """Addresses of a commit, and of its pull request, which may be empty."""
-
-    commit_url: str
-    pull_request_url: str = ""
-
-
-def require_destination(destination: Destination) -> None:
+def require_destination(repo: str, options: Options) -> None:
     """Refuse what the Hub has no place for; better before a model is exported than after.
 
     Raises
@@ -115,20 +76,22 @@ def require_destination(destination: Destination) -> None:
     InputError
         With what to pass.
     """
-    if not is_repo(destination.repo):
-        raise InputError(f"{destination.repo!r:.200} is no repository of the Hub: pass OWNER/NAME")
-    if destination.branch and not _BRANCH.fullmatch(destination.branch):
+    branch = options.branch
+    if not is_repo(repo):
+        raise InputError(f"{repo!r:.200} is no repository of the Hub: pass OWNER/NAME")
+    if branch and not _BRANCH.fullmatch(branch):
         raise InputError(
-            f"branch={destination.branch!r:.80} is no branch: pass letters, digits and any of . _ / - between them"
+            f"branch={branch!r:.80} is no branch: pass letters, digits and any of . _ / - between them"
         )
-    if destination.create_pr and destination.branch not in ("", _MAIN):
+    if options.create_pr and branch not in ("", _MAIN):
         raise InputError(
-            f"create_pr with branch={destination.branch!r:.80}: the Hub opens pull requests to the main branch; leave "
-            "one of them out"
+            f"create_pr with branch={branch!r:.80}: the Hub opens pull requests to the main branch; leave one of them "
+            "out"
         )
+    require_token(options.token)
 
 
-def require_login(destination: Destination) -> None:
+def require_login(repo: str, options: Options) -> None:
     """Refuse a token that cannot write, before any work is done for it.
 
     Raises
@@ -136,17 +99,17 @@ def require_login(destination: Destination) -> None:
     SaveError
         If there is none, the Hub does not know it, it may only read, or the Hub cannot be asked.
     """
-    with _errors(destination, "ask whose token is used for"):
-        said = client(destination.token).whoami()
+    with _errors(repo, options, "ask whose token is used for"):
+        said = client(options.token).whoami()
     role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
     # A token with permissions of its own is only known to fail when it does.
-    if role == "read" and not destination.create_pr:
+    if role == "read" and not options.create_pr:
         raise SaveError(
-            f"cannot upload to {destination.repo}: the token of {said.get('name')} may only read; {LOGIN}"
+            f"cannot upload to {repo}: the token of {said.get('name')} may only read; {LOGIN}"
         )
 
 
-def read_present(destination: Destination) -> Present:
+def read_present(repo: str, options: Options) -> Present:
     """What is in the repository now; an empty one if it is not there, or not to be seen.
 
     Raises
@@ -156,37 +119,37 @@ def read_present(destination: Destination) -> Present:
     SaveError
         If the Hub refuses or cannot be reached.
     """
-    api, repo, branch = client(destination.token), destination.repo, destination.branch or _MAIN
-    with _errors(destination, "read what is in"), tempfile.TemporaryDirectory() as folder:
+    api = client(options.token)
+    with _errors(repo, options, "read what is in"), tempfile.TemporaryDirectory() as folder:
         has_branch = True
         try:
             info = api.model_info(repo)
             try:
-                info = api.model_info(repo, revision=branch)
+                info = api.model_info(repo, revision=options.branch or _MAIN)
             except errors.RevisionNotFoundError:
                 has_branch = False
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError as error:
-            if destination.create_pr:
+            if options.create_pr:
                 raise InputError(
                     f"there is no {repo} to open a pull request in, or it is private and not yours: check the name, or "
                     "leave create_pr out to make it"
                 ) from error
             return Present()
-        if destination.private is not None and info.private is not destination.private:
+        if options.private is not None and info.private is not options.private:
             _LOGGER.warning(
                 "%s is there and stays %s: change that in its settings at the Hub",
                 repo,
                 "private" if info.private else "public",
             )
-        files = frozenset(sibling.rfilename for sibling in info.siblings or ())
 
         def content(name: str) -> bytes:
             place = api.hf_hub_download(repo, name, revision=info.sha, local_dir=folder)
             return read_bytes(Path(place), limit=_MAX_BYTES)
 
-        manifests = sorted(f for f in files if f == _MANIFEST or f.endswith(f"/{_MANIFEST}"))
+        files = frozenset(sibling.rfilename for sibling in info.siblings or ())
+        manifests = sorted(name for name in files if PurePosixPath(name).name == NAME)
         return Present(
             commit=info.sha or "",
             has_branch=has_branch,
@@ -196,9 +159,53 @@ def read_present(destination: Destination) -> Present:
         )
 
 
+def stale_files(present: Present, staged: Collection[str]) -> list[str]:
+    """Files that the ``nanochat.json`` that is replaced names, and the new model does not have; no others are deleted.
+
+    Parameters
+    ----------
+    staged : collection of str
+        Files that are uploaded.
+    """
+    named: set[str] = set()
+    for place, content in present.manifests.items():
+        if place in staged:
+            named |= _named(place, content)
+    # Names are those of files there, exactly, whatever else a manifest may say.
+    stale = (named & set(present.files)) - set(staged)
+    for name in sorted(set(present.files) - set(staged) - stale):
+        if name in present.manifests or name.endswith(".gguf"):
+            _LOGGER.warning(
+                "%s of the repository is of an earlier push, and stays: push that format, too, or delete it",
+                PurePosixPath(name).parent if name in present.manifests else name,
+            )
+    return sorted(stale)
+
+
+def require_unmixed(
+    repo: str, present: Present, staged: Collection[str], deleted: Collection[str]
+) -> None:
+    """Refuse to put weights beside others that would be read with them.
+
+    Raises
+    ------
+    InputError
+        With the first of the others.
+    """
+    paths = {name: PurePosixPath(name) for name in {*staged, *present.files}}
+    weights = {name for name, path in paths.items() if _WEIGHTS.fullmatch(path.name)}
+    folders = {paths[name].parent for name in weights & set(staged)}
+    for name in sorted(weights - set(staged) - set(deleted)):
+        if paths[name].parent in folders:
+            raise InputError(
+                f"{repo} holds {name}, which no {NAME} there names, and which would be read as a part of the new "
+                f"model: delete it (`hf repos delete-files {repo} {name}`), or choose another repository or branch"
+            )
+
+
 def upload(
-    folder: Path, destination: Destination, *, present: Present, delete: Collection[str] = ()
-) -> Uploaded:
+    folder: Path, repo: str, options: Options, *, present: Present, delete: Collection[str] = ()
+) -> CommitInfo:
     """Upload all files of a folder, and delete others, in one commit.
 
     The client makes several commits of more than 250 files, or of more than 100 MB that are no large files.
@@ -215,34 +222,41 @@ def upload(
     SaveError
         If the Hub refuses, cannot be reached, or the repository was changed since. No file of it has changed then.
     """
-    api, repo = client(destination.token), destination.repo
-    made = ""
+    api, branch, made = client(options.token), options.branch, ""
     if not present.commit:
-        with _errors(destination, "make"):
-            api.create_repo(repo, private=destination.private)
+        with _errors(repo, options, "make"):
+            api.create_repo(repo, private=options.private)
         made = f"; {repo} was made, and is empty"
-    if destination.branch and not present.has_branch:
-        with _errors(destination, f"make the branch {destination.branch!r:.80} of", made):
+    if branch and not present.has_branch:
+        with _errors(repo, options, f"make the branch {branch!r:.80} of", made):
             # Made by somebody else meanwhile, it is refused if it is not at the commit that was read.
-            api.create_branch(
-                repo, branch=destination.branch, revision=present.commit or None, exist_ok=True
-            )
-    with _errors(destination, "upload to", made):
-        commit = api.upload_folder(
+            api.create_branch(repo, branch=branch, revision=present.commit or None, exist_ok=True)
+    with _errors(repo, options, "upload to", made):
+        return api.upload_folder(
             repo_id=repo,
             folder_path=folder,
-            commit_message=destination.message or f"Upload with nanochat-ternary {__version__}",
-            revision=destination.branch or None,
-            create_pr=destination.create_pr,
+            commit_message=options.message or f"Upload with nanochat-ternary {__version__}",
+            revision=branch or None,
+            create_pr=options.create_pr,
             parent_commit=present.commit or None,
             # The client takes names for patterns.
             delete_patterns=[glob.escape(name) for name in sorted(delete)] or None,
         )
-    return Uploaded(commit_url=str(commit.commit_url), pull_request_url=str(commit.pr_url or ""))
 
 
-def _errors(destination: Destination, doing: str, then: str = "") -> AbstractContextManager[None]:
-    branch = destination.branch or _MAIN
-    return hub_errors(
-        destination.repo, writing=doing, revision=branch, token=destination.token, then=then
-    )
+def _errors(
+    repo: str, options: Options, doing: str, then: str = ""
+) -> AbstractContextManager[None]:
+    branch = options.branch or _MAIN
+    return hub_errors(repo, writing=doing, revision=branch, token=options.token, then=then)
+
+
+def _named(place: str, content: bytes) -> set[str]:
+    """The files that a ``nanochat.json`` of the repository names, by their paths in it."""
+    try:
+        files = json.loads(content)["files"]
+        names = [PurePosixPath(place).parent / str(name) for name in files]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        _LOGGER.warning("%s of the repository is damaged: what it named is not deleted", place)
+        return set()
+    return {name.as_posix() for name in names}

@@ -14,13 +14,8 @@ from nanochat.presets import preset
 from nanochat.publish import card_text
 from nanochat.publish.card import BEGIN, END, own_text, update_card
 from nanochat.publish.card_text import BackendRow, Example
-from nanochat.publish.metadata import (
-    HELD_OUT,
-    Evaluation,
-    Metadata,
-    read_metadata,
-    require_licence,
-)
+from nanochat.publish.metadata import HELD_OUT, Metadata, read_metadata, require_licence
+from nanochat.publish.options import Evaluation
 
 OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
 BODY = "## Size\n\n5 bytes"

@@ -19,12 +19,11 @@ from nanochat.lm import Model
 from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card import BEGIN, END, update_card
 from nanochat.publish.measure import run_examples
-from nanochat.publish.metadata import Evaluation, Metadata, read_metadata
-from nanochat.publish.options import Options, require_publishable
+from nanochat.publish.metadata import Metadata, read_metadata
+from nanochat.publish.options import Evaluation, Options
 from nanochat.publish.publish import publish
-from nanochat.publish.replaced import stale_files
-from nanochat.publish.staging import open_original, stage
-from nanochat.publish.upload import Present
+from nanochat.publish.stage import open_original, require_publishable, stage
+from nanochat.publish.upload import Present, stale_files
 from tests.publish.publishing import QUICK, REPO, content, push
 from tests.zoo.hub_state import FOREVER, Hub
 
@@ -144,9 +143,10 @@ def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
     save_model(tmp_path / "m", replace(source, licence="unknown"))
     (tmp_path / "m" / "LICENSE").write_text("Be nice.")
     before = content(tmp_path / "m")
+    original = open_original(tmp_path / "m")
 
-    licence = require_publishable(tmp_path / "m", Options(licence="House-1.0"))
-    stage(open_original(tmp_path / "m"), tmp_path / "staged", replace(source, licence=licence))
+    licence = require_publishable(original, Options(licence="House-1.0"))
+    stage(original, tmp_path / "staged", replace(source, licence=licence))
 
     assert (
         json.loads((tmp_path / "staged" / "nanochat.json").read_bytes())["licence"] == "House-1.0"

@@ -17,7 +17,7 @@ from nanochat.export.export import export_model
 from nanochat.proof.manifest import write_manifest
 from nanochat.publish.options import Options
 from nanochat.publish.publish import publish
-from nanochat.publish.staging import open_original, stage
+from nanochat.publish.stage import open_original, stage
 from nanochat.publish.training_log import Training, read_training
 from tests.export import foreign_ggufs
 from tests.parity.random_models import random_source

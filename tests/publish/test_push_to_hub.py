@@ -1,5 +1,8 @@
 """A model in memory is published, and comes back by its name as it was."""
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ import nanochat
 from nanochat.bundle import Bundle
 from nanochat.errors import InputError
 from nanochat.lm import Model
+from nanochat.publish.options import Options
 from tests.parity.random_models import random_source
 from tests.zoo.hub_state import Hub
 
@@ -61,3 +65,9 @@ def test_a_model_needs_one_licence(
         model_of(source, licence=own).push_to_hub("you/mine", licence=given)
 
     assert not hub.repos
+
+
+def test_every_option_of_a_publication_is_an_argument() -> None:
+    given = [*inspect.signature(Model.push_to_hub).parameters]
+
+    assert given == ["self", "repo", *(field.name for field in fields(Options))]

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import CommitInfo
 
 from nanochat.errors import InputError, SaveError
+from nanochat.publish.options import Options
 from nanochat.publish.upload import (
-    Destination,
     Present,
-    Uploaded,
     read_present,
     require_destination,
     require_login,
@@ -19,7 +19,7 @@ from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_state import FOREVER, Hub
 
 REPO = "org/name"
-HERE = Destination(repo=REPO)
+HERE = Options()
 OLD = {
     "README.md": b"# old\n",
     "nanochat.json": b"{}",
@@ -39,12 +39,11 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def push(
-    folder: Path, destination: Destination = HERE, *, delete: tuple[str, ...] = ()
-) -> Uploaded:
-    require_destination(destination)
-    require_login(destination)
-    return upload(folder, destination, present=read_present(destination), delete=delete)
+def push(folder: Path, options: Options = HERE, *, delete: tuple[str, ...] = ()) -> CommitInfo:
+    require_destination(REPO, options)
+    require_login(REPO, options)
+    present = read_present(REPO, options)
+    return upload(folder, REPO, options, present=present, delete=delete)
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +69,7 @@ def test_what_is_there_is_read_and_nothing_of_it_stays_on_this_disk(
 ) -> None:
     hub.add(REPO, OLD)
 
-    present = read_present(HERE)
+    present = read_present(REPO, HERE)
 
     assert present.card == b"# old\n"
     assert sorted(present.manifests) == ["nanochat.json", "onnx/nanochat.json"]
@@ -119,7 +118,7 @@ def test_a_pull_request_leaves_main_as_it_is(hub: Hub, hub_client: HubClient, fo
 
     uploaded = push(folder, replace(HERE, create_pr=True))
 
-    assert uploaded.pull_request_url == f"{hub.url}/{REPO}/discussions/1"
+    assert uploaded.pr_url == f"{hub.url}/{REPO}/discussions/1"
     assert hub.files(REPO) == OLD
     assert set(names(folder)) <= set(hub.files(REPO, "refs/pr/1"))
 
@@ -138,11 +137,11 @@ def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(
 ) -> None:
     del hub_client
     hub.add(REPO, OLD)
-    present = read_present(HERE)
+    present = read_present(REPO, HERE)
     hub.commit(REPO, {"README.md": b"# theirs\n"})
 
     with pytest.raises(SaveError, match="changed by somebody else meanwhile; push again"):
-        upload(folder, HERE, present=present)
+        upload(folder, REPO, HERE, present=present)
 
     assert hub.files(REPO) == {**OLD, "README.md": b"# theirs\n"}
 
@@ -262,12 +261,12 @@ def test_offline_is_said(hub: Hub, hub_client: HubClient, folder: Path) -> None:
 )
 def test_what_is_no_repository_is_refused(repo: str) -> None:
     with pytest.raises(InputError, match="pass OWNER/NAME"):
-        require_destination(Destination(repo=repo))
+        require_destination(repo, HERE)
 
 
 def test_a_pull_request_from_a_branch_is_refused() -> None:
     with pytest.raises(InputError, match="leave one of them out"):
-        require_destination(Destination(repo=REPO, branch="next", create_pr=True))
+        require_destination(REPO, Options(branch="next", create_pr=True))
 
 
 @pytest.mark.parametrize(
@@ -275,18 +274,18 @@ def test_a_pull_request_from_a_branch_is_refused() -> None:
 )
 def test_what_is_no_branch_is_refused(branch: str) -> None:
     with pytest.raises(InputError, match=r"branch=.* is no branch: pass letters"):
-        require_destination(Destination(repo=REPO, branch=branch))
+        require_destination(REPO, Options(branch=branch))
 
 
 @pytest.mark.parametrize("branch", ["main", "v1.0-rc_2", "refs/pr/1", "a"])
 def test_names_of_branches_are_taken(branch: str) -> None:
-    require_destination(Destination(repo=REPO, branch=branch))
+    require_destination(REPO, Options(branch=branch))
 
 
 @pytest.mark.parametrize("token", ["", " \n", "hf_se\ncret", "hf_se cret", "hf_sécret"])
 def test_what_is_no_token_is_refused_in_one_line_without_it(token: str) -> None:
     with pytest.raises(InputError, match="the token is empty, or holds") as refusal:
-        Destination(repo=REPO, token=token)
+        require_destination(REPO, Options(token=token))
 
     assert "cret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -318,10 +317,10 @@ def test_a_token_is_masked_however_a_library_repeats_it(
 
 
 def test_a_token_is_not_shown_with_its_destination() -> None:
-    assert "hf_secret" not in repr(Destination(repo=REPO, token="hf_secret"))
+    assert "hf_secret" not in repr(Options(token="hf_secret"))
 
 
 def test_nothing_is_there_before_the_first_push(hub: Hub, hub_client: HubClient) -> None:
     del hub, hub_client
 
-    assert read_present(HERE) == Present()
+    assert read_present(REPO, HERE) == Present()
