@@ -40,13 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 def describe(
     repository: Repository, options: Options, present: Present, *, licence: str, card: bytes
 ) -> str:
-    """The card of a repository, which updates the one that is there, or else `card`.
-
-    Raises
-    ------
-    InputError, FormatError
-        As for `nanochat.publish.publish.publish`.
-    """
+    """The card of a repository, which updates the one that is there, or else `card`."""
     repo, name = repository.repo, repository.repo.partition("/")[2]
     source = load_source(repository.place, name=name, licence=licence)
     lines = example_lines(repo, source, options.prompt)
@@ -54,13 +48,14 @@ def describe(
     evaluations = [*repository.training.evaluations]
     evaluations += [] if repository.base else options.evaluations
     texts = [n for n in LICENCE_FILES if (repository.folder / n).exists() or n in present.files]
+    true, untrue = card_text.tags(source.config)
     metadata = Metadata(
         name=name,
         licence=licence,
         licence_file=texts[0] if texts else "",
         library=repository.library,
-        tags=card_text.tags(source.config, repository.kinds),
-        untrue_tags=card_text.untrue_tags(source.config),
+        tags=[*true, *repository.tags],
+        untrue_tags=untrue,
         languages=options.languages,
         datasets=options.datasets,
         base_model=repository.base or options.base_model,
@@ -95,13 +90,7 @@ def describe(
 def require_updatable(
     repo: str, options: Options, present: Present, *, licence: str, card: bytes
 ) -> None:
-    """Refuse a card that `describe` could not update, before there is anything to describe.
-
-    Raises
-    ------
-    InputError, FormatError
-        As for `describe`.
-    """
+    """Refuse a card that `describe` could not update, before there is anything to describe."""
     metadata = Metadata(
         name=repo,
         licence=licence,
@@ -125,16 +114,7 @@ def require_updatable(
 
 
 def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
-    """The card with this metadata, and this text between the marks.
-
-    Parameters
-    ----------
-    card : str
-        The one that exists; empty for a new one.
-    body : str
-        Markdown; see `nanochat.publish.card_text`.
-    where : str
-        What the card is, for the error.
+    """The card with this metadata, and a text between the marks; `where` is what it is, for errors.
 
     Raises
     ------
@@ -156,13 +136,7 @@ def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
 
 
 def own_text(card: str, *, where: str) -> tuple[str, str]:
-    """The text of a card before and after the marks, without its metadata: what its author wrote.
-
-    Raises
-    ------
-    FormatError
-        As for `update_card`.
-    """
+    """The text of a card before and after the marks, without its metadata: what its author wrote."""
     read_metadata(card, where=where)
     text = card[text_start(card) :]
     span = _own_span(text, where)

@@ -20,7 +20,6 @@ __all__ = [
     "sizes",
     "tags",
     "training",
-    "untrue_tags",
     "use",
 ]
 
@@ -37,15 +36,6 @@ _RECIPE = {
     "weight_decay": "weight decay",
     "precision": "precision",
     "seed": "seed",
-}
-# The Hub's own names of the formats.
-_TAGS = {
-    "gguf": "gguf",
-    "onnx": "onnx",
-    "mlx": "mlx",
-    "web": "onnx",
-    "hf": "transformers",
-    "transformers": "transformers",
 }
 
 
@@ -80,39 +70,24 @@ class Example(NamedTuple):
     output: str
 
 
-def tags(config: ModelConfig, formats: Iterable[str]) -> list[str]:
-    """The tags that a configuration and formats give to a repository.
+def tags(config: ModelConfig) -> tuple[list[str], list[str]]:
+    """The tags that are true of a model with this configuration, and those that could be of another only.
 
     Examples
     --------
     >>> from nanochat.presets import preset
-    >>> tags(preset("tiny"), ["gguf"])
-    ['nanochat-ternary', 'ternary', '1.58-bit', 'mhc', 'gguf']
+    >>> tags(preset("tiny"))
+    (['nanochat-ternary', 'ternary', '1.58-bit', 'mhc'], ['moe', 'deltanet', 'looplm'])
     """
-    true = [tag for tag, is_true in _told(config).items() if is_true]
-    named = [_TAGS[kind] for kind in formats if kind in _TAGS]
-    return list(dict.fromkeys(["nanochat-ternary", "ternary", "1.58-bit", *true, *named]))
-
-
-def untrue_tags(config: ModelConfig) -> list[str]:
-    """The tags that were true of another model only.
-
-    Examples
-    --------
-    >>> from nanochat.presets import preset
-    >>> untrue_tags(preset("tiny"))
-    ['moe', 'deltanet', 'looplm']
-    """
-    return [tag for tag, is_true in _told(config).items() if not is_true]
-
-
-def _told(config: ModelConfig) -> dict[str, bool]:
-    return {
+    told = {
         "mhc": config.num_streams > 1,
         "moe": config.num_experts > 0,
         "deltanet": "delta" in config.layer_pattern,
         "looplm": config.loop_count > 1,
     }
+    true = [tag for tag, is_true in told.items() if is_true]
+    untrue = [tag for tag, is_true in told.items() if not is_true]
+    return ["nanochat-ternary", "ternary", "1.58-bit", *true], untrue
 
 
 def use(examples: Iterable[Example]) -> str:

@@ -38,22 +38,14 @@ _MOST_SECONDS = 600
 
 def able_backends(source: Source) -> dict[str, bool]:
     """Every backend that can run here, and whether it would end in a reasonable time."""
-    able = [
-        name for name in (*backends.NAMES, *backends.GRAPHS) if backends.unavailable(name) is None
-    ]
     large = num_parameters(source.config) > _LARGE
+    names = (*backends.NAMES, *backends.GRAPHS)
+    able = [name for name in names if backends.unavailable(name) is None]
     return {name: not (large and name == "reference") for name in able}
 
 
 def measure(path: Path, source: Source, golden: Golden, backend: str, *, where: str) -> BackendRow:
-    """Run the golden record and a text on a backend.
-
-    Parameters
-    ----------
-    path : Path
-        What `source` was read from.
-    where : str
-        What the model is, for the error.
+    """Run the golden record and a text on a backend, of the model at `path`; `where` is what it is, for the error.
 
     Raises
     ------
@@ -86,25 +78,17 @@ def example_lines(repo: str, source: Source, prompt: str) -> dict[str, str]:
             "one"
         )
     count = min(_WRITTEN, room)
-    python = [
-        "import nanochat",
-        "",
-        f'model = nanochat.from_pretrained("{repo}")',
-        f"print(model.generate({json.dumps(prompt, ensure_ascii=False)}, max_tokens={count}))",
-    ]
+    quoted = json.dumps(prompt, ensure_ascii=False)
+    python = (
+        f'import nanochat\n\nmodel = nanochat.from_pretrained("{repo}")\n'
+        f"print(model.generate({quoted}, max_tokens={count}))"
+    )
     words = ["nanochat", "generate", repo, "--prompt", prompt, "--temperature", "0"]
-    return {"python": "\n".join(python), "sh": shlex.join([*words, "--max-tokens", str(count)])}
+    return {"python": python, "sh": shlex.join([*words, "--max-tokens", str(count)])}
 
 
 def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Example]:
-    """Run lines where ``owner/name`` is a directory, without the network.
-
-    Parameters
-    ----------
-    lines : mapping
-        From `example_lines`.
-    folder : Path
-        The files of the repository.
+    """Run the lines of `example_lines` where ``owner/name`` is a directory with these files, without the network.
 
     Raises
     ------
@@ -117,10 +101,8 @@ def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Exam
 
 def processor() -> str:
     """What computes here, for people."""
-    information = Path("/proc/cpuinfo")
-    text = (
-        information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
-    )
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     name = model[1] if model else platform.processor() or platform.machine()
     return f"{name} ({os.cpu_count()} cores, {platform.system()})"
@@ -142,10 +124,9 @@ def _tokens_per_second(runner: Runner[Any], ids: Sequence[int]) -> float | None:
 
 def _run(language: str, code: str, *, folder: Path, repo: str) -> Example:
     # Without the working directory among the places of modules: the repository's owner may be called like one.
-    command = [sys.executable, "-P"]
-    command += (
-        ["-c", code] if language == "python" else ["-m", "nanochat.cli", *shlex.split(code)[1:]]
-    )
+    words = ["-c", code]
+    if language == "sh":
+        words = ["-m", "nanochat.cli", *shlex.split(code)[1:]]
     hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
@@ -159,7 +140,7 @@ def _run(language: str, code: str, *, folder: Path, repo: str) -> Example:
             shutil.copytree(folder, link)
         try:
             done = subprocess.run(
-                command,
+                [sys.executable, "-P", *words],
                 cwd=place,
                 env=environment,
                 stdin=subprocess.DEVNULL,

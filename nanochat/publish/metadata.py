@@ -50,27 +50,15 @@ _FIX = "correct it at the Hub or in the file, or remove the lines between and wi
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a card must say.
+    """What a card must say of the model `name`.
 
-    Parameters
-    ----------
-    name : str
-        The model's.
-    licence, licence_file : str
-        SPDX identifier of the weights' licence, and the file of the repository that holds its text; the file may be
-        empty for a licence that the Hub knows.
-    library : str
-        Whose code, as the Hub shows it, opens this repository.
-    tags, languages, datasets : sequence of str
-        Added to those that are there.
-    untrue_tags : sequence of str
-        Taken from those that are there.
-    base_model, relation : str
-        ``owner/name`` that the model was made from, and how: "quantized" or "finetune", say. Both may be empty. It
-        replaces the one that is there; where there are several, it must be among them.
-    evaluations : sequence of Evaluation
-        Added to those that are there; one of the same metric and data set is replaced. `HELD_OUT` goes if it is not
-        among them.
+    `licence` is the SPDX identifier of the weights', `licence_file` the file of the repository that holds its text,
+    which only a licence that the Hub knows can do without. `library` is whose code, as the Hub shows it, opens the
+    repository. Tags, languages and data sets are added to those that are there, untrue tags are taken from them.
+
+    `base_model` is what the model was made from, and `relation` how: "quantized" or "finetune", say. It replaces the
+    one that is there; where there are several, it must be among them. A result replaces one of the same metric and
+    data set; `HELD_OUT` goes if it is not among the new ones.
     """
 
     name: str
@@ -92,13 +80,7 @@ def is_of_the_hub(licence: str) -> bool:
 
 
 def require_licence(licence: str, *, licence_file: str) -> None:
-    """Refuse what is no licence, and one whose text nobody could find.
-
-    Raises
-    ------
-    InputError
-        With what to pass or to write.
-    """
+    """Refuse what is no licence, and one whose text nobody could find."""
     if licence.lower() in _NO_LICENCES or not _LICENCE.fullmatch(licence):
         raise InputError(
             f"licence={licence!r:.80} is no licence: pass an SPDX identifier such as MIT or Apache-2.0"
@@ -123,12 +105,7 @@ def newline(text: str) -> str:
 
 
 def read_metadata(card: str, *, where: str) -> dict[str, Any]:
-    """The metadata of a card; empty if it has none.
-
-    Parameters
-    ----------
-    where : str
-        What the card is, for the error.
+    """The metadata of a card, which is `where` for errors; empty if it has none.
 
     Raises
     ------
@@ -137,15 +114,15 @@ def read_metadata(card: str, *, where: str) -> dict[str, Any]:
     """
     found = _FRONT_MATTER.match(card)
     try:
-        values = yaml.load(found[2] if found else "", _Loader) or {}
+        values = yaml.load(found[2] if found else "", _Loader)
     # A date of the 31st of February is found by the calendar only, and depth by the stack.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise FormatError(
             f"{where}: its front matter is no YAML ({' '.join(str(error).split())[:200]}); {_FIX}"
         ) from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise FormatError(f"{where}: its front matter is no list of `key: value` lines; {_FIX}")
-    return values
+    return values or {}
 
 
 def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
@@ -284,9 +261,9 @@ def _hub_name(licence: str) -> str | None:
 
 def _index(there: Any, ours: Metadata, where: str) -> Any:
     """The results of others and ours, in the Hub's form; none of a training run that is not this model's."""
-    results = _results(ours.evaluations)
-    held_out = _results([Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1])])
-    replaced = {_key(result, metric) for result in [*results, *held_out] for metric in result["metrics"]}  # fmt: skip
+    results = [_result(evaluation) for evaluation in ours.evaluations]
+    held_out = _result(Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1]))
+    replaced = [_key(result, result["metrics"][0]) for result in (*results, held_out)]
     match there:
         case [{"results": [*old], **first}, *others] if all(isinstance(r, dict) for r in old):
             kept = [*filter(None, (_without(result, replaced) for result in old)), *results]
@@ -300,33 +277,29 @@ def _index(there: Any, ours: Metadata, where: str) -> Any:
     return there
 
 
-def _results(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    found = [
-        huggingface_hub.EvalResult(
-            task_type="text-generation",
-            dataset_type=evaluation.dataset if "/" in evaluation.dataset else "other",
-            dataset_name=evaluation.dataset,
-            metric_type=evaluation.metric.replace(" ", "_"),
-            metric_name=evaluation.metric,
-            metric_value=evaluation.value,
-        )
-        for evaluation in evaluations
-    ]
-    data = huggingface_hub.ModelCardData(model_name="", eval_results=found)
-    index: list[dict[str, Any]] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
-    return list(index[0]["results"])
+def _result(evaluation: Evaluation) -> dict[str, Any]:
+    result = huggingface_hub.EvalResult(
+        task_type="text-generation",
+        dataset_type=evaluation.dataset if "/" in evaluation.dataset else "other",
+        dataset_name=evaluation.dataset,
+        metric_type=evaluation.metric.replace(" ", "_"),
+        metric_name=evaluation.metric,
+        metric_value=evaluation.value,
+    )
+    # One at a time: the client takes results of several data sets of one type for those of the first.
+    data = huggingface_hub.ModelCardData(model_name="", eval_results=[result])
+    index = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
+    return dict(index[0]["results"][0])
 
 
-def _key(result: Mapping[str, Any], metric: object) -> tuple[str, ...]:
+def _key(result: Mapping[str, Any], metric: object) -> tuple[object, ...]:
     """What tells a result from others: data set and metric."""
     dataset = result.get("dataset")
-    named = (
-        (dataset.get("type"), dataset.get("name")) if isinstance(dataset, dict) else (dataset, "")
-    )
-    return (*map(str, named), str(metric.get("type") if isinstance(metric, dict) else metric))
+    named = [dataset.get("type"), dataset.get("name")] if isinstance(dataset, dict) else [dataset]
+    return (*named, metric.get("type") if isinstance(metric, dict) else metric)
 
 
-def _without(result: dict[str, Any], replaced: set[tuple[str, ...]]) -> dict[str, Any] | None:
+def _without(result: dict[str, Any], replaced: list[tuple[object, ...]]) -> dict[str, Any] | None:
     metrics = result.get("metrics")
     if not isinstance(metrics, list):
         return result

@@ -45,18 +45,8 @@ _LOGGER = logging.getLogger(__name__)
 class Published:
     """What was done with a repository, or would be.
 
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    files : mapping
-        Sizes of the files that were staged for it by name, in bytes.
-    deleted : sequence of str
-        Files of an earlier push that go.
-    card : str
-        Content of its ``README.md``.
-    commit_url, pull_request_url : str
-        Addresses; empty if there is none.
+    `files` are the sizes in bytes of what was staged for it, `deleted` those of an earlier push that go, `card` is the
+    content of its ``README.md``. An address is empty if there is none.
     """
 
     repo: str
@@ -125,16 +115,12 @@ def publish(
             save_model(area / "memory", original)
             original = open_original(area / "memory")
         staged = stage_repositories(original, repos, area, options, licence=licence, report=report)
-        plans = [_plan(repository, present[repository.repo]) for repository in staged]
-        for number, (repository, plan) in enumerate(zip(staged, plans, strict=True)):
-            report(f"measuring {plan.repo}, and running the lines of its card")
+        plans = []
+        for repository in staged:
+            report(f"measuring {repository.repo}, and running the lines of its card")
             own = b"" if repository.base else card
-            text = describe(repository, options, present[plan.repo], licence=licence, card=own)
-            # A new file: the old one may be the user's own, by a link.
-            (repository.folder / _CARD).unlink(missing_ok=True)
-            (repository.folder / _CARD).write_bytes(text.encode())
-            files = {**plan.files, _CARD: len(text.encode())}
-            plans[number] = dataclasses.replace(plan, card=text, files=files)
+            here = present[repository.repo]
+            plans.append(_with_card(repository, options, here, licence=licence, card=own))
         if dry_run:
             return plans
         done: list[Published] = []
@@ -172,13 +158,7 @@ def repositories(repo: str, options: Options) -> list[str]:
 
 
 def require_ready(repo: str, options: Options, *, licence: str) -> None:
-    """Refuse what `publish` would, of what is known before there is a model to publish.
-
-    Raises
-    ------
-    InputError, FormatError, SaveError
-        As for `publish`.
-    """
+    """Refuse what `publish` would, of what is known before there is a model to publish."""
     for name in repositories(repo, options):
         require_login(name, options)
         present = read_present(name, options)
@@ -209,14 +189,21 @@ def _staging() -> Iterator[Path]:
         ) from error
 
 
-def _plan(repository: Repository, present: Present) -> Published:
-    """What goes and what comes, without the card."""
+def _with_card(
+    repository: Repository, options: Options, present: Present, *, licence: str, card: bytes
+) -> Published:
+    """Put the card beside the other files, and say what goes and what comes."""
     repo, folder = repository.repo, repository.folder
-    staged = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {_CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in staged}}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {_CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}}
     deleted = stale_files(present, files)
     require_unmixed(repo, present, files, deleted)
-    return Published(repo=repo, files=files, deleted=deleted, card="")
+    text = describe(repository, options, present, licence=licence, card=card)
+    # A new file: the old one may be the user's own, by a link.
+    (folder / _CARD).unlink(missing_ok=True)
+    (folder / _CARD).write_bytes(text.encode())
+    files[_CARD] = len(text.encode())
+    return Published(repo=repo, files=files, deleted=deleted, card=text)
 
 
 def _upload(

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from nanochat import checkpoint
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
@@ -41,31 +42,36 @@ __all__ = [
     "stage_repositories",
 ]
 
-# What is known here of each format: what a card calls it, and the library, in the Hub's words, whose lines open it as
-# its users expect.
-_WORDS = {
-    "nanochat": "safetensors, ternary",
-    "gguf": "GGUF",
-    "onnx": "ONNX",
-    "mlx": "MLX",
-    "hf": "transformers",
-    "transformers": "transformers",
-    "web": "page for browsers",
-}
-_LIBRARIES = {"gguf": "gguf", "mlx": "mlx", "hf": "transformers", "transformers": "transformers"}
 _OURS = "nanochat-ternary"
-# For whom one is written: a folder that only this package opens would be the model directory once more.
-_CHOICES = {"mlx": Choices(runtime="mlx-lm"), "hf": Choices(runtime="transformers")}
+
+
+class _Format(NamedTuple):
+    """What a card calls a format, and in the Hub's words: the library whose lines open it, and its tag."""
+
+    title: str
+    library: str = _OURS
+    tags: Sequence[str] = ()
+    # For whom it is written: a folder that only this package opens would be the model directory once more.
+    choices: Choices = Choices()
+
+
+_FORMATS = {
+    "nanochat": _Format("safetensors, ternary"),
+    "gguf": _Format("GGUF", "gguf", ["gguf"]),
+    "onnx": _Format("ONNX", tags=["onnx"]),
+    "mlx": _Format("MLX", "mlx", ["mlx"], Choices(runtime="mlx-lm")),
+    "hf": _Format(
+        "transformers", "transformers", ["transformers"], Choices(runtime="transformers")
+    ),
+    "transformers": _Format("transformers", "transformers", ["transformers"]),
+    "web": _Format("page for browsers", tags=["onnx"]),
+}
 # Those that are a graph, which computes what it computes, whatever weights are in it; and what a graph is opened with.
 _GRAPHS = ("onnx", "web")
 _GRAPH, _PAGE = "model.onnx", "page.json"
 _OF_A_GRAPH = (
-    "model.onnx.data",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *("model.onnx.data", "chat_template.jinja", "generation_config.json"),
+    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
 )
 # What may lie beside a model's files without being a part of it.
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
@@ -78,20 +84,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """A model that shall be published, in a folder or a file.
+    """A model that shall be published, in a folder, which has a manifest, or a file.
 
-    Parameters
-    ----------
-    path : Path
-        As it is opened.
-    kind : str
-        Its format: "nanochat" for a model directory, "gguf", "onnx", "mlx", "transformers" or "web".
-    manifest : Manifest or None
-        Of a folder.
-    licence : str
-        What its files say; empty, or "unknown", if they say nothing.
-    card : bytes
-        Content of its ``README.md``; may be empty.
+    `kind` is its format, and `licence` what its files say: empty, or "unknown", if they say nothing. `card` is the
+    content of its ``README.md``, and may be empty.
     """
 
     path: Path
@@ -110,29 +106,16 @@ class Original:
 class Repository:
     """A repository that is staged, but for its card.
 
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    folder, place : Path
-        All its files, and what of them opens the model.
-    kinds : sequence of str
-        Its formats, that of `place` first.
-    library : str
-        What the Hub shows lines for that open it.
-    formats : sequence of FormatRow
-        What was found of each format.
-    base : str
-        The repository of which this one holds a format; empty for the model's own.
-    training : Training
-        What is known of it.
+    `folder` has all its files, of which `place` opens the model; `formats` is what was found of each format; `library`
+    and `tags` are what the Hub shows for them. `base` is the repository of which this one holds a format; it is empty
+    for the model's own.
     """
 
     repo: str
     folder: Path
     place: Path
-    kinds: Sequence[str]
     library: str
+    tags: Sequence[str]
     formats: Sequence[FormatRow]
     base: str = ""
     training: Training = field(default_factory=Training)
@@ -164,32 +147,21 @@ def open_original(path: Path) -> Original:
             )
         _require_kind(path, manifest)
         has_card = exists(path / _CARD)
-        return Original(
-            path=path,
-            kind=manifest.kind,
-            manifest=manifest,
-            licence=manifest.licence,
-            card=read_bytes(_own_file(path, _CARD), limit=_MAX_BYTES) if has_card else b"",
-        )
+        card = read_bytes(_own_file(path, _CARD), limit=_MAX_BYTES) if has_card else b""
+        kind, licence = manifest.kind, manifest.licence
+        return Original(path=path, kind=kind, manifest=manifest, licence=licence, card=card)
     if path.suffix == ".onnx" and path.name != _GRAPH:
         raise InputError(
             f"{path}: the graph of a repository is named {_GRAPH}; export the model again"
         )
     if path.suffix not in (".gguf", ".onnx"):
         raise InputError(f"{path} is no model directory, .gguf or .onnx file: pass one")
-    return Original(
-        path=path, kind=path.suffix[1:], manifest=None, licence=load_licence(path) or ""
-    )
+    licence = load_licence(path) or ""
+    return Original(path=path, kind=path.suffix[1:], manifest=None, licence=licence)
 
 
 def require_publishable(model: Original | Source, options: Options) -> str:
-    """Refuse what could not be published whatever its files compute, and return its licence.
-
-    Raises
-    ------
-    InputError
-        If there is no licence, or two.
-    """
+    """Refuse what could not be published whatever its files compute, and return its licence."""
     licence_file = options.licence_file
     if isinstance(model, Original):
         licence_file = licence_file or find_licence_file(model.folder)
@@ -235,33 +207,15 @@ def stage_repositories(
     licence: str,
     report: Callable[[str], None],
 ) -> list[Repository]:
-    """Stage a model and its formats in folders of `area`, all of them verified; its own repository is the first.
-
-    Raises
-    ------
-    NanochatError
-        As for `nanochat.publish.publish.publish`.
-    """
+    """Stage a model and its formats in folders of `area`, all of them verified; its own repository is the first."""
     main, *others = repos
-    name, folder, separate = main.partition("/")[2], area / "root", options.separate
+    folder, separate = area / "root", options.separate
     report("checking hashes, tensors and the golden record")
     # Of the user's own files, so that an error names them.
     _verify(model.path, model.kind, options)
-    source = load_source(model.path, name=name, licence=licence)
+    source = load_source(model.path, name=main.partition("/")[2], licence=licence)
     place = stage(model, folder, source, beside=options.beside, licence_file=options.licence_file)
-    # What was staged is what will be uploaded.
-    backend, error = _verify(place, model.kind, options)
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    rows = [
-        FormatRow(
-            place="model directory" if place == folder else place.name,
-            what=_WORDS.get(model.kind, model.kind),
-            bytes=sum(record.bytes for record in manifest.files.values()),
-            runtime=f"{_OURS}, {backend}",
-            error=error,
-        )
-    ]
+    rows = [_own_row(model, folder, place, options)]
     training = _stage_training(model, folder, source)
     satellites = []
     for number, form in enumerate(options.formats):
@@ -271,13 +225,13 @@ def stage_repositories(
         rows.append(_row(exported, others[number] if separate else _inside(exported, folder)))
         if separate:
             satellites.append(_satellite(exported, target, others[number], folder, base=main))
-    library = _OURS if options.formats and not separate else _own_library(model.kind, place)
+    kinds = [model.kind, *(() if separate else options.formats)]
     own = Repository(
         repo=main,
         folder=folder,
         place=place,
-        kinds=[model.kind, *(() if separate else options.formats)],
-        library=library,
+        library=_library(place, model.kind) if len(kinds) == 1 else _OURS,
+        tags=[tag for kind in kinds for tag in _FORMATS[kind].tags],
         formats=rows,
         training=training,
     )
@@ -302,13 +256,6 @@ def stage(
         Names of further files that lie beside it.
     licence_file : Path or None
         The text of its licence, where that does not lie beside it.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing, or a link leads elsewhere.
-    OSError
-        If a file cannot be copied.
     """
     folder.mkdir(parents=True)
     place = folder
@@ -347,6 +294,16 @@ def _verify(path: Path, kind: str, options: Options) -> tuple[str, float]:
     return checked.backend, checked.golden
 
 
+def _own_row(model: Original, folder: Path, place: Path, options: Options) -> FormatRow:
+    # What was staged is what will be uploaded.
+    backend, error = _verify(place, model.kind, options)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    size = sum(record.bytes for record in manifest.files.values())
+    where = "model directory" if place == folder else place.name
+    return FormatRow(where, _FORMATS[model.kind].title, size, f"{_OURS}, {backend}", error)
+
+
 def _stage_training(model: Original, folder: Path, source: Source) -> Training:
     """What is known of the training; a recipe that only the log of the run knows is staged."""
     if model.manifest is None:
@@ -360,8 +317,7 @@ def _stage_training(model: Original, folder: Path, source: Source) -> Training:
 
 def _export(source: Source, form: str, target: Path, *, separate: bool) -> Exported:
     # The card is the repository's, not each folder's.
-    source = dataclasses.replace(source, card=b"")
-    choices = _CHOICES.get(form, Choices())
+    source, choices = dataclasses.replace(source, card=b""), _FORMATS[form].choices
     out = target if separate else target / form
     if form == "gguf":
         out = target / f"{source.name}-{choices.outtype.upper()}.gguf"
@@ -371,22 +327,19 @@ def _export(source: Source, form: str, target: Path, *, separate: bool) -> Expor
     return exported
 
 
-def _row(exported: Exported, place: str) -> FormatRow:
-    parity, words = exported.parity, _WORDS[exported.kind]
-    assert parity is not None
-    is_plain = exported.written_as == exported.kind
-    return FormatRow(
-        place=place,
-        what=words if is_plain else f"{words}, {exported.written_as}",
-        bytes=exported.bytes,
-        runtime=parity.runtime,
-        error=parity.report.rms_ratio,
-        tolerance=parity.report.tolerance,
-    )
-
-
 def _inside(exported: Exported, folder: Path) -> str:
     return "all files" if exported.path == folder else exported.path.relative_to(folder).as_posix()
+
+
+def _row(exported: Exported, place: str) -> FormatRow:
+    parity, what = exported.parity, _FORMATS[exported.kind].title
+    assert parity is not None
+    if exported.written_as != exported.kind:
+        what = f"{what}, {exported.written_as}"
+    report = parity.report
+    return FormatRow(
+        place, what, exported.bytes, parity.runtime, report.rms_ratio, report.tolerance
+    )
 
 
 def _satellite(exported: Exported, folder: Path, repo: str, own: Path, *, base: str) -> Repository:
@@ -394,25 +347,23 @@ def _satellite(exported: Exported, folder: Path, repo: str, own: Path, *, base: 
     for name in LICENCE_FILES:
         if (own / name).exists():
             shutil.copyfile(own / name, folder / name)
-    row = _row(exported, _inside(exported, folder))
-    # Of the stock library, if that ran the export here, so that its lines were shown to be true.
-    is_ours = row.runtime.startswith(_OURS)
+    row, form = _row(exported, _inside(exported, folder)), _FORMATS[exported.kind]
     return Repository(
         repo=repo,
         folder=folder,
         place=exported.path,
-        kinds=[exported.kind],
-        library=_OURS if is_ours else _LIBRARIES.get(exported.kind, _OURS),
+        # The stock library's lines were shown to be true if it ran the export here.
+        library=_OURS if row.runtime.startswith(_OURS) else form.library,
+        tags=form.tags,
         formats=[row],
         base=base,
     )
 
 
-def _own_library(kind: str, place: Path) -> str:
+def _library(place: Path, kind: str) -> str:
     # Of a GGUF file that only this package runs, the lines for llama.cpp would not be true.
-    if kind == "gguf" and read_gguf(place).metadata.get("general.architecture") == "nanochat":
-        return _OURS
-    return _LIBRARIES.get(kind, _OURS)
+    is_own = kind == "gguf" and read_gguf(place).metadata.get("general.architecture") == "nanochat"
+    return _OURS if is_own else _FORMATS[kind].library
 
 
 def _require_kind(path: Path, manifest: Manifest) -> None:
@@ -484,10 +435,8 @@ def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:
 
 def _say_what_stays(model: Original, staged: Path) -> None:
     """Name what lies in the directory and is not uploaded."""
-    stays = sorted(
-        path.name
-        for path in model.folder.iterdir()
-        if not exists(staged / path.name) and path.name != _CARD and not path.name.startswith(".")
-    )
+    names = (path.name for path in model.folder.iterdir())
+    stays = [n for n in names if not exists(staged / n) and n != _CARD and not n.startswith(".")]
     if stays:
-        _LOGGER.warning("not uploaded, as %s does not name it: %s", NAME, ", ".join(stays[:8]))
+        listed = ", ".join(sorted(stays)[:8])
+        _LOGGER.warning("not uploaded, as %s does not name it: %s", NAME, listed)

@@ -19,7 +19,6 @@ __all__ = ["RECIPE", "Training", "read_training"]
 
 RECIPE = "recipe.json"
 _LOG, _MODEL = "log.jsonl", "model"
-_BITS = "held_out_bits_per_byte"
 _MAX_RECIPE_BYTES = 2**20
 # A line for each step: 200 bytes each, and a million steps.
 _MAX_LOG_BYTES = 2**30
@@ -46,12 +45,11 @@ def read_training(folder: Path, config: ModelConfig) -> Training:
     training = Training()
     if folder.resolve().name == _MODEL and exists(log):
         training = _read_log(log, config)
-    if exists(folder / RECIPE):
-        recipe = parse_json(
-            read_bytes(folder / RECIPE, limit=_MAX_RECIPE_BYTES), str(folder / RECIPE)
-        )
-        return Training(recipe=recipe, evaluations=training.evaluations)
-    return training
+    path = folder / RECIPE
+    if not exists(path):
+        return training
+    recipe = parse_json(read_bytes(path, limit=_MAX_RECIPE_BYTES), str(path))
+    return Training(recipe=recipe, evaluations=training.evaluations)
 
 
 def _read_log(path: Path, config: ModelConfig) -> Training:
@@ -77,10 +75,9 @@ def _read_log(path: Path, config: ModelConfig) -> Training:
         raise FormatError(
             f"{path}: {step!r:.40} is no number of a step; correct it, or move it away"
         )
-    found = (
-        []
-        if result is None
-        else [Evaluation(metric=HELD_OUT[0], value=result, dataset=HELD_OUT[1])]
-    )
     # A run that was resumed may have ended at another step than its first line says.
-    return Training(recipe={**recipe, "steps": step}, evaluations=found)
+    recipe = {**recipe, "steps": step}
+    if result is None:
+        return Training(recipe=recipe)
+    evaluation = Evaluation(metric=HELD_OUT[0], value=result, dataset=HELD_OUT[1])
+    return Training(recipe=recipe, evaluations=[evaluation])

@@ -45,20 +45,9 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Present:
-    """What a repository holds before an upload.
+    """What a repository holds before an upload, read at one commit, which is empty if there is no repository yet.
 
-    Parameters
-    ----------
-    commit : str
-        The one that it was read at; empty if there is no repository yet.
-    has_branch : bool
-        Whether the branch that was asked for is there.
-    files : collection of str
-        Paths of its files.
-    card : bytes
-        Content of its ``README.md``; may be empty.
-    manifests : mapping
-        Content of each ``nanochat.json``, by its path.
+    `has_branch` is whether the branch that was asked for is there, `manifests` the content of each ``nanochat.json``.
     """
 
     commit: str = ""
@@ -69,13 +58,7 @@ class Present:
 
 
 def require_destination(repo: str, options: Options) -> None:
-    """Refuse what the Hub has no place for; better before a model is exported than after.
-
-    Raises
-    ------
-    InputError
-        With what to pass.
-    """
+    """Refuse what the Hub has no place for; better before a model is exported than after."""
     branch = options.branch
     if not is_repo(repo):
         raise InputError(f"{repo!r:.200} is no repository of the Hub: pass OWNER/NAME")
@@ -160,13 +143,7 @@ def read_present(repo: str, options: Options) -> Present:
 
 
 def stale_files(present: Present, staged: Collection[str]) -> list[str]:
-    """Files that the ``nanochat.json`` that is replaced names, and the new model does not have; no others are deleted.
-
-    Parameters
-    ----------
-    staged : collection of str
-        Files that are uploaded.
-    """
+    """Files that a ``nanochat.json`` names which is replaced, and that are not staged anew; all others stay."""
     named: set[str] = set()
     for place, content in present.manifests.items():
         if place in staged:
@@ -185,13 +162,7 @@ def stale_files(present: Present, staged: Collection[str]) -> list[str]:
 def require_unmixed(
     repo: str, present: Present, staged: Collection[str], deleted: Collection[str]
 ) -> None:
-    """Refuse to put weights beside others that would be read with them.
-
-    Raises
-    ------
-    InputError
-        With the first of the others.
-    """
+    """Refuse to put weights beside others that would be read with them."""
     paths = {name: PurePosixPath(name) for name in {*staged, *present.files}}
     weights = {name for name, path in paths.items() if _WEIGHTS.fullmatch(path.name)}
     folders = {paths[name].parent for name in weights & set(staged)}
@@ -206,16 +177,9 @@ def require_unmixed(
 def upload(
     folder: Path, repo: str, options: Options, *, present: Present, delete: Collection[str] = ()
 ) -> CommitInfo:
-    """Upload all files of a folder, and delete others, in one commit.
+    """Upload all files of a folder, and delete others, in one commit on what was `present` when they were staged.
 
     The client makes several commits of more than 250 files, or of more than 100 MB that are no large files.
-
-    Parameters
-    ----------
-    present : Present
-        What the repository was when the folder was staged.
-    delete : collection of str
-        Files of the repository that must go.
 
     Raises
     ------
