@@ -33,6 +33,8 @@ class Exported:
         The format that was asked for.
     written : Written
         What it has become.
+    bundle : Bundle
+        The model in it, with its golden record: that which was given, or what its options make of it.
     bytes : int
         Size of all its files.
     types : mapping
@@ -47,6 +49,7 @@ class Exported:
     path: Path
     kind: str
     written: Written
+    bundle: Bundle
     bytes: int
     types: Mapping[str, str]
     digests: int
@@ -122,6 +125,7 @@ def export_model(
         path=out,
         kind=kind,
         written=written,
+        bundle=bundle,
         bytes=size,
         types=form.types(options, written),
         digests=digests,

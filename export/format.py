@@ -181,6 +181,10 @@ class Layout(ABC):
             Path of the folder; empty for the outermost.
         """
 
+    @abstractmethod
+    def may_hold(self, name: str) -> bool:
+        """Whether weights of that path in a model's folder may belong to the model."""
+
     def obstacle(self, names: Set[str]) -> str | None:
         """What is there instead of a model, and what to do, if it is a known mistake."""
         del names
@@ -332,7 +336,7 @@ class Format(ABC, Generic[Options]):
     def found(self, files: ModelFiles) -> list[Found]:
         """What of the files makes the model."""
         everything = self.layout.find(files.names)
-        return [f for f in everything if files.path.is_dir() or f.place == files.path.name]
+        return [f for f in everything if files.path.is_dir() or f.place in ("", files.path.name)]
 
     def graph(self, files: ModelFiles) -> Path | None:
         """The file that a runtime of graphs runs as it is, if there is one."""

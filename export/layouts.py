@@ -49,6 +49,10 @@ class _Safetensors(Layout):
         # Two bits a weight, where other folders may hold sixteen.
         return (2, int(folder.split("/")[-1] != "mlx")) if folder else (0, 0)
 
+    def may_hold(self, name: str) -> bool:
+        """See `Layout.may_hold`."""
+        return "/" not in name and name.endswith(".safetensors")
+
     def obstacle(self, names: Set[str]) -> str | None:
         """See `Layout.obstacle`."""
         if not any(name.endswith(_PICKLES) for name in names):
@@ -93,6 +97,10 @@ class SingleFile(Layout):
         """Whether a file is only a part of a model."""
         return self._parts is not None and self._parts.search(name) is not None
 
+    def may_hold(self, name: str) -> bool:
+        """See `Layout.may_hold`."""
+        return "/" not in name and name.lower().endswith(self._suffix)
+
     def obstacle(self, names: Set[str]) -> str | None:
         """See `Layout.obstacle`."""
         if not any(map(self.is_in_parts, names)):
@@ -130,6 +138,10 @@ class _Onnx(Layout):
         del place, folder
         return 3, 0
 
+    def may_hold(self, name: str) -> bool:
+        """See `Layout.may_hold`."""
+        return name == GRAPH
+
 
 class _Web(Layout):
     """The graph of a page for browsers."""
@@ -147,6 +159,10 @@ class _Web(Layout):
         """See `Layout.preference`."""
         del place, folder
         return 4, 0
+
+    def may_hold(self, name: str) -> bool:
+        """See `Layout.may_hold`: a page has its graph in several forms."""
+        return "/" not in name and name.endswith(".onnx")
 
 
 SAFETENSORS, ONNX, WEB = _Safetensors(), _Onnx(), _Web()

@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "load_config",
     "model_path",
+    "written_names",
 ]
 
 
@@ -79,6 +80,12 @@ def format_named(kind: str) -> Format[Any]:
         if kind in (form.name, *form.aliases):
             return form
     raise InputError(f"there is no format {kind!r:.40}: choose one of {', '.join(FORMATS)}")
+
+
+def written_names() -> list[str]:
+    """Names and aliases of the formats that a model can be exported to."""
+    written = [form for form in FORMATS.values() if form.options is not None]
+    return [name for form in written for name in (form.name, *form.aliases)]
 
 
 def detect(files: ModelFiles) -> Format[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from nanochat.bundle import Bundle
+from nanochat.checkpoint import MODEL_TYPE
 from nanochat.config import ModelConfig
 from nanochat.export.directory import read_folder, write_own
 from nanochat.export.format import OWN, OWN_TYPES, Format, ModelFiles, Progress, Written
@@ -64,8 +65,12 @@ class StockFormat(Format[Options], Generic[Options]):
     def refusal(self, files: ModelFiles) -> str | None:
         """See `Format.refusal`: the runtime's own configuration does not say all of the model."""
         manifest = files.manifest
-        is_this = manifest is not None and manifest.kind == self.name
-        return None if is_this else f"no nanochat.json that says {self.name}"
+        if manifest is None or manifest.kind != self.name:
+            return f"no nanochat.json that says {self.name}"
+        if files.config is None:
+            return "no config.json"
+        own = files.config.get("model_type") == MODEL_TYPE
+        return "config.json is that of this package's own directory" if own else None
 
     def read(self, files: ModelFiles) -> Bundle:
         """See `Format.read`."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.format_options import format_names, format_options, read_format_options
+from nanochat.cli.format_options import format_options, read_format_options
 from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
 from nanochat.errors import InputError
+from nanochat.export.formats import written_names
 
 if TYPE_CHECKING:
     from nanochat.bundle import Bundle
@@ -33,7 +34,7 @@ Examples:
 @click.command(epilog=_EXAMPLES)
 @click.argument("model")
 @click.option(
-    "--format", "kind", required=True, type=click.Choice(format_names()), help="What to write."
+    "--format", "kind", required=True, type=click.Choice(written_names()), help="What to write."
 )
 @click.option(
     "--out",
@@ -154,7 +155,9 @@ def _upload(
 
     out = exported.path
     is_file = out.is_file()
-    beside = [f"{out.name}.parity.json"] if is_file and exported.parity else []
+    beside = [
+        name for name in (f"{out.name}.parity.json",) if is_file and (out.parent / name).exists()
+    ]
     beside += [out.with_suffix(".mhc").name] if with_coefficients else []
     options = Options(beside=beside, licence_file=licence_file)
     (published,) = publish(out, repo, options, report=note)

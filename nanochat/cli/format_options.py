@@ -9,14 +9,9 @@ import click
 from nanochat.export.format import Format, literals
 from nanochat.export.formats import FORMATS, format_named
 
-__all__ = ["format_names", "format_options", "read_format_options"]
+__all__ = ["format_options", "read_format_options"]
 
 Command = TypeVar("Command", bound=Callable[..., object])
-
-
-def format_names() -> list[str]:
-    """The formats that can be written, as a user calls them."""
-    return [n for form in _writable() for n in (form.name, *form.aliases)]
 
 
 def format_options(command: Command) -> Command:

@@ -9,9 +9,9 @@ import logging
 import re
 import shlex
 
+from nanochat.bundle import Bundle
 from nanochat.errors import FormatError, InputError
-from nanochat.export.source import Source
-from nanochat.loading import load_golden, load_source
+from nanochat.export.formats import load
 from nanochat.publish import card_text
 from nanochat.publish.card_text import BackendRow
 from nanochat.publish.measure import (
@@ -42,13 +42,13 @@ def describe(
 ) -> str:
     """The card of a repository, which updates the one that is there, or else `card`."""
     repo, name = repository.repo, repository.repo.partition("/")[2]
-    source = load_source(repository.place, name=name, licence=licence)
-    lines = example_lines(repo, source, options.prompt)
+    bundle = load(repository.place, name=name, licence=licence)
+    lines = example_lines(repo, bundle, options.prompt)
     recipe = repository.training.recipe
     evaluations = [*repository.training.evaluations]
     evaluations += [] if repository.base else options.evaluations
     texts = [n for n in LICENCE_FILES if (repository.folder / n).exists() or n in present.files]
-    true, untrue = card_text.tags(source.config)
+    true, untrue = card_text.tags(bundle.config)
     metadata = Metadata(
         name=name,
         licence=licence,
@@ -66,10 +66,10 @@ def describe(
     measured = f"On {processor()}, {today}, by `{_command(repository, options)}`"
     sections = [
         card_text.use(run_examples(lines, repository.folder, repo)),
-        card_text.sizes(source.config),
+        card_text.sizes(bundle.config),
         card_text.formats(repository.formats),
         card_text.backends(
-            _measure(repository, source, options), num_decoded=NUM_DECODED, measured=measured
+            _measure(repository, bundle, options), num_decoded=NUM_DECODED, measured=measured
         ),
         card_text.training(
             recipe,
@@ -77,10 +77,10 @@ def describe(
             recipe_file=RECIPE if (repository.folder / RECIPE).exists() else "",
         ),
         card_text.limits(
-            source.config,
-            vocab_size=source.tokenizer.vocab_size,
+            bundle.config,
+            vocab_size=bundle.tokenizer.vocab_size,
             # Of others it is not known.
-            covers_any_text=isinstance(source.tokenizer, Tokenizer),
+            covers_any_text=isinstance(bundle.tokenizer, Tokenizer),
         ),
     ]
     text, where = _base(repo, present, card)
@@ -175,10 +175,8 @@ def _decoded(card: bytes, where: str) -> str:
         raise FormatError(f"{where}: it is no text in UTF-8; convert it") from error
 
 
-def _measure(repository: Repository, source: Source, options: Options) -> list[BackendRow]:
-    golden = load_golden(repository.place)
-    assert golden is not None
-    able = able_backends(source)
+def _measure(repository: Repository, bundle: Bundle, options: Options) -> list[BackendRow]:
+    able = able_backends(bundle)
     for name in options.backends:
         if name not in able:
             raise InputError(
@@ -186,9 +184,7 @@ def _measure(repository: Repository, source: Source, options: Options) -> list[B
             )
     where = repository.repo
     return [
-        measure(repository.place, source, golden, name, where=where)
-        if is_quick
-        else BackendRow(name)
+        measure(bundle, name, where=where) if is_quick else BackendRow(name)
         for name, is_quick in (dict.fromkeys(options.backends, True) or able).items()
     ]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from nanochat import backends
 from nanochat.backends.choice import describe
+from nanochat.bundle import Bundle
 from nanochat.errors import FormatError, InputError
-from nanochat.export.source import Source
+from nanochat.export.run import start
 from nanochat.generation import Runner
-from nanochat.proof.check import compare_golden, start
-from nanochat.proof.golden import Golden
+from nanochat.proof.check import compare_golden
 from nanochat.publish.card_text import BackendRow, Example
 from nanochat.shapes import num_parameters
 
@@ -36,33 +36,34 @@ _LARGE = 100_000_000
 _MOST_SECONDS = 600
 
 
-def able_backends(source: Source) -> dict[str, bool]:
+def able_backends(bundle: Bundle) -> dict[str, bool]:
     """Every backend that can run here, and whether it would end in a reasonable time."""
-    large = num_parameters(source.config) > _LARGE
+    large = num_parameters(bundle.config) > _LARGE
     names = (*backends.NAMES, *backends.GRAPHS)
     able = [name for name in names if backends.unavailable(name) is None]
     return {name: not (large and name == "reference") for name in able}
 
 
-def measure(path: Path, source: Source, golden: Golden, backend: str, *, where: str) -> BackendRow:
-    """Run the golden record and a text on a backend, of the model at `path`; `where` is what it is, for the error.
+def measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
+    """Run a model's golden record and a text on a backend; `where` is what the model is, for the error.
 
     Raises
     ------
     FormatError
         If the backend computes something else than the record says.
     """
-    runner = start(path, source, backend)
-    error = compare_golden(golden, runner, where=f"{where}, on {backend}")
+    assert bundle.golden is not None
+    runner = start(bundle, backend)
+    error = compare_golden(bundle.golden, runner, where=f"{where}, on {backend}")
     here = describe(runner)
     return BackendRow(
         backend=f"{backend} ({here.get('instructions') or here['device']})",
         error=error,
-        tokens_per_second=_tokens_per_second(runner, list(golden.tokens)),
+        tokens_per_second=_tokens_per_second(runner, list(bundle.golden.tokens)),
     )
 
 
-def example_lines(repo: str, source: Source, prompt: str) -> dict[str, str]:
+def example_lines(repo: str, bundle: Bundle, prompt: str) -> dict[str, str]:
     """The lines that show the use of a repository, in Python and for a shell.
 
     Raises
@@ -70,11 +71,11 @@ def example_lines(repo: str, source: Source, prompt: str) -> dict[str, str]:
     InputError
         If the prompt leaves no room in the model's context.
     """
-    codec = source.tokenizer
-    room = source.config.context_length - len(codec.opening) - len(codec.encode(prompt))
+    codec = bundle.tokenizer
+    room = bundle.config.context_length - len(codec.opening) - len(codec.encode(prompt))
     if room < 1:
         raise InputError(
-            f"prompt={prompt!r:.80} fills the model's context of {source.config.context_length} tokens: pass a shorter "
+            f"prompt={prompt!r:.80} fills the model's context of {bundle.config.context_length} tokens: pass a shorter "
             "one"
         )
     count = min(_WRITTEN, room)

@@ -7,6 +7,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from nanochat import backends
+from nanochat.export.formats import written_names
+
 __all__ = ["Evaluation", "Options", "with_options"]
 
 Default = TypeVar("Default")
@@ -52,7 +55,7 @@ class Options:
         (),
         "Export to this format, too, and upload it; may be given several times.",
         option="--format",
-        choices=("gguf", "onnx", "mlx", "hf", "web"),
+        choices=written_names(),
     )
     separate: bool = _option(
         False, "Give each format a repository of its own, OWNER/NAME-gguf and so on."
@@ -74,7 +77,7 @@ class Options:
         (),
         "Verify and measure on this one.  [default: on all that can run here]",
         option="--backend",
-        choices=("torch", "mlx", "numba", "onnx", "reference"),
+        choices=(*backends.NAMES, *backends.GRAPHS),
     )
     prompt: str = _option("Once upon a time", "What the lines of the card continue.")
     token: str | None = _option(

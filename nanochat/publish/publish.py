@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.bundle import CARD, Bundle
 from nanochat.errors import InputError, NanochatError, SaveError
-from nanochat.export.formats import FORMATS
-from nanochat.export.source import Source
+from nanochat.export.directory import save_model
+from nanochat.export.formats import written_names
 from nanochat.publish.card import describe, require_updatable
 from nanochat.publish.options import Options
 from nanochat.publish.stage import (
@@ -32,12 +33,10 @@ from nanochat.publish.upload import (
     stale_files,
     upload,
 )
-from nanochat.saving import save_model
 from nanochat.zoo.hub import is_repo
 
 __all__ = ["Published", "publish", "repositories", "require_ready"]
 
-_CARD = "README.md"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -58,7 +57,7 @@ class Published:
 
 
 def publish(
-    model: Path | Source,
+    model: Path | Bundle,
     repo: str,
     options: Options | None = None,
     *,
@@ -69,7 +68,7 @@ def publish(
 
     Parameters
     ----------
-    model : Path or Source
+    model : Path or Bundle
         A model directory, an exported folder, a ``.gguf`` or ``.onnx`` file; or a model in memory.
     repo : str
         ``owner/name``; made if it is not there.
@@ -102,7 +101,7 @@ def publish(
     options = options or Options()
     report = report or _LOGGER.debug
     repos = repositories(repo, options)
-    original = model if isinstance(model, Source) else open_original(model)
+    original = model if isinstance(model, Bundle) else open_original(model)
     licence, card = require_publishable(original, options), original.card
     if not dry_run:
         require_login(repo, options)
@@ -111,7 +110,7 @@ def publish(
         own = card if name == repo else b""
         require_updatable(name, options, present[name], licence=licence, card=own)
     with _staging() as area:
-        if isinstance(original, Source):
+        if isinstance(original, Bundle):
             save_model(area / "memory", original)
             original = open_original(area / "memory")
         staged = stage_repositories(original, repos, area, options, licence=licence, report=report)
@@ -139,8 +138,10 @@ def repositories(repo: str, options: Options) -> list[str]:
         If one of them cannot be, or an option is none.
     """
     formats, base = options.formats, options.base_model
-    if not set(formats) <= FORMATS.keys() or len(set(formats)) < len(formats):
-        raise InputError(f"formats={list(formats)}: choose some of {', '.join(FORMATS)}, each once")
+    if not set(formats) <= set(written_names()) or len(set(formats)) < len(formats):
+        raise InputError(
+            f"formats={list(formats)}: choose some of {', '.join(written_names())}, each once"
+        )
     if not options.prompt.strip() or not options.prompt.isprintable():
         raise InputError(f"prompt={options.prompt!r:.80}: pass a few words on one line")
     if base and not is_repo(base):
@@ -195,14 +196,14 @@ def _with_card(
     """Put the card beside the other files, and say what goes and what comes."""
     repo, folder = repository.repo, repository.folder
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {_CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}}
+    files = {CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}}
     deleted = stale_files(present, files)
     require_unmixed(repo, present, files, deleted)
     text = describe(repository, options, present, licence=licence, card=card)
     # A new file: the old one may be the user's own, by a link.
-    (folder / _CARD).unlink(missing_ok=True)
-    (folder / _CARD).write_bytes(text.encode())
-    files[_CARD] = len(text.encode())
+    (folder / CARD).unlink(missing_ok=True)
+    (folder / CARD).write_bytes(text.encode())
+    files[CARD] = len(text.encode())
     return Published(repo=repo, files=files, deleted=deleted, card=text)
 
 

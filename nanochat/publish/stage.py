@@ -13,17 +13,16 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any
 
-from nanochat import checkpoint
+from nanochat import backends
+from nanochat.bundle import CARD, Bundle
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
-from nanochat.export.formats import Choices, Exported, export_model
-from nanochat.export.gguf.container import read_gguf
-from nanochat.export.source import Source
-from nanochat.files import exists, read_bytes
-from nanochat.links import own_file
-from nanochat.loading import load_licence, load_source
-from nanochat.proof.check import check_model
+from nanochat.export.export import Exported, export_model
+from nanochat.export.format import OURS, Format, ModelFiles
+from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named, load, model_path
+from nanochat.export.verify import verify_model
+from nanochat.files import exists, own_file, read_bytes
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.publish.card_text import FormatRow
 from nanochat.publish.metadata import is_of_the_hub, require_licence
@@ -42,64 +41,40 @@ __all__ = [
     "stage_repositories",
 ]
 
-_OURS = "nanochat-ternary"
-
-
-class _Format(NamedTuple):
-    """What a card calls a format, and in the Hub's words: the library whose lines open it, and its tag."""
-
-    title: str
-    library: str = _OURS
-    tags: Sequence[str] = ()
-    # For whom it is written: a folder that only this package opens would be the model directory once more.
-    choices: Choices = Choices()
-
-
-_FORMATS = {
-    "nanochat": _Format("safetensors, ternary"),
-    "gguf": _Format("GGUF", "gguf", ["gguf"]),
-    "onnx": _Format("ONNX", tags=["onnx"]),
-    "mlx": _Format("MLX", "mlx", ["mlx"], Choices(runtime="mlx-lm")),
-    "hf": _Format(
-        "transformers", "transformers", ["transformers"], Choices(runtime="transformers")
-    ),
-    "transformers": _Format("transformers", "transformers", ["transformers"]),
-    "web": _Format("page for browsers", tags=["onnx"]),
-}
-# Those that are a graph, which computes what it computes, whatever weights are in it; and what a graph is opened with.
-_GRAPHS = ("onnx", "web")
-_GRAPH, _PAGE = "model.onnx", "page.json"
-_OF_A_GRAPH = (
-    *("model.onnx.data", "chat_template.jinja", "generation_config.json"),
-    *("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
-)
 # What may lie beside a model's files without being a part of it.
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 _BESIDE = (*LICENCE_FILES, "NOTICE", "parity.json", RECIPE)
 
-_CARD = "README.md"
 _MAX_BYTES = 2**20
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """A model that shall be published, in a folder, which has a manifest, or a file.
+    """A model that shall be published: a folder with a manifest, or a file.
 
-    `kind` is its format, and `licence` what its files say: empty, or "unknown", if they say nothing. `card` is the
-    content of its ``README.md``, and may be empty.
+    `licence` is what its files say, or "unknown"; `card` is the content of its ``README.md``, and may be empty.
     """
 
-    path: Path
-    kind: str
-    manifest: Manifest | None
+    files: ModelFiles
+    form: Format[Any]
     licence: str
     card: bytes = b""
 
     @property
+    def path(self) -> Path:
+        """What opens it."""
+        return self.files.path
+
+    @property
     def folder(self) -> Path:
         """Where its files lie."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.files.folder
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of a folder."""
+        return self.files.manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,39 +109,46 @@ def open_original(path: Path) -> Original:
         If it has no ``nanochat.json``, or a damaged one.
     """
     if not exists(path):
-        raise ModelNotFoundError(f"{path}: no such model directory, .gguf or .onnx file")
-    if path.suffix == ".onnx" and exists(path.parent / NAME):
-        # Of an exported folder, whose other files belong to it.
-        path = path.parent
+        raise ModelNotFoundError(f"{path}: no such model {model_path()}")
     if path.is_dir():
-        manifest = read_manifest(path)
-        if manifest is None:
-            raise FormatError(
-                f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
-                "with Model.save_pretrained, or export it"
-            )
-        _require_kind(path, manifest)
-        has_card = exists(path / _CARD)
-        card = read_bytes(_own_file(path, _CARD), limit=_MAX_BYTES) if has_card else b""
-        kind, licence = manifest.kind, manifest.licence
-        return Original(path=path, kind=kind, manifest=manifest, licence=licence, card=card)
-    if path.suffix == ".onnx" and path.name != _GRAPH:
+        return _open_folder(path)
+    if path.suffix not in file_suffixes():
+        raise InputError(f"{path} is no model {model_path()}: pass one")
+    files = ModelFiles(path)
+    form = detect(files)
+    if not form.suffix and exists(path.parent / NAME):
+        # Of an exported folder, whose other files belong to it.
+        return _open_folder(path.parent)
+    if not any(found.place in ("", path.name) for found in form.layout.find({path.name})):
         raise InputError(
-            f"{path}: the graph of a repository is named {_GRAPH}; export the model again"
+            f"{path}: the file of a repository is named {form.layout.needs}; export the model again"
         )
-    if path.suffix not in (".gguf", ".onnx"):
-        raise InputError(f"{path} is no model directory, .gguf or .onnx file: pass one")
-    licence = load_licence(path) or ""
-    return Original(path=path, kind=path.suffix[1:], manifest=None, licence=licence)
+    return Original(files=files, form=form, licence=form.licence(files))
 
 
-def require_publishable(model: Original | Source, options: Options) -> str:
+def _open_folder(path: Path) -> Original:
+    files = ModelFiles(path)
+    manifest = files.manifest
+    if manifest is None:
+        raise FormatError(
+            f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
+            "with Model.save_pretrained, or export it"
+        )
+    form = detect(files)
+    _require_kind(files, manifest, form)
+    has_card = exists(path / CARD)
+    card = read_bytes(_own_file(path, CARD), limit=_MAX_BYTES) if has_card else b""
+    return Original(files=files, form=form, licence=manifest.licence, card=card)
+
+
+def require_publishable(model: Original | Bundle, options: Options) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
     licence_file = options.licence_file
     if isinstance(model, Original):
         licence_file = licence_file or find_licence_file(model.folder)
-        if model.kind in options.formats and not options.separate:
-            raise InputError(f"{model.path} is {model.kind} already: leave that format out")
+        names = (model.form.name, *model.form.aliases)
+        if not options.separate and any(name in options.formats for name in names):
+            raise InputError(f"{model.path} is {model.form.name} already: leave that format out")
     return choose_licence(model.licence, options.licence or "", licence_file=licence_file)
 
 
@@ -212,26 +194,26 @@ def stage_repositories(
     folder, separate = area / "root", options.separate
     report("checking hashes, tensors and the golden record")
     # Of the user's own files, so that an error names them.
-    _verify(model.path, model.kind, options)
-    source = load_source(model.path, name=main.partition("/")[2], licence=licence)
-    place = stage(model, folder, source, beside=options.beside, licence_file=options.licence_file)
+    _verify(model, model.path, options)
+    bundle = load(model.path, name=main.partition("/")[2], licence=licence)
+    place = stage(model, folder, bundle, beside=options.beside, licence_file=options.licence_file)
     rows = [_own_row(model, folder, place, options)]
-    training = _stage_training(model, folder, source)
+    training = _stage_training(model, folder, bundle)
     satellites = []
-    for number, form in enumerate(options.formats):
-        report(f"exporting {form}, and running the export")
+    for number, kind in enumerate(options.formats):
+        report(f"exporting {kind}, and running the export")
         target = area / str(number) if separate else folder
-        exported = _export(source, form, target, separate=separate)
+        exported = _export(bundle, kind, target, separate=separate)
         rows.append(_row(exported, others[number] if separate else _inside(exported, folder)))
         if separate:
             satellites.append(_satellite(exported, target, others[number], folder, base=main))
-    kinds = [model.kind, *(() if separate else options.formats)]
+    forms = [model.form, *(() if separate else map(format_named, options.formats))]
     own = Repository(
         repo=main,
         folder=folder,
         place=place,
-        library=_library(place, model.kind) if len(kinds) == 1 else _OURS,
-        tags=[tag for kind in kinds for tag in _FORMATS[kind].tags],
+        library=model.form.library_of(ModelFiles(place)) if len(forms) == 1 else OURS,
+        tags=[form.tag for form in forms if form.tag],
         formats=rows,
         training=training,
     )
@@ -241,7 +223,7 @@ def stage_repositories(
 def stage(
     model: Original,
     folder: Path,
-    source: Source,
+    bundle: Bundle,
     *,
     beside: Iterable[str] = (),
     licence_file: Path | None = None,
@@ -250,7 +232,7 @@ def stage(
 
     Parameters
     ----------
-    source : Source
+    bundle : Bundle
         The same model with its licence.
     beside : iterable of str
         Names of further files that lie beside it.
@@ -263,67 +245,71 @@ def stage(
         _link(model.folder, folder, model.manifest.files)
         more = {name for name in (*_BESIDE, *beside) if exists(model.folder / name)}
         _link(model.folder, folder, more - model.manifest.files.keys())
-        _write_manifest_again(_own_file(model.folder, NAME), folder / NAME, licence=source.licence)
+        _write_manifest_again(_own_file(model.folder, NAME), folder / NAME, licence=bundle.licence)
         _say_what_stays(model, folder)
     else:
         place = folder / model.path.name
         # What the user named is what the user means, even by a link.
         _put(model.path.resolve(), place)
-        others = list(_OF_A_GRAPH if model.kind == "onnx" else ())
+        found = {name for one in model.form.found(model.files) for name in one.files}
+        others = [*sorted(found - {model.path.name, CARD, NAME, RECIPE})]
         # What else lies beside a file may be another's; but a licence that the Hub does not know needs its text.
-        others += [] if is_of_the_hub(source.licence) else LICENCE_FILES
+        others += [] if is_of_the_hub(bundle.licence) else LICENCE_FILES
         _link(model.folder, folder, [name for name in others if exists(model.folder / name)])
-        write_manifest(folder, source, kind=model.kind)
+        write_manifest(folder, bundle, kind=model.form.name)
         _link(model.folder, folder, beside)
     if licence_file is not None and not exists(folder / licence_file.name):
         _link(licence_file.parent, folder, [licence_file.name])
     return place
 
 
-def _verify(path: Path, kind: str, options: Options) -> tuple[str, float]:
+def _verify(model: Original, path: Path, options: Options) -> tuple[str, float]:
     """Check a model's files and record on the first backend, and a graph as one: what ran it, and the largest error."""
-    first = options.backends[:1] or (() if kind in _GRAPHS else ("auto",))
     # Any other backend takes the weights out of a graph, and does not see what it does with them.
-    for backend in dict.fromkeys([*first, *(("onnx",) if kind in _GRAPHS else ())]):
-        checked = check_model(path, backend=backend)
-    if checked.golden is None:
+    graph = backends.GRAPHS if model.form.layout.is_graph else ()
+    first = options.backends[:1] or (() if graph else ("auto",))
+    for backend in dict.fromkeys([*first, *graph]):
+        verified = verify_model(path, backend=backend)
+    if verified.golden is None:
         raise FormatError(
             f"{path} has no golden record, so nobody could tell whether a copy computes the same: load it and write it "
             "anew with Model.save_pretrained, or export it"
         )
-    return checked.backend, checked.golden
+    return verified.backend, verified.golden
 
 
 def _own_row(model: Original, folder: Path, place: Path, options: Options) -> FormatRow:
     # What was staged is what will be uploaded.
-    backend, error = _verify(place, model.kind, options)
+    backend, error = _verify(model, place, options)
     manifest = read_manifest(folder)
     assert manifest is not None
     size = sum(record.bytes for record in manifest.files.values())
     where = "model directory" if place == folder else place.name
-    return FormatRow(where, _FORMATS[model.kind].title, size, f"{_OURS}, {backend}", error)
+    return FormatRow(where, model.form.title, size, f"{OURS}, {backend}", error)
 
 
-def _stage_training(model: Original, folder: Path, source: Source) -> Training:
+def _stage_training(model: Original, folder: Path, bundle: Bundle) -> Training:
     """What is known of the training; a recipe that only the log of the run knows is staged."""
     if model.manifest is None:
         return Training()
-    training = read_training(model.folder, source.config)
+    training = read_training(model.folder, bundle.config)
     if training.recipe and not (folder / RECIPE).exists():
         text = json.dumps(training.recipe, indent=1) + "\n"
         (folder / RECIPE).write_text(text, encoding="utf-8")
     return training
 
 
-def _export(source: Source, form: str, target: Path, *, separate: bool) -> Exported:
+def _export(bundle: Bundle, kind: str, target: Path, *, separate: bool) -> Exported:
+    form = format_named(kind)
+    options = form.published or form.choose()
+    out = target if separate else target / kind
+    if form.suffix:
+        out = target / form.file_name(bundle.name, options)
     # The card is the repository's, not each folder's.
-    source, choices = dataclasses.replace(source, card=b""), _FORMATS[form].choices
-    out = target if separate else target / form
-    if form == "gguf":
-        out = target / f"{source.name}-{choices.outtype.upper()}.gguf"
-    exported = export_model(source, out, kind=form, choices=choices, verify=True)
-    if form == "gguf" and separate:
-        write_manifest(target, source, kind=form)
+    bundle = dataclasses.replace(bundle, card=b"")
+    exported = export_model(bundle, out, kind=kind, options=options, verify=True)
+    if form.suffix and separate:
+        write_manifest(target, exported.bundle, kind=form.name)
     return exported
 
 
@@ -332,14 +318,14 @@ def _inside(exported: Exported, folder: Path) -> str:
 
 
 def _row(exported: Exported, place: str) -> FormatRow:
-    parity, what = exported.parity, _FORMATS[exported.kind].title
-    assert parity is not None
-    if exported.written_as != exported.kind:
-        what = f"{what}, {exported.written_as}"
-    report = parity.report
-    return FormatRow(
-        place, what, exported.bytes, parity.runtime, report.rms_ratio, report.tolerance
-    )
+    what, architecture = format_named(exported.kind).title, exported.written.architecture
+    if architecture != exported.kind:
+        what = f"{what}, {architecture}"
+    if exported.parity is None:
+        # The same numbers, read back.
+        return FormatRow(place, what, exported.bytes, f"{OURS}, by digests", 0.0)
+    report, runtime = exported.parity.report, exported.parity.runtime
+    return FormatRow(place, what, exported.bytes, runtime, report.rms_ratio, report.tolerance)
 
 
 def _satellite(exported: Exported, folder: Path, repo: str, own: Path, *, base: str) -> Repository:
@@ -347,44 +333,32 @@ def _satellite(exported: Exported, folder: Path, repo: str, own: Path, *, base: 
     for name in LICENCE_FILES:
         if (own / name).exists():
             shutil.copyfile(own / name, folder / name)
-    row, form = _row(exported, _inside(exported, folder)), _FORMATS[exported.kind]
+    form = format_named(exported.kind)
     return Repository(
         repo=repo,
         folder=folder,
         place=exported.path,
         # The stock library's lines were shown to be true if it ran the export here.
-        library=_OURS if row.runtime.startswith(_OURS) else form.library,
-        tags=form.tags,
-        formats=[row],
+        library=form.library if exported.parity else OURS,
+        tags=[form.tag] if form.tag else [],
+        formats=[_row(exported, _inside(exported, folder))],
         base=base,
     )
 
 
-def _library(place: Path, kind: str) -> str:
-    # Of a GGUF file that only this package runs, the lines for llama.cpp would not be true.
-    is_own = kind == "gguf" and read_gguf(place).metadata.get("general.architecture") == "nanochat"
-    return _OURS if is_own else _FORMATS[kind].library
-
-
-def _require_kind(path: Path, manifest: Manifest) -> None:
+def _require_kind(files: ModelFiles, manifest: Manifest, form: Format[Any]) -> None:
     """Refuse a folder that is not what its ``nanochat.json`` calls it, or has weights that nothing here would run."""
-    kind, names = manifest.kind, manifest.files
-    if kind == "gguf":
-        raise FormatError(f"{path} is the folder of a .gguf file: pass that file")
-    if _GRAPH in names:
-        fitting: tuple[str, ...] = ("web",) if _PAGE in names else ("onnx",)
-    else:
-        fitting = ("nanochat",) if checkpoint.is_ours(path) else ("mlx", "transformers")
-    if kind not in fitting:
+    path, kind = files.path, manifest.kind
+    if kind in FORMATS and FORMATS[kind].suffix:
+        raise FormatError(f"{path} is the folder of a {FORMATS[kind].suffix} file: pass that file")
+    if kind != form.name:
         raise FormatError(
             f"{path / NAME} says that the folder is of the kind {kind!r:.40}, but its files are those of "
-            f"{' or '.join(fitting)}: export the model again"
+            f"{form.name}: export the model again"
         )
-    own = ".onnx" if kind in _GRAPHS else ".safetensors"
-    for name in names:
-        place = PurePosixPath(name)
-        is_own = place.suffix == own and place.name == name and (kind != "onnx" or name == _GRAPH)
-        if place.suffix in (".gguf", ".onnx", ".safetensors") and not is_own:
+    for name in manifest.files:
+        is_weights = PurePosixPath(name).suffix in (".safetensors", *file_suffixes())
+        if is_weights and not form.layout.may_hold(name):
             raise FormatError(
                 f"{path / NAME} names {name}, which is no part of the {kind} model there: export the model again, "
                 "and each format to a place of its own"
@@ -436,7 +410,7 @@ def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:
 def _say_what_stays(model: Original, staged: Path) -> None:
     """Name what lies in the directory and is not uploaded."""
     names = (path.name for path in model.folder.iterdir())
-    stays = [n for n in names if not exists(staged / n) and n != _CARD and not n.startswith(".")]
+    stays = [n for n in names if not exists(staged / n) and n != CARD and not n.startswith(".")]
     if stays:
         listed = ", ".join(sorted(stays)[:8])
         _LOGGER.warning("not uploaded, as %s does not name it: %s", NAME, listed)

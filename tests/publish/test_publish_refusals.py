@@ -14,6 +14,9 @@ from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
+from nanochat.export.formats import format_named, load
+from nanochat.export.onnx.digest import seal
+from nanochat.proof.golden import record
 from nanochat.proof.manifest import write_manifest
 from nanochat.publish.options import Options
 from nanochat.publish.publish import publish
@@ -34,7 +37,7 @@ def swap(model: Path) -> None:
     """Give it the record of another model, whose files are hashed."""
     other = random_source(rope_theta=500.0, num_layers=1)
     manifest = json.loads((model / "nanochat.json").read_bytes())
-    manifest["golden"] = json.loads(other.golden.to_json())
+    manifest["golden"] = record(other).to_dict()
     (model / "nanochat.json").write_text(json.dumps(manifest))
 
 
@@ -194,12 +197,13 @@ def test_a_graph_that_is_not_what_it_is_called_is_refused(graph: Path, kind: str
 def test_every_exported_folder_is_taken_for_what_it_is(
     source: Bundle, tmp_path: Path, kind: str
 ) -> None:
-    choices = Choices(runtime="transformers") if kind == "hf" else Choices()
-    export_model(source, tmp_path / "x", kind=kind, choices=choices, verify=False)
+    form = format_named(kind)
+    options = form.published or form.choose()
+    export_model(source, tmp_path / "x", kind=kind, options=options, verify=False)
 
     original = open_original(tmp_path / "x")
 
-    assert original.kind == ("transformers" if kind == "hf" else kind)
+    assert original.form is form
 
 
 def test_the_folder_of_a_gguf_file_is_refused_with_the_fix(model: Path) -> None:
@@ -231,6 +235,9 @@ def negate(path: Path) -> None:
     for node in model.graph.node:
         node.output[:] = ["inner" if name == "logits" else name for name in node.output]
     model.graph.node.append(onnx.helper.make_node("Neg", ["inner"], ["logits"]))
+    golden = load(path).golden
+    assert golden is not None
+    seal(model, golden)
     onnx.save(model, path)
 
 
@@ -264,7 +271,7 @@ def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> 
     ("options", "error", "message"),
     [
         (replace(QUICK, licence="Apache-2.0"), InputError, "but the files say MIT"),
-        (replace(QUICK, formats=["tar"]), InputError, "choose some of gguf"),
+        (replace(QUICK, formats=["tar"]), InputError, "choose some of nanochat"),
         (replace(QUICK, formats=["gguf", "gguf"]), InputError, "each once"),
         (replace(QUICK, languages=["English"]), InputError, "ISO 639"),
         (replace(QUICK, base_model="base"), InputError, "base_model='base' is no repository"),

@@ -12,7 +12,6 @@ from nanochat.cli.export import export
 from nanochat.cli.push import push
 from nanochat.cli.run import run
 from nanochat.export.directory import save_model
-from nanochat.export.formats import FORMATS
 from tests.zoo.hub_state import Hub
 
 QUICK = ("--backend", "reference", "--prompt", "fn main() {")
@@ -103,7 +102,7 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
     assert code == 0, said.err
     (line,) = said.out.splitlines()
     assert json.loads(line)["uploaded"].startswith(f"{hub.url}/org/name/commit/")
-    assert json.loads(line)["parity"]
+    assert json.loads(line)["digests"]
     assert sorted(set(hub.files("org/name")) - {".gitattributes"}) == [
         "README.md",
         "nanochat.json",
@@ -194,10 +193,3 @@ def test_an_export_takes_the_licence_beside_the_model(
     assert code == 0
     assert hub.files("org/name")["LICENSE"] == b"Be nice."
     assert b"license_link: LICENSE\n" in hub.files("org/name")["README.md"]
-
-
-def test_the_formats_of_push_are_those_of_export() -> None:
-    choices = {p.name: p.type for p in push.params}["formats"]
-
-    assert isinstance(choices, click.Choice)
-    assert list(choices.choices) == list(FORMATS)
