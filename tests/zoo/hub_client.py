@@ -41,21 +41,10 @@ class _Clock:
 
 @dataclass
 class HubClient:
-    """The client of this process while it knows `hub` only, and writes into `home` only.
+    """The client of this process while it knows `hub` only, and writes into `home` only, an empty folder.
 
     A request to any host but 127.0.0.1 is refused before it is made. The client's waits between retries are cut to
-    milliseconds, by a `time` of its own in the two modules that wait.
-
-    Parameters
-    ----------
-    hub : Hub
-        A Hub that is served.
-    home : Path
-        An empty folder; the cache is ``home / "hub"``.
-    monkeypatch : pytest.MonkeyPatch
-        What undoes everything.
-    slept : list of float
-        The seconds that the client meant to wait, in order.
+    milliseconds, by a `time` of its own in the two modules that wait; `slept` are the seconds that it meant to wait.
     """
 
     hub: Hub
@@ -68,13 +57,10 @@ class HubClient:
         for name, value in environment(self.hub, home).items():
             self.monkeypatch.setenv(name, value)
         # These win over, or stand in for, some of the above.
-        for name in (
-            "HUGGING_FACE_HUB_TOKEN",
-            "HF_HUB_ETAG_TIMEOUT",
-            "HF_HUB_DOWNLOAD_TIMEOUT",
-            "HF_DEBUG",
-        ):
-            self.monkeypatch.delenv(name, raising=False)
+        for name in ("ETAG_TIMEOUT", "DOWNLOAD_TIMEOUT"):
+            self.monkeypatch.delenv(f"HF_HUB_{name}", raising=False)
+        self.monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        self.monkeypatch.delenv("HF_DEBUG", raising=False)
         settings: dict[str, object] = {
             "ENDPOINT": url,
             "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -98,9 +84,8 @@ class HubClient:
         for name, setting in settings.items():
             self.monkeypatch.setattr(_constants, name, setting)
         self.monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
-        self.monkeypatch.setattr(
-            huggingface_hub.utils._cache_manager, "HF_HUB_CACHE", str(self.cache)
-        )
+        manager = huggingface_hub.utils._cache_manager
+        self.monkeypatch.setattr(manager, "HF_HUB_CACHE", str(self.cache))
         # The package gives the name of this module to a class.
         bars = importlib.import_module("huggingface_hub.utils.tqdm")
         self.monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", True)

@@ -1,27 +1,23 @@
 """This file holds a Hub on loopback, served over HTTP for the real client, with faults that tests ask for.
 
-Modelled: two origins, as of the Hub and of its store of large files, with connections that are kept; the requests in
-`hub_routes` (see `hub_reads` and `hub_writes`), on what `hub_state` knows; answers that fail, stop early, are cut,
-damaged or late. Not modelled: encryption, compression, signed addresses, limits of rate.
-
-``python -m tests.zoo.hub_server --port 8080 org/name=FOLDER`` serves folders to the client of another process.
+Modelled: two origins, as of the Hub and of its store of large files, with connections that are kept; the requests of
+`hub_api`, on what `hub_state` knows; answers that fail, stop early, are cut or damaged. Not modelled: encryption,
+compression, signed addresses, limits of rate.
 """
 
-import argparse
 import socket
 import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.zoo.hub_answers import Answer, Call, HubError
-from tests.zoo.hub_routes import answer
+from tests.zoo.hub_api import Answer, Call, answer, refusal
 from tests.zoo.hub_state import Fault, Hub, Request
 
 __all__ = ["environment", "hub_server"]
@@ -52,33 +48,23 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def hub_server(hub: Hub | None = None, *, port: int = 0) -> Iterator[Hub]:
-    """Serve `hub`, a new one if there is none, on `port`, a free one if it is 0, while the block runs."""
-    hub = hub or Hub()
-    with ExitStack() as stack:
-        hub.url = stack.enter_context(_origin(hub, "hub", port))
-        hub.cdn = stack.enter_context(_origin(hub, "cdn", 0))
-        # Registered last, called first: whoever waits is let go before the servers wait for their threads.
-        stack.callback(_release, hub)
+def hub_server() -> Iterator[Hub]:
+    """Serve a new Hub while the block runs."""
+    hub = Hub()
+    with _origin(hub, "hub") as hub.url, _origin(hub, "cdn") as hub.cdn:
         yield hub
 
 
-def _release(hub: Hub) -> None:
-    hub.closing.set()
-    for fault in hub.faults:
-        if isinstance(fault.pause, threading.Event):
-            fault.pause.set()
-
-
 @contextmanager
-def _origin(hub: Hub, name: str, port: int) -> Iterator[str]:
+def _origin(hub: Hub, name: str) -> Iterator[str]:
     """A server of one origin, and its address."""
 
     class Handler(_Handler):
         state = hub
         origin = name
 
-    server = _Server((_HOST, port), Handler)
+    server = _Server((_HOST, 0), Handler)
+    server.open = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -95,20 +81,7 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = False
     request_queue_size = 64
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
-        self.open: set[socket.socket] = set()
-
-    def process_request(self, request: object, client_address: object) -> None:
-        assert isinstance(request, socket.socket)
-        self.open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: object) -> None:
-        assert isinstance(request, socket.socket)
-        self.open.discard(request)
-        super().shutdown_request(request)
+    open: list[socket.socket]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that went away."""
@@ -116,12 +89,10 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def hang_up(self) -> None:
-        for connection in list(self.open):
-            try:
+        for connection in self.open:
+            # A client may have been faster.
+            with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                # The client was faster.
-                continue
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -130,6 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # Or every answer waits 40 ms for the client.
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        """Note the connection, which may be kept."""
+        super().setup()
+        assert isinstance(self.server, _Server)
+        self.server.open.append(self.connection)
 
     def _serve(self) -> None:
         address = urlsplit(self.path)
@@ -145,17 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.state.next_fault(self.command, path)
         reply = self._reply(call, fault)
         # Noted before it is sent, so that whoever has the answer finds the request.
-        self.state.requests.append(
-            Request(
-                self.command,
-                path,
-                address.query,
-                call.headers.get("Range", ""),
-                call.token,
-                reply.status,
-                self.origin,
-            )
-        )
+        asked = call.headers.get("Range", "")
+        request = Request(self.command, path, asked, call.token, reply.status, self.origin)
+        self.state.requests.append(request)
         self._send(reply, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
@@ -172,28 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, call: Call, fault: Fault | None) -> Answer:
         try:
-            if fault is None:
-                return answer(self.state, call)
-            self._wait(fault)
-            if fault.before is not None:
+            if fault is not None and fault.before is not None:
                 fault.before()
-            if fault.status:
-                refusal = HubError(
-                    fault.status, fault.message, code=fault.code, headers=fault.headers
-                )
-                return refusal.answer
-            return _damaged(answer(self.state, call), fault)
-        except HubError as error:
-            return error.answer
+            if fault is not None and fault.status:
+                return refusal(fault.status, fault.message, fault.code)
+            reply = answer(self.state, call)
+            return reply if fault is None else _damaged(reply, fault)
         except Exception as error:
             # A bug here or a request that the client never makes: the test is told what it was.
-            return HubError(500, f"{type(error).__name__}: {error}").answer
-
-    def _wait(self, fault: Fault) -> None:
-        if isinstance(fault.pause, threading.Event):
-            fault.pause.wait()
-        elif fault.pause:
-            self.state.closing.wait(fault.pause)
+            return refusal(500, f"{type(error).__name__}: {error}")
 
     def _send(self, reply: Answer, fault: Fault | None) -> None:
         body = b"" if self.command == "HEAD" else reply.body
@@ -229,41 +185,3 @@ def _damaged(reply: Answer, fault: Fault) -> Answer:
         if "X-Linked-Etag" in headers:
             headers |= {"X-Linked-Etag": f'"{fault.etag}"'}
     return replace(reply, body=bytes(body), headers=headers)
-
-
-def _folder(text: str) -> tuple[str, Mapping[str, bytes]]:
-    repo, _, name = text.partition("=")
-    if repo.count("/") != 1 or not Path(name).is_dir():
-        raise argparse.ArgumentTypeError(f"cannot serve {text!r}: pass OWNER/NAME=FOLDER")
-    files = (path for path in sorted(Path(name).rglob("*")) if path.is_file())
-    return repo, {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
-
-
-def main() -> None:
-    """Serve folders as models until interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.zoo.hub_server", description=main.__doc__
-    )
-    parser.add_argument("--port", type=int, default=0, help="port of the Hub; 0 takes a free one")
-    parser.add_argument("models", nargs="*", type=_folder, metavar="OWNER/NAME=FOLDER")
-    arguments = parser.parse_args()
-    with hub_server(port=arguments.port) as hub:
-        for repo, files in arguments.models:
-            hub.add(repo, files)
-        print(
-            f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1 HF_HUB_DISABLE_TELEMETRY=1",
-            flush=True,
-        )
-        shown = 0
-        try:
-            while True:
-                for request in hub.requests[shown:]:
-                    print(request.method, request.path, request.range, request.status, flush=True)
-                    shown += 1
-                time.sleep(0.2)
-        except KeyboardInterrupt:
-            return
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
-"""This file holds what a Hub on loopback knows: repositories, commits, revisions, large files, and faults to act out.
+"""This file holds what a Hub on loopback knows: repositories, commits, large files, and faults to act out.
 
-Modelled: models with branches, tags and pull requests; every commit with all its files; regular files, named by the
-hash of their git blob, and large ones, named by their SHA-256; private and gated repositories; two users, of whom
-one may write. Not modelled: datasets and spaces, .gitattributes (one rule decides what is large), merges, quotas.
+Modelled: models with branches and pull requests; every commit with all its files; regular files, named by the hash of
+their git blob, and large ones, named by their SHA-256; private and gated repositories; two users, of whom one may
+write. Not modelled: tags, datasets and spaces, .gitattributes (one rule decides what is large), merges, quotas.
 """
 
 import fnmatch
@@ -13,17 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = [
-    "FOREVER",
-    "Commit",
-    "Fault",
-    "Hub",
-    "Repo",
-    "Request",
-    "blob_oid",
-    "is_large",
-    "pointer",
-]
+__all__ = ["FOREVER", "LARGE_NAMES", "Commit", "Fault", "Hub", "Repo", "Request"]
+__all__ += ["blob_oid", "is_large", "pointer"]
 
 FOREVER = sys.maxsize
 LARGE_NAMES = ("*.safetensors", "*.gguf", "*.onnx", "*.onnx.data")
@@ -44,8 +35,9 @@ def blob_oid(data: bytes) -> str:
 def pointer(data: bytes) -> bytes:
     """The text that git keeps in place of a large file."""
     oid = hashlib.sha256(data).hexdigest()
-    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(data)}\n"
-    return text.encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(data)}\n".encode()
+    )
 
 
 @dataclass(frozen=True)
@@ -66,21 +58,17 @@ class Repo:
     gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag, or a whole or shortened hash names."""
-        oid = self.branches.get(revision) or self.tags.get(revision) or revision
-        shortened = len(oid) >= 7
-        return next(
-            (
-                c
-                for c in self.commits.values()
-                if c.oid == oid or (shortened and c.oid.startswith(oid))
-            ),
-            None,
+        """The commit that a branch, or a whole or shortened hash names."""
+        oid = self.branches.get(revision, revision)
+        found = (
+            [oid]
+            if oid in self.commits
+            else [name for name in self.commits if name.startswith(oid)]
         )
+        return self.commits[found[0]] if found and len(oid) >= 7 else None
 
     def commit(self, files: Mapping[str, bytes], *, branch: str, subject: str, parent: str) -> str:
         """Put a commit of exactly `files` on top of `branch`, and return its hash."""
@@ -100,7 +88,6 @@ class Request:
 
     method: str
     path: str
-    query: str
     range: str
     token: str
     status: int
@@ -108,28 +95,32 @@ class Request:
     host: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Fault:
-    """What goes wrong with the next `times` requests that fit, `hits` so far; see :meth:`Hub.fault`."""
+    """What goes wrong with the next `times` requests that fit, `hits` so far."""
 
+    # As of `fnmatch`, for the path without its query. ``/cdn/org/name/<sha256>/<path>`` is where large files come from,
+    # so ``*/model.gguf`` fits both its metadata and its bytes. A method may be ``*``.
     pattern: str
-    method: str
-    times: int
-    status: int
-    code: str
-    message: str
-    headers: Mapping[str, str]
-    cut: int | None
-    reset: bool
-    truncate: int | None
-    flip: int | None
-    etag: str
-    pause: float | threading.Event
-    before: Callable[[], object] | None
+    method: str = "GET"
+    times: int = 1
+    # Called before the request is looked at.
+    before: Callable[[], object] | None = None
+    # Answer with this, ``X-Error-Code`` and ``X-Error-Message``.
+    status: int = 0
+    code: str = ""
+    message: str = "not now"
+    # End the connection after this many bytes of the body, of which the header announced all. What the request asked
+    # for was done. A reset ends it as a crash does, which the client takes for another error, and not as a proxy does.
+    cut: int | None = None
+    reset: bool = False
+    # Send only this many bytes, and announce no more.
+    truncate: int | None = None
+    # Turn over the bits of the byte at this place.
+    flip: int | None = None
+    # Name the file by this in ``ETag`` and ``X-Linked-Etag``.
+    etag: str = ""
     hits: int = 0
-
-    def matches(self, method: str, path: str) -> bool:
-        return self.method in ("*", method) and fnmatch.fnmatchcase(path, self.pattern)
 
 
 @dataclass
@@ -140,67 +131,48 @@ class Hub:
     ----------
     token, reader : str
         The token that may do everything, and that of a user who may read what is public. Any other is refused.
-    user : str
-        Name of the user that `token` belongs to.
-    page_size : int
-        Most entries of a page of the file tree.
     extra_tree : dict of str to list of dict
-        Entries, by repository, that are put into listings of its files: ``path`` and anything that a listing
-        has. An entry for a file that exists changes what is listed of it. ``data``, bytes, is served as the file.
+        Entries, by repository, that are put into listings of its files: ``path`` and anything that a listing has. An
+        entry for a file that exists changes what is listed of it. ``data``, bytes, is served as the file.
     """
 
     url: str = ""
     cdn: str = ""
     token: str = "hf_secret"
     reader: str = "hf_reader"
-    user: str = "tester"
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    page_size: int = 1000
     extra_tree: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    closing: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def add(
-        self,
-        repo: str,
-        files: Mapping[str, bytes],
-        *,
-        private: bool = False,
-        gated: bool = False,
-        subject: str = "initial commit",
+        self, repo: str, files: Mapping[str, bytes], *, private: bool = False, gated: bool = False
     ) -> str:
         """Make `repo` with one commit on ``main``, and return the commit's hash."""
         with self.lock:
             self.repos[repo] = Repo(private=private, gated=gated)
-            return self.repos[repo].commit(files, branch="main", subject=subject, parent="")
+            return self.repos[repo].commit(
+                files, branch="main", subject="initial commit", parent=""
+            )
 
-    def commit(
-        self,
-        repo: str,
-        changes: Mapping[str, bytes | None],
-        *,
-        branch: str = "main",
-        subject: str = "commit",
-    ) -> str:
-        """Commit `changes` to `branch` of `repo`, None deleting a file, and return the commit's hash."""
+    def commit(self, repo: str, changes: Mapping[str, bytes | None]) -> str:
+        """Commit `changes` to the main branch of `repo`, None deleting a file, and return the commit's hash."""
         with self.lock:
-            head = self.repos[repo].branches[branch]
-            files: dict[str, bytes | None] = {**self.repos[repo].commits[head].files, **changes}
+            head = self.repos[repo].branches["main"]
+            files = {**self.repos[repo].commits[head].files, **changes}
             kept = {path: data for path, data in files.items() if data is not None}
-            return self.repos[repo].commit(kept, branch=branch, subject=subject, parent=head)
+            return self.repos[repo].commit(kept, branch="main", subject="commit", parent=head)
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
         """The files of `repo` at `revision`."""
         commit = self.repos[repo].find(revision)
-        if commit is None:
-            raise KeyError(revision)
+        assert commit is not None
         return dict(commit.files)
 
-    def subjects(self, repo: str, revision: str = "main") -> list[str]:
-        """Subjects of the commits that lead to `revision`, the last one first."""
-        commit, found = self.repos[repo].find(revision), []
+    def subjects(self, repo: str) -> list[str]:
+        """Subjects of the commits of the main branch, the last one first."""
+        commit, found = self.repos[repo].find("main"), []
         while commit is not None:
             found.append(commit.subject)
             commit = self.repos[repo].commits.get(commit.parent)
@@ -208,86 +180,22 @@ class Hub:
 
     def asked(self, pattern: str = "*", method: str = "*") -> list[Request]:
         """The requests whose path fits `pattern`, in the order of their answers."""
-        return [
-            request
-            for request in self.requests
-            if fnmatch.fnmatchcase(request.path, pattern) and method in ("*", request.method)
-        ]
+        return [r for r in self.requests if _fits(pattern, method, r.method, r.path)]
 
-    def fault(
-        self,
-        pattern: str,
-        *,
-        method: str = "GET",
-        times: int = 1,
-        status: int = 0,
-        code: str = "",
-        message: str = "not now",
-        headers: Mapping[str, str] | None = None,
-        cut: int | None = None,
-        reset: bool = False,
-        truncate: int | None = None,
-        flip: int | None = None,
-        etag: str = "",
-        pause: float | threading.Event = 0.0,
-        before: Callable[[], object] | None = None,
-    ) -> Fault:
-        """Make the next `times` requests whose path and method fit go wrong.
-
-        A request meets the first fault that fits and is not used up. ``/cdn/org/name/<sha256>/<path>`` is where
-        large files come from, so ``*/model.gguf`` fits both its metadata and its bytes.
-
-        Parameters
-        ----------
-        pattern : str
-            Pattern, as of `fnmatch`, for the path of the request without its query.
-        method : str
-            Method of the request, or ``*``.
-        times : int
-            Number of requests; `FOREVER` for all.
-        status, code, message, headers
-            Answer with this status, ``X-Error-Code`` and ``X-Error-Message``; 429 comes with ``Retry-After: 0``.
-        cut : int
-            End the connection after this many bytes of the body, of which the header announced all. What the request
-            asked for was done: after ``cut=0`` a commit is there, and its sender does not know.
-        reset : bool
-            End it as a crash does, which the client takes for another error, and not as a proxy does.
-        truncate : int
-            Send only this many bytes of the body, and announce no more.
-        flip : int
-            Turn over the bits of the body's byte at this place.
-        etag : str
-            Name the file by this in ``ETag`` and ``X-Linked-Etag``.
-        pause : float or threading.Event
-            Wait this many seconds, or for the event, before answering.
-        before : callable
-            Called before the request is looked at.
-        """
-        headers = {"Retry-After": "0"} if status == 429 and headers is None else headers or {}
-        fault = Fault(
-            pattern,
-            method,
-            times,
-            status,
-            code,
-            message,
-            headers,
-            cut,
-            reset,
-            truncate,
-            flip,
-            etag,
-            pause,
-            before,
-        )
-        self.faults.append(fault)
-        return fault
+    def fault(self, pattern: str, **what: Any) -> Fault:
+        """Make the next requests that fit go wrong, as `Fault` says; a request meets the first that is not used up."""
+        self.faults.append(Fault(pattern=pattern, **what))
+        return self.faults[-1]
 
     def next_fault(self, method: str, path: str) -> Fault | None:
         """The fault that the request meets, now used once more."""
         with self.lock:
             for fault in self.faults:
-                if fault.hits < fault.times and fault.matches(method, path):
+                if fault.hits < fault.times and _fits(fault.pattern, fault.method, method, path):
                     fault.hits += 1
                     return fault
         return None
+
+
+def _fits(pattern: str, wanted: str, method: str, path: str) -> bool:
+    return wanted in ("*", method) and fnmatch.fnmatchcase(path, pattern)

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_two_processes_that_want_the_same_model_fetch_it_once(
     files = {**OWN, "model.safetensors": bytes(size)}
     hub.add("org/name", files)
     # Neither is done before the other has begun.
-    hub.fault("/cdn/*", times=2, pause=1.0)
+    hub.fault("/cdn/*", times=2, before=lambda: time.sleep(1.0))
     code = "from nanochat.zoo.hub import locate; print(locate('org/name').path)"
 
     processes = [in_process(hub, tmp_path, code) for _ in range(2)]

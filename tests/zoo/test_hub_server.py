@@ -1,21 +1,57 @@
 """The Hub on loopback answers the real client as the Hub does, and goes wrong as it is told to."""
 
+import hashlib
+import http.client
+import json
 import subprocess
 import sys
-import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import errors
 
 from tests.zoo.hub_client import CHUNK, HubClient
-from tests.zoo.hub_files import FILES, LARGE, REPO, SHA256, ask, read, write
 from tests.zoo.hub_server import environment, hub_server
 from tests.zoo.hub_state import FOREVER, Hub
 
-ROOT = Path(__file__).parents[2]
+REPO = "org/name"
+LARGE = np.random.default_rng(0).bytes(100_000)
+SHA256 = hashlib.sha256(LARGE).hexdigest()
+FILES = {"README.md": b"# A model\n", "inner/page.js": b"page", "model.safetensors": LARGE}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def ask(
+    origin: str,
+    method: str,
+    path: str,
+    body: str | Iterator[bytes] | None = None,
+    token: str = "",
+    range: str = "",
+) -> tuple[int, bytes]:
+    """Status and body of what a client that is not the real one asks, its path sent as it is."""
+    headers = {"Authorization": f"Bearer {token}" if token else "", "Range": range}
+    connection = http.client.HTTPConnection(origin.removeprefix("http://"))
+    connection.request(method, path, body, {name: text for name, text in headers.items() if text})
+    answer = connection.getresponse()
+    status, got = answer.status, answer.read()
+    connection.close()
+    return status, got
+
+
+def read(folder: str | Path) -> dict[str, bytes]:
+    paths = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.txt"])
@@ -108,25 +144,6 @@ def test_a_file_can_get_another_name(hub: Hub, hub_client: HubClient, name: str)
     assert path.resolve().name == "f" * 64
 
 
-def test_an_answer_waits_for_an_event(hub: Hub, hub_client: HubClient) -> None:
-    del hub_client
-    hub.add(REPO, FILES)
-    # The connection is there, so that nothing else takes time.
-    huggingface_hub.model_info(REPO)
-    event = threading.Event()
-    hub.fault(f"/api/models/{REPO}", pause=event)
-
-    asker = threading.Thread(target=huggingface_hub.model_info, args=(REPO,))
-    asker.start()
-    asker.join(0.5)
-    answers = [len(hub.requests)]
-    event.set()
-    asker.join()
-    answers.append(len(hub.requests))
-
-    assert answers == [1, 2]
-
-
 def test_the_hub_can_change_between_two_requests(hub: Hub, hub_client: HubClient) -> None:
     del hub_client
     first = hub.add(REPO, FILES)
@@ -205,37 +222,6 @@ def test_what_is_missing_is_told_apart(hub: Hub, hub_client: HubClient) -> None:
         huggingface_hub.create_repo(REPO)
 
 
-def test_a_listing_comes_in_pages(hub: Hub, hub_client: HubClient) -> None:
-    del hub_client
-    hub.add(REPO, {f"{number // 3}/{number}.txt": b"text" for number in range(10)})
-    hub.page_size = 4
-
-    snapshot = huggingface_hub.snapshot_download(REPO)
-
-    # Ten files and four folders.
-    assert len(hub.asked("*/tree/*")) == 4
-    assert read(snapshot) == hub.files(REPO)
-
-
-def test_listings_tell_name_size_and_hash(hub: Hub, hub_client: HubClient) -> None:
-    del hub_client
-    hub.add(REPO, FILES)
-    api = huggingface_hub.HfApi()
-
-    siblings = api.model_info(REPO, files_metadata=True).siblings or []
-    entries = list(api.list_repo_tree(REPO, recursive=True))
-    top = [entry.path for entry in api.list_repo_tree(REPO)]
-    inner = [entry.path for entry in api.list_repo_tree(REPO, "inner")]
-    (asked,) = api.get_paths_info(REPO, ["model.safetensors", "missing"])
-
-    files = [entry for entry in entries if isinstance(entry, huggingface_hub.RepoFile)]
-    listed = {(file.path, file.size, file.blob_id, file.lfs and file.lfs.sha256) for file in files}
-    assert listed == {(s.rfilename, s.size, s.blob_id, s.lfs and s.lfs.sha256) for s in siblings}
-    assert {path: size for path, size, _, _ in listed} == {k: len(v) for k, v in FILES.items()}
-    assert asked in entries
-    assert (top, inner) == (["README.md", "inner", "model.safetensors"], ["inner/page.js"])
-
-
 def test_names_that_lead_elsewhere_are_listed_and_served(hub: Hub, hub_client: HubClient) -> None:
     del hub_client
     hub.add(REPO, FILES)
@@ -245,14 +231,14 @@ def test_names_that_lead_elsewhere_are_listed_and_served(hub: Hub, hub_client: H
         {"path": "README.md", "size": 3},
     ]
 
-    siblings = huggingface_hub.model_info(REPO, files_metadata=True).siblings or []
+    siblings = huggingface_hub.model_info(REPO).siblings or []
     tree = huggingface_hub.HfApi().list_repo_tree(REPO, recursive=True)
     files = {file.path: file.size for file in tree if isinstance(file, huggingface_hub.RepoFile)}
     served = ask(hub.url, "GET", f"/{REPO}/resolve/main/../../evil")
     with urllib.request.urlopen(f"{hub.url}/{REPO}/resolve/main/..%2Fevil.gguf") as answer:
         large = answer.read()
 
-    assert {s.rfilename: s.size for s in siblings} == files
+    assert {s.rfilename for s in siblings} == set(files)
     assert large == LARGE
     assert (files["../../evil"], files["README.md"], served) == (4, 3, (200, b"evil"))
 
@@ -306,21 +292,139 @@ def test_a_process_of_its_own_knows_the_hub_by_its_environment(hub: Hub, tmp_pat
     assert read(done.stdout.strip()) == FILES
 
 
-def test_the_server_can_be_started_by_hand(tmp_path: Path) -> None:
-    write(tmp_path / "folder", FILES)
-    served = subprocess.Popen(
-        [sys.executable, "-m", "tests.zoo.hub_server", f"{REPO}={tmp_path / 'folder'}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert served.stdout is not None
-    with served:
-        try:
-            line = served.stdout.readline()
-            origin = line.split("HF_ENDPOINT=")[1].split()[0]
-            got = ask(origin, "GET", f"/{REPO}/resolve/main/README.md")
-        finally:
-            served.terminate()
+def test_what_is_uploaded_comes_back(hub: Hub, hub_client: HubClient, tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder", FILES)
 
-    assert got == (200, FILES["README.md"])
+    huggingface_hub.create_repo(REPO)
+    commit = huggingface_hub.upload_folder(repo_id=REPO, folder_path=folder, commit_message="files")
+    snapshot = huggingface_hub.snapshot_download(REPO)
+
+    assert {**read(snapshot), ".gitattributes": b""} == {**FILES, ".gitattributes": b""}
+    assert hub.subjects(REPO) == ["files", "initial commit"]
+    assert Path(snapshot).name == commit.oid
+    assert Path(snapshot).is_relative_to(hub_client.cache)
+
+
+def test_only_large_files_are_uploaded_apart(
+    hub: Hub, hub_client: HubClient, tmp_path: Path
+) -> None:
+    del hub_client
+    huggingface_hub.create_repo(REPO)
+
+    huggingface_hub.upload_folder(repo_id=REPO, folder_path=write(tmp_path / "folder", FILES))
+
+    (upload,) = hub.asked(method="PUT")
+    assert upload.path == f"/upload/{REPO}/{SHA256}"
+    assert (upload.host, upload.token) == ("cdn", "")
+
+
+def test_a_commit_can_succeed_without_its_sender_knowing(hub: Hub, hub_client: HubClient) -> None:
+    del hub_client
+    hub.add(REPO, FILES)
+    hub.fault("*/commit/*", method="POST", cut=0)
+
+    with pytest.raises(Exception, match="peer closed connection"):
+        huggingface_hub.upload_file(path_or_fileobj=b"a", path_in_repo="a", repo_id=REPO)
+
+    assert hub.files(REPO) == {**FILES, "a": b"a"}
+
+
+def test_a_broken_upload_is_repeated(hub: Hub, hub_client: HubClient, tmp_path: Path) -> None:
+    del hub_client
+    hub.add(REPO, {})
+    hub.fault("/upload/*", method="PUT", status=503, times=2)
+    folder = write(tmp_path / "folder", FILES)
+
+    huggingface_hub.upload_folder(repo_id=REPO, folder_path=folder)
+
+    assert [request.status for request in hub.asked("/upload/*")] == [503, 503, 200]
+    assert hub.files(REPO) == FILES
+
+
+def test_a_pull_request_leaves_main_alone(hub: Hub, hub_client: HubClient, tmp_path: Path) -> None:
+    hub.add(REPO, FILES)
+    # Whoever may not write may ask.
+    hub_client.set_token(hub.reader)
+
+    files = {"new.txt": b"new", "new.gguf": LARGE}
+    folder = write(tmp_path / "folder", files)
+    commit = huggingface_hub.upload_folder(repo_id=REPO, folder_path=folder, create_pr=True)
+
+    assert (commit.pr_revision, commit.pr_url) == ("refs/pr/1", f"{hub.url}/{REPO}/discussions/1")
+    assert hub.files(REPO) == FILES
+    assert hub.files(REPO, "refs/pr/1") == {**FILES, **files}
+    huggingface_hub.snapshot_download(REPO, revision="refs/pr/1")
+
+
+def test_a_commit_on_what_is_no_longer_the_head_is_refused(
+    hub: Hub, hub_client: HubClient, tmp_path: Path
+) -> None:
+    del hub_client
+    old = hub.add(REPO, FILES)
+    hub.commit(REPO, {"README.md": b"newer"})
+    (tmp_path / "a").write_bytes(b"a")
+
+    with pytest.raises(errors.HfHubHTTPError, match="A commit has happened since"):
+        huggingface_hub.upload_file(
+            path_or_fileobj=tmp_path / "a", path_in_repo="a", repo_id=REPO, parent_commit=old
+        )
+
+    assert "a" not in hub.files(REPO)
+
+
+def test_unchanged_files_are_not_committed(hub: Hub, hub_client: HubClient, tmp_path: Path) -> None:
+    del hub_client
+    oid = hub.add(REPO, FILES)
+
+    commit = huggingface_hub.upload_folder(
+        repo_id=REPO, folder_path=write(tmp_path / "folder", FILES)
+    )
+
+    assert commit.oid == oid
+    assert not hub.asked("*/commit/*")
+
+
+@pytest.mark.parametrize("oid", ["0" * 64, SHA256], ids=["other bytes", "these bytes"])
+def test_an_upload_is_hashed(hub: Hub, oid: str) -> None:
+    hub.add(REPO, FILES | {"model.safetensors": b"old"})
+    size = json.dumps({"oid": oid, "size": len(LARGE)})
+
+    status, _ = ask(hub.cdn, "PUT", f"/upload/{REPO}/{oid}", iter([LARGE[:7], LARGE[7:]]))
+    verified, _ = ask(hub.url, "POST", f"/{REPO}.git/info/lfs/objects/verify", size, hub.token)
+
+    assert (status, verified) == ((200, 200) if oid == SHA256 else (400, 404))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file", {"path": "a.gguf", "content": "YQ=="}),
+        ("lfsFile", {"path": "a.gguf", "oid": "0" * 64}),
+        ("copiedFile", {"path": "a"}),
+        ("deletedFile", {"path": "a"}),
+    ],
+    ids=["large as regular", "not uploaded", "unknown", "no such file"],
+)
+def test_a_wrong_commit_changes_nothing(hub: Hub, key: str, value: dict[str, str]) -> None:
+    hub.add(REPO, FILES)
+    lines = [
+        {"key": "header", "value": {"summary": "commit"}},
+        {"key": "deletedFile", "value": {"path": "README.md"}},
+        {"key": key, "value": value},
+    ]
+    body = "\n".join(map(json.dumps, lines))
+
+    status, _ = ask(hub.url, "POST", f"/api/models/{REPO}/commit/main", body, hub.token)
+
+    assert 400 <= status < 500
+    assert hub.files(REPO) == FILES
+
+
+def test_who_may_read_may_not_write(hub: Hub, hub_client: HubClient) -> None:
+    hub.add(REPO, FILES)
+    hub_client.set_token(hub.reader)
+
+    with pytest.raises(errors.HfHubHTTPError, match="403 Forbidden"):
+        huggingface_hub.upload_file(path_or_fileobj=b"a", path_in_repo="a", repo_id=REPO)
+    with pytest.raises(errors.HfHubHTTPError, match="don't have the rights"):
+        huggingface_hub.create_repo("org/other")
