@@ -1,9 +1,9 @@
 """This file holds the case `parity --exports`: every export in the runtime of its users, compared with the reference.
 
 Each is written by `nanochat.export.formats`, as `nanochat-export` does, and opened in its runtime. Errors are those of
-a fixed prompt; the text is 16 tokens, greedy; the speed is that of a token of such a text, all exports in turns. What
-this package runs itself is compared on the reference backend, where nothing but the file can differ, and timed on the
-backend that its users get.
+a fixed prompt; choices of tokens are those of `bench.agreement`; the speed is that of a token of a greedy text, all
+exports in turns. What this package runs itself is compared on the reference backend, where nothing but the file can
+differ, and timed on the backend that its users get.
 """
 
 import tempfile
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from bench.agreement import Agreement, measure_agreement
 from bench.export_cases import CASES, FEW, ExportCase, source
 from bench.result import Result
 from nanochat import backends
@@ -37,7 +38,8 @@ from nanochat.proof.tolerances import TOLERANCES
 __all__ = ["Opened", "Reloaded", "open_export", "run", "table"]
 
 _ERROR, _MEDIAN = "RMS error of logits", "median RMS error of a token"
-_TEXT, _SPEED, _BYTES = "same greedy text", "tokens/s", "bytes"
+_CHOICE, _TEXT = "same most probable token", "same greedy text"
+_SPEED, _BYTES = "tokens/s", "bytes"
 # What one text is longer than the other, whose difference is timed: both read the prompt.
 _SHORT, _LONG = 8, 264
 # Until the threads of whatever ran before have stopped spinning.
@@ -51,6 +53,7 @@ class Opened:
     what: str
     timed: Artefact
     parity: Parity
+    agreement: Agreement
     bytes: int
     ids: tuple[int, ...]
 
@@ -64,7 +67,7 @@ class _Times:
 
 
 def run(quick: bool) -> Iterator[Result]:
-    """Five results for each export and runtime: two errors, whether the text is the same, speed and size."""
+    """Six results for each export and runtime: two errors, the share of same choices, the text, speed and size."""
     rounds = 3 if quick else 12
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         opened = [
@@ -89,19 +92,23 @@ def table(results: Sequence[Result]) -> Table:
     for result in results:
         rows.setdefault(result.what, {})[result.unit] = result
     drawn = Table("format", "model", "runtime", box=None)
-    for name in ("RMS error", "median token", "same text", "tokens/s", "bytes"):
+    for name in ("RMS error", "median token", "top-1", "same text", "tokens/s", "bytes"):
         drawn.add_column(name, justify="right")
     for what, of in rows.items():
-        colour = "" if of[_ERROR].ok else "[red]"
         drawn.add_row(
             *what.split(" | "),
-            f"{colour}{of[_ERROR].ours:.1e}",
+            _coloured(of[_ERROR], f"{of[_ERROR].ours:.1e}"),
             f"{of[_MEDIAN].ours:.1e}",
-            "yes" if of[_TEXT].ours else "no",
+            _coloured(of[_CHOICE], f"{of[_CHOICE].ours:.1%}"),
+            _coloured(of[_TEXT], "yes" if of[_TEXT].ours else "to a tie" if of[_TEXT].ok else "no"),
             f"{of[_SPEED].ours:,.0f}",
             f"{of[_BYTES].ours:,.0f}",
         )
     return drawn
+
+
+def _coloured(result: Result, text: str) -> str:
+    return text if result.ok else f"[red]{text}"
 
 
 def open_export(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[Opened]:
@@ -122,6 +129,7 @@ def open_export(case: ExportCase, path: Path, stack: ExitStack) -> Iterator[Open
             what=f"{case.label} | {case.model} | {artefact.runtime}",
             timed=Reloaded(path, backend="auto") if isinstance(artefact, Reloaded) else artefact,
             parity=check_parity(model, artefact),
+            agreement=measure_agreement(model, artefact),
             bytes=exported.bytes,
             ids=tuple(model.tokenizer.encode("fn main() {")),
         )
@@ -172,7 +180,7 @@ def _seconds(one: Opened, num_tokens: int) -> float:
 
 
 def _results(one: Opened, times: _Times) -> Iterator[Result]:
-    report = one.parity.report
+    report, agreement = one.parity.report, one.agreement
 
     def result(unit: str, ours: float, **fields: float | bool | None) -> Result:
         return Result(
@@ -186,7 +194,10 @@ def _results(one: Opened, times: _Times) -> Iterator[Result]:
 
     yield result(_ERROR, report.rms_ratio, target=report.tolerance, ok=report.ok)
     yield result(_MEDIAN, report.median_ratio)
-    yield result(_TEXT, float(one.parity.same_text))
+    yield result(
+        _CHOICE, agreement.share_same, target=agreement.least_same, ok=agreement.chooses_the_same
+    )
+    yield result(_TEXT, float(agreement.same_text), ok=agreement.writes_the_same)
     rates = sorted((_LONG - _SHORT) / (long - median(times.short)) for long in times.long)
     yield result(_SPEED, median(rates), low=rates[0], high=rates[-1])
     yield result(_BYTES, float(one.bytes))

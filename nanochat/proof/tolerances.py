@@ -69,6 +69,14 @@ TOLERANCES = {
                            "grows with the layers: 3.8e-2 for 12 random ones and a tied head, 1.1e-2 for trained ones"),
     "llama.cpp, float16": Tolerance(3e-3, "inputs of matrices, keys and values are rounded to 11 bits, none to 8; this "
                                     "shows that the numbers are the model's"),
+    # Shares of positions after which another token is the most probable one, and how far below the best that may be.
+    "top-1": Tolerance(0.02, "at 1 % of the positions the best two are as near as a flipped rounding moves them, and "
+                       "which roundings flip differs from CPU to CPU"),
+    "top-1, no rounding": Tolerance(0.01, "the best two may be as near as float32 or float16 additions"),
+    "top-1, llama.cpp": Tolerance(0.10, "another rounding moves every logit by 1e-2 to 3e-2 of their RMS, and at 2 to "
+                                  "5 % of the positions of a random model the best two are nearer than that"),
+    "tie": Tolerance(6, "RMS errors: of the few tokens near the best none errs by more than four, and two may part by "
+                     "1.4 times as much"),
 }  # fmt: skip
 
 
