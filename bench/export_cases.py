@@ -20,13 +20,15 @@ __all__ = ["CASES", "FEW", "ExportCase", "source"]
 
 _TINY = "nanochat-tiny"
 
-# Options of a model with random weights, beside a plain one.
+# Options of a model with random weights, beside a plain one. Its head is its own: a tied one of random weights finds
+# the token that it has just read most probable, whatever the layers compute.
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "no QK-norm": {"qk_norm": False},
-    "sub-norms": {"qk_norm": False, "sub_norm": True},
+    # The only architecture with sub-norms that other runtimes have has no head of its own.
+    "sub-norms": {"qk_norm": False, "sub_norm": True, "tie_embeddings": True},
     "experts": {"num_experts": 4, "expert_width": 256, "ffn_width": 0},
-    "untied head": {"tie_embeddings": False},
+    "tied head": {"tie_embeddings": True},
     "one key head": {"num_kv_heads": 1},
     "NTK scale": {"rope_scale": 4.0},
     "a scale per row": {"weight_block": "row"},
@@ -107,6 +109,7 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
         "context_length": 512,
         "num_streams": 1,
         "mixer_bias": -1.0,
+        "tie_embeddings": False,
     }
     return ModelConfig(**simplest | dict(options))
 
@@ -132,7 +135,7 @@ def _cases() -> list[ExportCase]:
             for model in models
         )
 
-    stock = ("plain", "no QK-norm", "sub-norms", "experts", "untied head", "one key head")
+    stock = ("plain", "no QK-norm", "sub-norms", "experts", "tied head", "one key head")
     for outtype in ("tq2_0", "tq1_0", "q2_0", "f16"):
         models = (*stock, "NTK scale", "a scale per row", "dense tables", "LoopLM, unrolled")
         few = models if outtype == "tq2_0" else ("plain",)
