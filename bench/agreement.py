@@ -11,11 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.export.source import Source
-from nanochat.export.unrounded import UnroundedOps
+from nanochat.bundle import Bundle
 from nanochat.generation import Engine
 from nanochat.ops import Ops
-from nanochat.proof.parity import Artefact, Rounding, compare, greedy, reference_backend
+from nanochat.proof.parity import (
+    Artefact,
+    Rounding,
+    UnroundedOps,
+    compare,
+    greedy,
+    reference_backend,
+)
 from nanochat.proof.tolerances import TOLERANCES
 
 __all__ = ["NUM_POSITIONS", "Agreement", "measure_agreement"]
@@ -93,7 +99,7 @@ class Agreement:
         return self.text_gap <= TOLERANCES["tie"].limit
 
 
-def measure_agreement(source: Source, artefact: Artefact) -> Agreement:
+def measure_agreement(source: Bundle, artefact: Artefact) -> Agreement:
     """Compare what is chosen after each of 200 tokens of a text, and in a text of 16 tokens of its own.
 
     The reference is that of `nanochat.proof.parity.check_parity`.

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from pathlib import PurePosixPath
 
-from nanochat.checkpoint import is_weights
 from nanochat.export.format import Found, Layout
+from nanochat.tensors import is_weights
 
 __all__ = ["GRAPH", "ONNX", "PAGE", "SAFETENSORS", "WEB", "SingleFile"]
 

@@ -7,8 +7,6 @@ and NAME.scales (float16) for the others. A model that is too large for one file
 Nothing that a file says is believed before it is checked: sizes before memory is reserved, numbers before use.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,13 +21,12 @@ from nanochat.errors import (
     InputError,
     ModelNotFoundError,
     NumericError,
-    SaveError,
     ShapeError,
     VersionError,
 )
-from nanochat.files import atomic_directory, exists, parse_json, read_bytes
+from nanochat.files import exists, parse_json, read_bytes
 from nanochat.shapes import shapes
-from nanochat.tensors import DTYPES, MAX_HEADER_BYTES, Tensor, read_tensors, release, write_tensors
+from nanochat.tensors import DTYPES, MAX_SHARD_BYTES, Tensor, load_tensors, release, save_tensors
 from nanochat.weights import (
     Dense,
     Int8,
@@ -45,27 +42,20 @@ from nanochat.weights import (
 __all__ = [
     "FORMAT",
     "MODEL_TYPE",
-    "is_weights",
     "load",
     "load_config",
     "load_generation",
-    "load_tensors",
     "load_weights",
     "parse_config",
     "require_complete",
     "require_legal",
     "save",
-    "save_tensors",
 ]
 
 MODEL_TYPE = "nanochat-ternary"
 FORMAT = 1
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-# The Hub's own default, bytes.
-_MAX_SHARD_BYTES = 5 * 10**9
 _MAX_CONFIG_BYTES = 2**20
 
 
@@ -77,7 +67,7 @@ def save(
     generation: Mapping[str, object] | None = None,
     others: Mapping[str, bytes] | None = None,
     finish: Callable[[Path], None] | None = None,
-    max_shard_bytes: int = _MAX_SHARD_BYTES,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model; it replaces the one in `directory`, of which other files stay.
 
@@ -94,7 +84,7 @@ def save(
     others : mapping, optional
         Content of files that belong to the model, such as the tokenizer's, by name: all are written, or none.
     finish : callable, optional
-        See `save_tensors`.
+        See `nanochat.tensors.save_tensors`.
     max_shard_bytes : int
         Tensors of more bytes than this go to several files.
 
@@ -120,59 +110,6 @@ def save(
         finish=finish,
         max_shard_bytes=max_shard_bytes,
     )
-
-
-def save_tensors(
-    directory: Path,
-    tensors: Mapping[str, NDArray[np.generic]],
-    *,
-    texts: Mapping[str, Mapping[str, object]],
-    others: Mapping[str, bytes],
-    metadata: Mapping[str, str] | None = None,
-    finish: Callable[[Path], None] | None = None,
-    max_shard_bytes: int = _MAX_SHARD_BYTES,
-) -> None:
-    """Write tensors of any names, and the files that belong to them: all, or none.
-
-    Parameters
-    ----------
-    directory : Path
-        Made if it is not there; the tensors that it holds are replaced, other files stay.
-    tensors : mapping
-        Arrays by key.
-    texts, others : mapping
-        Content of further files by name: objects that become JSON, and bytes.
-    metadata : mapping, optional
-        Texts for the header of each file of tensors.
-    finish : callable, optional
-        Called with the folder in which all files are complete, before they are put in place; it may add to them.
-    max_shard_bytes : int
-        Tensors of more bytes than this go to several files, with an index.
-
-    Raises
-    ------
-    InputError
-        If one of `texts` has no JSON form.
-    SaveError
-        If a file cannot be written; what was there is untouched.
-    """
-    shards = _split(tensors, max_shard_bytes)
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
-            "weight_map": {key: name for name, keys in shards.items() for key in keys},
-        }
-        texts = {**texts, _INDEX: index}
-    contents = {name: _json(value, name) for name, value in texts.items()}
-    with atomic_directory(directory) as new:
-        for name, content in {**contents, **others}.items():
-            (new / name).write_bytes(content)
-        for name, keys in shards.items():
-            part = {key: tensors[key] for key in keys}
-            write_tensors(new / name, part, metadata=metadata or {})
-        if finish is not None:
-            finish(new)
-    _remove_others(directory, {*contents, *shards})
 
 
 def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
@@ -213,59 +150,6 @@ def load_weights(directory: str | Path, config: ModelConfig) -> Weights[Stored]:
     specs = shapes(config)
     _check_keys(specs, tensors, directory)
     return map_leaves(lambda name, spec: _read_leaf(name, spec, tensors), specs)
-
-
-def is_weights(name: str) -> bool:
-    """Whether a file of that name holds tensors of a model, or says which file holds them.
-
-    Examples
-    --------
-    >>> is_weights("model.safetensors"), is_weights("model-00002-of-00003.safetensors"), is_weights("x.safetensors")
-    (True, True, False)
-    """
-    return name in (_SINGLE, _INDEX) or _SHARD.fullmatch(name) is not None
-
-
-def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor that `save_tensors` has written, by key: mapped, not read.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing, truncated or corrupt, or the index does not fit the files.
-    """
-    single, index = directory / _SINGLE, directory / _INDEX
-    if exists(single) and exists(index):
-        raise FormatError(
-            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
-        )
-    if not exists(index):
-        return read_tensors(single)
-    data = parse_json(read_bytes(index, limit=MAX_HEADER_BYTES), str(index))
-    homes = data.get("weight_map")
-    if not isinstance(homes, dict):
-        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, homes.values()))):
-        # Only names of this form, so that no index can lead out of its directory.
-        if not _SHARD.fullmatch(name):
-            raise FormatError(
-                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
-                "or alike; do not use this model"
-            )
-        for key, tensor in read_tensors(directory / name).items():
-            if homes.get(key) != name:
-                raise FormatError(
-                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
-                    "fetch both again"
-                )
-            tensors[key] = tensor
-    missing = sorted(homes.keys() - tensors.keys())
-    if missing:
-        raise FormatError(
-            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
-        )
-    return tensors
 
 
 def load_config(directory: str | Path) -> ModelConfig:
@@ -418,42 +302,6 @@ def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[
     else:
         yield f"{name}.codes", ("U8",), (rows, -(-columns // 4))
         yield f"{name}.scales", ("F16",), (rows, columns // spec.weight_block)
-
-
-def _split(tensors: Mapping[str, NDArray[np.generic]], limit: int) -> dict[str, list[str]]:
-    """Return the keys of each file, in order."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for key, array in tensors.items():
-        if groups[-1] and size + array.nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(key)
-        size += array.nbytes
-    if len(groups) == 1:
-        return {_SINGLE: groups[0]}
-    count = len(groups)
-    return {f"model-{i + 1:05}-of-{count:05}.safetensors": keys for i, keys in enumerate(groups)}
-
-
-def _json(value: Mapping[str, object], name: str) -> bytes:
-    try:
-        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} has no JSON form ({error}): pass plain values") from error
-
-
-def _remove_others(directory: Path, written: set[str]) -> None:
-    """Delete the weights that were just replaced but bear other names."""
-    for path in directory.iterdir():
-        if is_weights(path.name) and path.name not in written:
-            try:
-                path.unlink()
-            except OSError as error:
-                raise SaveError(
-                    f"cannot delete {path}, of the model that was replaced: {error.strerror}; "
-                    "delete it, or the new model will not load"
-                ) from error
 
 
 def _check_keys(specs: Weights[Spec], tensors: Mapping[str, Tensor], directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""This file holds safetensors files: tensors that are mapped, checked and written.
+"""This file holds safetensors files, one or several in a folder: tensors that are mapped, checked and written.
 
 The library's own reader copies tensors, and a model may be as large as memory.
 """
@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import mmap
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.errors import FormatError
-from nanochat.files import parse_json, require_file
+from nanochat.errors import FormatError, InputError, SaveError
+from nanochat.files import atomic_directory, exists, parse_json, read_bytes, require_file
 
 __all__ = [
     "CHECKSUMS",
     "DTYPES",
-    "MAX_HEADER_BYTES",
+    "MAX_SHARD_BYTES",
     "Tensor",
+    "is_weights",
+    "load_tensors",
     "read_tensors",
     "release",
+    "save_tensors",
     "write_tensors",
 ]
 
@@ -42,8 +46,12 @@ DTYPES: Mapping[str, type[np.generic]] = {
 # Key of a file's metadata under which the CRC-32 of each tensor stands, as JSON: the metadata hold only text.
 CHECKSUMS = "crc32"
 # 12,000 tensors of a mixture of 64 experts in 32 layers need 2 MB.
-MAX_HEADER_BYTES = 32 * 2**20
+_MAX_HEADER_BYTES = 32 * 2**20
 _MAX_DIMENSIONS = 8
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# The Hub's own default, bytes.
+MAX_SHARD_BYTES = 5 * 10**9
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -95,10 +103,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise FormatError(
                     f"{path}: a header of {length} bytes in a file of {size}: it must fit, and be at most "
-                    f"{MAX_HEADER_BYTES} bytes; fetch the file again"
+                    f"{_MAX_HEADER_BYTES} bytes; fetch the file again"
                 )
             header = parse_json(file.read(length), str(path))
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))[8 + length :]
@@ -185,6 +193,112 @@ def release(array: NDArray[Any]) -> None:
         owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+def save_tensors(
+    directory: Path,
+    tensors: Mapping[str, NDArray[np.generic]],
+    *,
+    texts: Mapping[str, Mapping[str, object]],
+    others: Mapping[str, bytes],
+    metadata: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write tensors of any names, and the files that belong to them: all, or none.
+
+    Parameters
+    ----------
+    directory : Path
+        Made if it is not there; the tensors that it holds are replaced, other files stay.
+    tensors : mapping
+        Arrays by key.
+    texts, others : mapping
+        Content of further files by name: objects that become JSON, and bytes.
+    metadata : mapping, optional
+        Texts for the header of each file of tensors.
+    finish : callable, optional
+        Called with the folder in which all files are complete, before they are put in place; it may add to them.
+    max_shard_bytes : int
+        Tensors of more bytes than this go to several files, with an index.
+
+    Raises
+    ------
+    InputError
+        If one of `texts` has no JSON form.
+    SaveError
+        If a file cannot be written; what was there is untouched.
+    """
+    shards = _split(tensors, max_shard_bytes)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
+            "weight_map": {key: name for name, keys in shards.items() for key in keys},
+        }
+        texts = {**texts, _INDEX: index}
+    contents = {name: _json(value, name) for name, value in texts.items()}
+    with atomic_directory(directory) as new:
+        for name, content in {**contents, **others}.items():
+            (new / name).write_bytes(content)
+        for name, keys in shards.items():
+            part = {key: tensors[key] for key in keys}
+            write_tensors(new / name, part, metadata=metadata or {})
+        if finish is not None:
+            finish(new)
+    _remove_others(directory, {*contents, *shards})
+
+
+def load_tensors(directory: Path) -> dict[str, Tensor]:
+    """Every tensor that `save_tensors` has written, by key: mapped, not read.
+
+    Raises
+    ------
+    FormatError
+        If a file is missing, truncated or corrupt, or the index does not fit the files.
+    """
+    single, index = directory / _SINGLE, directory / _INDEX
+    if exists(single) and exists(index):
+        raise FormatError(
+            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
+        )
+    if not exists(index):
+        return read_tensors(single)
+    data = parse_json(read_bytes(index, limit=_MAX_HEADER_BYTES), str(index))
+    homes = data.get("weight_map")
+    if not isinstance(homes, dict):
+        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, homes.values()))):
+        # Only names of this form, so that no index can lead out of its directory.
+        if not _SHARD.fullmatch(name):
+            raise FormatError(
+                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
+                "or alike; do not use this model"
+            )
+        for key, tensor in read_tensors(directory / name).items():
+            if homes.get(key) != name:
+                raise FormatError(
+                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
+                    "fetch both again"
+                )
+            tensors[key] = tensor
+    missing = sorted(homes.keys() - tensors.keys())
+    if missing:
+        raise FormatError(
+            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
+        )
+    return tensors
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds tensors of a model, or says which file holds them.
+
+    Examples
+    --------
+    >>> is_weights("model.safetensors"), is_weights("model-00002-of-00003.safetensors"), is_weights("x.safetensors")
+    (True, True, False)
+    """
+    return name in (_SINGLE, _INDEX) or _SHARD.fullmatch(name) is not None
+
+
 def _checksums(path: Path, metadata: object) -> dict[str, object]:
     if isinstance(metadata, dict) and isinstance(metadata.get(CHECKSUMS), str):
         return parse_json(metadata[CHECKSUMS].encode(errors="replace"), f"{path}, {CHECKSUMS}")
@@ -206,3 +320,39 @@ def _describe(path: Path, key: str, value: object) -> tuple[str, tuple[int, ...]
 
 def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+
+
+def _split(tensors: Mapping[str, NDArray[np.generic]], limit: int) -> dict[str, list[str]]:
+    """Return the keys of each file, in order."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for key, array in tensors.items():
+        if groups[-1] and size + array.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(key)
+        size += array.nbytes
+    if len(groups) == 1:
+        return {_SINGLE: groups[0]}
+    count = len(groups)
+    return {f"model-{i + 1:05}-of-{count:05}.safetensors": keys for i, keys in enumerate(groups)}
+
+
+def _json(value: Mapping[str, object], name: str) -> bytes:
+    try:
+        return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} has no JSON form ({error}): pass plain values") from error
+
+
+def _remove_others(directory: Path, written: set[str]) -> None:
+    """Delete the weights that were just replaced but bear other names."""
+    for path in directory.iterdir():
+        if is_weights(path.name) and path.name not in written:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise SaveError(
+                    f"cannot delete {path}, of the model that was replaced: {error.strerror}; "
+                    "delete it, or the new model will not load"
+                ) from error

@@ -23,12 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.checkpoint import load_tensors
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.stock.bitnet_config import StoredScale, read_model, read_quantization
 from nanochat.shapes import shapes
-from nanochat.tensors import Tensor
+from nanochat.tensors import Tensor, load_tensors
 from nanochat.weights import Dense, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
 
 __all__ = ["load_bitnet", "read_bitnet_config"]

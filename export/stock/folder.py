@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.bundle import CARD, Bundle, default_generation
-from nanochat.checkpoint import load_tensors
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
 from nanochat.export.stock.architectures import Runtime, stock_architecture
 from nanochat.model import ntk_theta
-from nanochat.tensors import Tensor
+from nanochat.tensors import Tensor, load_tensors
 from nanochat.text.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Stored, named_leaves
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.bundle import Bundle
-from nanochat.checkpoint import require_complete, require_legal, save_tensors
+from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.format import Progress
@@ -33,6 +33,7 @@ from nanochat.export.stock.folder import (
     stock_texts,
 )
 from nanochat.shapes import shapes
+from nanochat.tensors import save_tensors
 from nanochat.ternary import require_finite
 from nanochat.weights import (
     Dense,

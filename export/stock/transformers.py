@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.bundle import Bundle
-from nanochat.checkpoint import require_complete, save_tensors
+from nanochat.checkpoint import require_complete
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
 from nanochat.export.format import Progress
@@ -26,6 +26,7 @@ from nanochat.export.stock.folder import (
     stock_texts,
 )
 from nanochat.shapes import shapes
+from nanochat.tensors import save_tensors
 from nanochat.weights import (
     Dense,
     Int8,

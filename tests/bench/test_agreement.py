@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bench.agreement import NUM_POSITIONS, measure_agreement
 from nanochat.backends.reference import ReferenceOps
-from nanochat.export.source import Source
+from nanochat.bundle import Bundle
 from nanochat.generation import Engine
 from nanochat.proof.parity import Rounding, greedy
 from tests.parity.random_models import random_source
@@ -24,7 +24,7 @@ class Disturbed:
     runtime = "the reference, disturbed"
     tolerance = 1.0
 
-    def __init__(self, source: Source, *, error: float = 0.0, rounding: Rounding = "same") -> None:
+    def __init__(self, source: Bundle, *, error: float = 0.0, rounding: Rounding = "same") -> None:
         self.rounding = rounding
         self._engine: Engine[Any, Any, Any] = Engine(
             source.config, OPS.prepare(source.weights), OPS

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat import backends, checkpoint, memory
+from nanochat import backends, memory
 from nanochat.backends.reference import ReferenceOps
 from nanochat.cost import tensor_classes
 from nanochat.errors import (
@@ -28,6 +28,7 @@ from nanochat.export.export import export_model
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect, format_named, load
 from nanochat.lm import Model, from_pretrained
+from nanochat.tensors import save_tensors
 from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
@@ -358,7 +359,7 @@ def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
     source = random_source()
     export_model(source, tmp_path / "x", kind="mlx", verify=False)
     export_model(source, tmp_path / "y", kind="onnx", verify=False)
-    checkpoint.save_tensors(
+    save_tensors(
         tmp_path / "z",
         {"a": np.zeros(9, np.float32), "b": np.zeros(9, np.float32)},
         texts={"config.json": {"model_type": "bitnet"}},

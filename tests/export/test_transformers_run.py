@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.checkpoint import save_tensors
 from nanochat.export.stock.transformers import write_transformers
 from nanochat.export.stock.transformers_run import Transformers
 from nanochat.proof.parity import check_parity
+from nanochat.tensors import save_tensors
 from nanochat.text.chat import render
 from tests.export.stock_models import (
     CHAT,
