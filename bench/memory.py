@@ -1,4 +1,4 @@
-"""This file holds the case `memory`: what a model takes on each backend, beside what `nanochat.footprint` says.
+"""This file holds the case `memory`: what a model takes on each backend, beside what `nanochat.memory` says.
 
 A model is loaded and used in a process of its own, whose memory is looked at from outside about every millisecond. What
 counts is memory that the process has for itself: pages of a mapped file are left out, as in the estimate.
@@ -21,7 +21,7 @@ from bench.memory_probe import STAGES
 from bench.result import Result
 from nanochat import backends, checkpoint
 from nanochat.config import ModelConfig
-from nanochat.footprint import needed_bytes
+from nanochat.memory import needed_bytes
 from nanochat.presets import preset
 from nanochat.text.library import load_tokenizer
 from nanochat.zoo.hub import resolve
@@ -132,7 +132,7 @@ def _result(directory: Path, name: str, config: ModelConfig, backend: str, lengt
         ours=peak,
         low=(taken["load"].end - taken["backend"].end) / 1e6,
         peer=estimate,
-        peer_name="nanochat.footprint.needed_bytes",
+        peer_name="nanochat.memory.needed_bytes",
         ratio=peak / estimate,
         ok=0.7 <= peak / estimate <= 1.15,
     )

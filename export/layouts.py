@@ -38,7 +38,6 @@ class _Safetensors(Layout):
     needs = f"{_CONFIG} with safetensors"
 
     def find(self, names: Set[str]) -> Iterator[Found]:
-        """See `Layout.find`."""
         tensors = frozenset(filter(is_weights, names))
         if tensors and _CONFIG in names:
             yield _found("", names, tensors)
@@ -50,11 +49,9 @@ class _Safetensors(Layout):
         return (2, int(folder.split("/")[-1] != "mlx")) if folder else (0, 0)
 
     def may_hold(self, name: str) -> bool:
-        """See `Layout.may_hold`."""
         return "/" not in name and name.endswith(".safetensors")
 
     def obstacle(self, names: Set[str]) -> str | None:
-        """See `Layout.obstacle`."""
         if not any(name.endswith(_PICKLES) for name in names):
             return None
         return (
@@ -88,7 +85,6 @@ class SingleFile(Layout):
         self._parts = re.compile(f"{parts}$", re.IGNORECASE) if parts else None
 
     def find(self, names: Set[str]) -> Iterator[Found]:
-        """See `Layout.find`."""
         for name in sorted(names):
             if name.lower().endswith(self._suffix) and not self.is_in_parts(name):
                 yield Found(place=name, weights=frozenset({name}))
@@ -98,17 +94,14 @@ class SingleFile(Layout):
         return self._parts is not None and self._parts.search(name) is not None
 
     def may_hold(self, name: str) -> bool:
-        """See `Layout.may_hold`."""
         return "/" not in name and name.lower().endswith(self._suffix)
 
     def obstacle(self, names: Set[str]) -> str | None:
-        """See `Layout.obstacle`."""
         if not any(map(self.is_in_parts, names)):
             return None
         return f"its {self._suffix} is split into parts, which are not read: merge them with llama-gguf-split"
 
     def preference(self, place: str, folder: str) -> tuple[int, int]:
-        """See `Layout.preference`."""
         del folder
         words = _words(place)
         known = [rank for rank, kind in enumerate(self._types) if kind in words]
@@ -139,7 +132,6 @@ class _Onnx(Layout):
         return 3, 0
 
     def may_hold(self, name: str) -> bool:
-        """See `Layout.may_hold`."""
         return name == GRAPH
 
 
@@ -156,7 +148,6 @@ class _Web(Layout):
             yield _found(GRAPH, names - {_MANIFEST}, _graph_files(names))
 
     def preference(self, place: str, folder: str) -> tuple[int, int]:
-        """See `Layout.preference`."""
         del place, folder
         return 4, 0
 

@@ -184,7 +184,6 @@ class Engine(Generic[Array, Leaf, State]):
         ops.new_state(self._slots, batch=1, capacity=1)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
         _require_tokens(ids)
         tokens = self.ops.tokens(np.array([ids], np.int64))
         logits: NDArray[np.float32] = self.ops.numpy(
@@ -193,7 +192,6 @@ class Engine(Generic[Array, Leaf, State]):
         return logits
 
     def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
-        """See `Runner.prefill`."""
         _require_tokens(ids)
         state = self.ops.new_state(self._slots, batch=1, capacity=capacity)
         logits = np.empty(0, np.float32)
@@ -202,7 +200,6 @@ class Engine(Generic[Array, Leaf, State]):
         return state, logits
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
-        """See `Runner.decode`."""
         _require_tokens(tokens)
         if self._repeats is None:
             return self._step(np.array(tokens)[:, None], state)
@@ -211,7 +208,6 @@ class Engine(Generic[Array, Leaf, State]):
         return self.ops.numpy(logits)[:, 0]
 
     def stack(self, states: Sequence[State]) -> State:
-        """See `Runner.stack`."""
         return self.ops.stack(states)
 
     def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:

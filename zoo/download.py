@@ -35,8 +35,7 @@ from nanochat.zoo.client import (
     require_token,
 )
 from nanochat.zoo.compare import damaged_files, delete_files, require_record
-from nanochat.zoo.layout import choose, fitting, require_model
-from nanochat.zoo.location import Fetched, Request
+from nanochat.zoo.layout import Fetched, Request, choose, fitting, require_model
 from nanochat.zoo.resume import fetch_large
 
 __all__ = ["fetch"]

@@ -12,8 +12,7 @@ from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, file_suffixes, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
-from nanochat.zoo.layout import choose
-from nanochat.zoo.location import Fetched, Location, Request
+from nanochat.zoo.layout import Fetched, Location, Request, choose
 
 __all__ = ["is_repo", "locate", "resolve"]
 

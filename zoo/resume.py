@@ -23,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from nanochat import __version__
 from nanochat.files import exists, record_file
 from nanochat.zoo.client import LIBRARY, in_words
-from nanochat.zoo.location import Request
+from nanochat.zoo.layout import Request
 
 __all__ = ["SUFFIX", "fetch_large"]
 

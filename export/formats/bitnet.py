@@ -19,7 +19,6 @@ class BitnetFormat(Format[NoOptions]):
     layout = SAFETENSORS
 
     def refusal(self, files: ModelFiles) -> str | None:
-        """See `Format.refusal`."""
         if files.config is None:
             return "no config.json"
         model_type = files.config.get("model_type")
@@ -31,12 +30,10 @@ class BitnetFormat(Format[NoOptions]):
         return None
 
     def read(self, files: ModelFiles) -> Bundle:
-        """See `Format.read`."""
         assert files.config is not None
         return read_folder(files, *load_bitnet(files.path, files.config))
 
     def config(self, files: ModelFiles) -> ModelConfig:
-        """See `Format.config`."""
         assert files.config is not None
         return read_bitnet_config(files.path, files.config)
 

@@ -73,7 +73,6 @@ class GgufFormat(Format[GgufOptions]):
     # The library that knows the types of GGUF takes long to load, so what needs it is imported when it is used.
 
     def refusal(self, files: ModelFiles) -> str | None:
-        """See `Format.refusal`."""
         is_file = files.path.suffix == self.suffix and not files.path.is_dir()
         return None if is_file else f"no {self.suffix} file"
 
@@ -84,7 +83,6 @@ class GgufFormat(Format[GgufOptions]):
         return read_bundle(files, _file(files))
 
     def licence(self, files: ModelFiles) -> str:
-        """See `Format.licence`."""
         from nanochat.export.gguf.metadata import read_licence
 
         return read_licence(_file(files).metadata)
@@ -108,7 +106,6 @@ class GgufFormat(Format[GgufOptions]):
         return OURS if own else self.library
 
     def adapt(self, bundle: Bundle, options: GgufOptions) -> Bundle:
-        """See `Format.adapt`."""
         from nanochat.export.gguf.write import adapted
 
         return adapted(bundle, tables=options.tables, runtime=options.runtime)
@@ -116,7 +113,6 @@ class GgufFormat(Format[GgufOptions]):
     def write(
         self, path: Path, bundle: Bundle, options: GgufOptions, progress: Progress | None
     ) -> Written:
-        """See `Format.write`."""
         from nanochat.export.gguf.write import write_gguf
         from nanochat.export.mhc import write_mhc
 
@@ -133,7 +129,6 @@ class GgufFormat(Format[GgufOptions]):
         return Written(kind=self.name, architecture=architecture)
 
     def run(self, path: Path, bundle: Bundle, written: Written) -> Artefact | None:
-        """See `Format.run`."""
         if written.architecture == _OWN:
             return None
         from nanochat.export.gguf.llama_cpp import LlamaCpp
@@ -145,7 +140,6 @@ class GgufFormat(Format[GgufOptions]):
             return None
 
     def types(self, options: GgufOptions, written: Written) -> Mapping[str, str]:
-        """See `Format.types`."""
         del written
         return {
             "ternary": options.outtype.upper(),
@@ -155,7 +149,6 @@ class GgufFormat(Format[GgufOptions]):
         }
 
     def file_name(self, name: str, options: GgufOptions) -> str:
-        """See `Format.file_name`."""
         return f"{name}-{options.outtype.upper()}{self.suffix}"
 
 

@@ -41,21 +41,17 @@ class MlxFormat(StockFormat[MlxOptions]):
     }
 
     def is_for_stock(self, config: ModelConfig, options: MlxOptions) -> bool:
-        """See `StockFormat.is_for_stock`."""
         if options.runtime == "auto":
             return not obstacles(config, self.runtime)
         return options.runtime == self.runtime
 
     def load(self, path: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[Stored]]:
-        """See `StockFormat.load`."""
         return load_mlx(path, config)
 
     def write_stock(self, path: Path, bundle: Bundle, progress: Progress | None) -> str:
-        """See `StockFormat.write_stock`."""
         return write_mlx(path, bundle, progress=progress)
 
     def start(self, path: Path) -> Artefact:
-        """See `StockFormat.start`."""
         from nanochat.export.stock.mlx_run import MlxLm
 
         return MlxLm(path)

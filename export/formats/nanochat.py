@@ -33,7 +33,6 @@ class NanochatFormat(Format[NoOptions]):
     options = NoOptions
 
     def refusal(self, files: ModelFiles) -> str | None:
-        """See `Format.refusal`."""
         if files.config is None:
             return f"no {_CONFIG}"
         model_type = files.config.get("model_type")
@@ -42,12 +41,10 @@ class NanochatFormat(Format[NoOptions]):
         return None
 
     def read(self, files: ModelFiles) -> Bundle:
-        """See `Format.read`."""
         config = self.config(files)
         return read_folder(files, config, checkpoint.load_weights(files.path, config))
 
     def config(self, files: ModelFiles) -> ModelConfig:
-        """See `Format.config`."""
         path = files.path / _CONFIG
         if files.config is None:
             raise ModelNotFoundError(
@@ -63,12 +60,10 @@ class NanochatFormat(Format[NoOptions]):
     def write(
         self, path: Path, bundle: Bundle, options: NoOptions, progress: Progress | None
     ) -> Written:
-        """See `Format.write`."""
         del options
         return write_own(path, bundle, progress)
 
     def types(self, options: NoOptions, written: Written) -> Mapping[str, str]:
-        """See `Format.types`."""
         del options, written
         return OWN_TYPES
 

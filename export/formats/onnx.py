@@ -36,7 +36,6 @@ class GraphFormat(Format[Options], Generic[Options]):
     # ONNX takes long to load, so what needs it is imported when it is used.
 
     def graph(self, files: ModelFiles) -> Path:
-        """See `Format.graph`."""
         return files.path / GRAPH if files.path.is_dir() else files.path
 
     def read(self, files: ModelFiles) -> Bundle:
@@ -51,7 +50,6 @@ class GraphFormat(Format[Options], Generic[Options]):
         return "unknown" if manifest is None else manifest.licence
 
     def config(self, files: ModelFiles) -> ModelConfig:
-        """See `Format.config`."""
         if files.manifest is not None:
             return files.manifest.config
         from nanochat.export.onnx.read import read_config, read_graph
@@ -82,7 +80,6 @@ class GraphFormat(Format[Options], Generic[Options]):
         return without_ahead(bundle)
 
     def run(self, path: Path, bundle: Bundle, written: Written) -> Artefact | None:
-        """See `Format.run`."""
         del bundle, written
         from nanochat.export.onnx.engine import OnnxEngine
 
@@ -99,7 +96,6 @@ class OnnxFormat(GraphFormat[OnnxOptions]):
     options = OnnxOptions
 
     def refusal(self, files: ModelFiles) -> str | None:
-        """See `Format.refusal`."""
         if not files.path.is_dir():
             return None if files.path.suffix == _SUFFIX else f"no {_SUFFIX} file"
         if GRAPH not in files.names:
@@ -112,14 +108,12 @@ class OnnxFormat(GraphFormat[OnnxOptions]):
     def write(
         self, path: Path, bundle: Bundle, options: OnnxOptions, progress: Progress | None
     ) -> Written:
-        """See `Format.write`."""
         from nanochat.export.onnx.genai import write_genai
 
         write_genai(path, bundle, target=options.target, progress=progress)
         return Written(kind=self.name, architecture=options.target)
 
     def types(self, options: OnnxOptions, written: Written) -> Mapping[str, str]:
-        """See `Format.types`."""
         del written
         if options.target == "standard":
             ternary, int8 = "UINT2, DequantizeLinear", "UINT8, DequantizeLinear"

@@ -40,20 +40,16 @@ class TransformersFormat(StockFormat[TransformersOptions]):
     }
 
     def is_for_stock(self, config: ModelConfig, options: TransformersOptions) -> bool:
-        """See `StockFormat.is_for_stock`."""
         del config
         return options.runtime == self.runtime
 
     def load(self, path: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[Stored]]:
-        """See `StockFormat.load`."""
         return load_transformers(path, config)
 
     def write_stock(self, path: Path, bundle: Bundle, progress: Progress | None) -> str:
-        """See `StockFormat.write_stock`."""
         return write_transformers(path, bundle, progress=progress)
 
     def start(self, path: Path) -> Artefact:
-        """See `StockFormat.start`."""
         from nanochat.export.stock.transformers_run import Transformers
 
         return Transformers(path)

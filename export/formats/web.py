@@ -21,7 +21,6 @@ class WebFormat(GraphFormat[NoOptions]):
     options = NoOptions
 
     def refusal(self, files: ModelFiles) -> str | None:
-        """See `Format.refusal`."""
         if not files.path.is_dir():
             return "no folder"
         return next((f"no {name}" for name in (GRAPH, PAGE) if name not in files.names), None)
@@ -29,7 +28,6 @@ class WebFormat(GraphFormat[NoOptions]):
     def write(
         self, path: Path, bundle: Bundle, options: NoOptions, progress: Progress | None
     ) -> Written:
-        """See `Format.write`."""
         del options
         from nanochat.export.web.write import write_web
 
@@ -37,7 +35,6 @@ class WebFormat(GraphFormat[NoOptions]):
         return Written(kind=self.name, architecture=self.name)
 
     def types(self, options: NoOptions, written: Written) -> Mapping[str, str]:
-        """See `Format.types`."""
         del options
         return ONNX.types(OnnxOptions(), written)
 

@@ -11,6 +11,7 @@ References
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +19,14 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat import ternary
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.gguf.container import GgufFile, GgufTensor
 from nanochat.export.gguf.foreign_config import ARCHITECTURES, read_hyperparameters
-from nanochat.export.gguf.foreign_matrix import Matrix, read_matrix
 from nanochat.export.gguf.tensors import layout
-from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0
+from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0, unpack_ternary
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
@@ -84,6 +85,93 @@ def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[
     return config, weights, read_vocabulary(path, file.metadata, rows=config.vocab_size)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Matrix:
+    """A packed matrix (R, C) with a scale for each of B blocks of a row.
+
+    Parameters
+    ----------
+    packed : uint8 array, shape (R, C / 4)
+    scales : float16 array, shape (R, B)
+    zero : bool array, shape (R, B)
+        Blocks of zeros, whose scales mean nothing.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zero: NDArray[np.bool_]
+
+    def with_rows(self, order: NDArray[np.int64]) -> "_Matrix":
+        """The same with its rows in another order."""
+        return _Matrix(packed=self.packed[order], scales=self.scales[order], zero=self.zero[order])
+
+    def times(self, factor: float, name: str) -> tuple["_Matrix", float]:
+        """The same with its scales multiplied, and the largest relative error of their rounding to float16.
+
+        Raises
+        ------
+        NumericError
+            If a product is none that float16 holds well.
+        """
+        products = np.where(self.zero, 1.0, self.scales.astype(np.float64) * factor)
+        largest = float(np.finfo(np.float16).max)
+        # Written so that NaN fails, too.
+        if not ((products >= ternary.SMALLEST_SCALE) & (products <= largest)).all():
+            raise NumericError(
+                f"{name} is {factor:g} and makes scales outside {ternary.SMALLEST_SCALE:g} to {largest:g}, which is "
+                "what float16 holds; rescale the matrix, or fetch the file again"
+            )
+        scales = products.astype(np.float16)
+        error = float((np.abs(scales.astype(np.float64) - products) / products).max())
+        return replace(self, scales=scales), error
+
+    def shared(self, count: int) -> NDArray[np.float16] | None:
+        """Scales (R, count) of larger or smaller blocks; None if blocks that would share one differ."""
+        rows, blocks = self.scales.shape
+        if count % blocks == 0:
+            repeated = np.where(self.zero, np.float16(ternary.SMALLEST_SCALE), self.scales)
+            return np.repeat(repeated, count // blocks, axis=1)
+        if blocks % count:
+            return None
+        scales = self.scales.reshape(rows, count, -1)
+        zero = self.zero.reshape(scales.shape)
+        largest = np.where(zero, np.float16(0), scales).max(axis=2)
+        if not (zero | (scales == largest[:, :, None])).all():
+            return None
+        return np.where(zero.all(axis=2), np.float16(ternary.SMALLEST_SCALE), largest)
+
+
+def _read_matrix(kind: TensorType, data: NDArray[np.uint8], *, name: str) -> _Matrix:
+    """A matrix from its bytes.
+
+    Parameters
+    ----------
+    kind : TensorType
+        TQ1_0, TQ2_0 or Q2_0.
+    data : uint8 array, shape (R, bytes of a row)
+    name : str
+        For errors.
+
+    Raises
+    ------
+    NumericError
+        If a code is none of -1, 0, 1, or a scale is negative or not finite.
+    """
+    rows = len(data)
+    blocks = data.shape[1] // kind.bytes
+    codes, scales = unpack_ternary(kind, data, num_scales=blocks, name=name)
+    ternary.require_finite(scales, f"the scales of {name}")
+    if (scales < 0).any():
+        raise NumericError(
+            f"{name} has the scale {scales.min():g}: scales are positive; fetch the file again"
+        )
+    grouped = codes.reshape(rows, blocks, -1)
+    # A scale of 0 makes zeros of all codes.
+    zero = (scales == 0) | ~grouped.any(axis=2)
+    grouped[zero] = 0
+    return _Matrix(packed=ternary.pack(codes), scales=scales, zero=zero)
+
+
 class _Reader:
     """Makes our leaves of a file's tensors."""
 
@@ -104,7 +192,7 @@ class _Reader:
         specs = dict(named_leaves(shapes(self._plain)))
         places = layout(shapes(self._plain), self._architecture)
         self._check_names(places, specs)
-        matrices: dict[str, Matrix] = {}
+        matrices: dict[str, _Matrix] = {}
         others: dict[str, Stored] = {}
         for name, members in places.items():
             spec = specs[members[0]]
@@ -145,7 +233,7 @@ class _Reader:
                 f"{name} has shape {list(found)} but the metadata ask for {[*stack, *shape]}: fetch the file again"
             )
 
-    def _matrices(self, name: str, count: int, spec: Spec) -> list[Matrix]:
+    def _matrices(self, name: str, count: int, spec: Spec) -> list[_Matrix]:
         """The matrices of a tensor: several if it is of experts."""
         tensor = self._tensors[name]
         if tensor.kind.number not in _TERNARY:
@@ -157,9 +245,9 @@ class _Reader:
         self._kinds.add(tensor.kind)
         data = tensor.data.reshape(count, spec.shape[0], -1)
         factors = self._factors(_companion(name), count)
-        matrices: list[Matrix] = []
+        matrices: list[_Matrix] = []
         for part, factor in zip(data, factors, strict=True):
-            matrix = read_matrix(tensor.kind, part, name=name)
+            matrix = _read_matrix(tensor.kind, part, name=name)
             if factor is not None:
                 matrix, error = matrix.times(factor, _companion(name))
                 self._rounding = max(self._rounding, (error, _companion(name)))
@@ -177,7 +265,7 @@ class _Reader:
         factors: list[float] = _dequantize(name, tensor).reshape(-1).tolist()
         return factors
 
-    def _half_split(self, name: str, matrix: Matrix) -> Matrix:
+    def _half_split(self, name: str, matrix: _Matrix) -> _Matrix:
         """Rows in the order in which features of a head are rotated here: pairs are half a head apart.
 
         The architecture llama rotates neighbours.
@@ -199,7 +287,7 @@ class _Reader:
             return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
         return Dense(values=_dequantize(name, tensor))
 
-    def _blocks(self, matrices: Mapping[str, Matrix]) -> _Blocks:
+    def _blocks(self, matrices: Mapping[str, _Matrix]) -> _Blocks:
         """The block sizes that hold every scale, as near to llama.cpp's as there are."""
         for blocks in _SMALL if Q2_0 in self._kinds else (_LARGE,):
             if all(_fits(matrix, blocks[0]) for matrix in matrices.values()):
@@ -234,14 +322,14 @@ def _companion(name: str) -> str:
     return f"{name.removesuffix('.weight')}.scale"
 
 
-def _fits(matrix: Matrix, block: int | str) -> bool:
+def _fits(matrix: _Matrix, block: int | str) -> bool:
     columns = 4 * matrix.packed.shape[1]
     if isinstance(block, str):
         return matrix.shared(1) is not None
     return columns % block == 0 and matrix.shared(columns // block) is not None
 
 
-def _leaf(other: Stored | None, matrix: Matrix | None, spec: Spec) -> Stored:
+def _leaf(other: Stored | None, matrix: _Matrix | None, spec: Spec) -> Stored:
     if isinstance(other, Int8):
         return Int8(codes=other.codes, scales=other.scales, activation_block=spec.activation_block)
     if matrix is None:

@@ -114,18 +114,15 @@ class OnnxEngine:
 
     @property
     def details(self) -> dict[str, object]:
-        """See `nanochat.backends.choice.Detailed`."""
         return {"providers": self._session.get_providers(), "threads": self._num_threads}
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See `Runner.logits`."""
         state = self._new_state(len(ids))
         return np.concatenate([self._run(chunk, state)[0] for chunk in _chunks(ids)])
 
     def prefill(
         self, ids: Sequence[int], *, capacity: int
     ) -> tuple[Sequences, NDArray[np.float32]]:
-        """See `Runner.prefill`."""
         state = self._new_state(max(capacity, len(ids)))
         logits = np.empty(0, np.float32)
         for chunk in _chunks(ids):
@@ -133,11 +130,9 @@ class OnnxEngine:
         return state, logits
 
     def decode(self, tokens: Sequence[int], state: Sequences) -> NDArray[np.float32]:
-        """See `Runner.decode`."""
         return self._run(np.array(tokens, np.int64)[:, None], state)[:, 0]
 
     def stack(self, states: Sequence[Sequences]) -> Sequences:
-        """See `Runner.stack`."""
         memory = {
             name: np.concatenate(_equally_long([state.memory[name] for state in states]))
             for name in self._shapes
@@ -146,7 +141,6 @@ class OnnxEngine:
         return Sequences(memory, mask, max(state.width for state in states))
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
-        """See `Artefact.greedy`."""
         return greedy(self, ids, num_tokens=num_tokens)
 
     def _new_state(self, capacity: int) -> Sequences:

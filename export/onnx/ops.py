@@ -25,7 +25,7 @@ from nanochat.weights import Dense, Mhc, Stored, Weights, map_leaves
 
 __all__ = ["OnnxOps"]
 
-# ruff: noqa: ARG002, B027, D102 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
+# ruff: noqa: ARG002, B027 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
 
 
 class OnnxOps(ABC):

@@ -23,7 +23,7 @@ from nanochat.weights import Dense
 
 __all__ = ["OrtOps"]
 
-# ruff: noqa: ARG002, D102 - every operation is specified in `nanochat.ops.Ops`.
+# ruff: noqa: ARG002 - every operation is specified in `nanochat.ops.Ops`.
 
 # Attention and RMSNormalization are standard from here on.
 _OPSET = 23

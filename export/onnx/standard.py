@@ -24,7 +24,7 @@ from nanochat.weights import Dense
 
 __all__ = ["SESSION_CONFIG", "StandardOps"]
 
-# ruff: noqa: ARG002, D102 - every operation is specified in `nanochat.ops.Ops`.
+# ruff: noqa: ARG002 - every operation is specified in `nanochat.ops.Ops`.
 
 # Entries of an ONNX Runtime session's configuration with which it is fast.
 SESSION_CONFIG: Mapping[str, str] = {"session.disable_quant_qdq": "1"}

@@ -73,7 +73,6 @@ class StockFormat(Format[Options], Generic[Options]):
         return "config.json is that of this package's own directory" if own else None
 
     def read(self, files: ModelFiles) -> Bundle:
-        """See `Format.read`."""
         assert files.manifest is not None
         return read_folder(files, *self.load(files.path, files.manifest.config))
 
@@ -87,14 +86,12 @@ class StockFormat(Format[Options], Generic[Options]):
     def write(
         self, path: Path, bundle: Bundle, options: Options, progress: Progress | None
     ) -> Written:
-        """See `Format.write`."""
         if self.is_for_stock(bundle.config, options):
             architecture = self.write_stock(path, bundle, progress)
             return Written(kind=self.name, architecture=architecture)
         return write_own(path, bundle, progress)
 
     def run(self, path: Path, bundle: Bundle, written: Written) -> Artefact | None:
-        """See `Format.run`."""
         del bundle
         if written.kind == OWN:
             return None
@@ -105,6 +102,5 @@ class StockFormat(Format[Options], Generic[Options]):
             return None
 
     def types(self, options: Options, written: Written) -> Mapping[str, str]:
-        """See `Format.types`."""
         del options
         return OWN_TYPES if written.kind == OWN else self.stock_types

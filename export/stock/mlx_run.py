@@ -39,10 +39,8 @@ class MlxLm:
         self.runtime = f"mlx-lm {mlx_lm.__version__}, {mx.default_device()}"
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See `nanochat.proof.parity.Artefact.logits`."""
         return np.array(self.model(mx.array([list(ids)]))[0].astype(mx.float32))
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
-        """See `nanochat.proof.parity.Artefact.greedy`."""
         steps = generate_step(mx.array(list(ids)), self.model, max_tokens=num_tokens)
         return [int(token) for token, _ in islice(steps, num_tokens)]

@@ -43,13 +43,11 @@ class Transformers:
         self.runtime = f"transformers {transformers.__version__}, cpu"
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """See `nanochat.proof.parity.Artefact.logits`."""
         with torch.inference_mode():
             logits: NDArray[np.float32] = self.model(torch.tensor([list(ids)])).logits[0].numpy()
         return logits
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
-        """See `nanochat.proof.parity.Artefact.greedy`."""
         prompt = torch.tensor([list(ids)])
         config = copy.deepcopy(self.model.generation_config)
         config.max_new_tokens = num_tokens

@@ -7,8 +7,7 @@ from importlib import import_module
 import click
 
 from nanochat import __version__
-from nanochat.cli.group import Group
-from nanochat.cli.run import run
+from nanochat.cli.run import Group, run
 
 __all__ = ["main"]
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.group import Group
 from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table
+from nanochat.cli.run import Group
 
 if TYPE_CHECKING:
     from nanochat.train.manifest import Manifest

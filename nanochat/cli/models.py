@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.group import Group
 from nanochat.cli.options import as_json_option, backend_option, model_argument
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
 from nanochat.cli.push import push
-from nanochat.cli.run import as_file_errors
+from nanochat.cli.run import Group, as_file_errors
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from nanochat.export.verify import Verified
     from nanochat.zoo.cache import Cached
     from nanochat.zoo.catalog import Entry
-    from nanochat.zoo.location import Location
+    from nanochat.zoo.layout import Location
 
 __all__ = ["models"]
 

@@ -9,13 +9,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from nanochat.cli.notices import NoticeHandler
+from nanochat.cli.output import NoticeHandler
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
 
-__all__ = ["as_file_errors", "run"]
+__all__ = ["Group", "as_file_errors", "run"]
 
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
@@ -122,3 +123,28 @@ def _with_help(error: click.ClickException) -> str:
 def _fail(message: str, code: int) -> int:
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
+
+
+class Group(click.Group):
+    """Without arguments it shows its help; a verb that is not there is answered with those that are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"subcommand_metavar": "VERB [ARGUMENTS]...", **kwargs})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help if there is nothing to parse."""
+        if not args:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb."""
+        verbs = self.list_commands(ctx)
+        if args[0] not in verbs:
+            raise click.UsageError(
+                f"there is no verb {args[0]!r}: choose from {', '.join(verbs)}", ctx
+            )
+        return super().resolve_command(ctx, args)

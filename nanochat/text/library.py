@@ -15,12 +15,11 @@ import tokenizers
 
 from nanochat.errors import FormatError, InputError
 from nanochat.files import exists, parse_json, read_bytes
-from nanochat.text.codec import MAX_FILE_BYTES, TextCodec, check_text
-from nanochat.text.pieces import Pieces
+from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, check_text
 from nanochat.text.roles import Roles, added_tokens, read_roles, write_roles
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 
-__all__ = ["LibraryTokenizer", "load_tokenizer"]
+__all__ = ["LibraryTokenizer", "Pieces", "load_tokenizer"]
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _OTHERS = ("generation_config.json", "config.json")
@@ -107,47 +106,38 @@ class LibraryTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """See `TextCodec.vocab_size`."""
         return self._vocab_size
 
     @property
     def bos(self) -> int | None:
-        """See `TextCodec.bos`."""
         return self._roles.bos
 
     @property
     def eos(self) -> int | None:
-        """See `TextCodec.eos`."""
         return self._roles.eos
 
     @property
     def pad(self) -> int | None:
-        """See `TextCodec.pad`."""
         return self._roles.pad
 
     @property
     def opening(self) -> tuple[int, ...]:
-        """See `TextCodec.opening`."""
         return self._opening
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """See `TextCodec.special_ids`."""
         return self._special_ids
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """See `TextCodec.stop_ids`."""
         return self._stop_ids
 
     @property
     def specials(self) -> Mapping[str, int]:
-        """See `TextCodec.specials`."""
         return self._specials
 
     @property
     def chat_template(self) -> str:
-        """See `TextCodec.chat_template`."""
         return self._roles.chat_template
 
     @property
@@ -156,7 +146,6 @@ class LibraryTokenizer:
         return hashlib.sha256(self._files[_TOKENIZER]).hexdigest()
 
     def files(self) -> dict[str, bytes]:
-        """See `TextCodec.files`."""
         return dict(self._files)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
@@ -173,7 +162,6 @@ class LibraryTokenizer:
         return ids if specials or self._not_from_text.isdisjoint(ids) else self._spell(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """See `TextCodec.encode_batch`."""
         encodings = self._library.encode_batch_fast(
             list(map(check_text, texts)), add_special_tokens=False
         )
@@ -319,3 +307,82 @@ def _require_known(tokens: Iterable[int | None], vocab_size: int) -> None:
                 f"token {token} starts or ends texts, but the vocabulary has {vocab_size}: the files are of two "
                 "tokenizers; fetch them again"
             )
+
+
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class Pieces:
+    """Makes bytes of one piece at a time.
+
+    Parameters
+    ----------
+    decoder : object
+        ``decoder`` of a ``tokenizer.json``.
+
+    Attributes
+    ----------
+    strips_space : bool
+        Whether a text begins with a space that is not its own.
+
+    Raises
+    ------
+    FormatError
+        If that decoder cannot do one piece at a time, or is unknown.
+
+    Examples
+    --------
+    >>> Pieces({"type": "Metaspace", "replacement": "_"}).bytes_of("_be")
+    b' be'
+    """
+
+    def __init__(self, decoder: object) -> None:
+        self.strips_space = False
+        self._byte_level = self._byte_pieces = False
+        self._replaced: list[tuple[str, str]] = []
+        match decoder:
+            case {"type": "Sequence", "decoders": [*steps]}:
+                pass
+            case _:
+                steps = [decoder]
+        for step in steps:
+            self._add(step)
+        if not self._byte_level and not self._replaced:
+            raise _unknown_step(decoder)
+
+    def bytes_of(self, piece: str) -> bytes:
+        """Bytes of a piece inside a text."""
+        if self._byte_level and all(character in BYTES for character in piece):
+            return bytes(BYTES[character] for character in piece)
+        byte = _BYTE_PIECE.fullmatch(piece) if self._byte_pieces else None
+        if byte:
+            return bytes([int(byte[1], 16)])
+        for old, new in self._replaced:
+            piece = piece.replace(old, new)
+        return piece.encode()
+
+    def _add(self, step: object) -> None:
+        match step:
+            case {"type": "ByteLevel"}:
+                self._byte_level = True
+            case {"type": "Metaspace", "replacement": str(mark), **others}:
+                self._replaced.append((mark, " "))
+                self.strips_space = others.get("prepend_scheme", "always") != "never"
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+                self._replaced.append((old, new))
+            case {"type": "ByteFallback"}:
+                self._byte_pieces = True
+            case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
+                self.strips_space = start == 1
+            case {"type": "Fuse"}:
+                pass
+            case _:
+                raise _unknown_step(step)
+
+
+def _unknown_step(decoder: object) -> FormatError:
+    return FormatError(
+        f"pieces become text by {decoder!r:.200}, which this package cannot do one token at a time: only ByteLevel, "
+        "Metaspace, Replace, ByteFallback, Fuse and Strip, of byte-level BPE and SentencePiece; pass a model with such "
+        "a tokenizer"
+    )

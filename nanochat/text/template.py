@@ -159,7 +159,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.small("".join(map(str, values)))
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """See `SandboxedEnvironment.call`."""
         # The sandbox wraps what formats a text.
         own = getattr(getattr(function, "__wrapped__", function), "__self__", None)
         if own is not self:
@@ -170,7 +169,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.small(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """See `SandboxedEnvironment.call_binop`."""
         if operator == "**" and max(_bits(left), 1) * abs(right) > _MAX_BITS:
             raise _LimitError(f"a power of over {_MAX_BITS} bits")
         if operator == "%":

@@ -1,4 +1,4 @@
-"""What `nanochat.footprint` says that a model needs is what it takes."""
+"""What `nanochat.memory` says that a model needs is what it takes."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from bench.memory import can_run, measure, model_peak, write_random_model
 from nanochat import backends
-from nanochat.footprint import needed_bytes
+from nanochat.memory import needed_bytes
 from nanochat.presets import preset
 
 CONFIG = preset("nano-125m")

@@ -27,7 +27,7 @@ ROWS = (
     ("export",),
     ("proof",),
     ("backends", "bundle", "checkpoint", "memory", "scoring"),
-    ("footprint", "generation"),
+    ("generation",),
     ("cost", "init", "sampling", "tensors", "text"),
     ("model",),
     ("ops",),

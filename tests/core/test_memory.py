@@ -11,8 +11,7 @@ import pytest
 
 from nanochat import memory
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
-from nanochat.footprint import needed_bytes
-from nanochat.memory import free_bytes, group_bytes, require_free, require_room
+from nanochat.memory import free_bytes, group_bytes, needed_bytes, require_free, require_room
 from nanochat.presets import preset
 
 BACKENDS = ["torch", "mlx", "numba", "reference", "onnx", "onnx-file"]

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nanochat.cli import output
-from nanochat.cli.notices import NoticeHandler
+from nanochat.cli.output import NoticeHandler
 
 ERASE_LINE, HIDE_CURSOR, SHOW_CURSOR = "\x1b[2K", "\x1b[?25l", "\x1b[?25h"
 

@@ -13,7 +13,7 @@ import pytest
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.zoo import download
 from nanochat.zoo.hub import locate
-from nanochat.zoo.location import Request
+from nanochat.zoo.layout import Request
 from tests.zoo.downloads import OWN, WEIGHTS, fetched_names
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_state import FOREVER, Hub
