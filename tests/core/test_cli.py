@@ -340,8 +340,11 @@ def test_an_export_is_verified_and_names_every_format(
 
     report = result.last_json
     assert (result.code, report["path"]) == (0, str(out))
-    assert isinstance(report["parity"], dict)
-    assert report["parity"]["ok"]
+    assert report["digests"]
+    # What this package runs itself is proven by digests.
+    parity = report["parity"]
+    assert (parity is None) == (report["written_as"] == "nanochat")
+    assert parity is None or (isinstance(parity, dict) and parity["ok"])
     assert isinstance(report["tensors"], list)
     assert {tensor["name"] for tensor in report["tensors"]} >= {"embedding", "layers.mixer.q"}
 
@@ -355,7 +358,8 @@ def test_an_export_prints_a_table_and_the_parity(
 
     assert (tmp_path / "random.gguf").exists()
     assert "TQ2_0" in result.out
-    assert "32 tokens: RMS ratio 0.00e+00, within" in result.out
+    assert "tensors, configuration and tokenizer as they were" in result.out
+    assert "parity: proven by that, as this package runs it" in result.out
     assert json.loads((tmp_path / "random.gguf.parity.json").read_text())["ok"]
 
 

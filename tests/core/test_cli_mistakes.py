@@ -34,7 +34,11 @@ MISTAKES = [
     (["generate", "MODEL", "--prompt", "a", "--kv-cache", "int4"], 2, "'int4' is not one of"),
     (["chat", "MODEL", "--message", "a", "--kv-cache", "half"], 2, "'half' is not one of"),
     (["generate", "nanochat-tinny", "--prompt", "a"], 1, "did you mean nanochat-tiny"),
-    (["generate", "EMPTY", "--prompt", "a"], 1, "config.json: no such file"),
+    (
+        ["generate", "EMPTY", "--prompt", "a"],
+        1,
+        "can be read (nanochat: no config.json; bitnet: no config",
+    ),
     (["generate", "EMPTY/no.gguf", "--prompt", "a"], 1, "no such directory, .gguf or .onnx file"),
     (["generate", "BROKEN", "--prompt", "a"], 1, "not valid JSON"),
     (["generate", "IMPOSSIBLE", "--prompt", "a"], 1, "num_streams"),
@@ -116,9 +120,17 @@ MISTAKES = [
         2,
         "'mine' is no repository of the Hub",
     ),
-    (["models", "verify", "EMPTY"], 1, "config.json: no such file"),
+    (
+        ["models", "verify", "EMPTY"],
+        1,
+        "can be read (nanochat: no config.json; bitnet: no config",
+    ),
     (["models", "verify", "FILE"], 1, "no such directory, .gguf or .onnx file"),
-    (["nanochat-export", "--format", "gguf", "EMPTY"], 1, "config.json: no such file"),
+    (
+        ["nanochat-export", "--format", "gguf", "EMPTY"],
+        1,
+        "can be read (nanochat: no config.json; bitnet: no config",
+    ),
 ]
 
 
