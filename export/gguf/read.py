@@ -69,8 +69,11 @@ def _read_ours(
     path = files.path
     architecture = file.metadata.get("general.architecture")
     config = read_config(path, file.metadata)
+    # Heads for training have no place in a stock architecture.
     if architecture != ARCHITECTURE and (
-        obstacles(config, "llama.cpp") or architecture != stock_architecture(config, "llama.cpp")
+        config.num_ahead
+        or obstacles(config, "llama.cpp")
+        or architecture != stock_architecture(config, "llama.cpp")
     ):
         raise FormatError(
             f"{path}: architecture is {architecture!r:.80}, which is not that of its configuration: "
