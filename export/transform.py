@@ -31,11 +31,6 @@ def unroll(bundle: Bundle) -> Bundle:
 
     It computes the same to the last bit, and its file holds the looped layers `loop_count` times; see
     `nanochat.cost.cost` of its configuration. The exit gate, which decides nothing at a threshold of 1, is dropped.
-
-    Raises
-    ------
-    ConfigError
-        As for `unrolled_config`.
     """
     config = bundle.config
     first, last = config.loop_prelude, config.num_layers - config.loop_coda
@@ -49,13 +44,7 @@ def unroll(bundle: Bundle) -> Bundle:
 
 
 def unrolled_config(config: ModelConfig) -> ModelConfig:
-    """The configuration of `unroll`'s model.
-
-    Raises
-    ------
-    ConfigError
-        If there is no loop, tokens may leave it early, or there would be more layers than a model can have.
-    """
+    """The configuration of `unroll`'s model."""
     if config.loop_count == 1:
         raise ConfigError("loop_count=1: there is no loop to unroll; export the model as it is")
     if config.exit_threshold < 1:
@@ -78,24 +67,12 @@ def unrolled_config(config: ModelConfig) -> ModelConfig:
 
 
 def with_exit_threshold(bundle: Bundle, threshold: float) -> Bundle:
-    """The same weights with another `exit_threshold`: at 1, every token runs all loop steps.
-
-    Raises
-    ------
-    ConfigError
-        If the threshold is below 1 and there is no loop, or it is out of range.
-    """
+    """The same weights with another `exit_threshold`: at 1, every token runs all loop steps."""
     return _changed(bundle, config=replace(bundle.config, exit_threshold=threshold))
 
 
 def with_float16_tables(bundle: Bundle) -> Bundle:
-    """Embedding and head as dense numbers, rounded to float16: the head's input is no longer rounded to 8 bits.
-
-    Raises
-    ------
-    NumericError
-        If a number is beyond float16.
-    """
+    """Embedding and head as dense numbers, rounded to float16: the head's input is no longer rounded to 8 bits."""
 
     def rounded(name: str, leaf: Stored) -> Stored:
         values = _numbers(leaf)

@@ -69,13 +69,7 @@ class Candidate:
 
 
 def format_named(kind: str) -> Format[Any]:
-    """The format of a name or alias.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
+    """The format of a name or alias."""
     for form in FORMATS.values():
         if kind in (form.name, *form.aliases):
             return form

@@ -79,13 +79,7 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The metadata and tensors of a GGUF file of version 3.
-
-    Raises
-    ------
-    FormatError
-        If the file is truncated, padded, big-endian, not GGUF, or newer (`VersionError`).
-    """
+    """The metadata and tensors of a GGUF file of version 3."""
     if require_file(path) < 24:
         raise FormatError(f"{path}: too short for a GGUF file; fetch the file again")
     try:
@@ -158,13 +152,7 @@ def write_container(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write a file; at no time is more than one part of a tensor in memory.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
+    """Write a file; at no time is more than one part of a tensor in memory."""
     with path.open("wb") as file:
         file.write(struct.pack("<4sIQQ", b"GGUF", _VERSION, len(tensors), len(metadata)))
         for key, value in metadata.items():

@@ -61,16 +61,6 @@ def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[
         Where it is, for messages.
     file : GgufFile
         What `nanochat.export.gguf.container.read_gguf` gives.
-
-    Raises
-    ------
-    ConfigError
-        If the model computes what this package does not.
-    FormatError, ShapeError
-        If its architecture is unknown, tensors are missing, unexpected, of another shape than the metadata ask for or
-        of a type that is not ternary, or the tokenizer is of an unknown kind.
-    NumericError
-        If a code is none of -1, 0, 1, or a number or scale is not finite.
     """
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -106,13 +96,7 @@ class _Matrix:
         return _Matrix(packed=self.packed[order], scales=self.scales[order], zero=self.zero[order])
 
     def times(self, factor: float, name: str) -> tuple["_Matrix", float]:
-        """The same with its scales multiplied, and the largest relative error of their rounding to float16.
-
-        Raises
-        ------
-        NumericError
-            If a product is none that float16 holds well.
-        """
+        """The same with its scales multiplied, and the largest relative error of their rounding to float16."""
         products = np.where(self.zero, 1.0, self.scales.astype(np.float64) * factor)
         largest = float(np.finfo(np.float16).max)
         # Written so that NaN fails, too.
@@ -151,11 +135,6 @@ def _read_matrix(kind: TensorType, data: NDArray[np.uint8], *, name: str) -> _Ma
     data : uint8 array, shape (R, bytes of a row)
     name : str
         For errors.
-
-    Raises
-    ------
-    NumericError
-        If a code is none of -1, 0, 1, or a scale is negative or not finite.
     """
     rows = len(data)
     blocks = data.shape[1] // kind.bytes

@@ -50,13 +50,6 @@ def read_hyperparameters(architecture: str, file: GgufFile) -> dict[str, Any]:
     ----------
     architecture : str
         One of `ARCHITECTURES`.
-
-    Raises
-    ------
-    ConfigError
-        If a value has no place here, is missing, or is no number.
-    FormatError
-        If there is no embedding.
     """
     keys = _Keys(architecture, file.metadata)
     keys.refuse()

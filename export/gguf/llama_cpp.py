@@ -51,13 +51,6 @@ class LlamaCpp:
         Its numbers of the special tokens, -1 for one that the file does not name.
     chat_template : str
         The file's, empty if it has none.
-
-    Raises
-    ------
-    BackendError
-        If there is no library for this machine, or no memory for the context.
-    FormatError
-        If the library cannot load the file.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:
@@ -80,13 +73,7 @@ class LlamaCpp:
             raise
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after every token of a new sequence, (T, vocabulary).
-
-        Raises
-        ------
-        ContextLengthError, InputError
-            As for `prefill`.
-        """
+        """Logits after every token of a new sequence, (T, vocabulary)."""
         self.reset()
         self._check(ids)
         parts = [
@@ -96,13 +83,7 @@ class LlamaCpp:
         return np.concatenate(parts)
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
-        """The most probable tokens after a new sequence, one after the other; special tokens do not end it.
-
-        Raises
-        ------
-        ContextLengthError, InputError
-            As for `prefill`.
-        """
+        """The most probable tokens after a new sequence, one after the other; special tokens do not end it."""
         self.reset()
         logits = self.prefill(ids)
         tokens: list[int] = []
@@ -116,13 +97,6 @@ class LlamaCpp:
         """The logits after the last of some tokens that continue the sequence, float32, (vocabulary,).
 
         They run up to 512 at a time.
-
-        Raises
-        ------
-        ContextLengthError
-            If the sequence would become longer than `context`.
-        InputError
-            If there is no token, or one is not of the vocabulary.
         """
         self._check(ids)
         for begin in range(0, len(ids), _BATCH):
@@ -145,11 +119,6 @@ class LlamaCpp:
         ----------
         specials : bool
             Whether the names of special tokens become those tokens.
-
-        Raises
-        ------
-        InputError
-            If `text` has no UTF-8 form: on bytes that are none, the library takes U+FFFD or aborts the process.
         """
         data = check_text(text).encode()
         # A token has at least one byte.

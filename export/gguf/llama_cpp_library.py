@@ -177,13 +177,7 @@ _log = ctypes.CFUNCTYPE(None, c_int, c_char_p, pointer)(_remember)
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library, ready for use; its log is silent.
-
-    Raises
-    ------
-    BackendError
-        If there is none for this machine, or it is of another release.
-    """
+    """The library, ready for use; its log is silent."""
     folder = library_folder()
     # The registry's file has its release in its name; libllama-common is another library.
     loaded = _load([*folder.glob("libllama.so"), *folder.glob("libllama.v*.so")], _FUNCTIONS)
@@ -253,13 +247,7 @@ def _layouts_agree(loaded: ctypes.CDLL) -> bool:
 
 
 def library_folder() -> Path:
-    """The folder that `NANOCHAT_LLAMA_CPP` names, else that of the package, fetched if it is not there.
-
-    Raises
-    ------
-    BackendError
-        If this is no Linux on x86-64, or the library is not there and cannot be fetched.
-    """
+    """The folder that `NANOCHAT_LLAMA_CPP` names, else that of the package, fetched if it is not there."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise BackendError(
             f"llama.cpp is run on Linux x86-64 only, and this is {sys.platform} {platform.machine()}: do this there"

@@ -71,15 +71,7 @@ def is_ours(metadata: Mapping[str, Value]) -> bool:
 
 
 def read_config(path: Path, metadata: Mapping[str, Value]) -> ModelConfig:
-    """The configuration of a model in a file that `is_ours`.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, or of a newer format (`VersionError`).
-    ConfigError
-        If it cannot work.
-    """
+    """The configuration of a model in a file that `is_ours`."""
     version = metadata.get(_FORMAT)
     if type(version) is not int or version < 1:
         raise FormatError(
@@ -108,13 +100,7 @@ def read_config(path: Path, metadata: Mapping[str, Value]) -> ModelConfig:
 
 
 def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -> Tokenizer:
-    """The tokenizer in a file that `is_ours`.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged.
-    """
+    """The tokenizer in a file that `is_ours`."""
     keys = _KEYS.Tokenizer
     for key, required in ((keys.MODEL, "gpt2"), (keys.PRE, PRE_TOKENIZER)):
         if metadata.get(key) != required:
@@ -151,11 +137,6 @@ def require_as_recomputed(path: Path, file: GgufFile, bundle: Bundle) -> None:
     """Refuse a file that `is_ours` if a key of it is not what its model asks for, or no key of such a file.
 
     llama.cpp and other tools read keys that this package does not, such as the base of the rotation.
-
-    Raises
-    ------
-    FormatError
-        With the first of them.
     """
     metadata, tokenizer = file.metadata, bundle.tokenizer
     if not is_ours(metadata):

@@ -31,18 +31,6 @@ def read_bundle(files: ModelFiles, file: GgufFile) -> Bundle:
 
     Where it has a golden record, all that the record has digests of is compared with them; tensors, while those after
     them are read. A file of another program is read as `nanochat.export.gguf.foreign` says.
-
-    Raises
-    ------
-    FormatError
-        If the file is corrupt, too new (`VersionError`), changed since it was written, or holds no model that can be
-        read.
-    ConfigError
-        If the configuration in it cannot work.
-    ShapeError
-        If a tensor does not have the shape that the configuration asks for.
-    NumericError
-        If a value is not finite or a code is illegal.
     """
     golden = None
     if is_ours(file.metadata):

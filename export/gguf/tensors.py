@@ -125,15 +125,6 @@ def read_leaves(
     ----------
     check : callable
         Called with the name of each leaf, and the leaf, when it has been read.
-
-    Raises
-    ------
-    FormatError
-        If a tensor is missing, is no part of the model, or has a type that cannot hold it.
-    ShapeError
-        If one does not have the shape that the configuration asks for.
-    NumericError
-        If a number stands for no code.
     """
     specs = shapes(config)
     members_of = layout(specs, architecture)
@@ -168,13 +159,7 @@ def read_leaves(
 
 
 def require_exact(config: ModelConfig, outtype: OutType) -> None:
-    """Refuse a model of which a file of that type cannot hold every number.
-
-    Raises
-    ------
-    ConfigError
-        With the matrix and the types that would hold it.
-    """
+    """Refuse a model of which a file of that type cannot hold every number."""
     kind = OUTTYPES[outtype]
     for name, spec in named_leaves(shapes(config)):
         columns = spec.shape[-1]

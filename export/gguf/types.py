@@ -98,11 +98,6 @@ def pack_ternary(
     Returns
     -------
     uint8 array, shape (R, bytes of a row)
-
-    Raises
-    ------
-    ShapeError
-        If C columns are no whole blocks, or a scale does not cover whole blocks.
     """
     rows, columns = codes.shape
     if kind == F16:
@@ -138,13 +133,6 @@ def unpack_ternary(
     codes : int8 array, shape (R, C)
     scales : float16 array, shape (R, S)
         From F16, that of a block of zeros is 2**-14.
-
-    Raises
-    ------
-    NumericError
-        If bits stand for no ternary code, or F16 numbers are not ternary.
-    FormatError
-        If blocks that should share a scale do not.
     """
     rows = len(data)
     if kind == F16:
@@ -173,11 +161,6 @@ def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[n
     Returns
     -------
     uint8 array, shape (R, C / 32 * 34)
-
-    Raises
-    ------
-    ShapeError
-        If 32 does not divide C.
     """
     rows, columns = codes.shape
     count = ternary.num_blocks(columns, Q8_0.columns)
@@ -198,11 +181,6 @@ def unpack_q8_0(
     -------
     codes : int8 array, shape (R, C)
     scales : float16 array, shape (R,)
-
-    Raises
-    ------
-    FormatError
-        If the blocks of a row do not share a scale.
     """
     rows = len(data)
     blocks = data.reshape(rows, -1, Q8_0.bytes)

@@ -72,11 +72,6 @@ def read_vocabulary(path: Path, metadata: Mapping[str, Value], *, rows: int) -> 
     ----------
     rows : int
         Rows of the embedding.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, has more tokens than `rows`, or is of an unknown kind.
     """
     try:
         return _read(metadata, rows)

@@ -57,17 +57,6 @@ def write_gguf(
     -------
     str
         The architecture: "nanochat", or one of llama.cpp's.
-
-    Raises
-    ------
-    ConfigError
-        If the type cannot hold the model exactly, the tokenizer is another program's, or as for `adapted`.
-    FormatError
-        If the tokenizer has more tokens than the model.
-    InputError, ShapeError, NumericError
-        As for `nanochat.checkpoint.save`.
-    SaveError
-        If the file cannot be written; one that stood there is untouched.
     """
     require_complete(bundle.config, bundle.weights)
     bundle = adapted(bundle, tables=tables, runtime=runtime)
@@ -96,13 +85,6 @@ def adapted(bundle: Bundle, *, tables: Literal["q8_0", "f16"] | None, runtime: s
     runtime : {"auto", "llama.cpp", "nanochat"}
         Who must be able to run it. By default, llama.cpp if it can and nothing of the model is left out. For llama.cpp,
         heads that predict further tokens are left out: only training uses them.
-
-    Raises
-    ------
-    ConfigError
-        If llama.cpp must run it and cannot, with every reason, or Q8_0 would round its tables.
-    InputError
-        If there is no such runtime.
     """
     if gguf_architecture(bundle.config, runtime=runtime) != ARCHITECTURE:
         bundle = without_ahead(bundle)
@@ -115,15 +97,7 @@ def adapted(bundle: Bundle, *, tables: Literal["q8_0", "f16"] | None, runtime: s
 
 
 def gguf_architecture(config: ModelConfig, *, runtime: str = "auto") -> str:
-    """The architecture that `write_gguf` gives to a model.
-
-    Raises
-    ------
-    ConfigError
-        If llama.cpp must be able to run it and cannot, with every reason.
-    InputError
-        If there is no such runtime.
-    """
+    """The architecture that `write_gguf` gives to a model."""
     if runtime not in _RUNTIMES:
         raise InputError(
             f"runtime={runtime!r} runs no GGUF file: choose one of {', '.join(_RUNTIMES)}"

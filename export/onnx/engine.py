@@ -75,13 +75,6 @@ class OnnxEngine:
         From `nanochat.export.onnx.write.export_onnx`.
     num_threads : int, optional
         Threads of one operator; all cores by default.
-
-    Raises
-    ------
-    FormatError
-        If ONNX Runtime cannot load the file, or it is another program's.
-    InputError
-        If there can be no such number of threads.
     """
 
     name = "onnx"

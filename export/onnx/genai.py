@@ -42,13 +42,6 @@ def write_genai(
         Where the files go.
     target, progress
         As for `nanochat.export.onnx.write.export_onnx`.
-
-    Raises
-    ------
-    ConfigError
-        If the graph could not compute what the configuration asks for.
-    SaveError
-        If a file cannot be written.
     """
     with atomic_directory(folder) as new:
         export_onnx(bundle, new / GRAPH, target=target, progress=progress)

@@ -21,11 +21,6 @@ class GenaiModel:
     ----------
     folder : Path
         From `write_genai`.
-
-    Raises
-    ------
-    FormatError
-        If onnxruntime-genai cannot load it.
     """
 
     runtime = f"onnxruntime-genai {onnxruntime_genai.__version__}"

@@ -67,15 +67,6 @@ def read_bundle(files: ModelFiles, path: Path, *, licence: str) -> Bundle:
         The graph.
     licence : str
         SPDX identifier of the weights' licence, or "unknown".
-
-    Raises
-    ------
-    FormatError
-        If the file is missing, truncated, corrupt, or another program's.
-    ConfigError
-        If the configuration in it cannot work.
-    NumericError
-        If a value is not finite or a code is illegal.
     """
     model = files.once(read_graph, path)
     bundle = read_folder(files, *read_model(path, model))
@@ -84,13 +75,7 @@ def read_bundle(files: ModelFiles, path: Path, *, licence: str) -> Bundle:
 
 
 def read_graph(path: Path) -> onnx.ModelProto:
-    """The graph in a file, without tensors that stand in another.
-
-    Raises
-    ------
-    FormatError
-        If the file is missing, truncated or corrupt.
-    """
+    """The graph in a file, without tensors that stand in another."""
     data = read_bytes(path, limit=_LARGEST_FILE)
     model = onnx.ModelProto()
     try:
@@ -103,15 +88,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 
 def read_config(path: Path, model: onnx.ModelProto) -> ModelConfig:
-    """The configuration in a graph.
-
-    Raises
-    ------
-    FormatError
-        If it is another program's.
-    ConfigError
-        If it cannot work.
-    """
+    """The configuration in a graph."""
     metadata = _metadata(path, model)
     if "config" not in metadata or model.producer_name != "nanochat-ternary":
         producer = f"{model.producer_name!r:.80}" if model.producer_name else "another program"
@@ -128,13 +105,7 @@ def read_config(path: Path, model: onnx.ModelProto) -> ModelConfig:
 
 
 def require_digest(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse a graph that is not the one of its own golden record.
-
-    Raises
-    ------
-    FormatError
-        If a node, an attribute, a constant or a text in it has changed.
-    """
+    """Refuse a graph that is not the one of its own golden record."""
     golden = read_golden(path, model)
     if golden is None or not golden.graph:
         return
@@ -148,13 +119,7 @@ def require_digest(path: Path, model: onnx.ModelProto) -> None:
 
 
 def read_golden(path: Path, model: onnx.ModelProto) -> Golden | None:
-    """The golden record in a graph; `None` if it has none.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged.
-    """
+    """The golden record in a graph; `None` if it has none."""
     text = _metadata(path, model).get(GOLDEN)
     return None if text is None else golden_from_json(text, f"{path}, {GOLDEN}")
 

@@ -70,15 +70,6 @@ def export_onnx(
         ONNX Runtime with its own operators, or the operators of the standard alone.
     progress : callable, optional
         Called with the steps done and the steps to do.
-
-    Raises
-    ------
-    ConfigError
-        If the graph could not compute what the configuration asks for.
-    InputError
-        If there is no such target.
-    SaveError
-        If the file cannot be written; what stood there before is untouched.
     """
     steps = _num_layers(bundle.config) + 1
 
@@ -112,11 +103,6 @@ def onnx_model(
     ----------
     tell : callable, optional
         Called with the layers done.
-
-    Raises
-    ------
-    ConfigError, InputError
-        As for `export_onnx`.
     """
     _require_possible(bundle.config, target)
     bundle = without_ahead(bundle)

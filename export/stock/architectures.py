@@ -38,13 +38,7 @@ _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
 
 
 def stock_architecture(config: ModelConfig, runtime: Runtime) -> str:
-    """The runtime's own name of the architecture that computes models of this configuration.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, with every option that stands in the way.
-    """
+    """The runtime's own name of the architecture that computes models of this configuration."""
     reasons = obstacles(config, runtime)
     if reasons:
         raise ConfigError(

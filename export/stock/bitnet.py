@@ -72,16 +72,6 @@ def load_bitnet(
         Holds ``model.safetensors``, or its parts and their index.
     fields : mapping
         Content of its ``config.json``, of a type of model in `bitnet_config.MODEL_TYPES`.
-
-    Raises
-    ------
-    ConfigError
-        If the configuration asks for what this package does not compute, or cannot work.
-    FormatError, ShapeError
-        If a file is damaged, or tensors are missing, unexpected, or of another type or shape than the configuration
-        asks for.
-    NumericError
-        If a code is none of -1, 0, 1, or a number or scale is not finite.
     """
     config = read_bitnet_config(directory, fields)
     with _of_the_configuration(directory):

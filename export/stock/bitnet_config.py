@@ -62,11 +62,6 @@ def read_model(fields: Mapping[str, object]) -> ModelConfig:
     ----------
     fields : mapping
         Content of ``config.json``.
-
-    Raises
-    ------
-    ConfigError
-        If an option has no place here, is missing, or cannot work.
     """
     family = _FAMILIES[str(fields["model_type"])]
     _refuse_options(fields)
@@ -146,11 +141,6 @@ def read_quantization(settings: object) -> StoredScale:
     ----------
     settings : object
         ``quantization_config`` of ``config.json``.
-
-    Raises
-    ------
-    ConfigError
-        If the linears are not ternary, or do something else beside.
     """
     if not isinstance(settings, dict) or settings.get("quant_method") != "bitnet":
         raise ConfigError(

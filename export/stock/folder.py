@@ -85,13 +85,7 @@ def exported_leaves(bundle: Bundle) -> dict[str, Stored]:
 
 
 def stock_texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
-    """``config.json`` and ``generation_config.json`` of a model that the runtime can run.
-
-    Raises
-    ------
-    ConfigError
-        As for `stock_architecture`.
-    """
+    """``config.json`` and ``generation_config.json`` of a model that the runtime can run."""
     config = bundle.config
     architecture = stock_architecture(config, runtime)
     generation = {**default_generation(bundle.tokenizer), **bundle.generation}
@@ -147,11 +141,6 @@ class StockTensors:
     ----------
     folder : Path
         Where the files lie; every byte is compared with its checksum, if it has one.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,15 +150,7 @@ class StockTensors:
             tensor.verify()
 
     def take(self, key: str, *, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-        """The numbers of a tensor, a view of the file.
-
-        Raises
-        ------
-        FormatError
-            If there is no such tensor, or it is of another type.
-        ShapeError
-            If it has another shape.
-        """
+        """The numbers of a tensor, a view of the file."""
         tensor = self._tensors.pop(key, None)
         if tensor is None:
             raise FormatError(
@@ -188,13 +169,7 @@ class StockTensors:
         return tensor.array()
 
     def require_none_left(self) -> None:
-        """Refuse tensors that nobody has taken.
-
-        Raises
-        ------
-        FormatError
-            With the first of them.
-        """
+        """Refuse tensors that nobody has taken."""
         if self._tensors:
             raise FormatError(
                 f"{self._folder}: {len(self._tensors)} tensors are no part of the model, the first is "

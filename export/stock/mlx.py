@@ -64,15 +64,6 @@ def write_mlx(folder: Path, bundle: Bundle, *, progress: Progress | None = None)
         Made if it is not there; a model that it holds is replaced.
     progress : callable, optional
         Called with the tensors packed and the tensors to pack.
-
-    Raises
-    ------
-    ConfigError
-        If mlx-lm cannot run the model, with all reasons.
-    InputError, ShapeError, NumericError
-        As for `nanochat.checkpoint.save`.
-    SaveError
-        If a file cannot be written; what was there is untouched.
     """
     texts = stock_texts(bundle, "mlx-lm")
     require_complete(bundle.config, bundle.weights)
@@ -111,18 +102,6 @@ def load_mlx(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[St
         The same without the heads that are for training only.
     weights : Weights[Stored]
         Read-only views of the files, where they can be.
-
-    Raises
-    ------
-    ConfigError
-        If mlx-lm has no place for such a model.
-    FormatError
-        If a file is missing or damaged, tensors are missing or unexpected, or scales and biases are not those of
-        ternary and 8-bit codes.
-    ShapeError
-        If a tensor does not have the shape that the configuration asks for.
-    NumericError
-        If a value is not finite or a code is illegal.
     """
     config = read_config(config)
     stock_architecture(config, "mlx-lm")

@@ -53,15 +53,6 @@ def write_transformers(folder: Path, bundle: Bundle, *, progress: Progress | Non
         Made if it is not there; a model that it holds is replaced.
     progress : callable, optional
         Called with the tensors made dense and the tensors to make dense.
-
-    Raises
-    ------
-    ConfigError
-        If transformers cannot run the model, with all reasons.
-    InputError, ShapeError, NumericError
-        As for `nanochat.checkpoint.save`.
-    SaveError
-        If a file cannot be written; what was there is untouched.
     """
     texts = stock_texts(bundle, "transformers")
     require_complete(bundle.config, bundle.weights)
@@ -91,17 +82,6 @@ def load_transformers(folder: Path, config: ModelConfig) -> tuple[ModelConfig, W
         The same without the heads that are for training only.
     weights : Weights[Stored]
         Dense leaves are views of the files. A block of zeros has the smallest scale.
-
-    Raises
-    ------
-    ConfigError
-        If transformers has no place for such a model.
-    FormatError
-        If a file is missing or damaged, or tensors are missing or unexpected.
-    ShapeError
-        If a tensor does not have the shape that the configuration asks for.
-    NumericError
-        If a value is not finite, or a matrix not ternary, with its name.
     """
     config = read_config(config)
     stock_architecture(config, "transformers")

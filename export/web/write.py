@@ -69,13 +69,6 @@ def write_web(folder: Path, bundle: Bundle, *, progress: Progress | None = None)
     ----------
     progress : callable, optional
         Told how many steps are done, and how many there are.
-
-    Raises
-    ------
-    BackendError
-        If a package that the page needs is neither kept nor to be had.
-    ConfigError
-        If the model is too large or its tokenizer is another program's; and as for `export_onnx`.
     """
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise ConfigError(

@@ -54,11 +54,6 @@ def require_digests(
         Digests of its tensors, by name; an export may have fewer than the record.
     where : str
         What the model was read from, for the error.
-
-    Raises
-    ------
-    FormatError
-        With the first part that differs.
     """
     changed = [name for name, digest in tensors.items() if golden.tensors.get(name) != digest]
     if golden.config not in ("", config_digest(config)):
@@ -81,11 +76,6 @@ def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
         Of an `Engine` every layer is compared; of a graph, whose layers cannot be seen, the logits.
     where : str
         What the weights come from, for the error.
-
-    Raises
-    ------
-    FormatError
-        With the first layer that differs.
     """
     config = engine.config
     known = range(config.vocab_size)

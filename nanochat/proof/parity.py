@@ -196,11 +196,6 @@ def check_parity(bundle: Bundle, artefact: Artefact) -> Parity:
     If the artefact rounds as the reference does, each pair of neighbours of the prompt is run as a sequence of its own,
     too: in so few tokens few roundings can flip, and a fair share of the logits must be equal to 1e-5, which nothing
     reaches that computes something else.
-
-    Raises
-    ------
-    NumericError, ShapeError
-        As for `compare`.
     """
     config = bundle.config
     name, ops = reference_backend(config)
@@ -306,13 +301,6 @@ def compare(
         Logits for the same tokens.
     tolerance : float
         RMS ratio up to which logits count as equal.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes differ, or there is nothing to compare.
-    NumericError
-        If a logit is not finite.
 
     Examples
     --------

@@ -114,13 +114,7 @@ def require_updatable(
 
 
 def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
-    """The card with this metadata, and a text between the marks; `where` is what it is, for errors.
-
-    Raises
-    ------
-    FormatError, InputError
-        As for `nanochat.publish.metadata.update_metadata`, or if its marks are not one pair.
-    """
+    """The card with this metadata, and a text between the marks; `where` is what it is, for errors."""
     assert not _marks(body, BEGIN)
     assert not _marks(body, END)
     updated = update_metadata(card, metadata, where=where)

@@ -45,13 +45,7 @@ def able_backends(bundle: Bundle) -> dict[str, bool]:
 
 
 def measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
-    """Run a model's golden record and a text on a backend; `where` is what the model is, for the error.
-
-    Raises
-    ------
-    FormatError
-        If the backend computes something else than the record says.
-    """
+    """Run a model's golden record and a text on a backend; `where` is what the model is, for the error."""
     assert bundle.golden is not None
     runner = start(bundle, backend)
     error = compare_golden(bundle.golden, runner, where=f"{where}, on {backend}")
@@ -64,13 +58,7 @@ def measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
 
 
 def example_lines(repo: str, bundle: Bundle, prompt: str) -> dict[str, str]:
-    """The lines that show the use of a repository, in Python and for a shell.
-
-    Raises
-    ------
-    InputError
-        If the prompt leaves no room in the model's context.
-    """
+    """The lines that show the use of a repository, in Python and for a shell."""
     codec = bundle.tokenizer
     room = bundle.config.context_length - len(codec.opening) - len(codec.encode(prompt))
     if room < 1:
@@ -89,13 +77,7 @@ def example_lines(repo: str, bundle: Bundle, prompt: str) -> dict[str, str]:
 
 
 def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Example]:
-    """Run the lines of `example_lines` where ``owner/name`` is a directory with these files, without the network.
-
-    Raises
-    ------
-    FormatError
-        If they fail.
-    """
+    """Run the lines of `example_lines` where ``owner/name`` is a directory with these files, without the network."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda item: _run(*item, folder=folder, repo=repo), lines.items()))
 

@@ -105,13 +105,7 @@ def newline(text: str) -> str:
 
 
 def read_metadata(card: str, *, where: str) -> dict[str, Any]:
-    """The metadata of a card, which is `where` for errors; empty if it has none.
-
-    Raises
-    ------
-    FormatError
-        If it is no YAML mapping, refers to anchors, or has a key twice.
-    """
+    """The metadata of a card, which is `where` for errors; empty if it has none."""
     found = _FRONT_MATTER.match(card)
     try:
         values = yaml.load(found[2] if found else "", _Loader)
@@ -126,15 +120,7 @@ def read_metadata(card: str, *, where: str) -> dict[str, Any]:
 
 
 def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
-    """The card with this metadata; nothing of it changes if it says all of that already.
-
-    Raises
-    ------
-    FormatError
-        As for `read_metadata`; or if a list that changes has something else than words.
-    InputError
-        If it names another licence, or something in `metadata` is not what its place holds.
-    """
+    """The card with this metadata; nothing of it changes if it says all of that already."""
     there = read_metadata(card, where=where)
     updated = _merged(there, metadata, where)
     if updated == there:

@@ -97,17 +97,7 @@ class Repository:
 
 
 def open_original(path: Path) -> Original:
-    """Say what a path is, for its publication.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If it is not there.
-    InputError
-        If it is no model, or is named so that nobody would find it in a repository.
-    FormatError
-        If it has no ``nanochat.json``, or a damaged one.
-    """
+    """Say what a path is, for its publication."""
     if not exists(path):
         raise ModelNotFoundError(f"{path}: no such model {model_path()}")
     if path.is_dir():
@@ -158,13 +148,7 @@ def find_licence_file(folder: Path) -> Path | None:
 
 
 def choose_licence(own: str, given: str, *, licence_file: Path | None = None) -> str:
-    """The one licence that files and user name; either may be empty, and `licence_file` is its text.
-
-    Raises
-    ------
-    InputError
-        If there is none, there are two, or it is none that anybody could find.
-    """
+    """The one licence that files and user name; either may be empty, and `licence_file` is its text."""
     own = "" if own.lower() == "unknown" else own
     if own and given and own.lower() != given.lower():
         raise InputError(

@@ -34,13 +34,7 @@ class Training:
 
 
 def read_training(folder: Path, config: ModelConfig) -> Training:
-    """Read what lies in a model's directory, or else beside it.
-
-    Raises
-    ------
-    FormatError
-        If the recipe or the log is damaged.
-    """
+    """Read what lies in a model's directory, or else beside it."""
     log = folder.resolve().parent / _LOG
     training = Training()
     if folder.resolve().name == _MODEL and exists(log):

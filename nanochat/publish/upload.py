@@ -75,13 +75,7 @@ def require_destination(repo: str, options: Options) -> None:
 
 
 def require_login(repo: str, options: Options) -> None:
-    """Refuse a token that cannot write, before any work is done for it.
-
-    Raises
-    ------
-    SaveError
-        If there is none, the Hub does not know it, it may only read, or the Hub cannot be asked.
-    """
+    """Refuse a token that cannot write, before any work is done for it."""
     with _errors(repo, options, "ask whose token is used for"):
         said = client(options.token).whoami()
     role = ((said.get("auth") or {}).get("accessToken") or {}).get("role")
@@ -93,15 +87,7 @@ def require_login(repo: str, options: Options) -> None:
 
 
 def read_present(repo: str, options: Options) -> Present:
-    """What is in the repository now; an empty one if it is not there, or not to be seen.
-
-    Raises
-    ------
-    InputError
-        If a pull request is asked for and there is no repository to open it in.
-    SaveError
-        If the Hub refuses or cannot be reached.
-    """
+    """What is in the repository now; an empty one if it is not there, or not to be seen."""
     api = client(options.token)
     with _errors(repo, options, "read what is in"), tempfile.TemporaryDirectory() as folder:
         has_branch = True
@@ -180,11 +166,6 @@ def upload(
     """Upload all files of a folder, and delete others, in one commit on what was `present` when they were staged.
 
     The client makes several commits of more than 250 files, or of more than 100 MB that are no large files.
-
-    Raises
-    ------
-    SaveError
-        If the Hub refuses, cannot be reached, or the repository was changed since. No file of it has changed then.
     """
     api, branch, made = client(options.token), options.branch, ""
     if not present.commit:
