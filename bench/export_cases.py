@@ -115,7 +115,7 @@ def _config(options: Mapping[str, Any]) -> ModelConfig:
 
 
 def _genai(path: Path) -> Artefact:
-    from nanochat.export.onnx.genai_run import GenaiModel
+    from bench.peers.genai import GenaiModel
 
     return GenaiModel(path)
 

@@ -17,7 +17,6 @@ from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library, processor_library
 from nanochat.proof.parity import Rounding
 from nanochat.proof.tolerances import TOLERANCES
-from nanochat.text.codec import check_text
 
 __all__ = ["LlamaCpp"]
 
@@ -47,10 +46,6 @@ class LlamaCpp:
     rounding : {"other", "none"}
         Whether it rounds the input of any matrix to 8 bits, in blocks of its own, which depends on the types in the
         file.
-    bos, eos, eot, pad : int
-        Its numbers of the special tokens, -1 for one that the file does not name.
-    chat_template : str
-        The file's, empty if it has none.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:
@@ -112,27 +107,6 @@ class LlamaCpp:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
         self._length = 0
 
-    def tokenize(self, text: str, *, specials: bool = False) -> list[int]:
-        """The tokens of a text by the library's own tokenizer, without a leading ``<|bos|>``.
-
-        Parameters
-        ----------
-        specials : bool
-            Whether the names of special tokens become those tokens.
-        """
-        data = check_text(text).encode()
-        # A token has at least one byte.
-        tokens = (ctypes.c_int32 * (len(data) + 1))()
-        count = self._library.llama_tokenize(
-            self._vocabulary, data, len(data), tokens, len(tokens), False, specials
-        )
-        assert count >= 0, count
-        return list(tokens[:count])
-
-    def ends_generation(self, token: int) -> bool:
-        """Whether llama.cpp's programs stop when the model writes this token."""
-        return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))
-
     def pause(self) -> None:
         """Let the threads sleep until the next token; they would spin for 0.15 s, and what runs next be slower."""
         processor_library().ggml_threadpool_pause(self._pool)
@@ -153,12 +127,7 @@ class LlamaCpp:
         frees.append(lambda: functions.llama_model_free(model))
         self._vocabulary = functions.llama_model_get_vocab(model)
         self._num_tokens = functions.llama_vocab_n_tokens(self._vocabulary)
-        self.bos = functions.llama_vocab_bos(self._vocabulary)
-        self.eos = functions.llama_vocab_eos(self._vocabulary)
-        self.eot = functions.llama_vocab_eot(self._vocabulary)
-        self.pad = functions.llama_vocab_pad(self._vocabulary)
-        template = functions.llama_model_chat_template(model, None)
-        self.chat_template = "" if template is None else template.decode()
+        self._model = model
         pool_parameters = functions.ggml_threadpool_params_default(threads)
         self._pool = pool = processor.ggml_threadpool_new(ctypes.byref(pool_parameters))
         frees.append(lambda: processor.ggml_threadpool_free(pool))

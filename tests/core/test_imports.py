@@ -53,7 +53,6 @@ FRAMEWORKS = {
     "numba": ("backends/numba.py", "backends/numba_kernels/*"),
     "onnx": ("export/onnx/*",),
     "onnxruntime": ("export/onnx/*",),
-    "onnxruntime_genai": ("export/onnx/*",),
     "psutil": ("nanochat/memory.py",),
     "rich": ("nanochat/cli/*", "nanochat/train/*"),
     "safetensors": ("nanochat/train/*",),

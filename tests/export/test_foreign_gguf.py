@@ -16,7 +16,6 @@ from nanochat.backends.reference import ReferenceOps
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign import load_foreign_gguf
-from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.tensors import OutType
 from nanochat.export.gguf.write import write_gguf
 from nanochat.generation import Engine
@@ -33,6 +32,7 @@ from tests.export.foreign_ggufs import (
     tensors,
     write,
 )
+from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.export.stock_models import ODD_TEXTS, make_source, rms_ratio
 
 on_linux_x86 = pytest.mark.skipif(
@@ -74,7 +74,7 @@ def test_logits_and_greedy_tokens_are_those_of_llama_cpp(tmp_path: Path, case: C
     path = write(tmp_path / "model.gguf", case)
     ours = engine(path)
 
-    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
         expected, tokens = theirs.logits(IDS), theirs.greedy(IDS[:8], num_tokens=16)
 
     assert rms_ratio(ours.logits(IDS), expected) < 3e-2
@@ -87,7 +87,7 @@ def test_the_pairs_that_llama_rotates_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", case)
     other = write(tmp_path / "other.gguf", replace(case, architecture="qwen2"))
 
-    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
         expected = theirs.logits(IDS)
 
     assert rms_ratio(engine(other).logits(IDS), expected) > 0.1
@@ -351,7 +351,7 @@ def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any
     _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
     texts = [*ODD_TEXTS, "to be or not to be, that is  the question </s><|eot_id|>"]
 
-    with closing(LlamaCpp(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
         expected = [theirs.tokenize(text) for text in texts]
         bos, eos = theirs.bos, theirs.eos
 

@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime_genai
 import pytest
 
+from bench.peers.genai import GenaiModel
 from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.genai import genai_config, write_genai
-from nanochat.export.onnx.genai_run import GenaiModel
 from nanochat.export.onnx.write import Target
 from nanochat.proof.parity import check_parity
 from nanochat.text.chat import Message, render

@@ -21,13 +21,13 @@ from nanochat.errors import (
     NanochatError,
 )
 from nanochat.export import npm
-from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.llama_cpp_library import library, library_folder
 from nanochat.export.gguf.write import write_gguf
 from nanochat.export.transform import with_float16_tables
 from nanochat.proof.parity import check_parity
 from nanochat.proof.tolerances import rms_error
 from nanochat.text.tokenizer import CHAT_TEMPLATE, Tokenizer
+from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.parity.random_models import random_packed_weights
 
 on_linux_x86 = pytest.mark.skipif(
@@ -71,13 +71,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(file: Path) -> Iterator[LlamaCpp]:
-    with closing(LlamaCpp(file, threads=1, context=600)) as opened:
+def model(file: Path) -> Iterator[LlamaCppVocabulary]:
+    with closing(LlamaCppVocabulary(file, threads=1, context=600)) as opened:
         yield opened
 
 
 @on_linux_x86
-def test_logits_after_every_token_are_those_of_token_after_token(model: LlamaCpp) -> None:
+def test_logits_after_every_token_are_those_of_token_after_token(model: LlamaCppVocabulary) -> None:
     ids = some_ids()
     expected = [model.decode(token) for token in ids]
 
@@ -88,7 +88,7 @@ def test_logits_after_every_token_are_those_of_token_after_token(model: LlamaCpp
 
 
 @on_linux_x86
-def test_logits_of_more_than_a_batch_begin_as_those_of_less(model: LlamaCpp) -> None:
+def test_logits_of_more_than_a_batch_begin_as_those_of_less(model: LlamaCppVocabulary) -> None:
     logits = model.logits(some_ids(530))
 
     assert logits.shape == (530, 300)
@@ -96,7 +96,7 @@ def test_logits_of_more_than_a_batch_begin_as_those_of_less(model: LlamaCpp) -> 
 
 
 @on_linux_x86
-def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCpp) -> None:
+def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCppVocabulary) -> None:
     ids = some_ids()
     first, text = model.logits(ids), model.greedy(ids, num_tokens=4)
 
@@ -105,7 +105,7 @@ def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCpp) -> None:
 
 
 @on_linux_x86
-def test_greedy_text_is_that_of_the_largest_logits(model: LlamaCpp) -> None:
+def test_greedy_text_is_that_of_the_largest_logits(model: LlamaCppVocabulary) -> None:
     ids = some_ids()
 
     text = model.greedy(ids, num_tokens=3)
@@ -119,7 +119,7 @@ def test_greedy_text_is_that_of_the_largest_logits(model: LlamaCpp) -> None:
 
 
 @on_linux_x86
-def test_special_tokens_and_the_chat_template_are_the_file_s(model: LlamaCpp) -> None:
+def test_special_tokens_and_the_chat_template_are_the_file_s(model: LlamaCppVocabulary) -> None:
     assert (model.bos, model.eos, model.pad, model.eot) == (0, 1, 2, 6)
     assert [token for token in range(300) if model.ends_generation(token)] == [1, 6]
     assert model.chat_template == CHAT_TEMPLATE
@@ -141,7 +141,7 @@ def test_parity_is_as_close_as_the_types_of_the_file_allow(
     source = with_float16_tables(small()) if "tables" in choices else small()
     write_gguf(tmp_path / "x.gguf", source, **choices)
 
-    with closing(LlamaCpp(tmp_path / "x.gguf", threads=1, context=64)) as model:
+    with closing(LlamaCppVocabulary(tmp_path / "x.gguf", threads=1, context=64)) as model:
         parity = check_parity(source, model)
 
     assert (model.rounding, model.tolerance) == (rounding, tolerance)
@@ -149,13 +149,13 @@ def test_parity_is_as_close_as_the_types_of_the_file_allow(
 
 
 @on_linux_x86
-def test_the_runtime_says_its_version(model: LlamaCpp) -> None:
+def test_the_runtime_says_its_version(model: LlamaCppVocabulary) -> None:
     assert model.runtime.startswith("llama.cpp 0.5.")
 
 
 @on_linux_x86
 def test_a_model_that_nobody_has_closed_is_freed_with_its_last_reference(file: Path) -> None:
-    model = LlamaCpp(file, context=64)
+    model = LlamaCppVocabulary(file, context=64)
     finalizer = model._close
 
     del model
@@ -165,7 +165,7 @@ def test_a_model_that_nobody_has_closed_is_freed_with_its_last_reference(file: P
 
 
 @on_linux_x86
-def test_prefill_of_more_than_a_batch_is_as_token_after_token(model: LlamaCpp) -> None:
+def test_prefill_of_more_than_a_batch_is_as_token_after_token(model: LlamaCppVocabulary) -> None:
     ids = some_ids(530)
     expected = [model.decode(token) for token in ids][-1]
     model.reset()
@@ -176,7 +176,7 @@ def test_prefill_of_more_than_a_batch_is_as_token_after_token(model: LlamaCpp) -
 
 
 @on_linux_x86
-def test_a_reset_forgets_the_sequence(model: LlamaCpp) -> None:
+def test_a_reset_forgets_the_sequence(model: LlamaCppVocabulary) -> None:
     first = model.prefill(some_ids())
     model.reset()
 
@@ -186,7 +186,7 @@ def test_a_reset_forgets_the_sequence(model: LlamaCpp) -> None:
 
 
 @on_linux_x86
-def test_a_paused_model_goes_on_with_the_next_token(model: LlamaCpp) -> None:
+def test_a_paused_model_goes_on_with_the_next_token(model: LlamaCppVocabulary) -> None:
     expected = [model.decode(token) for token in some_ids(2)][-1]
     model.reset()
     model.decode(some_ids(2)[0])
@@ -208,7 +208,7 @@ def test_a_paused_model_goes_on_with_the_next_token(model: LlamaCpp) -> None:
     ],
 )
 def test_tokens_that_llama_cpp_cannot_take_are_refused(
-    ids: list[int], error: type[NanochatError], message: str, model: LlamaCpp
+    ids: list[int], error: type[NanochatError], message: str, model: LlamaCppVocabulary
 ) -> None:
     with pytest.raises(error, match=message):
         model.prefill(ids)
@@ -221,7 +221,7 @@ def test_a_file_that_llama_cpp_cannot_load_is_refused_with_its_reason(tmp_path: 
     (tmp_path / "model.gguf").write_bytes(b"GGUF, or not")
 
     with pytest.raises(FormatError, match=r"cannot load it \(.*model.gguf"):
-        LlamaCpp(tmp_path / "model.gguf", threads=1, context=64)
+        LlamaCppVocabulary(tmp_path / "model.gguf", threads=1, context=64)
 
 
 @on_linux_x86

@@ -11,10 +11,10 @@ import pytest
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
-from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.zoo.hub import resolve
+from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.parity.random_models import random_packed_weights
 
 pytestmark = pytest.mark.skipif(
@@ -75,7 +75,9 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
+def model(
+    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaCppVocabulary]:
     # More rows than tokens, so that some names stand for no token.
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size + 9,
@@ -95,17 +97,19 @@ def model(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     )
     path = tmp_path_factory.mktemp("tokenizer") / "x.gguf"
     write_gguf(path, source)
-    with closing(LlamaCpp(path, context=64)) as opened:
+    with closing(LlamaCppVocabulary(path, context=64)) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_text_has_the_same_tokens(text: str, model: LlamaCpp, tokenizer: Tokenizer) -> None:
+def test_a_text_has_the_same_tokens(
+    text: str, model: LlamaCppVocabulary, tokenizer: Tokenizer
+) -> None:
     assert model.tokenize(text) == tokenizer.encode(text)
 
 
 def test_a_character_has_the_same_tokens_between_all_kinds_of_others(
-    model: LlamaCpp, tokenizer: Tokenizer
+    model: LlamaCppVocabulary, tokenizer: Tokenizer
 ) -> None:
     # All of the first planes' alphabets, and a sample of the rest; surrogates are no characters.
     numbers = [*range(0x3100), *range(0x3100, 0x110000, 61)]
@@ -117,7 +121,7 @@ def test_a_character_has_the_same_tokens_between_all_kinds_of_others(
     assert different == []
 
 
-def test_random_texts_have_the_same_tokens(model: LlamaCpp, tokenizer: Tokenizer) -> None:
+def test_random_texts_have_the_same_tokens(model: LlamaCppVocabulary, tokenizer: Tokenizer) -> None:
     generator = random.Random(0)
     characters = (
         "aZ \u00e91\u0663 \n\t\r'sdtm_-.<|>{}\U0001f600\u0301\u200d\u65e5\u00a0\u3000\x00\x85"
@@ -130,7 +134,7 @@ def test_random_texts_have_the_same_tokens(model: LlamaCpp, tokenizer: Tokenizer
 
 
 def test_special_tokens_are_parsed_where_that_is_asked_for(
-    model: LlamaCpp, tokenizer: Tokenizer
+    model: LlamaCppVocabulary, tokenizer: Tokenizer
 ) -> None:
     text = "".join(f"{name} a b\n" for name in SPECIALS)
 
@@ -138,7 +142,7 @@ def test_special_tokens_are_parsed_where_that_is_asked_for(
 
 
 def test_text_without_a_utf_8_form_is_refused_by_both(
-    model: LlamaCpp, tokenizer: Tokenizer
+    model: LlamaCppVocabulary, tokenizer: Tokenizer
 ) -> None:
     for encode in (model.tokenize, tokenizer.encode):
         with pytest.raises(InputError, match="lone surrogate"):
