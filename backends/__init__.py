@@ -7,7 +7,7 @@ import importlib.util
 import os
 from typing import Any
 
-from nanochat.backends.machine import has_apple_gpu, has_cuda_driver
+from nanochat.backends.host import has_apple_gpu, has_cuda_driver
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from nanochat.backends import unavailable
-from nanochat.backends.machine import has_apple_gpu, has_cuda_driver
+from nanochat.backends.host import has_apple_gpu, has_cuda_driver
 
 __all__ = ["Detailed", "describe", "faster", "line"]
 

@@ -11,8 +11,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba_kernels import activation, cache, fused
-from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.isa import available
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.progress import end_wait

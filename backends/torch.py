@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat import ternary
-from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.host import num_cores
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch_state import TorchState, quantize_activations

@@ -6,7 +6,7 @@ from bench.cpu_models import against_llama_cpp, cost_of_streams
 from bench.cpu_products import avx2_only, bandwidth_share, products
 from bench.parity import require
 from bench.result import Result, table
-from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.host import num_cores
 
 __all__ = ["run", "table"]
 

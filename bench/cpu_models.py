@@ -12,8 +12,8 @@ from pathlib import Path
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.result import Result
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.backends.numba_ops.state import NumbaState
 from nanochat.bundle import Bundle

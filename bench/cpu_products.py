@@ -22,8 +22,8 @@ from bench.peers.onnxruntime import MatMulNBits
 from bench.peers.torch import Bfloat16, Int8
 from bench.result import Result
 from nanochat import ternary
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.isa import chosen
 from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf

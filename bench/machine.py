@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nanochat.backends.host import processor
+
 __all__ = ["commit", "machine"]
 
 _ROOT = Path(__file__).parents[1]
@@ -24,7 +26,7 @@ def machine() -> dict[str, object]:
         except PackageNotFoundError:
             continue
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": _cores(),
         "memory": _memory(),
         "gpus": _gpus(),
@@ -48,17 +50,6 @@ def commit() -> str:
 def _output(*command: str) -> str:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    if platform.system() == "Darwin":
-        return _output("sysctl", "-n", "machdep.cpu.brand_string")
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        match = re.search(r"^model name\s*: (.+)$", information.read_text(), re.MULTILINE)
-        if match:
-            return match[1]
-    return platform.processor() or "unknown"
 
 
 def _cores() -> int:

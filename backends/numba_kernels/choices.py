@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import llvmlite.binding
 
+from nanochat.backends.host import processor
 from nanochat.backends.numba_kernels import cache, linear
 from nanochat.backends.numba_kernels.isa import Isa, available, cpu_features
 from nanochat.backends.numba_kernels.quantize import padded_width
@@ -171,21 +172,9 @@ def path() -> Path | None:
 
 
 def _processor() -> str:
-    words = [
-        platform.machine(),
-        llvmlite.binding.get_host_cpu_name(),
-        _model(),
-        *sorted(cpu_features()),
-    ]
+    name = llvmlite.binding.get_host_cpu_name()
+    words = [platform.machine(), name, processor(), *sorted(cpu_features())]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
-
-
-def _model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("model name")), "")
 
 
 def _kernels() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba_kernels import activation, cache, choices
-from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.isa import Isa, available, chosen, has_half
 from nanochat.backends.numba_kernels.memory import nodes
 from nanochat.backends.numba_kernels.progress import end_wait

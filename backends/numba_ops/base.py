@@ -5,7 +5,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba_kernels.isa import chosen, rivals
 from nanochat.backends.numba_kernels.launch import Launcher
 from nanochat.backends.numba_kernels.tiles import Leaf

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.cores import num_cores
+from nanochat.backends.host import num_cores
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.graph import Dim

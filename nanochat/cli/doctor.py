@@ -175,8 +175,9 @@ def _rows(kernels: "Report") -> list[tuple[str, str]]:
 
 
 def _machine() -> dict[str, object]:
+    from nanochat.backends.host import processor
+
     cpuinfo = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     has = set(flags[1].split()) if flags else set()
     memory = re.search(r"^MemTotal:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
@@ -184,7 +185,7 @@ def _machine() -> dict[str, object]:
         "nanochat": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "processor": processor(),
         "instructions": " ".join(name for name in _INSTRUCTIONS if name in has) or "unknown",
         "cores": _num_cores(),
         "memory": format_bytes(1024 * int(memory[1])) if memory else "unknown",

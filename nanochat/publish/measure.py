@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import backends
+from nanochat.backends import host
 from nanochat.backends.choice import describe
 from nanochat.bundle import Bundle
 from nanochat.errors import FormatError, InputError
@@ -84,11 +84,7 @@ def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Exam
 
 def processor() -> str:
     """What computes here, for people."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name} ({os.cpu_count()} cores, {platform.system()})"
+    return f"{host.processor()} ({os.cpu_count()} cores, {platform.system()})"
 
 
 def _tokens_per_second(runner: Runner[Any], ids: Sequence[int]) -> float | None:

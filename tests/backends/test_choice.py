@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import nanochat
 from nanochat import backends
-from nanochat.backends import choice, machine
+from nanochat.backends import choice, host
 from nanochat.backends.choice import describe, faster, line
 from nanochat.backends.reference import ReferenceOps
 from nanochat.cli.doctor import doctor
@@ -28,7 +28,7 @@ class Machine:
     def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
         self._patch, self._folder = patch, folder
         self.lacks("torch", "mlx", "mlx.core")
-        patch.setattr(machine, "_DRIVERS", (folder / "driver",))
+        patch.setattr(host, "_DRIVERS", (folder / "driver",))
         patch.setattr(sys, "platform", "linux")
         for variable in ("NANOCHAT_BACKEND", "CUDA_VISIBLE_DEVICES"):
             patch.delenv(variable, raising=False)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nanochat.backends.host import num_cores
 from nanochat.backends.numba_kernels import activation, dense, team
-from nanochat.backends.numba_kernels.cores import num_cores
 from nanochat.backends.numba_kernels.launch import Launcher, Pool
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 
