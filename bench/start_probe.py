@@ -95,6 +95,7 @@ def main(start: float) -> None:
     watch.next(Stage.REST)
     import nanochat.lm
     import nanochat.zoo.hub
+    from nanochat.export.formats import FORMATS
 
     class During(numba.core.event.Listener):
         def __init__(self, stage: Stage) -> None:
@@ -126,7 +127,8 @@ def main(start: float) -> None:
     numba.core.event.register("numba:compile", During(Stage.COMPILE))  # type: ignore[no-untyped-call]
     numba.core.event.register("numba:compile", kernels)  # type: ignore[no-untyped-call]
     for owner, name, stage in (
-        (nanochat.lm, "load_source", Stage.FILES),
+        (nanochat.lm, "detect", Stage.FILES),
+        (type(FORMATS["nanochat"]), "read", Stage.FILES),
         (NumbaOps, "prepare", Stage.PREPARE),
         (BaseContext, "refresh", Stage.FUNCTIONS),
         (threading.Thread, "start", Stage.THREADS),

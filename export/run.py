@@ -78,7 +78,7 @@ def start(
 def _start_graph(bundle: Bundle, *, kv_cache: Storage, num_threads: int | None) -> Runner[Any]:
     # Late: both need packages that other backends do not.
     from nanochat.export.onnx.engine import OnnxEngine
-    from nanochat.export.onnx.write import export_onnx
+    from nanochat.export.onnx.write import onnx_model, save_graph
 
     if kv_cache != "float32":
         raise BackendError(
@@ -88,5 +88,5 @@ def _start_graph(bundle: Bundle, *, kv_cache: Storage, num_threads: int | None) 
     if bundle.graph is not None:
         return OnnxEngine(bundle.graph, num_threads=num_threads)
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(bundle, Path(folder) / GRAPH)
+        save_graph(onnx_model(bundle, target="ort"), Path(folder) / GRAPH)
         return OnnxEngine(Path(folder) / GRAPH, num_threads=num_threads)

@@ -401,7 +401,7 @@ _BACKENDS = {
         kept=lambda spec: 2 * leaf_bytes(spec),
         preparing=lambda spec: 2 * leaf_bytes(spec),
         # The graph as objects, as a file in memory, and as the session reads and arranges it.
-        loading=lambda spec: int((11 if spec.kind == "int8" else 5.9) * leaf_bytes(spec)),
+        loading=lambda spec: int((4.5 if spec.kind == "int8" else 5.1) * leaf_bytes(spec)),
         module="onnxruntime",
         runtime=100 * _MB,
         per_feature=32,

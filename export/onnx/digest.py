@@ -65,4 +65,6 @@ def graph_digest(
         data = numbers(tensor)
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
+        # Before the next one is copied.
+        del data
     return sha.hexdigest()[:_DIGITS]

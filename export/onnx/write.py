@@ -64,6 +64,8 @@ def export_onnx(
 
     Parameters
     ----------
+    bundle : Bundle
+        The model; its golden record is made if it has none.
     path : Path
         The file to write or replace.
     target : {"ort", "standard"}
@@ -77,7 +79,14 @@ def export_onnx(
         if progress is not None:
             progress(done, steps)
 
-    model = onnx_model(bundle, target=target, tell=tell)
+    bundle = without_ahead(bundle)
+    bundle = bundle if bundle.golden else with_golden(bundle)
+    save_graph(onnx_model(bundle, target=target, tell=tell), path, full_check=target == "standard")
+    tell(steps)
+
+
+def save_graph(model: onnx.ModelProto, path: Path, *, full_check: bool = False) -> None:
+    """Write a graph, complete or not at all; see `export_onnx`."""
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_FILE
     with atomic_directory(path.parent) as folder:
         file = folder / path.name
@@ -90,14 +99,13 @@ def export_onnx(
         if large:
             # The library makes it private to its owner.
             shutil.copymode(file, folder / f"{path.name}.data")
-        onnx.checker.check_model(file, full_check=target == "standard")
-    tell(steps)
+        onnx.checker.check_model(file, full_check=full_check)
 
 
 def onnx_model(
     bundle: Bundle, *, target: Target, tell: Callable[[int], None] | None = None
 ) -> onnx.ModelProto:
-    """The content of the file of `export_onnx`.
+    """The content of the file of `export_onnx`, with the golden record of the bundle, if it has one.
 
     Parameters
     ----------
@@ -109,9 +117,8 @@ def onnx_model(
     graph = _graph(bundle, target, tell)
     metadata = _metadata(bundle, graph, target)
     model = graph.model(bundle.name, version=__version__, metadata=metadata)
-    golden = (bundle if bundle.golden else with_golden(bundle)).golden
-    assert golden is not None
-    seal(model, golden)
+    if bundle.golden is not None:
+        seal(model, bundle.golden)
     return model
 
 

@@ -189,7 +189,7 @@ def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
         ({"intermediate_size": -4}, "intermediate_size is -4"),
         ({"num_attention_heads": 4.0}, "num_attention_heads is 4.0"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta=inf"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "an integer of 401 digits"),
     ],
 )
 def test_what_this_package_does_not_compute_is_refused(
@@ -197,7 +197,7 @@ def test_what_this_package_does_not_compute_is_refused(
 ) -> None:
     rewrite(saved, **changes)
 
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises((ConfigError, FormatError), match=message) as error:
         formats.load(saved)
     assert "config.json" in str(error.value)
 
@@ -324,5 +324,5 @@ def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"config\.json: no such file"):
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         formats.load(tmp_path)

@@ -30,7 +30,7 @@ from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.files import read_bytes
 from nanochat.init import freeze, init
-from nanochat.proof.golden import record
+from nanochat.proof.golden import record, with_golden
 from nanochat.proof.manifest import check_files, read_manifest, write_manifest
 from nanochat.tensors import read_tensors, write_tensors
 from nanochat.text.tokenizer import Tokenizer
@@ -59,12 +59,14 @@ CONFIG = ModelConfig(
     num_streams=1,
     context_length=16,
 )
-SOURCE = Bundle(
-    name="small",
-    config=CONFIG,
-    weights=freeze(init(CONFIG, np.random.default_rng(0))),
-    tokenizer=TOKENIZER,
-    generation={"eos_token_id": [1, 6]},
+SOURCE = with_golden(
+    Bundle(
+        name="small",
+        config=CONFIG,
+        weights=freeze(init(CONFIG, np.random.default_rng(0))),
+        tokenizer=TOKENIZER,
+        generation={"eos_token_id": [1, 6]},
+    )
 )
 
 NUMBERS = [
@@ -396,11 +398,11 @@ from nanochat.errors import SaveError
 from nanochat.export.stock.mlx import write_mlx
 from nanochat.export.stock.transformers import write_transformers
 from tests.export.stock_models import make_source
-write, runtime = {"mlx": (write_mlx, "mlx-lm"), "transformers": (write_transformers, "transformers")}[sys.argv[1]]
+write = {"mlx": write_mlx, "transformers": write_transformers}[sys.argv[1]]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    write(Path(sys.argv[2]), make_source("qk-norm"), runtime=runtime)
+    write(Path(sys.argv[2]), make_source("qk-norm"))
 except SaveError as error:
     print(error)
 """

@@ -25,6 +25,7 @@ from nanochat.export.gguf.write import gguf_architecture, write_gguf
 from nanochat.export.stock.architectures import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
 from nanochat.generation import Engine
+from nanochat.proof.golden import record
 from nanochat.proof.parity import UnroundedOps, compare, greedy
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
@@ -159,7 +160,7 @@ def test_a_stock_file_is_read_back_exactly(
     assert config == source.config
     assert tokenizer.fingerprint == TOKENIZER.fingerprint
     assert arrays(weights) == arrays(source.weights)
-    assert load(tmp_path / "x.gguf").golden == source.golden
+    assert load(tmp_path / "x.gguf").golden == record(source)
 
 
 def arrays(weights: Weights[Stored]) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def test_llama_cpp_runs_a_model_without_the_heads_that_only_training_uses(tmp_pa
     report = compare(engine.logits(IDS), stock_logits(tmp_path / "x.gguf"), tolerance=1e-2)
     assert written == "qwen3"
     assert report.ok, report
-    assert load(tmp_path / "x.gguf").golden == without_ahead(source).golden
+    assert load(tmp_path / "x.gguf").golden == record(without_ahead(source))
 
 
 def test_nothing_is_left_out_unasked(tmp_path: Path) -> None:
@@ -461,5 +462,5 @@ def test_the_golden_record_is_that_of_the_model_in_the_file(tmp_path: Path) -> N
 
     write_gguf(tmp_path / "x.gguf", source, tables="f16")
 
-    assert load(tmp_path / "x.gguf").golden == with_float16_tables(source).golden
+    assert load(tmp_path / "x.gguf").golden == record(with_float16_tables(source))
     assert load(tmp_path / "x.gguf").config == replace(source.config, table_format="dense")

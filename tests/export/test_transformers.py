@@ -13,6 +13,7 @@ from safetensors import safe_open
 from nanochat import checkpoint
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
+from nanochat.export.export import export_model
 from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.tensors import read_tensors, write_tensors
 from nanochat.weights import Int8, Stored, map_leaves
@@ -95,10 +96,10 @@ def test_a_llama_of_heads_that_do_not_divide_the_width_is_refused(tmp_path: Path
 def test_the_hub_is_given_the_model_directory(case: str, tmp_path: Path) -> None:
     source = make_source(case)
 
-    written_as = write_transformers(tmp_path, source)
-    config, weights = checkpoint.load(tmp_path)
+    exported = export_model(source, tmp_path / "x", kind="hf", verify=False)
+    config, weights = checkpoint.load(tmp_path / "x")
 
-    assert written_as == "nanochat"
+    assert exported.written.kind == "nanochat"
     assert config == source.config
     assert arrays(weights) == arrays(source.weights)
 
