@@ -16,6 +16,7 @@ from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.pending import now
 from nanochat.backends.numba_kernels import (
     activation,
     attention,
@@ -31,7 +32,6 @@ from nanochat.backends.numba_kernels import (
 )
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.tiles import Leaf
-from nanochat.backends.numba_ops.pending import now
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.init import freeze

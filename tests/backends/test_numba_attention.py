@@ -16,11 +16,11 @@ if backends.unavailable("numba") is not None:
 from numba import njit
 
 from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba import state as numba_state
+from nanochat.backends.numba.state import buffers
 from nanochat.backends.numba_kernels import attention, remember
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply
-from nanochat.backends.numba_ops import state as numba_state
-from nanochat.backends.numba_ops.state import buffers
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.ternary import quantize_activations

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.pending import Pending
 from nanochat.backends.numba_kernels import activation, dense, fused, mhc
-from nanochat.backends.numba_ops.pending import Pending
 from tests.backends.leaves import normal
 
 SHAPES = [(1, 128, 128), (3, 1280, 128), (65, 256, 256), (2, 33, 11), (4, 7, 7), (1, 600, 600)]

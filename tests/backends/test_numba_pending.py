@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_ops.pending import now
+from nanochat.backends.numba.pending import now
 from nanochat.presets import preset
 from tests.parity.random_models import random_packed_weights
 

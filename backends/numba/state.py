@@ -6,10 +6,10 @@ from typing import cast
 
 import numpy as np
 
+from nanochat.backends.numba.pending import Values
 from nanochat.backends.numba_kernels.isa import has_half
 from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.launch import Notes
-from nanochat.backends.numba_ops.pending import Values
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 

@@ -1,0 +1,729 @@
+"""This file holds the Numba backend: compiled CPU kernels, with ternary weights of two bits or less in memory.
+
+Arrays are float32 NumPy arrays in C order, or stand for one that nobody has needed yet. Operations prepare memory and
+launch kernels: what depends on tokens is computed by kernels alone, so that a step of generation can be noted once and
+then repeated without Python. An operation that uses NumPy on activations says so with `_needs_python`.
+"""
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.backends.host import num_cores
+from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, now
+from nanochat.backends.numba.state import NumbaState, buffers
+from nanochat.backends.numba_kernels import (
+    activation,
+    attention,
+    cache,
+    delta,
+    dense,
+    fused,
+    linear,
+    mhc,
+    mhc_projection,
+    remember,
+    rope,
+)
+from nanochat.backends.numba_kernels.isa import available, chosen, rivals
+from nanochat.backends.numba_kernels.launch import Launcher
+from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
+from nanochat.backends.numba_kernels.mhc_coefficients import coefficients, static_coefficients
+from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
+from nanochat.backends.numba_kernels.progress import end_wait
+from nanochat.backends.numba_kernels.quantize import padded_width, quantize
+from nanochat.backends.numba_kernels.team import Call, Program, run_program
+from nanochat.backends.numba_kernels.tiles import (
+    Leaf,
+    TiledLinear,
+    num_ternary,
+    prepare_leaf,
+    require_trits_fit,
+)
+from nanochat.backends.numba_kernels.trits import Layout, possible
+from nanochat.backends.numba_kernels.tune import Tuner
+from nanochat.backends.reference import check_room, permutation_matrices
+from nanochat.config import Mixer
+from nanochat.errors import BackendError, InputError
+from nanochat.ops import Slot
+from nanochat.weights import Mhc, Stored, Weights, map_leaves, named_leaves
+
+__all__ = ["NumbaOps"]
+
+# Nanoseconds on one thread of a Zen 4 core: a multiply-add of integers and of float32, an element that is moved through
+# a few operations, the mHC coefficients of a token, and a byte from memory. They decide what is worth several threads,
+# and how finely it is cut.
+_INTEGER, _FLOAT, _ELEMENT, _COEFFICIENTS, _BYTE = 1 / 150, 1 / 20, 0.5, 300, 1 / 25
+
+# Bytes of a model's ternary codes, in two bits, that fit no cache of most machines: from there on, five codes to a byte
+# are read sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times.
+# From the cache it took 1.3 times as long.
+_STREAMED = 64 * 2**20
+
+# By what keys and values are kept in.
+_APPEND: dict[np.dtype[np.generic], Callable[..., object]] = {
+    np.dtype(np.float32): remember.append_float32,
+    np.dtype(np.uint16): remember.append_float16,
+    np.dtype(np.int8): remember.append_int8,
+}
+_ATTEND: dict[np.dtype[np.generic], Callable[..., object]] = {
+    np.dtype(np.float32): attention.attend_float32,
+    np.dtype(np.uint16): attention.attend_float16,
+    np.dtype(np.int8): attention.attend_int8,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Coefficients:
+    """What is read with (N, n), written with (N, n) and mixed with (N, n, n), or (N, 0, 0); N is 1 or the tokens."""
+
+    read: Values
+    write: Values
+    mixing: Values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Site:
+    """What depends on the weights of a site alone: its coefficients, or the logits and gates of a dynamic one."""
+
+    leaves: Mhc[Leaf]
+    matrices: Values
+    bias: Values
+    gates: Values
+    projection: TiledProjection | None
+    static: _Coefficients
+
+
+class NumbaOps:
+    """Compiled implementation of `nanochat.ops.Ops`, where every method is specified.
+
+    Parameters
+    ----------
+    num_threads : int, optional
+        Threads that share a large operation; by default one for each physical core.
+    layout : {"auto", "two_bits", "five_trits"}
+        How ternary codes lie in memory: in two bits each, or five to a byte, for which activation blocks must have 128
+        columns, and rows pairs of them. By default five to a byte where that is possible and the model is so large that
+        weights come from memory; other matrices are kept in two bits.
+
+    Raises
+    ------
+    BackendError
+        If five codes to a byte are asked for, and this CPU lacks the instructions; or if Numba may not compile.
+    """
+
+    name = "numba"
+
+    def __init__(
+        self,
+        *,
+        num_threads: int | None = None,
+        layout: Literal["auto", "two_bits", "five_trits"] = "auto",
+    ) -> None:
+        self.isa = chosen()
+        if layout == "five_trits" and not possible(self.isa):
+            raise BackendError(
+                f"layout='five_trits' needs AVX-512 VNNI and VBMI, and the instructions in use are {self.isa}: choose "
+                "layout='auto' or 'two_bits'"
+            )
+        self.layout = layout
+        self.launch = Launcher(num_cores() if num_threads is None else num_threads)
+        self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=_INTEGER)
+        self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
+        self._sites: dict[tuple[int, Mixer, int], _Site] = {}
+
+    @property
+    def device(self) -> str:
+        """The processor's threads, for people."""
+        return f"cpu, {self.launch.threads} threads"
+
+    @property
+    def details(self) -> dict[str, object]:
+        """See `nanochat.backends.choice.Detailed`."""
+        folder = cache.folder(activation.add)
+        return {
+            "instructions": self.isa,
+            "available": list(available()),
+            "threads": self.launch.threads,
+            "cores": num_cores(),
+            "measured_products": self.tuner.num_known,
+            "kernel_cache": None if folder is None else str(folder),
+        }
+
+    # The border.
+
+    def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
+        """Lay all codes out in tiles; round latent weights.
+
+        Raises
+        ------
+        InputError
+            If five codes to a byte are asked for, and a matrix does not fit.
+        """
+        # What was computed for the sites of earlier weights.
+        self._sites.clear()
+        memory = WeightMemory()
+        leaves = list(named_leaves(weights))
+        if self.layout == "five_trits":
+            for name, leaf in leaves:
+                require_trits_fit(name, leaf)
+        layout = self.layout_of(sum(num_ternary(leaf) for _, leaf in leaves) // 4)
+        with spread_over_nodes():
+            prepared = map_leaves(
+                lambda name, leaf: prepare_leaf(name, leaf, memory, layout), weights
+            )
+        self.tuner.adopt(
+            leaf
+            for name, leaf in named_leaves(prepared)
+            # A table that is no head is only looked up.
+            if isinstance(leaf, TiledLinear) and (name != "embedding" or weights.head is None)
+        )
+        return prepared
+
+    def layout_of(self, nbytes: int) -> Layout:
+        """How a model is laid out whose ternary codes take so many bytes in two bits each."""
+        if self.layout == "auto":
+            return "five_trits" if nbytes >= _STREAMED and possible(self.isa) else "two_bits"
+        return self.layout
+
+    def tokens(self, ids: NDArray[np.int64]) -> Array:
+        # A read-only array would have every kernel compiled once more.
+        return cast(Array, np.require(ids, np.int64, ["C", "W"]))
+
+    def array(self, values: NDArray[np.float32]) -> Array:
+        return np.array(values, np.float32, order="C")
+
+    def numpy(self, x: Array) -> NDArray[np.float32]:
+        values = np.array(now(x), np.float32)
+        end_wait()
+        return values
+
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> NumbaState:
+        # A list of no calls: what runs lists is compiled now, and not between the first tokens of a text.
+        run_program(Program([], threads=self.launch.threads))
+        return NumbaState(slots, batch, capacity)
+
+    def stack(self, states: Sequence[NumbaState]) -> NumbaState:
+        return NumbaState.stack(states)
+
+    def advance(self, state: NumbaState, tokens: Array) -> None:
+        length = tokens.shape[1]
+        # See `_check_room`.
+        same = weakref.proxy(state)
+
+        def act() -> None:
+            same.lengths += length
+            same.longest += length
+
+        self._each_time(act, after=True)
+
+    # A step that is repeated.
+
+    def repeat(self, step: Callable[[Array], Array], tokens: Array, state: NumbaState) -> Array:
+        """See `nanochat.ops.Repeats`: noted at the first step of a state, and then run without Python."""
+        if state.step is None:
+            ids = now(tokens).copy()
+            y, notes = self.launch.note(lambda: now(step(ids)))
+            state.step = notes, ids, y
+            return cast(Array, y)
+        notes, ids, y = state.step
+        if not notes.complete or tokens.shape != ids.shape:
+            return step(tokens)
+        ids[:] = now(tokens)
+        notes.repeat(self.launch.threads)
+        return y
+
+    def _needs_python(self) -> None:
+        """Give up repeating the step that is being noted: its kernels alone would not give the result."""
+        if self.launch.notes is not None:
+            self.launch.notes.complete = False
+
+    def _each_time(self, act: Callable[[], None], *, after: bool = False) -> None:
+        """Do something now, and before or after the kernels whenever the step is repeated."""
+        act()
+        if (notes := self.launch.notes) is not None:
+            (notes.after if after else notes.before).append(act)
+
+    def _check_room(self, state: NumbaState, length: int) -> None:
+        # The state has the notes, which have this: with the state itself it would be a cycle, freed late.
+        same = weakref.proxy(state)
+        self._each_time(lambda: check_room(same.longest, length, same.capacity))
+
+    # Tables, norms, linears.
+
+    def embed(self, tokens: Array, table: Leaf) -> Array:
+        ids = cast(NDArray[np.int64], tokens)
+        rows, columns = table.shape
+        self._each_time(functools.partial(_check_ids, ids, rows))
+        y = self.launch.empty((*ids.shape, columns))
+        result, flat = y.reshape(-1, columns), ids.reshape(-1)
+        launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * _ELEMENT)
+        if isinstance(table, TiledLinear):
+            launch(linear.embed, table.codes, table.scales, flat, table.activation_block, result)
+        else:
+            launch(dense.gather, _dense(table), flat, result)
+        return y
+
+    def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
+        # A kernel has one signature, and a configuration may say 1.
+        gains, eps = _dense(gain), float(eps)
+        if isinstance(x, Pending) and x.norm is not None and x.values is None:
+            return x.norm(x, gains, eps)
+        values = now(x)
+        rows = values.reshape(-1, values.shape[-1])
+        launch = functools.partial(self.launch, tasks=len(rows), nanoseconds=values.size * _ELEMENT)
+
+        def compute() -> Values:
+            y = self._like(values)
+            launch(dense.rms_norm, rows, gains, eps, y.reshape(rows.shape))
+            return y
+
+        def fusion(y: Values, block: int, rounded: Rounded) -> None:
+            out = rounded.codes, rounded.sums, rounded.scales
+            launch(fused.norm_round, rows, gains, eps, y, block, *out)
+
+        return Pending(shape=values.shape, compute=compute, fusion=fusion)
+
+    def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
+        if not isinstance(x, Pending):
+            x = Pending(shape=x.shape, compute=functools.partial(now, x), values=x)
+        calls, results = [], []
+        for leaf in linears:
+            if isinstance(leaf, TiledLinear):
+                call, y = self._integer_product(self.rounded(x, leaf.activation_block), leaf)
+            else:
+                call, y = self._dense_product(x.array(), _dense(leaf))
+            calls.append(call)
+            results.append(y.reshape(*x.shape[:-1], y.shape[1]))
+        self.launch.together(calls)
+        return tuple(results)
+
+    def rounded(self, x: Pending, block: int) -> Rounded:
+        """X rounded in blocks of so many columns, once for all linears."""
+        if block in x.roundings:
+            return x.roundings[block]
+        columns = x.shape[-1]
+        tokens, blocks = math.prod(x.shape[:-1]), columns // block
+        rounded = x.roundings[block] = Rounded(
+            codes=self.launch.empty((tokens, blocks, padded_width(block)), np.int8),
+            sums=self.launch.empty((tokens, blocks), np.int32),
+            scales=self.launch.empty((tokens, blocks)),
+        )
+        if x.values is None and x.fusion is not None:
+            y = self.launch.empty((tokens, columns))
+            x.fusion(y, block, rounded)
+            x.values = y.reshape(x.shape)
+            return rounded
+        rows = x.array().reshape(tokens, columns)
+        out = rounded.codes, rounded.sums, rounded.scales
+        nanoseconds = tokens * columns * _ELEMENT
+        self.launch(quantize, rows, block, *out, tasks=tokens, nanoseconds=nanoseconds)
+        return rounded
+
+    def _integer_product(self, x: Rounded, leaf: TiledLinear) -> tuple[Call, Values]:
+        tokens = len(x.codes)
+        # A kernel checks no bound.
+        assert x.scales.shape[1] * leaf.activation_block == leaf.columns
+        y = cast(Values, self.launch.empty((tokens, leaf.rows)))
+        choice = self.tuner.choice(leaf, tokens)
+        nanoseconds = tokens * leaf.rows * leaf.columns * _INTEGER
+        call = Call(
+            linear.integer_product(choice.isa, leaf.layout),
+            (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
+            tasks=linear.num_tasks(leaf.codes, tokens),
+            nanoseconds=0.0 if choice.alone else nanoseconds,
+        )
+        return call, y
+
+    def _dense_product(self, x: Values, weight: Values) -> tuple[Call, Values]:
+        rows = x.reshape(-1, x.shape[-1])
+        assert rows.shape[1] == weight.shape[1]
+        y = cast(Values, self.launch.empty((len(rows), len(weight))))
+        nanoseconds = rows.size * len(weight) * _FLOAT
+        return Call(dense.dense_product, (weight, rows, y), len(weight), nanoseconds), y
+
+    def add(self, x: Array, y: Array) -> Array:
+        left, right = now(x), now(y)
+        if left.shape == right.shape:
+            return self._elementwise(activation.add, left, right)
+        self._needs_python()
+        return left + right
+
+    def parameter(self, leaf: Leaf) -> Array:
+        return _dense(leaf)
+
+    def last(self, x: Array) -> Array:
+        values = now(x)
+        if values.shape[1] == 1:
+            return values
+        self._needs_python()
+        return np.ascontiguousarray(values[:, -1:])
+
+    # Attention.
+
+    def split_heads(self, x: Array, heads: int) -> Array:
+        return now(x).reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+    def merge_heads(self, x: Array) -> Array:
+        return now(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+    def rope(self, x: Array, *, theta: float, state: NumbaState | None) -> Array:
+        x = now(x)
+        batch, length, _, features = x.shape
+        if state is not None:
+            self._check_room(state, length)
+        # A step that is repeated comes to the last position some time.
+        positions = length if state is None else state.capacity
+        tables, starts = self._rotation(theta, features // 2, positions), _starts(state, batch)
+        y = self._like(x)
+        tasks, nanoseconds = batch * length, x.size * _ELEMENT
+        self.launch(rope.rotate, x, *tables, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        return y
+
+    def _rotation(self, theta: float, half: int, positions: int) -> tuple[Values, Values]:
+        """Cosines and sines of at least that many positions, (positions, half)."""
+        tables = self._rotations.get((theta, half))
+        if tables is None or len(tables[0]) < positions:
+            count = max(256, 1 << (positions - 1).bit_length())
+            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
+            angle = np.arange(count, dtype=np.float32)[:, None] * frequency
+            tables = np.cos(angle), np.sin(angle)
+            self._rotations[theta, half] = tables
+        return tables
+
+    def attention(
+        self, q: Array, k: Array, v: Array, *, state: NumbaState | None, slot: int
+    ) -> Array:
+        q, k, v = now(q), now(k), now(v)
+        batch, length, groups, features = k.shape
+        starts = _starts(state, batch)
+        if state is None:
+            shape = Slot(kind="attention", heads=groups, key_dim=features)
+            kept = buffers(shape, batch, length)
+            self._append(k, v, starts, kept)
+        else:
+            self.remember(k, v, state=state, slot=slot)
+            kept = state.arrays[slot]
+        seen = length / 2 if state is None else state.longest + length / 2
+        if state is not None and self.launch.notes is not None:
+            # What is noted at the first position is repeated until the last.
+            seen = state.capacity
+        y = self._like(q)
+        tasks = batch * groups * -(-length * q.shape[2] // groups // attention.ROWS)
+        attend, nanoseconds = _ATTEND[kept[0].dtype], 2 * q.size * seen * _FLOAT
+        self.launch(attend, q, *kept, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        return y
+
+    def remember(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
+        self._check_room(state, k.shape[1])
+        self._append(now(k), now(v), state.lengths, state.arrays[slot])
+
+    def _append(self, k: Values, v: Values, starts: NDArray[np.int64], kept: list[Values]) -> None:
+        append = _APPEND[kept[0].dtype]
+        tasks, nanoseconds = math.prod(k.shape[:3]), k.size * _ELEMENT
+        self.launch(append, k, v, starts, *kept, tasks=tasks, nanoseconds=nanoseconds)
+
+    # Gated DeltaNet.
+
+    def short_conv(self, x: Array, kernel: Leaf, *, state: NumbaState | None, slot: int) -> Array:
+        x = now(x)
+        weight = np.ascontiguousarray(_dense(kernel).T)
+        batch, length, features = x.shape
+        if state is None:
+            before = np.zeros((batch, len(weight) - 1, features), np.float32)
+        else:
+            (before,) = state.arrays[slot]
+        y = self._like(x)
+        tasks, nanoseconds = batch * length, len(weight) * x.size * _ELEMENT
+        self.launch(delta.convolve, x, before, weight, y, tasks=tasks, nanoseconds=nanoseconds)
+        if state is not None:
+            self.launch(delta.keep, x, before, tasks=batch, nanoseconds=before.size * _ELEMENT)
+        return y
+
+    def delta_rule(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        beta: Array,
+        decay: Array,
+        log_rate: Leaf,
+        time_bias: Leaf,
+        *,
+        state: NumbaState | None,
+        slot: int,
+    ) -> Array:
+        values = now(v)
+        batch, length, heads, features = k.shape
+        shape = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
+        (memory,) = buffers(shape, batch, 0) if state is None else state.arrays[slot]
+        groups, padded = memory.shape[2:4]
+        queries = self.launch.empty((batch, length, heads, padded))
+        keys = self._like(queries)
+        steps, keeps = self._like(now(beta)), self._like(now(decay))
+        given = now(q), now(k), now(beta), now(decay), _dense(log_rate), _dense(time_bias)
+        tasks, nanoseconds = batch * length, 2 * queries.size * _ELEMENT
+        inputs = queries, keys, steps, keeps
+        self.launch(delta.delta_inputs, *given, *inputs, tasks=tasks, nanoseconds=nanoseconds)
+        y = self._like(values)
+        tasks, nanoseconds = batch * heads * groups, 4 * y.size * padded * _FLOAT
+        arrays = queries, keys, values, steps, keeps, memory, y
+        self.launch(delta.delta_rule, *arrays, tasks=tasks, nanoseconds=nanoseconds)
+        return y
+
+    # Networks.
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        return self._activation(activation.swiglu, fused.swiglu_round, gate, up)
+
+    def relu2(self, x: Array, up: Array | None) -> Array:
+        if up is None:
+            return self._activation(activation.relu2, fused.relu2_round, x)
+        return self._activation(activation.relu2_glu, fused.relu2_glu_round, x, up)
+
+    def _activation(
+        self, kernel: Callable[..., None], fused_kernel: Callable[..., None], *inputs: Array
+    ) -> Array:
+        arrays = [now(x) for x in inputs]
+        shape, size = arrays[0].shape, arrays[0].size
+
+        def fusion(y: Values, block: int, rounded: Rounded) -> None:
+            # A block is rounded for itself: it may be a row, and a task.
+            rows = [array.reshape(-1, block) for array in (*arrays, y)]
+            codes = rounded.codes.reshape(len(rows[0]), 1, -1)
+            out = codes, rounded.sums.reshape(-1, 1), rounded.scales.reshape(-1, 1)
+            tasks, nanoseconds = size // block, 2 * size * _ELEMENT
+            self.launch(fused_kernel, *rows, block, *out, tasks=tasks, nanoseconds=nanoseconds)
+
+        compute = functools.partial(self._elementwise, kernel, *arrays)
+        return Pending(shape=shape, compute=compute, fusion=fusion)
+
+    def gate(self, x: Array, logits: Array) -> Array:
+        return self._elementwise(activation.gate, x, logits)
+
+    def _elementwise(self, kernel: Callable[..., None], x: Array, *others: Array) -> Values:
+        """Launch ``kernel(x, *others, y)`` on flat arrays of one size."""
+        arrays = [now(x), *map(now, others)]
+        y = self._like(arrays[0])
+        assert all(array.size == y.size for array in arrays)
+        flat = [array.reshape(-1) for array in (*arrays, y)]
+        self.launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * _ELEMENT)
+        return y
+
+    def _like(self, x: Values) -> Values:
+        """An array of the same shape, not yet set."""
+        return cast(Values, self.launch.empty(x.shape))
+
+    def experts(
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[Callable[[Array], Array]],
+        *,
+        top_k: int,
+    ) -> Array:
+        self._needs_python()
+        rows = now(x).reshape(-1, x.shape[-1])
+        scores = now(logits).reshape(-1, logits.shape[-1])
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        shares = np.take_along_axis(scores, chosen, axis=1)
+        shares = np.exp(shares - shares.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        out = np.zeros_like(rows)
+        for e in np.unique(chosen):
+            token, rank = np.nonzero(chosen == e)
+            out[token] += shares[token, rank, None] * now(networks[e](rows[token]))
+        return out.reshape(x.shape)
+
+    # mHC: manifold-constrained hyper-connections.
+
+    def mhc_open(self, x: Array, num_streams: int) -> Array:
+        x = now(x)
+        batch, length, width = x.shape
+        streams: Values = self.launch.empty((batch, length, num_streams, width))
+        rows, flat = x.reshape(-1, width), streams.reshape(-1, num_streams, width)
+        tasks, nanoseconds = batch * length, streams.size * _ELEMENT
+        self.launch(mhc.open_streams, rows, flat, tasks=tasks, nanoseconds=nanoseconds)
+        return streams
+
+    def mhc_read(
+        self, streams: Array, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
+    ) -> tuple[Array, Array, Array | None]:
+        streams = now(streams)
+        batch, length, n, width = streams.shape
+        flat = streams.reshape(-1, n, width)
+        known = self._site(site, n, mixer, iterations)
+        dynamic = known.projection is not None
+        found = self._coefficients(flat, known, iterations, float(eps)) if dynamic else known.static
+        u = self._blend(streams, found.read)
+        shape = (batch, length) if dynamic else ()
+        post = found.write.reshape(*shape, n)
+        return u, post, None if mixer == "identity" else found.mixing.reshape(*shape, n, n)
+
+    def _blend(self, streams: Values, read: Values) -> Pending:
+        batch, length, n, width = streams.shape
+        shape = batch, length, width
+        flat = streams.reshape(-1, n, width)
+        launch = functools.partial(
+            self.launch, tasks=batch * length, nanoseconds=streams.size * _ELEMENT
+        )
+
+        def compute() -> Values:
+            u: Values = self.launch.empty(shape)
+            launch(mhc.blend, flat, read, u.reshape(-1, width))
+            return u
+
+        def norm(u: Pending, gains: Values, eps: float) -> Pending:
+            def compute_norm() -> Values:
+                y = self.launch.empty(shape)
+                rows = u.array().reshape(-1, width)
+                launch(dense.rms_norm, rows, gains, eps, y.reshape(rows.shape))
+                return y
+
+            def fusion(y: Values, block: int, rounded: Rounded) -> None:
+                out = rounded.codes, rounded.sums, rounded.scales
+                launch(fused.blend_norm_round, flat, read, gains, eps, y, block, *out)
+
+            return Pending(shape=shape, compute=compute_norm, fusion=fusion)
+
+        return Pending(shape=shape, compute=compute, norm=norm)
+
+    def _site(self, leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
+        # What is kept holds the leaves, so that no others can get their number.
+        key = id(leaves), mixer, iterations
+        if key not in self._sites:
+            self._sites[key] = _prepared_site(leaves, n, mixer, iterations)
+        return self._sites[key]
+
+    def _coefficients(
+        self, flat: Values, site: _Site, iterations: int, eps: float
+    ) -> _Coefficients:
+        """Those of every token, of a dynamic site."""
+        assert site.projection is not None
+        tokens, n, width = flat.shape
+        numbers = site.projection.numbers
+        lanes, chunks = numbers.shape[1], mhc_projection.num_chunks(width)
+        assert numbers.shape[0] == n * width
+        sums = self.launch.empty((tokens, chunks, lanes))
+        squares = self.launch.empty((tokens, chunks))
+        self.launch(
+            mhc_projection.projector(numbers.dtype.name, lanes, n),
+            *(flat, numbers, sums, squares),
+            tasks=chunks * -(-tokens // mhc_projection.TOKENS),
+            nanoseconds=flat.size * lanes * _FLOAT + numbers.nbytes * _BYTE,
+        )
+        found = _Coefficients(
+            read=self.launch.empty((tokens, n)),
+            write=self.launch.empty((tokens, n)),
+            mixing=self.launch.empty((tokens, *site.static.mixing.shape[1:])),
+        )
+        self.launch(
+            coefficients,
+            *(sums, squares, site.bias, site.gates, n * width, eps, site.matrices, iterations),
+            *(found.read, found.write, found.mixing),
+            tasks=tokens,
+            nanoseconds=tokens * _COEFFICIENTS,
+        )
+        return found
+
+    def mhc_write(self, streams: Array, y: Array, post: Array, mix: Array | None) -> Array:
+        streams = now(streams)
+        batch, length, n, width = streams.shape
+        written = self._like(streams)
+        flat, result = streams.reshape(-1, n, width), written.reshape(-1, n, width)
+        rows, shares = now(y).reshape(-1, width), now(post).reshape(-1, n)
+        launch = functools.partial(
+            self.launch, tasks=batch * length, nanoseconds=2 * streams.size * _ELEMENT
+        )
+        if mix is None:
+            launch(mhc.add, flat, rows, shares, result)
+        else:
+            assert n in (2, 4), n
+            launch(mhc.mix, flat, rows, shares, now(mix).reshape(-1, n, n), result)
+        return written
+
+    def mhc_close(self, streams: Array) -> Array:
+        streams = now(streams)
+        batch, length, n, width = streams.shape
+        y: Values = self.launch.empty((batch, length, width))
+        flat, rows = streams.reshape(-1, n, width), y.reshape(-1, width)
+        tasks, nanoseconds = batch * length, streams.size * _ELEMENT
+        self.launch(mhc.close, flat, rows, tasks=tasks, nanoseconds=nanoseconds)
+        return y
+
+    # Adaptive depth.
+
+    def survival(self, previous: Array | None, logits: Array) -> Array:
+        before = np.ones_like(now(logits)) if previous is None else previous
+        return self.gate(before, logits)
+
+    def at_most(self, x: Array, threshold: float) -> Array:
+        self._needs_python()
+        return cast(Array, now(x) <= np.float32(threshold))
+
+    def every(self, mask: Array) -> bool:
+        self._needs_python()
+        return bool(now(mask).all())
+
+    def select(self, mask: Array, yes: Array, no: Array) -> Array:
+        self._needs_python()
+        chosen, kept, others = now(mask), now(yes), now(no)
+        where = chosen.reshape(chosen.shape + (1,) * (kept.ndim - chosen.ndim))
+        return np.where(where, kept, others)
+
+
+def _dense(leaf: Leaf) -> Values:
+    """The numbers of a leaf that is not rounded."""
+    assert isinstance(leaf, np.ndarray)
+    return leaf
+
+
+def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
+    if ids.size and not 0 <= ids.min() <= ids.max() < rows:
+        raise InputError(
+            f"token ids from {ids.min()} to {ids.max()} do not fit a table of {rows} rows: use the tokenizer of this "
+            "model"
+        )
+
+
+def _starts(state: NumbaState | None, batch: int) -> NDArray[np.int64]:
+    return np.zeros(batch, np.int64) if state is None else state.lengths
+
+
+def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
+    parts = [_dense(leaf) for leaf in (leaves.read, leaves.write, leaves.mix) if leaf is not None]
+    bias = np.concatenate(parts)
+    static = _Coefficients(
+        read=np.empty((1, n), np.float32),
+        write=np.empty((1, n), np.float32),
+        mixing=np.empty((1, 0, 0) if leaves.mix is None else (1, n, n), np.float32),
+    )
+    matrices = _permutations(n) if mixer == "lite" else np.empty((0, n * n), np.float32)
+    static_coefficients(bias, matrices, iterations, static.read, static.write, static.mixing)
+    gates = np.zeros_like(bias)
+    if leaves.gates is not None:
+        gates = np.repeat(_dense(leaves.gates)[: len(parts)], [len(part) for part in parts])
+    projection = leaves.projection
+    if projection is not None and not isinstance(projection, TiledProjection):
+        # Float32 numbers come from weights that were made by hand.
+        projection = tile_projection(_dense(projection))
+    return _Site(
+        leaves=leaves,
+        matrices=matrices,
+        bias=bias,
+        gates=gates,
+        projection=projection,
+        static=static,
+    )
+
+
+@functools.cache
+def _permutations(n: int) -> Values:
+    """The permutation matrices, (n!, n * n)."""
+    return permutation_matrices(n).reshape(-1, n * n)

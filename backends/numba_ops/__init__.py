@@ -1,3 +1,0 @@
-"""This package holds the operations of the Numba backend, which launch the kernels of `numba_kernels`."""
-
-__all__: list[str] = []
