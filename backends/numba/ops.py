@@ -21,23 +21,17 @@ from nanochat.backends.numba.state import NumbaState, buffers
 from nanochat.backends.numba_kernels import (
     activation,
     attention,
-    cache,
+    compilation,
     delta,
-    dense,
-    fused,
     linear,
     mhc,
     mhc_projection,
-    remember,
-    rope,
 )
+from nanochat.backends.numba_kernels.compilation import end_wait
 from nanochat.backends.numba_kernels.isa import available, chosen, rivals
 from nanochat.backends.numba_kernels.launch import Launcher
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
-from nanochat.backends.numba_kernels.mhc_coefficients import coefficients, static_coefficients
 from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
-from nanochat.backends.numba_kernels.progress import end_wait
-from nanochat.backends.numba_kernels.quantize import padded_width, quantize
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 from nanochat.backends.numba_kernels.tiles import (
     Leaf,
@@ -68,9 +62,9 @@ _STREAMED = 64 * 2**20
 
 # By what keys and values are kept in.
 _APPEND: dict[np.dtype[np.generic], Callable[..., object]] = {
-    np.dtype(np.float32): remember.append_float32,
-    np.dtype(np.uint16): remember.append_float16,
-    np.dtype(np.int8): remember.append_int8,
+    np.dtype(np.float32): attention.append_float32,
+    np.dtype(np.uint16): attention.append_float16,
+    np.dtype(np.int8): attention.append_int8,
 }
 _ATTEND: dict[np.dtype[np.generic], Callable[..., object]] = {
     np.dtype(np.float32): attention.attend_float32,
@@ -146,7 +140,7 @@ class NumbaOps:
     @property
     def details(self) -> dict[str, object]:
         """See `nanochat.backends.choice.Detailed`."""
-        folder = cache.folder(activation.add)
+        folder = compilation.folder(activation.add)
         return {
             "instructions": self.isa,
             "available": list(available()),
@@ -267,7 +261,7 @@ class NumbaOps:
         if isinstance(table, TiledLinear):
             launch(linear.embed, table.codes, table.scales, flat, table.activation_block, result)
         else:
-            launch(dense.gather, _dense(table), flat, result)
+            launch(linear.gather, _dense(table), flat, result)
         return y
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
@@ -281,12 +275,12 @@ class NumbaOps:
 
         def compute() -> Values:
             y = self._like(values)
-            launch(dense.rms_norm, rows, gains, eps, y.reshape(rows.shape))
+            launch(activation.rms_norm, rows, gains, eps, y.reshape(rows.shape))
             return y
 
         def fusion(y: Values, block: int, rounded: Rounded) -> None:
             out = rounded.codes, rounded.sums, rounded.scales
-            launch(fused.norm_round, rows, gains, eps, y, block, *out)
+            launch(activation.norm_round, rows, gains, eps, y, block, *out)
 
         return Pending(shape=values.shape, compute=compute, fusion=fusion)
 
@@ -311,7 +305,7 @@ class NumbaOps:
         columns = x.shape[-1]
         tokens, blocks = math.prod(x.shape[:-1]), columns // block
         rounded = x.roundings[block] = Rounded(
-            codes=self.launch.empty((tokens, blocks, padded_width(block)), np.int8),
+            codes=self.launch.empty((tokens, blocks, activation.padded_width(block)), np.int8),
             sums=self.launch.empty((tokens, blocks), np.int32),
             scales=self.launch.empty((tokens, blocks)),
         )
@@ -323,7 +317,7 @@ class NumbaOps:
         rows = x.array().reshape(tokens, columns)
         out = rounded.codes, rounded.sums, rounded.scales
         nanoseconds = tokens * columns * _ELEMENT
-        self.launch(quantize, rows, block, *out, tasks=tokens, nanoseconds=nanoseconds)
+        self.launch(activation.quantize, rows, block, *out, tasks=tokens, nanoseconds=nanoseconds)
         return rounded
 
     def _integer_product(self, x: Rounded, leaf: TiledLinear) -> tuple[Call, Values]:
@@ -346,7 +340,7 @@ class NumbaOps:
         assert rows.shape[1] == weight.shape[1]
         y = cast(Values, self.launch.empty((len(rows), len(weight))))
         nanoseconds = rows.size * len(weight) * _FLOAT
-        return Call(dense.dense_product, (weight, rows, y), len(weight), nanoseconds), y
+        return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
 
     def add(self, x: Array, y: Array) -> Array:
         left, right = now(x), now(y)
@@ -383,7 +377,7 @@ class NumbaOps:
         tables, starts = self._rotation(theta, features // 2, positions), _starts(state, batch)
         y = self._like(x)
         tasks, nanoseconds = batch * length, x.size * _ELEMENT
-        self.launch(rope.rotate, x, *tables, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        self.launch(attention.rotate, x, *tables, starts, y, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
     def _rotation(self, theta: float, half: int, positions: int) -> tuple[Values, Values]:
@@ -480,12 +474,12 @@ class NumbaOps:
     # Networks.
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        return self._activation(activation.swiglu, fused.swiglu_round, gate, up)
+        return self._activation(activation.swiglu, activation.swiglu_round, gate, up)
 
     def relu2(self, x: Array, up: Array | None) -> Array:
         if up is None:
-            return self._activation(activation.relu2, fused.relu2_round, x)
-        return self._activation(activation.relu2_glu, fused.relu2_glu_round, x, up)
+            return self._activation(activation.relu2, activation.relu2_round, x)
+        return self._activation(activation.relu2_glu, activation.relu2_glu_round, x, up)
 
     def _activation(
         self, kernel: Callable[..., None], fused_kernel: Callable[..., None], *inputs: Array
@@ -583,12 +577,12 @@ class NumbaOps:
             def compute_norm() -> Values:
                 y = self.launch.empty(shape)
                 rows = u.array().reshape(-1, width)
-                launch(dense.rms_norm, rows, gains, eps, y.reshape(rows.shape))
+                launch(activation.rms_norm, rows, gains, eps, y.reshape(rows.shape))
                 return y
 
             def fusion(y: Values, block: int, rounded: Rounded) -> None:
                 out = rounded.codes, rounded.sums, rounded.scales
-                launch(fused.blend_norm_round, flat, read, gains, eps, y, block, *out)
+                launch(activation.blend_norm_round, flat, read, gains, eps, y, block, *out)
 
             return Pending(shape=shape, compute=compute_norm, fusion=fusion)
 
@@ -624,7 +618,7 @@ class NumbaOps:
             mixing=self.launch.empty((tokens, *site.static.mixing.shape[1:])),
         )
         self.launch(
-            coefficients,
+            mhc.coefficients,
             *(sums, squares, site.bias, site.gates, n * width, eps, site.matrices, iterations),
             *(found.read, found.write, found.mixing),
             tasks=tokens,
@@ -705,7 +699,7 @@ def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> 
         mixing=np.empty((1, 0, 0) if leaves.mix is None else (1, n, n), np.float32),
     )
     matrices = _permutations(n) if mixer == "lite" else np.empty((0, n * n), np.float32)
-    static_coefficients(bias, matrices, iterations, static.read, static.write, static.mixing)
+    mhc.static_coefficients(bias, matrices, iterations, static.read, static.write, static.mixing)
     gates = np.zeros_like(bias)
     if leaves.gates is not None:
         gates = np.repeat(_dense(leaves.gates)[: len(parts)], [len(part) for part in parts])

@@ -8,8 +8,8 @@ import numpy as np
 
 from nanochat.backends.numba.pending import Values
 from nanochat.backends.numba_kernels.isa import has_half
-from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.launch import Notes
+from nanochat.backends.numba_kernels.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 
@@ -53,7 +53,7 @@ class NumbaState:
 
 
 def buffers(slot: Slot, batch: int, capacity: int) -> list[Values]:
-    """Empty buffers of one slot; see `remember` and `delta` of the kernels.
+    """Empty buffers of one slot; see `attention` and `delta` of the kernels.
 
     Raises
     ------

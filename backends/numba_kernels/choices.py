@@ -17,27 +17,16 @@ from typing import Literal, NamedTuple
 import llvmlite.binding
 
 from nanochat.backends.host import processor
-from nanochat.backends.numba_kernels import cache, linear
+from nanochat.backends.numba_kernels import compilation, linear
+from nanochat.backends.numba_kernels.activation import padded_width
 from nanochat.backends.numba_kernels.isa import Isa, available, cpu_features
-from nanochat.backends.numba_kernels.quantize import padded_width
 from nanochat.backends.numba_kernels.tiles import TiledLinear
 from nanochat.backends.numba_kernels.trits import WORDS
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
 
-__all__ = [
-    "CLASSES",
-    "Choice",
-    "Finding",
-    "Key",
-    "Kind",
-    "Shape",
-    "clear",
-    "keep",
-    "load",
-    "path",
-    "record",
-]
+__all__ = ["CLASSES", "Choice", "Finding", "Key", "Kind", "Shape", "clear", "keep", "load"]
+__all__ += ["path", "record"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -167,7 +156,7 @@ def clear() -> int:
 
 def path() -> Path | None:
     """The file for this processor, or nothing if there is no folder for compiled kernels."""
-    folder = cache.folder(linear.plain_product)
+    folder = compilation.folder(linear.plain_product)
     return None if folder is None else folder / f"{_NAME}.{_processor()}.json"
 
 
@@ -179,7 +168,7 @@ def _processor() -> str:
 
 def _kernels() -> str:
     """What changes when any kernel may have become another."""
-    stamp = cache.stamp(Path(__file__).parent) + llvmlite.__version__.encode()
+    stamp = compilation.stamp(Path(__file__).parent) + llvmlite.__version__.encode()
     return hashlib.sha256(stamp).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""This file holds the product of int8 activations with ternary or 8-bit weights, and rows of an 8-bit table.
+"""This file holds products with ternary and 8-bit weights, and with those in float32, and the rows of tables.
 
 Weights lie in tiles of `LANES` rows: neighbouring lanes of a register are neighbouring rows, so an activation is
 broadcast, no sum runs across lanes, and scales multiply lane by lane. The layout is the same for every instruction set:
@@ -8,9 +8,9 @@ broadcast, no sum runs across lanes, and scales multiply lane by lane. The layou
 * Activations of a group are permuted, so that what meets field f of the four bytes follows each other: byte ``4 f + j``
   is column ``4 j + f``. 8-bit codes are permuted like them, and lie as four parts of four bytes a row.
 * A block that is no multiple of 16 columns is filled up with codes and activations 0.
-* Weights that come from memory may be kept five codes to a byte; see `trits` and `trit_layout`.
+* Weights that come from memory may be kept five codes to a byte; see `trits`.
 
-Legend: B activation blocks of a row, G groups of a block, L lanes, N tokens, R rows.
+Legend: C columns, B activation blocks of a row, G groups of a block, L lanes, N tokens, R rows.
 """
 
 import functools
@@ -19,18 +19,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import inlined, kernel
+from nanochat.backends.numba_kernels.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.tile_product import tile_product
-from nanochat.backends.numba_kernels.trit_product import (
+from nanochat.backends.numba_kernels.trits import (
+    Layout,
     spread_block,
     spread_tile_product,
     trit_tile_product,
 )
-from nanochat.backends.numba_kernels.trits import Layout
+from nanochat.backends.numba_kernels.vectors import LANES
 
-__all__ = ["AHEAD", "TOKENS", "VARIANTS", "embed", "integer_product", "num_tasks", "plain_product"]
+__all__ = ["AHEAD", "TOKENS", "VARIANTS", "dense_product", "embed", "gather", "integer_product"]
+__all__ += ["num_tasks", "plain_product"]
 
 _Codes = NDArray[np.uint8]
 _Scales = NDArray[np.uint16]
@@ -231,3 +232,35 @@ def _float32(bits: np.uint16) -> np.float32:
     # As bits of float32, its exponent is 112 too small.
     magnitude = np.int32((bits & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
     return -magnitude if bits & 0x8000 else magnitude
+
+
+@kernel
+def gather(
+    table: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    y: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Rows of the table (R, C) into y (N, C), one task an id."""
+    for n in range(first, last):
+        y[n] = table[ids[n]]
+
+
+@sum_kernel
+def dense_product(
+    weight: NDArray[np.float32],
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """``y = x @ weight.T`` for weight (R, C), x (N, C) and y (N, R); a task is one row of the matrix."""
+    for r in range(first, last):
+        weight_r = weight[r]
+        for n in range(x.shape[0]):
+            x_n = x[n]
+            total = np.float32(0)
+            for c in range(weight_r.shape[0]):
+                total += weight_r[c] * x_n[c]
+            y[n, r] = total

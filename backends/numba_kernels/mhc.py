@@ -1,9 +1,13 @@
-"""This file holds the kernels of residual streams: opened, read, mixed, written, closed. A task is one token.
+"""This file holds the kernels of residual streams (mHC): how they are opened, read, mixed, written and closed.
 
-Coefficients have one row for all tokens (a static site) or one for each token. Two and four streams are mixed in one
-pass, in which every number is loaded and stored once; results may take the place of the streams.
+A task is one token. Coefficients have one row for all tokens (a static site) or one for each token. A site has 32
+logits at most: `LANES` holds them all, and the n x n matrix of a site is one vector, in which sums along rows or
+columns are sums with the vector itself, its numbers moved: no loop, and no number leaves a register. Two and four
+streams are mixed in one pass, in which every number is loaded and stored once; results may take the place of the
+streams.
 
-Legend: N tokens, n streams, C width.
+Legend: N tokens, n streams, C width, J chunks of the projection's sums, L rows of the projection with padding, M mixing
+logits.
 """
 
 from collections.abc import Callable
@@ -15,12 +19,16 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import fused_kernel, kernel
+from nanochat.backends.numba_kernels.compilation import fused_kernel, kernel, sum_kernel
 from nanochat.backends.numba_kernels.isa import cpu_features
 from nanochat.backends.numba_kernels.vectors import (
     FLOAT,
+    INT32,
     INT64,
+    LANES,
     call,
+    exp,
+    float32_lanes,
     integer,
     load,
     moved,
@@ -30,7 +38,8 @@ from nanochat.backends.numba_kernels.vectors import (
     vector,
 )
 
-__all__ = ["add", "blend", "blend_row", "close", "mix", "open_streams"]
+__all__ = ["add", "blend", "blend_2", "blend_4", "blend_row", "close", "coefficients", "mix"]
+__all__ += ["open_streams", "sinkhorn_2", "sinkhorn_4", "static_coefficients"]
 
 _Array = NDArray[np.float32]
 # llvmlite has no types.
@@ -201,3 +210,202 @@ def _loop(
 
 
 _mix_2, _mix_4 = _mix(2), _mix(4)
+
+
+@kernel
+def coefficients(
+    sums: _Array,
+    squares: _Array,
+    bias: _Array,
+    gates: _Array,
+    features: int,
+    eps: float,
+    matrices: _Array,
+    iterations: int,
+    read: _Array,
+    write: _Array,
+    mixing: _Array,
+    first: int,
+    last: int,
+) -> None:
+    """Compute the coefficients of `Ops.mhc_read` for a dynamic site; a task is one token.
+
+    Parameters
+    ----------
+    sums, squares : float32 arrays, shapes (N, J, L) and (N, J)
+        From `mhc_projection`, over `features` numbers of a token.
+    bias, gates : float32 arrays, shape (2 n + M,)
+    matrices : float32 array, shape (n!, n * n)
+        The permutations, for the lite mixer; if it is empty, the mixer is Sinkhorn with `iterations`.
+    read, write : float32 arrays, shape (N, n)
+        Results, as `mixing`, (N, n, n); that is (N, 0, 0) for the identity.
+    """
+    logits = float32_lanes()
+    for token in range(first, last):
+        square = _total(squares[token])
+        root = np.sqrt(square / np.float32(features) + np.float32(eps))
+        for r in range(LANES):
+            logits[r] = 0
+        for j in range(sums.shape[1]):
+            sums_j = sums[token, j]
+            for r in range(sums_j.shape[0]):
+                logits[r] += sums_j[r]
+        for r in range(bias.shape[0]):
+            logits[r] = bias[r] + gates[r] * (logits[r] / root)
+        _coefficients(
+            logits, bias.shape[0], matrices, iterations, read[token], write[token], mixing[token]
+        )
+
+
+@kernel
+def static_coefficients(
+    bias: _Array, matrices: _Array, iterations: int, read: _Array, write: _Array, mixing: _Array
+) -> None:
+    """As `coefficients` for a static site, whose results are those of one token."""
+    logits = float32_lanes()
+    for r in range(bias.shape[0]):
+        logits[r] = bias[r]
+    _coefficients(logits, bias.shape[0], matrices, iterations, read[0], write[0], mixing[0])
+
+
+@kernel
+def _coefficients(
+    logits: _Array,
+    count: int,
+    matrices: _Array,
+    iterations: int,
+    read: _Array,
+    write: _Array,
+    mixing: _Array,
+) -> None:
+    n = read.shape[0]
+    # NaN is never larger, and stays NaN below.
+    largest = logits[2 * n]
+    for r in range(2 * n, count):
+        largest = logits[r] if logits[r] > largest else largest
+    for r in range(2 * n):
+        logits[r] = -logits[r]
+    for r in range(2 * n, count):
+        logits[r] -= largest
+    for r in range(count, LANES):
+        logits[r] = 0
+    for r in range(LANES):
+        logits[r] = exp(logits[r])
+    for i in range(n):
+        # Sigmoids.
+        read[i] = np.float32(1) / (np.float32(1) + logits[i])
+        write[i] = np.float32(2) / (np.float32(1) + logits[n + i])
+    if count > 2 * n:
+        shares = logits[2 * n : count]
+        if matrices.shape[0] == 0:
+            if n == 2:
+                sinkhorn_2(shares, matrices, iterations, mixing)
+            else:
+                sinkhorn_4(shares, matrices, iterations, mixing)
+        elif n == 2:
+            blend_2(shares, matrices, iterations, mixing)
+        else:
+            blend_4(shares, matrices, iterations, mixing)
+
+
+@sum_kernel
+def _total(x: _Array) -> np.float32:
+    total = np.float32(0)
+    for i in range(x.shape[0]):
+        total += x[i]
+    return total
+
+
+_Generate = Callable[[ir.IRBuilder, Value, Value, Value, Value], None]
+
+
+def _blend(n: int) -> _Generate:
+    """``sum_k shares_k * matrices_k / sum_k shares_k`` of shares (n!,) and matrices (n!, n * n), into result (n, n)."""
+
+    def generate(
+        builder: ir.IRBuilder, shares: Value, matrices: Value, _: Value, result: Value
+    ) -> None:
+        kind, size = vector(FLOAT, n * n), 4 * n * n
+        name = f"llvm.fmuladd.v{n * n}f32"
+        count = 2 if n == 2 else 24
+        # Four sums at once: each addition waits for the one before.
+        sums = [ir.Constant(kind, None)] * min(4, count)
+        totals = list(sums)
+        for k in range(count):
+            share = splat(
+                builder, load(builder, moved(builder, shares, integer(4 * k)), FLOAT), n * n
+            )
+            matrix = load(builder, moved(builder, matrices, integer(size * k)), kind)
+            place = k % len(sums)
+            sums[place] = call(builder, name, kind, [share, matrix, sums[place]])
+            totals[place] = builder.fadd(totals[place], share)
+        whole, total = (_tree(builder, terms) for terms in (sums, totals))
+        store(builder, builder.fdiv(whole, total), result)
+
+    return generate
+
+
+def _sinkhorn(n: int) -> _Generate:
+    """Divide columns, then rows, of the numbers (n * n,) by their sums, `iterations` times, into result (n, n)."""
+    steps = [1 << bit for bit in range((n * n).bit_length() - 1)]
+    along_rows, along_columns = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+
+    def generate(
+        builder: ir.IRBuilder, numbers: Value, _: Value, iterations: Value, result: Value
+    ) -> None:
+        kind = vector(FLOAT, n * n)
+        start = load(builder, numbers, kind)
+        before, body = builder.block, builder.append_basic_block("iteration")
+        after = builder.append_basic_block("balanced")
+        builder.branch(body)
+        builder.position_at_end(body)
+        i, matrix = builder.phi(INT64), builder.phi(kind)
+        balanced = _divided(builder, _divided(builder, matrix, along_columns), along_rows)
+        following = builder.add(i, integer(1))
+        for value, first, next_ in ((i, integer(0), following), (matrix, start, balanced)):
+            value.add_incoming(first, before)
+            value.add_incoming(next_, body)
+        builder.cbranch(builder.icmp_signed("<", following, iterations), body, after)
+        builder.position_at_end(after)
+        store(builder, balanced, result)
+
+    return generate
+
+
+def _divided(builder: ir.IRBuilder, matrix: Value, steps: list[int]) -> Value:
+    """The matrix divided by the sums of its numbers whose places differ in these bits."""
+    total = matrix
+    for step in steps:
+        places = ir.Constant(
+            vector(INT32, matrix.type.count), [i ^ step for i in range(matrix.type.count)]
+        )
+        total = builder.fadd(total, builder.shuffle_vector(total, total, places))
+    return builder.fdiv(matrix, total)
+
+
+def _tree(builder: ir.IRBuilder, terms: list[Value]) -> Value:
+    while len(terms) > 1:
+        terms = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=True)]
+    return terms[0]
+
+
+# Numba's code generation has no types.
+def _compiled(generate: _Generate) -> Callable[..., None]:
+    def typed(_typing, shares, matrices, _iterations, result):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            def data(place: int) -> Value:
+                kind = signature.args[place]
+                return pointer(
+                    builder, context.make_array(kind)(context, builder, arguments[place]).data
+                )
+
+            generate(builder, data(0), data(1), arguments[2], data(3))
+            return context.get_dummy_value()
+
+        return types.void(shares, matrices, types.int64, result), code
+
+    return cast(Callable[..., None], intrinsic(typed))
+
+
+blend_2, blend_4 = _compiled(_blend(2)), _compiled(_blend(4))
+sinkhorn_2, sinkhorn_4 = _compiled(_sinkhorn(2)), _compiled(_sinkhorn(4))

@@ -2,7 +2,7 @@
 
 A projection has few rows, 32 at most, and many columns, so the rows lie in lanes: (n C, L), as float16 where the
 processor can widen it. A chunk is 128 columns of every stream. Its sums are written down and added up by
-`mhc_coefficients`, in one order for any number of threads and of tokens; the norm is divided out there, too.
+`mhc.coefficients`, in one order for any number of threads and of tokens; the norm is divided out there, too.
 
 Legend: N tokens, n streams, C width, J chunks of a width, L rows of the projection, padded to 8, 24 or 32.
 """
@@ -18,7 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compile import kernel, sum_kernel
+from nanochat.backends.numba_kernels.compilation import kernel, sum_kernel
 from nanochat.backends.numba_kernels.isa import cpu_features, has_half
 from nanochat.backends.numba_kernels.vectors import (
     FLOAT,

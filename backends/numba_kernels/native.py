@@ -21,20 +21,8 @@ from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
-__all__ = [
-    "Signature",
-    "add",
-    "call",
-    "call_plain",
-    "compare_and_swap",
-    "entries",
-    "load",
-    "pack",
-    "pause",
-    "peek",
-    "signature",
-    "store",
-]
+__all__ = ["Signature", "add", "call", "call_plain", "compare_and_swap", "entries", "load"]
+__all__ += ["pack", "pause", "peek", "signature", "store"]
 
 _INT64 = ir.IntType(64)
 _ENTRY = ir.FunctionType(ir.VoidType(), [_INT64.as_pointer(), _INT64, _INT64])

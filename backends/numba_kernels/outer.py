@@ -18,7 +18,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nanochat.backends.numba_kernels.isa import cpu_features
-from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.vectors import (
     FLOAT,
     HALF,
@@ -26,6 +25,7 @@ from nanochat.backends.numba_kernels.vectors import (
     INT16,
     INT32,
     INT64,
+    LANES,
     call,
     integer,
     load,

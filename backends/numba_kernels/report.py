@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba_kernels import activation, cache, choices
+from nanochat.backends.numba_kernels import activation, choices, compilation
+from nanochat.backends.numba_kernels.compilation import end_wait
 from nanochat.backends.numba_kernels.isa import Isa, available, chosen, has_half
 from nanochat.backends.numba_kernels.memory import nodes
-from nanochat.backends.numba_kernels.progress import end_wait
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 from nanochat.backends.numba_kernels.tune import is_on
 
@@ -85,7 +85,7 @@ def report() -> Report:
     """
     isa, threads = chosen(), num_cores()
     microseconds = call_microseconds(threads)
-    folder, file = cache.folder(activation.add), choices.path()
+    folder, file = compilation.folder(activation.add), choices.path()
     end_wait()
     return Report(
         isa=isa,

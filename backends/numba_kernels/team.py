@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba_kernels import native
-from nanochat.backends.numba_kernels.compile import kernel
+from nanochat.backends.numba_kernels.compilation import kernel
 
 __all__ = ["Call", "Program", "run", "run_program"]
 

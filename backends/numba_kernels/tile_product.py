@@ -15,11 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nanochat.backends.numba_kernels.arithmetic import GROUP_BYTES, arithmetic, widened
-from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.vectors import (
     FLOAT,
     INT16,
     INT32,
+    LANES,
     filled,
     integer,
     load,

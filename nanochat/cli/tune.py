@@ -93,7 +93,7 @@ def _measure(
 ) -> "dict[Key, Finding]":
     from nanochat.backends.numba import NumbaOps
     from nanochat.backends.numba_kernels.choices import CLASSES
-    from nanochat.backends.numba_kernels.progress import end_wait
+    from nanochat.backends.numba_kernels.compilation import end_wait
     from nanochat.backends.numba_kernels.tune import group, is_on
 
     if not is_on():

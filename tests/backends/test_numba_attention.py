@@ -18,9 +18,9 @@ from numba import njit
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba import state as numba_state
 from nanochat.backends.numba.state import buffers
-from nanochat.backends.numba_kernels import attention, remember
-from nanochat.backends.numba_kernels.lanes import LANES
+from nanochat.backends.numba_kernels import attention
 from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply
+from nanochat.backends.numba_kernels.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.ternary import quantize_activations
@@ -28,9 +28,9 @@ from tests.backends.leaves import Values, normal
 
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8")
 APPEND: dict[Storage, Callable[..., None]] = {
-    "float32": remember.append_float32,
-    "float16": remember.append_float16,
-    "int8": remember.append_int8,
+    "float32": attention.append_float32,
+    "float16": attention.append_float16,
+    "int8": attention.append_int8,
 }
 ATTEND: dict[Storage, Callable[..., None]] = {
     "float32": attention.attend_float32,

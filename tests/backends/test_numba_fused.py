@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba.pending import Pending
-from nanochat.backends.numba_kernels import activation, dense, fused, mhc
+from nanochat.backends.numba_kernels import activation, mhc
 from tests.backends.leaves import normal
 
 SHAPES = [(1, 128, 128), (3, 1280, 128), (65, 256, 256), (2, 33, 11), (4, 7, 7), (1, 600, 600)]
@@ -45,11 +45,11 @@ def test_blend_norm_round(rows: str, n: int, tokens: int, columns: int, block: i
     read = normal(1 if rows == "one" else tokens, n, seed=2)
     u, normed = (np.full((tokens, columns), np.nan, np.float32) for _ in range(2))
     mhc.blend(streams, read, u, 0, tokens)
-    dense.rms_norm(u, gain, EPS, normed, 0, tokens)
+    activation.rms_norm(u, gain, EPS, normed, 0, tokens)
     expected = rounded(normed, block)
     y, found = np.full_like(u, np.nan), poisoned(expected)
 
-    fused.blend_norm_round(streams, read, gain, EPS, y, block, *found, 0, tokens)
+    activation.blend_norm_round(streams, read, gain, EPS, y, block, *found, 0, tokens)
 
     assert_equal([normed, *expected], [y, *found])
 
@@ -58,11 +58,11 @@ def test_blend_norm_round(rows: str, n: int, tokens: int, columns: int, block: i
 def test_norm_round(tokens: int, columns: int, block: int) -> None:
     x, gain = normal(tokens, columns), normal(columns, seed=1)
     normed = np.full_like(x, np.nan)
-    dense.rms_norm(x, gain, EPS, normed, 0, tokens)
+    activation.rms_norm(x, gain, EPS, normed, 0, tokens)
     expected = rounded(normed, block)
     y, found = np.full_like(x, np.nan), poisoned(expected)
 
-    fused.norm_round(x, gain, EPS, y, block, *found, 0, tokens)
+    activation.norm_round(x, gain, EPS, y, block, *found, 0, tokens)
 
     assert_equal([normed, *expected], [y, *found])
 
@@ -76,7 +76,7 @@ def test_gated_activations(name: str, tokens: int, columns: int, block: int) -> 
     expected = rounded(plain, block)
     y, found = np.full_like(x, np.nan), poisoned(expected)
 
-    getattr(fused, f"{name}_round")(x, up, y, block, *found, 0, tokens)
+    getattr(activation, f"{name}_round")(x, up, y, block, *found, 0, tokens)
 
     assert_equal([plain, *expected], [y, *found])
 
@@ -89,7 +89,7 @@ def test_relu2_round(tokens: int, columns: int, block: int) -> None:
     expected = rounded(plain, block)
     y, found = np.full_like(x, np.nan), poisoned(expected)
 
-    fused.relu2_round(x, y, block, *found, 0, tokens)
+    activation.relu2_round(x, y, block, *found, 0, tokens)
 
     assert_equal([plain, *expected], [y, *found])
 
@@ -99,11 +99,11 @@ def test_a_row_that_is_not_finite_spoils_no_other(value: float) -> None:
     x, gain = normal(5, 256), normal(256, seed=1)
     x[2, 7] = value
     normed = np.full_like(x, np.nan)
-    dense.rms_norm(x, gain, EPS, normed, 0, 5)
+    activation.rms_norm(x, gain, EPS, normed, 0, 5)
     expected = rounded(normed, 128)
     y, found = np.full_like(x, np.nan), poisoned(expected)
 
-    fused.norm_round(x, gain, EPS, y, 128, *found, 0, 5)
+    activation.norm_round(x, gain, EPS, y, 128, *found, 0, 5)
 
     assert_equal([normed, *expected], [y, *found])
     assert np.isfinite(found[-1]).all(axis=1).tolist() == [True, True, False, True, True]
@@ -119,6 +119,8 @@ def test_rows_cut_into_their_blocks_are_rounded_alike() -> None:
         array.reshape(15, array.shape[1] // 5, *array.shape[2:]) for array in found
     )
 
-    fused.swiglu_round(x.reshape(15, 128), up.reshape(15, 128), y, 128, codes, sums, scales, 0, 15)
+    activation.swiglu_round(
+        x.reshape(15, 128), up.reshape(15, 128), y, 128, codes, sums, scales, 0, 15
+    )
 
     assert_equal([whole.reshape(15, 128), *expected], [y, *found])

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import isa, linear, quantize
+from nanochat.backends.numba_kernels import activation, isa, linear
 from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.lanes import LANES
 from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
+from nanochat.backends.numba_kernels.vectors import LANES
 from nanochat.errors import NumericError
 from nanochat.weights import Int8, Latent, Stored, Ternary
 
@@ -83,10 +83,10 @@ def normal(*shape: int) -> Values:
 
 def rounded(x: Values, block: int) -> Rounded:
     tokens, blocks = len(x), x.shape[1] // block
-    codes = np.full((tokens, blocks, quantize.padded_width(block)), 99, np.int8)
+    codes = np.full((tokens, blocks, activation.padded_width(block)), 99, np.int8)
     sums = np.empty((tokens, blocks), np.int32)
     scales = np.empty((tokens, blocks), np.float32)
-    quantize.quantize(x, block, codes, sums, scales, 0, tokens)
+    activation.quantize(x, block, codes, sums, scales, 0, tokens)
     return Rounded(codes, sums, scales)
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba_kernels import activation, dense, team
+from nanochat.backends.numba_kernels import activation, linear, team
 from nanochat.backends.numba_kernels.launch import Launcher, Pool
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 
@@ -250,7 +250,7 @@ def test_another_python_thread_notes_nothing() -> None:
     ids = np.zeros(2, np.int64)
 
     def elsewhere() -> None:
-        launch(dense.gather, x, ids, np.empty_like(x), tasks=2, nanoseconds=1.0)
+        launch(linear.gather, x, ids, np.empty_like(x), tasks=2, nanoseconds=1.0)
 
     def step() -> None:
         thread = threading.Thread(target=elsewhere)

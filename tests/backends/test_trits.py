@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import isa, linear, quantize, trits
+from nanochat.backends.numba_kernels import activation, isa, linear, trits
 from nanochat.backends.numba_kernels.choices import CLASSES, Shape
 from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
@@ -70,7 +70,7 @@ def product(leaf: TiledLinear, x: Values, variant: int, parts: int = 1) -> Value
     tokens, blocks = len(x), leaf.columns // 128
     codes = np.empty((tokens, blocks, 128), np.int8)
     sums, scales = np.empty((tokens, blocks), np.int32), np.empty((tokens, blocks), np.float32)
-    quantize.quantize(x, 128, codes, sums, scales, 0, tokens)
+    activation.quantize(x, 128, codes, sums, scales, 0, tokens)
     room = np.full(64 + tokens * leaf.rows + 64, np.nan, np.float32)
     y = room[64:-64].reshape(tokens, leaf.rows)
     if leaf.layout == "two_bits":

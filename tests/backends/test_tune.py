@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import cache, choices, isa, linear, report
+from nanochat.backends.numba_kernels import choices, compilation, isa, linear, report
 from nanochat.backends.numba_kernels.choices import CLASSES, Choice, Finding, Key, Shape
 from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.tiles import TiledLinear
@@ -37,7 +37,7 @@ COST = 1 / 150
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, since the user's must stay as it is, and none of the user's settings."""
-    monkeypatch.setattr(cache, "folder", lambda _kernel: tmp_path)
+    monkeypatch.setattr(compilation, "folder", lambda _kernel: tmp_path)
     monkeypatch.delenv("NANOCHAT_TUNE", raising=False)
     monkeypatch.delenv("NANOCHAT_ISA", raising=False)
     return tmp_path
@@ -343,7 +343,7 @@ def test_a_folder_in_place_of_the_file_is_no_obstacle() -> None:
 
 
 def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "folder", lambda _kernel: None)
+    monkeypatch.setattr(compilation, "folder", lambda _kernel: None)
 
     assert choices.keep({key(): finding()}) is None
     assert (choices.load(), choices.path(), choices.clear()) == ({}, None, 0)
