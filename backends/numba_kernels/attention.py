@@ -21,8 +21,8 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from nanochat.backends.numba_kernels.compilation import inlined, kernel, sum_kernel
-from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply, scratch, to_half
-from nanochat.backends.numba_kernels.vectors import LANES, exp
+from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply, to_half
+from nanochat.backends.numba_kernels.vectors import LANES, exp, scratch
 
 __all__ = ["ROWS", "append_float16", "append_float32", "append_int8", "attend_float16"]
 __all__ += ["attend_float32", "attend_int8", "rotate"]

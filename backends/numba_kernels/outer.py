@@ -8,13 +8,11 @@ Legend: R rows, I positions or features that are summed over, L lanes.
 """
 
 from collections.abc import Callable
-from ctypes import c_void_p
 from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nanochat.backends.numba_kernels.isa import cpu_features
@@ -36,7 +34,7 @@ from nanochat.backends.numba_kernels.vectors import (
     vector,
 )
 
-__all__ = ["MOST_ROWS", "multiply", "scratch", "to_half"]
+__all__ = ["MOST_ROWS", "multiply", "to_half"]
 
 # The sums of 8 rows in 32 lanes fill half of the 32 registers of AVX-512; those of 2 rows, or 4 in 16 lanes at a time,
 # half of AVX2's.
@@ -190,18 +188,3 @@ def _to_half(_typing: object, number: Any) -> tuple[Any, Any]:
 
 # The bits of a float32 number rounded to float16, half to even.
 to_half = cast(Callable[[np.float32], np.uint16], intrinsic(_to_half))
-
-
-def scratch(kind: types.Type, count: int) -> Callable[[], c_void_p]:
-    """A function that a kernel calls for the address of `count` numbers on its stack, not yet set."""
-
-    def typed(_typing: object) -> tuple[Any, Any]:
-        def generate(context: Any, builder: Any, signature: Any, _arguments: Any) -> Any:
-            element = context.get_value_type(signature.return_type.dtype)
-            memory: Any = cgutils.alloca_once(builder, ir.ArrayType(element, count))  # type: ignore[no-untyped-call]
-            memory.align = _LINE
-            return builder.bitcast(memory, element.as_pointer())
-
-        return types.CPointer(kind)(), generate  # type: ignore[no-untyped-call]
-
-    return cast(Callable[[], c_void_p], intrinsic(typed))

@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from llvmlite import ir
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from nanochat.backends.numba_kernels.compilation import inlined, kernel
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "call", "exp", "filled"]
-__all__ += ["float32_lanes", "int16_lanes", "int32_lanes", "integer", "load", "moved", "pointer"]
-__all__ += ["prefetch", "sigmoid", "splat", "store", "vector"]
+__all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "prefetch", "scratch"]
+__all__ += ["sigmoid", "splat", "store", "vector"]
 
 
 @kernel
@@ -61,46 +61,32 @@ def sigmoid(x: np.float32) -> np.float32:
 # Matrix rows, positions or features that are computed together. 32 int16 fill one register of AVX-512; 64 and 128 were
 # no faster for a 2048 x 2048 product.
 LANES = 32
+# Bytes.
+_CACHE_LINE = 64
 
 
-def _stack(element: types.Type) -> Callable[[], c_void_p]:
-    """A function that a kernel calls for the address of `LANES` numbers on its stack."""
+def scratch(kind: types.Type, count: int) -> Callable[[], c_void_p]:
+    """A function that a kernel calls for the address of `count` numbers on its stack, not yet set."""
 
-    def typed(_typing_context: object) -> tuple[object, object]:
-        return types.CPointer(element)(), _allocate  # type: ignore[no-untyped-call]
+    def typed(_typing: object) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, signature: Any, _arguments: Any) -> Any:
+            element = context.get_value_type(signature.return_type.dtype)
+            memory: Any = cgutils.alloca_once(builder, ir.ArrayType(element, count))  # type: ignore[no-untyped-call]
+            memory.align = _CACHE_LINE
+            return builder.bitcast(memory, element.as_pointer())
+
+        return types.CPointer(kind)(), generate  # type: ignore[no-untyped-call]
 
     return cast(Callable[[], c_void_p], intrinsic(typed))
 
 
-# Numba's code generation has no types.
-def _allocate(context, builder, signature, _arguments):  # type: ignore[no-untyped-def]
-    element = context.get_value_type(signature.return_type.dtype)
-    memory = cgutils.alloca_once(builder, ir.ArrayType(element, LANES))  # type: ignore[no-untyped-call]
-    memory.align = 64
-    return builder.bitcast(memory, element.as_pointer())
-
-
-_stack_float32 = _stack(types.float32)
-_stack_int32 = _stack(types.int32)
-_stack_int16 = _stack(types.int16)
+_numbers = scratch(types.float32, LANES)
 
 
 @inlined
 def float32_lanes() -> NDArray[np.float32]:
     """`LANES` float32 numbers, not yet set, until the calling kernel returns."""
-    return carray(_stack_float32(), LANES, np.float32)
-
-
-@inlined
-def int32_lanes() -> NDArray[np.int32]:
-    """As `float32_lanes`."""
-    return carray(_stack_int32(), LANES, np.int32)
-
-
-@inlined
-def int16_lanes() -> NDArray[np.int16]:
-    """As `float32_lanes`."""
-    return carray(_stack_int16(), LANES, np.int16)
+    return carray(_numbers(), LANES, np.float32)
 
 
 INT8, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
