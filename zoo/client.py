@@ -14,8 +14,8 @@ __all__ = [
     "LIBRARY",
     "LOGIN",
     "client",
+    "error_text",
     "hub_errors",
-    "in_words",
     "is_unreachable",
     "require_token",
 ]
@@ -33,13 +33,7 @@ def client(token: str | None) -> HfApi:
 
 
 def require_token(token: str | None) -> str | None:
-    """A token as the Hub takes it: without the line end of the file that it was read from.
-
-    Raises
-    ------
-    InputError
-        If it is no text that a request can carry.
-    """
+    """A token as the Hub takes it: without the line end of the file that it was read from."""
     if token is None:
         return None
     stripped = token.strip() if isinstance(token, str) else ""
@@ -61,25 +55,16 @@ def hub_errors(
     token: str | None = None,
     then: str = "",
 ) -> Iterator[None]:
-    """Translate whatever the client raises.
+    """Translate whatever the client raises: `ModelNotFoundError` for a download, `SaveError` for all else and the disk.
 
     Parameters
     ----------
-    repo, revision : str
-        What it was asked for.
     writing : str
         What it was to do with `repo` before or when it writes there, such as "upload to"; empty for a download.
     token : str or None
         What no message may show.
     then : str
         What has become of `repo`, for the end of the message.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If the Hub refuses a download or cannot be reached.
-    SaveError
-        If it refuses anything else, or the disk refuses.
     """
     try:
         yield
@@ -88,7 +73,7 @@ def hub_errors(
     # The client's own exceptions are another library's in every major version.
     except Exception as error:
         if writing:
-            why = _why_not_written(error, revision, _said(error, token))
+            why = _why_not_written(error, revision, _message(error, token))
             raise SaveError(f"cannot {writing} {repo}: {why}{then}") from error
         raise _not_read(error, repo, revision) from error
 
@@ -102,19 +87,19 @@ def is_unreachable(error: Exception) -> bool:
     return bool({"TransportError", "ConnectionError"} & names)
 
 
-def in_words(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What happened, on one line."""
     if isinstance(error, errors.HfHubHTTPError):
         return f"status {error.response.status_code}"
-    return _said(error)
+    return _message(error)
 
 
-def _said(error: Exception, token: str | None = None) -> str:
+def _message(error: Exception, token: str | None = None) -> str:
     r"""The client's own words on one line, without the token, however it is written there.
 
     Examples
     --------
-    >>> _said(ValueError("Illegal header value b'Bearer hf_x\\n'")), _said(ValueError("hf_y is wrong"), "hf_y")
+    >>> _message(ValueError("Illegal header value b'Bearer hf_x\\n'")), _message(ValueError("hf_y is wrong"), "hf_y")
     ("Illegal header value b'Bearer ***'", '*** is wrong')
     """
     text = _BEARER.sub(rf"\1{_SHOWN}", " ".join(str(error).split()))
@@ -150,7 +135,7 @@ def _not_read(error: Exception, repo: str, revision: str) -> NanochatError:
                 "another place with cache_dir or HF_HUB_CACHE"
             )
         case _:
-            why = f"could not be fetched: {in_words(error)}; what is complete stays, so try again"
+            why = f"could not be fetched: {error_text(error)}; what is complete stays, so try again"
     return ModelNotFoundError(f"{repo} {why}")
 
 

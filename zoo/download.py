@@ -1,62 +1,80 @@
 """This file holds the fetching of a model from the Hugging Face Hub: only what is needed, and nothing unchecked.
 
-The client does the transfer, in parallel and with its own cache. What it does not do is done here, and in
-`nanochat.zoo.resume`. All files are of one commit, whatever happens to the repository meanwhile. Every file is compared
-with the Hub's own record of it, each time before it is opened. And a branch is only said to be here when all of it is:
-an update that was interrupted leaves the model that was there.
+The client does the transfer, in parallel and with its own cache. What it does not do is done here:
+
+* All files are of one commit, whatever happens to the repository meanwhile.
+* Every file is compared with the Hub's own record of it, each time before it is opened.
+* A branch is said to be here when all of it is: an interrupted update leaves the model that was there.
+* A large file goes on where a cut or a kill left it. The client goes on only while it lives, and not after a reset. So
+  its own function fetches into a file that stays, and moves to where the client looks when it is whole.
 """
 
 import dataclasses
 import glob
+import hashlib
+import io
 import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
+from typing import BinaryIO
 
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
+    HfHubHTTPError,
     RevisionResolutionError,
 )
+from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports them on demand
+    WeakFileLock,
+    build_hf_headers,
+)
 
 from nanochat import __version__
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Candidate, candidates
-from nanochat.files import atomic_write, exists
+from nanochat.files import atomic_write, exists, record_file
 from nanochat.zoo.cache import storage
 from nanochat.zoo.client import (
     LIBRARY,
     client,
+    error_text,
     hub_errors,
-    in_words,
     is_unreachable,
     require_token,
 )
-from nanochat.zoo.compare import damaged_files, delete_files, require_record
-from nanochat.zoo.layout import Fetched, Request, choose, fitting, require_model
-from nanochat.zoo.resume import fetch_large
+from nanochat.zoo.layout import (
+    Fetched,
+    Request,
+    choose,
+    fitting,
+    require_inside,
+    require_model,
+)
 
-__all__ = ["fetch"]
+__all__ = ["PARTIAL", "fetch"]
 
-_MAIN = "main"
+# The suffix of what came of a large file so far, beside where it belongs.
+PARTIAL = ".partial"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 2**20
+# Files under this are soon fetched again.
+_LARGE_BYTES = 16 * 10**6
+# Attempts that bring nothing before the line is taken for dead, and seconds before each.
+_PATIENCE = 5
+_PAUSE = 1.0
+_WORKERS = 8
 _LOGGER = logging.getLogger(__name__)
 
 
 def fetch(request: Request) -> Fetched:
-    """Bring a model here, if it is not, and compare every file of it with the Hub's record.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is no such model or revision, it cannot be reached, or is not here where it must be.
-    FormatError
-        If a file is not what the Hub's record says, or its name leads out of its folder.
-    SaveError
-        If it cannot be stored.
-    """
+    """Bring a model here, if it is not, and compare every file of it with the Hub's record."""
     request = dataclasses.replace(request, token=require_token(request.token))
     is_offline = request.local_files_only or constants.is_offline_mode()
     if is_offline and request.force_download:
@@ -74,7 +92,10 @@ def fetch(request: Request) -> Fetched:
             # The client's copy of a listing leaves out what large files are recognized by.
             model, wanted = _chosen(request, _files_there(request, commit))
         _require_space(request, wanted.values())
-        _fetch_missing(request, commit, wanted)
+        if not request.force_download:
+            with hub_errors(request.repo, revision=request.revision):
+                _fetch_large(request, commit, wanted.values())
+        _transfer(request, commit, wanted, force=request.force_download)
     _repair(request, snapshot, wanted)
     _remember(request, commit)
     return _fetched(request, snapshot, model, wanted)
@@ -84,7 +105,7 @@ def _chosen(
     request: Request, files: Mapping[str, RepoFile]
 ) -> tuple[Candidate, dict[str, RepoFile]]:
     """The model to open among the files of a commit, and the Hub's record of what it needs."""
-    require_record(files, where=request.repo)
+    _require_record(files, where=request.repo)
     found = candidates(files)
     require_model(found, files, where=request.repo)
     model = choose(found, backend=request.backend, part=request.part, where=_name(request))
@@ -99,7 +120,7 @@ def _open_here(request: Request) -> Fetched:
         raise ModelNotFoundError(
             f"what is here of {request.repo} has no record to be compared with: connect and load it again"
         )
-    require_record(files, where=request.repo)
+    _require_record(files, where=request.repo)
     found = candidates(files)
     here = [candidate for candidate in found if _is_here(candidate, snapshot)]
     if not fitting(here, request.part) and fitting(found, request.part):
@@ -109,7 +130,7 @@ def _open_here(request: Request) -> Fetched:
         )
     model = choose(here, backend=request.backend, part=request.part, where=_name(request))
     wanted = {name: files[name] for name in model.files}
-    damaged = damaged_files(snapshot, wanted)
+    damaged = _damaged_files(snapshot, wanted)
     if damaged:
         raise FormatError(
             f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
@@ -123,9 +144,7 @@ def _fetched(
 ) -> Fetched:
     return Fetched(
         repo=request.repo,
-        path=snapshot / model.place if model.place else snapshot,
         snapshot=snapshot,
-        commit=snapshot.name,
         model=model,
         bytes=sum(file.size for file in wanted.values()),
     )
@@ -146,7 +165,7 @@ def _commit(request: Request) -> str | None:
         except Exception as error:
             if not is_unreachable(error):
                 raise
-            commit = _commit_here(request, f"and the Hub is out of reach ({in_words(error)})")
+            commit = _commit_here(request, f"and the Hub is out of reach ({error_text(error)})")
             _LOGGER.warning(
                 "the Hub is out of reach: %s is the copy of commit %s that was fetched before",
                 request.repo,
@@ -197,36 +216,34 @@ def _files_here(request: Request, commit: str) -> dict[str, RepoFile] | None:
 
 def _files_there(request: Request, commit: str) -> dict[str, RepoFile]:
     with hub_errors(request.repo, revision=request.revision):
-        entries = list(
-            client(request.token).list_repo_tree(request.repo, revision=commit, recursive=True)
+        tree = client(request.token).list_repo_tree(request.repo, revision=commit, recursive=True)
+        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _require_record(files: Mapping[str, RepoFile], *, where: str) -> None:
+    """Refuse a listing whose names or hashes are none: both become names of files on this disk."""
+    require_inside(files, where=where)
+    for name, file in files.items():
+        if not _COMMIT.fullmatch(file.blob_id) or not (
+            file.lfs is None or _SHA256.fullmatch(file.lfs.sha256)
+        ):
+            raise FormatError(
+                f"{where} lists {name!r:.80} with a hash that is none: do not use this repository"
+            )
+
+
+def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
+    """Refuse a download for which the disk has no room, before it begins."""
+    place = storage(request.repo, request.cache_dir)
+    blobs = place / "blobs"
+    here = {path.name for path in blobs.iterdir()} if blobs.is_dir() else set()
+    needed = sum(f.size for f in files if not here & {f.blob_id, f.lfs.sha256 if f.lfs else ""})
+    free = shutil.disk_usage(next(folder for folder in place.parents if exists(folder))).free
+    if needed > free:
+        raise SaveError(
+            f"{request.repo} takes {needed / 1e9:.2f} GB, but {place.parent} has {free / 1e9:.2f} GB left: free "
+            "space, or pass another cache_dir"
         )
-    return {e.path: e for e in entries if isinstance(e, RepoFile)}
-
-
-def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
-    """Fetch once more what is not as recorded."""
-    damaged = damaged_files(snapshot, wanted)
-    if not damaged:
-        return
-    _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
-    # The client would leave a link as it is.
-    delete_files(snapshot, damaged)
-    _transfer(request, snapshot.name, damaged, force=True)
-    damaged = damaged_files(snapshot, {name: wanted[name] for name in damaged})
-    if damaged:
-        delete_files(snapshot, damaged)
-        raise FormatError(
-            f"{request.repo}: {damaged[0]} is not what the Hub's own record says, twice, and was deleted: a proxy or "
-            "mirror on the way changes it; fetch it another way, or later"
-        )
-
-
-def _fetch_missing(request: Request, commit: str, wanted: Mapping[str, RepoFile]) -> None:
-    if not request.force_download:
-        with hub_errors(request.repo, revision=request.revision):
-            place = storage(request.repo, request.cache_dir)
-            fetch_large(request, commit, wanted.values(), storage=place)
-    _transfer(request, commit, wanted, force=request.force_download)
 
 
 def _transfer(request: Request, commit: str, names: Iterable[str], *, force: bool) -> None:
@@ -244,27 +261,149 @@ def _transfer(request: Request, commit: str, names: Iterable[str], *, force: boo
         )
 
 
-def _require_space(request: Request, files: Iterable[RepoFile]) -> None:
-    """Refuse a download for which the disk has no room, before it begins."""
+def _fetch_large(request: Request, commit: str, files: Iterable[RepoFile]) -> None:
+    """Bring large files to where the client keeps its files, each going on from where it was."""
     place = storage(request.repo, request.cache_dir)
-    blobs = place / "blobs"
-    here = {path.name for path in blobs.iterdir()} if blobs.is_dir() else set()
-    needed = sum(f.size for f in files if not here & {f.blob_id, f.lfs.sha256 if f.lfs else ""})
-    free = shutil.disk_usage(next(folder for folder in place.parents if exists(folder))).free
-    if needed > free:
-        raise SaveError(
-            f"{request.repo} takes {needed / 1e9:.2f} GB, but {place.parent} has {free / 1e9:.2f} GB left: free "
-            "space, or pass another cache_dir"
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        # The first error, once all have ended.
+        list(pool.map(lambda file: _fetch_one(request, commit, file, place), files))
+
+
+def _fetch_one(request: Request, commit: str, file: RepoFile, storage: Path) -> None:
+    if file.lfs is None or file.size < _LARGE_BYTES:
+        return
+    place = storage / "blobs" / file.lfs.sha256
+    if exists(place):
+        return
+    # The lock under which the client fetches this file.
+    lock = storage.parent / ".locks" / storage.name / f"{file.lfs.sha256}.lock"
+    for folder in (place.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        # Another process may have been faster.
+        if exists(place):
+            return
+        partial = place.with_name(place.name + PARTIAL)
+        _append_rest(request, commit, file, partial)
+        if record_file(partial).sha256 != file.lfs.sha256:
+            # The client fetches it whole.
+            partial.unlink()
+            _LOGGER.warning("%s was damaged on its way: fetched again", file.path)
+            return
+        partial.replace(place)
+
+
+def _append_rest(request: Request, commit: str, file: RepoFile, partial: Path) -> None:
+    """Append to a partial file what is missing, for as long as anything comes."""
+    url = hf_hub_url(request.repo, file.path, revision=commit)
+    headers = build_hf_headers(
+        token=request.token, library_name=LIBRARY, library_version=__version__
+    )
+    failures = 0
+    with partial.open("ab+") as output:
+        while (size := output.seek(0, 2)) != file.size:
+            if size > file.size:
+                size = output.truncate(0)
+            try:
+                http_get(
+                    url,
+                    output,
+                    resume_size=size,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.path,
+                )
+            except HfHubHTTPError:
+                raise
+            # The client's own exceptions are another library's in every major version.
+            except Exception as error:
+                output.flush()
+                if isinstance(error, OSError) and error.errno is not None:
+                    # The disk's.
+                    raise
+                failures = 0 if output.seek(0, 2) > size else failures + 1
+                if failures == _PATIENCE:
+                    raise
+                _LOGGER.warning("%s was cut (%s): going on", file.path, error_text(error))
+                sleep(_PAUSE)
+
+
+def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
+    """Fetch once more what is not as recorded."""
+    damaged = _damaged_files(snapshot, wanted)
+    if not damaged:
+        return
+    _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
+    # The client would leave a link as it is.
+    _delete_files(snapshot, damaged)
+    _transfer(request, snapshot.name, damaged, force=True)
+    damaged = _damaged_files(snapshot, {name: wanted[name] for name in damaged})
+    if damaged:
+        _delete_files(snapshot, damaged)
+        raise FormatError(
+            f"{request.repo}: {damaged[0]} is not what the Hub's own record says, twice, and was deleted: a proxy or "
+            "mirror on the way changes it; fetch it another way, or later"
         )
+
+
+def _damaged_files(snapshot: Path, wanted: Mapping[str, RepoFile]) -> list[str]:
+    """Names of the files that are not what the Hub records; all are read."""
+
+    def is_whole(name: str) -> bool:
+        path = snapshot / name
+        # The snapshot is made of links, which must not lead elsewhere.
+        return _is_in_cache(path, snapshot) and _is_as_recorded(path, wanted[name])
+
+    with ThreadPoolExecutor() as pool:
+        return [name for name, ok in zip(wanted, pool.map(is_whole, wanted), strict=True) if not ok]
+
+
+def _delete_files(snapshot: Path, names: Iterable[str]) -> None:
+    """Delete files of a commit, and what they are links to, but nothing outside of the client's cache."""
+    for name in names:
+        path = snapshot / name
+        if _is_in_cache(path, snapshot):
+            path.resolve().unlink(missing_ok=True)
+        if _is_in_cache(path.parent, snapshot):
+            path.unlink(missing_ok=True)
+
+
+def _is_in_cache(path: Path, snapshot: Path) -> bool:
+    """Whether links take a path nowhere but into the cache, or to the disk to which the repository's folder is a link.
+
+    A snapshot is the folder cache/models--owner--name/snapshots/commit.
+    """
+    places = (snapshot.parents[2].resolve(), snapshot.parents[1].resolve())
+    return any(path.resolve().is_relative_to(place) for place in places)
+
+
+def _is_as_recorded(path: Path, recorded: RepoFile) -> bool:
+    if not path.is_file() or path.stat().st_size != recorded.size:
+        return False
+    record = record_file(path)
+    if recorded.lfs is not None:
+        return record.sha256 == recorded.lfs.sha256
+    # A file in large storage is recorded by the text that git keeps for it.
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{record.sha256}\nsize {record.bytes}\n"
+    with path.open("rb") as file:
+        return recorded.blob_id in (_git_hash(io.BytesIO(pointer.encode())), _git_hash(file))
+
+
+def _git_hash(file: BinaryIO) -> str:
+    """The name that git gives to a file's content."""
+    sha = hashlib.sha1(b"blob %d\0" % file.seek(0, io.SEEK_END), usedforsecurity=False)
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        sha.update(chunk)
+    return sha.hexdigest()
 
 
 def _remember(request: Request, commit: str) -> None:
     """Write that a branch or tag is here, where the client looks it up."""
-    revision = request.revision or _MAIN
-    place = storage(request.repo, request.cache_dir) / "refs" / revision
-    content = commit.encode()
-    if revision == commit:
+    if request.revision == commit:
         return
+    place = storage(request.repo, request.cache_dir) / "refs" / (request.revision or "main")
+    content = commit.encode()
     try:
         if not exists(place) or place.read_bytes() != content:
             atomic_write(place, content)

@@ -16,7 +16,12 @@ __all__ = ["Fetched", "Location", "Request", "choose", "fitting", "require_insid
 
 def fitting(found: Iterable[Candidate], part: str) -> list[Candidate]:
     """The models that a part stands for; all of them if it is empty."""
-    return [candidate for candidate in found if not part or _is_part(candidate, part)]
+    wanted = part.strip("/")
+    return [
+        one
+        for one in found
+        if not part or wanted in (one.place, one.folder) or one.layout.is_part(one.place, wanted)
+    ]
 
 
 def choose(
@@ -34,36 +39,24 @@ def choose(
         What the user asked for: a format, a folder, a file, or a type of GGUF such as TQ2_0; empty for the best.
     where, joint : str
         The repository or folder, for the error, and what stands between it and a part.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is none, none of that part, or several between which only the user can choose.
     """
     possible = fitting(found, part)
     if not possible:
         there = ", ".join(filter(None, (c.place or c.kind for c in found))) or "no model"
         raise ModelNotFoundError(f"{where} has no {part!r:.80}: it holds {there}")
-    ranked = sorted(possible, key=lambda candidate: _rank(candidate, backend))
-    best = ranked[0]
-    rivals = [c for c in ranked if _rank(c, backend) == _rank(best, backend)]
-    if len(rivals) > 1:
-        places = [c.place for c in rivals]
+    ranks = [_rank(candidate, backend) for candidate in possible]
+    best = [c for c, rank in zip(possible, ranks, strict=True) if rank == min(ranks)]
+    if len(best) > 1:
+        places = [candidate.place for candidate in best]
         raise ModelNotFoundError(
             f"{where} holds {' and '.join(places)}, and nothing says which is better: choose one, "
             f"{where}{joint}{places[0]}"
         )
-    return best
+    return best[0]
 
 
 def require_model(found: Sequence[Candidate], names: Iterable[str], *, where: str) -> None:
-    """Refuse a repository without a model that can be opened, with the reason.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If `found` is empty.
-    """
+    """Refuse a repository without a model that can be opened, with the reason."""
     if found:
         return
     there = set(names)
@@ -75,31 +68,12 @@ def require_model(found: Sequence[Candidate], names: Iterable[str], *, where: st
 
 
 def require_inside(names: Iterable[str], *, where: str) -> None:
-    """Refuse a listing with a name that leads out of its folder.
-
-    Raises
-    ------
-    FormatError
-        With the name.
-    """
+    """Refuse a listing with a name that leads out of its folder."""
     for name in names:
-        parts = name.split("/")
-        if (
-            not all(parts)
-            or {".", ".."} & set(parts)
-            or "\\" in name
-            or "\0" in name
-            or ":" in name
-        ):
+        if {"", ".", ".."} & set(name.split("/")) or set("\\\0:") & set(name):
             raise FormatError(
                 f"{where} lists the file {name!r:.120}, which leads out of its folder: do not use this repository"
             )
-
-
-def _is_part(candidate: Candidate, part: str) -> bool:
-    wanted = part.strip("/")
-    own = (candidate.place, candidate.folder)
-    return wanted in own or candidate.layout.is_part(candidate.place, wanted)
 
 
 def _rank(candidate: Candidate, backend: str) -> tuple[bool, int, int, int]:
@@ -112,23 +86,7 @@ def _rank(candidate: Candidate, backend: str) -> tuple[bool, int, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is wanted of the Hub.
-
-    Parameters
-    ----------
-    repo : str
-        ``owner/name``.
-    revision : str
-        Branch, tag or commit; empty is the main branch.
-    part, backend : str
-        See `nanochat.zoo.layout.choose`.
-    token : str or None
-        Access token; `None` is the one of ``hf auth login`` or ``HF_TOKEN``.
-    cache_dir : str, Path or None
-        Where downloads stay; `None` is the client's own cache.
-    local_files_only, force_download : bool
-        Use what was fetched before, without the network; fetch again what was fetched before.
-    """
+    """What is wanted of the Hub; see `nanochat.zoo.hub.locate`."""
 
     repo: str
     revision: str = ""
@@ -148,12 +106,8 @@ class Fetched:
     ----------
     repo : str
         ``owner/name``.
-    path : Path
-        The file or folder to open.
     snapshot : Path
         The folder of its repository at this commit.
-    commit : str
-        40 hexadecimal digits.
     model : Candidate
         What was chosen.
     bytes : int
@@ -161,11 +115,19 @@ class Fetched:
     """
 
     repo: str
-    path: Path
     snapshot: Path
-    commit: str
     model: Candidate
     bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The file or folder to open."""
+        return self.snapshot / self.model.place
+
+    @property
+    def commit(self) -> str:
+        """40 hexadecimal digits."""
+        return self.snapshot.name
 
 
 @dataclass(frozen=True, kw_only=True)

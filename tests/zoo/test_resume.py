@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nanochat.errors import ModelNotFoundError
-from nanochat.zoo import cache, resume
+from nanochat.zoo import cache, download
 from nanochat.zoo.hub import locate
 from tests.zoo.downloads import WEIGHTS
 from tests.zoo.hub_client import HubClient
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("client")
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every file in large storage for one that is worth going on with."""
-    monkeypatch.setattr(resume, "_LARGE_BYTES", 1)
-    monkeypatch.setattr(resume, "_PAUSE", 0.01)
+    monkeypatch.setattr(download, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(download, "_PAUSE", 0.01)
 
 
 @pytest.mark.usefixtures("large")
@@ -49,7 +49,7 @@ def test_a_large_file_goes_on_in_the_next_call(repo: Hub, client: HubClient) -> 
 
     assert (location.path / "model.safetensors").read_bytes() == WEIGHTS
     assert [r.range for r in repo.asked("/cdn/*", "GET")] == ["bytes=4096-"]
-    assert not list(client.cache.rglob(f"*{resume.SUFFIX}"))
+    assert not list(client.cache.rglob(f"*{download.PARTIAL}"))
 
 
 @pytest.mark.usefixtures("large")
@@ -85,7 +85,7 @@ def test_what_came_of_a_file_and_is_not_part_of_it_is_thrown_away(
 ) -> None:
     blobs = client.cache / "models--org--name" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{resume.SUFFIX}").write_bytes(b"x" * 5000)
+    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{download.PARTIAL}").write_bytes(b"x" * 5000)
 
     with caplog.at_level(logging.WARNING):
         location = locate("org/name")
@@ -99,7 +99,7 @@ def test_what_came_of_a_file_and_is_not_part_of_it_is_thrown_away(
 def test_more_than_there_is_of_a_file_is_thrown_away(repo: Hub, client: HubClient) -> None:
     blobs = client.cache / "models--org--name" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{resume.SUFFIX}").write_bytes(WEIGHTS * 2)
+    (blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}{download.PARTIAL}").write_bytes(WEIGHTS * 2)
 
     location = locate("org/name")
 
