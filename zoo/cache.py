@@ -1,7 +1,6 @@
 """This file holds what was fetched from the Hub before: the models in the client's cache, and their removal."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,6 @@ class Cached:
 
     Parameters
     ----------
-    repo : str
-        ``owner/name``.
     revisions : dict of str to tuple of str
         For each commit that is here, the branches and tags that stand for it.
     paths : dict of str to Path
@@ -37,13 +34,7 @@ class Cached:
 
 
 def cached(cache_dir: str | Path | None = None) -> list[Cached]:
-    """The models that are here, by name.
-
-    Parameters
-    ----------
-    cache_dir : str or Path, optional
-        Where downloads stay; absent is the client's own cache.
-    """
+    """The models in a folder of downloads, or in the client's own cache, by name."""
     cache = _scan(cache_dir)
     repos = () if cache is None else cache.repos
     found = (_models_of(repo) for repo in repos if repo.repo_type == "model")
@@ -77,18 +68,16 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
     ----------
     revision : str
         Branch, tag or commit, perhaps shortened; empty is all that is here.
-    cache_dir : str or Path, optional
-        Where downloads stay; absent is the client's own cache.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If nothing of it is here.
-    SaveError
-        If it cannot be deleted.
     """
     cache = _scan(cache_dir)
-    commits = [] if cache is None else list(_commits(cache, repo, revision))
+    commits = [
+        one.commit_hash
+        for here in (cache.repos if cache is not None else ())
+        for one in (here.revisions if (here.repo_type, here.repo_id) == ("model", repo) else ())
+        if not revision
+        or revision in one.refs
+        or (len(revision) >= 7 and one.commit_hash.startswith(revision))
+    ]
     place = storage(repo, cache_dir)
     # What is incomplete, and knows no commit, goes with all the rest.
     rest = not revision and place.is_dir()
@@ -133,11 +122,3 @@ def storage(repo: str, cache_dir: str | Path | None) -> Path:
     """Where the client keeps what it fetches of a repository."""
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
     return cache / f"models--{repo.replace('/', '--')}"
-
-
-def _commits(cache: HFCacheInfo, repo: str, revision: str) -> Iterator[str]:
-    for here in cache.repos:
-        for one in here.revisions if (here.repo_type, here.repo_id) == ("model", repo) else ():
-            shortened = len(revision) >= 7 and one.commit_hash.startswith(revision)
-            if not revision or revision in one.refs or shortened:
-                yield one.commit_hash

@@ -19,12 +19,10 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A model with a name.
+    """A model with a name that users write.
 
     Parameters
     ----------
-    name : str
-        What users write.
     preset : str
         Its configuration; see `nanochat.presets`.
     repo : str or None
@@ -35,8 +33,6 @@ class Entry:
         Whether its weights come with this package.
     files : mapping
         Size and hash of every file that belongs to the model, compared each time before one is opened.
-    description : str
-        One line for lists.
     licence : str
         SPDX identifier of the weights' licence.
     """
@@ -128,13 +124,7 @@ CATALOG: Mapping[str, Entry] = {
 
 
 def directory(entry: Entry) -> Path:
-    """The directory of a model that ships.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If it does not ship, or was left out of this installation.
-    """
+    """The directory of a model that ships."""
     path = _WEIGHTS / entry.name
     if not entry.ships or not path.is_dir():
         missing = "is not in this installation" if entry.ships else "has no published weights yet"
@@ -143,13 +133,7 @@ def directory(entry: Entry) -> Path:
 
 
 def require_pinned(entry: Entry, folder: Path) -> None:
-    """Refuse a folder whose files are not those that the catalog means.
-
-    Raises
-    ------
-    FormatError
-        With the first that differs.
-    """
+    """Refuse a folder whose files are not those that the catalog means."""
     for name, record in entry.files.items():
         require_as_recorded(folder / name, record, by="the catalog")
 

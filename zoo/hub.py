@@ -58,15 +58,6 @@ def locate(
         Use what was fetched before, without the network.
     force_download : bool
         Fetch again what was fetched before.
-
-    Raises
-    ------
-    ModelNotFoundError
-        If nothing has that name, revision or part, or it cannot be reached.
-    FormatError
-        If a file of the catalog or of the Hub is not the one that is recorded there.
-    SaveError
-        If what was fetched cannot be stored.
     """
     backend = wanted_backend(backend)
     path = _on_disk(name)
