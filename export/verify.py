@@ -4,20 +4,24 @@ The last two need a record of how the model was when it was written: ``nanochat.
 inside a single file.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+from nanochat.bundle import Bundle, Golden
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.format import OWN, Format, ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
+from nanochat.generation import Runner
 from nanochat.proof.check import compare_golden, require_digests
 from nanochat.proof.golden import tensor_digest
 from nanochat.proof.manifest import NAME, Manifest, check_files
 from nanochat.weights import named_leaves
 
-__all__ = ["Verified", "verify_model"]
+__all__ = ["Verified", "require_recorded", "verify_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +80,39 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
     if manifest is not None:
         _require_agreement(files, manifest, form, bundle.config)
     name, _ = choose_backend(bundle, backend)
-    golden, leaves = bundle.golden, dict(named_leaves(bundle.weights))
-    worst = None
+    golden, worst = bundle.golden, None
     if golden is not None:
-        found = {leaf: tensor_digest(value) for leaf, value in leaves.items()}
-        require_digests(golden, found, bundle.config, bundle.tokenizer, where=str(path))
-        form.require_as_written(files, bundle)
-        worst = compare_golden(golden, start(bundle, name), where=str(path))
+        worst = require_recorded(files, bundle, lambda: start(bundle, name), golden)
     return Verified(
         path=str(path),
         backend=name,
-        tensors=len(leaves),
+        tensors=len(list(named_leaves(bundle.weights))),
         files=None if manifest is None else len(manifest.files),
         golden=worst,
         digests=golden is not None and bool(golden.config),
     )
+
+
+def require_recorded(
+    files: ModelFiles, bundle: Bundle, engine: Callable[[], Runner[Any]], golden: Golden
+) -> float:
+    """Refuse a model that is not the one of its record, by digests and then by what it computes.
+
+    Parameters
+    ----------
+    engine : callable
+        The model at work; called once the digests agree.
+
+    Returns
+    -------
+    float
+        Largest RMS error of a layer or of the logits.
+    """
+    where = str(files.path)
+    found = {name: tensor_digest(leaf) for name, leaf in named_leaves(bundle.weights)}
+    require_digests(golden, found, bundle.config, bundle.tokenizer, where=where)
+    detect(files).require_as_written(files, bundle)
+    return compare_golden(golden, engine(), where=where)
 
 
 def _require_agreement(

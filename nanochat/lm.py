@@ -22,11 +22,11 @@ from nanochat.export.directory import save_model
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
+from nanochat.export.verify import require_recorded
 from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
-from nanochat.proof.check import compare_golden
 from nanochat.publish.options import Options as PushOptions
 from nanochat.publish.options import with_options
 from nanochat.scoring import Score, score
@@ -198,7 +198,8 @@ class Model:
         revision, token, cache_dir, local_files_only, force_download
             See `nanochat.zoo.hub.locate`.
         verify : bool
-            Run the golden record of the model's files on the backend, and refuse a model that computes something else.
+            Compare all parts of the model with the digests of its golden record, run the record on the backend, and
+            refuse a model that is or computes something else.
 
         Raises
         ------
@@ -233,7 +234,12 @@ class Model:
             num_threads=num_threads,
         )
         if verify:
-            model._verify()
+            if model._bundle.golden is None:
+                raise FormatError(
+                    f"{name} has no golden record to be verified with: load it without verify, or ask its author to "
+                    "save it with nanochat-ternary"
+                )
+            require_recorded(files, model._bundle, lambda: model.engine, model._bundle.golden)
         return model
 
     def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:
@@ -405,14 +411,6 @@ class Model:
         return dataclasses.replace(
             self._bundle, weights=self.weights, licence=licence or self.licence, golden=None
         )
-
-    def _verify(self) -> None:
-        if self._bundle.golden is None:
-            raise FormatError(
-                f"{self.name} has no golden record to be verified with: load it without verify, or ask its author to "
-                "save it with nanochat-ternary"
-            )
-        compare_golden(self._bundle.golden, self.engine, where=self.name)
 
     def describe(self) -> dict[str, object]:
         """What runs, where and why, what would be faster, where it comes from and how it is stored; ready for JSON."""

@@ -422,6 +422,19 @@ def test_a_model_is_verified(run: Run, directory: Path, tmp_path: Path) -> None:
     assert (report["backend"], report["golden"]) == ("reference", pytest.approx(0, abs=1e-5))
 
 
+def test_a_model_of_which_nothing_says_what_it_computes_exits_3(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(directory, folder)
+    (folder / "nanochat.json").unlink()
+
+    result = run("models", "verify", folder)
+
+    assert result.code == 3
+    assert "nothing proven" in result.err
+
+
 # Help.
 
 

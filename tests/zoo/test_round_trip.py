@@ -153,5 +153,5 @@ def test_a_model_that_was_changed_at_the_hub_is_found_by_its_record(published: H
         },
     )
 
-    with pytest.raises(nanochat.errors.FormatError, match="layer 0 is the first that differs"):
+    with pytest.raises(nanochat.errors.FormatError, match="its configuration is not as it was"):
         nanochat.from_pretrained("you/mine", backend="reference", verify=True)
