@@ -75,8 +75,8 @@ CATALOG: Mapping[str, Entry] = {
                     sha256="9e9b239dc79524f7daae1e990da5d61de350135e5982f0d8bb31a04542383260",
                 ),
                 "nanochat.json": FileRecord(
-                    bytes=16237,
-                    sha256="3d66ccd5e6a6e5e6a7f7ad757a443b26f5d0fabcde3881d64daa8f5d75796076",
+                    bytes=16307,
+                    sha256="dc7eb088b98fdcbac5ad937085dd5001d7e31ccb6c56053439d80c901302ba65",
                 ),
                 "tokenizer.json": FileRecord(
                     bytes=259837,
