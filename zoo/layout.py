@@ -3,6 +3,7 @@
 A repository may hold one model in several formats, as `nanochat.publish.publish` lays them out or as others do.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import Candidate, layouts
 
 __all__ = ["Fetched", "Location", "Request", "choose", "fitting", "require_inside", "require_model"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def fitting(found: Iterable[Candidate], part: str) -> list[Candidate]:
@@ -52,7 +55,17 @@ def choose(
             f"{where} holds {' and '.join(places)}, and nothing says which is better: choose one, "
             f"{where}{joint}{places[0]}"
         )
-    return best[0]
+    taken, others = best[0], [c.place for c in found if c is not best[0] and c.place]
+    if others and not part:
+        _LOGGER.info(
+            "%s holds several models, of which %s is opened: for another, pass %s%s%s",
+            where,
+            taken.place or f"the folder's own {taken.kind}",
+            where,
+            joint,
+            others[0],
+        )
+    return taken
 
 
 def require_model(found: Sequence[Candidate], names: Iterable[str], *, where: str) -> None:

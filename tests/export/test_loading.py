@@ -14,8 +14,7 @@ import nanochat
 from nanochat import backends
 from nanochat.errors import ModelNotFoundError
 from nanochat.export.export import export_model
-from nanochat.export.format import ModelFiles
-from nanochat.export.formats import FORMATS, detect, load
+from nanochat.export.formats import FORMATS, load
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.onnx.read import read_graph
 from nanochat.init import freeze
@@ -93,13 +92,20 @@ def test_what_no_format_claims_is_told_with_the_reason_of_each(name: str, tmp_pa
         assert f"{kind}: " in str(error.value)
 
 
-def test_of_two_models_in_one_folder_the_directory_is_taken_and_the_file_by_its_name(
-    tmp_path: Path,
+def test_of_two_models_in_one_folder_it_is_said_which_is_taken_and_how_to_ask_for_the_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = random_source(num_layers=1), random_source(num_layers=2)
     export_model(first, tmp_path, kind="nanochat", verify=False)
     export_model(second, tmp_path / "x.gguf", kind="gguf", verify=False)
+    caplog.set_level("INFO", logger="nanochat")
 
-    assert detect(ModelFiles(tmp_path)).name == "nanochat"
-    assert load(tmp_path).config.num_layers == 1
-    assert load(tmp_path / "x.gguf").config.num_layers == 2
+    taken = nanochat.from_pretrained(tmp_path, backend="numba")
+    said = [record.getMessage() for record in caplog.records]
+    other = nanochat.from_pretrained(tmp_path / "x.gguf", backend="numba")
+
+    assert (taken.config.num_layers, other.config.num_layers) == (1, 2)
+    assert (
+        f"{tmp_path} holds several models, of which the folder's own safetensors is opened: for another, pass "
+        f"{tmp_path}/x.gguf"
+    ) in said
