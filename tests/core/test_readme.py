@@ -1,5 +1,6 @@
-"""What the README shows is what happens."""
+"""What the README shows is what happens, and the documents name what is there."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -8,7 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").iterdir()))
+}
+README = DOCUMENTS["README.md"]
+# A path, and after it, perhaps, what is defined in the file. One with NAME in it is to be made.
+PLACES = re.compile(
+    r"`((?:nanochat|backends|export|zoo|tests|docs|bench|scripts)/[\w/.]*)`(?:\s+`(\w+)`)?"
+)
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
 VERBS = sorted(
@@ -45,6 +54,22 @@ def test_commands_exist_and_take_the_options_shown(verb: str) -> None:
     assert shown <= set(re.findall(r"--[a-z-]+", done.stdout))
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([a-z][\w/.-]+)\)", README))))
-def test_links_lead_to_files(path: str) -> None:
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(document: str) -> None:
+    links = re.findall(r"\]\(([a-z][\w/.-]+)\)", DOCUMENTS[document])
+
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_and_functions_that_are_named_are_there(document: str) -> None:
+    named = [m.groups() for m in PLACES.finditer(DOCUMENTS[document]) if "NAME" not in m[1]]
+
+    assert [path for path, _ in named if not (ROOT / path).exists()] == []
+    assert [(path, name) for path, name in named if name and name not in defined(ROOT / path)] == []
+
+
+def defined(path: Path) -> set[str]:
+    """Names of all functions, methods and classes in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
