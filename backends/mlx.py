@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.mlx_delta import chunked_delta_rule, stepwise_delta_rule
-from nanochat.backends.mlx_packed import (
+from nanochat.backends.mlx_linears import (
     Leaf,
     PackedLinear,
     packed_product,
     prepare_leaf,
     round_blocks,
 )
-from nanochat.backends.mlx_state import MlxState
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.ops import Slot
@@ -31,14 +30,68 @@ from nanochat.weights import Mhc, Stored, Weights, map_leaves
 
 __all__ = ["MlxOps", "MlxState"]
 
-
 # MLX's CPU kernel adds up all columns in one float32 number: from 5,000 on its error exceeds 1e-6. Its GPU kernels add
 # in 32 lanes or more.
 _MOST_COLUMNS_ON_CPU = 2048
 # Below this many tokens one step after another is less work than a chunk.
 _FEW_TOKENS = 8
 
+_TYPES = {"float32": mx.float32, "float16": mx.float16, "int8": mx.int8}
+
 _Elementwise = Callable[..., mx.array]
+
+
+class MlxState:
+    """Lengths of the sequences (B,), on the host, and the arrays of every slot, each with B in front.
+
+    Keys and values are (B, heads, capacity, features) in the slot's storage; int8 has scales (B, heads, capacity, 1).
+    """
+
+    def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
+        self.slots = tuple(slots)
+        self.capacity = capacity
+        self.lengths = np.zeros(batch, np.int64)
+        self.arrays: list[list[mx.array]] = []
+        for slot in slots:
+            if slot.kind == "attention":
+                shape: tuple[int, ...] = (batch, slot.heads, capacity, slot.key_dim)
+                arrays = [mx.zeros(shape, _TYPES[slot.storage]) for _ in range(2)]
+                if slot.storage == "int8":
+                    arrays += [mx.zeros((*shape[:3], 1)) for _ in range(2)]
+                self.arrays.append(arrays)
+            elif slot.kind == "conv":
+                self.arrays.append([mx.zeros((batch, slot.taps - 1, slot.features))])
+            else:
+                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
+                self.arrays.append([mx.zeros(shape)])
+
+    def is_even(self) -> bool:
+        """Whether all sequences are equally long."""
+        return bool((self.lengths == self.lengths[0]).all())
+
+    def keep(self, slot: int, k: mx.array, v: mx.array) -> None:
+        """Append keys and values (B, T, G, K) after each sequence's length."""
+        news = [k.swapaxes(1, 2), v.swapaxes(1, 2)]
+        if self.slots[slot].storage == "int8":
+            (k_codes, k_scales), (v_codes, v_scales) = (_quantized(x) for x in news)
+            news = [k_codes, v_codes, k_scales, v_scales]
+        length = k.shape[1]
+        rows = mx.arange(k.shape[0])[:, None]
+        positions = mx.array(self.lengths[:, None] + np.arange(length))
+        for array, values in zip(self.arrays[slot], news, strict=True):
+            new = values.astype(array.dtype)
+            if self.is_even():
+                start = int(self.lengths[0])
+                array[:, :, start : start + length] = new
+            else:
+                array[rows, :, positions] = new.swapaxes(1, 2)
+
+    def kept(self, slot: int, end: int) -> tuple[mx.array, mx.array]:
+        """Keys and values of the first positions, as float32."""
+        arrays = [array[:, :, :end] for array in self.arrays[slot]]
+        if self.slots[slot].storage == "int8":
+            return arrays[0] * arrays[2], arrays[1] * arrays[3]
+        return arrays[0].astype(mx.float32), arrays[1].astype(mx.float32)
 
 
 class MlxOps:
@@ -78,7 +131,13 @@ class MlxOps:
         return MlxState(slots, batch, capacity)
 
     def stack(self, states: Sequence[MlxState]) -> MlxState:
-        return MlxState.stack(states)
+        whole = MlxState(states[0].slots, 0, states[0].capacity)
+        whole.lengths = np.concatenate([state.lengths for state in states])
+        whole.arrays = [
+            [mx.concatenate(list(parts)) for parts in zip(*slot, strict=True)]
+            for slot in zip(*(state.arrays for state in states), strict=True)
+        ]
+        return whole
 
     def advance(self, state: MlxState, tokens: mx.array) -> None:
         state.lengths += tokens.shape[1]
@@ -368,3 +427,14 @@ def _mixing_matrix(logits: mx.array, n: int, mixer: Mixer, iterations: int) -> m
 
 def _unit(x: mx.array) -> mx.array:
     return x * mx.rsqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6)
+
+
+def _quantized(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Codes, as floats, and scales; see `ternary.quantize_activations`."""
+    finite = mx.isfinite(x).all(axis=-1, keepdims=True)
+    # Codes of what is not finite have no meaning, and a scale of NaN.
+    x = mx.where(finite, x, 0.0)
+    largest = mx.abs(x).max(axis=-1, keepdims=True)
+    largest = mx.where(largest < float(np.finfo(np.float32).tiny) * 128, 0.0, largest)
+    inverse = mx.where(largest > 0, 127.0 / largest, 0.0)
+    return mx.round(x * inverse), mx.where(finite, largest / 127.0, mx.array(np.nan))

@@ -1,8 +1,6 @@
 """This file holds the torch backend: eager or compiled, on CPU and CUDA, for inference and for training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,59 +8,81 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nanochat import ternary
 from nanochat.backends.host import num_cores
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
-from nanochat.backends.torch_state import TorchState, quantize_activations
+from nanochat.backends.torch_linears import (
+    LatentLinear,
+    Leaf,
+    TableLinear,
+    copied,
+    prepare_leaf,
+    products,
+    quantize_activations,
+    rounded_weight,
+)
 from nanochat.config import Mixer
 from nanochat.errors import BackendError
 from nanochat.ops import Slot
-from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
+from nanochat.weights import Mhc, Stored, Weights, map_leaves
 
-__all__ = [
-    "LatentLinear",
-    "PackedLinear",
-    "TableLinear",
-    "TorchOps",
-    "TorchState",
-    "cuda_is_available",
-]
+__all__ = ["TorchOps", "TorchState", "cuda_is_available"]
+
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LatentLinear:
-    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin.
+class TorchState:
+    """Lengths of the sequences (B,), and the tensors of every slot, each with B in front.
 
-    "float16" is the projection of an mHC site, whose input is not rounded.
+    Keys and values are (B, capacity, heads, features) in the slot's storage; int8 has scales (B, capacity, heads, 1).
     """
 
-    values: Tensor
-    kind: Literal["ternary", "int8", "float16", "float"]
-    weight_block: int = 0
-    activation_block: int = 0
+    def __init__(
+        self, slots: Sequence[Slot], batch: int, capacity: int, device: torch.device
+    ) -> None:
+        self.slots = tuple(slots)
+        self.capacity = capacity
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        # The longest length, known without asking the device.
+        self.longest = 0
+        self.tensors: list[list[Tensor]] = []
+        for slot in slots:
+            if slot.kind == "attention":
+                shape: tuple[int, ...] = (batch, capacity, slot.heads, slot.key_dim)
+                kind = _TYPES[slot.storage]
+                tensors = [torch.zeros(shape, dtype=kind, device=device) for _ in range(2)]
+                if slot.storage == "int8":
+                    tensors += [torch.zeros((*shape[:3], 1), device=device) for _ in range(2)]
+                self.tensors.append(tensors)
+                continue
+            if slot.kind == "conv":
+                shape = (batch, slot.taps - 1, slot.features)
+            else:
+                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
+            self.tensors.append([torch.zeros(shape, device=device)])
 
+    def keep(self, slot: int, k: Tensor, v: Tensor) -> None:
+        """Append keys and values (B, T, heads, features) after each sequence's length."""
+        places = self.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
+        rows = torch.arange(k.shape[0], device=k.device)[:, None]
+        tensors = self.tensors[slot]
+        if self.slots[slot].storage != "int8":
+            tensors[0][rows, places] = k.to(tensors[0].dtype)
+            tensors[1][rows, places] = v.to(tensors[1].dtype)
+            return
+        for number, x in enumerate((k, v)):
+            codes, scales = quantize_activations(x, x.shape[-1])
+            # The codes of a vector that is not finite have no meaning.
+            scales = torch.where(scales.isfinite(), scales, torch.nan)
+            tensors[number][rows, places] = codes.squeeze(-2).nan_to_num().to(torch.int8)
+            tensors[2 + number][rows, places] = scales
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PackedLinear:
-    """A ternary matrix as stored: packed codes (R, ceil(C / 4)) and scales (R, blocks), float32."""
-
-    packed: Tensor
-    scales: Tensor
-    columns: int
-    activation_block: int
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TableLinear:
-    """An 8-bit table: codes (R, C) and scales (R, 1), float32."""
-
-    codes: Tensor
-    scales: Tensor
-    activation_block: int
-
-
-Leaf = LatentLinear | PackedLinear | TableLinear | Tensor
+    def kept(self, slot: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first positions, as float32."""
+        tensors = [tensor[:, :end] for tensor in self.tensors[slot]]
+        if self.slots[slot].storage != "int8":
+            return tensors[0].float(), tensors[1].float()
+        return tensors[0] * tensors[2], tensors[1] * tensors[3]
 
 
 class TorchOps:
@@ -116,44 +136,13 @@ class TorchOps:
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Move all leaves to the device; ternary codes stay packed, latent weights stay latent."""
-        return map_leaves(self._prepare_leaf, weights)
-
-    def _prepare_leaf(self, name: str, leaf: Stored) -> Leaf:
-        if isinstance(leaf, Dense):
-            return self._tensor(leaf.values.astype(np.float32))
-        if isinstance(leaf, Latent):
-            return LatentLinear(
-                values=self._tensor(leaf.values),
-                kind=leaf.kind,
-                weight_block=leaf.weight_block,
-                activation_block=leaf.activation_block,
-            )
-        if isinstance(leaf, Int8):
-            return TableLinear(
-                codes=self._tensor(leaf.codes),
-                scales=self._tensor(leaf.scales[:, None].astype(np.float32)),
-                activation_block=leaf.activation_block,
-            )
-        ternary.require_legal(leaf.packed, name)
-        return self._packed(leaf)
-
-    def _packed(self, leaf: Ternary) -> PackedLinear:
-        return PackedLinear(
-            packed=self._tensor(leaf.packed),
-            scales=self._tensor(leaf.scales.astype(np.float32)),
-            columns=leaf.columns,
-            activation_block=leaf.activation_block,
-        )
-
-    def _tensor(self, values: NDArray[np.generic]) -> Tensor:
-        # A copy: torch refuses read-only memory maps, and shares the memory of writable arrays.
-        return torch.tensor(np.array(values), device=self.device)
+        return map_leaves(lambda name, leaf: prepare_leaf(name, leaf, self.device), weights)
 
     def tokens(self, ids: NDArray[np.int64]) -> Tensor:
         return torch.tensor(np.asarray(ids, np.int64), device=self.device)
 
     def array(self, values: NDArray[np.float32]) -> Tensor:
-        return self._tensor(np.asarray(values, np.float32))
+        return copied(np.asarray(values, np.float32), self.device)
 
     def numpy(self, x: Tensor) -> NDArray[np.float32]:
         return np.array(x.detach().to("cpu", torch.float32).numpy())
@@ -162,7 +151,14 @@ class TorchOps:
         return TorchState(slots, batch, capacity, self.device)
 
     def stack(self, states: Sequence[TorchState]) -> TorchState:
-        return TorchState.stack(states)
+        whole = TorchState(states[0].slots, 0, states[0].capacity, self.device)
+        whole.lengths = torch.cat([state.lengths for state in states])
+        whole.longest = max(state.longest for state in states)
+        whole.tensors = [
+            [torch.cat(parts) for parts in zip(*slot, strict=True)]
+            for slot in zip(*(state.tensors for state in states), strict=True)
+        ]
+        return whole
 
     def advance(self, state: TorchState, tokens: Tensor) -> None:
         state.lengths = state.lengths + tokens.shape[1]
@@ -172,7 +168,7 @@ class TorchOps:
         if isinstance(table, TableLinear):
             return table.codes[tokens].float() * table.scales[tokens]
         if isinstance(table, LatentLinear):
-            return functional.embedding(tokens, _rounded_weight(table))
+            return functional.embedding(tokens, rounded_weight(table))
         assert isinstance(table, Tensor)
         return functional.embedding(tokens, table)
 
@@ -180,29 +176,7 @@ class TorchOps:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * _dense(gain)
 
     def project(self, x: Tensor, *linears: Leaf) -> tuple[Tensor, ...]:
-        rounded: dict[int, Tensor] = {}
-        codes: dict[int, tuple[Tensor, Tensor]] = {}
-        return tuple(self._project(x, linear, rounded, codes) for linear in linears)
-
-    def _project(
-        self,
-        x: Tensor,
-        linear: Leaf,
-        rounded: dict[int, Tensor],
-        codes: dict[int, tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        if isinstance(linear, Tensor):
-            return functional.linear(x, linear)
-        block = linear.activation_block
-        if isinstance(linear, LatentLinear):
-            if linear.kind == "float":
-                return _product(x, linear.values, self.dtype)
-            if block not in rounded:
-                rounded[block] = _rounded_activations(x, block)
-            return _product(rounded[block], _rounded_weight(linear), self.dtype)
-        if block not in codes:
-            codes[block] = quantize_activations(x, block)
-        return _integer_product(*codes[block], linear)
+        return products(x, linears, self.dtype)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -379,63 +353,7 @@ def _dense(leaf: Leaf) -> Tensor:
 
 
 def _projection(leaf: Leaf) -> Tensor:
-    return _rounded_weight(leaf) if isinstance(leaf, LatentLinear) else _dense(leaf)
-
-
-def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
-
-
-def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
-    return values + (rounded - values).detach()
-
-
-def _rounded_activations(x: Tensor, block: int) -> Tensor:
-    codes, scales = quantize_activations(x.detach(), block)
-    return _straight_through(x, (codes * scales[..., None]).flatten(-2))
-
-
-def _rounded_weight(linear: LatentLinear) -> Tensor:
-    values = linear.values
-    if linear.kind == "float":
-        return values
-    weight = values.detach()
-    if linear.kind == "float16":
-        return _straight_through(values, weight.half().float())
-    floor = ternary.SMALLEST_SCALE
-    if linear.kind == "int8":
-        scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
-        return _straight_through(values, (weight / scales).round().clamp(-127, 127) * scales)
-    # As in `ternary.quantize`, to the last bit.
-    blocks = weight.unflatten(1, (-1, linear.weight_block))
-    mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
-    scales = mean.clamp(min=floor).half().float()
-    rounded = (blocks / scales).round().clamp(-1, 1) * scales
-    return _straight_through(values, rounded.flatten(1))
-
-
-def _integer_product(codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear) -> Tensor:
-    """Exact integer sums per activation block, as floats wide enough to hold them, then the scales."""
-    if isinstance(linear, PackedLinear):
-        weight, largest = _unpack(linear.packed, linear.columns), 1
-    else:
-        weight, largest = linear.codes, 127
-    count, block = codes.shape[-2:]
-    # float32 holds integers below 2**24 exactly.
-    exact = torch.float32 if 127 * largest * block < 2**24 else torch.float64
-    rows = codes.reshape(-1, count, block).transpose(0, 1).to(exact)
-    blocks = weight.view(-1, count, block).permute(1, 2, 0).to(exact)
-    sums = (rows @ blocks).float()
-    share = count // linear.scales.shape[1]
-    factors = linear.scales.repeat_interleave(share, dim=1)
-    scaled = sums * scales.reshape(-1, count).T[:, :, None] * factors.T[:, None, :]
-    return scaled.sum(dim=0).view(*codes.shape[:-2], -1)
-
-
-def _unpack(packed: Tensor, columns: int) -> Tensor:
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
-    pairs = (packed[:, :, None] >> shifts) & 3
-    return pairs.flatten(1)[:, :columns].to(torch.int8) - 1
+    return rounded_weight(leaf) if isinstance(leaf, LatentLinear) else _dense(leaf)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.backends.torch import LatentLinear, TorchOps
+from nanochat.backends.torch import TorchOps
+from nanochat.backends.torch_linears import LatentLinear
 from nanochat.config import ModelConfig
 from nanochat.init import init
 from nanochat.model import TrainingOutputs

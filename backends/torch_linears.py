@@ -1,0 +1,172 @@
+"""This file holds the linears of the torch backend: how weights are kept, rounded and multiplied."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from nanochat import ternary
+from nanochat.weights import Dense, Int8, Latent, Stored
+
+__all__ = ["LatentLinear", "Leaf", "PackedLinear", "TableLinear", "copied", "prepare_leaf"]
+__all__ += ["products", "quantize_activations", "rounded_weight"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentLinear:
+    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin.
+
+    "float16" is the projection of an mHC site, whose input is not rounded.
+    """
+
+    values: Tensor
+    kind: Literal["ternary", "int8", "float16", "float"]
+    weight_block: int = 0
+    activation_block: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedLinear:
+    """A ternary matrix as stored: packed codes (R, ceil(C / 4)) and scales (R, blocks), float32."""
+
+    packed: Tensor
+    scales: Tensor
+    columns: int
+    activation_block: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableLinear:
+    """An 8-bit table: codes (R, C) and scales (R, 1), float32."""
+
+    codes: Tensor
+    scales: Tensor
+    activation_block: int
+
+
+Leaf = LatentLinear | PackedLinear | TableLinear | Tensor
+
+
+def prepare_leaf(name: str, leaf: Stored, device: torch.device) -> Leaf:
+    """The leaf on the device: ternary codes stay packed, latent weights stay latent."""
+    if isinstance(leaf, Dense):
+        return copied(leaf.values.astype(np.float32), device)
+    if isinstance(leaf, Latent):
+        return LatentLinear(
+            values=copied(leaf.values, device),
+            kind=leaf.kind,
+            weight_block=leaf.weight_block,
+            activation_block=leaf.activation_block,
+        )
+    if isinstance(leaf, Int8):
+        return TableLinear(
+            codes=copied(leaf.codes, device),
+            scales=copied(leaf.scales[:, None].astype(np.float32), device),
+            activation_block=leaf.activation_block,
+        )
+    ternary.require_legal(leaf.packed, name)
+    return PackedLinear(
+        packed=copied(leaf.packed, device),
+        scales=copied(leaf.scales.astype(np.float32), device),
+        columns=leaf.columns,
+        activation_block=leaf.activation_block,
+    )
+
+
+def copied(values: NDArray[np.generic], device: torch.device) -> Tensor:
+    """A tensor that shares no memory: torch refuses read-only memory maps, and shares that of writable arrays."""
+    return torch.tensor(np.array(values), device=device)
+
+
+def products(x: Tensor, linears: Sequence[Leaf], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See :meth:`nanochat.ops.Ops.project`; `dtype` is that of products with latent weights."""
+    rounded: dict[int, Tensor] = {}
+    codes: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def product(linear: Leaf) -> Tensor:
+        if isinstance(linear, Tensor):
+            return functional.linear(x, linear)
+        block = linear.activation_block
+        if isinstance(linear, LatentLinear):
+            if linear.kind == "float":
+                return _product(x, linear.values, dtype)
+            if block not in rounded:
+                rounded[block] = _rounded_activations(x, block)
+            return _product(rounded[block], rounded_weight(linear), dtype)
+        if block not in codes:
+            codes[block] = quantize_activations(x, block)
+        return _integer_product(*codes[block], linear)
+
+    return tuple(product(linear) for linear in linears)
+
+
+def quantize_activations(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Codes (..., blocks, block), as floats, and scales (..., blocks); see `ternary.quantize_activations`."""
+    blocks = x.unflatten(-1, (-1, block))
+    largest = blocks.abs().amax(dim=-1)
+    largest = torch.where(largest < torch.finfo(torch.float32).tiny * 128, 0.0, largest)
+    # A number divided by a tensor is a product with its reciprocal, in torch: another rounding.
+    inverse = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0.0)
+    return (blocks * inverse[..., None]).round().clamp(-127, 127), largest / 127
+
+
+def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
+
+
+def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+    return values + (rounded - values).detach()
+
+
+def _rounded_activations(x: Tensor, block: int) -> Tensor:
+    codes, scales = quantize_activations(x.detach(), block)
+    return _straight_through(x, (codes * scales[..., None]).flatten(-2))
+
+
+def rounded_weight(linear: LatentLinear) -> Tensor:
+    """What a latent weight stands for, with straight-through gradients."""
+    values = linear.values
+    if linear.kind == "float":
+        return values
+    weight = values.detach()
+    if linear.kind == "float16":
+        return _straight_through(values, weight.half().float())
+    floor = ternary.SMALLEST_SCALE
+    if linear.kind == "int8":
+        scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
+        return _straight_through(values, (weight / scales).round().clamp(-127, 127) * scales)
+    # As in `ternary.quantize`, to the last bit.
+    blocks = weight.unflatten(1, (-1, linear.weight_block))
+    mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
+    scales = mean.clamp(min=floor).half().float()
+    rounded = (blocks / scales).round().clamp(-1, 1) * scales
+    return _straight_through(values, rounded.flatten(1))
+
+
+def _integer_product(codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear) -> Tensor:
+    """Exact integer sums per activation block, as floats wide enough to hold them, then the scales."""
+    if isinstance(linear, PackedLinear):
+        weight, largest = _unpack(linear.packed, linear.columns), 1
+    else:
+        weight, largest = linear.codes, 127
+    count, block = codes.shape[-2:]
+    # float32 holds integers below 2**24 exactly.
+    exact = torch.float32 if 127 * largest * block < 2**24 else torch.float64
+    rows = codes.reshape(-1, count, block).transpose(0, 1).to(exact)
+    blocks = weight.view(-1, count, block).permute(1, 2, 0).to(exact)
+    sums = (rows @ blocks).float()
+    share = count // linear.scales.shape[1]
+    factors = linear.scales.repeat_interleave(share, dim=1)
+    scaled = sums * scales.reshape(-1, count).T[:, :, None] * factors.T[:, None, :]
+    return scaled.sum(dim=0).view(*codes.shape[:-2], -1)
+
+
+def _unpack(packed: Tensor, columns: int) -> Tensor:
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+    pairs = (packed[:, :, None] >> shifts) & 3
+    return pairs.flatten(1)[:, :columns].to(torch.int8) - 1
