@@ -11,7 +11,7 @@ from nanochat.cli.output import format_bytes, note, print_json, print_table
 from nanochat.cli.run import Group
 
 if TYPE_CHECKING:
-    from nanochat.train.manifest import Manifest
+    from nanochat.train.data import DataIndex
 
 __all__ = ["data"]
 
@@ -87,7 +87,7 @@ def prepare(
 ) -> None:
     """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
     from nanochat.text.tokenizer import Tokenizer
-    from nanochat.train.data import prepare as prepare_data
+    from nanochat.train.corpus import prepare as prepare_data
 
     if vocab_size is not None and tokenizer is None:
         source: Tokenizer | int = vocab_size
@@ -97,7 +97,7 @@ def prepare(
         raise click.UsageError(
             "pass either --vocab-size, to train a tokenizer, or --tokenizer, to use one"
         )
-    manifest = prepare_data(
+    index = prepare_data(
         patterns,
         out,
         source,
@@ -108,7 +108,7 @@ def prepare(
         overwrite=overwrite,
     )
     note(f"wrote {out}")
-    _print(manifest, as_json=as_json)
+    _print(index, as_json=as_json)
 
 
 @data.command(epilog=_SHOW_EXAMPLES)
@@ -117,22 +117,21 @@ def prepare(
 @as_json_option
 def show(directory: Path, *, verify: bool, as_json: bool) -> None:
     """Show what prepared data holds."""
-    from nanochat.train.data import Shards
-    from nanochat.train.manifest import Manifest
+    from nanochat.train.data import DataIndex, Shards
 
-    manifest = Manifest.read(directory)
+    index = DataIndex.read(directory)
     if verify:
-        if manifest.splits["train"].tokens:
+        if index.splits["train"].tokens:
             Shards(directory, "train").verify()
-        if manifest.splits["held_out"].tokens:
+        if index.splits["held_out"].tokens:
             Shards(directory, "held_out").verify()
         note("every checksum is right")
-    _print(manifest, as_json=as_json)
+    _print(index, as_json=as_json)
 
 
-def _print(manifest: "Manifest", *, as_json: bool) -> None:
+def _print(index: "DataIndex", *, as_json: bool) -> None:
     if as_json:
-        print_json(dataclasses.asdict(manifest))
+        print_json(dataclasses.asdict(index))
         return
     rows = [
         (
@@ -143,13 +142,13 @@ def _print(manifest: "Manifest", *, as_json: bool) -> None:
             f"{split.bytes / max(split.tokens, 1):.2f}",
             len(split.shards),
         )
-        for name, split in manifest.splits.items()
+        for name, split in index.splits.items()
     ]
     print_table(rows, header=("split", "files", "text", "tokens", "bytes/token", "shards"))
     print_table(
         [
-            ("vocabulary", f"{manifest.vocab_size} tokens"),
-            ("from", " ".join(manifest.patterns)),
-            *((f"left out, {reason}", f"{n} files") for reason, n in manifest.dropped.items()),
+            ("vocabulary", f"{index.vocab_size} tokens"),
+            ("from", " ".join(index.patterns)),
+            *((f"left out, {reason}", f"{n} files") for reason, n in index.dropped.items()),
         ]
     )

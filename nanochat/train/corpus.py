@@ -1,42 +1,120 @@
-"""This file holds the way from patterns on the command line to documents: one file, one document.
+"""This file holds the way from text files to training data: one file, one document.
 
-Every file belongs to one split, by a hash of its path relative to its pattern. So a file stays in its
-split when the corpus moves, grows or is read again.
+Every file belongs to one split, by a hash of its path relative to its pattern. So a file stays in its split when the
+corpus moves, grows or is read again.
 """
 
 import glob
 import hashlib
 import itertools
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.errors import DataError, InputError
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Document", "documents", "find_files", "is_held_out", "log_dropped", "position"]
+from nanochat.errors import DataError, InputError, SaveError
+from nanochat.text.tokenizer import Tokenizer
+from nanochat.train.data import FILE_NAME, DataIndex, Shard, Split
 
+__all__ = ["Document", "documents", "find_files", "is_held_out", "position", "prepare"]
+
+# A token is stored in 16 bits.
+_MAX_VOCABULARY = 65_536
+_BATCH_CHARACTERS = 4_000_000
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The text of one file.
-
-    Attributes
-    ----------
-    path : str
-        Path relative to the pattern that found it, with forward slashes.
-    text : str
-        The contents, unchanged.
-    held_out : bool
-        True if the file is for evaluation.
-    """
+    """The text of one file, unchanged, its path relative to the pattern, and whether it is for evaluation."""
 
     path: str
     text: str
     held_out: bool
+
+
+def prepare(
+    patterns: Sequence[str | Path],
+    output: str | Path,
+    tokenizer: Tokenizer | int,
+    *,
+    held_out: float = 0.02,
+    shard_tokens: int = 2**26,
+    max_file_bytes: int = 2**30,
+    sample_bytes: int = 20_000_000,
+    overwrite: bool = False,
+) -> DataIndex:
+    """Write the tokens of all files that `patterns` match, their tokenizer and ``data.json``, which is returned.
+
+    The directory appears complete or not at all.
+
+    Parameters
+    ----------
+    patterns, held_out, max_file_bytes
+        See :func:`documents`.
+    output : str or Path
+        Directory to create.
+    tokenizer : Tokenizer or int
+        A tokenizer, or the size of the vocabulary to train on this text.
+    shard_tokens : int
+        Tokens per file.
+    sample_bytes : int
+        Text that a new tokenizer is trained on, bytes, drawn from the training files.
+    overwrite : bool
+        Replace `output` if it holds prepared data.
+    """
+    output = Path(output)
+    vocab_size = tokenizer if isinstance(tokenizer, int) else tokenizer.vocab_size
+    if vocab_size > _MAX_VOCABULARY:
+        raise InputError(
+            f"a vocabulary of {vocab_size} tokens does not fit 16 bits: use at most {_MAX_VOCABULARY}"
+        )
+    for name, size in (
+        ("shard_tokens", shard_tokens),
+        ("max_file_bytes", max_file_bytes),
+        ("sample_bytes", sample_bytes),
+    ):
+        if size < 1:
+            raise InputError(f"{name}={size} leaves no room: pass 1 or more")
+    _check_output(output, overwrite)
+    dropped: Counter[str] = Counter()
+    if isinstance(tokenizer, int):
+        texts = _sample(patterns, held_out, max_file_bytes, sample_bytes)
+        tokenizer = Tokenizer.train(texts, tokenizer)
+    read = documents(patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
+            new = Path(aside) / "new"
+            new.mkdir()
+            for name, content in tokenizer.files().items():
+                (new / name).write_bytes(content)
+            splits = _write_splits(read, new, tokenizer, shard_tokens)
+            _log_dropped(dropped)
+            _check_splits(splits, held_out)
+            index = DataIndex(
+                patterns=tuple(map(str, patterns)),
+                held_out=held_out,
+                max_file_bytes=max_file_bytes,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer=tokenizer.fingerprint,
+                dropped=dict(dropped),
+                splits=splits,
+            )
+            index.write(new)
+            if output.exists():
+                output.rename(Path(aside) / "old")
+            new.rename(output)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {output}: {error.strerror or error}; free space or pass another path"
+        ) from error
+    return index
 
 
 def documents(
@@ -61,11 +139,6 @@ def documents(
         Largest file that is read, bytes. Large source files are mostly generated tables.
     dropped : Counter, optional
         Receives the number of files left out, by reason. Without it, the log does.
-
-    Raises
-    ------
-    DataError
-        If a pattern matches no file or a file cannot be read.
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
     seen: set[bytes] = set()
@@ -80,24 +153,11 @@ def documents(
         seen.add(contents)
         yield Document(path=name, text=text, held_out=is_held_out(name, held_out))
     if dropped is None:
-        log_dropped(counts)
-
-
-def log_dropped(dropped: Counter[str]) -> None:
-    """Warn of the files that :func:`documents` left out, if there are any."""
-    if dropped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        _LOGGER.warning("left out %d files: %s", dropped.total(), reasons)
+        _log_dropped(counts)
 
 
 def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """Return the relative and the real path of each file that `patterns` match, once, sorted.
-
-    Raises
-    ------
-    DataError
-        If a pattern matches no file, or there is no pattern.
-    """
+    """Return the relative and the real path of each file that `patterns` match, once, sorted."""
     if isinstance(patterns, str | Path) or not patterns:
         raise DataError(f"patterns is {patterns!r}: pass a list with at least one path or glob")
     found: dict[Path, str] = {}
@@ -115,13 +175,7 @@ def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Return whether the file of this relative path is for evaluation.
-
-    Raises
-    ------
-    InputError
-        If `share` is not in [0, 1).
-    """
+    """Return whether the file of this relative path is for evaluation, as are a `share` of all."""
     if not 0 <= share < 1:
         raise InputError(f"held_out={share} is not a share of the files: pass 0 <= held_out < 1")
     return position(name) < share
@@ -132,6 +186,12 @@ def position(name: str, salt: str = "split") -> float:
     digest = hashlib.blake2b(f"{salt}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8)
     # 53 bits, what a float holds exactly.
     return (int.from_bytes(digest.digest()) >> 11) / 2**53
+
+
+def _log_dropped(dropped: Counter[str]) -> None:
+    if dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+        _LOGGER.warning("left out %d files: %s", dropped.total(), reasons)
 
 
 def _expand(pattern: str) -> tuple[Path, list[Path]]:
@@ -163,3 +223,109 @@ def _read(path: Path, max_file_bytes: int, dropped: Counter[str]) -> str | None:
         dropped["empty"] += 1
         return None
     return text
+
+
+def _sample(
+    patterns: Sequence[str | Path], held_out: float, max_file_bytes: int, sample_bytes: int
+) -> Iterator[str]:
+    """Yield the text of training files, chosen by a hash, of about `sample_bytes` in all."""
+    sizes = {
+        name: path.stat().st_size
+        for name, path in find_files(patterns)
+        if not is_held_out(name, held_out)
+    }
+    total = sum(size for size in sizes.values() if size <= max_file_bytes)
+    share = sample_bytes / max(1, total)
+    read = documents(patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=Counter())
+    for document in read:
+        if not document.held_out and position(document.path, "sample") < share:
+            yield document.text
+
+
+def _write_splits(
+    read: Iterator[Document], directory: Path, tokenizer: Tokenizer, shard_tokens: int
+) -> dict[str, Split]:
+    writers = {split: _Writer(directory, split, shard_tokens) for split in ("train", "held_out")}
+    for group in _batches(read):
+        encoded = tokenizer.encode_batch([document.text for document in group])
+        for document, tokens in zip(group, encoded, strict=True):
+            split = "held_out" if document.held_out else "train"
+            writers[split].add(document.text, [tokenizer.bos, *tokens])
+        _LOGGER.info("%d tokens", sum(writer.tokens for writer in writers.values()))
+    return {split: writer.close() for split, writer in writers.items()}
+
+
+def _batches(read: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists that are worth a call of the tokenizer, which uses all cores."""
+    batch: list[Document] = []
+    characters = 0
+    for document in read:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """Cuts a stream of tokens into files."""
+
+    def __init__(self, directory: Path, split: str, shard_tokens: int) -> None:
+        self.tokens = self._files = self._bytes = 0
+        self._directory = directory
+        self._split = split
+        self._shard_tokens = shard_tokens
+        self._parts: list[NDArray[np.uint16]] = []
+        self._shards: list[Shard] = []
+
+    def add(self, text: str, tokens: list[int]) -> None:
+        self._files += 1
+        self._bytes += len(text.encode())
+        self.tokens += len(tokens)
+        self._parts.append(np.array(tokens, "<u2"))
+        if self.tokens - self._shard_tokens * len(self._shards) >= self._shard_tokens:
+            self._flush(last=False)
+
+    def close(self) -> Split:
+        self._flush(last=True)
+        return Split(
+            files=self._files, bytes=self._bytes, tokens=self.tokens, shards=tuple(self._shards)
+        )
+
+    def _flush(self, *, last: bool) -> None:
+        stream = np.concatenate(self._parts) if self._parts else np.empty(0, "<u2")
+        while len(stream) >= self._shard_tokens or (last and len(stream)):
+            path = self._directory / f"{self._split}-{len(self._shards):05d}.npy"
+            self._shards.append(Shard.write(path, stream[: self._shard_tokens]))
+            stream = stream[self._shard_tokens :]
+        self._parts = [stream]
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / FILE_NAME).is_file():
+        raise InputError(
+            f"{output} exists and is not prepared data: pass another path, or delete it"
+        )
+    if not overwrite:
+        raise InputError(
+            f"{output} already holds prepared data: pass --overwrite, or overwrite=True in Python, to replace it"
+        )
+
+
+def _check_splits(splits: dict[str, Split], held_out: float) -> None:
+    if not splits["train"].tokens and not splits["held_out"].tokens:
+        raise DataError("the files hold no text: pass patterns that match UTF-8 text")
+    if not splits["train"].tokens:
+        raise DataError(
+            f"no text for training: all {splits['held_out'].files} files are held out at "
+            f"held_out={held_out}; add files or pass a smaller share"
+        )
+    if held_out and not splits["held_out"].tokens:
+        raise DataError(
+            f"none of {splits['train'].files} files is held out at held_out={held_out}: pass a larger "
+            "share, more and smaller files, or 0"
+        )

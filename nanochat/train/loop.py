@@ -50,7 +50,7 @@ class Trainer:
     ----------
     recipe : Recipe
     data : Path
-        Token shards, from `nanochat.train.data.prepare`.
+        Token shards, from `nanochat.train.corpus.prepare`.
     directory : Path
         Of the run: ``log.jsonl``, ``snapshot/`` and in the end ``model/``.
     start : Path, optional

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nanochat.errors import DataError, FormatError, InputError, SaveError, VersionError
 from nanochat.text.tokenizer import Tokenizer
-from nanochat.train.corpus import documents, find_files, is_held_out, position
-from nanochat.train.data import Shards, _window_starts, prepare
+from nanochat.train.corpus import documents, find_files, is_held_out, position, prepare
+from nanochat.train.data import Shards, _window_starts
 
 WORDS = ["fn", "let", "mut", "struct", "impl", "(self)", "{\n", "}\n", "->", "u32", "é", "🙂"]
 TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 2, vocab_size=290)
@@ -160,8 +160,8 @@ def test_a_split_is_its_documents_behind_bos(corpus: Path, data: Path, split: st
     ]
 
 
-def test_the_manifest_counts_files_bytes_and_tokens(corpus: Path, data: Path) -> None:
-    splits = Shards(data).manifest.splits
+def test_the_index_counts_files_bytes_and_tokens(corpus: Path, data: Path) -> None:
+    splits = Shards(data).index.splits
     train, held_out = splits["train"], splits["held_out"]
 
     assert train.files + held_out.files == 60
@@ -210,9 +210,9 @@ def test_prepared_data_is_replaced_on_request_only(corpus: Path, copy: Path) -> 
     with pytest.raises(InputError, match="pass --overwrite, or overwrite=True"):
         prepare([corpus], copy, TOKENIZER)
 
-    manifest = prepare([corpus], copy, TOKENIZER, held_out=0.3, overwrite=True)
+    index = prepare([corpus], copy, TOKENIZER, held_out=0.3, overwrite=True)
 
-    assert Shards(copy).manifest == manifest
+    assert Shards(copy).index == index
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
@@ -415,7 +415,7 @@ def test_an_unknown_split_is_refused(data: Path) -> None:
         Shards(data, "test")  # type: ignore[arg-type] # the mistake under test
 
 
-def test_a_newer_manifest_asks_for_an_upgrade(copy: Path) -> None:
+def test_a_newer_index_asks_for_an_upgrade(copy: Path) -> None:
     rewrite(copy, format=2)
 
     with pytest.raises(VersionError, match="upgrade nanochat-ternary"):
@@ -445,14 +445,14 @@ SHARD = {"name": "train-00000.npy", "tokens": 1, "bytes": 130, "sha256": ""}
         pytest.param({"surprise": 1}, id="unknown field"),
     ],
 )
-def test_a_damaged_manifest_is_refused(copy: Path, changes: dict[str, Any]) -> None:
+def test_a_damaged_index_is_refused(copy: Path, changes: dict[str, Any]) -> None:
     rewrite(copy, **changes)
 
     with pytest.raises(FormatError, match=r"data\.json: .*prepare the data again"):
         Shards(copy)
 
 
-def test_a_manifest_that_is_not_json_is_refused(copy: Path) -> None:
+def test_an_index_that_is_not_json_is_refused(copy: Path) -> None:
     (copy / "data.json").write_text('{"format": 1')
 
     with pytest.raises(FormatError, match=r"data\.json: not valid JSON"):

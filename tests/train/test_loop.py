@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from nanochat import checkpoint
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
-from nanochat.train.data import prepare
+from nanochat.train.corpus import prepare
 from nanochat.train.loop import Report, Trainer
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
