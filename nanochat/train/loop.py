@@ -25,11 +25,10 @@ from nanochat.init import freeze, init
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
 from nanochat.train.module import LanguageModel
-from nanochat.train.objective import objective
-from nanochat.train.probe import mixing_gradients, stream_divergence
+from nanochat.train.objective import mixing_gradients, objective, stream_divergence
+from nanochat.train.optimizers import Updater
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
-from nanochat.train.updater import Updater
 from nanochat.weights import named_leaves
 
 __all__ = ["Report", "Trainer"]

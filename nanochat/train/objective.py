@@ -1,15 +1,32 @@
-"""This file holds the training objective: cross entropy, and what loops, experts and extra heads add to it."""
+"""This file holds what training minimises, and what it watches of mHC besides.
 
+The objective is the cross entropy, and what loops, experts and extra heads add to it. Of mHC, it is logged whether the
+streams differ, and how much the sites amplify.
+"""
+
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nanochat.model import TrainingOutputs
+from nanochat.backends.torch import TorchOps
+from nanochat.config import Mixer
+from nanochat.model import TrainingOutputs, forward
+from nanochat.train.module import LanguageModel
 
-__all__ = ["Objective", "exit_distribution", "objective"]
+__all__ = [
+    "Objective",
+    "exit_distribution",
+    "mixing_gradients",
+    "objective",
+    "stream_divergence",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +62,6 @@ def objective(
 
     Parameters
     ----------
-    outputs : TrainingOutputs
     targets : int64 tensor, shape (B, T)
         The token after each input token.
     top_k : int
@@ -70,9 +86,8 @@ def objective(
         loss = loss + settings.ahead / len(outputs.ahead) * later
     for logits in outputs.routing:
         routed = _balance(logits, top_k) * settings.balance
-        loss = loss + (routed + logits.logsumexp(dim=-1).square().mean() * settings.router_z) / len(
-            outputs.routing
-        )
+        routed = routed + logits.logsumexp(dim=-1).square().mean() * settings.router_z
+        loss = loss + routed / len(outputs.routing)
     return loss, cross_entropy
 
 
@@ -94,3 +109,68 @@ def _balance(logits: Tensor, top_k: int) -> Tensor:
     chosen = functional.one_hot(rows.topk(top_k, dim=-1).indices, count).sum(dim=1)
     share = chosen.float().mean(dim=0) / top_k
     return count * (share * rows.softmax(dim=-1).mean(dim=0)).sum()
+
+
+@torch.no_grad()
+def stream_divergence(model: LanguageModel, tokens: Tensor) -> tuple[list[float], float]:
+    """How far apart the streams are at each site, and how much all sites together amplify, for tokens (B, T).
+
+    Returns
+    -------
+    divergence : list of float
+        RMS of the streams' distance from their mean over RMS of the mean, in the order of the sites; empty for one
+        stream. Streams that are equal give 0.
+    gain : float
+        Largest row sum of the product of all sites' ``Hres + Hpost (outer) Hpre``. That is the growth of a constant
+        signal when every sub-layer passes its input on unchanged. Hres alone would give exactly 1 for any doubly
+        stochastic mixer, and say nothing.
+    """
+    probe = _Probe(model.ops)
+    forward(tokens, model.tree(), model.config, probe)
+    product = np.eye(model.config.num_streams)
+    for matrix in probe.matrices:
+        product = matrix @ product
+    return probe.divergence, float(np.abs(product).sum(axis=1).max())
+
+
+def mixing_gradients(gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Norms of the gradients of read, write and mixing logits, over all sites."""
+    found: dict[str, list[Tensor]] = {}
+    for name, gradient in gradients.items():
+        match = re.search(r"\.mhc\.(read|write|mix)$", name)
+        if match:
+            found.setdefault(match[1], []).append(gradient.norm())
+    return {kind: float(torch.stack(norms).norm()) for kind, norms in found.items()}
+
+
+class _Probe(TorchOps):
+    """Notes, at every site, how far the streams are from their mean, and the matrix of the site with F as identity."""
+
+    def __init__(self, ops: TorchOps) -> None:
+        super().__init__(str(ops.device), ops.dtype)
+        self.divergence: list[float] = []
+        self.matrices: list[NDArray[np.float64]] = []
+        self._read: Tensor | None = None
+
+    def mhc_read(  # type: ignore[no-untyped-def]
+        self, streams: Tensor, site, *, mixer: Mixer, iterations: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        u, post, mix = super().mhc_read(streams, site, mixer=mixer, iterations=iterations, eps=eps)
+        # The read weights, from what a basis of streams is read as.
+        self._read = site.read.sigmoid()
+        return u, post, mix
+
+    def mhc_write(self, streams: Tensor, y: Tensor, post: Tensor, mix: Tensor | None) -> Tensor:
+        out = super().mhc_write(streams, y, post, mix)
+        mean = out.mean(dim=2, keepdim=True)
+        self.divergence.append(
+            float((out - mean).square().mean().sqrt() / mean.square().mean().sqrt())
+        )
+        assert self._read is not None
+        n = streams.shape[2]
+        mixing = (
+            torch.eye(n, device=out.device) if mix is None else mix.reshape(-1, n, n).mean(dim=0)
+        )
+        write = post.reshape(-1, n).mean(dim=0)
+        self.matrices.append((mixing + write[:, None] * self._read[None, :]).double().cpu().numpy())
+        return out

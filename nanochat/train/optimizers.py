@@ -1,15 +1,24 @@
-"""This file holds the update rules: Muon for matrices, AdamW or Lion for everything else.
+"""This file holds the optimizers: Muon for matrices, AdamW or Lion for everything else.
 
-Each is a pure function of arrays, ``rule(parameter, gradient, state, hyper) -> parameter, state``, written with the
+A rule is a pure function of arrays, ``rule(parameter, gradient, state, hyper) -> parameter, state``, written with the
 operators that torch tensors and MLX arrays share; learning rates may be Python numbers. Leading axes of a parameter
 stack equal shapes, so that one call updates many matrices.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Hyper", "Rule", "adamw", "lion", "muon", "orthogonalize", "rule_of"]
+import torch
+from torch import Tensor, nn
+
+from nanochat.errors import TrainingError
+from nanochat.train.module import LanguageModel
+from nanochat.train.recipe import Recipe, learning_rate_factor
+from nanochat.weights import Spec
+
+__all__ = ["Hyper", "Rule", "Updater", "adamw", "lion", "muon", "orthogonalize"]
 
 # torch tensors and MLX arrays share operators but no type.
 Array = Any
@@ -108,10 +117,106 @@ def orthogonalize(matrix: Array) -> Array:
     return _transpose(x) if tall else x
 
 
-def rule_of(name: Rule) -> Callable[[Array, Array, State, Hyper], tuple[Array, State]]:
-    """The update rule of that name."""
-    return {"muon": muon, "adamw": adamw, "lion": lion}[name]
-
-
 def _transpose(x: Array) -> Array:
     return x.swapaxes(-2, -1)
+
+
+_RULES: Mapping[Rule, Callable[[Array, Array, State, Hyper], tuple[Array, State]]] = {
+    "muon": muon,
+    "adamw": adamw,
+    "lion": lion,
+}
+
+
+class Updater:
+    """Applies one update to all parameters of a model, in stacks of equal shapes.
+
+    Attributes
+    ----------
+    state : dict of str to dict of str to tensor
+        Per group, the tensors of its rule, stacked like its parameters.
+    """
+
+    def __init__(self, model: LanguageModel, specs: Mapping[str, Spec], recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._groups = _groups(specs, recipe)
+        self.state: dict[str, dict[str, Tensor]] = {name: {} for name in self._groups}
+
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """Take over the state of a snapshot, if it is of this model under this recipe."""
+        for key, group in self._groups.items():
+            shape = (len(group.names), *self._parameters[group.names[0]].shape)
+            found = state.get(key, {})
+            if not found or any(tuple(tensor.shape) != shape for tensor in found.values()):
+                raise TrainingError(
+                    f"{source} has no optimizer state {key} of shape {shape}: it is damaged, or of a recipe with other "
+                    "rules or rates; use an earlier snapshot, or keep the recipe's rates"
+                )
+            self.state[key] = dict(found)
+
+    @torch.no_grad()
+    def update(self, step: int) -> Tensor:
+        """Clip the gradients, update every parameter for this step (from 0), and drop the gradients.
+
+        Returns
+        -------
+        scalar tensor
+            The global gradient norm before clipping.
+        """
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        norm: Tensor = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        shrink = (self._recipe.clip / (norm + 1e-12)).clamp(max=1.0)
+        factor = learning_rate_factor(self._recipe, step)
+        for key, group in self._groups.items():
+            parameters = [self._parameters[name] for name in group.names]
+            # A parameter that this step did not use (an expert without tokens) has no gradient.
+            stacked = torch.stack(
+                [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            )
+            new, self.state[key] = _RULES[group.rule](
+                torch.stack([p.detach() for p in parameters]),
+                stacked * shrink,
+                self.state[key],
+                Hyper(
+                    learning_rate=group.rate * factor,
+                    step=step + 1,
+                    weight_decay=group.weight_decay,
+                ),
+            )
+            for parameter, value in zip(parameters, new.unbind(), strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+        return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Parameters of one shape that share a rule and a peak learning rate."""
+
+    names: tuple[str, ...]
+    rule: Rule
+    rate: float
+    weight_decay: float
+
+
+def _groups(specs: Mapping[str, Spec], recipe: Recipe) -> dict[str, _Group]:
+    alike: dict[tuple[Rule, float, float, tuple[int, ...]], list[str]] = {}
+    for name, spec in specs.items():
+        rule: Rule = recipe.table_rule
+        rate, decay = recipe.vector_rate, 0.0
+        if spec.kind == "ternary":
+            rule, rate, decay = "muon", recipe.matrix_rate, recipe.weight_decay
+        elif spec.initial in ("embedding", "head"):
+            rate = recipe.table_rate
+        alike.setdefault((rule, rate, decay, spec.shape), []).append(name)
+    groups = {}
+    for (rule, rate, decay, shape), names in alike.items():
+        # Bounded stacks: the copies of a large model's matrices must not double its memory.
+        limit = max(1, (1 << 26) // max(1, math.prod(shape)))
+        for first in range(0, len(names), limit):
+            part = tuple(names[first : first + limit])
+            groups[f"{rule}:{part[0]}"] = _Group(
+                names=part, rule=rule, rate=rate, weight_decay=decay
+            )
+    return groups
