@@ -9,7 +9,7 @@ import click
 from nanochat.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from nanochat.train.loop import Report
+    from nanochat.train.loop import LogEntry
     from nanochat.train.recipe import Recipe
 
 __all__ = ["train"]
@@ -117,7 +117,7 @@ def train(
     last: dict[str, object] = {}
     with _progress(recipe, trainer.step) as show:
 
-        def note(report: "Report") -> None:
+        def note(report: "LogEntry") -> None:
             if "held_out_bits_per_byte" in report.values:
                 last.update(step=report.step, **report.values)
             show(report)
@@ -197,7 +197,7 @@ class _progress:  # noqa: N801
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def __call__(self, report: "Report") -> None:
+    def __call__(self, report: "LogEntry") -> None:
         values = report.values
         bits = values.get("held_out_bits_per_byte")
         if isinstance(bits, float):

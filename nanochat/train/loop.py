@@ -14,6 +14,7 @@ from typing import TextIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.torch import TorchOps
@@ -31,11 +32,11 @@ from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
 from nanochat.weights import named_leaves
 
-__all__ = ["Report", "Trainer"]
+__all__ = ["LogEntry", "Trainer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class LogEntry:
     """One line of the log; what was not measured at this step is absent."""
 
     step: int
@@ -47,7 +48,6 @@ class Trainer:
 
     Parameters
     ----------
-    recipe : Recipe
     data : Path
         Token shards, from `nanochat.train.corpus.prepare`.
     directory : Path
@@ -61,13 +61,6 @@ class Trainer:
         needs the same number.
     compile_model : bool
         Whether to run through ``torch.compile``: slow to start, several times faster afterwards.
-
-    Raises
-    ------
-    ConfigError
-        If the model's vocabulary is smaller than the tokenizer's.
-    TrainingError
-        If the snapshot is another model's.
     """
 
     def __init__(
@@ -107,12 +100,10 @@ class Trainer:
         # A branch is a run of its own, with a recipe of its own in its log.
         resumed = start is not None and start.resolve().parent == directory.resolve()
         self._first_step = None if resumed else self.step
-        self._losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._objective
-        if compile_model:
-            self._losses = torch.compile(self._objective)
+        self._losses = torch.compile(self._objective) if compile_model else self._objective
 
-    def run(self, show: Callable[[Report], None]) -> bool:
-        """Train to the recipe's last step; every report is written to the log and shown.
+    def run(self, show: Callable[[LogEntry], None]) -> bool:
+        """Train to the recipe's last step; every entry is written to the log and shown.
 
         SIGINT and SIGTERM end the run after the current step, with a snapshot.
 
@@ -120,11 +111,6 @@ class Trainer:
         -------
         bool
             Whether the last step was reached; the model directory is then written.
-
-        Raises
-        ------
-        TrainingError
-            If the loss is no longer finite; the last snapshot is older and good.
         """
         # Whoever sees the log may interrupt the run.
         with _interruption() as interrupted, self._log() as log:
@@ -132,7 +118,7 @@ class Trainer:
             def report(values: dict[str, object]) -> None:
                 log.write(json.dumps({"step": self.step, **values}) + "\n")
                 log.flush()
-                show(Report(step=self.step, values=values))
+                show(LogEntry(step=self.step, values=values))
 
             if self.step == self._first_step:
                 report({"recipe": recipe_to_dict(self.recipe), "machine": _machine()})
@@ -158,7 +144,6 @@ class Trainer:
         Whole windows of the recipe's length are scored, each without what stood before it.
         """
         nats, num_bytes, num_tokens = 0.0, 0, 0
-        device = self.model.ops.device
         batches = self.held_out.windows(self.recipe.batch_size, self.recipe.length)
         with torch.no_grad():
             for inputs, targets, lengths in batches:
@@ -166,9 +151,7 @@ class Trainer:
                     break
                 # A last batch of another size would be compiled anew.
                 losses = self._losses if len(inputs) == self.recipe.batch_size else self._objective
-                _, cross_entropy = losses(
-                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
-                )
+                _, cross_entropy = losses(self._tensor(inputs), self._tensor(targets))
                 nats += float(cross_entropy) * targets.size
                 num_tokens += targets.size
                 num_bytes += int(lengths.sum())
@@ -179,19 +162,18 @@ class Trainer:
         }
         if self.recipe.model.num_streams > 1:
             inputs, _ = self.shards.batch(0, 1, self.recipe.length)
-            divergence, gain = stream_divergence(self.model, torch.from_numpy(inputs).to(device))
+            divergence, gain = stream_divergence(self.model, self._tensor(inputs))
             values["stream_divergence"] = [round(d, 5) for d in divergence]
             values["composite_gain"] = gain
         return values
 
     def save(self) -> None:
         """Write the snapshot of this step."""
-        parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         snapshot = Snapshot(
             step=self.step,
             recipe=self.recipe,
             data=self.shards.fingerprint,
-            parameters=parameters,
+            parameters={name: p.detach() for name, p in self.model.named_parameters()},
             optimizer=self.updater.state,
         )
         save_snapshot(self.directory / "snapshot", snapshot)
@@ -219,10 +201,7 @@ class Trainer:
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
-        device = self.model.ops.device
-        loss, cross_entropy = self._losses(
-            torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
-        )
+        loss, cross_entropy = self._losses(self._tensor(inputs), self._tensor(targets))
         values = {"loss": loss.item(), "cross_entropy": cross_entropy.item()}
         if not math.isfinite(values["loss"]):
             raise TrainingError(
@@ -233,15 +212,13 @@ class Trainer:
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         mixing = mixing_gradients(gradients)
         norm = self.updater.update(self.step)
-        factor = learning_rate_factor(self.recipe, self.step)
         self.step += 1
-        seconds = time.perf_counter() - begin
         return {
             "tokens": self.step * self.recipe.batch_size * self.recipe.length,
             **values,
-            "learning_rate_factor": factor,
+            "learning_rate_factor": learning_rate_factor(self.recipe, self.step - 1),
             "gradient_norm": float(norm),
-            "tokens_per_second": inputs.size / seconds,
+            "tokens_per_second": inputs.size / (time.perf_counter() - begin),
             **{f"gradient_norm_{kind}": value for kind, value in mixing.items()},
         }
 
@@ -252,14 +229,12 @@ class Trainer:
                 f"{start} is a snapshot of another model: pass that model's configuration"
             )
         for name, parameter in self.model.named_parameters():
-            if (
-                name not in snapshot.parameters
-                or snapshot.parameters[name].shape != parameter.shape
-            ):
+            found = snapshot.parameters.get(name)
+            if found is None or found.shape != parameter.shape:
                 raise TrainingError(
                     f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged"
                 )
-            parameter.data.copy_(snapshot.parameters[name])
+            parameter.data.copy_(found)
         if snapshot.data != self.shards.fingerprint:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
@@ -270,6 +245,9 @@ class Trainer:
             )
         self.updater.restore(snapshot.optimizer, str(start))
         self.step = snapshot.step
+
+    def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(tokens).to(self.model.ops.device)
 
     @contextmanager
     def _log(self) -> Iterator[TextIO]:

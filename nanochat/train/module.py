@@ -27,7 +27,6 @@ class LanguageModel(nn.Module):
 
     Parameters
     ----------
-    config : ModelConfig
     weights : tree of latent and dense leaves
         The start, from `nanochat.init.init`.
     ops : TorchOps

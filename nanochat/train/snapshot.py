@@ -35,13 +35,7 @@ class Snapshot:
 
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot into a directory of its own, complete or not at all.
-
-    Raises
-    ------
-    SaveError
-        If the disk is full or the directory cannot be written.
-    """
+    """Write a snapshot into a directory of its own, complete or not at all."""
     flat = {
         f"{group}|{name}": tensor
         for group, state in snapshot.optimizer.items()
@@ -60,15 +54,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
 
 
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
-    """Read a snapshot.
-
-    Raises
-    ------
-    TrainingError
-        If there is none.
-    FormatError
-        If it is damaged or from a newer version.
-    """
+    """Read a snapshot."""
     path = directory / "snapshot.json"
     if not path.is_file():
         raise TrainingError(

@@ -15,7 +15,7 @@ from nanochat import checkpoint
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.train.corpus import prepare
-from nanochat.train.loop import Report, Trainer
+from nanochat.train.loop import LogEntry, Trainer
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 MODEL = {
@@ -59,7 +59,7 @@ def losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def quiet(_: Report) -> None:
+def quiet(_: LogEntry) -> None:
     pass
 
 
