@@ -22,15 +22,7 @@ __all__ = ["Message", "render"]
 
 
 class Message(TypedDict):
-    """One turn of a conversation.
-
-    Attributes
-    ----------
-    role : {"system", "user", "assistant"}
-        Who speaks.
-    content : str
-        What is said; names of special tokens in it are text.
-    """
+    """One turn of a conversation; names of special tokens in the content are text."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -47,18 +39,8 @@ def render(messages: Sequence[Message], tokenizer: TextCodec, *, reply: bool = T
     ----------
     messages : sequence of Message
         At least one.
-    tokenizer : TextCodec
-        Encodes the contents, and knows the format.
     reply : bool
         True opens a turn of the assistant at the end, for the model to fill.
-
-    Raises
-    ------
-    InputError
-        If there is no message, or a message has another role or contents that are not a string; if the tokenizer's
-        template refuses the conversation, or it has none.
-    FormatError
-        If the template does not work.
 
     Examples
     --------
@@ -87,7 +69,11 @@ def render(messages: Sequence[Message], tokenizer: TextCodec, *, reply: bool = T
 
 
 def _checked(index: int, message: object) -> Message:
-    role, content = _fields(index, message)
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise InputError(
+            f'message {index} is {message!r:.80}: pass {{"role": "user", "content": "..."}}'
+        )
+    role, content = message["role"], message["content"]
     if role not in ("system", "user", "assistant"):
         raise InputError(
             f"message {index} has role {role!r:.40}: use one of system, user, assistant"
@@ -97,14 +83,6 @@ def _checked(index: int, message: object) -> Message:
             f"the content of message {index} is {content!r:.80}: pass a string, and only text"
         )
     return {"role": role, "content": content}
-
-
-def _fields(index: int, message: object) -> tuple[object, object]:
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise InputError(
-            f'message {index} is {message!r:.80}: pass {{"role": "user", "content": "..."}}'
-        )
-    return message["role"], message["content"]
 
 
 def _render_template(messages: Sequence[Message], tokenizer: TextCodec, reply: bool) -> list[int]:
@@ -118,7 +96,10 @@ def _render_template(messages: Sequence[Message], tokenizer: TextCodec, reply: b
         )
     names = {token: name for name, token in tokenizer.specials.items()}
     roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
-    mark = _unused_mark([message["content"] for message in messages])
+    contents = [message["content"] for message in messages]
+    mark = next((m for m in _MARKS if not any(m in content for content in contents)), "")
+    if not mark:
+        raise InputError("the messages hold every character from U+FDD0 to U+FDEF: leave one out")
     shielded = [
         {"role": message["role"], "content": _shield(message["content"], tokenizer.specials, mark)}
         for message in messages
@@ -137,13 +118,6 @@ def _render_template(messages: Sequence[Message], tokenizer: TextCodec, reply: b
         token = tokenizer.specials.get(part)
         tokens += tokenizer.encode(part.replace(mark, "")) if token is None else [token]
     return tokens
-
-
-def _unused_mark(contents: Sequence[str]) -> str:
-    for mark in _MARKS:
-        if not any(mark in content for content in contents):
-            return mark
-    raise InputError("the messages hold every character from U+FDD0 to U+FDEF: leave one out")
 
 
 def _shield(content: str, specials: Mapping[str, int], mark: str) -> str:

@@ -21,82 +21,61 @@ class TextCodec(Protocol):
     @property
     def vocab_size(self) -> int:
         """One more than the largest token."""
-        ...
 
     @property
     def bos(self) -> int | None:
         """Token of the start of a text, if there is one."""
-        ...
 
     @property
     def eos(self) -> int | None:
         """Token of the end of a text, if there is one."""
-        ...
 
     @property
     def pad(self) -> int | None:
         """Token of padding, if there is one."""
-        ...
 
     @property
     def opening(self) -> tuple[int, ...]:
         """Tokens that stand before every text: the start's, or none."""
-        ...
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Tokens that stand for no text."""
-        ...
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens after which a model has no more to say."""
-        ...
 
     @property
     def specials(self) -> Mapping[str, int]:
         """Special tokens by their names."""
-        ...
 
     @property
     def chat_template(self) -> str:
         """How a conversation is written, in Jinja; empty if the model has none."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Equal for tokenizers that encode alike."""
-        ...
 
     def files(self) -> dict[str, bytes]:
         """Content of its files, by name."""
-        ...
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Tokens of a text, without `opening`; with `specials`, names of special tokens become those."""
-        ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Tokens of each text."""
-        ...
 
     def decode(self, tokens: Iterable[int], *, skip_specials: bool = True) -> str:
         """Text of tokens, with U+FFFD for bytes that are not UTF-8."""
-        ...
 
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token inside a text; a special has none."""
-        ...
 
 
 def check_text(text: str) -> str:
-    """Return the text, if it can be encoded.
-
-    Raises
-    ------
-    InputError
-        If it is not a string or has lone surrogates.
-    """
+    """Return the text, if it is a string that has a UTF-8 form."""
     if not isinstance(text, str):
         raise InputError(f"cannot encode {type(text).__name__}: pass a str, or use encode_bytes")
     try:

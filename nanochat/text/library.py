@@ -37,13 +37,7 @@ _ENDS = (
 
 
 def load_tokenizer(directory: str | Path) -> TextCodec:
-    """The tokenizer of a folder: one of ours if its special tokens are, else another's.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing, too large or damaged, or of a kind that cannot be read.
-    """
+    """The tokenizer of a folder: one of ours if its special tokens are, else another's."""
     path = Path(directory) / _TOKENIZER
     content = read_bytes(path, limit=MAX_FILE_BYTES)
     data = parse_json(content, str(path))
@@ -67,11 +61,6 @@ class LibraryTokenizer:
         What its tokens are for.
     files : mapping, optional
         What `files` gives back; absent is made of the other two.
-
-    Raises
-    ------
-    FormatError
-        If the library cannot read it, or its tokens have no bytes of their own.
     """
 
     def __init__(
@@ -89,56 +78,26 @@ class LibraryTokenizer:
         self._json = json.dumps(_without_limits(data, special))
         self._library = _library(self._json, specials=False)
         vocabulary = self._library.get_vocab(with_added_tokens=True)
-        self._vocab_size = 1 + max(vocabulary.values(), default=-1)
-        _require_known(named, self._vocab_size)
-        self._roles = roles
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        for number in named:
+            if number is None or not 0 <= number < self.vocab_size:
+                raise FormatError(
+                    f"token {number} starts or ends texts, but the vocabulary has {self.vocab_size}: the files are of "
+                    "two tokenizers; fetch them again"
+                )
+        self.bos, self.eos, self.pad = roles.bos, roles.eos, roles.pad
+        self.chat_template = roles.chat_template
         self._pieces = Pieces(data.get("decoder"))
         self._texts = {token: name for name, token in numbers.items()}
-        self._specials = {name: numbers[name] for name in sorted(special)}
-        self._special_ids = frozenset(self._specials.values())
-        self._stop_ids = frozenset(token for token in stops if token is not None)
-        self._not_from_text = self._special_ids - {_unknown(data, vocabulary)}
-        self._opening = self._find_opening()
+        self.specials = {name: numbers[name] for name in sorted(special)}
+        self.special_ids = frozenset(self.specials.values())
+        self.stop_ids = frozenset(token for token in stops if token is not None)
+        self._not_from_text = self.special_ids - {_unknown(data, vocabulary)}
+        self.opening = self._find_opening(roles)
         self._files = files or {
             _TOKENIZER: self._json.encode(),
             _SETTINGS: write_roles(roles, self._texts),
         }
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def bos(self) -> int | None:
-        return self._roles.bos
-
-    @property
-    def eos(self) -> int | None:
-        return self._roles.eos
-
-    @property
-    def pad(self) -> int | None:
-        return self._roles.pad
-
-    @property
-    def opening(self) -> tuple[int, ...]:
-        return self._opening
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        return self._special_ids
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        return self._stop_ids
-
-    @property
-    def specials(self) -> Mapping[str, int]:
-        return self._specials
-
-    @property
-    def chat_template(self) -> str:
-        return self._roles.chat_template
 
     @property
     def fingerprint(self) -> str:
@@ -149,14 +108,7 @@ class LibraryTokenizer:
         return dict(self._files)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        """See `TextCodec.encode`.
-
-        Raises
-        ------
-        InputError
-            If `text` is not a string, has lone surrogates, or holds the name of a special token that this tokenizer
-            cannot spell in other tokens.
-        """
+        """See `TextCodec.encode`; a text with a special token's name that has no other spelling is refused."""
         library = self._with_specials if specials else self._library
         ids = library.encode(check_text(text), add_special_tokens=False).ids
         return ids if specials or self._not_from_text.isdisjoint(ids) else self._spell(text)
@@ -174,7 +126,7 @@ class LibraryTokenizer:
         """See `TextCodec.decode`; the space that the tokenizer puts before a text is taken off."""
         parts = [
             self._texts[token].encode()
-            if not skip_specials and token in self._special_ids
+            if not skip_specials and token in self.special_ids
             else self.token_bytes(token)
             for token in tokens
         ]
@@ -182,19 +134,12 @@ class LibraryTokenizer:
         return text.removeprefix(" ") if self._pieces.strips_space else text
 
     def token_bytes(self, token: int) -> bytes:
-        """See `TextCodec.token_bytes`.
-
-        Raises
-        ------
-        InputError
-            If `token` is not in the vocabulary.
-        """
-        if not 0 <= token < self._vocab_size:
+        if not 0 <= token < self.vocab_size:
             raise InputError(
-                f"token {token} is outside this vocabulary of {self._vocab_size} tokens: decode with the tokenizer "
+                f"token {token} is outside this vocabulary of {self.vocab_size} tokens: decode with the tokenizer "
                 "that encoded the text"
             )
-        if token in self._special_ids:
+        if token in self.special_ids:
             return b""
         if token in self._texts:
             return self._texts[token].encode()
@@ -207,7 +152,7 @@ class LibraryTokenizer:
 
     def _spell(self, text: str) -> list[int]:
         """Tokens of a text in which the vocabulary itself, not the search for special tokens, finds one."""
-        names = sorted(self._specials, key=len, reverse=True)
+        names = sorted(self.specials, key=len, reverse=True)
         pattern = "|".join(f"(?<={re.escape(n[0])})(?={re.escape(n[1:])})" for n in names if n[1:])
         tokens: list[int] = []
         for part in re.split(pattern, text) if pattern else [text]:
@@ -219,15 +164,16 @@ class LibraryTokenizer:
             )
         return tokens
 
-    def _find_opening(self) -> tuple[int, ...]:
-        bos, adds_bos = self._roles.bos, self._roles.adds_bos
-        if adds_bos is not None:
-            return (bos,) if adds_bos and bos is not None else ()
+    def _find_opening(self, roles: Roles) -> tuple[int, ...]:
+        if roles.adds_bos is not None:
+            return (roles.bos,) if roles.adds_bos and roles.bos is not None else ()
         with _without_panic():
             bare = self._library.encode("a", add_special_tokens=False).ids
             whole = self._library.encode("a", add_special_tokens=True).ids
         # Some put a token behind the text, too, which belongs to training.
-        return tuple(whole[: _position(whole, bare)])
+        starts = range(len(whole) - len(bare) + 1)
+        first = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
+        return tuple(whole[:first])
 
 
 def _library(text: str, *, specials: bool) -> tokenizers.Tokenizer:
@@ -267,12 +213,6 @@ def _unknown(data: Mapping[str, object], vocabulary: Mapping[str, int]) -> int |
     return unknown if isinstance(unknown, int) else None
 
 
-def _position(whole: list[int], part: list[int]) -> int:
-    """Where `part` begins in `whole`; 0 if it does not."""
-    starts = range(len(whole) - len(part) + 1)
-    return next((i for i in starts if whole[i : i + len(part)] == part), 0)
-
-
 def _load(directory: Path, content: bytes, data: Mapping[str, object]) -> LibraryTokenizer:
     files = {_TOKENIZER: content}
     for name in (_SETTINGS, _TEMPLATE):
@@ -300,20 +240,11 @@ def _without_limits(data: Mapping[str, object], special: set[str]) -> dict[str, 
     return {**data, "truncation": None, "padding": None, "added_tokens": added}
 
 
-def _require_known(tokens: Iterable[int | None], vocab_size: int) -> None:
-    for token in tokens:
-        if token is None or not 0 <= token < vocab_size:
-            raise FormatError(
-                f"token {token} starts or ends texts, but the vocabulary has {vocab_size}: the files are of two "
-                "tokenizers; fetch them again"
-            )
-
-
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Pieces:
-    """Makes bytes of one piece at a time.
+    """Makes bytes of one piece at a time, if the decoder of a tokenizer can be taken so.
 
     Parameters
     ----------
@@ -324,11 +255,6 @@ class Pieces:
     ----------
     strips_space : bool
         Whether a text begins with a space that is not its own.
-
-    Raises
-    ------
-    FormatError
-        If that decoder cannot do one piece at a time, or is unknown.
 
     Examples
     --------

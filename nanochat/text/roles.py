@@ -43,13 +43,7 @@ class Roles:
 
 
 def added_tokens(data: Mapping[str, object]) -> list[AddedToken]:
-    """Those of a ``tokenizer.json``.
-
-    Raises
-    ------
-    FormatError
-        If one has no name or number.
-    """
+    """Those of a ``tokenizer.json``."""
     found: list[AddedToken] = []
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):
@@ -86,11 +80,6 @@ def read_roles(
         Numbers of names.
     template : str
         Content of ``chat_template.jinja``; empty is as `settings` say.
-
-    Raises
-    ------
-    FormatError
-        If something is no token.
     """
     ids = {
         role: [_ids(fields.get(f"{role}_token_id"), file) for file, fields in others.items()]
@@ -113,13 +102,7 @@ def read_roles(
 
 
 def write_roles(roles: Roles, names: Mapping[int, str]) -> bytes:
-    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops` and tokens without a name.
-
-    Parameters
-    ----------
-    names : mapping
-        Names of numbers.
-    """
+    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops` and tokens not in `names`."""
     tokens = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
     settings: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

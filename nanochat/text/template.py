@@ -61,13 +61,6 @@ def render_template(
     reply : bool
         True opens a turn of the assistant at the end.
 
-    Raises
-    ------
-    InputError
-        If the template refuses the conversation.
-    FormatError
-        If the template is no Jinja, fails, or takes too much time or memory.
-
     Examples
     --------
     >>> template = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
@@ -129,7 +122,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": self.globals["namespace"],
             "dict": dict,
             "raise_exception": _refuse,
-            "strftime_now": _now,
+            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
         }
 
     def program(self, template: str) -> jinja2.Template:
@@ -208,14 +201,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Limits(NodeTransformer):
     """Makes a template ask before what it repeats, and about what it keeps."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802  # Jinja's name
-        return self._counted(node)
+    def _counted(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_ask("step")))
+        return node
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
-        return self._counted(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
-        return self._counted(node)
+    # Jinja's names.
+    visit_For = visit_Macro = visit_CallBlock = _counted  # noqa: N815
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -229,11 +221,6 @@ class _Limits(NodeTransformer):
             kept = nodes.Getattr(nodes.Name(target.name, "load"), target.attr, "load")
         return [node, nodes.ExprStmt(_ask("small", kept))]
 
-    def _counted(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_ask("step")))
-        return node
-
 
 def _ask(name: str, *args: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
@@ -242,14 +229,10 @@ def _ask(name: str, *args: nodes.Expr) -> nodes.Call:
 def _size(value: object, limit: int) -> int:
     """Characters of a value, whole numbers counting as what they may repeat; beyond `limit`, any number above it."""
     match value:
-        case str():
+        case str() | range():
             return len(value)
-        case bool():
-            return 1
-        case int():
+        case int() if not isinstance(value, bool):
             return min(abs(value), limit + 1)
-        case range():
-            return len(value)
         case list() | tuple() | dict():
             size = 0
             for item in value.values() if isinstance(value, dict) else value:
@@ -276,7 +259,3 @@ def _to_json(value: object, *, indent: int | None = None) -> str:
 
 def _refuse(message: object) -> None:
     raise _RefusalError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -78,8 +78,7 @@ class Tokenizer:
     Attributes
     ----------
     bos, eos, pad, user, assistant, system, end : int
-        Tokens of the specials: start of a document, end of a document, padding, start of a turn
-        of each role, end of a turn.
+        Tokens of the specials: start and end of a document, padding, start of a turn of each role, end of a turn.
     special_ids, stop_ids : frozenset of int
         All of them: none is text, so none can be part of an answer.
     opening : tuple of int
@@ -90,11 +89,6 @@ class Tokenizer:
         `CHAT_TEMPLATE`.
     num_bytes : int64 array, shape (vocab_size,)
         Bytes of text per token, 0 for specials; read-only.
-
-    Raises
-    ------
-    FormatError
-        If that is not a byte-level BPE of this kind.
 
     Examples
     --------
@@ -138,11 +132,6 @@ class Tokenizer:
 
         The result depends on the texts, not on their order. Texts without enough repeated pairs
         yield a smaller vocabulary and a warning in the log.
-
-        Raises
-        ------
-        InputError
-            If `vocab_size` has no room for the specials and 256 bytes, or a text is not a string.
         """
         if vocab_size < _MIN_VOCABULARY:
             raise InputError(
@@ -159,7 +148,7 @@ class Tokenizer:
             initial_alphabet=sorted(BYTES),
         )
         bpe = _library_tokenizer(models.BPE())
-        bpe.train_from_iterator(_checked(texts), trainer=trainer)
+        bpe.train_from_iterator(map(check_text, texts), trainer=trainer)
         model = json.loads(bpe.to_str())["model"]
         pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
         if len(pieces) < vocab_size:
@@ -172,13 +161,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
-        """Read ``tokenizer.json`` from `directory`.
-
-        Raises
-        ------
-        FormatError
-            If the file is missing, over 64 MiB, damaged, or a tokenizer of another kind.
-        """
+        """Read ``tokenizer.json`` from `directory`."""
         path = Path(directory) / "tokenizer.json"
         data = parse_json(read_bytes(path, limit=MAX_FILE_BYTES), str(path))
         try:
@@ -187,13 +170,7 @@ class Tokenizer:
             raise FormatError(f"{path}: {error}") from error
 
     def save(self, directory: str | Path) -> None:
-        """Write `files`, all or none.
-
-        Raises
-        ------
-        SaveError
-            If a file cannot be written.
-        """
+        """Write `files`, all or none."""
         with atomic_directory(Path(directory)) as new:
             for name, content in self.files().items():
                 (new / name).write_bytes(content)
@@ -235,11 +212,6 @@ class Tokenizer:
             Any text that has a UTF-8 form.
         specials : bool
             True turns the names in `SPECIALS` into their tokens. For text of your own only.
-
-        Raises
-        ------
-        InputError
-            If `text` is not a string or has lone surrogates.
         """
         if not specials:
             return self._bpe.encode(check_text(text), add_special_tokens=False).ids
@@ -250,7 +222,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of each text, on all cores; texts are data as in :meth:`encode`."""
-        encodings = self._bpe.encode_batch_fast(list(_checked(texts)), add_special_tokens=False)
+        encodings = self._bpe.encode_batch_fast(
+            list(map(check_text, texts)), add_special_tokens=False
+        )
         return [encoding.ids for encoding in encodings]
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -278,13 +252,7 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, tokens))
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token; a special has none.
-
-        Raises
-        ------
-        InputError
-            If `token` is not in the vocabulary.
-        """
+        """Return the bytes of one token; a special has none."""
         if not 0 <= token < len(self._token_bytes):
             raise InputError(
                 f"token {token} is outside this vocabulary of {self.vocab_size} tokens: "
@@ -332,10 +300,6 @@ def _library_tokenizer(model: models.BPE) -> tokenizers.Tokenizer:
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens(list(SPECIALS))
     return bpe
-
-
-def _checked(texts: Iterable[str]) -> Iterator[str]:
-    return map(check_text, texts)
 
 
 def _check_pieces(pieces: tuple[str, ...]) -> None:
