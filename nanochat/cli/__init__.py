@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 _VERBS = {
     "generate": ("nanochat.cli.generate", "generate", "Continue a text."),
-    "chat": ("nanochat.cli.chat", "chat", "Talk with a model."),
+    "chat": ("nanochat.cli.generate", "chat", "Talk with a model."),
     "models": ("nanochat.cli.models", "models", "List the models that have a name."),
     "info": ("nanochat.cli.info", "info", "Show the size and cost of a preset or a model."),
     "data": ("nanochat.cli.data", "data", "Turn text into training data."),
