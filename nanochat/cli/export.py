@@ -1,19 +1,23 @@
-"""This file holds `nanochat-export`: a model becomes a file or a folder for another runtime."""
+"""This file holds `nanochat-export`: a model becomes a file or a folder for another runtime.
+
+The options of the formats are made of what each format declares.
+"""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
-from nanochat.cli.format_options import format_options, read_format_options
-from nanochat.cli.options import as_json_option
+from nanochat.cli.options import Command, as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
 from nanochat.errors import InputError
-from nanochat.export.formats import written_names
+from nanochat.export.format import Format, literals
+from nanochat.export.formats import FORMATS, format_named, written_names
 
 if TYPE_CHECKING:
     from nanochat.bundle import Bundle
@@ -31,6 +35,43 @@ Examples:
 """
 
 
+def _format_options(command: Command) -> Command:
+    """Add every option of every format; one of the same name in several formats is added once."""
+    named: dict[str, list[tuple[Format[Any], Field[Any]]]] = {}
+    for form in _writable():
+        for field in fields(form.options or object):
+            named.setdefault(field.name, []).append((form, field))
+    for name, uses in reversed(named.items()):
+        command = _option(name, uses)(command)
+    return command
+
+
+def _option(name: str, uses: list[tuple[Format[Any], Field[Any]]]) -> Callable[[Command], Command]:
+    form, first = uses[0]
+    formats = ", ".join(_words(form).upper() for form, _ in uses)
+    default = first.metadata["default"] or first.default
+    hint = get_type_hints(form.options)[name]
+    text = f"{formats}: {first.metadata['help']}."
+    if hint is bool:
+        return click.option(f"--{name}", is_flag=True, default=None, help=text)
+    known = dict.fromkeys(
+        choice for one, _ in uses for choice in literals(get_type_hints(one.options)[name])
+    )
+    return click.option(
+        f"--{name}",
+        type=click.Choice(list(known)) if known else hint,
+        help=f"{text}  [default: {default}]",
+    )
+
+
+def _writable() -> Iterator[Format[Any]]:
+    return (form for form in FORMATS.values() if form.options is not None)
+
+
+def _words(form: Format[Any]) -> str:
+    return form.aliases[0] if form.aliases else form.name
+
+
 @click.command(epilog=_EXAMPLES)
 @click.argument("model")
 @click.option(
@@ -41,7 +82,7 @@ Examples:
     type=click.Path(path_type=Path),
     help="File or folder to write or replace.  [default: named after the model, here]",
 )
-@format_options
+@_format_options
 @click.option(
     "--unroll-loop",
     is_flag=True,
@@ -88,10 +129,10 @@ def export(
     Face Hub. The parity report stands beside the result as JSON. Nothing is written if the result computes something
     else than the model. With --upload-repo it is then verified once more, measured on all backends, and uploaded.
     """
-    options = read_format_options(kind, given)
+    options = _read_format_options(kind, given)
     from nanochat.export.export import export_model
     from nanochat.export.format import ModelFiles
-    from nanochat.export.formats import detect, format_named, load
+    from nanochat.export.formats import detect, load
     from nanochat.publish.metadata import is_of_the_hub
     from nanochat.publish.options import Options
     from nanochat.publish.publish import repositories, require_ready
@@ -133,7 +174,8 @@ def export(
             f"read back: {exported.digests} tensors, configuration and tokenizer as they were",
             end="\n",
         )
-        write(f"parity: {exported.parity or _without_parity(verify=verify)}", end="\n")
+        unmeasured = "proven by that, as this package runs it" if verify else "not checked"
+        write(f"parity: {exported.parity or unmeasured}", end="\n")
     address = None
     if upload_repo is not None:
         address = _upload(exported, upload_repo, text, with_coefficients=bool(given.get("mhc")))
@@ -146,6 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(export, "nanochat-export", arguments))
 
 
+def _read_format_options(kind: str, given: Mapping[str, object]) -> object:
+    """The options of a format, if all that were given have a meaning for it."""
+    form = format_named(kind)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name in chosen:
+        takes = [f for f in _writable() if name in get_type_hints(f.options)]
+        if form not in takes:
+            formats = " and ".join(map(_words, takes))
+            raise click.UsageError(f"--{name} is for {formats}, not for {kind}")
+    options: object = form.choose(**chosen)
+    return options
+
+
 def _upload(
     exported: "Exported", repo: str, licence_file: Path | None, *, with_coefficients: bool
 ) -> str:
@@ -154,19 +209,13 @@ def _upload(
     from nanochat.publish.publish import publish
 
     out = exported.path
-    is_file = out.is_file()
-    beside = [
-        name for name in (f"{out.name}.parity.json",) if is_file and (out.parent / name).exists()
-    ]
+    report = out.with_name(f"{out.name}.parity.json")
+    beside = [report.name] if out.is_file() and report.exists() else []
     beside += [out.with_suffix(".mhc").name] if with_coefficients else []
     options = Options(beside=beside, licence_file=licence_file)
     (published,) = publish(out, repo, options, report=note)
     note(f"uploaded to {published.commit_url}")
     return published.commit_url
-
-
-def _without_parity(*, verify: bool) -> str:
-    return "proven by that, as this package runs it" if verify else "not checked"
 
 
 def _transformed(bundle: "Bundle", *, unroll_loop: bool, exit_threshold: float | None) -> "Bundle":
