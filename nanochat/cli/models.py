@@ -1,28 +1,37 @@
-"""This file holds `nanochat models`: the models that have a name, what is here of them, and whether it is whole."""
+"""This file holds `nanochat models`: the models that have a name, what is here of them, and its upload."""
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanochat.cli.options import as_json_option, backend_option, model_argument
-from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
-from nanochat.cli.push import push
+from nanochat.cli.options import Command, as_json_option, backend_option, model_argument
+from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
 from nanochat.cli.run import Group, as_file_errors
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError
+from nanochat.publish.options import Options
 
 if TYPE_CHECKING:
     from nanochat.export.verify import Verified
+    from nanochat.publish.publish import Published
     from nanochat.zoo.cache import Cached
     from nanochat.zoo.catalog import Entry
     from nanochat.zoo.layout import Location
 
-__all__ = ["models"]
+__all__ = ["models", "push"]
 
 # Exit code of `verify` for a model that is whole, and of which nothing says what it computes.
 _NOTHING_PROVEN = 3
+
+_PUSH_EXAMPLES = """\b
+Examples:
+  nanochat models push runs/mine/model you/mine --licence MIT --dry-run
+  nanochat models push runs/mine/model you/mine --licence MIT --format gguf --format onnx
+  nanochat models push runs/mine/model you/mine --separate --format mlx --create-pr
+"""
+
 
 _EXAMPLES = """\b
 Examples:
@@ -73,10 +82,8 @@ def show(name: str, *, as_json: bool) -> None:
         description = _describe_located(name)
     if as_json:
         print_json(description)
-        return
-    _shorten(description)
-    description["parameters"] = format_count(int(str(description["parameters"])))
-    print_table(list(description.items()))
+    else:
+        _print_short(description)
 
 
 @models.command()
@@ -102,9 +109,8 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
     pulled = _describe_place(location)
     if as_json:
         print_json({**pulled, **_pins(location)})
-        return
-    _shorten(pulled)
-    print_table(list(pulled.items()))
+    else:
+        _print_short(pulled)
 
 
 @models.command()
@@ -158,13 +164,11 @@ def remove(name: str, *, as_json: bool) -> None:
     from nanochat.zoo.hub import is_repo
 
     model, _, revision = name.partition("@")
-    repo = model
-    if model in CATALOG:
-        entry = CATALOG[model]
-        if entry.repo is None:
-            reason = "comes with the package" if entry.ships else "is not published"
-            raise InputError(f"{model} {reason}: there is nothing to remove")
-        repo = entry.repo
+    entry = CATALOG.get(model)
+    if entry is not None and entry.repo is None:
+        reason = "comes with the package" if entry.ships else "is not published"
+        raise InputError(f"{model} {reason}: there is nothing to remove")
+    repo = model if entry is None or entry.repo is None else entry.repo
     if not is_repo(repo):
         raise InputError(
             f"{model!r:.200} is no model of the Hub: pass OWNER/NAME; files of your own are yours to delete"
@@ -176,7 +180,86 @@ def remove(name: str, *, as_json: bool) -> None:
         print_table([("removed", name), ("freed", format_bytes(freed))])
 
 
-models.add_command(push)
+def _publication_options(command: Command) -> Command:
+    """Add an option for each field of `Options` that has a help."""
+    for field in reversed(dataclasses.fields(Options)):
+        if field.metadata:
+            shown: dict[str, Any] = {**_kind(field.default), **field.metadata}
+            name = shown.pop("option", f"--{field.name.replace('_', '-')}")
+            if "choices" in shown:
+                shown["type"] = click.Choice(shown.pop("choices"))
+            if "is_flag" in shown:
+                shown["default"] = field.default
+            command = click.option(name, field.name, **shown)(command)
+    return command
+
+
+def _kind(default: object) -> dict[str, object]:
+    """What the default of a field says of its option."""
+    match default:
+        case bool():
+            return {"is_flag": True}
+        case ():
+            return {"multiple": True}
+        case "":
+            return {"callback": _require_text}
+        case str():
+            return {"default": default, "show_default": True}
+        case _:
+            return {}
+
+
+def _require_text(context: click.Context, option: click.Parameter, value: str | None) -> str:
+    """Refuse an empty value, as of a variable that is not set, which would mean the default."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty: pass a value, or leave it out", context, option)
+    return value or ""
+
+
+@models.command(epilog=_PUSH_EXAMPLES)
+@click.argument("model", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="OWNER/NAME")
+@_publication_options
+@click.option(
+    "--dry-run", is_flag=True, help="Show what would be uploaded, and the card; upload nothing."
+)
+@as_json_option
+def push(model: Path, repo: str, *, dry_run: bool, as_json: bool, **given: object) -> None:
+    """Upload a model to the Hugging Face Hub, with a card that tells what was measured.
+
+    DIR is a model directory, an exported folder, or a .gguf or .onnx file. Its hashes and its golden record are
+    verified, formats are exported and run, and the lines of the card are executed; only then is anything uploaded, in
+    one commit for each repository. A card that is there is updated: what its author wrote stays.
+    """
+    from nanochat.publish.publish import publish
+
+    options = Options(**given)  # type: ignore[arg-type]  # checked by click
+    done = publish(model, repo, options, dry_run=dry_run, report=note)
+    if not as_json:
+        for one in done:
+            _show(one, dry_run=dry_run)
+        return
+    repositories = [dataclasses.asdict(one) for one in done]
+    if not dry_run:
+        # The card is at the Hub now.
+        for fields in repositories:
+            del fields["card"]
+    print_json({"dry_run": dry_run, "repositories": repositories})
+
+
+def _show(one: "Published", *, dry_run: bool) -> None:
+    rows = [(name, format_bytes(size)) for name, size in one.files.items()]
+    rows += [(name, "deleted") for name in one.deleted]
+    print_table(rows, header=(one.repo, "bytes"))
+    if dry_run:
+        write(f"\n{one.card}", end="\n")
+        return
+    total = format_bytes(sum(one.files.values()))
+    write(
+        f"uploaded {len(one.files)} files, {total}: {one.pull_request_url or one.commit_url}",
+        end="\n",
+    )
+
 
 # What the table of `list` says besides name and size.
 _COLUMNS = ("weights", "backend", "licence", "description")
@@ -263,12 +346,15 @@ def _pins(location: "Location") -> dict[str, object]:
     return {"files": {name: dataclasses.asdict(record) for name, record in records.items()}}
 
 
-def _shorten(description: dict[str, object]) -> None:
-    """Make what is for programs readable: sizes with a unit, and files as a number."""
-    description["bytes"] = format_bytes(int(str(description["bytes"])))
-    files = description.get("files")
-    if isinstance(files, dict | list):
-        description["files"] = f"{len(files)}, compared with their record when they are opened"
+def _print_short(description: dict[str, object]) -> None:
+    """Print what is for programs readably: sizes with a unit, and files as a number."""
+    for key, value in description.items():
+        if isinstance(value, int) and key in ("bytes", "parameters"):
+            text = format_bytes(value) if key == "bytes" else format_count(value)
+            description[key] = text
+        elif isinstance(value, dict | list) and key == "files":
+            description[key] = f"{len(value)}, compared with their record when they are opened"
+    print_table(list(description.items()))
 
 
 def _licence(path: Path) -> str:

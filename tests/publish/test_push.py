@@ -9,7 +9,7 @@ import pytest
 
 from nanochat.bundle import Bundle
 from nanochat.cli.export import export
-from nanochat.cli.push import push
+from nanochat.cli.models import push
 from nanochat.cli.run import run
 from nanochat.export.directory import save_model
 from tests.zoo.hub_state import Hub
