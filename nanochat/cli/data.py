@@ -1,8 +1,9 @@
 """This file holds `nanochat data`: text files become tokens to train on."""
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["data"]
 
+_shown = functools.partial(click.option, show_default=True)
 _PREPARE_EXAMPLES = """\b
 Examples:
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
@@ -46,28 +48,12 @@ def data() -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Use the tokenizer in this directory of a model or of prepared data instead.",
 )
-@click.option(
-    "--held-out",
-    type=float,
-    default=0.02,
-    show_default=True,
-    help="Share of the files that is kept for evaluation.",
-)
-@click.option(
-    "--shard-tokens", type=int, default=2**26, show_default=True, help="Tokens of one file."
-)
-@click.option(
-    "--max-file-bytes",
-    type=int,
-    default=2**30,
-    show_default=True,
-    help="Leave out files that are larger.",
-)
-@click.option(
+@_shown("--held-out", default=0.02, help="Share of the files that is kept for evaluation.")
+@_shown("--shard-tokens", default=2**26, help="Tokens of one file.")
+@_shown("--max-file-bytes", default=2**30, help="Leave out files that are larger.")
+@_shown(
     "--sample-bytes",
-    type=int,
     default=20_000_000,
-    show_default=True,
     help="Bytes of text that a new tokenizer is trained on.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the data that --out holds.")
@@ -78,12 +64,8 @@ def prepare(
     out: Path,
     vocab_size: int | None,
     tokenizer: Path | None,
-    held_out: float,
-    shard_tokens: int,
-    max_file_bytes: int,
-    sample_bytes: int,
-    overwrite: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
     from nanochat.text.tokenizer import Tokenizer
@@ -97,16 +79,8 @@ def prepare(
         raise click.UsageError(
             "pass either --vocab-size, to train a tokenizer, or --tokenizer, to use one"
         )
-    index = prepare_data(
-        patterns,
-        out,
-        source,
-        held_out=held_out,
-        shard_tokens=shard_tokens,
-        max_file_bytes=max_file_bytes,
-        sample_bytes=sample_bytes,
-        overwrite=overwrite,
-    )
+    # The options are declared with the names and types of the arguments.
+    index = prepare_data(patterns, out, source, **given)
     note(f"wrote {out}")
     _print(index, as_json=as_json)
 
@@ -121,10 +95,9 @@ def show(directory: Path, *, verify: bool, as_json: bool) -> None:
 
     index = DataIndex.read(directory)
     if verify:
-        if index.splits["train"].tokens:
-            Shards(directory, "train").verify()
-        if index.splits["held_out"].tokens:
-            Shards(directory, "held_out").verify()
+        for split in ("train", "held_out"):
+            if index.splits[split].tokens:
+                Shards(directory, split).verify()
         note("every checksum is right")
     _print(index, as_json=as_json)
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,29 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-_PACKAGES = (
-    "numpy",
-    "numba",
-    "torch",
-    "triton",
-    "mlx",
-    "onnxruntime",
-    "gguf",
-    "tokenizers",
-    "huggingface-hub",
-)
+_PACKAGES = "numpy numba torch triton mlx onnxruntime gguf tokenizers huggingface-hub"
 # What a processor needs for fast integer products, in the words of /proc/cpuinfo, oldest first.
-_INSTRUCTIONS = (
-    "avx2",
-    "avx512bw",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_int8",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
+_INSTRUCTIONS = "avx2 avx512bw avx512_vnni avx_vnni amx_int8 asimd asimddp i8mm sve"
 _EXAMPLES = """\b
 Examples:
   nanochat doctor
@@ -66,7 +47,7 @@ def doctor(*, as_json: bool) -> None:
     """
     from nanochat import backends
 
-    machine = _machine()
+    machine, packages, environment = _machine(), _versions(), _environment()
     found = [_try(name) for name in (*backends.NAMES, *backends.GRAPHS)]
     kernels = _kernels() if any(b.name == "numba" and b.ready for b in found) else None
     try:
@@ -78,8 +59,8 @@ def doctor(*, as_json: bool) -> None:
         print_json(
             {
                 "machine": machine,
-                "packages": _versions(),
-                "environment": _environment(),
+                "packages": packages,
+                "environment": environment,
                 "backends": [asdict(backend) for backend in found],
                 "numba": None if kernels is None else asdict(kernels),
                 "auto": {"backend": chosen or None, "reason": reason},
@@ -87,13 +68,9 @@ def doctor(*, as_json: bool) -> None:
             }
         )
     else:
-        print_table(list(machine.items()))
-        write("\n")
-        print_table(list(_versions().items()))
-        if _environment():
+        for table in filter(None, (machine, packages, environment)):
+            print_table(list(table.items()))
             write("\n")
-            print_table(list(_environment().items()))
-        write("\n")
         rows = [(b.name, "ready" if b.ready else "no", b.detail) for b in found]
         print_table(rows, header=("backend", "here", "device, or the reason and what to do"))
         if kernels is not None:
@@ -112,8 +89,10 @@ def _try(name: str) -> _Backend:
     reason = backends.unavailable(name)
     if reason is not None:
         return _Backend(name=name, ready=False, detail=reason)
+    device = "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     try:
-        device = _device(name)
+        if name not in backends.GRAPHS:
+            device = str(getattr(backends.get(name), "device", "cpu"))
     except NanochatError as error:
         return _Backend(name=name, ready=False, detail=str(error))
     # A broken installation may raise anything, and to say so is what this verb is for.
@@ -125,21 +104,12 @@ def _try(name: str) -> _Backend:
     return _Backend(name=name, ready=True, detail=device)
 
 
-def _device(name: str) -> str:
-    from nanochat import backends
-
-    if name in backends.GRAPHS:
-        return "cpu, for .onnx files, or a model that is exported to one when it is loaded"
-    return str(getattr(backends.get(name), "device", "cpu"))
-
-
 def _advice(name: str, reason: str) -> tuple[str, ...]:
     from nanochat import backends
     from nanochat.backends.choice import describe, faster
 
-    if name in backends.GRAPHS:
-        return faster({"backend": name, "device": "cpu"}, reason=reason)
-    return faster(describe(backends.get(name)), reason=reason)
+    graph = {"backend": name, "device": "cpu"}
+    return faster(graph if name in backends.GRAPHS else describe(backends.get(name)), reason=reason)
 
 
 def _kernels() -> "Report | None":
@@ -174,7 +144,7 @@ def _rows(kernels: "Report") -> list[tuple[str, str]]:
     ]
 
 
-def _machine() -> dict[str, object]:
+def _machine() -> Mapping[str, object]:
     from nanochat.backends.host import processor
 
     cpuinfo = _read("/proc/cpuinfo")
@@ -186,22 +156,19 @@ def _machine() -> dict[str, object]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
-        "instructions": " ".join(name for name in _INSTRUCTIONS if name in has) or "unknown",
-        "cores": _num_cores(),
+        "instructions": " ".join(name for name in _INSTRUCTIONS.split() if name in has)
+        or "unknown",
+        # Those that this process may use, where the system can tell.
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         "memory": format_bytes(1024 * int(memory[1])) if memory else "unknown",
     }
 
 
-def _num_cores() -> int:
-    # Those that this process may use, where the system can tell.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _versions() -> dict[str, str]:
+def _versions() -> Mapping[str, object]:
     found = {}
-    for name in _PACKAGES:
+    for name in _PACKAGES.split():
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -209,7 +176,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _environment() -> dict[str, str]:
+def _environment() -> Mapping[str, object]:
     prefixes = ("NANOCHAT_", "NUMBA_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME")
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
 

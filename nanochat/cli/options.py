@@ -1,5 +1,6 @@
 """This file holds the arguments and options that several verbs share."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -29,8 +30,6 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-_KV_CACHES = ("float32", "float16", "int8")
-
 model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
 backend_option = click.option(
     "--backend",
@@ -41,7 +40,7 @@ backend_option = click.option(
 )
 kv_cache_option = click.option(
     "--kv-cache",
-    type=click.Choice(_KV_CACHES),
+    type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
     help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
@@ -56,57 +55,38 @@ as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
 )
 
+_shown = functools.partial(click.option, show_default=True)
 _GENERATION = (
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
         help="Most tokens to generate.  [default: 256, or what the context has left]",
     ),
-    click.option(
+    _shown(
         "--temperature",
-        type=float,
         default=0.7,
-        show_default=True,
         help="How freely to choose; 0 always takes the most probable token.",
     ),
-    click.option(
-        "--top-k",
-        type=int,
-        default=0,
-        show_default=True,
-        help="Choose among this many most probable tokens; 0 is off.",
-    ),
-    click.option(
+    _shown("--top-k", default=0, help="Choose among this many most probable tokens; 0 is off."),
+    _shown(
         "--top-p",
-        type=float,
         default=1.0,
-        show_default=True,
         help="Choose among the fewest tokens of this total probability; 1 is off.",
     ),
-    click.option(
+    _shown(
         "--min-p",
-        type=float,
         default=0.0,
-        show_default=True,
         help="Choose among tokens at least this fraction as probable as the first; 0 is off.",
     ),
-    click.option(
+    _shown(
         "--repetition-penalty",
-        type=float,
         default=1.0,
-        show_default=True,
         help="Make tokens that were there before less probable; 1 is off.",
     ),
     click.option(
         "--stop", multiple=True, help="Text that ends the answer and is left out of it; repeatable."
     ),
-    click.option(
-        "--seed",
-        type=int,
-        default=0,
-        show_default=True,
-        help="The same seed gives the same text.",
-    ),
+    _shown("--seed", default=0, help="The same seed gives the same text."),
 )
 
 
@@ -118,17 +98,12 @@ def generation_options(command: Command) -> Command:
 
 
 def read_options(values: Mapping[str, object]) -> "Options":
-    """The generation options of a command line, without those that were not given and have no default.
-
-    Raises
-    ------
-    InputError
-        If one is out of its range; better now than when a large model has been loaded.
-    """
+    """The generation options of a command line, without those that were not given and have no default."""
     from nanochat import generation
 
     # The options are declared with the names and types of the arguments.
     options = cast("Options", {name: value for name, value in values.items() if value is not None})
+    # Better refused now than when a large model has been loaded.
     generation.read_options(options)
     return options
 

@@ -73,8 +73,6 @@ def print_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ())
 def format_bytes(count: float) -> str:
     """A size for people, in decimal units.
 
-    Examples
-    --------
     >>> format_bytes(999), format_bytes(1_830_000)
     ('999 B', '1.83 MB')
     """
@@ -84,8 +82,6 @@ def format_bytes(count: float) -> str:
 def format_count(count: float) -> str:
     """A count for people.
 
-    Examples
-    --------
     >>> format_count(999), format_count(5_775_232)
     ('999', '5.78 M')
     """

@@ -34,16 +34,9 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
+    """Run a command, which its user started by this name, and return its exit code.
 
-    Parameters
-    ----------
-    command : click.Command
-        What to run.
-    name : str
-        What its user typed to start it.
-    arguments : sequence of str, optional
-        Those of the process if absent.
+    Without `arguments`, it gets those of the process.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character is no reason to stop.

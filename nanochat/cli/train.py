@@ -1,11 +1,14 @@
 """This file holds `nanochat train`."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from nanochat.cli.output import note, print_json
 from nanochat.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -117,18 +120,18 @@ def train(
     last: dict[str, object] = {}
     with _progress(recipe, trainer.step) as show:
 
-        def note(report: "LogEntry") -> None:
-            if "held_out_bits_per_byte" in report.values:
-                last.update(step=report.step, **report.values)
-            show(report)
+        def keep(entry: "LogEntry") -> None:
+            if "held_out_bits_per_byte" in entry.values:
+                last.update(step=entry.step, **entry.values)
+            show(entry)
 
-        finished = trainer.run(note)
+        finished = trainer.run(keep)
     if not finished:
-        click.echo(f"stopped after step {trainer.step}; go on with --resume", err=True)
+        note(f"stopped after step {trainer.step}; go on with --resume")
     elif recipe.precision == "ternary":
-        click.echo(f"wrote {out / 'model'}", err=True)
+        note(f"wrote {out / 'model'}")
     if as_json:
-        click.echo(json.dumps(last))
+        print_json(last)
 
 
 def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
@@ -139,12 +142,11 @@ def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]
 
     if (preset_name is None) == (file is None):
         raise click.UsageError("pass one of --preset and --recipe")
-    fields: dict[str, object]
+    fields: dict[str, object] = {}
+    if preset_name is not None:
+        fields["model"] = config_to_dict(preset(preset_name))
     if file is not None:
         fields = parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file))
-    else:
-        assert preset_name is not None
-        fields = {"model": config_to_dict(preset(preset_name))}
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:
@@ -166,44 +168,39 @@ def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]
     return recipe_from_dict(fields)
 
 
-class _progress:  # noqa: N801
-    """A progress bar on standard error."""
+@contextmanager
+def _progress(recipe: "Recipe", step: int) -> "Iterator[Callable[[LogEntry], None]]":
+    """A progress bar on standard error, which is moved by what the log says."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    def __init__(self, recipe: "Recipe", step: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+    bar = Progress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("compiling", total=recipe.steps, completed=step)
+    held_out = ""
 
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task("compiling", total=recipe.steps, completed=step)
-        self._held_out = ""
-
-    def __enter__(self) -> "_progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, report: "LogEntry") -> None:
-        values = report.values
-        bits = values.get("held_out_bits_per_byte")
+    def show(entry: "LogEntry") -> None:
+        nonlocal held_out
+        bits = entry.values.get("held_out_bits_per_byte")
         if isinstance(bits, float):
-            self._held_out = f"  held out {bits:.4f} bits/byte"
-            self._bar.console.print(f"step {report.step}: held out {bits:.4f} bits per byte")
-        if "cross_entropy" in values:
-            loss, speed = values["cross_entropy"], values["tokens_per_second"]
-            text = f"{loss:.3f} nats/token  {speed:.0f} tokens/s{self._held_out}"
-            self._bar.update(self._task, completed=report.step, description=text)
+            held_out = f"  held out {bits:.4f} bits/byte"
+            bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
+        if "cross_entropy" in entry.values:
+            loss, speed = entry.values["cross_entropy"], entry.values["tokens_per_second"]
+            text = f"{loss:.3f} nats/token  {speed:.0f} tokens/s{held_out}"
+            bar.update(task, completed=entry.step, description=text)
+
+    with bar:
+        yield show
