@@ -4,10 +4,10 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -31,8 +31,7 @@ Examples:
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Backend:
+class _Backend(NamedTuple):
     name: str
     ready: bool
     detail: str
@@ -61,7 +60,7 @@ def doctor(*, as_json: bool) -> None:
                 "machine": machine,
                 "packages": packages,
                 "environment": environment,
-                "backends": [asdict(backend) for backend in found],
+                "backends": [backend._asdict() for backend in found],
                 "numba": None if kernels is None else asdict(kernels),
                 "auto": {"backend": chosen or None, "reason": reason},
                 "faster": advice,
@@ -88,20 +87,20 @@ def _try(name: str) -> _Backend:
 
     reason = backends.unavailable(name)
     if reason is not None:
-        return _Backend(name=name, ready=False, detail=reason)
+        return _Backend(name, False, reason)
     device = "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     try:
         if name not in backends.GRAPHS:
             device = str(getattr(backends.get(name), "device", "cpu"))
     except NanochatError as error:
-        return _Backend(name=name, ready=False, detail=str(error))
+        return _Backend(name, False, str(error))
     # A broken installation may raise anything, and to say so is what this verb is for.
     except Exception as error:
         text = (
             f"it is installed, but does not start ({type(error).__name__}: {error}): reinstall it"
         )
-        return _Backend(name=name, ready=False, detail=" ".join(text.split()))
-    return _Backend(name=name, ready=True, detail=device)
+        return _Backend(name, False, " ".join(text.split()))
+    return _Backend(name, True, device)
 
 
 def _advice(name: str, reason: str) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ def _format_options(command: Command) -> Command:
 
 def _option(name: str, uses: list[tuple[Format[Any], Field[Any]]]) -> Callable[[Command], Command]:
     form, first = uses[0]
-    formats = ", ".join(_words(form).upper() for form, _ in uses)
+    formats = ", ".join(_short_name(form).upper() for form, _ in uses)
     default = first.metadata["default"] or first.default
     hint = get_type_hints(form.options)[name]
     text = f"{formats}: {first.metadata['help']}."
@@ -68,7 +68,7 @@ def _writable() -> Iterator[Format[Any]]:
     return (form for form in FORMATS.values() if form.options is not None)
 
 
-def _words(form: Format[Any]) -> str:
+def _short_name(form: Format[Any]) -> str:
     return form.aliases[0] if form.aliases else form.name
 
 
@@ -195,7 +195,7 @@ def _read_format_options(kind: str, given: Mapping[str, object]) -> object:
     for name in chosen:
         takes = [f for f in _writable() if name in get_type_hints(f.options)]
         if form not in takes:
-            formats = " and ".join(map(_words, takes))
+            formats = " and ".join(map(_short_name, takes))
             raise click.UsageError(f"--{name} is for {formats}, not for {kind}")
     options: object = form.choose(**chosen)
     return options

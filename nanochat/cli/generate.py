@@ -1,25 +1,24 @@
 """This file holds `nanochat generate` and `nanochat chat`: a text that goes on, one answer, or a conversation."""
 
 import contextlib
+import functools
 import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from nanochat.cli.options import (
+    Command,
     as_json_option,
     backend_option,
-    generation_options,
-    kv_cache_option,
-    load_model,
     model_argument,
-    read_options,
     threads_option,
 )
 from nanochat.cli.output import note, print_json, write
+from nanochat.cli.run import as_file_errors
 from nanochat.errors import ContextLengthError, InputError
 
 if TYPE_CHECKING:
@@ -46,24 +45,83 @@ Examples:
 _COMMAND = re.compile(r"/[a-z]+")
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an answer."
 
+_shown = functools.partial(click.option, show_default=True)
+_OPTIONS = (
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        help="Most tokens to generate.  [default: 256, or what the context has left]",
+    ),
+    _shown(
+        "--temperature",
+        default=0.7,
+        help="How freely to choose; 0 always takes the most probable token.",
+    ),
+    _shown("--top-k", default=0, help="Choose among this many most probable tokens; 0 is off."),
+    _shown(
+        "--top-p",
+        default=1.0,
+        help="Choose among the fewest tokens of this total probability; 1 is off.",
+    ),
+    _shown(
+        "--min-p",
+        default=0.0,
+        help="Choose among tokens at least this fraction as probable as the first; 0 is off.",
+    ),
+    _shown(
+        "--repetition-penalty",
+        default=1.0,
+        help="Make tokens that were there before less probable; 1 is off.",
+    ),
+    click.option(
+        "--stop", multiple=True, help="Text that ends the answer and is left out of it; repeatable."
+    ),
+    _shown("--seed", default=0, help="The same seed gives the same text."),
+    backend_option,
+    _shown(
+        "--kv-cache",
+        type=click.Choice(["float32", "float16", "int8"]),
+        default="float32",
+        help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
+    ),
+    threads_option,
+    as_json_option,
+)
+
+
+def _generation_options(command: Command) -> Command:
+    """Add what `_load` takes, and --json."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _load(
+    name: str, *, backend: str, kv_cache: "Storage", num_threads: int | None, **values: object
+) -> "tuple[Model, Options]":
+    """The model, and the options of the generation that were given or have a default."""
+    from nanochat.generation import read_options
+    from nanochat.lm import from_pretrained
+
+    # They are declared with the names and types of the arguments.
+    options = cast("Options", {name: value for name, value in values.items() if value is not None})
+    # Better refused now than when a large model has been loaded.
+    read_options(options)
+    with as_file_errors():
+        model = from_pretrained(name, backend=backend, kv_cache=kv_cache, num_threads=num_threads)
+    return model, options
+
 
 @click.command(epilog=_GENERATE_EXAMPLES)
 @model_argument
 @click.option("--prompt", required=True, help="Text to continue; - reads it from standard input.")
-@generation_options
-@backend_option
-@kv_cache_option
-@threads_option
-@as_json_option
+@_generation_options
 def generate(
     model: str,
     prompt: str,
-    backend: str,
-    kv_cache: "Storage",
-    num_threads: int | None,
     *,
     as_json: bool,
-    **values: object,
+    **values: Any,
 ) -> None:
     """Print what MODEL writes after a prompt.
 
@@ -71,9 +129,8 @@ def generate(
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     Ctrl-C ends the text where it is.
     """
-    options = read_options(values)
     text = _standard_input() if prompt == "-" else prompt
-    loaded = load_model(model, backend, kv_cache, num_threads)
+    loaded, options = _load(model, **values)
     prompt_ids = loaded.encode_prompt(text)
     output = _Output(loaded.pieces([prompt_ids], **options))
     output.show(silent=as_json)
@@ -89,21 +146,14 @@ def generate(
 @model_argument
 @click.option("--message", help="Ask this one thing and print the answer.")
 @click.option("--system", help="What the model is told before the conversation.")
-@generation_options
-@backend_option
-@kv_cache_option
-@threads_option
-@as_json_option
+@_generation_options
 def chat(
     model: str,
     message: str | None,
     system: str | None,
-    backend: str,
-    kv_cache: "Storage",
-    num_threads: int | None,
     *,
     as_json: bool,
-    **values: object,
+    **values: Any,
 ) -> None:
     """Talk with MODEL; what is said stays in the conversation until the context is full.
 
@@ -116,8 +166,7 @@ def chat(
         raise InputError(
             "the message is empty: ask something, or leave --message out for a conversation"
         )
-    options = read_options(values)
-    conversation = _Conversation(load_model(model, backend, kv_cache, num_threads), system, options)
+    conversation = _Conversation(*_load(model, **values), system)
     if message is None:
         _converse(conversation)
         return
@@ -199,7 +248,7 @@ def _standard_input() -> str:
 class _Conversation:
     """The messages until now; `length` is the number of tokens that the last answer follows."""
 
-    def __init__(self, model: "Model", system: str | None, options: "Options") -> None:
+    def __init__(self, model: "Model", options: "Options", system: str | None) -> None:
         self.length = 0
         self.turns: list[Message] = []
         self._model = model

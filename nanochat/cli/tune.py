@@ -144,14 +144,14 @@ def _rows(found: "Iterable[tuple[Key, Finding]]") -> Iterable[Sequence[object]]:
             *key.shape[:3],
             f"{key.tokens}" if key.tokens < 4 else f"{key.tokens}+",
             key.threads,
-            _words(finding.choice),
+            _label(finding.choice),
             f"{finding.gops:.0f}",
-            "" if other is None else _words(other),
+            "" if other is None else _label(other),
             "" if other is None else f"{finding.next_gops:.0f}",
         )
 
 
-def _words(choice: "Choice") -> str:
+def _label(choice: "Choice") -> str:
     from nanochat.backends.numba_kernels.linear import AHEAD
 
     together = f"{choice.variant % AHEAD} together"
