@@ -12,7 +12,7 @@ from pathlib import Path
 from nanochat.errors import ModelNotFoundError
 from nanochat.files import FileRecord, require_as_recorded
 
-__all__ = ["CATALOG", "Entry", "directory", "require_pinned", "similar", "ways_on"]
+__all__ = ["CATALOG", "Entry", "advice", "directory", "require_pinned", "similar"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -128,7 +128,7 @@ def directory(entry: Entry) -> Path:
     path = _WEIGHTS / entry.name
     if not entry.ships or not path.is_dir():
         missing = "is not in this installation" if entry.ships else "has no published weights yet"
-        raise ModelNotFoundError(f"{entry.name} {missing}: {ways_on(entry.preset)}")
+        raise ModelNotFoundError(f"{entry.name} {missing}: {advice(entry.preset)}")
     return path
 
 
@@ -156,7 +156,7 @@ def similar(name: str) -> list[str]:
     return list(dict.fromkeys(spellings[spelling] for spelling in close))
 
 
-def ways_on(preset: str) -> str:
+def advice(preset: str) -> str:
     """What to do without published weights."""
     return (
         f"train it with `nanochat train --preset {preset}`, or pass a model of the Hugging Face Hub as owner/name, "

@@ -140,18 +140,18 @@ def _not_read(error: Exception, repo: str, revision: str) -> NanochatError:
 
 
 def _why_not_read(status: int) -> str:
-    if status == 401:
-        return "is not for this token: run `hf auth login`, or set HF_TOKEN to one that is valid"
-    if status == 403:
-        return "may not be read with this token: run `hf auth login` with one that may"
-    if status == 429:
-        return f"could not be fetched: the Hub had too many requests from here; {_LATER}"
     if status >= 500:
         return f"could not be fetched: the Hub is out of order (status {status}); {_LATER}"
-    return f"could not be fetched: status {status}; check HF_ENDPOINT, and try again"
+    reasons = {
+        401: "is not for this token: run `hf auth login`, or set HF_TOKEN to one that is valid",
+        403: "may not be read with this token: run `hf auth login` with one that may",
+        429: f"could not be fetched: the Hub had too many requests from here; {_LATER}",
+    }
+    other = f"could not be fetched: status {status}; check HF_ENDPOINT, and try again"
+    return reasons.get(status, other)
 
 
-def _why_not_written(error: Exception, revision: str, said: str) -> str:
+def _why_not_written(error: Exception, revision: str, message: str) -> str:
     match error:
         case errors.LocalTokenNotFoundError():
             return f"nobody is logged in; {LOGIN}"
@@ -164,29 +164,26 @@ def _why_not_written(error: Exception, revision: str, said: str) -> str:
     while refusal is not None and not isinstance(refusal, errors.HfHubHTTPError):
         refusal = refusal.__cause__
     if refusal is not None:
-        return _why_refused(refusal.response.status_code, said)
+        return _why_refused(refusal.response.status_code, message)
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-        return f"the client refuses it ({said}); correct that, and push again"
+        return f"the client refuses it ({message}); correct that, and push again"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.strerror} ({error.filename}); free space, and push again"
     return (
-        f"{constants.ENDPOINT} cannot be reached ({said}); check the network and HF_ENDPOINT, and push again"
+        f"{constants.ENDPOINT} cannot be reached ({message}); check the network and HF_ENDPOINT, and push again"
     )  # fmt: skip
 
 
-def _why_refused(status: int, said: str) -> str:
-    if status in (401, 403):
-        return f"the Hub does not let this token do it ({said}); {LOGIN}"
-    if status == 404:
-        return f"it is not there, or not yours ({said}); check the name, or {LOGIN}"
-    if status == 409:
-        return f"the Hub says that something of that name is there already ({said}); choose another, or push again"
-    if status == 412:
-        return "it was changed by somebody else meanwhile; push again, and the change will be kept"
-    if status == 413:
-        return f"a file is too large for the Hub ({said}); upload less at once"
-    if status == 429:
-        return "the Hub had too many requests from here; push again in some minutes"
+def _why_refused(status: int, message: str) -> str:
     if status >= 500:
         return f"the Hub is out of order (status {status}); push again later"
-    return f"the Hub refuses it ({said}); correct that, and push again"
+    reasons = {
+        401: f"the Hub does not let this token do it ({message}); {LOGIN}",
+        403: f"the Hub does not let this token do it ({message}); {LOGIN}",
+        404: f"it is not there, or not yours ({message}); check the name, or {LOGIN}",
+        409: f"the Hub says that something of that name is there already ({message}); choose another, or push again",
+        412: "it was changed by somebody else meanwhile; push again, and the change will be kept",
+        413: f"a file is too large for the Hub ({message}); upload less at once",
+        429: "the Hub had too many requests from here; push again in some minutes",
+    }
+    return reasons.get(status, f"the Hub refuses it ({message}); correct that, and push again")

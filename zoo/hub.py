@@ -1,5 +1,6 @@
 """This file holds the way from a model's name to its files: what is on disk, the catalog, the Hugging Face Hub."""
 
+import contextlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from nanochat.bundle import CARD
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, file_suffixes, model_path
 from nanochat.files import require_as_recorded
-from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar, ways_on
+from nanochat.zoo.catalog import CATALOG, Entry, advice, directory, require_pinned, similar
 from nanochat.zoo.layout import Fetched, Location, Request, choose
 
 __all__ = ["is_repo", "locate", "resolve"]
@@ -128,14 +129,12 @@ def is_repo(name: str) -> bool:
 
 
 def _on_disk(name: str) -> Path | None:
-    try:
+    # No file can have some names: too long, with a null character, of an unknown user.
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = Path(name).expanduser()
         # An empty name would be the current directory.
         if (name and path.is_dir()) or (path.suffix in file_suffixes() and path.is_file()):
             return path
-    except (OSError, ValueError, RuntimeError):
-        # No file can have such a name: too long, with a null character, of an unknown user.
-        return None
     return None
 
 
@@ -148,8 +147,8 @@ def _at(path: Path, backend: str) -> Location:
     if not found:
         # Whoever reads it says what is missing.
         return Location(path=path, name=whole.name)
-    model = choose(found, backend=backend, part="", where=str(path), joint="/")
-    return Location(path=path / model.place if model.place else path, name=whole.name)
+    model = choose(found, backend=backend, part="", where=str(path), separator="/")
+    return Location(path=path / model.place, name=whole.name)
 
 
 def _files_in(folder: Path) -> Iterator[str]:
@@ -209,5 +208,5 @@ def _unknown(name: str) -> ModelNotFoundError:
             f"no model is named {name!r:.200}: did you mean {' or '.join(close)}?"
         )
     return ModelNotFoundError(
-        f"no model is named {name!r:.200}: choose one of {', '.join(CATALOG)}, or {ways_on('NAME')}"
+        f"no model is named {name!r:.200}: choose one of {', '.join(CATALOG)}, or {advice('NAME')}"
     )

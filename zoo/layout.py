@@ -28,7 +28,7 @@ def fitting(found: Iterable[Candidate], part: str) -> list[Candidate]:
 
 
 def choose(
-    found: Sequence[Candidate], *, backend: str, part: str, where: str, joint: str = ":"
+    found: Sequence[Candidate], *, backend: str, part: str, where: str, separator: str = ":"
 ) -> Candidate:
     """The model to open.
 
@@ -40,7 +40,7 @@ def choose(
         What will run it: a graph for "onnx", for all others a format that holds the codes as they are.
     part : str
         What the user asked for: a format, a folder, a file, or a type of GGUF such as TQ2_0; empty for the best.
-    where, joint : str
+    where, separator : str
         The repository or folder, for the error, and what stands between it and a part.
     """
     possible = fitting(found, part)
@@ -53,7 +53,7 @@ def choose(
         places = [candidate.place for candidate in best]
         raise ModelNotFoundError(
             f"{where} holds {' and '.join(places)}, and nothing says which is better: choose one, "
-            f"{where}{joint}{places[0]}"
+            f"{where}{separator}{places[0]}"
         )
     taken, others = best[0], [c.place for c in found if c is not best[0] and c.place]
     if others and not part:
@@ -62,7 +62,7 @@ def choose(
             where,
             taken.place or f"the folder's own {taken.kind}",
             where,
-            joint,
+            separator,
             others[0],
         )
     return taken

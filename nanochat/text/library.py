@@ -265,7 +265,7 @@ class Pieces:
     def __init__(self, decoder: object) -> None:
         self.strips_space = False
         self._byte_level = self._byte_pieces = False
-        self._replaced: list[tuple[str, str]] = []
+        self._replacements: list[tuple[str, str]] = []
         match decoder:
             case {"type": "Sequence", "decoders": [*steps]}:
                 pass
@@ -273,7 +273,7 @@ class Pieces:
                 steps = [decoder]
         for step in steps:
             self._add(step)
-        if not self._byte_level and not self._replaced:
+        if not self._byte_level and not self._replacements:
             raise _unknown_step(decoder)
 
     def bytes_of(self, piece: str) -> bytes:
@@ -283,7 +283,7 @@ class Pieces:
         byte = _BYTE_PIECE.fullmatch(piece) if self._byte_pieces else None
         if byte:
             return bytes([int(byte[1], 16)])
-        for old, new in self._replaced:
+        for old, new in self._replacements:
             piece = piece.replace(old, new)
         return piece.encode()
 
@@ -292,10 +292,10 @@ class Pieces:
             case {"type": "ByteLevel"}:
                 self._byte_level = True
             case {"type": "Metaspace", "replacement": str(mark), **others}:
-                self._replaced.append((mark, " "))
+                self._replacements.append((mark, " "))
                 self.strips_space = others.get("prepend_scheme", "always") != "never"
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
-                self._replaced.append((old, new))
+                self._replacements.append((old, new))
             case {"type": "ByteFallback"}:
                 self._byte_pieces = True
             case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
