@@ -252,9 +252,9 @@ def test_every_backend_describes_itself_in_plain_values(ops: Ops[Any, Any, Any])
 def test_a_description_takes_no_time(ops: Ops[Any, Any, Any]) -> None:
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         line("m", "asked for", describe(ops))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
 
     assert min(seconds) < 0.005
 

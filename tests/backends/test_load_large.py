@@ -24,9 +24,9 @@ def kilobytes(name):
 nanochat.from_pretrained("nanochat-tiny", backend="numba").generate("fn", max_tokens=2)
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
-before, start = kilobytes("VmRSS"), time.perf_counter()
+before, start = kilobytes("VmRSS"), time.process_time()
 model = nanochat.from_pretrained(sys.argv[1], backend="numba")
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 peak, resident = kilobytes("VmHWM") - before, kilobytes("VmRSS") - before
 text = model.generate("fn", max_tokens=2)
 print(json.dumps({"peak": peak, "resident": resident, "seconds": seconds, "text": text}))
@@ -68,7 +68,7 @@ def test_a_large_model_is_loaded_in_little_more_memory_than_it_keeps(directory: 
     assert found["peak"] <= 1.1 * found["resident"]
     # All 2-bit codes and 8-bit rows, and a tenth more.
     assert 1024 * found["resident"] <= 1.1 * (directory / "model.safetensors").stat().st_size
-    # A machine that is ten times slower than two cores of 2021 is broken, or does something else.
+    # Of the processor. A machine that is ten times slower than one of 2021 is broken, or does something else.
     assert found["seconds"] < 30
 
 

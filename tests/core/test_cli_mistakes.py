@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import click
+import psutil
 import pytest
 
 from nanochat import cli
@@ -263,7 +264,11 @@ def test_an_interrupt_ends_a_json_object_properly(large_context: Path) -> None:
     assert process.stderr is not None
     while b"runs on" not in process.stderr.readline():
         pass
-    time.sleep(0.3)
+    # Nothing is printed before the end; a token takes the processor some milliseconds.
+    used = psutil.Process(process.pid).cpu_times
+    enough = used().user + 0.3
+    while process.poll() is None and used().user < enough:
+        time.sleep(0.01)
 
     process.send_signal(signal.SIGINT)
     result = finish(process)

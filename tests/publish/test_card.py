@@ -295,12 +295,12 @@ def test_an_anchor_that_is_referred_to_is_refused_with_the_fix(card: str) -> Non
 def test_few_lines_that_stand_for_many_cost_nothing(form: str) -> None:
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{n}: &a{n} {form.format(', '.join([f'*a{n - 1}'] * 10))}" for n in range(1, 9)]
-    begin = time.perf_counter()
+    begin = time.thread_time()
 
     with pytest.raises(FormatError, match="anchors"):
         update("---\n" + "\n".join(lines) + "\n---\n")
 
-    assert time.perf_counter() - begin < 1
+    assert time.thread_time() - begin < 1
 
 
 @pytest.mark.parametrize(
