@@ -1,6 +1,7 @@
 """Whole runs on a small corpus: learning, exact resumption after a kill, and errors."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,22 +64,34 @@ def quiet(_: LogEntry) -> None:
     pass
 
 
-def test_training_learns_and_writes_a_model_that_loads(data: Path, tmp_path: Path) -> None:
-    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
-
-    finished = trainer.run(quiet)
-
-    assert finished
-    assert losses(tmp_path)[30] < 0.7 * losses(tmp_path)[1]
-    assert checkpoint.load(tmp_path / "model")[0] == trainer.recipe.model
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert Trainer(recipe(), data, run, num_threads=1, compile_model=False).run(quiet)
+    return run
 
 
-def test_the_log_holds_held_out_bits_and_the_state_of_the_streams(
-    data: Path, tmp_path: Path
-) -> None:
-    Trainer(recipe(steps=12), data, tmp_path, num_threads=1, compile_model=False).run(quiet)
+@pytest.fixture
+def stopped(short: Path, tmp_path: Path) -> Path:
+    """The snapshot of a run of twelve steps, to change."""
+    return Path(shutil.copytree(short / "snapshot", tmp_path / "run" / "snapshot"))
 
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+@pytest.fixture(scope="module")
+def short(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "short"
+    assert Trainer(recipe(steps=12), data, run, num_threads=1, compile_model=False).run(quiet)
+    return run
+
+
+def test_training_learns_and_writes_a_model_that_loads(whole: Path) -> None:
+    assert losses(whole)[30] < 0.7 * losses(whole)[1]
+    assert checkpoint.load(whole / "model")[0] == recipe().model
+
+
+def test_the_log_holds_held_out_bits_and_the_state_of_the_streams(short: Path) -> None:
+    lines = [json.loads(line) for line in (short / "log.jsonl").read_text().splitlines()]
     last = [line for line in lines if "held_out_bits_per_byte" in line][-1]
     step = [line for line in lines if "loss" in line][-1]
     assert 0 < last["held_out_bits_per_byte"] < 8
@@ -96,29 +109,45 @@ def test_the_unquantised_twin_trains_on_the_same_batches(data: Path, tmp_path: P
     assert not (tmp_path / "model").exists()
 
 
-def command(data: Path, run: Path, *arguments: str) -> list[str]:
-    options = ["--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
-    return [sys.executable, "-m", "nanochat.cli", "train", *options, *arguments]
+# The command, in a process that is killed in the thirteenth step, three after a snapshot.
+KILLED = """
+import os, signal, sys
+from nanochat.cli import main
+from nanochat.train.loop import Trainer
+
+advance = Trainer._advance
+
+def advance_or_die(self):
+    if self.step == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return advance(self)
+
+Trainer._advance = advance_or_die
+main(sys.argv[1:])
+"""
 
 
-def test_a_killed_run_resumes_with_the_same_losses(data: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "recipe.json"
+def options(data: Path, run: Path) -> list[str]:
+    return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
+
+
+def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_path: Path) -> None:
+    settings, killed = tmp_path / "recipe.json", tmp_path / "killed"
     settings.write_text(json.dumps(recipe_to_dict(recipe())))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(data, whole, "--recipe", str(settings)), check=True, capture_output=True)
-
-    with subprocess.Popen(
-        command(data, killed, "--recipe", str(settings)), stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (killed / "snapshot").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    words = [*options(data, killed), "--recipe", str(settings)]
+    first = subprocess.run(
+        [sys.executable, "-c", KILLED, *words], stderr=subprocess.DEVNULL, check=False
+    )
     reached = max(losses(killed))
-    resumed = subprocess.run(command(data, killed, "--resume"), capture_output=True, check=False)
 
+    resumed = subprocess.run(
+        [sys.executable, "-m", "nanochat.cli", *options(data, killed), "--resume"],
+        capture_output=True,
+        check=False,
+    )
+
+    assert (first.returncode, reached) == (-signal.SIGKILL, 12)
     assert resumed.returncode == 0, resumed.stderr.decode()
-    assert reached < 30
     assert losses(killed) == losses(whole)
 
 
@@ -126,9 +155,10 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(data: Path, tmp_path: Pa
     settings = tmp_path / "recipe.json"
     settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, snapshot_every=100_000))))
     run = tmp_path / "run"
+    words = [*options(data, run), "--recipe", str(settings)]
 
     with subprocess.Popen(
-        command(data, run, "--recipe", str(settings)), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "nanochat.cli", *words], stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 120
         while not (run / "log.jsonl").exists() and time.monotonic() < deadline:
@@ -180,41 +210,35 @@ def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> N
         Trainer(other, data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
 
 
-def snapshot(data: Path, run: Path) -> Path:
-    Trainer(recipe(steps=12), data, run, num_threads=1, compile_model=False).run(quiet)
-    return run / "snapshot"
-
-
-def test_other_data_than_the_snapshot_saw_is_refused(data: Path, tmp_path: Path) -> None:
-    start = snapshot(data, tmp_path / "run")
+def test_other_data_than_the_snapshot_saw_is_refused(stopped: Path, tmp_path: Path) -> None:
     (tmp_path / "other.rs").write_text("fn main() { loop { break } }\n" * 400)
     (tmp_path / "another.rs").write_text("struct S { x: u8, y: [u8; 4] }\n" * 400)
     prepare([str(tmp_path / "*.rs")], tmp_path / "tokens", 300, held_out=0.4)
 
     with pytest.raises(TrainingError, match="has seen other data"):
-        Trainer(recipe(), tmp_path / "tokens", tmp_path, start=start, compile_model=False)
+        Trainer(recipe(), tmp_path / "tokens", tmp_path, start=stopped, compile_model=False)
 
 
-def test_a_recipe_that_ends_before_the_snapshot_is_refused(data: Path, tmp_path: Path) -> None:
-    start = snapshot(data, tmp_path / "run")
-
+def test_a_recipe_that_ends_before_the_snapshot_is_refused(
+    stopped: Path, data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TrainingError, match=r"at step 12 and the recipe ends at 12"):
-        Trainer(recipe(steps=12), data, tmp_path / "branch", start=start, compile_model=False)
+        Trainer(recipe(steps=12), data, tmp_path / "branch", start=stopped, compile_model=False)
 
 
-def test_a_snapshot_without_its_optimizer_is_refused(data: Path, tmp_path: Path) -> None:
-    start = snapshot(data, tmp_path / "run")
-    save_file({}, start / "optimizer.safetensors")
+def test_a_snapshot_without_its_optimizer_is_refused(
+    stopped: Path, data: Path, tmp_path: Path
+) -> None:
+    save_file({}, stopped / "optimizer.safetensors")
 
     with pytest.raises(TrainingError, match="no optimizer state"):
-        Trainer(recipe(), data, tmp_path / "branch", start=start, compile_model=False)
+        Trainer(recipe(), data, tmp_path / "branch", start=stopped, compile_model=False)
 
 
-def test_a_branch_writes_its_own_recipe(data: Path, tmp_path: Path) -> None:
-    start = snapshot(data, tmp_path / "run")
+def test_a_branch_writes_its_own_recipe(stopped: Path, data: Path, tmp_path: Path) -> None:
     branch = tmp_path / "branch"
 
-    Trainer(recipe(steps=14), data, branch, start=start, num_threads=1, compile_model=False).run(
+    Trainer(recipe(steps=14), data, branch, start=stopped, num_threads=1, compile_model=False).run(
         quiet
     )
 
