@@ -1,6 +1,8 @@
 """What holds for all tests, and the Hub on loopback for those that ask for it."""
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub
@@ -16,8 +18,53 @@ settings.register_profile("unhurried", deadline=None, derandomize=True, database
 settings.load_profile("unhurried")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the client upload large files, for which it calls its HTTP library as that no longer likes."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked slow, too")
+
+
+_CORES = pytest.StashKey[set[int]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist cores of its own, before a library counts them to make as many threads.
+
+    Threads wait for each other in busy loops. Where two workers had two threads each on two cores, exports took four
+    times as long as on one core each.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = os.sched_getaffinity(0)
+        config.stash[_CORES] = cores
+        number = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, sorted(cores)[number :: worker["workercount"]] or cores)
+
+
+@pytest.fixture(scope="module")
+def all_cores(pytestconfig: pytest.Config) -> Iterator[None]:
+    """The cores that pytest has, for tests of threads, those that have started before included."""
+    cores = pytestconfig.stash.get(_CORES, None)
+    if cores is None:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    _move_threads(cores)
+    yield
+    _move_threads(own)
+
+
+def _move_threads(cores: set[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        # It may have ended.
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, and let the Hub's client call its HTTP library as that no longer likes."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     for item in items:
         if "hub" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))

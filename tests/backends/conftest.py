@@ -43,7 +43,8 @@ def lockstep(other: Ops[Any, Any, Any]) -> LockstepOps[Any, Any, Any]:
 
 
 def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:
-    chosen = backends.get(name)
+    # Two threads, where a worker of pytest-xdist has one core, too.
+    chosen = backends.get(name, **({"num_threads": 2} if name == "numba" else {}))
     if name != "torch":
         yield chosen
         return

@@ -29,6 +29,8 @@ from tests.backends.leaves import normal, prepared, ternary_leaf
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 Values = NDArray[np.float32]
 
 

@@ -21,6 +21,8 @@ from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense, Mhc, Stored
 from tests.backends.leaves import normal, prepared
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 EPS = 1e-6
 ITERATIONS = 20
 # Rows of a projection with n streams: of identity, lite and sinkhorn mixers.

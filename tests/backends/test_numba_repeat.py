@@ -15,6 +15,8 @@ from nanochat.init import freeze
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 
 def engine(config: ModelConfig, *, threads: int = 1, repeats: bool = True) -> Engine:  # type: ignore[type-arg]
     ops = NumbaOps(num_threads=threads)

@@ -17,6 +17,8 @@ from nanochat.backends.numba_kernels import activation, linear, team
 from nanochat.backends.numba_kernels.launch import Launcher, Pool
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 Values = NDArray[np.float32]
 
 # So much that every task is a chunk of its own.

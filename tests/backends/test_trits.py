@@ -23,6 +23,8 @@ from nanochat.model import forward, slots
 from nanochat.weights import Latent, Stored, Ternary, named_leaves
 from tests.parity.random_models import random_packed_weights
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
 

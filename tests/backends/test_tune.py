@@ -27,6 +27,8 @@ from nanochat.backends.numba_kernels.tune import (
 from nanochat.errors import InputError
 from tests.backends.leaves import normal
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 FASTEST = isa.available()[0]
 SMALL = Shape("ternary", 256, 512, 128)
 # Just large enough to be measured by itself.

@@ -74,7 +74,7 @@ def test_logits_and_greedy_tokens_are_those_of_llama_cpp(tmp_path: Path, case: C
     path = write(tmp_path / "model.gguf", case)
     ours = engine(path)
 
-    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected, tokens = theirs.logits(IDS), theirs.greedy(IDS[:8], num_tokens=16)
 
     assert rms_ratio(ours.logits(IDS), expected) < 3e-2
@@ -87,7 +87,7 @@ def test_the_pairs_that_llama_rotates_are_found(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", case)
     other = write(tmp_path / "other.gguf", replace(case, architecture="qwen2"))
 
-    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = theirs.logits(IDS)
 
     assert rms_ratio(engine(other).logits(IDS), expected) > 0.1
@@ -351,7 +351,7 @@ def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any
     _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
     texts = [*ODD_TEXTS, "to be or not to be, that is  the question </s><|eot_id|>"]
 
-    with closing(LlamaCppVocabulary(path, threads=2, context=64)) as theirs:
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = [theirs.tokenize(text) for text in texts]
         bos, eos = theirs.bos, theirs.eos
 
