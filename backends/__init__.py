@@ -33,13 +33,7 @@ _MODULES = {"mlx": "mlx.core", "onnx": "onnxruntime"}
 
 
 def unavailable(name: str) -> str | None:
-    """Why the backend cannot run here, with the fix; `None` if it can.
-
-    Raises
-    ------
-    BackendError
-        If there is no backend of that name.
-    """
+    """Why the backend cannot run here, with the fix; `None` if it can."""
     if name not in (*NAMES, *GRAPHS):
         raise BackendError(
             f"unknown backend {name!r}: choose auto or one of {', '.join((*NAMES, *GRAPHS))}"

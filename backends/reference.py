@@ -276,12 +276,7 @@ class ReferenceOps:
 
 
 def check_room(length: int, count: int, capacity: int) -> None:
-    """Refuse to remember more tokens than a state has room for.
-
-    Raises
-    ------
-    ContextLengthError
-    """
+    """Refuse to remember more tokens than a state has room for."""
     if length + count > capacity:
         raise ContextLengthError(
             f"{length} tokens seen and {count} more do not fit into a state of {capacity}: shorten the prompt, ask for "

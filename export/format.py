@@ -89,24 +89,12 @@ class ModelFiles:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """What the folder's ``nanochat.json`` says; `None` for a file, or if there is none.
-
-        Raises
-        ------
-        FormatError, ConfigError
-            If it is damaged.
-        """
+        """What the folder's ``nanochat.json`` says; `None` for a file, or if there is none."""
         return read_manifest(self.path) if self.path.is_dir() else None
 
     @cached_property
     def config(self) -> Mapping[str, object] | None:
-        """Content of the folder's ``config.json``; `None` if there is none.
-
-        Raises
-        ------
-        FormatError
-            If it is not a JSON object, or over 1 MiB.
-        """
+        """Content of the folder's ``config.json``; `None` if there is none."""
         path = self.path / _CONFIG
         if not self.path.is_dir() or not exists(path):
             return None
@@ -301,33 +289,15 @@ class Format(ABC, Generic[Options]):
         """
 
     def licence(self, files: ModelFiles) -> str:
-        """SPDX identifier of the weights' licence, or "unknown".
-
-        Raises
-        ------
-        FormatError, ConfigError
-            If what says it is damaged.
-        """
+        """SPDX identifier of the weights' licence, or "unknown"."""
         return "unknown" if files.manifest is None else files.manifest.licence
 
     def config(self, files: ModelFiles) -> ModelConfig:
-        """The configuration, without the weights where the files allow that.
-
-        Raises
-        ------
-        NanochatError
-            As for `read`.
-        """
+        """The configuration, without the weights where the files allow that."""
         return self.read(files).config if files.manifest is None else files.manifest.config
 
     def copied_bytes(self, files: ModelFiles) -> int:
-        """Least bytes of its own memory that `read` takes; 0 for what is mapped.
-
-        Raises
-        ------
-        FormatError
-            If a file is a link to nowhere.
-        """
+        """Least bytes of its own memory that `read` takes; 0 for what is mapped."""
         names = {name for found in self.found(files) for name in found.weights}
         return sum(
             require_file(files.folder / name) for name in names if not name.endswith(".json")
@@ -344,13 +314,7 @@ class Format(ABC, Generic[Options]):
         return None
 
     def require_as_written(self, files: ModelFiles, bundle: Bundle) -> None:
-        """Refuse what is in the files and in no digest, where it is not what this package writes for the model.
-
-        Raises
-        ------
-        FormatError
-            With the first key or node that differs.
-        """
+        """Refuse what is in the files and in no digest, where it is not what this package writes for the model."""
 
     def library_of(self, files: ModelFiles) -> str:
         """The library whose lines open these files."""

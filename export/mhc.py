@@ -42,15 +42,7 @@ class SiteLogits:
 
 
 def write_mhc(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None:
-    """Write the coefficients of a model: of each layer's mixer and network, in the order of the layers.
-
-    Raises
-    ------
-    ConfigError
-        If a file cannot hold them: only static lite sites of two or four streams have a place.
-    SaveError
-        If the file cannot be written; what stood there is untouched.
-    """
+    """Write the coefficients of a model: of each layer's mixer and network, in the order of the layers."""
     n, looped = config.num_streams, config.num_layers - config.loop_prelude - config.loop_coda
     reasons = {
         f"num_streams={n}: it has places for 2 or 4": n not in _MIX_SIZE,
@@ -73,14 +65,7 @@ def write_mhc(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None
 
 
 def read_mhc(path: Path) -> tuple[SiteLogits, ...]:
-    """The logits of every site of a file, which give the coefficients that its equations give.
-
-    Raises
-    ------
-    FormatError
-        If the file is truncated, padded, too new (`VersionError`) or no ``.mhc`` file, or holds a number that is not
-        finite or a coefficient that our equations do not reach.
-    """
+    """The logits of every site of a file, which give the coefficients that its equations give."""
     data = read_bytes(path, limit=_HEADER.size + _MOST_SITES * _numbers(4) * 4)
     if len(data) < _HEADER.size:
         raise FormatError(f"{path}: {len(data)} bytes, too short for an .mhc file; fetch it again")

@@ -23,11 +23,6 @@ def choose_backend(bundle: Bundle, name: str = "auto") -> tuple[str, str]:
     name : str
         As for `nanochat.backends.choose`, but where nothing is named, a graph is run as it is, by "onnx". Any other
         backend runs the weights in it.
-
-    Raises
-    ------
-    BackendError
-        If it is unknown or cannot run here.
     """
     if bundle.graph is not None and backends.wanted(name) == "auto":
         chosen, _ = backends.choose("onnx")

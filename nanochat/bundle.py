@@ -144,11 +144,6 @@ def golden_from_json(value: str | Mapping[str, object], name: str) -> Golden:
     ----------
     name : str
         Where it comes from, for the error.
-
-    Raises
-    ------
-    FormatError
-        If it is no such record.
     """
     fields = parse_json(value.encode(errors="replace"), name) if isinstance(value, str) else value
     version = fields.get("format")

@@ -169,13 +169,6 @@ def parse_config(fields: Mapping[str, object], path: Path) -> ModelConfig:
     ----------
     path : Path
         Where it stands, for errors.
-
-    Raises
-    ------
-    FormatError
-        If it is another program's, or too new (`VersionError`).
-    ConfigError
-        If it holds values that cannot work.
     """
     fields = dict(fields)
     model_type = fields.pop("model_type", None)
@@ -199,13 +192,7 @@ def parse_config(fields: Mapping[str, object], path: Path) -> ModelConfig:
 
 
 def load_generation(directory: str | Path) -> dict[str, object]:
-    """Read ``generation_config.json``; empty if there is none.
-
-    Raises
-    ------
-    FormatError
-        If it is not a JSON object, or over 1 MiB.
-    """
+    """Read ``generation_config.json``; empty if there is none."""
     path = Path(directory) / _GENERATION
     if not exists(path):
         return {}
@@ -219,13 +206,7 @@ def require_complete(config: ModelConfig, weights: Weights[Stored]) -> None:
 
 
 def require_legal(name: str, leaf: Stored) -> None:
-    """Refuse a leaf with values that no arithmetic may meet.
-
-    Raises
-    ------
-    NumericError
-        If a value or scale is not finite, or a code outside its range.
-    """
+    """Refuse a leaf with values that no arithmetic may meet."""
     match leaf:
         case Ternary():
             ternary.require_legal(leaf.packed, f"{name}.codes")

@@ -117,11 +117,6 @@ def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") ->
     kv_cache : {"float32", "float16", "int8"}
         What keys and values are kept in; see `nanochat.ops.Slot`.
 
-    Raises
-    ------
-    InputError
-        If `context` is not between 1 and the context length of the model.
-
     Examples
     --------
     >>> from nanochat.presets import preset

@@ -81,13 +81,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace the content of `path`, or leave it as it was.
-
-    Raises
-    ------
-    SaveError
-        If the file cannot be written.
-    """
+    """Replace the content of `path`, or leave it as it was."""
     with atomic_file(path) as new:
         new.write_bytes(data)
 
@@ -102,13 +96,7 @@ def exists(path: Path) -> bool:
 
 
 def require_file(path: Path) -> int:
-    """Return the size of `path` in bytes; links are followed, pipes and devices refused.
-
-    Raises
-    ------
-    FormatError
-        If there is no regular file.
-    """
+    """Return the size of `path` in bytes; links are followed, pipes and devices refused."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -119,13 +107,7 @@ def require_file(path: Path) -> int:
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes.
-
-    Raises
-    ------
-    FormatError
-        If the file is missing, unreadable or larger.
-    """
+    """Return the content of a regular file of at most `limit` bytes."""
     size = require_file(path)
     if size > limit:
         raise FormatError(f"{path}: {size} bytes, over the limit of {limit}; fetch the file again")
@@ -170,13 +152,7 @@ class FileRecord:
 
 
 def record_file(path: Path) -> FileRecord:
-    """Read a file and record it.
-
-    Raises
-    ------
-    FormatError
-        If it is no regular file, or cannot be read.
-    """
+    """Read a file and record it."""
     size = require_file(path)
     try:
         with path.open("rb") as file:
@@ -193,11 +169,6 @@ def require_as_recorded(path: Path, record: FileRecord, *, by: str) -> None:
     ----------
     by : str
         What holds the record, for the error.
-
-    Raises
-    ------
-    FormatError
-        With what was found and what was expected.
     """
     size = require_file(path)
     # A file of another size need not be read.

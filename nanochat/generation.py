@@ -265,13 +265,7 @@ def generate(
 
 
 def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
-    """The sampling settings and the stop strings that options stand for.
-
-    Raises
-    ------
-    InputError
-        If a value is out of its range.
-    """
+    """The sampling settings and the stop strings that options stand for."""
     unknown = sorted(options.keys() - Options.__annotations__.keys())
     if unknown:
         raise TypeError(
@@ -293,13 +287,7 @@ def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
 
 
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
-    """Refuse tokens that a model cannot read.
-
-    Raises
-    ------
-    InputError
-        If there is none, or one is no integer or not in the vocabulary.
-    """
+    """Refuse tokens that a model cannot read."""
     try:
         tokens = [operator.index(token) for token in ids]
     except TypeError as error:

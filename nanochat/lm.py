@@ -153,11 +153,6 @@ class Model:
             For messages; absent is the bundle's.
         backend, kv_cache, num_threads
             See `Model`. "auto" takes "onnx" for a bundle that was read from a graph.
-
-        Raises
-        ------
-        NanochatError
-            As for `Model`.
         """
         model = cls.__new__(cls)
         model._start(

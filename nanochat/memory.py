@@ -89,11 +89,6 @@ def require_free(name: str, needed: int) -> None:
         Of the model, for the message.
     needed : int
         Bytes; 0 for files that are mapped.
-
-    Raises
-    ------
-    MemoryShortageError
-        With what is needed and what is free.
     """
     free = free_bytes() if needed else None
     if free is not None and needed > free:
@@ -128,11 +123,6 @@ def require_room(
         nothing.
     others : sequence of str
         Further backends that can run here, to be proposed if one of them has enough.
-
-    Raises
-    ------
-    MemoryShortageError
-        With what is needed, what is free, and what helps.
     """
     free = free_bytes() if free is None else free
     if free is None:
@@ -259,11 +249,6 @@ def needed_bytes(
         Texts at once.
     kv_cache : {"float32", "float16", "int8"}
         See `nanochat.ops.Slot`.
-
-    Raises
-    ------
-    InputError
-        If there is no such backend, or the model has no such context.
     """
     if backend not in _BACKENDS:
         raise InputError(

@@ -12,11 +12,6 @@ __all__ = ["PRESETS", "preset"]
 def preset(name: str) -> ModelConfig:
     """The configuration of that name.
 
-    Raises
-    ------
-    ConfigError
-        If there is no such preset.
-
     Examples
     --------
     >>> preset("nano-125m").width

@@ -95,11 +95,6 @@ class Sampler:
     prompt_ids : sequence of int
         The tokens before the first choice; the repetition penalty counts them as seen.
 
-    Raises
-    ------
-    InputError
-        If a prompt id is negative or, at the first choice, not below V.
-
     Examples
     --------
     >>> sampler = Sampler(Sampling(temperature=0.0), prompt_ids=[2])
@@ -200,11 +195,6 @@ class StopStrings:
     ----------
     stops : sequence of str
         The strings that end the text; with none, text passes through.
-
-    Raises
-    ------
-    InputError
-        If `stops` is a single string or holds an empty one.
 
     Examples
     --------

@@ -77,13 +77,7 @@ class Tensor:
         return np.require(values, requirements="A")
 
     def verify(self) -> None:
-        """Compare the bytes with their checksum.
-
-        Raises
-        ------
-        FormatError
-            If it is another.
-        """
+        """Compare the bytes with their checksum."""
         if self.checksum is not None and zlib.crc32(self.data.data) != self.checksum:
             raise FormatError(
                 f"{self.path}: the bytes of {self.key!r:.80} have changed since they were written; "

@@ -48,13 +48,7 @@ _CHECKED_BYTES = 2**17
 
 
 def num_blocks(columns: int, block: int) -> int:
-    """Blocks in a row.
-
-    Raises
-    ------
-    ShapeError
-        If `block` does not divide `columns`.
-    """
+    """Blocks in a row."""
     if block < 1 or columns % block:
         raise ShapeError(
             f"cannot split {columns} columns into blocks of {block}: pass a block that divides {columns}, "
@@ -64,13 +58,7 @@ def num_blocks(columns: int, block: int) -> int:
 
 
 def require_finite(values: NDArray[np.floating], name: str) -> None:
-    """Refuse infinities and NaN.
-
-    Raises
-    ------
-    NumericError
-        With `name` and the first bad value.
-    """
+    """Refuse infinities and NaN."""
     finite = np.isfinite(values)
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -134,13 +122,7 @@ def quantize(
 
 
 def dequantize(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Codes times the scale of their block, float32, shape (R, C).
-
-    Raises
-    ------
-    ShapeError
-        If the columns cannot be split into as many blocks as there are scales.
-    """
+    """Codes times the scale of their block, float32, shape (R, C)."""
     columns, count = codes.shape[1], scales.shape[1]
     if columns % count:
         raise ShapeError(
@@ -400,13 +382,7 @@ def unpack(packed: NDArray[np.uint8], *, columns: int, name: str = "packed") -> 
 
 
 def require_legal(packed: NDArray[np.uint8], name: str) -> None:
-    """Refuse bytes that hold the pair 0b11.
-
-    Raises
-    ------
-    NumericError
-        With `name` and the position of the first illegal byte.
-    """
+    """Refuse bytes that hold the pair 0b11."""
     flat = packed.reshape(-1)
     for start in range(0, flat.size, _CHECKED_BYTES):
         part = flat[start : start + _CHECKED_BYTES]

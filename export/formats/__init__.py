@@ -140,13 +140,7 @@ def load(
 
 
 def load_config(path: Path) -> ModelConfig:
-    """The configuration of a model, without its weights where its files allow that.
-
-    Raises
-    ------
-    NanochatError
-        As for `load`.
-    """
+    """The configuration of a model, without its weights where its files allow that."""
     files = ModelFiles(path)
     return detect(files).config(files)
 

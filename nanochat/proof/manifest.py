@@ -77,15 +77,7 @@ def write_manifest(folder: Path, bundle: Bundle, *, kind: str) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What ``nanochat.json`` in `folder` says; `None` if there is none.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged.
-    ConfigError
-        If the configuration in it cannot work.
-    """
+    """What ``nanochat.json`` in `folder` says; `None` if there is none."""
     path = folder / NAME
     if not exists(path):
         return None
@@ -122,13 +114,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Refuse a file that is missing or not as it was written; others are not looked at.
-
-    Raises
-    ------
-    FormatError
-        With the first of them.
-    """
+    """Refuse a file that is missing or not as it was written; others are not looked at."""
     for name, record in manifest.files.items():
         require_as_recorded(folder / name, record, by=NAME)
 
