@@ -79,9 +79,7 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
         or (len(revision) >= 7 and one.commit_hash.startswith(revision))
     ]
     place = storage(repo, cache_dir)
-    # What is incomplete, and knows no commit, goes with all the rest.
-    rest = not revision and place.is_dir()
-    if not commits and not rest:
+    if not commits and (revision or not place.is_dir()):
         name = f"{repo}@{revision}" if revision else repo
         raise ModelNotFoundError(
             f"nothing of {name} was fetched: `nanochat models list` shows what was"
@@ -92,12 +90,13 @@ def remove(repo: str, *, revision: str = "", cache_dir: str | Path | None = None
             strategy = cache.delete_revisions(*commits)
             strategy.execute()
             freed += strategy.expected_freed_size
-        if rest and place.is_dir():
+        # What is incomplete, and knows no commit, goes with all the rest.
+        if not revision and place.is_dir():
             folder = place.resolve()
             files = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
             freed += sum(path.stat().st_size for path in files)
             shutil.rmtree(folder)
-        if rest and place.is_symlink():
+        if not revision and place.is_symlink():
             place.unlink()
     except OSError as error:
         raise SaveError(

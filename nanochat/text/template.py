@@ -162,7 +162,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.small(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and max(_bits(left), 1) * abs(right) > _MAX_BITS:
+        bits = left.bit_length() if isinstance(left, int) else 64
+        if operator == "**" and max(bits, 1) * abs(right) > _MAX_BITS:
             raise _LimitError(f"a power of over {_MAX_BITS} bits")
         if operator == "%":
             _require_narrow(left)
@@ -242,10 +243,6 @@ def _size(value: object, limit: int) -> int:
             return size
         case _:
             return 1
-
-
-def _bits(value: object) -> int:
-    return value.bit_length() if isinstance(value, int) else 64
 
 
 def _require_narrow(form: object) -> None:

@@ -93,16 +93,15 @@ class Recipe:
 
 
 def _check_types(settings: Recipe | Objective) -> None:
-    for field_ in dataclasses.fields(settings):
-        value = getattr(settings, field_.name)
-        if field_.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"{field_.name}={value!r}: write a whole number")
-        if field_.type is float and (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < float("inf")
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if kind is int and not whole:
+            raise ConfigError(f"{name}={value!r}: write a whole number")
+        if kind is float and not (
+            (whole or isinstance(value, float)) and 0 <= value < float("inf")
         ):
-            raise ConfigError(f"{field_.name}={value!r}: write a number that is not negative")
+            raise ConfigError(f"{name}={value!r}: write a number that is not negative")
 
 
 def learning_rate_factor(recipe: Recipe, step: int) -> float:
@@ -122,11 +121,7 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
     """All fields by name, ready for JSON."""
-    return {
-        **dataclasses.asdict(recipe),
-        "model": config_to_dict(recipe.model),
-        "objective": dataclasses.asdict(recipe.objective),
-    }
+    return {**dataclasses.asdict(recipe), "model": config_to_dict(recipe.model)}
 
 
 def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
