@@ -75,9 +75,9 @@ def doctor(*, as_json: bool) -> None:
         if kernels is not None:
             write("\n")
             print_table(_rows(kernels))
-        write(f"\nauto is {chosen or 'no backend'}: {reason}", end="\n")
+        write(f"\nauto is {chosen or 'no backend'}: {reason}\n")
         for text in advice:
-            write(f"to use more of this machine: {text}", end="\n")
+            write(f"to use more of this machine: {text}\n")
     if not chosen:
         raise click.exceptions.Exit(1)
 

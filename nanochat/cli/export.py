@@ -130,6 +130,7 @@ def export(
     else than the model. With --upload-repo it is then verified once more, measured on all backends, and uploaded.
     """
     options = _read_format_options(kind, given)
+    from nanochat.cost import tensor_classes
     from nanochat.export.export import export_model
     from nanochat.export.format import ModelFiles
     from nanochat.export.formats import detect, load
@@ -168,19 +169,34 @@ def export(
             bundle, out, kind=kind, options=options, verify=verify, progress=progress
         )
     note(f"wrote {out} ({exported.written.architecture}), {format_bytes(exported.bytes)}")
+    types = exported.types
+    rows = [
+        (c.name, types.get(c.format, types.get(c.kind, c.kind)), c.tensors, c.parameters)
+        for c in tensor_classes(bundle.config)
+    ]
     if not as_json:
-        print_table(_classes(bundle, exported), header=("tensors", "format", "count", "parameters"))
-        write(
-            f"read back: {exported.digests} tensors, configuration and tokenizer as they were",
-            end="\n",
-        )
+        print_table(rows, header=("tensors", "format", "count", "parameters"))
+        write(f"read back: {exported.digests} tensors, configuration and tokenizer as they were\n")
         unmeasured = "proven by that, as this package runs it" if verify else "not checked"
-        write(f"parity: {exported.parity or unmeasured}", end="\n")
+        write(f"parity: {exported.parity or unmeasured}\n")
     address = None
     if upload_repo is not None:
         address = _upload(exported, upload_repo, text, with_coefficients=bool(given.get("mhc")))
     if as_json:
-        print_json({**_describe(model, bundle, exported), "uploaded": address})
+        keys = ("name", "format", "tensors", "parameters")
+        print_json(
+            {
+                "model": model,
+                "format": exported.kind,
+                "written_as": exported.written.architecture,
+                "digests": exported.digests,
+                "path": str(exported.path),
+                "bytes": exported.bytes,
+                "tensors": [dict(zip(keys, row, strict=True)) for row in rows],
+                "parity": None if exported.parity is None else exported.parity.to_dict(),
+                "uploaded": address,
+            }
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -250,28 +266,3 @@ def _progress(title: str) -> "Iterator[Progress]":
             bar.update(task, completed=done, total=total)
 
         yield update
-
-
-def _classes(bundle: "Bundle", exported: "Exported") -> list[tuple[str, str, int, int]]:
-    from nanochat.cost import tensor_classes
-
-    types = exported.types
-    return [
-        (c.name, types.get(c.format, types.get(c.kind, c.kind)), c.tensors, c.parameters)
-        for c in tensor_classes(bundle.config)
-    ]
-
-
-def _describe(model: str, bundle: "Bundle", exported: "Exported") -> dict[str, object]:
-    fields = ("name", "format", "tensors", "parameters")
-    rows = _classes(bundle, exported)
-    return {
-        "model": model,
-        "format": exported.kind,
-        "written_as": exported.written.architecture,
-        "digests": exported.digests,
-        "path": str(exported.path),
-        "bytes": exported.bytes,
-        "tensors": [dict(zip(fields, row, strict=True)) for row in rows],
-        "parity": None if exported.parity is None else exported.parity.to_dict(),
-    }

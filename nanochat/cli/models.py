@@ -252,13 +252,10 @@ def _show(one: "Published", *, dry_run: bool) -> None:
     rows += [(name, "deleted") for name in one.deleted]
     print_table(rows, header=(one.repo, "bytes"))
     if dry_run:
-        write(f"\n{one.card}", end="\n")
+        write(f"\n{one.card}\n")
         return
     total = format_bytes(sum(one.files.values()))
-    write(
-        f"uploaded {len(one.files)} files, {total}: {one.pull_request_url or one.commit_url}",
-        end="\n",
-    )
+    write(f"uploaded {len(one.files)} files, {total}: {one.pull_request_url or one.commit_url}\n")
 
 
 # What the table of `list` says besides name and size.

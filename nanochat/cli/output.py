@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NoticeHandler",
-    "end_line",
     "format_bytes",
     "format_count",
     "note",
@@ -33,20 +32,14 @@ _CONTROLS = {
 }
 
 
-def write(text: str, *, end: str = "") -> None:
+def write(text: str) -> None:
     """Print a part of the result at once; on a terminal without control characters, which a model may make up."""
     global _inside_line
     shown = sys.stdout.isatty()
-    sys.stdout.write((text.translate(_CONTROLS) if shown else text) + end)
+    sys.stdout.write(text.translate(_CONTROLS) if shown else text)
     sys.stdout.flush()
-    if shown and text + end:
-        _inside_line = not (text + end).endswith("\n")
-
-
-def end_line() -> None:
-    """Begin a new line if the terminal shows a part of the result, before something else is shown there."""
-    if _inside_line:
-        write("\n")
+    if shown and text:
+        _inside_line = not text.endswith("\n")
 
 
 def note(text: str) -> None:
@@ -56,18 +49,19 @@ def note(text: str) -> None:
 
 def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on one line."""
-    write(json.dumps(value), end="\n")
+    write(f"{json.dumps(value)}\n")
 
 
 def print_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> None:
     """Print rows in columns, numbers on the right."""
     cells = [list(map(str, row)) for row in (header, *rows) if row]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numeric = [all(_is_number(row[i]) for row in cells[bool(header) :]) for i in range(len(widths))]
+    body = cells[bool(header) :]
+    numeric = [all(_NUMBER.fullmatch(row[i]) for row in body) for i in range(len(widths))]
     for row in cells:
         columns = zip(row, widths, numeric, strict=True)
         line = "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in columns)
-        write(line.rstrip(), end="\n")
+        write(f"{line.rstrip()}\n")
 
 
 def format_bytes(count: float) -> str:
@@ -96,10 +90,6 @@ def _scaled(count: float, units: Sequence[str]) -> str:
     return f"{count:.3g} {units[power]}"
 
 
-def _is_number(cell: str) -> bool:
-    return _NUMBER.fullmatch(cell) is not None
-
-
 class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes records to standard error.
 
@@ -108,41 +98,39 @@ class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self._sign: Live | None = None
+        self._spinner: Live | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         self._stop()
         terminal = self.stream.isatty()
-        if terminal:
-            end_line()
-        if terminal and getattr(record, "progress", "") == "begin":
-            self._start(self.format(record))
-        else:
+        if terminal and _inside_line:
+            # A part of the result stands there.
+            write("\n")
+        if not terminal or getattr(record, "progress", "") != "begin":
             super().emit(record)
-
-    def close(self) -> None:
-        """Give the terminal back as it was."""
-        self._stop()
-        super().close()
-
-    def _start(self, text: str) -> None:
+            return
         # Late: it takes longer to import than a command that compiles nothing takes to fail.
         from rich.console import Console
         from rich.live import Live
         from rich.spinner import Spinner
 
         # The streams stay as they are: a result that comes early still goes to standard output.
-        self._sign = Live(
-            Spinner("dots", text),
+        self._spinner = Live(
+            Spinner("dots", self.format(record)),
             console=Console(file=self.stream),
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._sign.start()
+        self._spinner.start()
+
+    def close(self) -> None:
+        """Give the terminal back as it was."""
+        self._stop()
+        super().close()
 
     def _stop(self) -> None:
-        if self._sign is not None:
-            self._sign.stop()
-            self._sign = None
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None

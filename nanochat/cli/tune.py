@@ -85,7 +85,7 @@ def tune(
     elif found:
         print_table(list(_rows(found.items())), header=_HEADER)
     else:
-        write("nothing has been measured yet", end="\n")
+        write("nothing has been measured yet\n")
 
 
 def _measure(
