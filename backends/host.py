@@ -34,12 +34,7 @@ def processor() -> str:
 def num_cores(cpus: Path = _CPUS, quota: Path = _QUOTA) -> int:
     """How many threads are worth starting: physical cores, no more than a container's share of processor time.
 
-    Where the system does not say, all cores.
-
-    Parameters
-    ----------
-    cpus, quota : Path
-        Where Linux describes cores, and limits groups of processes.
+    Linux describes cores in `cpus`, and limits groups of processes in `quota`; elsewhere all cores are counted.
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1

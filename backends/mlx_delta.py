@@ -13,12 +13,7 @@ _CHUNK = 64
 
 
 def stepwise_delta_rule(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    step: mx.array,
-    log_keep: mx.array,
-    memory: mx.array,
+    q: mx.array, k: mx.array, v: mx.array, step: mx.array, log_keep: mx.array, memory: mx.array
 ) -> tuple[mx.array, mx.array]:
     """One token after another; q, k (B, H, T, K), v (B, H, T, V), step (B, H, T, 1), log_keep (B, H, T)."""
     keep = mx.exp(log_keep)[..., None, None]
@@ -33,12 +28,7 @@ def stepwise_delta_rule(
 
 
 def chunked_delta_rule(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    step: mx.array,
-    log_keep: mx.array,
-    memory: mx.array,
+    q: mx.array, k: mx.array, v: mx.array, step: mx.array, log_keep: mx.array, memory: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Chunks of tokens at once, as products of matrices; arguments as in `stepwise_delta_rule`.
 

@@ -142,14 +142,7 @@ def _grouped(
 ) -> PackedLinear:
     """Split rows into the largest groups that MLX has and that lie inside one block of weights.
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (R, bytes)
-    scales : float16 array, shape (R, blocks)
-    filling : int
-        A byte of zero codes.
-    zero : int
-        What stands for code 0.
+    `packed` is (R, bytes), `scales` (R, blocks); `filling` is a byte of zero codes, `zero` what stands for code 0.
     """
     block = columns // scales.shape[1]
     group = next((size for size in (128, 64, 32) if block % size == 0), 32)

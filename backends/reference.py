@@ -215,12 +215,7 @@ class ReferenceOps:
         return x * _sigmoid(logits)
 
     def experts(
-        self,
-        x: Array,
-        logits: Array,
-        networks: Sequence[Callable[[Array], Array]],
-        *,
-        top_k: int,
+        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
     ) -> Array:
         rows = x.reshape(-1, x.shape[-1])
         scores = logits.reshape(-1, logits.shape[-1])

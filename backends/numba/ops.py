@@ -515,12 +515,7 @@ class NumbaOps:
         return cast(Values, self.launch.empty(x.shape))
 
     def experts(
-        self,
-        x: Array,
-        logits: Array,
-        networks: Sequence[Callable[[Array], Array]],
-        *,
-        top_k: int,
+        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
     ) -> Array:
         self._needs_python()
         rows = now(x).reshape(-1, x.shape[-1])

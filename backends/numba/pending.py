@@ -33,24 +33,15 @@ class Fusion(Protocol):
 
 @dataclass(eq=False, kw_only=True)
 class Pending:
-    """An array that somebody may need, as floats or rounded.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the array.
-    compute : function
-        Gives the array.
-    fusion : function, optional
-        Computes and rounds it at once.
-    norm : function, optional
-        Gives the RMSNorm of the array, from the one that pends, gains and epsilon, without computing the array. Given
-        what it is a part of, it need not hold it: a circle would keep activations until Python looks for circles.
-    """
+    """An array that somebody may need, as floats or rounded."""
 
     shape: tuple[int, ...]
+    # Gives the array.
     compute: Callable[[], Values]
+    # Computes and rounds it at once.
     fusion: Fusion | None = None
+    # Gives the RMSNorm of the array, from the one that pends, gains and epsilon, without computing the array. Given
+    # what it is a part of, it need not hold it: a circle would keep activations until Python looks for circles.
     norm: Callable[["Pending", Values, float], "Pending"] | None = None
     values: Values | None = None
     roundings: dict[int, Rounded] = field(default_factory=dict)

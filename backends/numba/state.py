@@ -53,13 +53,7 @@ class NumbaState:
 
 
 def buffers(slot: Slot, batch: int, capacity: int) -> list[Values]:
-    """Empty buffers of one slot; see `attention` and `delta` of the kernels.
-
-    Raises
-    ------
-    BackendError
-        If the processor cannot convert float16.
-    """
+    """Empty buffers of one slot, as the kernels in `attention` and `delta` describe them."""
     if slot.kind == "conv":
         return [np.zeros((batch, slot.taps - 1, slot.features), np.float32)]
     if slot.kind == "delta":

@@ -38,26 +38,17 @@ Value: TypeAlias = ir.Value
 
 
 class Arithmetic(Protocol):
-    """How codes of one kind are multiplied with activations.
+    """How codes of one kind are multiplied with activations."""
 
-    Parameters
-    ----------
-    lanes : int
-        Rows in a register.
-    registers : int
-        Registers of rows that are worked on at once, so that sums and activations stay in registers, too.
-    partials : int
-        Partial sums of a row and token.
-    longest : int
-        Groups of columns that a partial sum has room for, or 0 if it has room for all.
-    bias : int
-        What is added to every code.
-    """
-
+    # Rows in a register.
     lanes: int
+    # Registers of rows that are worked on at once, so that sums and activations stay in registers, too.
     registers: int
+    # Partial sums of a row and token.
     partials: int
+    # Groups of columns that a partial sum has room for, or 0 if it has room for all.
     longest: int
+    # What is added to every code.
     bias: int
 
     def zero(self) -> Value:

@@ -49,13 +49,7 @@ _of_rows = scratch(types.float32, 3 * ROWS)
 
 @kernel
 def rotate(
-    x: _Array,
-    cosines: _Array,
-    sines: _Array,
-    starts: _Starts,
-    y: _Array,
-    first: int,
-    last: int,
+    x: _Array, cosines: _Array, sines: _Array, starts: _Starts, y: _Array, first: int, last: int
 ) -> None:
     """Rotate the halves of each head of x (B, T, H, K); the tables are (positions, K / 2); a task is one token."""
     length, half = x.shape[1], x.shape[3] // 2

@@ -74,24 +74,15 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What a choice is made for.
-
-    Parameters
-    ----------
-    shape : Shape
-    tokens : int
-        One of `CLASSES`.
-    isas : tuple of str
-        The instruction sets among which was chosen.
-    threads : int
-    size : int
-        Logarithm of the bytes of all matrices of the model, to base 2 and rounded up: what fits a cache is faster.
-    """
+    """What a choice is made for."""
 
     shape: Shape
+    # One of `CLASSES`.
     tokens: int
+    # The instruction sets among which was chosen.
     isas: tuple[Isa, ...]
     threads: int
+    # Logarithm of the bytes of all matrices of the model, to base 2 and rounded up: what fits a cache is faster.
     size: int
 
 

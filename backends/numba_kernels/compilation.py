@@ -83,13 +83,7 @@ def _warn() -> None:
 
 
 class KernelCache(FunctionCache):
-    """What `numba.njit` takes for its cache of one function.
-
-    Raises
-    ------
-    RuntimeError
-        If there is no folder that can be written.
-    """
+    """What `numba.njit` takes for its cache of one function; a `RuntimeError` if there is no folder to write to."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]  # Numba's own has no types
@@ -169,12 +163,7 @@ def _warn_lost(folder: str, reason: str) -> None:
 class Progress(Listener):
     """Counts the functions of one package that are compiled, and says so when they take longer than an instant.
 
-    Parameters
-    ----------
-    package : str
-        The start of the functions' modules: the program may compile functions of its own.
-    instant : float
-        Seconds of compiling that are not worth a word.
+    The names of their modules start with `package`: the program may compile functions of its own.
     """
 
     def __init__(self, package: str, *, instant: float = _INSTANT) -> None:

@@ -23,10 +23,7 @@ __all__ = ["Launcher", "Notes"]
 class Pool:
     """Memory that is used again once no array needs it, since what the system gives anew it must first clear.
 
-    Parameters
-    ----------
-    most : int
-        Bytes to keep.
+    At most `most` bytes are kept.
     """
 
     def __init__(self, *, most: int) -> None:
@@ -76,13 +73,7 @@ class Notes:
 
 
 class Launcher:
-    """Runs kernels, on several threads if it pays.
-
-    Parameters
-    ----------
-    threads : int
-        Threads that share a call, the calling one included.
-    """
+    """Runs kernels, on several threads if it pays; their number includes the calling one."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -122,11 +113,7 @@ class Launcher:
         return pool
 
     def __call__(
-        self,
-        kernel: Callable[..., object],
-        *arguments: object,
-        tasks: int,
-        nanoseconds: float,
+        self, kernel: Callable[..., object], *arguments: object, tasks: int, nanoseconds: float
     ) -> None:
         """Run ``kernel(*arguments, first, last)`` for all tasks; see `Call`."""
         self.together([Call(kernel, arguments, tasks, nanoseconds)])

@@ -174,13 +174,7 @@ def trit_product(
 
 @kernel
 def plain_product(
-    codes: _Codes,
-    scales: _Scales,
-    x: _Int8,
-    x_scales: _Float32,
-    y: _Float32,
-    first: int,
-    last: int,
+    codes: _Codes, scales: _Scales, x: _Int8, x_scales: _Float32, y: _Float32, first: int, last: int
 ) -> None:
     """What `integer_product` writes, in plain loops: the judge of all its kernels. A task is one token."""
     packed = codes.shape[2] * 16 == x.shape[2]

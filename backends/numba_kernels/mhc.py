@@ -189,11 +189,7 @@ def _generate(
 
 
 def _loop(
-    builder: ir.IRBuilder,
-    first: Value,
-    last: Value,
-    step: int,
-    body: Callable[[Value], None],
+    builder: ir.IRBuilder, first: Value, last: Value, step: int, body: Callable[[Value], None]
 ) -> None:
     """``for i in range(first, last, step): body(i)``."""
     before, block = builder.block, builder.append_basic_block("columns")

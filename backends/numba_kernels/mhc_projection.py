@@ -56,17 +56,11 @@ def num_chunks(width: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TiledProjection:
-    """A projection as the kernels read it.
+    """A projection as the kernels read it."""
 
-    Parameters
-    ----------
-    numbers : uint16 or float32 array, shape (n C, L)
-        The bits of float16, or float32.
-    rows : int
-        Without padding.
-    """
-
+    # The bits of float16, or float32, (n C, L).
     numbers: NDArray[np.uint16] | NDArray[np.float32]
+    # Without padding.
     rows: int
 
     @property

@@ -58,13 +58,7 @@ def _address(kernel: Callable[..., object], kinds: Signature) -> int:
 
 
 def pack(arguments: tuple[object, ...], kinds: Signature) -> NDArray[np.int64]:
-    """The block of a call; its arrays must live as long as it.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not of its type: a kernel checks nothing.
-    """
+    """The block of a call; its arrays must live as long as it. Types are checked here: a kernel checks nothing."""
     words: list[int] = []
     for argument, kind in zip(arguments, kinds, strict=True):
         if isinstance(argument, np.ndarray):

@@ -30,48 +30,30 @@ _NUMBERS, _PIECE = 20_000, 5_000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `nanochat doctor` tells of the Numba backend.
-
-    Parameters
-    ----------
-    isa : str
-        The instruction set of the kernels.
-    available : tuple of str
-        All that this processor has, the fastest first.
-    threads : int
-        Threads that share the work, unless others are asked for: one for each physical core.
-    call_microseconds : float
-        What a call on all threads costs besides its work.
-    warning : str
-        What is wrong with the threads, and what to do; empty if nothing is.
-    float16 : bool
-        Whether keys and values may be kept in float16.
-    huge_pages : str
-        What Linux gives: always, madvise (to those who ask, as the kernels do), never; or unknown.
-    memory_nodes : int
-    kernels : str
-        Where compiled kernels are kept; empty if nowhere.
-    kernels_writable : bool
-    choices : str
-        The file where `nanochat tune` keeps its answers; empty if there is none.
-    num_choices : int
-        Answers that are kept there and may be used.
-    tuning : bool
-        Whether ``NANOCHAT_TUNE`` lets products be measured.
-    """
+    """What `nanochat doctor` tells of the Numba backend."""
 
     isa: Isa
+    # All that this processor has, the fastest first.
     available: tuple[Isa, ...]
+    # One for each physical core.
     threads: int
+    # What a call on all threads costs besides its work.
     call_microseconds: float
+    # What is wrong with the threads, and what to do; empty if nothing is.
     warning: str
+    # Whether keys and values may be kept in float16.
     float16: bool
+    # What Linux gives: always, madvise (to those who ask, as the kernels do), never; or unknown.
     huge_pages: str
     memory_nodes: int
+    # Where compiled kernels are kept; empty if nowhere.
     kernels: str
     kernels_writable: bool
+    # The file where `nanochat tune` keeps its answers; empty if there is none.
     choices: str
+    # Answers that are kept there and may be used.
     num_choices: int
+    # Whether ``NANOCHAT_TUNE`` lets products be measured.
     tuning: bool
 
 
@@ -135,13 +117,7 @@ def threads_warning(microseconds: float, threads: int) -> str:
 
 
 def huge_pages(enabled: Path = _HUGE_PAGES) -> str:
-    """When Linux gives huge pages: always, madvise or never; unknown elsewhere.
-
-    Parameters
-    ----------
-    enabled : Path
-        Where Linux says so, with brackets around what holds.
-    """
+    """When Linux gives huge pages: always, madvise or never, which `enabled` has in brackets; unknown elsewhere."""
     try:
         found = re.search(r"\[(\w+)\]", enabled.read_text())
     except OSError:

@@ -49,39 +49,22 @@ _IMPATIENT = 2_000
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A kernel ``f(*arguments, first, last)`` for all of its tasks.
+    """A kernel ``f(*arguments, first, last)`` for all of its tasks."""
 
-    Parameters
-    ----------
-    kernel : function
-        From `compile.kernel` and its likes.
-    arguments : tuple of arrays, int and float
-        Arrays in C order. A kernel has one signature, that of its first call.
-    tasks : int
-        Independent parts of the work.
-    nanoseconds : float
-        About what all of it takes one thread.
-    join : bool
-        Whether all calls so far must be done before the next begins.
-    """
-
+    # From `compilation.kernel` and its likes.
     kernel: Callable[..., object]
+    # Arrays in C order, int and float. A kernel has one signature, that of its first call.
     arguments: tuple[object, ...]
+    # Independent parts of the work.
     tasks: int
+    # About what all of it takes one thread.
     nanoseconds: float
+    # Whether all calls so far must be done before the next begins.
     join: bool = True
 
 
 class Program:
-    """Calls that can be run again and again, on the same arrays.
-
-    Parameters
-    ----------
-    calls : sequence of Call
-        In order.
-    threads : int
-        Threads that share them, the calling one included.
-    """
+    """Calls that can be run in this order again and again, on the same arrays, shared by so many threads."""
 
     def __init__(self, calls: Sequence[Call], *, threads: int) -> None:
         self.threads = min(threads, _MOST_THREADS)

@@ -32,19 +32,12 @@ _ZEROS = 0b01_01_01_01
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TiledLinear:
-    """A ternary matrix or an 8-bit table, whose rows lie in lanes.
+    """A ternary matrix or an 8-bit table, whose rows lie in lanes."""
 
-    Parameters
-    ----------
-    codes : uint8 array, shape (tiles, blocks, groups, LANES, 4) or (tiles, blocks, 4 groups, LANES, 4)
-        Packed ternary codes, or 8-bit ones, in the order that `linear` describes. Five ternary codes to a byte:
-        (tiles, blocks / 2, WORDS, LANES, 4), see `trits`.
-    scales : uint16 array, shape (tiles, weight blocks, LANES)
-        Bits of float16.
-    rows, columns, activation_block : int
-    """
-
+    # (tiles, blocks, groups, LANES, 4) for ternary codes in two bits, (tiles, blocks / 2, WORDS, LANES, 4) for five to
+    # a byte, and (tiles, blocks, 4 groups, LANES, 4) for 8-bit ones, in the order that `linear` describes.
     codes: NDArray[np.uint8]
+    # Bits of float16, (tiles, weight blocks, LANES).
     scales: NDArray[np.uint16]
     rows: int
     columns: int
@@ -97,13 +90,7 @@ def num_ternary(leaf: Stored) -> int:
 
 
 def require_trits_fit(name: str, leaf: Stored) -> None:
-    """Refuse a ternary matrix that cannot be kept five codes to a byte.
-
-    Raises
-    ------
-    InputError
-        With its name and shape.
-    """
+    """Refuse a ternary matrix that cannot be kept five codes to a byte, by an `InputError`."""
     if num_ternary(leaf) == 0:
         return
     assert isinstance(leaf, Ternary | Latent)

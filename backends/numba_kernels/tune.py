@@ -95,16 +95,9 @@ def candidates(
 
 
 class Tuner:
-    """Chooses for the products of one model at a time.
+    """Chooses for the products of one model at a time, among instruction sets of which the first is the default.
 
-    Parameters
-    ----------
-    isas : sequence of str
-        The instruction sets to choose from; the first is the default.
-    threads : int
-        Threads that share a product.
-    cost : float
-        Nanoseconds of a multiply-add, about, for `candidates`.
+    A multiply-add takes about `cost` nanoseconds.
     """
 
     def __init__(self, isas: Sequence[Isa], *, threads: int, cost: float) -> None:
@@ -140,16 +133,10 @@ class Tuner:
     def measure(
         self, matrices: Sequence[Matrix], *, tokens: int, seconds: float
     ) -> dict[Key, Finding]:
-        """Measure all shapes of a model for so many tokens, keep what is found on disk, and return it.
+        """Measure all shapes of a model for one of `choices.CLASSES`, keep what is found on disk, and return it.
 
-        Parameters
-        ----------
-        matrices : sequence of pairs of a shape and a function
-            All of a model, in the order in which a step uses them.
-        tokens : int
-            One of `choices.CLASSES`.
-        seconds : float
-            When to stop, if every candidate has been timed a few times.
+        The matrices are in the order in which a step uses them. After so many seconds no candidate is timed again that
+        has been a few times.
         """
         start = time.perf_counter()
         keys = _keys([shape for shape, _ in matrices], tokens, self._isas, self._threads)
