@@ -1,4 +1,4 @@
-"""This package holds the Numba backend: what NumPy arrays go through between the kernels of `numba_kernels`."""
+"""This package holds the Numba backend: operations on NumPy arrays, which launch the kernels of `numba_kernels`."""
 
 from nanochat.backends.numba.ops import NumbaOps
 

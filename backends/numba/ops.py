@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
+from nanochat.backends.numba.launch import Launcher
 from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, now
 from nanochat.backends.numba.state import NumbaState, buffers
 from nanochat.backends.numba_kernels import (
@@ -29,7 +30,6 @@ from nanochat.backends.numba_kernels import (
 )
 from nanochat.backends.numba_kernels.compilation import end_wait
 from nanochat.backends.numba_kernels.isa import available, chosen, rivals
-from nanochat.backends.numba_kernels.launch import Launcher
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.team import Call, Program, run_program

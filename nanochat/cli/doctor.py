@@ -17,7 +17,7 @@ from nanochat.cli.output import format_bytes, note, print_json, print_table, wri
 from nanochat.errors import BackendError, NanochatError
 
 if TYPE_CHECKING:
-    from nanochat.backends.numba_kernels.report import Report
+    from nanochat.backends.numba.report import Report
 
 __all__ = ["doctor"]
 
@@ -112,7 +112,7 @@ def _advice(name: str, reason: str) -> tuple[str, ...]:
 
 
 def _kernels() -> "Report | None":
-    from nanochat.backends.numba_kernels.report import report
+    from nanochat.backends.numba.report import report
 
     try:
         return report()

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
+from nanochat.backends.numba.launch import Launcher, Pool
 from nanochat.backends.numba_kernels import activation, linear, team
-from nanochat.backends.numba_kernels.launch import Launcher, Pool
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 
 pytestmark = pytest.mark.usefixtures("all_cores")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import choices, compilation, isa, linear, report
+from nanochat.backends.numba import NumbaOps, report
+from nanochat.backends.numba_kernels import choices, compilation, isa, linear
 from nanochat.backends.numba_kernels.choices import CLASSES, Choice, Finding, Key, Shape
 from nanochat.backends.numba_kernels.memory import WeightMemory
 from nanochat.backends.numba_kernels.tiles import TiledLinear
