@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from nanochat.backends import unavailable
 from nanochat.backends.host import has_apple_gpu, has_cuda_driver
 
-__all__ = ["Detailed", "describe", "faster", "line"]
+__all__ = ["Detailed", "describe", "faster", "summary"]
 
 # What a backend computes with; `describe` tells the versions of those that are loaded.
 _LIBRARIES = {
@@ -81,7 +81,7 @@ def faster(described: Mapping[str, object], *, reason: str = "") -> tuple[str, .
     return tuple(text for text in advice if text)
 
 
-def line(model: str, reason: str, described: Mapping[str, object]) -> str:
+def summary(model: str, reason: str, described: Mapping[str, object]) -> str:
     """One line for a log: what a model runs on, why, and what would be faster.
 
     Parameters
@@ -93,7 +93,7 @@ def line(model: str, reason: str, described: Mapping[str, object]) -> str:
 
     Examples
     --------
-    >>> line("tiny", "asked for", {"backend": "mine", "device": "cpu", "instructions": "avx2", "threads": 2})
+    >>> summary("tiny", "asked for", {"backend": "mine", "device": "cpu", "instructions": "avx2", "threads": 2})
     'tiny runs on mine (avx2, 2 threads): asked for'
     """
     name = str(described["backend"])

@@ -35,7 +35,7 @@ from nanochat.weights import Weights
 __all__ = [
     "Engine",
     "FinishReason",
-    "Options",
+    "GenerationOptions",
     "Piece",
     "Runner",
     "check_ids",
@@ -49,11 +49,11 @@ State = TypeVar("State")
 
 FinishReason = Literal["stop", "length"]
 
-# The default of `Options.max_tokens`.
+# The default of `GenerationOptions.max_tokens`.
 _MAX_TOKENS = 256
 
 
-class Options(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """What a caller may choose about generation; whatever is absent has its default.
 
     Attributes
@@ -222,7 +222,7 @@ def generate(
     engine: Runner[State],
     tokenizer: TextCodec,
     prompts: Sequence[Sequence[int]],
-    **options: Unpack[Options],
+    **options: Unpack[GenerationOptions],
 ) -> Iterator[Piece]:
     """Continue every prompt until it stops; the pieces of the rows arrive in turn, one token each.
 
@@ -237,7 +237,7 @@ def generate(
         Turns tokens into text.
     prompts : sequence of sequences of int
         Token ids, as a rule with ``<|bos|>`` first.
-    **options : Options
+    **options : GenerationOptions
         How to choose tokens, and when to stop.
 
     Raises
@@ -264,12 +264,12 @@ def generate(
     return _run(engine, prompts, rows, capacity)
 
 
-def read_options(options: Options) -> tuple[Sampling, tuple[str, ...]]:
+def read_options(options: GenerationOptions) -> tuple[Sampling, tuple[str, ...]]:
     """The sampling settings and the stop strings that options stand for."""
-    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    unknown = sorted(options.keys() - GenerationOptions.__annotations__.keys())
     if unknown:
         raise TypeError(
-            f"there is no option {unknown[0]!r}: choose from {', '.join(Options.__annotations__)}"
+            f"there is no option {unknown[0]!r}: choose from {', '.join(GenerationOptions.__annotations__)}"
         )
     max_tokens = options.get("max_tokens", _MAX_TOKENS)
     whole = isinstance(max_tokens, int | np.integer) and not isinstance(max_tokens, bool)

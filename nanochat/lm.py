@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import backends
-from nanochat.backends.choice import describe, faster, line
+from nanochat.backends.choice import describe, faster, summary
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
@@ -23,12 +23,11 @@ from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
-from nanochat.generation import Engine, Options, Piece, Runner, check_ids, generate
+from nanochat.generation import Engine, GenerationOptions, Piece, Runner, check_ids, generate
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
-from nanochat.publish.options import Options as PushOptions
-from nanochat.publish.options import with_options
+from nanochat.publish.options import PushOptions, with_options
 from nanochat.scoring import Score, score
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
@@ -131,7 +130,7 @@ class Model:
             prepared = backend.prepare(bundle.weights)
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
             self._reason = "given"
-        _LOGGER.info("%s", line(name, self._reason, describe(self.engine)))
+        _LOGGER.info("%s", summary(name, self._reason, describe(self.engine)))
 
     @classmethod
     def from_bundle(
@@ -252,24 +251,26 @@ class Model:
         SaveError
             If a file cannot be written; the model that was there is untouched.
         """
-        save_model(directory, self._said(licence))
+        save_model(directory, self._bundle_now(licence))
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[Options]) -> str: ...
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str: ...
 
     @overload
-    def generate(self, prompt: list[str], **options: Unpack[Options]) -> list[str]: ...
+    def generate(self, prompt: list[str], **options: Unpack[GenerationOptions]) -> list[str]: ...
 
-    def generate(self, prompt: str | list[str], **options: Unpack[Options]) -> str | list[str]:
+    def generate(
+        self, prompt: str | list[str], **options: Unpack[GenerationOptions]
+    ) -> str | list[str]:
         """Continue a text, or each text of a list, and return what follows it.
 
         Parameters
         ----------
         prompt : str or list of str
             Special tokens' names in it are ordinary text.
-        **options : Options
+        **options : GenerationOptions
             `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop` and `seed`; see
-            `nanochat.generation.Options`. Without any, the most probable tokens are taken.
+            `nanochat.generation.GenerationOptions`. Without any, the most probable tokens are taken.
 
         Raises
         ------
@@ -284,18 +285,18 @@ class Model:
             texts[piece.row] += piece.text
         return texts if isinstance(prompt, list) else texts[0]
 
-    def stream(self, prompt: str, **options: Unpack[Options]) -> Iterator[str]:
+    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Iterator[str]:
         """Yield what follows a text as it is generated; the parts add up to `generate`'s result."""
         return _texts(self.pieces([self.encode_prompt(prompt)], **options))
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> str:
+    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> str:
         """Return the assistant's answer to a conversation.
 
         Parameters
         ----------
         messages : sequence of Message
             ``{"role": "user", "content": "..."}``; roles are system, user and assistant.
-        **options : Options
+        **options : GenerationOptions
             As for `generate`.
 
         Raises
@@ -307,12 +308,14 @@ class Model:
         """
         return "".join(self.stream_chat(messages, **options))
 
-    def stream_chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
+    def stream_chat(
+        self, messages: Sequence[Message], **options: Unpack[GenerationOptions]
+    ) -> Iterator[str]:
         """Yield the assistant's answer as it is generated; see `chat`."""
         return _texts(self.pieces([render(messages, self.tokenizer)], **options))
 
     def pieces(
-        self, prompts: Sequence[Sequence[int]], **options: Unpack[Options]
+        self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
     ) -> Iterator[Piece]:
         """Continue prompts that are tokens already; see `nanochat.generation.generate`."""
         return generate(self.engine, self.tokenizer, prompts, **options)
@@ -380,7 +383,7 @@ class Model:
             ``owner/name`` on the Hugging Face Hub; made if it is not there.
         options
             Keyword arguments, such as ``licence="MIT"`` or ``formats=["gguf"]``; see
-            `nanochat.publish.options.Options`. Without a licence, it is the model's own.
+            `nanochat.publish.options.PushOptions`. Without a licence, it is the model's own.
 
         Returns
         -------
@@ -398,11 +401,11 @@ class Model:
         """
         from nanochat.publish.publish import publish
 
-        source = dataclasses.replace(self._said(None), name=repo.rpartition("/")[2])
+        source = dataclasses.replace(self._bundle_now(None), name=repo.rpartition("/")[2])
         published = publish(source, repo, options)[0]
         return published.pull_request_url or published.commit_url
 
-    def _said(self, licence: str | None) -> Bundle:
+    def _bundle_now(self, licence: str | None) -> Bundle:
         return dataclasses.replace(
             self._bundle, weights=self.weights, licence=licence or self.licence, golden=None
         )

@@ -135,7 +135,7 @@ def export(
     from nanochat.export.format import ModelFiles
     from nanochat.export.formats import detect, load
     from nanochat.publish.metadata import is_of_the_hub
-    from nanochat.publish.options import Options
+    from nanochat.publish.options import PushOptions
     from nanochat.publish.publish import repositories, require_ready
     from nanochat.publish.stage import choose_licence, find_licence_file
     from nanochat.zoo.catalog import CATALOG
@@ -143,7 +143,7 @@ def export(
 
     if upload_repo is not None:
         # Before the work that would be for nothing.
-        repositories(upload_repo, Options())
+        repositories(upload_repo, PushOptions())
     location = locate(model)
     path, name = location.path, location.name
     out = out or Path(f"{name}{format_named(kind).suffix or '-' + kind}")
@@ -160,7 +160,7 @@ def export(
             licence = choose_licence(own, licence or "", licence_file=text)
         # Beside a file, it may be another's.
         text = text if path.is_dir() or not is_of_the_hub(licence) else None
-        require_ready(upload_repo, Options(), licence=licence)
+        require_ready(upload_repo, PushOptions(), licence=licence)
     with as_file_errors():
         bundle = load(path, name=name, licence=licence)
     bundle = _transformed(bundle, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
@@ -221,14 +221,14 @@ def _upload(
     exported: "Exported", repo: str, licence_file: Path | None, *, with_coefficients: bool
 ) -> str:
     """The address of the commit."""
-    from nanochat.publish.options import Options
+    from nanochat.publish.options import PushOptions
     from nanochat.publish.publish import publish
 
     out = exported.path
     report = out.with_name(f"{out.name}.parity.json")
     beside = [report.name] if out.is_file() and report.exists() else []
     beside += [out.with_suffix(".mhc").name] if with_coefficients else []
-    options = Options(beside=beside, licence_file=licence_file)
+    options = PushOptions(beside=beside, licence_file=licence_file)
     (published,) = publish(out, repo, options, report=note)
     note(f"uploaded to {published.commit_url}")
     return published.commit_url

@@ -22,7 +22,7 @@ from nanochat.cli.run import as_file_errors
 from nanochat.errors import ContextLengthError, InputError
 
 if TYPE_CHECKING:
-    from nanochat.generation import Options, Piece
+    from nanochat.generation import GenerationOptions, Piece
     from nanochat.lm import Model
     from nanochat.ops import Storage
     from nanochat.text.chat import Message
@@ -98,13 +98,15 @@ def _generation_options(command: Command) -> Command:
 
 def _load(
     name: str, *, backend: str, kv_cache: "Storage", num_threads: int | None, **values: object
-) -> "tuple[Model, Options]":
+) -> "tuple[Model, GenerationOptions]":
     """The model, and the options of the generation that were given or have a default."""
     from nanochat.generation import read_options
     from nanochat.lm import from_pretrained
 
     # They are declared with the names and types of the arguments.
-    options = cast("Options", {name: value for name, value in values.items() if value is not None})
+    options = cast(
+        "GenerationOptions", {name: value for name, value in values.items() if value is not None}
+    )
     # Better refused now than when a large model has been loaded.
     read_options(options)
     with as_file_errors():
@@ -248,7 +250,7 @@ def _standard_input() -> str:
 class _Conversation:
     """The messages until now; `length` is the number of tokens that the last answer follows."""
 
-    def __init__(self, model: "Model", options: "Options", system: str | None) -> None:
+    def __init__(self, model: "Model", options: "GenerationOptions", system: str | None) -> None:
         self.length = 0
         self.turns: list[Message] = []
         self._model = model

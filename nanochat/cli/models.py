@@ -11,7 +11,7 @@ from nanochat.cli.options import Command, as_json_option, backend_option, model_
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
 from nanochat.cli.run import Group, as_file_errors
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 
 if TYPE_CHECKING:
     from nanochat.export.verify import Verified
@@ -181,8 +181,8 @@ def remove(name: str, *, as_json: bool) -> None:
 
 
 def _publication_options(command: Command) -> Command:
-    """Add an option for each field of `Options` that has a help."""
-    for field in reversed(dataclasses.fields(Options)):
+    """Add an option for each field of `PushOptions` that has a help."""
+    for field in reversed(dataclasses.fields(PushOptions)):
         if field.metadata:
             shown: dict[str, Any] = {**_kind(field.default), **field.metadata}
             name = shown.pop("option", f"--{field.name.replace('_', '-')}")
@@ -233,7 +233,7 @@ def push(model: Path, repo: str, *, dry_run: bool, as_json: bool, **given: objec
     """
     from nanochat.publish.publish import publish
 
-    options = Options(**given)  # type: ignore[arg-type]  # checked by click
+    options = PushOptions(**given)  # type: ignore[arg-type]  # checked by click
     done = publish(model, repo, options, dry_run=dry_run, report=note)
     if not as_json:
         for one in done:

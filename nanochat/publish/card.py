@@ -23,7 +23,7 @@ from nanochat.publish.measure import (
     run_examples,
 )
 from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import LICENCE_FILES, Repository
 from nanochat.publish.training_log import RECIPE
 from nanochat.publish.upload import Present
@@ -38,7 +38,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def describe(
-    repository: Repository, options: Options, present: Present, *, licence: str, card: bytes
+    repository: Repository, options: PushOptions, present: Present, *, licence: str, card: bytes
 ) -> str:
     """The card of a repository, which updates the one that is there, or else `card`."""
     repo, name = repository.repo, repository.repo.partition("/")[2]
@@ -88,7 +88,7 @@ def describe(
 
 
 def require_updatable(
-    repo: str, options: Options, present: Present, *, licence: str, card: bytes
+    repo: str, options: PushOptions, present: Present, *, licence: str, card: bytes
 ) -> None:
     """Refuse a card that `describe` could not update, before there is anything to describe."""
     metadata = Metadata(
@@ -169,7 +169,7 @@ def _decoded(card: bytes, where: str) -> str:
         raise FormatError(f"{where}: it is no text in UTF-8; convert it") from error
 
 
-def _measure(repository: Repository, bundle: Bundle, options: Options) -> list[BackendRow]:
+def _measure(repository: Repository, bundle: Bundle, options: PushOptions) -> list[BackendRow]:
     able = able_backends(bundle)
     for name in options.backends:
         if name not in able:
@@ -183,7 +183,7 @@ def _measure(repository: Repository, bundle: Bundle, options: Options) -> list[B
     ]
 
 
-def _command(repository: Repository, options: Options) -> str:
+def _command(repository: Repository, options: PushOptions) -> str:
     words = ["nanochat", "models", "push", "DIR", repository.base or repository.repo]
     words += [word for form in options.formats for word in ("--format", form)]
     words += ["--separate"] if options.separate else []

@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from nanochat import backends
 from nanochat.export.formats import written_names
 
-__all__ = ["Evaluation", "Options", "with_options"]
+__all__ = ["Evaluation", "PushOptions", "with_options"]
 
 Default = TypeVar("Default")
 Owner = TypeVar("Owner")
@@ -33,7 +33,7 @@ def _option(default: Default, help: str, *, repr: bool = True, **shown: object) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class PushOptions:
     """How a model is published; of whatever is an option of the command line, its help says what it does.
 
     Parameters
@@ -89,14 +89,15 @@ class Options:
 
 
 def with_options(
-    options: Callable[Arguments, Options],
+    options: Callable[Arguments, PushOptions],
 ) -> Callable[
-    [Callable[[Owner, str, Options], Result]], Callable[Concatenate[Owner, str, Arguments], Result]
+    [Callable[[Owner, str, PushOptions], Result]],
+    Callable[Concatenate[Owner, str, Arguments], Result],
 ]:
-    """Let a method take the fields of `Options` as keyword arguments, in place of one argument that holds them."""
+    """Let a method take the fields of `PushOptions` as keyword arguments, in place of one argument that holds them."""
 
     def decorate(
-        method: Callable[[Owner, str, Options], Result],
+        method: Callable[[Owner, str, PushOptions], Result],
     ) -> Callable[Concatenate[Owner, str, Arguments], Result]:
         @wraps(method)
         def call(

@@ -17,7 +17,7 @@ from nanochat.errors import InputError, NanochatError, SaveError
 from nanochat.export.directory import save_model
 from nanochat.export.formats import written_names
 from nanochat.publish.card import describe, require_updatable
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import (
     Repository,
     open_original,
@@ -59,7 +59,7 @@ class Published:
 def publish(
     model: Path | Bundle,
     repo: str,
-    options: Options | None = None,
+    options: PushOptions | None = None,
     *,
     dry_run: bool = False,
     report: Callable[[str], None] | None = None,
@@ -72,7 +72,7 @@ def publish(
         A model directory, an exported folder, a ``.gguf`` or ``.onnx`` file; or a model in memory.
     repo : str
         ``owner/name``; made if it is not there.
-    options : Options, optional
+    options : PushOptions, optional
         How; absent is the defaults.
     dry_run : bool
         Do everything but the upload; the Hub is only read.
@@ -98,7 +98,7 @@ def publish(
     SaveError
         If there is no space for staging; or if the Hub refuses.
     """
-    options = options or Options()
+    options = options or PushOptions()
     report = report or _LOGGER.debug
     repos = repositories(repo, options)
     original = model if isinstance(model, Bundle) else open_original(model)
@@ -129,7 +129,7 @@ def publish(
         return done
 
 
-def repositories(repo: str, options: Options) -> list[str]:
+def repositories(repo: str, options: PushOptions) -> list[str]:
     """Where a publication goes: the model's own repository first, then those of its formats.
 
     Raises
@@ -158,7 +158,7 @@ def repositories(repo: str, options: Options) -> list[str]:
     return repos
 
 
-def require_ready(repo: str, options: Options, *, licence: str) -> None:
+def require_ready(repo: str, options: PushOptions, *, licence: str) -> None:
     """Refuse what `publish` would, of what is known before there is a model to publish."""
     for name in repositories(repo, options):
         require_login(name, options)
@@ -166,7 +166,7 @@ def require_ready(repo: str, options: Options, *, licence: str) -> None:
         require_updatable(name, options, present, licence=licence, card=b"")
 
 
-def _present(repo: str, options: Options, *, dry_run: bool) -> Present:
+def _present(repo: str, options: PushOptions, *, dry_run: bool) -> Present:
     try:
         return read_present(repo, options)
     except SaveError as error:
@@ -191,7 +191,7 @@ def _staging() -> Iterator[Path]:
 
 
 def _with_card(
-    repository: Repository, options: Options, present: Present, *, licence: str, card: bytes
+    repository: Repository, options: PushOptions, present: Present, *, licence: str, card: bytes
 ) -> Published:
     """Put the card beside the other files, and say what goes and what comes."""
     repo, folder = repository.repo, repository.folder
@@ -210,7 +210,7 @@ def _with_card(
 def _upload(
     repository: Repository,
     plan: Published,
-    options: Options,
+    options: PushOptions,
     present: Present,
     done: Sequence[Published],
 ) -> Published:

@@ -26,7 +26,7 @@ from nanochat.files import exists, own_file, read_bytes
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.publish.card_text import FormatRow
 from nanochat.publish.metadata import is_of_the_hub, require_licence
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.training_log import RECIPE, Training, read_training
 
 __all__ = [
@@ -131,7 +131,7 @@ def _open_folder(path: Path) -> Original:
     return Original(files=files, form=form, licence=manifest.licence, card=card)
 
 
-def require_publishable(model: Original | Bundle, options: Options) -> str:
+def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
     licence_file = options.licence_file
     if isinstance(model, Original):
@@ -168,7 +168,7 @@ def stage_repositories(
     model: Original,
     repos: Sequence[str],
     area: Path,
-    options: Options,
+    options: PushOptions,
     *,
     licence: str,
     report: Callable[[str], None],
@@ -247,7 +247,7 @@ def stage(
     return place
 
 
-def _verify(model: Original, path: Path, options: Options) -> tuple[str, float]:
+def _verify(model: Original, path: Path, options: PushOptions) -> tuple[str, float]:
     """Check a model's files and record on the first backend, and a graph as one: what ran it, and the largest error."""
     # Any other backend takes the weights out of a graph, and does not see what it does with them.
     graph = backends.GRAPHS if model.form.layout.is_graph else ()
@@ -262,7 +262,7 @@ def _verify(model: Original, path: Path, options: Options) -> tuple[str, float]:
     return verified.backend, verified.golden
 
 
-def _own_row(model: Original, folder: Path, place: Path, options: Options) -> FormatRow:
+def _own_row(model: Original, folder: Path, place: Path, options: PushOptions) -> FormatRow:
     # What was staged is what will be uploaded.
     backend, error = _verify(model, place, options)
     manifest = read_manifest(folder)

@@ -20,7 +20,7 @@ from nanochat import __version__
 from nanochat.errors import InputError, SaveError
 from nanochat.files import read_bytes
 from nanochat.proof.manifest import NAME
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.zoo.client import LOGIN, client, hub_errors, require_token
 from nanochat.zoo.hub import is_repo
 
@@ -57,7 +57,7 @@ class Present:
     manifests: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def require_destination(repo: str, options: Options) -> None:
+def require_destination(repo: str, options: PushOptions) -> None:
     """Refuse what the Hub has no place for; better before a model is exported than after."""
     branch = options.branch
     if not is_repo(repo):
@@ -74,7 +74,7 @@ def require_destination(repo: str, options: Options) -> None:
     require_token(options.token)
 
 
-def require_login(repo: str, options: Options) -> None:
+def require_login(repo: str, options: PushOptions) -> None:
     """Refuse a token that cannot write, before any work is done for it."""
     with _errors(repo, options, "ask whose token is used for"):
         said = client(options.token).whoami()
@@ -86,7 +86,7 @@ def require_login(repo: str, options: Options) -> None:
         )
 
 
-def read_present(repo: str, options: Options) -> Present:
+def read_present(repo: str, options: PushOptions) -> Present:
     """What is in the repository now; an empty one if it is not there, or not to be seen."""
     api = client(options.token)
     with _errors(repo, options, "read what is in"), tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def require_unmixed(
 
 
 def upload(
-    folder: Path, repo: str, options: Options, *, present: Present, delete: Collection[str] = ()
+    folder: Path, repo: str, options: PushOptions, *, present: Present, delete: Collection[str] = ()
 ) -> CommitInfo:
     """Upload all files of a folder, and delete others, in one commit on what was `present` when they were staged.
 
@@ -190,7 +190,7 @@ def upload(
 
 
 def _errors(
-    repo: str, options: Options, doing: str, then: str = ""
+    repo: str, options: PushOptions, doing: str, then: str = ""
 ) -> AbstractContextManager[None]:
     branch = options.branch or _MAIN
     return hub_errors(repo, writing=doing, revision=branch, token=options.token, then=then)

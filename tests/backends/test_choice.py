@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import nanochat
 from nanochat import backends
 from nanochat.backends import choice, host
-from nanochat.backends.choice import describe, faster, line
+from nanochat.backends.choice import describe, faster, summary
 from nanochat.backends.reference import ReferenceOps
 from nanochat.cli.doctor import doctor
 from nanochat.ops import Ops
@@ -208,14 +208,14 @@ def test_the_reason_for_numba_names_what_the_machine_has(here: Machine) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_the_line_names_backend_instructions_threads_and_reason() -> None:
-    assert line("nanochat-tiny", "asked for", NUMBA) == (
+    assert summary("nanochat-tiny", "asked for", NUMBA) == (
         "nanochat-tiny runs on numba (avx2, 2 threads): asked for"
     )
 
 
 @pytest.mark.usefixtures("here")
 def test_the_line_ends_with_what_would_be_faster() -> None:
-    assert line("m", "NANOCHAT_BACKEND is set", REFERENCE) == (
+    assert summary("m", "NANOCHAT_BACKEND is set", REFERENCE) == (
         "m runs on reference (cpu): NANOCHAT_BACKEND is set. To use more of this machine: compiled CPU kernels are "
         "faster: unset NANOCHAT_BACKEND, or set it to numba"
     )
@@ -253,7 +253,7 @@ def test_a_description_takes_no_time(ops: Ops[Any, Any, Any]) -> None:
     seconds = []
     for _ in range(5):
         start = time.thread_time()
-        line("m", "asked for", describe(ops))
+        summary("m", "asked for", describe(ops))
         seconds.append(time.thread_time() - start)
 
     assert min(seconds) < 0.005

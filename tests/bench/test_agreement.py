@@ -12,9 +12,9 @@ from nanochat.backends.reference import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.generation import Engine
 from nanochat.proof.parity import Rounding, greedy
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
-SOURCE = random_source(context_length=512, tie_embeddings=False)
+SOURCE = random_bundle(context_length=512, tie_embeddings=False)
 OPS = ReferenceOps()
 
 
@@ -90,7 +90,7 @@ def test_a_runtime_that_rounds_otherwise_may_part_more_often(
 
 
 def test_another_model_chooses_other_tokens() -> None:
-    other = random_source(context_length=512, tie_embeddings=False, seed=1)
+    other = random_bundle(context_length=512, tie_embeddings=False, seed=1)
 
     agreement = measure_agreement(SOURCE, Disturbed(other, rounding="other"))
 

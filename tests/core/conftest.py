@@ -10,7 +10,7 @@ from nanochat import cli
 from nanochat.cli import export
 from nanochat.export.directory import save_model
 from tests.core.command_line import Result, Run
-from tests.parity.random_models import polite_source, random_model
+from tests.parity.random_models import answering_bundle, random_model
 
 MAINS = {"nanochat": cli.main, "nanochat-export": export.main}
 
@@ -49,5 +49,5 @@ def large_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def polite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers everything with wxyz."""
     path = tmp_path_factory.mktemp("models") / "polite"
-    save_model(path, polite_source())
+    save_model(path, answering_bundle())
     return path

@@ -11,12 +11,12 @@ import pytest
 
 from nanochat.backends.reference import Array, Leaf, ReferenceOps, ReferenceState
 from nanochat.errors import ContextLengthError, InputError
-from nanochat.generation import Engine, Options, Piece, generate
+from nanochat.generation import Engine, GenerationOptions, Piece, generate
 from nanochat.ops import Slot, Storage
 from tests.parity.random_models import (
     random_config,
     random_tokenizer,
-    reciting_source,
+    reciting_bundle,
     silent_weights,
 )
 
@@ -36,9 +36,9 @@ def random_engine() -> RandomEngine:
     return engine_on(ReferenceOps())
 
 
-def recite(tokens: list[int], options: Options) -> list[Piece]:
+def recite(tokens: list[int], options: GenerationOptions) -> list[Piece]:
     ops = ReferenceOps()
-    source = reciting_source(tokens)
+    source = reciting_bundle(tokens)
     engine = Engine(source.config, ops.prepare(source.weights), ops)
     return list(generate(engine, TOKENIZER, [tokens[:1]], **options))
 
@@ -175,7 +175,7 @@ def test_the_start_of_a_stop_string_is_released_when_the_text_ends() -> None:
 def test_a_row_that_stopped_says_no_more_while_the_others_go_on() -> None:
     tokens = [TOKENIZER.bos, *TOKENIZER.encode("uvwxyz"), TOKENIZER.eos]
     ops = ReferenceOps()
-    source = reciting_source(tokens)
+    source = reciting_bundle(tokens)
     engine = Engine(source.config, ops.prepare(source.weights), ops)
 
     pieces = list(generate(engine, TOKENIZER, [tokens[:1], tokens[:5], tokens[:-1]]))
@@ -229,7 +229,7 @@ def test_too_long_a_prompt_is_refused_with_the_room_that_is_left(length: int, fi
     ids=str,
 )
 def test_a_wrong_value_is_refused_before_anything_runs(
-    prompts: Any, options: Options, message: str
+    prompts: Any, options: GenerationOptions, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         generate(random_engine(), TOKENIZER, prompts, **options)
@@ -260,7 +260,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    options: Options = {"temprature": 1.0}  # type: ignore[typeddict-unknown-key] # the mistake under test
+    options: GenerationOptions = {"temprature": 1.0}  # type: ignore[typeddict-unknown-key] # the mistake under test
 
     with pytest.raises(TypeError, match="'temprature': choose from max_tokens, temperature"):
         generate(random_engine(), TOKENIZER, [[0]], **options)

@@ -33,10 +33,10 @@ from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
 from tests.parity.random_models import (
-    polite_source,
+    answering_bundle,
+    random_bundle,
     random_config,
     random_model,
-    random_source,
     random_tokenizer,
     silent_weights,
 )
@@ -111,7 +111,7 @@ def test_a_stream_adds_up_to_the_generated_text(model: Model) -> None:
 
 
 def test_a_chat_continues_the_rendered_conversation() -> None:
-    source = polite_source()
+    source = answering_bundle()
     model = Model(source.config, source.weights, source.tokenizer, backend="reference")
 
     assert model.chat(HELLO) == "wxyz"
@@ -356,7 +356,7 @@ def test_only_files_that_are_not_mapped_are_read_into_memory(
 
 
 def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
-    source = random_source()
+    source = random_bundle()
     export_model(source, tmp_path / "x", kind="mlx", verify=False)
     export_model(source, tmp_path / "y", kind="onnx", verify=False)
     save_tensors(
@@ -381,7 +381,7 @@ def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["mlx", "onnx"])
 def test_a_link_to_no_file_is_a_damaged_model(tmp_path: Path, kind: str) -> None:
-    source = random_source()
+    source = random_bundle()
     export_model(source, tmp_path / "x", kind=kind, verify=False)
     name = "model.onnx.data" if kind == "onnx" else "model.safetensors"
     (tmp_path / "x" / name).unlink(missing_ok=True)
@@ -404,7 +404,7 @@ def test_a_model_for_which_there_is_no_room_is_refused(
 def test_a_graph_for_which_there_is_no_room_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = random_source()
+    source = random_bundle()
     export_model(source, tmp_path / "x", kind="onnx", verify=False)
     # Enough for the file, which is asked for first.
     free = 1000 + copied_bytes(tmp_path / "x")

@@ -88,7 +88,7 @@ IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
 
 
 @cache
-def make_source(case: str) -> Bundle:
+def make_bundle(case: str) -> Bundle:
     """The model of one of `CONFIGS` or `REFUSED`."""
     config = {**CONFIGS, **REFUSED}[case]
     return Bundle(
@@ -104,7 +104,7 @@ def make_source(case: str) -> Bundle:
 @cache
 def reference_logits(case: str, *, rounded: bool) -> NDArray[np.float32]:
     """Logits after each of `IDS`."""
-    source = make_source(case)
+    source = make_bundle(case)
     ops: Ops[Any, Any, Any] = ReferenceOps() if rounded else UnroundedOps()
     tokens = ops.tokens(np.array([IDS], np.int64))
     logits: NDArray[np.float32] = ops.numpy(
@@ -137,7 +137,7 @@ def arrays(weights: Weights[Stored]) -> dict[str, Any]:
 @cache
 def reference_greedy(case: str, *, num_tokens: int) -> list[int]:
     """What follows the first eight of `IDS`, without rounded activations."""
-    source = make_source(case)
+    source = make_bundle(case)
     ops: Ops[Any, Any, Any] = UnroundedOps()
     return greedy(
         Engine(source.config, ops.prepare(source.weights), ops), IDS[:8], num_tokens=num_tokens

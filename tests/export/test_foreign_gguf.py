@@ -33,7 +33,7 @@ from tests.export.foreign_ggufs import (
     write,
 )
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
-from tests.export.stock_models import ODD_TEXTS, make_source, rms_ratio
+from tests.export.stock_models import ODD_TEXTS, make_bundle, rms_ratio
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -98,7 +98,7 @@ def test_the_pairs_that_llama_rotates_are_found(tmp_path: Path) -> None:
 def test_our_own_stock_exports_are_read_as_anybody_s(
     tmp_path: Path, name: str, outtype: OutType
 ) -> None:
-    source = make_source(name)
+    source = make_bundle(name)
     path = tmp_path / "model.gguf"
     write_gguf(path, source, outtype=outtype, runtime="llama.cpp")
     file = read_gguf(path)

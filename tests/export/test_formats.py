@@ -19,20 +19,20 @@ from nanochat.export.mhc import read_mhc
 from nanochat.export.verify import verify_model
 from nanochat.proof.manifest import NAME, check_files, read_manifest
 from nanochat.weights import named_leaves
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 ROOT = Path(__file__).parents[2]
 KINDS = [name for name, form in FORMATS.items() if form.options is not None]
-STREAMS = random_source(num_streams=2)
+STREAMS = random_bundle(num_streams=2)
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from nanochat.errors import SaveError
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-source = random_source(num_streams=2)
+source = random_bundle(num_streams=2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
     export_model(source, Path(sys.argv[1]), kind=sys.argv[2], verify=False)
@@ -45,14 +45,14 @@ import sys, time
 from pathlib import Path
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 def wait(done, total):
     print("begun", flush=True)
     time.sleep(60)
 
 export_model(
-    random_source(num_streams=2), Path(sys.argv[1]), kind=sys.argv[2], progress=wait
+    random_bundle(num_streams=2), Path(sys.argv[1]), kind=sys.argv[2], progress=wait
 )
 """
 
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_nothing(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_stood_there_survives_a_kill(kind: str, tmp_path: Path) -> None:
     path = out(kind, tmp_path)
-    export_model(random_source(), path, kind=kind, verify=False)
+    export_model(random_bundle(), path, kind=kind, verify=False)
     command = [sys.executable, "-c", KILLED, str(path), kind]
 
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -151,7 +151,7 @@ def test_what_stood_there_survives_a_kill(kind: str, tmp_path: Path) -> None:
 
 def test_a_new_export_replaces_the_files_of_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    export_model(random_source(), folder, kind="mlx", verify=False)
+    export_model(random_bundle(), folder, kind="mlx", verify=False)
     (folder / "README.md").write_text("my card")
     old = {path.name for path in folder.iterdir()}
 
@@ -205,7 +205,7 @@ def test_a_file_where_a_folder_must_be_is_refused(tmp_path: Path) -> None:
 def test_a_runtime_that_cannot_run_the_model_is_refused_with_the_reasons(
     kind: str, runtime: Any, tmp_path: Path
 ) -> None:
-    source = random_source(num_streams=2, attention_gate=True)
+    source = random_bundle(num_streams=2, attention_gate=True)
 
     with pytest.raises(ConfigError, match=r"num_streams=2.*attention_gate=true"):
         export_model(

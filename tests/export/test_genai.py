@@ -18,7 +18,7 @@ from nanochat.proof.parity import check_parity
 from nanochat.text.chat import Message, render
 from tests.export.pages import tiny
 from tests.export.texts import ODD_STRINGS
-from tests.parity.random_models import random_source, random_tokenizer, reciting_source
+from tests.parity.random_models import random_bundle, random_tokenizer, reciting_bundle
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
 DELTA = {"delta_heads": 2, "delta_key_dim": 64, "delta_value_dim": 128}
@@ -80,7 +80,7 @@ def test_the_shipped_model_agrees_with_the_reference(source: Bundle, folder: Pat
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
 def test_it_generates_what_the_model_generates(case: str, target: Target, tmp_path: Path) -> None:
-    source = random_source(**CASES[case])
+    source = random_bundle(**CASES[case])
     write_genai(tmp_path, source, target=target)
     prompt = [0, *source.tokenizer.encode("to be or")]
 
@@ -137,7 +137,7 @@ def test_prompts_of_different_lengths_share_a_batch(
 @pytest.mark.parametrize("end", ["eos", "end"])
 def test_it_stops_at_tokens_that_end_a_text(end: str, tmp_path: Path) -> None:
     text = [10, 11, 12, getattr(random_tokenizer(), end), 13]
-    write_genai(tmp_path, reciting_source(text))
+    write_genai(tmp_path, reciting_bundle(text))
 
     tokens = GenaiModel(tmp_path).generate(text[:1], max_length=20)
 
@@ -184,7 +184,7 @@ def test_what_it_cannot_load_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    source = random_source(loop_count=2, exit_threshold=0.5)
+    source = random_bundle(loop_count=2, exit_threshold=0.5)
 
     with pytest.raises(ConfigError, match="exit_threshold"):
         write_genai(tmp_path / "new", source)

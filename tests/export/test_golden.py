@@ -14,7 +14,7 @@ from nanochat.errors import FormatError
 from nanochat.generation import Engine
 from nanochat.proof.golden import record, tensor_digest
 from nanochat.weights import Dense, Int8, Ternary, named_leaves
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 LOOP = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 
@@ -27,7 +27,7 @@ LOOP = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 def test_a_record_holds_the_reference_s_logits_and_every_layer(
     options: dict[str, Any], layers: int
 ) -> None:
-    source = random_source(**options)
+    source = random_bundle(**options)
     ops = ReferenceOps()
 
     golden = record(source)
@@ -43,7 +43,7 @@ def test_a_record_holds_the_reference_s_logits_and_every_layer(
 
 
 def test_a_record_is_the_same_after_a_trip_through_text() -> None:
-    golden = record(random_source())
+    golden = record(random_bundle())
 
     assert golden_from_json(golden.to_json(), "text") == golden
     assert "\n" not in golden.to_json()
@@ -75,7 +75,7 @@ def test_a_record_is_the_same_after_a_trip_through_text() -> None:
     ids=lambda change: f"{change!r:.60}",
 )
 def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
-    fields = json.loads(record(random_source()).to_json()) | change
+    fields = json.loads(record(random_bundle()).to_json()) | change
 
     with pytest.raises(FormatError, match="export the model again"):
         golden_from_json(json.dumps(fields), "x.gguf")
@@ -119,7 +119,7 @@ def test_the_digest_of_other_leaves_depends_on_their_numbers() -> None:
 
 
 def test_a_record_has_a_digest_of_every_tensor() -> None:
-    source = random_source(num_streams=2, coefficients="dynamic", num_experts=2, expert_width=256)
+    source = random_bundle(num_streams=2, coefficients="dynamic", num_experts=2, expert_width=256)
 
     golden = record(source)
 

@@ -397,12 +397,12 @@ from pathlib import Path
 from nanochat.errors import SaveError
 from nanochat.export.stock.mlx import write_mlx
 from nanochat.export.stock.transformers import write_transformers
-from tests.export.stock_models import make_source
+from tests.export.stock_models import make_bundle
 write = {"mlx": write_mlx, "transformers": write_transformers}[sys.argv[1]]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 try:
-    write(Path(sys.argv[2]), make_source("qk-norm"))
+    write(Path(sys.argv[2]), make_bundle("qk-norm"))
 except SaveError as error:
     print(error)
 """

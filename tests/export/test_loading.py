@@ -20,7 +20,7 @@ from nanochat.export.onnx.read import read_graph
 from nanochat.init import freeze
 from nanochat.proof.manifest import read_manifest
 from nanochat.tensors import read_tensors
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model in every format that is a file or folder of this package's own architecture."""
     folder = tmp_path_factory.mktemp("models")
     for kind, name in (("nanochat", "own"), ("gguf", "x.gguf"), ("onnx", "onnx")):
-        export_model(random_source(), folder / name, kind=kind, verify=False)
+        export_model(random_bundle(), folder / name, kind=kind, verify=False)
     return folder
 
 
@@ -95,7 +95,7 @@ def test_what_no_format_claims_is_told_with_the_reason_of_each(name: str, tmp_pa
 def test_of_two_models_in_one_folder_it_is_said_which_is_taken_and_how_to_ask_for_the_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = random_source(num_layers=1), random_source(num_layers=2)
+    first, second = random_bundle(num_layers=1), random_bundle(num_layers=2)
     export_model(first, tmp_path, kind="nanochat", verify=False)
     export_model(second, tmp_path / "x.gguf", kind="gguf", verify=False)
     caplog.set_level("INFO", logger="nanochat")

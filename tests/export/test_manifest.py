@@ -8,9 +8,9 @@ import pytest
 
 from nanochat.errors import ConfigError, FormatError
 from nanochat.proof.manifest import NAME, check_files, read_manifest, write_manifest
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
-SOURCE = random_source()
+SOURCE = random_bundle()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.export.stock_models import (
     ROW,
     arrays,
     leave_out,
-    make_source,
+    make_bundle,
 )
 
 CONFIG = CONFIGS["qk-norm"]
@@ -34,13 +34,13 @@ Q = "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_mlx(tmp_path / "model", make_source("qk-norm"))
+    write_mlx(tmp_path / "model", make_bundle("qk-norm"))
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_model_is_read_as_it_was_written(case: str, tmp_path: Path) -> None:
-    source = make_source(case)
+    source = make_bundle(case)
 
     architecture = write_mlx(tmp_path, source)
     config, weights = load_mlx(tmp_path, source.config)
@@ -74,7 +74,7 @@ def test_the_folder_has_what_the_hub_and_mlx_lm_look_for(folder: Path) -> None:
 
 
 def test_groups_of_odd_widths_are_named(tmp_path: Path) -> None:
-    write_mlx(tmp_path, make_source("rows"))
+    write_mlx(tmp_path, make_bundle("rows"))
 
     quantization = json.loads((tmp_path / "config.json").read_text())["quantization"]
 
@@ -85,7 +85,7 @@ def test_groups_of_odd_widths_are_named(tmp_path: Path) -> None:
 
 
 def test_the_chosen_generation_is_kept(tmp_path: Path) -> None:
-    source = dataclasses.replace(make_source("qk-norm"), generation={"eos_token_id": 6, "top_k": 3})
+    source = dataclasses.replace(make_bundle("qk-norm"), generation={"eos_token_id": 6, "top_k": 3})
 
     write_mlx(tmp_path, source)
 
@@ -95,7 +95,7 @@ def test_the_chosen_generation_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_context_factor_is_in_the_base(tmp_path: Path) -> None:
-    write_mlx(tmp_path, make_source("long context"))
+    write_mlx(tmp_path, make_bundle("long context"))
 
     theta = json.loads((tmp_path / "config.json").read_text())["rope_theta"]
 
@@ -103,20 +103,20 @@ def test_the_context_factor_is_in_the_base(tmp_path: Path) -> None:
 
 
 def test_the_tokenizer_is_read_as_it_was_written(folder: Path) -> None:
-    assert Tokenizer.load(folder).fingerprint == make_source("qk-norm").tokenizer.fingerprint
+    assert Tokenizer.load(folder).fingerprint == make_bundle("qk-norm").tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_model_that_mlx_lm_cannot_run_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"stock mlx-lm cannot run this model: .*{words}"):
-        write_mlx(tmp_path / "model", make_source(words))
+        write_mlx(tmp_path / "model", make_bundle(words))
 
     assert not (tmp_path / "model").exists()
 
 
 def test_all_reasons_are_given(tmp_path: Path) -> None:
     fields = BASE | ROW | {"num_streams": 4, "width": 300, "sub_norm": True}
-    source = dataclasses.replace(make_source("rows"), config=ModelConfig(**fields))
+    source = dataclasses.replace(make_bundle("rows"), config=ModelConfig(**fields))
 
     with pytest.raises(ConfigError, match=r"num_streams=4: .*; sub_norm=true"):
         write_mlx(tmp_path, source)
@@ -124,7 +124,7 @@ def test_all_reasons_are_given(tmp_path: Path) -> None:
 
 def test_columns_that_fill_no_group_are_refused(tmp_path: Path) -> None:
     config = ModelConfig(**BASE | ROW | {"width": 300})
-    source = dataclasses.replace(make_source("rows"), config=config)
+    source = dataclasses.replace(make_bundle("rows"), config=config)
 
     with pytest.raises(ConfigError, match=r"matrices of \[300\] columns: it packs groups of 32"):
         write_mlx(tmp_path, source)
@@ -136,7 +136,7 @@ def test_columns_that_fill_no_group_are_refused(tmp_path: Path) -> None:
 def test_what_mlx_lm_does_not_run_is_a_model_directory(
     case: str, runtime: str, tmp_path: Path
 ) -> None:
-    source = make_source(case)
+    source = make_bundle(case)
     options = FORMATS["mlx"].choose(runtime=runtime)
 
     exported = export_model(source, tmp_path / "x", kind="mlx", options=options, verify=False)
@@ -151,14 +151,14 @@ def test_what_mlx_lm_does_not_run_is_a_model_directory(
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 
-    write_mlx(tmp_path, make_source("experts"), progress=lambda *counts: told.append(counts))
+    write_mlx(tmp_path, make_bundle("experts"), progress=lambda *counts: told.append(counts))
 
     assert told == [(done, len(told)) for done in range(1, len(told) + 1)]
 
 
 def test_latent_weights_are_refused(tmp_path: Path) -> None:
     latent = init(CONFIG, np.random.default_rng(0))
-    source = dataclasses.replace(make_source("qk-norm"), weights=latent)
+    source = dataclasses.replace(make_bundle("qk-norm"), weights=latent)
 
     with pytest.raises(InputError, match="latent"):
         write_mlx(tmp_path / "model", source)
@@ -168,7 +168,7 @@ def test_a_smaller_model_leaves_nothing_of_a_larger_one(tmp_path: Path) -> None:
     shard = tmp_path / "model-00001-of-00002.safetensors"
     shard.write_bytes(b"old")
 
-    write_mlx(tmp_path, make_source("qk-norm"))
+    write_mlx(tmp_path, make_bundle("qk-norm"))
 
     assert not shard.exists()
 

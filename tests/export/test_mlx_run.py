@@ -14,24 +14,24 @@ from tests.export.stock_models import (
     CONFIGS,
     IDS,
     ODD_TEXTS,
-    make_source,
+    make_bundle,
     reference_greedy,
     reference_logits,
     rms_ratio,
 )
-from tests.parity.random_models import polite_source, random_tokenizer
+from tests.parity.random_models import answering_bundle, random_tokenizer
 
 
 @pytest.fixture(scope="module")
 def polite(tmp_path_factory: pytest.TempPathFactory) -> MlxLm:
     folder = tmp_path_factory.mktemp("polite")
-    write_mlx(folder, polite_source())
+    write_mlx(folder, answering_bundle())
     return MlxLm(folder)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
-    write_mlx(tmp_path, make_source(case))
+    write_mlx(tmp_path, make_bundle(case))
     artefact = MlxLm(tmp_path)
 
     logits = artefact.logits(IDS)
@@ -43,7 +43,7 @@ def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
 
 
 def test_parity_is_that_of_float32(tmp_path: Path) -> None:
-    source = make_source("experts")
+    source = make_bundle("experts")
     write_mlx(tmp_path, source)
 
     parity = check_parity(source, MlxLm(tmp_path))

@@ -22,7 +22,7 @@ from nanochat.export.formats import FORMATS
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.verify import verify_model
 from nanochat.proof.golden import with_golden
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 FREE = {"general.name", "general.license", "nanochat.golden"}
 # Bytes of a scalar of each type, and how the last is written.
@@ -37,7 +37,7 @@ SCALARS = {
 
 
 def models() -> dict[str, Bundle]:
-    return {"stock": random_source(tie_embeddings=False), "own": random_source(num_streams=2)}
+    return {"stock": random_bundle(tie_embeddings=False), "own": random_bundle(num_streams=2)}
 
 
 @pytest.fixture(scope="module")

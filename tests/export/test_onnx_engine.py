@@ -15,7 +15,7 @@ from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.generation import Engine, Runner, generate
 from nanochat.proof.parity import check_parity
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
 HYBRID: dict[str, Any] = {
@@ -58,7 +58,7 @@ def share_close(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> f
 def test_a_file_at_work_agrees_with_the_reference(
     case: str, target: Target, tmp_path: Path
 ) -> None:
-    source = random_source(**CASES[case])
+    source = random_bundle(**CASES[case])
 
     parity = check_parity(source, engine(source, tmp_path, target))
 
@@ -74,7 +74,7 @@ def test_sequences_of_different_lengths_run_together(
     case: str, target: Target, tmp_path: Path
 ) -> None:
     # With the first seeds, roundings flip in two of the three prompts, and stay in what is remembered of them.
-    source = random_source(**CASES[case], seed=3)
+    source = random_bundle(**CASES[case], seed=3)
     ours, theirs = engine(source, tmp_path, target), reference(source)
     states = [ours.prefill(ids, capacity=20)[0] for ids in PROMPTS]
     others = [theirs.prefill(ids, capacity=20)[0] for ids in PROMPTS]
@@ -92,7 +92,7 @@ def test_sequences_of_different_lengths_run_together(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_text_is_generated_from_it(target: Target, tmp_path: Path) -> None:
-    source = random_source()
+    source = random_bundle()
     runner = engine(source, tmp_path, target)
 
     assert isinstance(runner, Runner)
@@ -105,7 +105,7 @@ def test_text_is_generated_from_it(target: Target, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_long_prompts_are_read_in_parts(target: Target, tmp_path: Path) -> None:
-    source = random_source(**HYBRID, context_length=600)
+    source = random_bundle(**HYBRID, context_length=600)
     runner = engine(source, tmp_path, target)
     ids = np.random.default_rng(0).integers(7, 300, 590).tolist()
 
@@ -120,7 +120,7 @@ def test_long_prompts_are_read_in_parts(target: Target, tmp_path: Path) -> None:
 
 
 def test_keys_and_values_stay_where_they_are(tmp_path: Path) -> None:
-    runner = engine(random_source(**HYBRID), tmp_path)
+    runner = engine(random_bundle(**HYBRID), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
     keys = state.memory["past_key_values.1.key"]
     before = keys.copy()
@@ -134,7 +134,7 @@ def test_keys_and_values_stay_where_they_are(tmp_path: Path) -> None:
 
 
 def test_what_is_not_written_in_place_is_given_elsewhere(tmp_path: Path) -> None:
-    runner = engine(random_source(**HYBRID), tmp_path)
+    runner = engine(random_bundle(**HYBRID), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
     given = {name: state.memory[name] for name in ("past.0.conv", "past.0.recurrent")}
     before = {name: array.copy() for name, array in given.items()}
@@ -147,7 +147,7 @@ def test_what_is_not_written_in_place_is_given_elsewhere(tmp_path: Path) -> None
 
 
 def test_steps_do_not_overwrite_what_earlier_ones_gave(tmp_path: Path) -> None:
-    runner = engine(random_source(), tmp_path)
+    runner = engine(random_bundle(), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
 
     first = runner.decode([7], state)
@@ -158,7 +158,7 @@ def test_steps_do_not_overwrite_what_earlier_ones_gave(tmp_path: Path) -> None:
 
 
 def test_more_tokens_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
-    runner = engine(random_source(), tmp_path)
+    runner = engine(random_bundle(), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=2)
 
     with pytest.raises(ContextLengthError, match="room for 2"):
@@ -169,7 +169,7 @@ def test_more_tokens_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
 
 def test_no_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no token to read"):
-        engine(random_source(), tmp_path).prefill([], capacity=2)
+        engine(random_bundle(), tmp_path).prefill([], capacity=2)
 
 
 def test_no_threads_are_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_files_that_it_cannot_run_are_refused(tmp_path: Path) -> None:
 
 def test_a_graph_of_another_configuration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    export_onnx(random_source(), path)
+    export_onnx(random_bundle(), path)
     model = onnx.load(path)
     entry = next(entry for entry in model.metadata_props if entry.key == "config")
     entry.value = entry.value.replace('"head_dim": 64', '"head_dim": 128')

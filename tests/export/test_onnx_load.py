@@ -22,7 +22,7 @@ from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import without_ahead
 from nanochat.proof.golden import record
 from nanochat.weights import Stored, Weights, named_leaves
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
 DELTA = {"delta_heads": 2, "delta_key_dim": 64, "delta_value_dim": 128}
@@ -62,7 +62,7 @@ def tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 def changed(path: Path, change: Change, *, target: Target = "ort") -> Path:
     """An exported file, changed."""
-    export_onnx(random_source(), path, target=target)
+    export_onnx(random_bundle(), path, target=target)
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
@@ -98,7 +98,7 @@ def move_out(model: onnx.ModelProto, name: str = "norm", **place: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
 def test_every_leaf_comes_back_exactly(case: str, target: Target, tmp_path: Path) -> None:
-    source = random_source(**CASES[case])
+    source = random_bundle(**CASES[case])
     export_onnx(source, tmp_path / "model.onnx", target=target)
 
     config, weights = load_graph(tmp_path / "model.onnx")
@@ -115,7 +115,7 @@ def test_every_leaf_comes_back_exactly(case: str, target: Target, tmp_path: Path
 
 
 def test_the_golden_record_comes_back(tmp_path: Path) -> None:
-    source = random_source()
+    source = random_bundle()
     export_onnx(source, tmp_path / "model.onnx")
 
     found = golden_of(tmp_path / "model.onnx")
@@ -126,7 +126,7 @@ def test_the_golden_record_comes_back(tmp_path: Path) -> None:
 
 
 def test_tensors_beside_the_file_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = random_source()
+    source = random_bundle()
     monkeypatch.setattr(exporter, "_LARGEST_FILE", 0)
     export_onnx(source, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").exists()
@@ -284,7 +284,7 @@ def test_forged_leaves_beside_the_graph_are_refused(
     text: object, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
-    export_onnx(random_source(num_streams=2), path)
+    export_onnx(random_bundle(num_streams=2), path)
     model = onnx.load(path)
     leaves = json.loads(next(e.value for e in model.metadata_props if e.key == "leaves"))
     name = "layers.1.network_site.mhc.read"
@@ -322,7 +322,7 @@ def test_an_impossible_configuration_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fuzz") / "model.onnx"
-    export_onnx(random_source(num_layers=1, num_streams=2), path)
+    export_onnx(random_bundle(num_layers=1, num_streams=2), path)
     return path
 
 

@@ -10,9 +10,9 @@ from nanochat.errors import NumericError, ShapeError
 from nanochat.generation import Engine
 from nanochat.ops import Ops
 from nanochat.proof.parity import Rounding, UnroundedOps, check_parity, compare, greedy
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
-SOURCE = random_source()
+SOURCE = random_bundle()
 
 
 class Runtime:

@@ -23,7 +23,7 @@ from tests.export.stock_models import (
     REFUSED,
     arrays,
     leave_out,
-    make_source,
+    make_bundle,
 )
 
 CONFIG = CONFIGS["qk-norm"]
@@ -32,13 +32,13 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_transformers(tmp_path / "model", make_source("qk-norm"))
+    write_transformers(tmp_path / "model", make_bundle("qk-norm"))
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_a_model_is_read_as_it_was_written(case: str, tmp_path: Path) -> None:
-    source = make_source(case)
+    source = make_bundle(case)
 
     architecture = write_transformers(tmp_path, source)
     config, weights = load_transformers(tmp_path, source.config)
@@ -79,14 +79,14 @@ def test_matrices_are_narrow_and_tables_are_not(folder: Path) -> None:
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_model_that_transformers_cannot_run_is_refused(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"stock transformers cannot run this model: .*{words}"):
-        write_transformers(tmp_path / "model", make_source(words))
+        write_transformers(tmp_path / "model", make_bundle(words))
 
     assert not (tmp_path / "model").exists()
 
 
 def test_a_llama_of_heads_that_do_not_divide_the_width_is_refused(tmp_path: Path) -> None:
     config = ModelConfig(**BASE | {"num_heads": 12, "num_kv_heads": 4}, qk_norm=False)
-    source = dataclasses.replace(make_source("plain"), config=config)
+    source = dataclasses.replace(make_bundle("plain"), config=config)
 
     with pytest.raises(ConfigError, match="num_heads=12 without qk_norm: must divide the width"):
         write_transformers(tmp_path, source)
@@ -94,7 +94,7 @@ def test_a_llama_of_heads_that_do_not_divide_the_width_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("case", ["num_streams=2", "qk-norm"])
 def test_the_hub_is_given_the_model_directory(case: str, tmp_path: Path) -> None:
-    source = make_source(case)
+    source = make_bundle(case)
 
     exported = export_model(source, tmp_path / "x", kind="hf", verify=False)
     config, weights = checkpoint.load(tmp_path / "x")
@@ -111,7 +111,7 @@ def test_a_table_whose_codes_its_numbers_do_not_tell_is_refused(tmp_path: Path) 
         assert isinstance(leaf, Int8)
         return dataclasses.replace(leaf, codes=leaf.codes // np.int8(4) * np.int8(2))
 
-    plain = make_source("qk-norm")
+    plain = make_bundle("qk-norm")
     source = dataclasses.replace(plain, weights=map_leaves(halve, plain.weights))
 
     with pytest.raises(ConfigError, match="embedding has rows whose largest code is not 127"):
@@ -125,7 +125,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
     write_transformers(
         tmp_path,
-        make_source("experts"),
+        make_bundle("experts"),
         progress=lambda *counts: told.append(counts),
     )
 

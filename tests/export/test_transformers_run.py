@@ -17,24 +17,24 @@ from tests.export.stock_models import (
     CONFIGS,
     IDS,
     ODD_TEXTS,
-    make_source,
+    make_bundle,
     reference_greedy,
     reference_logits,
     rms_ratio,
 )
-from tests.parity.random_models import polite_source, random_tokenizer
+from tests.parity.random_models import answering_bundle, random_tokenizer
 
 
 @pytest.fixture(scope="module")
 def polite(tmp_path_factory: pytest.TempPathFactory) -> Transformers:
     folder = tmp_path_factory.mktemp("polite")
-    write_transformers(folder, polite_source())
+    write_transformers(folder, answering_bundle())
     return Transformers(folder)
 
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
-    write_transformers(tmp_path, make_source(case))
+    write_transformers(tmp_path, make_bundle(case))
     artefact = Transformers(tmp_path)
 
     logits = artefact.logits(IDS)
@@ -46,7 +46,7 @@ def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
 
 
 def test_parity_is_that_of_float32(tmp_path: Path) -> None:
-    source = make_source("experts")
+    source = make_bundle("experts")
     write_transformers(tmp_path, source)
 
     parity = check_parity(source, Transformers(tmp_path))
@@ -92,7 +92,7 @@ def test_shards_are_found_by_their_index(tmp_path: Path, monkeypatch: pytest.Mon
         "nanochat.export.stock.transformers.save_tensors",
         partial(save_tensors, max_shard_bytes=300_000),
     )
-    write_transformers(tmp_path, make_source("untied"))
+    write_transformers(tmp_path, make_bundle("untied"))
 
     logits = Transformers(tmp_path).logits(IDS)
 

@@ -26,7 +26,7 @@ from nanochat.proof.check import compare_golden
 from nanochat.proof.golden import record
 from nanochat.proof.manifest import NAME
 from nanochat.weights import Dense, Stored, map_leaves
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 
 LOOP: dict[str, Any] = {"num_layers": 3, "loop_count": 2, "loop_prelude": 1, "loop_coda": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def changed(source: Bundle, name: str, change: Any) -> Bundle:
 def test_a_model_as_it_was_written_passes_on_every_backend(
     options: dict[str, Any], backend: str, tmp_path: Path
 ) -> None:
-    checked = verify_model(written(random_source(**options), tmp_path / "x"), backend=backend)
+    checked = verify_model(written(random_bundle(**options), tmp_path / "x"), backend=backend)
 
     assert checked.backend == backend
     assert checked.golden is not None
@@ -73,7 +73,7 @@ def test_a_model_as_it_was_written_passes_on_every_backend(
 
 
 def test_a_model_without_a_record_is_checked_as_far_as_possible(tmp_path: Path) -> None:
-    path = written(random_source(), tmp_path / "x")
+    path = written(random_bundle(), tmp_path / "x")
     (path / "nanochat.json").unlink()
 
     checked = verify_model(path, backend="reference")
@@ -82,7 +82,7 @@ def test_a_model_without_a_record_is_checked_as_far_as_possible(tmp_path: Path) 
 
 
 def test_a_changed_file_is_named(tmp_path: Path) -> None:
-    path = written(random_source(), tmp_path / "x")
+    path = written(random_bundle(), tmp_path / "x")
     tokenizer = (path / "tokenizer.json").read_text()
     (path / "tokenizer.json").write_text(tokenizer + "\n")
 
@@ -100,7 +100,7 @@ def with_half_the_scales(source: Bundle) -> Bundle:
 
 
 def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
-    source = random_source()
+    source = random_bundle()
     path = written(source, tmp_path / "x")
     data = path / NAME
     manifest = data.read_bytes()
@@ -114,7 +114,7 @@ def test_a_changed_tensor_of_a_directory_is_named(tmp_path: Path) -> None:
 
 
 def test_a_changed_tensor_of_a_file_is_named(tmp_path: Path) -> None:
-    source = random_source()
+    source = random_bundle()
     paths = tmp_path / "x.gguf", tmp_path / "other.gguf"
     for path, model in zip(paths, (source, with_half_the_scales(source)), strict=True):
         export_model(model, path, kind="gguf", verify=False)
@@ -134,7 +134,7 @@ KINDS: dict[str, dict[str, str]] = {"onnx": {}, "mlx": {}, "hf": {"runtime": "tr
 def test_an_exported_folder_passes_though_it_lacks_what_is_for_training(
     kind: str, tmp_path: Path
 ) -> None:
-    source = random_source(num_ahead=1)
+    source = random_bundle(num_ahead=1)
     options = format_named(kind).choose(**KINDS[kind])
     export_model(source, tmp_path / "x", kind=kind, options=options, verify=False)
 
@@ -143,7 +143,7 @@ def test_an_exported_folder_passes_though_it_lacks_what_is_for_training(
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_file_that_is_read_must_be_listed(name: str, tmp_path: Path) -> None:
-    path = written(random_source(), tmp_path / "x")
+    path = written(random_bundle(), tmp_path / "x")
     rewrite(path, lambda fields: fields["files"].pop(name))
 
     with pytest.raises(FormatError, match=f"{name} belongs to the model, and .* not list it"):
@@ -152,7 +152,7 @@ def test_a_file_that_is_read_must_be_listed(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [("onnx", "model.onnx"), ("mlx", "model.safetensors")])
 def test_a_file_of_an_export_must_be_listed(kind: str, name: str, tmp_path: Path) -> None:
-    export_model(random_source(), tmp_path / "x", kind=kind, verify=False)
+    export_model(random_bundle(), tmp_path / "x", kind=kind, verify=False)
     rewrite(tmp_path / "x", lambda fields: fields["files"].pop(name))
 
     with pytest.raises(FormatError, match=f"{name} belongs to the model"):
@@ -160,7 +160,7 @@ def test_a_file_of_an_export_must_be_listed(kind: str, name: str, tmp_path: Path
 
 
 def test_a_template_that_was_added_later_is_found(tmp_path: Path) -> None:
-    path = written(random_source(), tmp_path / "x")
+    path = written(random_bundle(), tmp_path / "x")
     (path / "chat_template.jinja").write_text("{{ 1 }}")
 
     with pytest.raises(FormatError, match="chat_template"):
@@ -190,8 +190,8 @@ def test_a_kind_that_is_not_the_files_is_found(kind: str, said: str, tmp_path: P
 def written_as(kind: str, folder: Path) -> Path:
     """A model directory, or an exported folder, with its record."""
     if kind == "nanochat":
-        return written(random_source(), folder)
-    export_model(random_source(), folder, kind=kind, verify=False)
+        return written(random_bundle(), folder)
+    export_model(random_bundle(), folder, kind=kind, verify=False)
     return folder
 
 
@@ -228,7 +228,7 @@ def test_the_environment_variable_names_a_backend_for_a_graph_too(
 
 def with_negative_logits(folder: Path) -> Path:
     """An export whose graph does something else with the weights than it should, and whose hashes are right."""
-    export_model(random_source(), folder, kind="onnx", verify=False)
+    export_model(random_bundle(), folder, kind="onnx", verify=False)
     model = onnx.load(folder / "model.onnx")
     for node in model.graph.node:
         node.output[:] = ["positive" if name == "logits" else name for name in node.output]
@@ -244,7 +244,7 @@ def with_negative_logits(folder: Path) -> Path:
 
 def test_an_illegal_code_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    export_model(random_source(), path, kind="gguf", verify=False)
+    export_model(random_bundle(), path, kind="gguf", verify=False)
     old = read_gguf(path).tensors["blk.1.ffn_up.weight"].data.tobytes()
     path.write_bytes(path.read_bytes().replace(old, b"\xff" + old[1:]))
 
@@ -268,7 +268,7 @@ class Wrong(ReferenceOps):
 
 @pytest.mark.parametrize(("run", "layer"), [(0, 0), (1, 1), (2, 1), (3, 2)])
 def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
-    source = random_source(**LOOP)
+    source = random_bundle(**LOOP)
 
     with pytest.raises(FormatError, match=rf"x: layer {layer} is the first that differs"):
         compare(source, Wrong(run), golden=record(source))
@@ -280,7 +280,7 @@ def test_the_first_layer_that_departs_is_named(run: int, layer: int) -> None:
     ids=str,
 )
 def test_another_configuration_is_found(change: dict[str, Any]) -> None:
-    source = random_source()
+    source = random_bundle()
     other = dataclasses.replace(source, config=dataclasses.replace(source.config, **change))
 
     with pytest.raises(FormatError, match="layer 0 is the first that differs"):
@@ -304,7 +304,7 @@ class Flipping(ReferenceOps):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_rounding_that_flips_early_is_no_mistake(options: dict[str, Any]) -> None:
-    source = random_source(**options)
+    source = random_bundle(**options)
 
     error = compare(source, Flipping(), golden=record(source))
 
@@ -319,15 +319,15 @@ class Scaled(ReferenceOps):
 
 
 def test_a_small_mistake_everywhere_is_found_in_the_first_layer() -> None:
-    source = random_source()
+    source = random_bundle()
 
     with pytest.raises(FormatError, match=r"layer 0 .* for every pair of tokens"):
         compare(source, Scaled(), golden=record(source))
 
 
 def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
-    golden = record(random_source(vocab_size=4096))
-    source = random_source(vocab_size=4096)
+    golden = record(random_bundle(vocab_size=4096))
+    source = random_bundle(vocab_size=4096)
     louder = dataclasses.replace(golden, rms=tuple(1.1 * rms for rms in golden.rms))
 
     with pytest.raises(FormatError, match="the head is the first that differs"):
@@ -335,7 +335,7 @@ def test_a_mistake_in_logits_of_which_there_are_no_samples_is_found() -> None:
 
 
 def test_another_most_probable_token_is_found() -> None:
-    source = random_source()
+    source = random_bundle()
     first, *rest = record(source).greedy
     other = dataclasses.replace(record(source), greedy=(1 if first == 0 else 0, *rest))
 
@@ -345,7 +345,7 @@ def test_another_most_probable_token_is_found() -> None:
 
 @pytest.mark.parametrize("token", [-1, 320])
 def test_a_most_probable_token_beyond_the_vocabulary_is_refused(token: int) -> None:
-    source = random_source()
+    source = random_bundle()
     other = dataclasses.replace(record(source), greedy=(token, *record(source).greedy[1:]))
 
     with pytest.raises(FormatError, match="tokens beyond the vocabulary of 320"):
@@ -353,7 +353,7 @@ def test_a_most_probable_token_beyond_the_vocabulary_is_refused(token: int) -> N
 
 
 def test_a_head_that_departs_is_named() -> None:
-    source = random_source()
+    source = random_bundle()
     other = changed(source, "norm", lambda leaf: Dense(values=2 * leaf.values))
 
     with pytest.raises(FormatError, match="the head is the first that differs"):
@@ -364,7 +364,7 @@ def test_a_head_that_departs_is_named() -> None:
     "options", [{"num_layers": 3}, {"vocab_size": 310}, {"width": 512}], ids=str
 )
 def test_the_record_of_another_model_is_refused(options: dict[str, Any]) -> None:
-    golden, other = record(random_source()), random_source(**options)
+    golden, other = record(random_bundle()), random_bundle(**options)
 
     with pytest.raises(FormatError):
         compare(other, ReferenceOps(), golden=golden)
@@ -376,7 +376,7 @@ def test_nothing_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_model_directory_s_own_checks_come_first(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "x", random_source().config, random_source().weights)
+    checkpoint.save(tmp_path / "x", random_bundle().config, random_bundle().weights)
 
     with pytest.raises(FormatError, match=r"tokenizer\.json"):
         verify_model(tmp_path / "x")

@@ -19,14 +19,14 @@ from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
 
 __all__ = [
-    "polite_source",
+    "answering_bundle",
+    "random_bundle",
     "random_config",
     "random_model",
     "random_packed_weights",
-    "random_source",
     "random_tokenizer",
     "random_weights",
-    "reciting_source",
+    "reciting_bundle",
     "silent_weights",
     "with_a_block_of_zeros",
 ]
@@ -85,7 +85,7 @@ def random_tokenizer() -> Tokenizer:
     return Tokenizer.train([_TEXT] * 4, vocab_size=300)
 
 
-def random_source(*, tokenizer: Tokenizer | None = None, seed: int = 0, **options: Any) -> Bundle:
+def random_bundle(*, tokenizer: Tokenizer | None = None, seed: int = 0, **options: Any) -> Bundle:
     """Two layers of random weights with one stream and a tied head, but for `options`."""
     tokenizer = tokenizer or random_tokenizer()
     simplest: dict[str, Any] = {
@@ -143,7 +143,7 @@ def random_model(*, context_length: int = 64) -> Model:
     return Model(config, silent_weights(config), random_tokenizer(), backend="reference")
 
 
-def reciting_source(tokens: Sequence[int]) -> Bundle:
+def reciting_bundle(tokens: Sequence[int]) -> Bundle:
     """A model that turns each of `tokens` into the next: no token may occur twice, except as the last.
 
     Its layers add nothing, there is one feature for each token, and the head is a table of successors.
@@ -180,10 +180,10 @@ def reciting_source(tokens: Sequence[int]) -> Bundle:
     )
 
 
-def polite_source() -> Bundle:
+def answering_bundle() -> Bundle:
     """A model that answers everything with wxyz, and ends its turn."""
     tokenizer = random_tokenizer()
-    return reciting_source([tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end])
+    return reciting_bundle([tokenizer.assistant, *tokenizer.encode("wxyz"), tokenizer.end])
 
 
 def _leaf(name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator) -> Stored:

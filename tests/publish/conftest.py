@@ -8,7 +8,7 @@ import pytest
 
 from nanochat.bundle import Bundle
 from nanochat.export.directory import save_model
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
@@ -27,7 +27,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="session")
 def source() -> Bundle:
     """A model for short texts, because each push writes four of them on the reference."""
-    return random_source(context_length=24)
+    return random_bundle(context_length=24)
 
 
 @pytest.fixture

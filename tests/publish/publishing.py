@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from nanochat.bundle import Bundle
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.publish import Published, publish
 
 __all__ = ["QUICK", "REPO", "content", "push"]
 
 REPO = "org/name"
-QUICK = Options(backends=["reference"], prompt="fn main() {")
+QUICK = PushOptions(backends=["reference"], prompt="fn main() {")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -19,7 +19,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def push(model: Path | Bundle, options: Options = QUICK) -> Published:
+def push(model: Path | Bundle, options: PushOptions = QUICK) -> Published:
     """Publish a model in one repository."""
     (published,) = publish(model, REPO, options)
     return published

@@ -20,7 +20,7 @@ from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card import BEGIN, END, update_card
 from nanochat.publish.measure import run_examples
 from nanochat.publish.metadata import Metadata, read_metadata
-from nanochat.publish.options import Evaluation, Options
+from nanochat.publish.options import Evaluation, PushOptions
 from nanochat.publish.publish import publish
 from nanochat.publish.stage import open_original, require_publishable, stage
 from nanochat.publish.upload import Present, stale_files
@@ -145,7 +145,7 @@ def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
     before = content(tmp_path / "m")
     original = open_original(tmp_path / "m")
 
-    licence = require_publishable(original, Options(licence="House-1.0"))
+    licence = require_publishable(original, PushOptions(licence="House-1.0"))
     stage(original, tmp_path / "staged", replace(source, licence=licence))
 
     assert (

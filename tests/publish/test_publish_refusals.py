@@ -18,12 +18,12 @@ from nanochat.export.formats import format_named, load
 from nanochat.export.onnx.digest import seal
 from nanochat.proof.golden import record
 from nanochat.proof.manifest import write_manifest
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.publish import publish
 from nanochat.publish.stage import open_original, stage
 from nanochat.publish.training_log import Training, read_training
 from tests.export import foreign_ggufs
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 from tests.publish.publishing import QUICK, REPO, content, push
 from tests.zoo.hub_state import FOREVER, Hub
 
@@ -35,7 +35,7 @@ def damage(model: Path) -> None:
 
 def swap(model: Path) -> None:
     """Give it the record of another model, whose files are hashed."""
-    other = random_source(rope_theta=500.0, num_layers=1)
+    other = random_bundle(rope_theta=500.0, num_layers=1)
     manifest = json.loads((model / "nanochat.json").read_bytes())
     manifest["golden"] = record(other).to_dict()
     (model / "nanochat.json").write_text(json.dumps(manifest))
@@ -285,7 +285,7 @@ def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> 
     ],
 )
 def test_an_option_that_cannot_be_is_refused(
-    hub: Hub, model: Path, options: Options, error: type[Exception], message: str
+    hub: Hub, model: Path, options: PushOptions, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         push(model, options)
@@ -308,7 +308,7 @@ def test_a_model_without_a_licence_is_refused(hub: Hub, source: Bundle, tmp_path
 def test_what_cannot_be_exported_is_refused_before_anything_is_uploaded(
     hub: Hub, tmp_path: Path
 ) -> None:
-    save_model(tmp_path / "m", random_source(num_streams=2, context_length=24))
+    save_model(tmp_path / "m", random_bundle(num_streams=2, context_length=24))
 
     with pytest.raises(ConfigError, match="num_streams=2"):
         push(tmp_path / "m", replace(QUICK, formats=["mlx"]))

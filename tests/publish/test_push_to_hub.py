@@ -10,14 +10,14 @@ import nanochat
 from nanochat.bundle import Bundle
 from nanochat.errors import InputError
 from nanochat.lm import Model
-from nanochat.publish.options import Options
-from tests.parity.random_models import random_source
+from nanochat.publish.options import PushOptions
+from tests.parity.random_models import random_bundle
 from tests.zoo.hub_state import Hub
 
 
 @pytest.fixture(scope="module")
 def source() -> Bundle:
-    return random_source(context_length=48)
+    return random_bundle(context_length=48)
 
 
 def model_of(source: Bundle, *, licence: str) -> Model:
@@ -70,4 +70,4 @@ def test_a_model_needs_one_licence(
 def test_every_option_of_a_publication_is_an_argument() -> None:
     given = [*inspect.signature(Model.push_to_hub).parameters]
 
-    assert given == ["self", "repo", *(field.name for field in fields(Options))]
+    assert given == ["self", "repo", *(field.name for field in fields(PushOptions))]

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import CommitInfo
 
 from nanochat.errors import InputError, SaveError
-from nanochat.publish.options import Options
+from nanochat.publish.options import PushOptions
 from nanochat.publish.upload import (
     Present,
     read_present,
@@ -19,7 +19,7 @@ from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_state import FOREVER, Hub
 
 REPO = "org/name"
-HERE = Options()
+HERE = PushOptions()
 OLD = {
     "README.md": b"# old\n",
     "nanochat.json": b"{}",
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def push(folder: Path, options: Options = HERE, *, delete: tuple[str, ...] = ()) -> CommitInfo:
+def push(folder: Path, options: PushOptions = HERE, *, delete: tuple[str, ...] = ()) -> CommitInfo:
     require_destination(REPO, options)
     require_login(REPO, options)
     present = read_present(REPO, options)
@@ -266,7 +266,7 @@ def test_what_is_no_repository_is_refused(repo: str) -> None:
 
 def test_a_pull_request_from_a_branch_is_refused() -> None:
     with pytest.raises(InputError, match="leave one of them out"):
-        require_destination(REPO, Options(branch="next", create_pr=True))
+        require_destination(REPO, PushOptions(branch="next", create_pr=True))
 
 
 @pytest.mark.parametrize(
@@ -274,18 +274,18 @@ def test_a_pull_request_from_a_branch_is_refused() -> None:
 )
 def test_what_is_no_branch_is_refused(branch: str) -> None:
     with pytest.raises(InputError, match=r"branch=.* is no branch: pass letters"):
-        require_destination(REPO, Options(branch=branch))
+        require_destination(REPO, PushOptions(branch=branch))
 
 
 @pytest.mark.parametrize("branch", ["main", "v1.0-rc_2", "refs/pr/1", "a"])
 def test_names_of_branches_are_taken(branch: str) -> None:
-    require_destination(REPO, Options(branch=branch))
+    require_destination(REPO, PushOptions(branch=branch))
 
 
 @pytest.mark.parametrize("token", ["", " \n", "hf_se\ncret", "hf_se cret", "hf_sécret"])
 def test_what_is_no_token_is_refused_in_one_line_without_it(token: str) -> None:
     with pytest.raises(InputError, match="the token is empty, or holds") as refusal:
-        require_destination(REPO, Options(token=token))
+        require_destination(REPO, PushOptions(token=token))
 
     assert "cret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -317,7 +317,7 @@ def test_a_token_is_masked_however_a_library_repeats_it(
 
 
 def test_a_token_is_not_shown_with_its_destination() -> None:
-    assert "hf_secret" not in repr(Options(token="hf_secret"))
+    assert "hf_secret" not in repr(PushOptions(token="hf_secret"))
 
 
 def test_nothing_is_there_before_the_first_push(hub: Hub, hub_client: HubClient) -> None:

@@ -13,7 +13,7 @@ from nanochat.export.directory import save_model
 from nanochat.zoo.cache import cached, remove
 from nanochat.zoo.hub import locate
 from tests.core.command_line import Result
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 from tests.zoo.hub_server import environment
 from tests.zoo.hub_state import Hub
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, random_source())
+    save_model(folder, random_bundle())
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

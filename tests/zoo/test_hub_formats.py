@@ -14,7 +14,7 @@ from nanochat.export.formats import format_named
 from nanochat.lm import Model
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import build, save
-from tests.parity.random_models import random_source
+from tests.parity.random_models import random_bundle
 from tests.zoo.hub_client import HubClient
 
 IDS = [5, 300, 17, 42]
@@ -22,7 +22,7 @@ IDS = [5, 300, 17, 42]
 
 @pytest.fixture(scope="module")
 def source() -> Bundle:
-    return random_source()
+    return random_bundle()
 
 
 def put(client: HubClient, folder: Path, *, under: str = "") -> set[str]:
