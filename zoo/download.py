@@ -40,6 +40,14 @@ from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveErr
 from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists, record_file
 from nanochat.zoo.cache import storage
+from nanochat.zoo.candidates import (
+    Fetched,
+    Request,
+    choose,
+    fitting,
+    require_inside,
+    require_model,
+)
 from nanochat.zoo.client import (
     LIBRARY,
     client,
@@ -47,14 +55,6 @@ from nanochat.zoo.client import (
     hub_errors,
     is_unreachable,
     require_token,
-)
-from nanochat.zoo.layout import (
-    Fetched,
-    Request,
-    choose,
-    fitting,
-    require_inside,
-    require_model,
 )
 
 __all__ = ["PARTIAL", "fetch"]

@@ -12,8 +12,8 @@ from nanochat.bundle import CARD
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, file_suffixes, model_path
 from nanochat.files import require_as_recorded
+from nanochat.zoo.candidates import Fetched, Location, Request, choose
 from nanochat.zoo.catalog import CATALOG, Entry, advice, directory, require_pinned, similar
-from nanochat.zoo.layout import Fetched, Location, Request, choose
 
 __all__ = ["is_repo", "locate", "resolve"]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from nanochat.export.verify import Verified
     from nanochat.publish.publish import Published
     from nanochat.zoo.cache import Cached
+    from nanochat.zoo.candidates import Location
     from nanochat.zoo.catalog import Entry
-    from nanochat.zoo.layout import Location
 
 __all__ = ["models", "push"]
 

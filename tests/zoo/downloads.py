@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanochat.zoo.layout import Location
+from nanochat.zoo.candidates import Location
 from tests.zoo.hub_server import environment
 from tests.zoo.hub_state import Hub
 

@@ -12,8 +12,8 @@ import pytest
 
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.zoo import download
+from nanochat.zoo.candidates import Request
 from nanochat.zoo.hub import locate
-from nanochat.zoo.layout import Request
 from tests.zoo.downloads import OWN, WEIGHTS, fetched_names
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_state import FOREVER, Hub

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates
-from nanochat.zoo.layout import choose, require_inside, require_model
+from nanochat.zoo.candidates import choose, require_inside, require_model
 
 OWN = ["config.json", "model.safetensors", "nanochat.json", "tokenizer.json", "README.md"]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
