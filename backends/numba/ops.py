@@ -31,14 +31,15 @@ from nanochat.backends.numba_kernels import (
 from nanochat.backends.numba_kernels.compilation import end_wait
 from nanochat.backends.numba_kernels.isa import available, chosen, rivals
 from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
-from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 from nanochat.backends.numba_kernels.tiles import (
     Leaf,
     TiledLinear,
+    TiledProjection,
     num_ternary,
     prepare_leaf,
     require_trits_fit,
+    tile_projection,
 )
 from nanochat.backends.numba_kernels.trits import Layout, possible
 from nanochat.backends.numba_kernels.tune import Tuner

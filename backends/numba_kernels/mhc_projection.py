@@ -9,7 +9,6 @@ Legend: N tokens, n streams, C width, J chunks of a width, L rows of the project
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from nanochat.backends.numba_kernels.compilation import kernel, sum_kernel
-from nanochat.backends.numba_kernels.isa import cpu_features, has_half
+from nanochat.backends.numba_kernels.isa import cpu_features
 from nanochat.backends.numba_kernels.vectors import (
     FLOAT,
     HALF,
@@ -35,7 +34,7 @@ from nanochat.backends.numba_kernels.vectors import (
     vector,
 )
 
-__all__ = ["CHUNK", "TOKENS", "TiledProjection", "num_chunks", "projector", "tile_projection"]
+__all__ = ["CHUNK", "TOKENS", "num_chunks", "projector"]
 
 _Array = NDArray[np.float32]
 # llvmlite has no types.
@@ -52,43 +51,6 @@ TOKENS = 8 if _WIDE else 2
 def num_chunks(width: int) -> int:
     """J, for streams of that width."""
     return -(-width // CHUNK)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TiledProjection:
-    """A projection as the kernels read it."""
-
-    # The bits of float16, or float32, (n C, L).
-    numbers: NDArray[np.uint16] | NDArray[np.float32]
-    # Without padding.
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.rows, len(self.numbers)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.numbers.nbytes
-
-
-def tile_projection(projection: NDArray[np.float32 | np.float16]) -> TiledProjection:
-    """Lay out a projection (R, n C).
-
-    Numbers that float16 does not hold exactly stay float32, as all do where the processor cannot widen.
-    """
-    rows, columns = projection.shape
-    lanes = -(-rows // 8) * 8
-    tiled = np.zeros((columns, lanes), np.float32)
-    tiled[:, :rows] = projection.T
-    with np.errstate(over="ignore"):
-        halves = tiled.astype(np.float16)
-    exact = projection.dtype == np.float16 or np.array_equal(halves, tiled)
-    return TiledProjection(
-        numbers=halves.view(np.uint16) if exact and has_half() else tiled, rows=rows
-    )
 
 
 @functools.cache

@@ -14,16 +14,25 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.backends.numba_kernels.activation import padded_width
 from nanochat.backends.numba_kernels.compilation import kernel
+from nanochat.backends.numba_kernels.isa import has_half
 from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.mhc_projection import TiledProjection, tile_projection
 from nanochat.backends.numba_kernels.trits import WORDS, Layout, bytes_of, fits, lay_trits
 from nanochat.backends.numba_kernels.vectors import LANES
 from nanochat.errors import InputError
 from nanochat.tensors import release
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
-__all__ = ["Leaf", "TiledLinear", "lay_bytes", "lay_packed", "num_ternary", "prepare_leaf"]
-__all__ += ["require_trits_fit"]
+__all__ = [
+    "Leaf",
+    "TiledLinear",
+    "TiledProjection",
+    "lay_bytes",
+    "lay_packed",
+    "num_ternary",
+    "prepare_leaf",
+    "require_trits_fit",
+    "tile_projection",
+]
 
 
 # Four codes 0.
@@ -59,6 +68,26 @@ class TiledLinear:
     def nbytes(self) -> int:
         """Bytes of memory."""
         return self.codes.nbytes + self.scales.nbytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TiledProjection:
+    """A projection as the kernels read it."""
+
+    # The bits of float16, or float32, (n C, L).
+    numbers: NDArray[np.uint16] | NDArray[np.float32]
+    # Without padding.
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, len(self.numbers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.numbers.nbytes
 
 
 Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
@@ -251,3 +280,20 @@ def lay_bytes(
                     for j in range(4):
                         column = start + 4 * j
                         codes_t[b, part, lane, j] = row[column] if column < block else 0
+
+
+def tile_projection(projection: NDArray[np.float32 | np.float16]) -> TiledProjection:
+    """Lay out a projection (R, n C).
+
+    Numbers that float16 does not hold exactly stay float32, as all do where the processor cannot widen.
+    """
+    rows, columns = projection.shape
+    lanes = -(-rows // 8) * 8
+    tiled = np.zeros((columns, lanes), np.float32)
+    tiled[:, :rows] = projection.T
+    with np.errstate(over="ignore"):
+        halves = tiled.astype(np.float16)
+    exact = projection.dtype == np.float16 or np.array_equal(halves, tiled)
+    return TiledProjection(
+        numbers=halves.view(np.uint16) if exact and has_half() else tiled, rows=rows
+    )

@@ -43,11 +43,11 @@ def load_tokenizer(directory: str | Path) -> TextCodec:
     data = parse_json(content, str(path))
     try:
         names = [added.name for added in added_tokens(data)[: len(SPECIALS)]]
-        if tuple(names) != SPECIALS:
-            return _load(Path(directory), content, data)
+        if tuple(names) == SPECIALS:
+            return Tokenizer.from_json(data)
+        return _load(Path(directory), content, data)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
-    return Tokenizer.load(directory)
 
 
 class LibraryTokenizer:

@@ -165,9 +165,14 @@ class Tokenizer:
         path = Path(directory) / "tokenizer.json"
         data = parse_json(read_bytes(path, limit=MAX_FILE_BYTES), str(path))
         try:
-            return cls(*_parse(data))
+            return cls.from_json(data)
         except FormatError as error:
             raise FormatError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> "Tokenizer":
+        """The tokenizer of a ``tokenizer.json`` that has been parsed."""
+        return cls(*_parse(data))
 
     def save(self, directory: str | Path) -> None:
         """Write `files`, all or none."""
@@ -322,7 +327,7 @@ def _check_pieces(pieces: tuple[str, ...]) -> None:
         )
 
 
-def _parse(data: dict[str, object]) -> tuple[list[str], list[tuple[str, str]]]:
+def _parse(data: Mapping[str, object]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the pieces and merges of a parsed ``tokenizer.json``."""
     model = data.get("model")
     if not isinstance(model, dict):

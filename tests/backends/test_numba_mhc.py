@@ -9,12 +9,8 @@ from numpy.typing import NDArray
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba_kernels import mhc, mhc_projection
 from nanochat.backends.numba_kernels.isa import has_half
-from nanochat.backends.numba_kernels.mhc_projection import (
-    TiledProjection,
-    num_chunks,
-    projector,
-    tile_projection,
-)
+from nanochat.backends.numba_kernels.mhc_projection import num_chunks, projector
+from nanochat.backends.numba_kernels.tiles import TiledProjection, tile_projection
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import Mixer
 from nanochat.proof.tolerances import TOLERANCES, rms_error

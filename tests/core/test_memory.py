@@ -143,7 +143,7 @@ def test_a_backend_of_which_nothing_is_known_is_refused() -> None:
 def test_a_graph_that_is_there_needs_less_than_one_that_must_be_exported() -> None:
     made, there = (needed_bytes(CONFIG, name, context=16) for name in ("onnx", "onnx-file"))
 
-    assert 2 * there < made
+    assert there < made
 
 
 # The refusal.
