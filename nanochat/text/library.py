@@ -42,9 +42,9 @@ def load_tokenizer(directory: str | Path) -> TextCodec:
     content = read_bytes(path, limit=MAX_FILE_BYTES)
     data = parse_json(content, str(path))
     try:
-        names = [added.name for added in added_tokens(data)[: len(SPECIALS)]]
-        if tuple(names) == SPECIALS:
-            return Tokenizer.from_json(data)
+        match data.get("added_tokens"):
+            case [*entries] if _contents(entries[: len(SPECIALS)]) == SPECIALS:
+                return Tokenizer.from_json(data)
         return _load(Path(directory), content, data)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
@@ -174,6 +174,10 @@ class LibraryTokenizer:
         starts = range(len(whole) - len(bare) + 1)
         first = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:first])
+
+
+def _contents(entries: list[object]) -> tuple[object, ...]:
+    return tuple(entry.get("content") if isinstance(entry, dict) else None for entry in entries)
 
 
 def _library(text: str, *, specials: bool) -> tokenizers.Tokenizer:
