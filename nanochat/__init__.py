@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from nanochat.lm import Model, from_pretrained
     from nanochat.text.tokenizer import Tokenizer
 
-__all__ = [
-    "Model",
-    "ModelConfig",
-    "Tokenizer",
-    "__version__",
-    "errors",
-    "from_pretrained",
-]
+__all__ = ["Model", "ModelConfig", "Tokenizer", "__version__", "errors", "from_pretrained"]
 
 __version__ = "0.1.0"
 

@@ -344,10 +344,7 @@ def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int
 
 
 def _run(
-    engine: Runner[State],
-    prompts: Sequence[Sequence[int]],
-    rows: Sequence["_Row"],
-    capacity: int,
+    engine: Runner[State], prompts: Sequence[Sequence[int]], rows: Sequence["_Row"], capacity: int
 ) -> Iterator[Piece]:
     states: list[State] = []
     running: list[_Row] = []

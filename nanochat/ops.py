@@ -209,12 +209,7 @@ class Ops(Protocol[Array, Leaf, State]):
         ...
 
     def experts(
-        self,
-        x: Array,
-        logits: Array,
-        networks: Sequence[Callable[[Array], Array]],
-        *,
-        top_k: int,
+        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
     ) -> Array:
         """Each token's `top_k` highest-scoring networks, weighted by the softmax of their logits.
 

@@ -48,12 +48,7 @@ def require_token(token: str | None) -> str | None:
 
 @contextmanager
 def hub_errors(
-    repo: str,
-    *,
-    revision: str = "",
-    writing: str = "",
-    token: str | None = None,
-    then: str = "",
+    repo: str, *, revision: str = "", writing: str = "", token: str | None = None, then: str = ""
 ) -> Iterator[None]:
     """Translate whatever the client raises: `ModelNotFoundError` for a download, `SaveError` for all else and the disk.
 

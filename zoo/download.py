@@ -40,14 +40,7 @@ from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveErr
 from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists, record_file
 from nanochat.zoo.cache import storage
-from nanochat.zoo.candidates import (
-    Fetched,
-    Request,
-    choose,
-    fitting,
-    require_inside,
-    require_model,
-)
+from nanochat.zoo.candidates import Fetched, Request, choose, fitting, require_inside, require_model
 from nanochat.zoo.client import (
     LIBRARY,
     client,

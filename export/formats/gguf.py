@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError
-from nanochat.export.format import (
-    OURS,
-    Format,
-    ModelFiles,
-    Progress,
-    Written,
-    option,
-)
+from nanochat.export.format import OURS, Format, ModelFiles, Progress, Written, option
 from nanochat.export.layouts import SingleFile
 from nanochat.proof.parity import Artefact
 

@@ -8,15 +8,7 @@ from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ModelNotFoundError
 from nanochat.export.directory import read_folder, write_own
-from nanochat.export.format import (
-    OWN,
-    OWN_TYPES,
-    Format,
-    ModelFiles,
-    NoOptions,
-    Progress,
-    Written,
-)
+from nanochat.export.format import OWN, OWN_TYPES, Format, ModelFiles, NoOptions, Progress, Written
 from nanochat.export.layouts import SAFETENSORS
 
 __all__ = ["FORMAT"]

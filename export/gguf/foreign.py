@@ -30,16 +30,7 @@ from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
-from nanochat.weights import (
-    Dense,
-    Int8,
-    Spec,
-    Stored,
-    Ternary,
-    Weights,
-    map_leaves,
-    named_leaves,
-)
+from nanochat.weights import Dense, Int8, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
 
 __all__ = ["load_foreign_gguf"]
 

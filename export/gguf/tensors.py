@@ -60,12 +60,7 @@ OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
 
 # This package's own, which stock llama.cpp does not know.
 ARCHITECTURE = "nanochat"
-OUTTYPES: Mapping[OutType, TensorType] = {
-    "tq2_0": TQ2_0,
-    "tq1_0": TQ1_0,
-    "q2_0": Q2_0,
-    "f16": F16,
-}
+OUTTYPES: Mapping[OutType, TensorType] = {"tq2_0": TQ2_0, "tq1_0": TQ1_0, "q2_0": Q2_0, "f16": F16}
 _FLOATS = {"float32": F32, "float16": F16}
 _TABLES = ("embedding", "head")
 _STOCK_NAMES = {

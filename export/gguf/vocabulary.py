@@ -195,9 +195,7 @@ def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> Te
         "vocab": vocabulary.used,
         "merges": _merges(dict(vocabulary.of_kind(_KINDS.NORMAL)), scores.tolist()),
     }
-    spaces: list[object] = [
-        {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE},
-    ]
+    spaces: list[object] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     back: list[object] = [
         {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -255,11 +253,7 @@ def _tokenizer(
 
 
 def _roles(
-    metadata: Mapping[str, Value],
-    *,
-    adds_bos: bool,
-    bos: int | None = None,
-    eos: int | None = None,
+    metadata: Mapping[str, Value], *, adds_bos: bool, bos: int | None = None, eos: int | None = None
 ) -> Roles:
     template = metadata.get(_KEYS.CHAT_TEMPLATE, "")
     further = {_token(metadata, key, None) for key in (_KEYS.EOT_ID, _KEYS.EOM_ID)}

@@ -32,11 +32,7 @@ def move_tensors(path: Path) -> None:
     path.unlink()
     data.unlink(missing_ok=True)
     onnx.save_model(
-        model,
-        path,
-        save_as_external_data=True,
-        location=data.name,
-        size_threshold=_SMALLEST_BYTES,
+        model, path, save_as_external_data=True, location=data.name, size_threshold=_SMALLEST_BYTES
     )
     # The library makes it private to its owner.
     shutil.copymode(path, data)

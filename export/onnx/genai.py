@@ -28,11 +28,7 @@ _MEMORY = {
 
 
 def write_genai(
-    folder: Path,
-    bundle: Bundle,
-    *,
-    target: Target = "ort",
-    progress: Progress | None = None,
+    folder: Path, bundle: Bundle, *, target: Target = "ort", progress: Progress | None = None
 ) -> None:
     """Write a model for onnxruntime-genai, and for ONNX Runtime.
 

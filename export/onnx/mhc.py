@@ -38,12 +38,7 @@ def static_coefficients(
 
 
 def dynamic_coefficients(
-    graph: Graph,
-    streams: Value,
-    site: Mhc[Parameter],
-    mixer: Mixer,
-    iterations: int,
-    eps: float,
+    graph: Graph, streams: Value, site: Mhc[Parameter], mixer: Mixer, iterations: int, eps: float
 ) -> Coefficients:
     """Write the operations that compute the coefficients from the streams, (batch, tokens, n, C)."""
     assert site.projection is not None

@@ -200,12 +200,7 @@ class OnnxOps(ABC):
         return self.graph.binary("Mul", x, self.graph.unary("Sigmoid", logits))
 
     def experts(
-        self,
-        x: Value,
-        logits: Value,
-        networks: Sequence[Callable[[Value], Value]],
-        *,
-        top_k: int,
+        self, x: Value, logits: Value, networks: Sequence[Callable[[Value], Value]], *, top_k: int
     ) -> Value:
         graph = self.graph
         rows = graph.reshape(x, ("rows", x.shape[-1]))

@@ -51,13 +51,7 @@ class StandardOps(OnnxOps):
         rows, columns = linear.shape
         codes, scales, zero = self._tensors(linear)
         weight = graph.node(
-            "DequantizeLinear",
-            codes,
-            scales,
-            zero,
-            shape=(rows, columns),
-            axis=1,
-            block_size=BLOCK,
+            "DequantizeLinear", codes, scales, zero, shape=(rows, columns), axis=1, block_size=BLOCK
         )
         return graph.node(
             "MatMul", self.rounded(x), graph.transpose(weight, 1, 0), shape=(*x.shape[:-1], rows)

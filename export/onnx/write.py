@@ -52,11 +52,7 @@ _LARGEST_FILE = 2**31 - 2**24
 
 
 def export_onnx(
-    bundle: Bundle,
-    path: Path,
-    *,
-    target: Target = "ort",
-    progress: Progress | None = None,
+    bundle: Bundle, path: Path, *, target: Target = "ort", progress: Progress | None = None
 ) -> None:
     """Write a model for ONNX runtimes, in one file, or with its tensors in ``<path>.data`` if they exceed 2 GiB.
 

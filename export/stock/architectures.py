@@ -85,10 +85,7 @@ def _everywhere(config: ModelConfig) -> list[tuple[bool, str]]:
             f"loop_count={config.loop_count}: it runs each layer once; a fixed number of loops can be unrolled, which "
             "writes the looped layers that many times",
         ),
-        (
-            config.attention_gate,
-            "attention_gate=true: it does not gate what attention gives",
-        ),
+        (config.attention_gate, "attention_gate=true: it does not gate what attention gives"),
         (
             config.activation != "swiglu",
             f'activation="{config.activation}": its networks are SwiGLU',

@@ -33,11 +33,7 @@ _CLASSES = {
     "llama": "LlamaForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
-_MODULES = {
-    "embedding": "model.embed_tokens",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
+_MODULES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 _IN_LAYER = {
     "mixer_site.norm": "input_layernorm",
     "mixer.q": "self_attn.q_proj",

@@ -52,9 +52,7 @@ def data() -> None:
 @_shown("--shard-tokens", default=2**26, help="Tokens of one file.")
 @_shown("--max-file-bytes", default=2**30, help="Leave out files that are larger.")
 @_shown(
-    "--sample-bytes",
-    default=20_000_000,
-    help="Bytes of text that a new tokenizer is trained on.",
+    "--sample-bytes", default=20_000_000, help="Bytes of text that a new tokenizer is trained on."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the data that --out holds.")
 @as_json_option

@@ -118,13 +118,7 @@ def _load(
 @model_argument
 @click.option("--prompt", required=True, help="Text to continue; - reads it from standard input.")
 @_generation_options
-def generate(
-    model: str,
-    prompt: str,
-    *,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def generate(model: str, prompt: str, *, as_json: bool, **values: Any) -> None:
     """Print what MODEL writes after a prompt.
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
@@ -150,12 +144,7 @@ def generate(
 @click.option("--system", help="What the model is told before the conversation.")
 @_generation_options
 def chat(
-    model: str,
-    message: str | None,
-    system: str | None,
-    *,
-    as_json: bool,
-    **values: Any,
+    model: str, message: str | None, system: str | None, *, as_json: bool, **values: Any
 ) -> None:
     """Talk with MODEL; what is said stays in the conversation until the context is full.
 

@@ -72,9 +72,7 @@ def describe(
             _measure(repository, bundle, options), num_decoded=NUM_DECODED, measured=measured
         ),
         card_text.training(
-            recipe,
-            evaluations,
-            recipe_file=RECIPE if (repository.folder / RECIPE).exists() else "",
+            recipe, evaluations, recipe_file=RECIPE if (repository.folder / RECIPE).exists() else ""
         ),
         card_text.limits(
             bundle.config,

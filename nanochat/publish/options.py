@@ -48,8 +48,7 @@ class PushOptions:
     """
 
     licence: str | None = _option(
-        "",
-        "SPDX identifier of the weights' licence.  [default: what the model's files say]",
+        "", "SPDX identifier of the weights' licence.  [default: what the model's files say]"
     )
     formats: Sequence[str] = _option(
         (),

@@ -57,11 +57,7 @@ def render(messages: Sequence[Message], tokenizer: TextCodec, *, reply: bool = T
     checked = [_checked(index, message) for index, message in enumerate(messages)]
     if not isinstance(tokenizer, Tokenizer):
         return _render_template(checked, tokenizer, reply)
-    roles = {
-        "system": tokenizer.system,
-        "user": tokenizer.user,
-        "assistant": tokenizer.assistant,
-    }
+    roles = {"system": tokenizer.system, "user": tokenizer.user, "assistant": tokenizer.assistant}
     tokens = [tokenizer.bos]
     for message in checked:
         tokens += [roles[message["role"]], *tokenizer.encode(message["content"]), tokenizer.end]

@@ -26,14 +26,7 @@ _OTHERS = ("generation_config.json", "config.json")
 # Some list every one of their added tokens.
 _MAX_SETTINGS_BYTES = 4 * 2**20
 # Special tokens that end a turn or a text in whatever model has them; files often name one of the two only.
-_ENDS = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-)
+_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>")
 
 
 def load_tokenizer(directory: str | Path) -> TextCodec:
@@ -64,10 +57,7 @@ class LibraryTokenizer:
     """
 
     def __init__(
-        self,
-        data: Mapping[str, object],
-        roles: Roles,
-        files: Mapping[str, bytes] | None = None,
+        self, data: Mapping[str, object], roles: Roles, files: Mapping[str, bytes] | None = None
     ) -> None:
         added = added_tokens(data)
         numbers = {token.name: token.token for token in added}

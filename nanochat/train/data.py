@@ -54,11 +54,7 @@ class Shards:
     """
 
     def __init__(
-        self,
-        directory: str | Path,
-        split: Literal["train", "held_out"] = "train",
-        *,
-        seed: int = 0,
+        self, directory: str | Path, split: Literal["train", "held_out"] = "train", *, seed: int = 0
     ) -> None:
         self.directory = Path(directory)
         self.index = DataIndex.read(self.directory)

@@ -20,13 +20,7 @@ from nanochat.config import Mixer
 from nanochat.model import TrainingOutputs, forward
 from nanochat.train.module import LanguageModel
 
-__all__ = [
-    "Objective",
-    "exit_distribution",
-    "mixing_gradients",
-    "objective",
-    "stream_divergence",
-]
+__all__ = ["Objective", "exit_distribution", "mixing_gradients", "objective", "stream_divergence"]
 
 
 @dataclass(frozen=True, kw_only=True)
