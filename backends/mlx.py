@@ -87,7 +87,7 @@ class MlxState:
                 array[rows, :, positions] = new.swapaxes(1, 2)
 
     def kept(self, slot: int, end: int) -> tuple[mx.array, mx.array]:
-        """Keys and values of the first positions, as float32."""
+        """Keys and values that are kept of the first positions, as float32."""
         arrays = [array[:, :, :end] for array in self.arrays[slot]]
         if self.slots[slot].storage == "int8":
             return arrays[0] * arrays[2], arrays[1] * arrays[3]

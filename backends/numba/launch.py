@@ -49,7 +49,7 @@ class Pool:
 
 
 class Notes:
-    """What one step did: its calls of kernels, and what Python must do before and after them."""
+    """A recording of one step: its calls of kernels, and what Python must do before and after them."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

@@ -33,7 +33,7 @@ class Fusion(Protocol):
 
 @dataclass(eq=False, kw_only=True)
 class Pending:
-    """An array that somebody may need, as floats or rounded."""
+    """A result that is computed when it is needed, as floats or rounded to int8."""
 
     shape: tuple[int, ...]
     # Gives the array.
@@ -58,5 +58,5 @@ Array = Values | Pending
 
 
 def now(x: Array) -> Values:
-    """The array that `x` is or stands for."""
+    """The array itself, computed if `x` stands for one that nobody has needed yet."""
     return x.array() if isinstance(x, Pending) else x

@@ -109,7 +109,7 @@ def rms_norm(
 
 
 def padded_width(block: int) -> int:
-    """W, for activation blocks of that many columns.
+    """Columns that codes of an activation block take, padded to whole vectors: W of the kernels.
 
     Examples
     --------

@@ -64,7 +64,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, matrix: TiledLinear) -> "Shape":
-        """That of a matrix."""
+        """The shape of a matrix as the tuner sees it."""
         packed = matrix.codes.shape[2] * 16 == padded_width(matrix.activation_block)
         kind: Kind = "ternary" if packed else "int8"
         if matrix.layout == "five_trits":
@@ -74,7 +74,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What a choice is made for."""
+    """What a product was measured for: its matrix, tokens and threads."""
 
     shape: Shape
     # One of `CLASSES`.
@@ -164,7 +164,7 @@ def _kernels() -> str:
 
 
 def record(key: Key, finding: Finding) -> dict[str, object]:
-    """Both in types that JSON has."""
+    """A key and its finding, in types that JSON has."""
     shape = key.shape._asdict()
     return {**asdict(key), **asdict(finding), "shape": shape}
 

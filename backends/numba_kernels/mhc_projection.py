@@ -49,7 +49,7 @@ TOKENS = 8 if _WIDE else 2
 
 
 def num_chunks(width: int) -> int:
-    """J, for streams of that width."""
+    """Chunks of `CHUNK` columns into which the projection of streams of that width is cut."""
     return -(-width // CHUNK)
 
 

@@ -20,7 +20,7 @@ class AddedToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """What some tokens are for.
+    """Which tokens begin and end a text, pad a batch or stop generation, and the chat template.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Roles:
 
 
 def added_tokens(data: Mapping[str, object]) -> list[AddedToken]:
-    """Those of a ``tokenizer.json``."""
+    """The entries under ``added_tokens`` of a ``tokenizer.json``, checked."""
     found: list[AddedToken] = []
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):

@@ -48,7 +48,7 @@ class _RefusalError(Exception):
 def render_template(
     template: str, messages: Sequence[Mapping[str, str]], *, names: Mapping[str, str], reply: bool
 ) -> str:
-    """Text of a conversation.
+    """The text that a chat template makes of a conversation.
 
     Parameters
     ----------
