@@ -18,10 +18,6 @@ settings.register_profile("unhurried", deadline=None, derandomize=True, database
 settings.load_profile("unhurried")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests marked slow, too")
-
-
 _CORES = pytest.StashKey[set[int]]()
 
 
@@ -59,12 +55,8 @@ def _move_threads(cores: set[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow, and let the Hub's client call its HTTP library as that no longer likes."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if not config.getoption("--long"):
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the Hub's client call its HTTP library as that no longer likes."""
     for item in items:
         if "hub" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))

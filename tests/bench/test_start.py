@@ -7,15 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from bench import start
 from bench.start_probe import Stage
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_the_stages_of_a_second_start_add_up_and_it_compiles_nothing(tmp_path: Path) -> None:
     first, second = probe(tmp_path), probe(tmp_path)
 
@@ -40,7 +37,6 @@ def probe(folder: Path) -> dict[str, dict[str, float]]:
     return {**values, "wall": {"seconds": time.monotonic() - began}}
 
 
-@pytest.mark.slow
 def test_the_case_gives_both_totals_and_what_bounds_them() -> None:
     results = list(start.run(quick=True))
 
