@@ -25,7 +25,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.model import slots
 from nanochat.ops import Storage
-from nanochat.shapes import shapes
+from nanochat.shapes import run_order, shapes
 from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
 
 __all__ = ["Cost", "TensorClass", "cost", "leaf_bytes", "tensor_classes"]
@@ -201,14 +201,13 @@ def _used(config: ModelConfig) -> list[Spec]:
     """What one token uses, a leaf as often as it is used."""
     tree = shapes(config)
     layers = [_of_one_token(layer, config) for layer in tree.layers]
-    prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
     tree_of_token = dataclasses.replace(
         tree,
         # The head of a tied model is the embedding, so its row is counted there.
         embedding=dataclasses.replace(
             tree.embedding, shape=(0 if tree.head is None else 1, config.width)
         ),
-        layers=(*layers[:prelude], *layers[prelude:coda] * config.loop_count, *layers[coda:]),
+        layers=tuple(layers[number] for number in run_order(config)),
         head=tree.embedding if tree.head is None else tree.head,
         exit=None,
         ahead=(),
@@ -260,7 +259,5 @@ def _stream_flops(config: ModelConfig) -> int:
     n = config.num_streams
     if n == 1:
         return 0
-    looped = config.num_layers - config.loop_prelude - config.loop_coda
-    sites = 2 * (config.num_layers + (config.loop_count - 1) * looped)
     mixing = 0 if config.mixer == "identity" else n
-    return sites * 2 * n * config.width * (mixing + 2)
+    return 2 * len(run_order(config)) * 2 * n * config.width * (mixing + 2)

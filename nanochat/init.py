@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.config import ModelConfig
-from nanochat.shapes import shapes
+from nanochat.shapes import run_order, shapes
 from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
 
 __all__ = ["freeze", "init", "initial_leaf"]
@@ -86,15 +86,12 @@ def _values(
             return np.ones(spec.shape, np.float32)
         case "zeros":
             return np.zeros(spec.shape, np.float32)
-        case "linear" | "head":
+        case "linear" | "head" | "conv":
             return normal(1 / math.sqrt(columns))
         case "output":
-            writes = 2 * (config.num_layers + (config.loop_count - 1) * _looped(config))
-            return normal(1 / math.sqrt(columns * writes))
+            return normal(1 / math.sqrt(columns * 2 * len(run_order(config))))
         case "embedding":
             return normal(1.0 / math.sqrt(columns) if config.tie_embeddings else 1.0)
-        case "conv":
-            return normal(1 / math.sqrt(columns))
         case "log_rate":
             return np.log(generator.uniform(1, 16, spec.shape)).astype(np.float32)
         case "time_bias":
@@ -115,10 +112,6 @@ def _values(
             off_diagonal = 1 - np.eye(config.num_streams, dtype=np.float32)
             return (off_diagonal * np.float32(config.mixer_bias)).reshape(-1)
     raise AssertionError(spec.initial)
-
-
-def _looped(config: ModelConfig) -> int:
-    return config.num_layers - config.loop_prelude - config.loop_coda
 
 
 def _site_index(name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from nanochat.config import ModelConfig
 from nanochat.ops import Ops, Slot, Storage
-from nanochat.shapes import layer_kinds
+from nanochat.shapes import layer_kinds, run_order
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
 __all__ = ["TrainingOutputs", "forward", "ntk_theta", "slots", "training_outputs"]
@@ -50,8 +50,6 @@ def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, .
     Keys and values are kept as `storage` says.
     """
     kinds = layer_kinds(config)
-    prelude, coda = config.loop_prelude, config.num_layers - config.loop_coda
-    order = kinds[:prelude] + kinds[prelude:coda] * config.loop_count + kinds[coda:]
     heads, taps = config.delta_heads, config.delta_conv_width
     keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
     of_kind = {
@@ -75,7 +73,7 @@ def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, .
             ),
         ),
     }
-    return tuple(slot for kind in order for slot in of_kind[kind])
+    return tuple(slot for number in run_order(config) for slot in of_kind[kinds[number]])
 
 
 def forward(

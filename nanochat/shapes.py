@@ -17,13 +17,20 @@ from nanochat.weights import (
     named_leaves,
 )
 
-__all__ = ["layer_kinds", "mix_size", "num_parameters", "shapes"]
+__all__ = ["layer_kinds", "mix_size", "num_parameters", "run_order", "shapes"]
 
 
 def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
     """The kind of every layer, from the repeated pattern."""
     pattern = config.layer_pattern
     return tuple(pattern[i % len(pattern)] for i in range(config.num_layers))
+
+
+def run_order(config: ModelConfig) -> list[int]:
+    """Numbers of the layers in the order in which they run: those of a loop once for every step."""
+    first, last = config.loop_prelude, config.num_layers - config.loop_coda
+    looped = list(range(first, last)) * config.loop_count
+    return [*range(first), *looped, *range(last, config.num_layers)]
 
 
 def mix_size(config: ModelConfig) -> int:

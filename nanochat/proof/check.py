@@ -25,6 +25,7 @@ from nanochat.proof.golden import (
 from nanochat.proof.manifest import NAME
 from nanochat.proof.parity import least_equal
 from nanochat.proof.tolerances import TOLERANCES
+from nanochat.shapes import run_order
 from nanochat.text.codec import TextCodec
 
 __all__ = ["compare_golden", "require_digests"]
@@ -133,7 +134,7 @@ def _compare_layers(
     _compare_pairs(golden, engine, where=where)
     errors = [
         _compare(ours, theirs, name=f"layer {number}", where=where)
-        for number, ours, theirs in zip(_order(config), layers, golden.layers, strict=True)
+        for number, ours, theirs in zip(run_order(config), layers, golden.layers, strict=True)
     ]
     return logits, max(errors)
 
@@ -153,7 +154,7 @@ def _compare_pairs(golden: Golden, engine: Engine[Any, Any, Any], *, where: str)
     errors = _errors(pair_samples(config, engine.weights, engine.ops), golden.pairs, NUM_PAIRS)
     if errors.min() > _EQUAL:
         rule = f"by an RMS error of {errors.min():.1e} for every pair of tokens (at most {_EQUAL:.0e} for some)"
-        raise _departs(where, f"layer {_order(config)[0]}", rule)
+        raise _departs(where, f"layer {run_order(config)[0]}", rule)
 
 
 def _departs(where: str, name: str, rule: str) -> FormatError:
@@ -170,10 +171,3 @@ def _errors(ours: ArrayLike, theirs: ArrayLike, count: int) -> NDArray[np.float6
     error = np.sqrt(np.mean((found - expected).reshape(count, -1) ** 2, axis=1)) / scale
     # A number that is not finite is no small error.
     return np.where(np.isfinite(error), error, np.inf)
-
-
-def _order(config: ModelConfig) -> list[int]:
-    """Numbers of the layers, in the order in which they run."""
-    first, last = config.loop_prelude, config.num_layers - config.loop_coda
-    looped = list(range(first, last)) * config.loop_count
-    return [*range(first), *looped, *range(last, config.num_layers)]
