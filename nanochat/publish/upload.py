@@ -17,10 +17,12 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitInfo, errors
 
 from nanochat import __version__
+from nanochat.bundle import CARD
 from nanochat.errors import InputError, SaveError
 from nanochat.files import read_bytes
 from nanochat.proof.manifest import NAME
 from nanochat.publish.options import PushOptions
+from nanochat.tensors import is_weights
 from nanochat.zoo.client import LOGIN, client, hub_errors, require_token
 from nanochat.zoo.hub import is_repo
 
@@ -34,12 +36,10 @@ __all__ = [
     "upload",
 ]
 
-_CARD, _MAIN = "README.md", "main"
+_MAIN = "main"
 _MAX_BYTES = 64 * 2**20
 # A part of an address, in which two dots or a slash in front would lead elsewhere.
 _BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
-# What is opened by its name alone, so that a second one would be taken for a part of the first.
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -123,7 +123,7 @@ def read_present(repo: str, options: PushOptions) -> Present:
             commit=info.sha or "",
             has_branch=has_branch,
             files=files,
-            card=content(_CARD) if _CARD in files else b"",
+            card=content(CARD) if CARD in files else b"",
             manifests={name: content(name) for name in manifests},
         )
 
@@ -150,7 +150,8 @@ def require_unmixed(
 ) -> None:
     """Refuse to put weights beside others that would be read with them."""
     paths = {name: PurePosixPath(name) for name in {*staged, *present.files}}
-    weights = {name for name, path in paths.items() if _WEIGHTS.fullmatch(path.name)}
+    # Opened by their names alone, so that a second one would be taken for a part of the first.
+    weights = {name for name, path in paths.items() if is_weights(path.name)}
     folders = {paths[name].parent for name in weights & set(staged)}
     for name in sorted(weights - set(staged) - set(deleted)):
         if paths[name].parent in folders:
