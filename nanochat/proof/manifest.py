@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from nanochat.bundle import Bundle, Golden, golden_from_json
+from nanochat.bundle import CARD, Bundle, Golden, golden_from_json
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError
 from nanochat.files import (
@@ -26,25 +26,15 @@ NAME = "nanochat.json"
 _FORMAT = 1
 _MAX_BYTES = 64 * 2**20
 # The card is edited after an export; reports are written after the hashes.
-_FREE = frozenset({NAME, "README.md", "parity.json"})
+_FREE = frozenset({NAME, CARD, "parity.json"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What ``nanochat.json`` says.
 
-    Parameters
-    ----------
-    name, licence : str
-        As for `Bundle`.
-    kind : str
-        Format of the folder, such as "mlx".
-    config : ModelConfig
-        What the model in the folder is, whatever its files call it.
-    files : mapping
-        Every file by its path in the folder, with slashes; the card is not among them.
-    golden : Golden
-        What the model computes.
+    `kind` is the format of the folder, such as "mlx", and `config` what the model in it is, whatever its files call it.
+    `files` are all but the card, by their paths in the folder, with slashes.
     """
 
     name: str
