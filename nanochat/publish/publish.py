@@ -72,8 +72,6 @@ def publish(
         A model directory, an exported folder, a ``.gguf`` or ``.onnx`` file; or a model in memory.
     repo : str
         ``owner/name``; made if it is not there.
-    options : PushOptions, optional
-        How; absent is the defaults.
     dry_run : bool
         Do everything but the upload; the Hub is only read.
     report : callable, optional
@@ -83,20 +81,6 @@ def publish(
     -------
     list of Published
         For `repo`, and then for those of the formats if they are separate.
-
-    Raises
-    ------
-    InputError
-        If the licence is unknown, or another than the card's or the files'; if an option is none.
-    FormatError
-        If there are no hashes, or no golden record, or a file or backend does not agree with them; if the card at the
-        Hub cannot be updated; or if the lines that it would show do not run.
-    ConfigError
-        If a format cannot hold the model.
-    ModelNotFoundError
-        If there is no model.
-    SaveError
-        If there is no space for staging; or if the Hub refuses.
     """
     options = options or PushOptions()
     report = report or _LOGGER.debug
@@ -130,13 +114,7 @@ def publish(
 
 
 def repositories(repo: str, options: PushOptions) -> list[str]:
-    """Where a publication goes: the model's own repository first, then those of its formats.
-
-    Raises
-    ------
-    InputError
-        If one of them cannot be, or an option is none.
-    """
+    """Where a publication goes: the model's own repository first, then those of its formats."""
     formats, base = options.formats, options.base_model
     if not set(formats) <= set(written_names()) or len(set(formats)) < len(formats):
         raise InputError(

@@ -61,21 +61,6 @@ class Original:
     licence: str
     card: bytes = b""
 
-    @property
-    def path(self) -> Path:
-        """What opens it."""
-        return self.files.path
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie."""
-        return self.files.folder
-
-    @property
-    def manifest(self) -> Manifest | None:
-        """Of a folder."""
-        return self.files.manifest
-
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
@@ -135,10 +120,12 @@ def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
     licence_file = options.licence_file
     if isinstance(model, Original):
-        licence_file = licence_file or find_licence_file(model.folder)
+        licence_file = licence_file or find_licence_file(model.files.folder)
         names = (model.form.name, *model.form.aliases)
         if not options.separate and any(name in options.formats for name in names):
-            raise InputError(f"{model.path} is {model.form.name} already: leave that format out")
+            raise InputError(
+                f"{model.files.path} is {model.form.name} already: leave that format out"
+            )
     return choose_licence(model.licence, options.licence or "", licence_file=licence_file)
 
 
@@ -178,8 +165,8 @@ def stage_repositories(
     folder, separate = area / "root", options.separate
     report("checking hashes, tensors and the golden record")
     # Of the user's own files, so that an error names them.
-    _verify(model, model.path, options)
-    bundle = load(model.path, name=main.partition("/")[2], licence=licence)
+    _verify(model, model.files.path, options)
+    bundle = load(model.files.path, name=main.partition("/")[2], licence=licence)
     place = stage(model, folder, bundle, beside=options.beside, licence_file=options.licence_file)
     rows = [_own_row(model, folder, place, options)]
     training = _stage_training(model, folder, bundle)
@@ -214,34 +201,28 @@ def stage(
 ) -> Path:
     """Put a model's files into `folder`, which is new, with a ``nanochat.json``, and return the path that opens it.
 
-    Parameters
-    ----------
-    bundle : Bundle
-        The same model with its licence.
-    beside : iterable of str
-        Names of further files that lie beside it.
-    licence_file : Path or None
-        The text of its licence, where that does not lie beside it.
+    `bundle` is the same model with its licence, `licence_file` the text of that, if it does not lie beside the model.
     """
     folder.mkdir(parents=True)
-    place = folder
-    if model.manifest is not None:
-        _link(model.folder, folder, model.manifest.files)
-        more = {name for name in (*_BESIDE, *beside) if exists(model.folder / name)}
-        _link(model.folder, folder, more - model.manifest.files.keys())
-        _write_manifest_again(_own_file(model.folder, NAME), folder / NAME, licence=bundle.licence)
-        _say_what_stays(model, folder)
+    place, source, manifest = folder, model.files.folder, model.files.manifest
+    if manifest is not None:
+        _link(source, folder, manifest.files)
+        more = {name for name in (*_BESIDE, *beside) if exists(source / name)}
+        _link(source, folder, more - manifest.files.keys())
+        _write_manifest_again(_own_file(source, NAME), folder / NAME, licence=bundle.licence)
+        _say_what_stays(source, folder)
     else:
-        place = folder / model.path.name
+        path = model.files.path
+        place = folder / path.name
         # What the user named is what the user means, even by a link.
-        _put(model.path.resolve(), place)
+        _put(path.resolve(), place)
         found = {name for one in model.form.found(model.files) for name in one.files}
-        others = [*sorted(found - {model.path.name, CARD, NAME, RECIPE})]
+        others = [*sorted(found - {path.name, CARD, NAME, RECIPE})]
         # What else lies beside a file may be another's; but a licence that the Hub does not know needs its text.
         others += [] if is_of_the_hub(bundle.licence) else LICENCE_FILES
-        _link(model.folder, folder, [name for name in others if exists(model.folder / name)])
+        _link(source, folder, [name for name in others if exists(source / name)])
         write_manifest(folder, bundle, kind=model.form.name)
-        _link(model.folder, folder, beside)
+        _link(source, folder, beside)
     if licence_file is not None and not exists(folder / licence_file.name):
         _link(licence_file.parent, folder, [licence_file.name])
     return place
@@ -274,9 +255,9 @@ def _own_row(model: Original, folder: Path, place: Path, options: PushOptions) -
 
 def _stage_training(model: Original, folder: Path, bundle: Bundle) -> Training:
     """What is known of the training; a recipe that only the log of the run knows is staged."""
-    if model.manifest is None:
+    if model.files.manifest is None:
         return Training()
-    training = read_training(model.folder, bundle.config)
+    training = read_training(model.files.folder, bundle.config)
     if training.recipe and not (folder / RECIPE).exists():
         text = json.dumps(training.recipe, indent=1) + "\n"
         (folder / RECIPE).write_text(text, encoding="utf-8")
@@ -391,9 +372,9 @@ def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:
     new.write_text(text + "\n", encoding="utf-8")
 
 
-def _say_what_stays(model: Original, staged: Path) -> None:
+def _say_what_stays(source: Path, staged: Path) -> None:
     """Name what lies in the directory and is not uploaded."""
-    names = (path.name for path in model.folder.iterdir())
+    names = (path.name for path in source.iterdir())
     stays = [n for n in names if not exists(staged / n) and n != CARD and not n.startswith(".")]
     if stays:
         listed = ", ".join(sorted(stays)[:8])
