@@ -82,18 +82,10 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One chosen token and the text that it releases.
+    """One chosen token, which continues the prompt number `row`, and the text that it releases.
 
-    Parameters
-    ----------
-    row : int
-        Which of the prompts it continues.
-    token : int
-        Its id.
-    text : str
-        Often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
-    finish_reason : {"stop", "length"} or None
-        On the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`.
+    `text` is often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
+    `finish_reason` is on the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`.
     """
 
     row: int
@@ -106,12 +98,7 @@ class Piece:
 class Runner(Protocol[State]):
     """A model at work: `Engine` on a backend, or a whole graph in a runtime of its own.
 
-    Attributes
-    ----------
-    config : ModelConfig
-        The model's.
-    kv_cache : {"float32", "float16", "int8"}
-        What keys and values are kept in while text is generated.
+    `kv_cache` is what keys and values are kept in while text is generated.
     """
 
     config: ModelConfig
@@ -139,23 +126,12 @@ class Engine(Generic[Array, Leaf, State]):
 
     Parameters
     ----------
-    config : ModelConfig
-        What `weights` belong to.
     weights : tree of the backend's leaves
         From ``ops.prepare``.
-    ops : Ops
-        The backend.
     prefill_chunk : int
         Tokens of a prompt that are read at once, which bounds the memory of activations.
     kv_cache : {"float32", "float16", "int8"}
         What keys and values are kept in while text is generated; see `nanochat.ops.Slot`. `logits` rounds none.
-
-    Raises
-    ------
-    InputError
-        If `kv_cache` is something else.
-    BackendError
-        If this backend cannot keep them so.
     """
 
     def __init__(
@@ -196,23 +172,21 @@ class Engine(Generic[Array, Leaf, State]):
         state = self.ops.new_state(self._slots, batch=1, capacity=capacity)
         logits = np.empty(0, np.float32)
         for start in range(0, len(ids), self._prefill_chunk):
-            logits = self._step(np.array([ids[start : start + self._prefill_chunk]]), state)[0]
+            tokens = self.ops.tokens(np.array([ids[start : start + self._prefill_chunk]], np.int64))
+            logits = self.ops.numpy(self._forward(tokens, state))[0, 0]
         return state, logits
 
     def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
         _require_tokens(tokens)
-        if self._repeats is None:
-            return self._step(np.array(tokens)[:, None], state)
         ids = self.ops.tokens(np.array(tokens, np.int64)[:, None])
-        logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
+        if self._repeats is None:
+            logits = self._forward(ids, state)
+        else:
+            logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
         return self.ops.numpy(logits)[:, 0]
 
     def stack(self, states: Sequence[State]) -> State:
         return self.ops.stack(states)
-
-    def _step(self, ids: NDArray[np.int64], state: State) -> NDArray[np.float32]:
-        logits = self._forward(self.ops.tokens(ids.astype(np.int64)), state)
-        return self.ops.numpy(logits)[:, 0]
 
     def _forward(self, tokens: Array, state: State) -> Array:
         return forward(tokens, self.weights, self.config, self.ops, state, only_last=True)
@@ -231,14 +205,8 @@ def generate(
 
     Parameters
     ----------
-    engine : Runner
-        The model.
-    tokenizer : TextCodec
-        Turns tokens into text.
     prompts : sequence of sequences of int
         Token ids, as a rule with ``<|bos|>`` first.
-    **options : GenerationOptions
-        How to choose tokens, and when to stop.
 
     Raises
     ------
@@ -256,7 +224,7 @@ def generate(
     longest = max(map(len, prompts))
     max_tokens = _check_room(longest, options.get("max_tokens"), engine.config)
     rows = [
-        _Row(index, tokenizer, sampler, max_tokens, StopStrings(stops))
+        _Row(index, tokenizer, sampler, StopStrings(stops), max_tokens)
         for index, sampler in enumerate(batch_samplers(sampling, prompts))
     ]
     # The last token is never fed back. A row that has stopped is still computed, but no row runs for longer.
@@ -316,12 +284,11 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
         return (stop,)
     if not isinstance(stop, Iterable):
         raise InputError(f"stop={stop!r:.80} is no text: pass a string, or a list of strings")
-    stops = []
-    for text in stop:
+    stops = tuple(stop)
+    for text in stops:
         if not isinstance(text, str):
             raise InputError(f"stop={stop!r:.80} holds {text!r:.40}: pass strings")
-        stops.append(text)
-    return tuple(stops)
+    return stops
 
 
 def _check_room(length: int, max_tokens: int | None, config: ModelConfig) -> int:
@@ -366,36 +333,31 @@ def _run(
                 yield row.push(row_logits)
 
 
+@dataclass(eq=False)
 class _Row:
     """The text of one sequence as it grows."""
 
-    def __init__(
-        self,
-        index: int,
-        tokenizer: TextCodec,
-        sampler: Sampler,
-        max_tokens: int,
-        stops: StopStrings,
-    ) -> None:
-        self.token = -1
-        self.finish_reason: FinishReason | None = None
-        self._index = index
-        self._tokenizer = tokenizer
-        self._sampler = sampler
-        self._decoder = StreamDecoder(tokenizer)
-        self._stops = stops
-        self._tokens_left = max_tokens
+    index: int
+    tokenizer: TextCodec
+    sampler: Sampler
+    stops: StopStrings
+    tokens_left: int
+    token: int = -1
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self._decoder = StreamDecoder(self.tokenizer)
 
     def push(self, logits: NDArray[np.float32]) -> Piece:
         """Choose the token that follows."""
         # A model may have more rows in its table than its tokenizer has tokens.
-        self.token = self._sampler.next(logits[: self._tokenizer.vocab_size])
-        self._tokens_left -= 1
-        text, stopped = self._stops.push(self._decoder.push(self.token))
-        if stopped or self.token in self._tokenizer.stop_ids:
+        self.token = self.sampler.next(logits[: self.tokenizer.vocab_size])
+        self.tokens_left -= 1
+        text, stopped = self.stops.push(self._decoder.push(self.token))
+        if stopped or self.token in self.tokenizer.stop_ids:
             self.finish_reason = "stop"
-        elif not self._tokens_left:
+        elif not self.tokens_left:
             self.finish_reason = "length"
         if self.finish_reason is not None:
-            text += self._stops.push(self._decoder.flush())[0] + self._stops.flush()
-        return Piece(row=self._index, token=self.token, text=text, finish_reason=self.finish_reason)
+            text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
+        return Piece(row=self.index, token=self.token, text=text, finish_reason=self.finish_reason)
