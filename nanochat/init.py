@@ -31,13 +31,7 @@ def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]
 
 
 def freeze(weights: Weights[Stored]) -> Weights[Stored]:
-    """Round every latent leaf, once and for good, to the leaf that it stands for.
-
-    Raises
-    ------
-    NumericError
-        With the tensor's name, if a weight is not finite.
-    """
+    """Round every latent leaf, once and for good, to the leaf that it stands for; refuse one that is not finite."""
     return map_leaves(_freeze_leaf, weights)
 
 

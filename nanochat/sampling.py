@@ -39,11 +39,6 @@ class Sampling:
     seed : int
         The same seed gives the same tokens; from 0 to 2**63 - 1.
 
-    Raises
-    ------
-    InputError
-        If a value is not a number or lies outside its range.
-
     References
     ----------
     .. [1] N. S. Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable
@@ -86,14 +81,7 @@ class Sampling:
 
 
 class Sampler:
-    """The choice of tokens for one sequence.
-
-    Parameters
-    ----------
-    settings : Sampling
-        How tokens are chosen.
-    prompt_ids : sequence of int
-        The tokens before the first choice; the repetition penalty counts them as seen.
+    """The choice of tokens for one sequence; the repetition penalty counts those of `prompt_ids` as seen.
 
     Examples
     --------
@@ -115,20 +103,7 @@ class Sampler:
         self._highest_prompt_id = max(self._seen, default=-1)
 
     def next(self, logits: NDArray[np.float32]) -> int:
-        """Return the chosen token's id, and count the token as seen.
-
-        Parameters
-        ----------
-        logits : float32 array, shape (V,)
-            The model's scores for the next token; they are read, not changed.
-
-        Raises
-        ------
-        ShapeError
-            If `logits` is not one non-empty row.
-        NumericError
-            If a logit is infinite or NaN.
-        """
+        """Return the chosen token's id, and count the token as seen; `logits`, (V,), are read, not changed."""
         self._check_logits(logits)
 
         scores = self._penalized(logits.astype(np.float64))
@@ -191,11 +166,6 @@ class StopStrings:
     Text that may be the start of a stop string is held back until the next piece decides, so what has been
     emitted never has to be taken back. The stop string that is complete first wins; it is not emitted.
 
-    Parameters
-    ----------
-    stops : sequence of str
-        The strings that end the text; with none, text passes through.
-
     Examples
     --------
     >>> stops = StopStrings(["</s>"])
@@ -215,13 +185,7 @@ class StopStrings:
         self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return the text that may be shown by now, and whether a stop string has been met.
-
-        Parameters
-        ----------
-        text : str
-            The next piece of the text; ignored once a stop string has been met.
-        """
+        """Return the text that may be shown by now, and whether a stop string has been met, after which none may."""
         if self._stopped:
             return "", True
 

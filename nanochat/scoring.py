@@ -18,14 +18,9 @@ _ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How probable a model finds a text.
+    """How probable a model finds a text of so many tokens and bytes.
 
-    Parameters
-    ----------
-    nats : float
-        Minus the natural logarithm of the text's probability after ``<|bos|>``.
-    tokens, bytes : int
-        Length of the text.
+    `nats` is minus the natural logarithm of the text's probability after ``<|bos|>``.
 
     Examples
     --------
@@ -52,12 +47,7 @@ class Score:
 def score(engine: Runner[Any], ids: Sequence[int], *, num_bytes: int) -> Score:
     """Score every token of `ids` but the first, in windows that overlap by half a context.
 
-    Parameters
-    ----------
-    ids : sequence of int
-        At least two tokens.
-    num_bytes : int
-        Length of the text that they stand for.
+    `ids` are at least two tokens, `num_bytes` the length of the text that they stand for.
     """
     context = engine.config.context_length
     num_targets = len(ids) - 1
