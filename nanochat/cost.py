@@ -39,24 +39,10 @@ _SCALE_BYTES = 2
 class Cost:
     """What a model costs; the formulas are those of `nanochat.cost`.
 
-    Parameters
-    ----------
-    context : int
-        Tokens in sight of a token, itself included.
-    ternary_parameters, int8_parameters, dense_parameters : int
-        Trained numbers by the form in which they are stored.
-    ternary_bytes, int8_bytes, dense_bytes : int
-        Size of the stored model by form, scales included.
-    active_parameters : int
-        Numbers that one token uses.
-    flops_per_token : int
-        Floating-point operations of one token's forward pass.
-    kv_bytes_per_token : int
-        Keys and values that each token leaves behind, in all layers and loop steps.
-    state_bytes : int
-        What a sequence keeps whatever its length.
-    read_bytes_per_token : int
-        Weights and state that a token reads when it is decoded alone.
+    `context` is the tokens in sight of a token, itself included. Parameters are trained numbers, by the form in which
+    they are stored, and bytes of them include scales. `kv_bytes_per_token` is what each token leaves behind, in all
+    layers and loop steps, `state_bytes` what a sequence keeps whatever its length, and `read_bytes_per_token` the
+    weights and state that a token reads when it is decoded alone.
     """
 
     context: int
@@ -85,18 +71,9 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorClass:
-    """The tensors that stand in the same place of every layer.
+    """The tensors that stand in the same place of every layer: how many, and what they hold together.
 
-    Parameters
-    ----------
-    name : str
-        Their path without the layer's number, such as ``layers.mixer.q``.
-    kind : {"ternary", "int8", "dense"}
-        What they are stored as.
-    format : str
-        The same in words.
-    tensors, parameters, bytes : int
-        How many there are, and what they hold together.
+    `name` is their path without the layer's number, such as ``layers.mixer.q``, and `format` their kind in words.
     """
 
     name: str
@@ -108,14 +85,7 @@ class TensorClass:
 
 
 def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") -> Cost:
-    """What a model of this configuration costs.
-
-    Parameters
-    ----------
-    context : int
-        Tokens in sight of a token, itself included.
-    kv_cache : {"float32", "float16", "int8"}
-        What keys and values are kept in; see `nanochat.ops.Slot`.
+    """What a model of this configuration costs, with so many tokens in sight, and keys and values kept in `kv_cache`.
 
     Examples
     --------

@@ -38,12 +38,7 @@ _SHORT = 256
 def free_bytes(*, root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take: of the machine, of its container, of its own limits; `None` if unknown.
 
-    Swap is not counted: a model that lies there does not run, it waits.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``proc`` and ``sys`` of Linux are.
+    Swap is not counted: a model that lies there does not run, it waits. ``proc`` and ``sys`` of Linux are in `root`.
     """
     try:
         found: list[int | None] = [psutil.virtual_memory().available, group_bytes(root)]
@@ -59,11 +54,6 @@ def group_bytes(root: Path = Path("/")) -> int | None:
     """Bytes that the control groups of this process leave it; `None` without a limit.
 
     A group may take what it does not use yet, and what it caches of files; so must all groups above it.
-
-    Parameters
-    ----------
-    root : Path
-        As for `free_bytes`.
     """
     mounts = root / "sys/fs/cgroup"
     found: list[int] = []
@@ -81,15 +71,7 @@ def group_bytes(root: Path = Path("/")) -> int | None:
 
 
 def require_free(name: str, needed: int) -> None:
-    """Refuse files that are larger than the memory into which they would be read.
-
-    Parameters
-    ----------
-    name : str
-        Of the model, for the message.
-    needed : int
-        Bytes; 0 for files that are mapped.
-    """
+    """Refuse files that are larger than the memory into which they would be read: `needed` bytes, 0 if mapped."""
     free = free_bytes() if needed else None
     if free is not None and needed > free:
         raise MemoryShortageError(
@@ -114,10 +96,6 @@ def require_room(
 
     Parameters
     ----------
-    name : str
-        Of the model, for the message.
-    config, backend, kv_cache
-        See `nanochat.memory.needed_bytes`.
     free : int, optional
         Bytes that are free, of the device that the backend uses; by default `free_bytes`. What is unknown refuses
         nothing.
@@ -244,11 +222,7 @@ def needed_bytes(
         A name for `nanochat.backends.get`; "onnx" for a model that is exported when it is loaded, or "onnx-file" for
         one that is a graph already.
     context : int
-        Tokens of each text, the prompt and the answer.
-    batch : int
-        Texts at once.
-    kv_cache : {"float32", "float16", "int8"}
-        See `nanochat.ops.Slot`.
+        Tokens of each of `batch` texts, the prompt and the answer.
     """
     if backend not in _BACKENDS:
         raise InputError(
@@ -260,7 +234,7 @@ def needed_bytes(
     # While a leaf is prepared, those before it are there already.
     kept = loading = 0
     for spec in specs:
-        loading = max(loading, kept + plan.preparing(spec))
+        loading = max(loading, kept + plan.copies(spec) * plan.kept(spec))
         kept += plan.kept(spec)
     loading = max(loading, sum(map(plan.loading, specs)))
     remembered = batch * (context * costs.kv_bytes_per_token + costs.state_bytes)
@@ -279,8 +253,8 @@ class _Plan:
 
     Parameters
     ----------
-    kept, preparing : function
-        For a leaf that is prepared, and for one that is being prepared.
+    kept, copies : function
+        For a leaf that is prepared, and how often as much while it is being prepared.
     loading : function
         A leaf's share of what loading takes at its height, where everything is loaded at once.
     module, runtime : str and int
@@ -292,7 +266,7 @@ class _Plan:
     """
 
     kept: Callable[[Spec], int]
-    preparing: Callable[[Spec], int]
+    copies: Callable[[Spec], int] = lambda _: 1
     module: str
     runtime: int
     loading: Callable[[Spec], int] = lambda _: 0
@@ -350,7 +324,7 @@ _MB = 10**6
 _BACKENDS = {
     "torch": _Plan(
         kept=_kept_by_torch,
-        preparing=lambda spec: 2 * _kept_by_torch(spec),
+        copies=lambda _: 2,
         module="torch",
         runtime=160 * _MB,
         unpacked=6,
@@ -360,21 +334,19 @@ _BACKENDS = {
     "mlx": _Plan(
         kept=_kept_by_mlx,
         # Codes of 8 bits are moved in 16.
-        preparing=lambda spec: (4 if spec.kind == "int8" else 2) * _kept_by_mlx(spec),
+        copies=lambda spec: 4 if spec.kind == "int8" else 2,
         module="mlx.core",
         runtime=20 * _MB,
         per_feature=34,
     ),
     "numba": _Plan(
         kept=_kept_by_numba,
-        preparing=_kept_by_numba,
         module="numba",
         runtime=65 * _MB,
         per_feature=20,
     ),
     "reference": _Plan(
         kept=_kept_by_reference,
-        preparing=_kept_by_reference,
         module="nanochat.backends.reference",
         runtime=40 * _MB,
         # As float64 while they are multiplied.
@@ -384,7 +356,6 @@ _BACKENDS = {
     ),
     "onnx": _Plan(
         kept=lambda spec: 2 * leaf_bytes(spec),
-        preparing=lambda spec: 2 * leaf_bytes(spec),
         # The graph as objects, as a file in memory, and as the session reads and arranges it.
         loading=lambda spec: int((4.5 if spec.kind == "int8" else 5.1) * leaf_bytes(spec)),
         module="onnxruntime",
@@ -394,7 +365,6 @@ _BACKENDS = {
     "onnx-file": _Plan(
         # In the session, and as the weights of the model.
         kept=lambda spec: 3 * leaf_bytes(spec),
-        preparing=lambda spec: 3 * leaf_bytes(spec),
         module="onnxruntime",
         runtime=100 * _MB,
         per_feature=32,

@@ -44,18 +44,8 @@ DenseType = Literal["float32", "float16"]
 class Spec:
     """What a leaf must be, without its numbers.
 
-    Parameters
-    ----------
-    kind : {"ternary", "int8", "dense"}
-        How it is stored.
-    shape : tuple of int
-        ``(rows, columns)`` for linears and tables.
-    initial : str
-        Name of its initial distribution in `nanochat.init`.
-    weight_block, activation_block : int
-        Columns that share a scale, in the weights (ternary only) and in the input (ternary and int8).
-    dtype : {"float32", "float16"}
-        Type of the numbers of a dense leaf.
+    `shape` is (rows, columns) for linears and tables, `initial` the name of a distribution in `nanochat.init`. Columns
+    share a scale in blocks, in the weights (ternary only) and in the input (ternary and int8); `dtype` is for dense.
     """
 
     kind: LeafKind
