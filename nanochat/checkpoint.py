@@ -73,20 +73,14 @@ def save(
 
     Parameters
     ----------
-    directory : str or Path
-        Made if it is not there.
-    config : ModelConfig
-        What `weights` were made for.
     weights : Weights[Stored]
         Without latent leaves: see `nanochat.init.freeze`.
     generation : mapping, optional
         Content of ``generation_config.json``; absent leaves that file as it is.
     others : mapping, optional
         Content of files that belong to the model, such as the tokenizer's, by name: all are written, or none.
-    finish : callable, optional
+    finish, max_shard_bytes
         See `nanochat.tensors.save_tensors`.
-    max_shard_bytes : int
-        Tensors of more bytes than this go to several files.
 
     Raises
     ------
@@ -119,12 +113,8 @@ def load(directory: str | Path) -> tuple[ModelConfig, Weights[Stored]]:
     ------
     ModelNotFoundError
         If there is no model directory.
-    FormatError
-        As for `load_weights`, or if ``config.json`` is of another kind or too new (`VersionError`).
-    ConfigError
-        If it holds values that cannot work.
-    ShapeError, NumericError
-        As for `load_weights`.
+    FormatError, ConfigError
+        If ``config.json`` is of another kind or too new (`VersionError`), or holds values that cannot work.
     """
     config = load_config(directory)
     return config, load_weights(directory, config)
@@ -163,13 +153,7 @@ def load_config(directory: str | Path) -> ModelConfig:
 
 
 def parse_config(fields: Mapping[str, object], path: Path) -> ModelConfig:
-    """The configuration that a ``config.json`` holds.
-
-    Parameters
-    ----------
-    path : Path
-        Where it stands, for errors.
-    """
+    """The configuration that a ``config.json`` holds, which stands at `path`."""
     fields = dict(fields)
     model_type = fields.pop("model_type", None)
     if model_type != MODEL_TYPE:

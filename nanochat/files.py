@@ -120,18 +120,7 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, object]:
-    """Return the JSON object in `data`.
-
-    Parameters
-    ----------
-    name : str
-        Where `data` comes from, for the error.
-
-    Raises
-    ------
-    FormatError
-        If it is not one JSON object in UTF-8, or repeats a key.
-    """
+    """Return the one JSON object in `data`, in which no key is there twice; `name` is where it comes from."""
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_without_repeats, parse_int=_integer
@@ -163,13 +152,7 @@ def record_file(path: Path) -> FileRecord:
 
 
 def require_as_recorded(path: Path, record: FileRecord, *, by: str) -> None:
-    """Refuse a file that is missing or another than was recorded.
-
-    Parameters
-    ----------
-    by : str
-        What holds the record, for the error.
-    """
+    """Refuse a file that is missing or another than was recorded; `by` is what holds the record."""
     size = require_file(path)
     # A file of another size need not be read.
     if size != record.bytes or record_file(path) != record:

@@ -86,13 +86,7 @@ class Tensor:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by its key.
-
-    Raises
-    ------
-    FormatError
-        If the file is missing, truncated, padded, or its header is not what the format asks for.
-    """
+    """Every tensor of a safetensors file by its key."""
     size = require_file(path)
     try:
         with path.open("rb") as file:
@@ -112,7 +106,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     described = {key: _describe(path, key, value) for key, value in header.items()}
     for key, (dtype, shape, start, end) in sorted(described.items(), key=lambda item: item[1][2:]):
         # No gap and no overlap, so that no byte of the file is hidden or has two meanings.
-        if start != position or end - start != _num_bytes(dtype, shape):
+        num_bytes = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        if start != position or end - start != num_bytes:
             raise FormatError(
                 f"{path}: {key!r:.80}, of type {dtype} and shape {list(shape)}, has the bytes {start} to "
                 f"{end}: must start at {position} and fit; fetch the file again"
@@ -138,14 +133,7 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file with a CRC-32 of each tensor; the same tensors give the same bytes.
 
-    Parameters
-    ----------
-    path : Path
-        The file to write; see `atomic_file` and `atomic_directory` for writing it whole or not at all.
-    tensors : mapping
-        Arrays of `DTYPES` by key.
-    metadata : mapping
-        Further texts for the header.
+    See `atomic_file` and `atomic_directory` for writing it whole or not at all.
     """
     # The order of `DTYPES` is that of the format's library, from wide to narrow, so that every tensor is aligned.
     names = {np.dtype(dtype): (order, name) for order, (name, dtype) in enumerate(DTYPES.items())}
@@ -203,8 +191,6 @@ def save_tensors(
     ----------
     directory : Path
         Made if it is not there; the tensors that it holds are replaced, other files stay.
-    tensors : mapping
-        Arrays by key.
     texts, others : mapping
         Content of further files by name: objects that become JSON, and bytes.
     metadata : mapping, optional
@@ -213,13 +199,6 @@ def save_tensors(
         Called with the folder in which all files are complete, before they are put in place; it may add to them.
     max_shard_bytes : int
         Tensors of more bytes than this go to several files, with an index.
-
-    Raises
-    ------
-    InputError
-        If one of `texts` has no JSON form.
-    SaveError
-        If a file cannot be written; what was there is untouched.
     """
     shards = _split(tensors, max_shard_bytes)
     if len(shards) > 1:
@@ -241,13 +220,7 @@ def save_tensors(
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor that `save_tensors` has written, by key: mapped, not read.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing, truncated or corrupt, or the index does not fit the files.
-    """
+    """Every tensor that `save_tensors` has written, by key: mapped, not read."""
     single, index = directory / _SINGLE, directory / _INDEX
     if exists(single) and exists(index):
         raise FormatError(
@@ -310,10 +283,6 @@ def _describe(path: Path, key: str, value: object) -> tuple[str, tuple[int, ...]
         f"{path}: {key!r:.80} is described as {value!r:.200}: must be of type {', '.join(DTYPES)}, with a shape "
         "and two offsets; convert the model, or fetch it again"
     )
-
-
-def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
 
 
 def _split(tensors: Mapping[str, NDArray[np.generic]], limit: int) -> dict[str, list[str]]:
