@@ -48,12 +48,8 @@ class Golden:
 
     Parameters
     ----------
-    tokens : tuple of int
-        The eight, spread over the vocabulary.
-    greedy : tuple of int
-        The most probable next token after each.
-    rms : tuple of float
-        RMS of all logits after each.
+    tokens, greedy, rms : tuple of int or float
+        The eight, spread over the vocabulary; after each the most probable next token, and the RMS of all logits.
     logits : tuple of tuples of float
         Logits after each token of 64 entries of the vocabulary, evenly spread.
     layers : tuple of tuples of float
@@ -94,24 +90,11 @@ class Golden:
 class Bundle:
     """A model and what is said of it.
 
-    Parameters
-    ----------
-    name : str
-        What it is called where files show a name.
-    config, weights, tokenizer
-        As for `nanochat.lm.Model`; no leaf is latent.
-    generation : mapping
-        Content of its ``generation_config.json``.
-    licence : str
-        SPDX identifier of the weights' licence, or "unknown".
-    card : bytes
-        Content of its ``README.md``; may be empty.
-    golden : Golden or None
-        What its files say that it computes; `None` if they say nothing, or it was made here.
-    origin : str
-        Where its files come from, in a word or two; empty if it was made here.
-    graph : Path or None
-        The file that computes it in a runtime of whole graphs, if it was read from one.
+    `name` is what it is called where files show a name; no leaf of `weights` is latent; `generation` and `card` are the
+    contents of its ``generation_config.json`` and ``README.md``; `licence` is the SPDX identifier of the weights'.
+    `golden` is what its files say that it computes, and `origin` where they come from, in a word or two: both are empty
+    of a model that was made here. `graph` is the file that computes it in a runtime of whole graphs, if it was read
+    from one.
     """
 
     name: str
@@ -138,13 +121,7 @@ def default_generation(tokenizer: TextCodec) -> dict[str, object]:
 
 
 def golden_from_json(value: str | Mapping[str, object], name: str) -> Golden:
-    """Undo `Golden.to_json` or `Golden.to_dict`.
-
-    Parameters
-    ----------
-    name : str
-        Where it comes from, for the error.
-    """
+    """Undo `Golden.to_json` or `Golden.to_dict`; `name` is where it comes from, for the error."""
     fields = parse_json(value.encode(errors="replace"), name) if isinstance(value, str) else value
     version = fields.get("format")
     if version not in _FORMATS:

@@ -95,11 +95,6 @@ class ModelConfig:
         Columns of a linear's input that share a scale.
     norm_eps : float
         Added to the mean square inside every RMSNorm.
-
-    Raises
-    ------
-    ConfigError
-        If the values cannot work together.
     """
 
     vocab_size: int
@@ -309,13 +304,7 @@ def config_to_dict(config: ModelConfig) -> dict[str, object]:
 
 
 def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
-    """Rebuild a configuration from `config_to_dict`; absent optional fields take their defaults.
-
-    Raises
-    ------
-    ConfigError
-        If a field is unknown, missing, or has a value that cannot work.
-    """
+    """Rebuild a configuration from `config_to_dict`; absent optional fields take their defaults."""
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
     unknown = sorted(set(fields) - set(known))
     if unknown:
