@@ -51,8 +51,6 @@ class Model:
         The one that the model was trained with.
     backend : str, Ops or Runner
         A name for `nanochat.backends.choose`, a backend of one's own, or the same model at work somewhere else.
-    name : str
-        For messages.
     kv_cache : {"float32", "float16", "int8"}
         What keys and values are kept in while text is generated. The narrow ones take a half and about a quarter of
         the memory, and less time where the context is long; they round, see `nanochat.ops.Slot`.
@@ -63,8 +61,6 @@ class Model:
 
     Attributes
     ----------
-    config, weights, tokenizer, name, licence
-        As given.
     engine : Runner
         The model at work, for callers that bring their own tokens.
 
@@ -144,14 +140,7 @@ class Model:
     ) -> "Model":
         """A model at work, of what was read from its files.
 
-        Parameters
-        ----------
-        bundle : Bundle
-            From `nanochat.export.formats.load`; no leaf is latent.
-        name : str, optional
-            For messages; absent is the bundle's.
-        backend, kv_cache, num_threads
-            See `Model`. "auto" takes "onnx" for a bundle that was read from a graph.
+        "auto" takes "onnx" for a bundle that was read from a graph. `name` is for messages; absent is the bundle's.
         """
         model = cls.__new__(cls)
         model._start(
@@ -185,9 +174,7 @@ class Model:
         backend : str, Ops or Runner
             See `Model`. "onnx" is ONNX Runtime, which runs a graph; what is no ``.onnx`` file is exported to one first.
             "auto" takes it for such a file, and for nothing else; ``NANOCHAT_BACKEND`` replaces "auto" here, too.
-        kv_cache : {"float32", "float16", "int8"}
-            See `Model`.
-        num_threads : int, optional
+        kv_cache, num_threads
             See `Model`.
         revision, token, cache_dir, local_files_only, force_download
             See `nanochat.zoo.hub.locate`.
@@ -239,12 +226,7 @@ class Model:
     def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:
         """Write the model directory: weights, configuration, tokenizer, card, and the hashes and record to verify it.
 
-        Parameters
-        ----------
-        directory : str or Path
-            See `nanochat.export.directory.save_model`.
-        licence : str, optional
-            SPDX identifier of the weights' licence; absent is the model's own.
+        Without a licence, it is the model's own; see `nanochat.export.directory.save_model`.
 
         Raises
         ------
@@ -296,8 +278,6 @@ class Model:
         ----------
         messages : sequence of Message
             ``{"role": "user", "content": "..."}``; roles are system, user and assistant.
-        **options : GenerationOptions
-            As for `generate`.
 
         Raises
         ------
@@ -375,7 +355,7 @@ class Model:
 
     @with_options(PushOptions)
     def push_to_hub(self, repo: str, options: PushOptions) -> str:
-        """Upload the model with a card, once its record has been verified, and return the address of the commit.
+        """Upload the model with a card, once its record has been verified; the address of the commit or pull request.
 
         Parameters
         ----------
@@ -384,11 +364,6 @@ class Model:
         options
             Keyword arguments, such as ``licence="MIT"`` or ``formats=["gguf"]``; see
             `nanochat.publish.options.PushOptions`. Without a licence, it is the model's own.
-
-        Returns
-        -------
-        str
-            Address of the pull request if one was opened, else of the commit.
 
         Raises
         ------

@@ -79,8 +79,6 @@ def quantize(
         Row ``r`` produces output feature ``r``.
     block : int
         Columns that share a scale; divides C.
-    name : str
-        The tensor's name, for the error.
 
     Returns
     -------
@@ -142,8 +140,6 @@ def recover(
         In each block zeros and one magnitude, which float16 holds.
     block : int
         Columns that share a scale; divides C.
-    name : str
-        The tensor's name, for the error.
 
     Returns
     -------
@@ -201,11 +197,6 @@ def quantize_rows(
         ``clip(rint(w / scale), -127, 127)``, half to even.
     scales : float16 array, shape (R,)
         ``float16(max(max |w| / 127, 2**-14))``.
-
-    Raises
-    ------
-    NumericError
-        If a value is not finite, or a row's scale exceeds float16.
     """
     require_finite(table, name)
     largest = np.abs(table).max(axis=1) / np.float32(127)
@@ -228,11 +219,6 @@ def recover_rows(
     codes : int8 array, shape (R, C)
     scales : float16 array, shape (R,)
         Of all that fit a row the smallest from ``2**-14`` on, with which its largest code is 127 if it can be.
-
-    Raises
-    ------
-    NumericError
-        If a value is not finite, or a row is not whole codes of at most 127 times one number of float16.
 
     Examples
     --------

@@ -49,12 +49,7 @@ def require_digests(
 ) -> None:
     """Refuse a model of which a part is not the one that a record was made of.
 
-    Parameters
-    ----------
-    tensors : mapping
-        Digests of its tensors, by name; an export may have fewer than the record.
-    where : str
-        What the model was read from, for the error.
+    `tensors` are digests by name, of which an export may have fewer; `where` is what the model was read from.
     """
     changed = [name for name, digest in tensors.items() if golden.tensors.get(name) != digest]
     if golden.config not in ("", config_digest(config)):
@@ -71,12 +66,7 @@ def require_digests(
 def compare_golden(golden: Golden, engine: Runner[Any], *, where: str) -> float:
     """Run the record's tokens on a model at work, and return the largest error of a layer or of the logits.
 
-    Parameters
-    ----------
-    engine : Runner
-        Of an `Engine` every layer is compared; of a graph, whose layers cannot be seen, the logits.
-    where : str
-        What the weights come from, for the error.
+    Of an `Engine` every layer is compared; of a graph, whose layers cannot be seen, the logits.
     """
     config = engine.config
     known = range(config.vocab_size)

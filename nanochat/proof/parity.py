@@ -50,18 +50,14 @@ class Report:
 
     Parameters
     ----------
-    num_tokens : int
-        Tokens compared.
     rms_ratio : float
         RMS of the difference over RMS of the reference, all tokens together.
     median_ratio : float
         Median of the tokens' own RMS ratios; of `check_parity`, those of pairs.
     max_abs : float
         Largest difference of a single logit.
-    tolerance : float
-        RMS ratio up to which a token counts as equal.
-    share_within : float
-        Share of the tokens whose own RMS ratio is at most `tolerance`.
+    tolerance, share_within : float
+        An RMS ratio, and the share of the tokens whose own is at most that.
     share_same_greedy : float
         Share of the tokens after which both choose the same next token.
     share_equal : float
@@ -127,18 +123,10 @@ class Artefact(Protocol):
 class Parity:
     """What an artefact was found to compute, beside the model that it was written from.
 
-    Parameters
-    ----------
-    runtime : str
-        Where it ran.
-    reference : str
-        The backend that it was compared with.
-    report : Report
-        Of the logits of a prompt.
-    tokens, expected_tokens : tuple of int
-        What the artefact and the reference write after the prompt's beginning, greedily.
-    rounding_error : float
-        RMS ratio of the logits of a reference that rounds no activations, if it was compared with that, to the model's.
+    `reference` is the backend that it was compared with, and `report` of the logits of a prompt. `tokens` and
+    `expected_tokens` are what the artefact and the reference write after the prompt's beginning, greedily.
+    `rounding_error` is the RMS ratio of the logits of a reference that rounds no activations, if it was compared with
+    that, to the model's.
     """
 
     runtime: str
@@ -295,12 +283,7 @@ def compare(
 ) -> Report:
     """Measure the logits of an exported file against those of the model that it was written from.
 
-    Parameters
-    ----------
-    reference, artefact : float array, shape (..., vocabulary)
-        Logits for the same tokens.
-    tolerance : float
-        RMS ratio up to which logits count as equal.
+    Both are for the same tokens, (..., vocabulary).
 
     Examples
     --------
