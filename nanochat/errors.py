@@ -1,22 +1,5 @@
 """This file holds every exception that the package raises on purpose.
 
-::
-
-    NanochatError
-    ├── ConfigError          a model or training configuration that cannot work
-    ├── ShapeError           arrays whose shapes disagree with each other or with the configuration
-    ├── NumericError         infinities, NaN or codes outside {-1, 0, 1} where numbers must be finite
-    ├── InputError           an argument or a prompt that the call cannot serve
-    │   └── ContextLengthError   more tokens than the model's context holds
-    ├── FormatError          a file that is truncated, corrupt, mislabelled or hostile
-    │   └── VersionError         a file written by a newer version of this package
-    ├── SaveError            a file that could not be written; the old one is untouched
-    ├── BackendError         a backend that is unknown or cannot run on this machine
-    ├── MemoryShortageError  a model for which there is not enough memory
-    ├── ModelNotFoundError   a name for which no weights can be found
-    ├── DataError            training data that is missing or unusable
-    └── TrainingError        a run that cannot start, continue or resume
-
 Each message names the offending value, the rule that it breaks, and the fix. Classes that stand for a bad
 value are also a `ValueError`, so that callers who know nothing of this package can catch them.
 """
