@@ -10,6 +10,7 @@ References
 .. [3] github.com/huggingface/transformers, src/transformers/models, version 5.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 from nanochat.config import ModelConfig
@@ -54,12 +55,14 @@ def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
     Heads that predict further tokens (`num_ahead`) are no obstacle: they are for training.
     """
     family = _family(config)
-    found = [reason for stands, reason in _everywhere(config) if stands]
     if family not in _ARCHITECTURES[runtime]:
-        found.append("sub_norm=true: it has no norms before output linears")
-    else:
-        found += [reason for stands, reason in _of_family(config, family, runtime) if stands]
-    return found
+        no_place = ["sub_norm=true: it has no norms before output linears"]
+        return [*_everywhere(config), *no_place]
+    return [
+        *_everywhere(config),
+        *_of_family(config, family),
+        *_of_runtime(config, family, runtime),
+    ]
 
 
 def _family(config: ModelConfig) -> str:
@@ -70,75 +73,50 @@ def _family(config: ModelConfig) -> str:
     return "qk_norm" if config.qk_norm else "plain"
 
 
-def _everywhere(config: ModelConfig) -> list[tuple[bool, str]]:
-    return [
-        (
-            config.num_streams > 1,
-            f"num_streams={config.num_streams}: it has one residual stream, and no mHC",
-        ),
-        (
-            "delta" in config.layer_pattern,
-            f"layer_pattern={list(config.layer_pattern)}: it has no Gated DeltaNet of this form",
-        ),
-        (
-            config.loop_count > 1,
+def _everywhere(config: ModelConfig) -> Iterator[str]:
+    if config.num_streams > 1:
+        yield f"num_streams={config.num_streams}: it has one residual stream, and no mHC"
+    if "delta" in config.layer_pattern:
+        yield f"layer_pattern={list(config.layer_pattern)}: it has no Gated DeltaNet of this form"
+    if config.loop_count > 1:
+        yield (
             f"loop_count={config.loop_count}: it runs each layer once; a fixed number of loops can be unrolled, which "
-            "writes the looped layers that many times",
-        ),
-        (config.attention_gate, "attention_gate=true: it does not gate what attention gives"),
-        (
-            config.activation != "swiglu",
-            f'activation="{config.activation}": its networks are SwiGLU',
-        ),
-    ]
+            "writes the looped layers that many times"
+        )
+    if config.attention_gate:
+        yield "attention_gate=true: it does not gate what attention gives"
+    if config.activation != "swiglu":
+        yield f'activation="{config.activation}": its networks are SwiGLU'
 
 
-def _of_family(config: ModelConfig, family: str, runtime: Runtime) -> list[tuple[bool, str]]:
-    narrow = config.num_heads * config.head_dim != config.width
-    in_llama_cpp = runtime == "llama.cpp"
-    odd = sorted(
-        {
-            spec.shape[1]
-            for _, spec in named_leaves(shapes(config))
-            if spec.kind != "dense" and spec.shape[1] % 32
-        }
-    )
-    return [
-        (
-            family == "experts" and not config.qk_norm,
-            "qk_norm=false with experts: its mixtures normalise queries and keys",
-        ),
-        (
-            family == "experts" and config.sub_norm,
-            "sub_norm=true with experts: its mixtures have no norms before output linears",
-        ),
-        (
-            config.num_experts > 0 and config.shared_expert_width > 0,
-            f"shared_expert_width={config.shared_expert_width}: its mixtures have no expert that serves every token",
-        ),
-        (
-            family == "sub_norm" and config.qk_norm,
-            "qk_norm=true with sub_norm=true: no architecture has both norms",
-        ),
-        (
-            family == "sub_norm" and not config.tie_embeddings,
-            "tie_embeddings=false with sub_norm=true: its head is the embedding",
-        ),
-        (
-            in_llama_cpp and family in ("plain", "sub_norm") and narrow,
-            f"num_heads * head_dim={config.num_heads * config.head_dim} without qk_norm: must be the width of "
-            f"{config.width}",
-        ),
-        (
-            in_llama_cpp and config.num_layers > _MOST_LAYERS,
-            f"num_layers={config.num_layers}: it runs at most {_MOST_LAYERS}",
-        ),
-        (
-            runtime == "transformers" and family == "plain" and config.width % config.num_heads > 0,
-            f"num_heads={config.num_heads} without qk_norm: must divide the width of {config.width}",
-        ),
-        (
-            runtime == "mlx-lm" and bool(odd),
-            f"matrices of {odd} columns: it packs groups of 32, 64 or 128 columns",
-        ),
-    ]
+def _of_family(config: ModelConfig, family: str) -> Iterator[str]:
+    if family == "experts":
+        if not config.qk_norm:
+            yield "qk_norm=false with experts: its mixtures normalise queries and keys"
+        if config.sub_norm:
+            yield "sub_norm=true with experts: its mixtures have no norms before output linears"
+        if config.shared_expert_width:
+            yield (
+                f"shared_expert_width={config.shared_expert_width}: its mixtures have no expert that serves every token"
+            )
+    if family == "sub_norm":
+        if config.qk_norm:
+            yield "qk_norm=true with sub_norm=true: no architecture has both norms"
+        if not config.tie_embeddings:
+            yield "tie_embeddings=false with sub_norm=true: its head is the embedding"
+
+
+def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[str]:
+    size = config.num_heads * config.head_dim
+    if runtime == "llama.cpp":
+        if family in ("plain", "sub_norm") and size != config.width:
+            yield f"num_heads * head_dim={size} without qk_norm: must be the width of {config.width}"
+        if config.num_layers > _MOST_LAYERS:
+            yield f"num_layers={config.num_layers}: it runs at most {_MOST_LAYERS}"
+    if runtime == "transformers" and family == "plain" and config.width % config.num_heads:
+        yield f"num_heads={config.num_heads} without qk_norm: must divide the width of {config.width}"
+    if runtime == "mlx-lm":
+        matrices = [spec for _, spec in named_leaves(shapes(config)) if spec.kind != "dense"]
+        odd = sorted({spec.shape[1] for spec in matrices if spec.shape[1] % 32})
+        if odd:
+            yield f"matrices of {odd} columns: it packs groups of 32, 64 or 128 columns"
