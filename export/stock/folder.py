@@ -5,28 +5,30 @@ Both take the layout of the Hugging Face Hub, in which a model of this package i
 
 import dataclasses
 import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.bundle import CARD, Bundle, default_generation
+from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
+from nanochat.export.format import Progress
 from nanochat.export.stock.architectures import Runtime, stock_architecture
+from nanochat.export.transform import without_ahead
 from nanochat.model import ntk_theta
-from nanochat.tensors import Tensor, load_tensors
+from nanochat.shapes import shapes
+from nanochat.tensors import Tensor, load_tensors, save_tensors
 from nanochat.text.tokenizer import BEGINNING, Tokenizer
-from nanochat.weights import Stored, named_leaves
+from nanochat.weights import Spec, Stored, Weights, map_leaves, named_leaves
 
-__all__ = [
-    "StockTensors",
-    "exported_leaves",
-    "module_name",
-    "other_files",
-    "read_config",
-    "stock_texts",
-]
+__all__ = ["Array", "Packing", "load_folder", "module_name", "write_folder"]
+
+Array = NDArray[np.generic]
 
 _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -42,14 +44,115 @@ _IN_LAYER = {
     "mixer.o": "self_attn.o_proj",
     "mixer.q_norm": "self_attn.q_norm",
     "mixer.k_norm": "self_attn.k_norm",
+    "mixer.sub_norm": "self_attn.attn_sub_norm",
     "network_site.norm": "post_attention_layernorm",
     "network.gate": "mlp.gate_proj",
     "network.up": "mlp.up_proj",
     "network.down": "mlp.down_proj",
+    "network.sub_norm": "mlp.ffn_sub_norm",
     "network.router": "mlp.gate",
 }
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How a runtime stores leaves: one in each module, as tensors that have their names in it.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    framework : str
+        What the header of a file of tensors says.
+    stack : str
+        The module that has the same matrix of all experts, stacked; empty where each expert has modules of its own.
+    fields : callable
+        What ``config.json`` has besides, of the modules and what each holds.
+    pack, unpack : callable
+        The tensors of a leaf of that name, and its inverse.
+    parts : callable
+        Name, type and shape of those tensors.
+    """
+
+    runtime: Runtime
+    framework: str
+    stack: str = ""
+    fields: Callable[[Mapping[str, Spec]], dict[str, object]]
+    pack: Callable[[str, Stored], dict[str, Array]]
+    unpack: Callable[[str, Spec, Mapping[str, Array]], Stored]
+    parts: Callable[[Spec], Iterable[tuple[str, str, tuple[int, ...]]]]
+
+    def modules(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """The leaves of each module: one, or those of all experts in their order."""
+        modules: dict[str, list[str]] = {}
+        for name in names:
+            module = module_name(name)
+            if self.stack:
+                module = re.sub(r"\.experts\.\d+\.", f".{self.stack}.", module)
+            modules.setdefault(module, []).append(name)
+        return modules
+
+    def is_stacked(self, module: str) -> bool:
+        """Whether the module has a first axis of experts."""
+        return self.stack in module.split(".")
+
+
+def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progress | None) -> str:
+    """Write a model for a stock runtime, in place of that which the folder holds, and return its architecture."""
+    texts = _texts(bundle, packing.runtime)
+    require_complete(bundle.config, bundle.weights)
+    bundle = without_ahead(bundle)
+    leaves, specs = dict(named_leaves(bundle.weights)), dict(named_leaves(shapes(bundle.config)))
+    modules = packing.modules(leaves)
+    tensors: dict[str, Array] = {}
+    for done, (module, members) in enumerate(modules.items(), 1):
+        packed = [packing.pack(name, leaves[name]) for name in members]
+        for part, array in packed[0].items():
+            whole = np.stack([p[part] for p in packed]) if packing.is_stacked(module) else array
+            tensors[f"{module}.{part}"] = whole
+        if progress is not None:
+            progress(done, len(modules))
+    held = {module: specs[members[0]] for module, members in modules.items()}
+    texts["config.json"] |= packing.fields(held)
+    metadata = {"format": packing.framework}
+    save_tensors(folder, tensors, texts=texts, others=_other_files(bundle), metadata=metadata)
+    return str(texts["config.json"]["model_type"])
+
+
+def load_folder(
+    folder: Path, config: ModelConfig, packing: Packing
+) -> tuple[ModelConfig, Weights[Stored]]:
+    """Read what `write_folder` has written of a model of that configuration, of which the runtime's own says less.
+
+    Heads that predict further tokens are not in it, nor in the configuration that is returned.
+    """
+    config = dataclasses.replace(config, num_ahead=0)
+    stock_architecture(config, packing.runtime)
+    specs = shapes(config)
+    spec_of = dict(named_leaves(specs))
+    tensors = load_tensors(folder)
+    for tensor in tensors.values():
+        tensor.verify()
+    arrays: dict[str, dict[str, Array]] = {name: {} for name in spec_of}
+    for module, members in packing.modules(spec_of).items():
+        stack = (len(members),) if packing.is_stacked(module) else ()
+        for part, dtype, shape in packing.parts(spec_of[members[0]]):
+            array = _take(folder, tensors, f"{module}.{part}", dtype, (*stack, *shape))
+            for number, name in enumerate(members):
+                arrays[name][part] = array[number] if stack else array
+    if tensors:
+        raise FormatError(
+            f"{folder}: {len(tensors)} tensors are no part of the model, the first is "
+            f"{min(tensors)!r:.80}: the folder is another model's; fetch it again"
+        )
+
+    def unpack(name: str, spec: Spec) -> Stored:
+        leaf = packing.unpack(name, spec, arrays[name])
+        require_legal(name, leaf)
+        return leaf
+
+    return config, map_leaves(unpack, specs)
 
 
 def module_name(name: str) -> str:
@@ -68,19 +171,7 @@ def module_name(name: str) -> str:
     return _MODULES[name]
 
 
-def read_config(config: ModelConfig) -> ModelConfig:
-    """What a model is once a stock runtime has it: heads that predict further tokens are for training."""
-    return dataclasses.replace(config, num_ahead=0)
-
-
-def exported_leaves(bundle: Bundle) -> dict[str, Stored]:
-    """The leaves that a stock runtime has a place for, by name."""
-    return {
-        name: leaf for name, leaf in named_leaves(bundle.weights) if not name.startswith("ahead.")
-    }
-
-
-def stock_texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
+def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
     """``config.json`` and ``generation_config.json`` of a model that the runtime can run."""
     config = bundle.config
     architecture = stock_architecture(config, runtime)
@@ -117,7 +208,7 @@ def stock_texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]
     return {"config.json": fields, "generation_config.json": generation}
 
 
-def other_files(bundle: Bundle) -> dict[str, bytes]:
+def _other_files(bundle: Bundle) -> dict[str, bytes]:
     """The tokenizer's files, with the chat template, and the card if there is one.
 
     Both runtimes ask ``tokenizer.json`` alone what stands before a text, and nothing else about it.
@@ -130,44 +221,23 @@ def other_files(bundle: Bundle) -> dict[str, bytes]:
     return {**files, CARD: bundle.card} if bundle.card else files
 
 
-class StockTensors:
-    """The tensors of a folder, taken one by one; what is left at the end is no part of the model.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the files lie; every byte is compared with its checksum, if it has one.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tensors: dict[str, Tensor] = load_tensors(folder)
-        for tensor in self._tensors.values():
-            tensor.verify()
-
-    def take(self, key: str, *, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-        """The numbers of a tensor, a view of the file."""
-        tensor = self._tensors.pop(key, None)
-        if tensor is None:
-            raise FormatError(
-                f"{self._folder}: the tensor {key} is missing: the folder is another model's, or a download is "
-                "incomplete; fetch it again"
-            )
-        if tensor.shape != shape:
-            raise ShapeError(
-                f"{tensor.path}: {key} has shape {list(tensor.shape)} but the configuration asks for {list(shape)}: "
-                "one of the two is another model's; fetch both again"
-            )
-        if tensor.dtype != dtype:
-            raise FormatError(
-                f"{tensor.path}: {key} is of type {tensor.dtype}, must be {dtype}; export the model again"
-            )
-        return tensor.array()
-
-    def require_none_left(self) -> None:
-        """Refuse tensors that nobody has taken."""
-        if self._tensors:
-            raise FormatError(
-                f"{self._folder}: {len(self._tensors)} tensors are no part of the model, the first is "
-                f"{min(self._tensors)!r:.80}: the folder is another model's; fetch it again"
-            )
+def _take(
+    folder: Path, tensors: dict[str, Tensor], key: str, dtype: str, shape: tuple[int, ...]
+) -> Array:
+    """The numbers of a tensor, a view of the file; what nobody takes is no part of the model."""
+    tensor = tensors.pop(key, None)
+    if tensor is None:
+        raise FormatError(
+            f"{folder}: the tensor {key} is missing: the folder is another model's, or a download is "
+            "incomplete; fetch it again"
+        )
+    if tensor.shape != shape:
+        raise ShapeError(
+            f"{tensor.path}: {key} has shape {list(tensor.shape)} but the configuration asks for {list(shape)}: "
+            "one of the two is another model's; fetch both again"
+        )
+    if tensor.dtype != dtype:
+        raise FormatError(
+            f"{tensor.path}: {key} is of type {tensor.dtype}, must be {dtype}; export the model again"
+        )
+    return tensor.array()

@@ -89,7 +89,7 @@ def test_an_answer_ends_where_the_turn_does(polite: Transformers) -> None:
 
 def test_shards_are_found_by_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "nanochat.export.stock.transformers.save_tensors",
+        "nanochat.export.stock.folder.save_tensors",
         partial(save_tensors, max_shard_bytes=300_000),
     )
     write_transformers(tmp_path, make_bundle("untied"))
