@@ -26,6 +26,7 @@ from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.stock.bitnet_config import StoredScale, read_model, read_quantization
+from nanochat.export.stock.folder import module_name
 from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors
 from nanochat.weights import Dense, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
@@ -41,38 +42,12 @@ _ZEROS = 0x55
 _SMALLEST_MEAN = 1e-5
 # What a mean in float32 is off by.
 _FLOAT32_ERROR = 1e-6
-_NAMES = {
-    "embedding": "model.embed_tokens",
-    "norm": "model.norm",
-    "head": "lm_head",
-    "mixer_site.norm": "input_layernorm",
-    "mixer.q": "self_attn.q_proj",
-    "mixer.k": "self_attn.k_proj",
-    "mixer.v": "self_attn.v_proj",
-    "mixer.o": "self_attn.o_proj",
-    "mixer.q_norm": "self_attn.q_norm",
-    "mixer.k_norm": "self_attn.k_norm",
-    "mixer.sub_norm": "self_attn.attn_sub_norm",
-    "network_site.norm": "post_attention_layernorm",
-    "network.gate": "mlp.gate_proj",
-    "network.up": "mlp.up_proj",
-    "network.down": "mlp.down_proj",
-    "network.sub_norm": "mlp.ffn_sub_norm",
-}
 
 
 def load_bitnet(
     directory: Path, fields: Mapping[str, object]
 ) -> tuple[ModelConfig, Weights[Stored]]:
-    """Read the weights of a folder, as ours.
-
-    Parameters
-    ----------
-    directory : Path
-        Holds ``model.safetensors``, or its parts and their index.
-    fields : mapping
-        Content of its ``config.json``, of a type of model in `bitnet_config.MODEL_TYPES`.
-    """
+    """The configuration and weights of a folder, as ours; `fields` is the content of its ``config.json``."""
     config = read_bitnet_config(directory, fields)
     with _of_the_configuration(directory):
         scale = read_quantization(fields.get("quantization_config"))
@@ -108,7 +83,7 @@ class _Reader:
     def weights(self, config: ModelConfig) -> Weights[Stored]:
         """The whole model."""
         specs = shapes(config)
-        names = {name: _their_name(name) for name, _ in named_leaves(specs)}
+        names = {name: module_name(name) for name, _ in named_leaves(specs)}
         missing = [key for key in names.values() if f"{key}.weight" not in self._tensors]
         if missing:
             raise FormatError(
@@ -234,13 +209,6 @@ class _Reader:
                 f"{key!r:.80}: linears here have no biases and no norms inside, and a tied head is the embedding; "
                 "pass a model without it"
             )
-
-
-def _their_name(name: str) -> str:
-    if not name.startswith("layers."):
-        return _NAMES[name]
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_NAMES[rest]}"
 
 
 def _round(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:

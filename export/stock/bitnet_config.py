@@ -56,13 +56,7 @@ MODEL_TYPES = tuple(_FAMILIES)
 
 
 def read_model(fields: Mapping[str, object]) -> ModelConfig:
-    """Our configuration of a model whose type is in `MODEL_TYPES`.
-
-    Parameters
-    ----------
-    fields : mapping
-        Content of ``config.json``.
-    """
+    """Our configuration of a model whose type is in `MODEL_TYPES`, from the content of its ``config.json``."""
     family = _FAMILIES[str(fields["model_type"])]
     _refuse_options(fields)
     width = _count(fields, "hidden_size")
@@ -135,13 +129,7 @@ def _rope_theta(fields: Mapping[str, object], family: _Family) -> float:
 
 
 def read_quantization(settings: object) -> StoredScale:
-    """What stands beside the weights; nothing where they are rounded as they are read.
-
-    Parameters
-    ----------
-    settings : object
-        ``quantization_config`` of ``config.json``.
-    """
+    """What stands beside the weights, by ``quantization_config``; nothing where they are rounded as they are read."""
     if not isinstance(settings, dict) or settings.get("quant_method") != "bitnet":
         raise ConfigError(
             f'quantization_config is {settings!r:.80}: must have "quant_method": "bitnet", without which the linears '
@@ -151,10 +139,9 @@ def read_quantization(settings: object) -> StoredScale:
         raise ConfigError("use_rms_norm is true: this package has no norm inside of linears")
     left = settings.get("modules_to_not_convert")
     if left is not None:
-        names = (
-            {str(name).removesuffix(".weight") for name in left} if isinstance(left, list) else None
-        )
-        if names is None or not names <= _NOT_TERNARY:
+        named = left if isinstance(left, list) else [left]
+        names = {str(name).removesuffix(".weight") for name in named}
+        if not isinstance(left, list) or not names <= _NOT_TERNARY:
             raise ConfigError(
                 f"modules_to_not_convert is {left!r:.200}: in this package every linear is ternary"
             )
@@ -162,10 +149,8 @@ def read_quantization(settings: object) -> StoredScale:
             raise ConfigError(
                 f"modules_to_not_convert is {left!r:.200}, without lm_head: this package has no ternary head"
             )
-    kind, mode = (
-        settings.get("linear_class", "bitlinear"),
-        settings.get("quantization_mode", "offline"),
-    )
+    kind = settings.get("linear_class", "bitlinear")
+    mode = settings.get("quantization_mode", "offline")
     if kind not in ("bitlinear", "autobitlinear") or mode not in ("offline", "online"):
         raise ConfigError(
             f"linear_class is {kind!r:.80} and quantization_mode {mode!r:.80}: must be bitlinear or autobitlinear, "

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from nanochat.bundle import Bundle
 from nanochat.checkpoint import MODEL_TYPE
@@ -16,19 +16,10 @@ from nanochat.export.transform import without_ahead
 from nanochat.proof.parity import Artefact
 from nanochat.weights import Stored, Weights
 
-__all__ = ["StockFormat", "StockOptions"]
+__all__ = ["StockFormat"]
 
 
-class StockOptions(Protocol):
-    """Options of which one says who must be able to run the folder."""
-
-    @property
-    def runtime(self) -> str:
-        """The stock runtime, "nanochat", or "auto"."""
-        ...
-
-
-Options = TypeVar("Options", bound=StockOptions)
+Options = TypeVar("Options")
 
 
 class StockFormat(Format[Options], Generic[Options]):
