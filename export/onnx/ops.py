@@ -46,6 +46,10 @@ class OnnxOps(ABC):
     # What differs between targets.
 
     @abstractmethod
+    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> OnnxState:
+        """Declare the remembered arrays as inputs; the batch is free in a graph."""
+
+    @abstractmethod
     def product(self, x: Value, linear: Parameter) -> Value:
         """``x @ w.T`` for a linear or table that is not dense."""
 
@@ -83,10 +87,6 @@ class OnnxOps(ABC):
 
     def numpy(self, x: Value) -> NDArray[np.float32]:
         raise _meaningless("numpy")
-
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> OnnxState:
-        """Declare the remembered arrays as inputs; the batch is free in a graph."""
-        return OnnxState(self.graph, slots, self.input_ids, capacity=capacity)
 
     def stack(self, states: Sequence[OnnxState]) -> OnnxState:
         raise _meaningless("stack")
@@ -178,7 +178,7 @@ class OnnxOps(ABC):
         time = graph.unary("Softplus", graph.binary("Add", decay, time_bias.dense(graph)))
         rate = graph.literal(-np.exp(log_rate.dense_values()))
         # Padding forgets nothing and adds nothing.
-        valid = state.valid()
+        valid = state.valid
         log_decay = graph.binary("Mul", graph.binary("Mul", time, rate), valid)
         strength = graph.binary("Mul", graph.unary("Sigmoid", beta), valid)
         (past,) = state.past(slot)

@@ -10,11 +10,12 @@ call's tokens. A call with padding elsewhere fails in the node `nanochat.export.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from nanochat import ternary
-from nanochat.export.onnx.graph import CONTRIB, Graph, Value
+from nanochat.export.onnx.graph import CONTRIB, Value
 from nanochat.export.onnx.leaves import BLOCK, Parameter, block_constants, project
 from nanochat.export.onnx.ops import OnnxOps
 from nanochat.export.onnx.state import OnnxState
@@ -71,7 +72,7 @@ class OrtOps(OnnxOps):
         y = self.graph.node(
             "RotaryEmbedding",
             flat,
-            state.positions(),
+            state.positions,
             *state.rotation(theta, half),
             shape=flat.shape,
             domain=CONTRIB,
@@ -99,11 +100,12 @@ class OrtOps(OnnxOps):
             "GroupQueryAttention",
             *(flat if packed is None else (packed, None, None)),
             *state.past(slot),
-            *state.lengths(),
+            state.lengths,
+            state.longest,
             *(caches or (None, None)),
             # Positions, bias, sinks, scales of quantised keys and values, norms of queries and keys.
             *[None] * 7,
-            state.call_lengths(),
+            state.call_lengths,
             shapes=[("batch", "tokens", heads * features), shape, shape],
             domain=CONTRIB,
             num_heads=heads,
@@ -165,54 +167,35 @@ class OrtOps(OnnxOps):
 class OrtState(OnnxState):
     """`OnnxState` with the lengths and tables that ONNX Runtime's operators take."""
 
-    def lengths(self) -> tuple[Value, Value]:
-        """Tokens of each sequence less 1, (batch,), and of the longest, both int32."""
-        return self._once("lengths", self._lengths), self._once("total", self._total)
-
-    def call_lengths(self) -> Value:
-        """Tokens of each sequence in this call, int32, (batch,)."""
-
-        def make() -> Value:
-            counts = self.graph.node(
-                "Squeeze", self.counts(), self.graph.indices(1), shape=("batch",)
-            )
-            return self.graph.cast(counts, np.int32)
-
-        return self._once("call lengths", make)
-
-    def positions(self) -> Value:
-        """Where each token of this call stands in its sequence, int64, (batch, tokens)."""
-
-        def make() -> Value:
-            graph = self.graph
-            before = graph.binary("Sub", graph.reduce("ReduceSum", self.mask, 1), self.counts())
-            zero, one = graph.literal(np.array(0)), graph.literal(np.array(1))
-            count = graph.node("Squeeze", self.count, shape=())
-            steps = graph.node("Range", zero, count, one, shape=("tokens",))
-            return graph.node("Add", before, steps, shape=("batch", "tokens"))
-
-        return self._once("positions", make)
-
-    def rotation(self, theta: float, half: int) -> tuple[Value, Value]:
-        """Cosine and sine of all positions' angles, (capacity, half), which are computed when the graph is loaded."""
-        angles = self._once(f"angles {theta} {half}", lambda: self._angles(theta, half))
-        cos = self._once(f"cos {angles.name}", lambda: self.graph.unary("Cos", angles))
-        return cos, self._once(f"sin {angles.name}", lambda: self.graph.unary("Sin", angles))
-
-    def _lengths(self) -> Value:
+    @cached_property
+    def lengths(self) -> Value:
+        """Tokens of each sequence less 1, int32, (batch,)."""
         graph = self.graph
         sums = graph.reduce("ReduceSum", self.mask, 1, keep=False)
         return graph.cast(graph.binary("Sub", sums, graph.literal(np.array(1))), np.int32)
 
-    def _total(self) -> Value:
-        graph = self.graph
-        total = graph.node("Shape", self.mask, shape=(1,), start=1, end=2)
-        total = graph.node("Squeeze", total, shape=())
-        return graph.cast(graph.binary("Add", total, self.guard()), np.int32)
+    @cached_property
+    def longest(self) -> Value:
+        """Tokens of the longest sequence, an int32 number; with `guard`."""
+        return self.graph.cast(self.graph.binary("Add", self.total, self.guard), np.int32)
 
-    def _angles(self, theta: float, half: int) -> Value:
-        graph: Graph = self.graph
-        bounds = [graph.literal(np.array(i, np.float32)) for i in (0, self.capacity, 1)]
-        positions = graph.node("Range", *bounds, shape=(self.capacity,))
-        frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-        return graph.binary("Mul", graph.unsqueeze(positions, -1), graph.literal(frequency))
+    @cached_property
+    def call_lengths(self) -> Value:
+        """Tokens of each sequence in this call, int32, (batch,)."""
+        graph = self.graph
+        counts = graph.node("Squeeze", self.counts, graph.indices(1), shape=("batch",))
+        return graph.cast(counts, np.int32)
+
+    @cached_property
+    def positions(self) -> Value:
+        """Where each token of this call stands in its sequence, int64, (batch, tokens)."""
+        graph, before = self.graph, self.earlier
+        zero, one = graph.literal(np.array(0)), graph.literal(np.array(1))
+        count = graph.node("Squeeze", self.count, shape=())
+        steps = graph.node("Range", zero, count, one, shape=("tokens",))
+        return graph.node("Add", before, steps, shape=("batch", "tokens"))
+
+    def angle_positions(self) -> Value:
+        """All there are, (capacity,): angles are computed when the graph is loaded."""
+        bounds = [self.graph.literal(np.array(i, np.float32)) for i in (0, self.capacity, 1)]
+        return self.graph.node("Range", *bounds, shape=(self.capacity,))

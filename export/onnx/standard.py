@@ -10,6 +10,7 @@ widened once, when the graph is loaded, and not in every call. The same holds fo
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -117,7 +118,7 @@ class StandardOps(OnnxOps):
             graph.transpose(groups, 0, 2, 3, 1, 4),
             graph.unsqueeze(graph.transpose(keys, 0, 1, 3, 2), 2),
         )
-        shares = graph.unary("Softmax", graph.binary("Add", scores, state.visible()))
+        shares = graph.unary("Softmax", graph.binary("Add", scores, state.visible))
         y = graph.matmul(shares, graph.unsqueeze(values, 2))
         merged = ("batch", "tokens", heads * features)
         return self.split_heads(graph.reshape(graph.transpose(y, 0, 3, 1, 2, 4), merged), heads)
@@ -170,46 +171,32 @@ class StandardOps(OnnxOps):
 class StandardState(OnnxState):
     """`OnnxState` with the angles and the mask that standard operators take."""
 
-    def rotation(self, theta: float, half: int) -> tuple[Value, Value]:
-        """Cosine and sine of each token's angles, (batch, tokens, half); see :meth:`nanochat.ops.Ops.rope`."""
-        angles = self._once(f"angles {theta} {half}", lambda: self._angles(theta, half))
-        cos = self._once(f"cos {angles.name}", lambda: self.graph.unary("Cos", angles))
-        return cos, self._once(f"sin {angles.name}", lambda: self.graph.unary("Sin", angles))
-
+    @cached_property
     def visible(self) -> Value:
         """0 where a token of this call sees one of all tokens, else -inf, (batch, 1, 1, tokens, total)."""
+        graph = self.graph
+        zero, one = graph.literal(np.array(0)), graph.literal(np.array(1))
+        past = graph.binary("Sub", self.total, graph.node("Squeeze", self.count, shape=()))
+        queries = graph.node("Range", past, self.total, one, shape=("tokens",))
+        keys = graph.node("Range", zero, self.total, one, shape=("total",))
+        causal = graph.binary("LessOrEqual", keys, graph.unsqueeze(queries, 1))
+        real = graph.node(
+            "Unsqueeze",
+            graph.cast(self.mask, np.bool_),
+            graph.indices(1, 2, 3),
+            shape=("batch", 1, 1, 1, "total"),
+        )
+        numbers = [graph.literal(np.array(x, np.float32)) for x in (0, -np.inf)]
+        seen = graph.binary("And", real, causal)
+        return graph.node("Where", seen, *numbers, shape=seen.shape)
 
-        def make() -> Value:
-            graph = self.graph
-            zero, one = graph.literal(np.array(0)), graph.literal(np.array(1))
-            total = graph.node("Shape", self.mask, shape=(1,), start=1, end=2)
-            total = graph.node("Squeeze", total, shape=())
-            past = graph.binary("Sub", total, graph.node("Squeeze", self.count, shape=()))
-            queries = graph.node("Range", past, total, one, shape=("tokens",))
-            keys = graph.node("Range", zero, total, one, shape=("total",))
-            causal = graph.binary("LessOrEqual", keys, graph.unsqueeze(queries, 1))
-            real = graph.node(
-                "Unsqueeze",
-                graph.cast(self.mask, np.bool_),
-                graph.indices(1, 2, 3),
-                shape=("batch", 1, 1, 1, "total"),
-            )
-            numbers = [graph.literal(np.array(x, np.float32)) for x in (0, -np.inf)]
-            seen = graph.binary("And", real, causal)
-            return graph.node("Where", seen, *numbers, shape=seen.shape)
-
-        return self._once("visible", make)
-
-    def _angles(self, theta: float, half: int) -> Value:
+    def angle_positions(self) -> Value:
+        """Those of each token of this call, (batch, tokens)."""
         graph = self.graph
         one = graph.literal(np.array(1))
-        before = graph.binary(
-            "Sub", graph.node("CumSum", self.of_call(), one, shape=("batch", "tokens")), one
-        )
-        earlier = graph.binary("Sub", graph.reduce("ReduceSum", self.mask, 1), self.counts())
-        positions = graph.cast(graph.binary("Add", before, earlier), np.float32)
-        frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-        return graph.binary("Mul", graph.unsqueeze(positions, -1), graph.literal(frequency))
+        counted = graph.node("CumSum", self.of_call, one, shape=("batch", "tokens"))
+        before = graph.binary("Sub", counted, one)
+        return graph.cast(graph.binary("Add", before, self.earlier), np.float32)
 
 
 def _delta_step(features: int, heads: int, values: int) -> onnx.GraphProto:

@@ -5,7 +5,9 @@ A layer's number counts the layers as they run, so a looped layer has one for ev
 Gated DeltaNet layer share one array.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -23,17 +25,10 @@ _NUM_CONVOLUTIONS = 3
 MISPLACED = "padding_must_stand_on_the_right_of_each_call"
 
 
-class OnnxState:
-    """The remembered arrays of every slot, and which tokens of this call are real.
+class OnnxState(ABC):
+    """The remembered arrays of every slot of sequences of at most `capacity` tokens, and which tokens are real.
 
-    Parameters
-    ----------
-    slots : sequence of Slot
-        What the model remembers.
-    tokens : Value
-        Those of this call, (batch, tokens).
-    capacity : int
-        Most tokens of a sequence.
+    A value that is a property is made where it is first asked for.
     """
 
     def __init__(
@@ -46,7 +41,8 @@ class OnnxState:
         self._pasts: list[tuple[Value, ...]] = []
         self._presents: list[tuple[str, Value]] = []
         self._inputs: list[Value] = []
-        self._made: dict[str, Value] = {}
+        self._places_of_last_inputs: Value | None = None
+        self._rotations: dict[tuple[float, int], tuple[Value, Value]] = {}
         given = [graph.input(*item, dtype=np.float32) for item in memory_shapes(slots).items()]
         inputs = iter(given)
         for number, slot in enumerate(slots):
@@ -80,9 +76,19 @@ class OnnxState:
         features, length = past.size(1), past.size(2)
         new = graph.concat(*pieces, axis=1, length=features)
         both = graph.concat(past, new, axis=2, length="extended")
-        # Real tokens stand on the left, so the last `length` of a sequence end where its padding begins.
-        places = self._once("last inputs", lambda: self._last_inputs(features, length))
-        present = graph.node("GatherElements", both, places, shape=past.shape, axis=2)
+        if self._places_of_last_inputs is None:
+            # Real tokens stand on the left, so the last `length` of a sequence end where its padding begins.
+            steps = graph.literal(np.arange(length))
+            places = graph.node("Add", self.counts, steps, shape=("batch", length))
+            self._places_of_last_inputs = graph.node(
+                "Expand",
+                graph.unsqueeze(places, 1),
+                graph.indices(1, features, 1),
+                shape=("batch", features, length),
+            )
+        present = graph.node(
+            "GatherElements", both, self._places_of_last_inputs, shape=past.shape, axis=2
+        )
         self._presents.append((present_name(past.name), present))
 
     def declare_outputs(self) -> None:
@@ -90,55 +96,61 @@ class OnnxState:
         for name, value in self._presents:
             self.graph.output(value, name)
 
+    @abstractmethod
+    def angle_positions(self) -> Value:
+        """The places, float32, whose angles `rotation` gives."""
+
+    def rotation(self, theta: float, half: int) -> tuple[Value, Value]:
+        """Cosine and sine of the angles, (..., half); see :meth:`nanochat.ops.Ops.rope`."""
+        if (theta, half) not in self._rotations:
+            graph = self.graph
+            places = self.angle_positions()
+            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
+            angles = graph.binary("Mul", graph.unsqueeze(places, -1), graph.literal(frequency))
+            self._rotations[theta, half] = graph.unary("Cos", angles), graph.unary("Sin", angles)
+        return self._rotations[theta, half]
+
+    @cached_property
     def of_call(self) -> Value:
         """The columns of ``attention_mask`` that are this call's, which are the last, (batch, tokens)."""
+        graph = self.graph
+        start = graph.node("Neg", self.count, shape=(1,))
+        bounds = start, graph.indices(np.iinfo(np.int64).max), graph.indices(1)
+        return graph.node("Slice", self.mask, *bounds, shape=("batch", "tokens"))
 
-        def make() -> Value:
-            graph = self.graph
-            bounds = (
-                graph.node("Neg", self.count, shape=(1,)),
-                graph.indices(np.iinfo(np.int64).max),
-            )
-            return graph.node(
-                "Slice", self.mask, *bounds, graph.indices(1), shape=("batch", "tokens")
-            )
-
-        return self._once("of call", make)
-
+    @cached_property
     def counts(self) -> Value:
         """Real tokens of each sequence in this call, int64, (batch, 1)."""
-        return self._once("counts", lambda: self.graph.reduce("ReduceSum", self.of_call(), 1))
+        return self.graph.reduce("ReduceSum", self.of_call, 1)
 
+    @cached_property
+    def earlier(self) -> Value:
+        """Tokens of each sequence before this call, int64, (batch, 1)."""
+        return self.graph.binary("Sub", self.graph.reduce("ReduceSum", self.mask, 1), self.counts)
+
+    @cached_property
+    def total(self) -> Value:
+        """Tokens of the longest sequence, an int64 number."""
+        total = self.graph.node("Shape", self.mask, shape=(1,), start=1, end=2)
+        return self.graph.node("Squeeze", total, shape=())
+
+    @cached_property
     def guard(self) -> Value:
         """The int64 number 0, whose computation fails if a token of this call stands behind padding."""
+        graph = self.graph
+        last = graph.node("ArgMax", self.of_call, shape=("batch", 1), axis=1, select_last_index=1)
+        # 1 for each sequence whose last token is as far to the right as its number of tokens says; else less.
+        distances = graph.binary("Sub", self.counts, last)
+        least = graph.node("ReduceMin", distances, shape=(), keepdims=0)
+        index = graph.binary("Sub", graph.literal(np.array(1)), least)
+        zeros = graph.literal(np.zeros(1, np.int64))
+        return graph.node("Gather", zeros, index, shape=(), name=MISPLACED)
 
-        def make() -> Value:
-            graph = self.graph
-            last = graph.node(
-                "ArgMax", self.of_call(), shape=("batch", 1), axis=1, select_last_index=1
-            )
-            # 1 for each sequence whose last token is as far to the right as its number of tokens says; else less.
-            distances = graph.binary("Sub", self.counts(), last)
-            least = graph.node("ReduceMin", distances, shape=(), keepdims=0)
-            index = graph.binary("Sub", graph.literal(np.array(1)), least)
-            zeros = graph.literal(np.zeros(1, np.int64))
-            return graph.node("Gather", zeros, index, shape=(), name=MISPLACED)
-
-        return self._once("guard", make)
-
+    @cached_property
     def valid(self) -> Value:
         """1 for a token of this call and 0 for padding, float32, (batch, tokens, 1)."""
-
-        def make() -> Value:
-            mask = self.graph.binary("Add", self.of_call(), self.guard())
-            return self.graph.unsqueeze(self.graph.cast(mask, np.float32), -1)
-
-        return self._once("valid", make)
-
-    def _once(self, key: str, make: Callable[[], Value]) -> Value:
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        mask = self.graph.binary("Add", self.of_call, self.guard)
+        return self.graph.unsqueeze(self.graph.cast(mask, np.float32), -1)
 
     def _add_convolutions(self, past: Value, slots: Sequence[Slot]) -> None:
         sizes = [slot.features for slot in slots]
@@ -150,17 +162,6 @@ class OnnxState:
             axis=1,
         )
         self._pasts += [(piece,) for piece in pieces]
-
-    def _last_inputs(self, features: int, length: int) -> Value:
-        graph = self.graph
-        steps = graph.literal(np.arange(length))
-        places = graph.node("Add", self.counts(), steps, shape=("batch", length))
-        return graph.node(
-            "Expand",
-            graph.unsqueeze(places, 1),
-            graph.indices(1, features, 1),
-            shape=("batch", features, length),
-        )
 
 
 def memory_shapes(slots: Sequence[Slot]) -> dict[str, tuple[Dim, ...]]:
