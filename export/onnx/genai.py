@@ -30,18 +30,17 @@ _MEMORY = {
 def write_genai(
     folder: Path, bundle: Bundle, *, target: Target = "ort", progress: Progress | None = None
 ) -> None:
-    """Write a model for onnxruntime-genai, and for ONNX Runtime.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the files go.
-    target, progress
-        As for `nanochat.export.onnx.write.export_onnx`.
-    """
+    """Write a model for onnxruntime-genai, and for ONNX Runtime; see `nanochat.export.onnx.write.export_onnx`."""
+    files = dict(bundle.tokenizer.files())
+    files["genai_config.json"] = _json(genai_config(bundle, target))
+    files["generation_config.json"] = _json(dict(bundle.generation))
+    if bundle.tokenizer.chat_template:
+        files["chat_template.jinja"] = bundle.tokenizer.chat_template.encode()
+    if bundle.card:
+        files[CARD] = bundle.card
     with atomic_directory(folder) as new:
         export_onnx(bundle, new / GRAPH, target=target, progress=progress)
-        for name, content in _text_files(bundle, target).items():
+        for name, content in files.items():
             (new / name).write_bytes(content)
 
 
@@ -51,7 +50,8 @@ def genai_config(bundle: Bundle, target: Target) -> dict[str, object]:
     inputs: dict[str, str] = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
     outputs: dict[str, str] = {"logits": "logits"}
     for name in memory_shapes(slots(config)):
-        pattern = _without_layer(name)
+        first, _, last = name.split(".")
+        pattern = f"{first}.%d.{last}"
         inputs[f"past_{_MEMORY[pattern]}_names"] = pattern
         outputs[f"present_{_MEMORY[pattern]}_names"] = present_name(pattern)
     options: dict[str, object] = {"log_id": "onnxruntime-genai", "provider_options": []}
@@ -87,23 +87,6 @@ def genai_config(bundle: Bundle, target: Target) -> dict[str, object]:
             "past_present_share_buffer": target == "ort",
         },
     }
-
-
-def _without_layer(name: str) -> str:
-    """The name of an input with its layer's number left open."""
-    first, _, last = name.split(".")
-    return f"{first}.%d.{last}"
-
-
-def _text_files(bundle: Bundle, target: Target) -> dict[str, bytes]:
-    files = dict(bundle.tokenizer.files())
-    files["genai_config.json"] = _json(genai_config(bundle, target))
-    files["generation_config.json"] = _json(dict(bundle.generation))
-    if bundle.tokenizer.chat_template:
-        files["chat_template.jinja"] = bundle.tokenizer.chat_template.encode()
-    if bundle.card:
-        files[CARD] = bundle.card
-    return files
 
 
 def _json(content: dict[str, object]) -> bytes:

@@ -102,24 +102,17 @@ def joined(linears: Sequence[Parameter]) -> Parameter | None:
     nodes, fields = zip(*(linear.name.rsplit(".", 1) for linear in linears), strict=True)
     assert len(set(nodes)) == 1, nodes
     name = f"{nodes[0]}.{'+'.join(fields)}"
-    if all(isinstance(leaf, Ternary) for leaf in leaves):
-        first = leaves[0]
-        assert isinstance(first, Ternary)
-        return Parameter(
-            name=name,
-            leaf=dataclasses.replace(
-                first,
-                packed=np.concatenate(
-                    [leaf.packed for leaf in leaves if isinstance(leaf, Ternary)]
-                ),
-                scales=np.concatenate(
-                    [leaf.scales for leaf in leaves if isinstance(leaf, Ternary)]
-                ),
-            ),
+    packed = [leaf for leaf in leaves if isinstance(leaf, Ternary)]
+    dense = [leaf.values for leaf in leaves if isinstance(leaf, Dense)]
+    if len(packed) == len(leaves):
+        leaf = dataclasses.replace(
+            packed[0],
+            packed=np.concatenate([leaf.packed for leaf in packed]),
+            scales=np.concatenate([leaf.scales for leaf in packed]),
         )
-    if all(isinstance(leaf, Dense) for leaf in leaves):
-        values = [leaf.values for leaf in leaves if isinstance(leaf, Dense)]
-        return Parameter(name=name, leaf=Dense(values=np.concatenate(values)))
+        return Parameter(name=name, leaf=leaf)
+    if len(dense) == len(leaves):
+        return Parameter(name=name, leaf=Dense(values=np.concatenate(dense)))
     return None
 
 

@@ -57,16 +57,9 @@ _MAX_DIGITS = 18
 
 
 def read_bundle(files: ModelFiles, path: Path, *, licence: str) -> Bundle:
-    """What `nanochat.export.onnx.write.export_onnx` has written, with what its folder says of it.
+    """What `nanochat.export.onnx.write.export_onnx` has written to `path`, with what its folder says of it.
 
     The golden record is the folder's, or else that in the graph.
-
-    Parameters
-    ----------
-    path : Path
-        The graph.
-    licence : str
-        SPDX identifier of the weights' licence, or "unknown".
     """
     model = files.once(read_graph, path)
     bundle = read_folder(files, *read_model(path, model))
@@ -177,9 +170,9 @@ class _Reader:
             return Dense(values=values)
         if whole is None:
             raise self._error(name, "is missing")
-        return (
-            self._ternary(whole, name, spec) if spec.kind == "ternary" else self._int8(name, spec)
-        )
+        if spec.kind == "int8":
+            return self._int8(name, spec)
+        return self._ternary(whole, name, spec)
 
     def _ternary(self, whole: str, name: str, spec: Spec) -> Ternary:
         first, total = self._place(whole, name)
@@ -312,16 +305,9 @@ def _tensors(path: Path, model: onnx.ModelProto) -> dict[str, _Tensor]:
 def _stored(
     path: Path, tensor: TensorProto, files: dict[str, NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:
-    """The bytes of a tensor; `files` are mapped already."""
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return _external(path, tensor, files)
-    return np.frombuffer(tensor.raw_data, np.uint8)
-
-
-def _external(
-    path: Path, tensor: TensorProto, files: dict[str, NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
-    """The bytes of a tensor that stands in another file, mapped."""
+    """The bytes of a tensor, which may stand in another file; `files` are those that are mapped already."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return np.frombuffer(tensor.raw_data, np.uint8)
     place = {_text(path, e.key): _text(path, e.value) for e in tensor.external_data}
     location = place.get("location", "")
     offset, length = (place.get(key, "0") for key in ("offset", "length"))

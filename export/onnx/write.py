@@ -56,20 +56,13 @@ def export_onnx(
 ) -> None:
     """Write a model for ONNX runtimes, in one file, or with its tensors in ``<path>.data`` if they exceed 2 GiB.
 
-    Heads that predict further tokens are left out: only training uses them.
-
-    Parameters
-    ----------
-    bundle : Bundle
-        The model; its golden record is made if it has none.
-    path : Path
-        The file to write or replace.
-    target : {"ort", "standard"}
-        ONNX Runtime with its own operators, or the operators of the standard alone.
-    progress : callable, optional
-        Called with the steps done and the steps to do.
+    Heads that predict further tokens are left out: only training uses them. A golden record is made if the bundle has
+    none.
     """
-    steps = _num_layers(bundle.config) + 1
+    config = bundle.config
+    looped = config.num_layers - config.loop_prelude - config.loop_coda
+    # A step for each layer as they run, and one for the file.
+    steps = config.num_layers + looped * (config.loop_count - 1) + 1
 
     def tell(done: int) -> None:
         if progress is not None:
@@ -103,15 +96,17 @@ def onnx_model(
 ) -> onnx.ModelProto:
     """The content of the file of `export_onnx`, with the golden record of the bundle, if it has one.
 
-    Parameters
-    ----------
-    tell : callable, optional
-        Called with the layers done.
+    `tell` is called with the layers done.
     """
     _require_possible(bundle.config, target)
     bundle = without_ahead(bundle)
     graph = _graph(bundle, target, tell)
-    metadata = _metadata(bundle, graph, target)
+    metadata = {
+        "name": bundle.name,
+        "target": target,
+        "config": json.dumps(config_to_dict(bundle.config)),
+        "leaves": json.dumps(_other_leaves(bundle.weights, graph)),
+    }
     model = graph.model(bundle.name, version=__version__, metadata=metadata)
     if bundle.golden is not None:
         seal(model, bundle.golden)
@@ -151,15 +146,6 @@ def _graph(bundle: Bundle, target: str, tell: Callable[[int], None] | None) -> G
     return ops.graph
 
 
-def _metadata(bundle: Bundle, graph: Graph, target: str) -> dict[str, str]:
-    return {
-        "name": bundle.name,
-        "target": target,
-        "config": json.dumps(config_to_dict(bundle.config)),
-        "leaves": json.dumps(_other_leaves(bundle.weights, graph)),
-    }
-
-
 def _other_leaves(weights: Weights[Stored], graph: Graph) -> dict[str, str]:
     """The numbers, in base 64, of the leaves that are no tensors of the graph."""
     written = {
@@ -172,9 +158,3 @@ def _other_leaves(weights: Weights[Stored], graph: Graph) -> dict[str, str]:
             assert leaf.values.dtype == np.float32, name
             others[name] = base64.b64encode(leaf.values.tobytes()).decode()
     return others
-
-
-def _num_layers(config: ModelConfig) -> int:
-    """Layers as they run."""
-    looped = config.num_layers - config.loop_prelude - config.loop_coda
-    return config.num_layers + looped * (config.loop_count - 1)
