@@ -32,10 +32,7 @@ def graph_digest(
 ) -> str:
     """A digest of the nodes with their attributes, inputs, outputs, tensors and metadata, but for the golden record.
 
-    Parameters
-    ----------
-    numbers : callable
-        The bytes of a tensor, wherever they are stored.
+    `numbers` gives the bytes of a tensor, wherever they are stored.
     """
     sha = hashlib.sha256()
 

@@ -67,15 +67,7 @@ class Sequences:
 
 
 class OnnxEngine:
-    """An exported file, run by ONNX Runtime on the CPU.
-
-    Parameters
-    ----------
-    path : Path
-        From `nanochat.export.onnx.write.export_onnx`.
-    num_threads : int, optional
-        Threads of one operator; all cores by default.
-    """
+    """A file of `nanochat.export.onnx.write.export_onnx`, run by ONNX Runtime on the CPU, by default on all cores."""
 
     name = "onnx"
     runtime = f"onnxruntime {onnxruntime.__version__}"

@@ -41,12 +41,8 @@ def move_tensors(path: Path) -> None:
 def write_widened_form(path: Path, new: Path, bundle: Bundle) -> None:
     """Write a graph that multiplies float32 weights, to which it widens the codes, with rounded activations.
 
-    In ONNX Runtime, the session option ``session.disable_quant_qdq`` widens them once, when the graph is loaded.
-
-    Parameters
-    ----------
-    path : Path
-        The same model for ONNX Runtime, from `move_tensors`.
+    In ONNX Runtime, the session option ``session.disable_quant_qdq`` widens them once, when the graph is loaded. At
+    `path` is the same model for ONNX Runtime, from `move_tensors`.
     """
     model = onnx_model(bundle, target="standard")
     _share(model, path)

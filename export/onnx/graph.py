@@ -49,14 +49,9 @@ class Producer:
 
 
 class Graph:
-    """A graph under construction; nodes run in the order in which they are added.
+    """A graph under construction, of a version of the standard; nodes run in the order in which they are added.
 
-    Parameters
-    ----------
-    opset : int
-        Version of the standard.
-    prefix : str
-        What the names of nodes begin with; a graph inside another must not repeat that one's names.
+    The names of nodes begin with `prefix`: a graph inside another must not repeat that one's names.
     """
 
     def __init__(self, *, opset: int = 23, prefix: str = "") -> None:

@@ -29,13 +29,7 @@ __all__ = ["OnnxOps"]
 
 
 class OnnxOps(ABC):
-    """`nanochat.ops.Ops` on the values of one graph; always with a state.
-
-    Parameters
-    ----------
-    opset : int
-        Version of the ONNX standard.
-    """
+    """`nanochat.ops.Ops` on the values of one graph; always with a state."""
 
     name = "onnx"
 

@@ -63,13 +63,7 @@ RUNTIME = f"{_ONNXRUNTIME.name} {_ONNXRUNTIME.version}"
 
 
 def write_web(folder: Path, bundle: Bundle, *, progress: Progress | None = None) -> None:
-    """Write the page of a model to an empty folder, without ``nanochat.json``.
-
-    Parameters
-    ----------
-    progress : callable, optional
-        Told how many steps are done, and how many there are.
-    """
+    """Write the page of a model to an empty folder, without ``nanochat.json``."""
     if not isinstance(bundle.tokenizer, Tokenizer):
         raise ConfigError(
             f"{bundle.name} has another program's tokenizer: the page can use only those of this package, whose pieces "
