@@ -51,14 +51,8 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
     _TYPE.FLOAT64: np.dtype("<f8"),
 }
 
-_KINDS = {
-    np.dtype(np.uint32): _TYPE.UINT32,
-    np.dtype(np.int32): _TYPE.INT32,
-    np.dtype(np.int64): _TYPE.INT64,
-    np.dtype(np.float32): _TYPE.FLOAT32,
-    np.dtype(np.float64): _TYPE.FLOAT64,
-    np.dtype(np.bool_): _TYPE.BOOL,
-}
+# Of what is written, whose bytes are in the machine's order until then.
+_KINDS = {dtype.newbyteorder("="): kind for kind, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,27 +116,12 @@ def read_gguf(path: Path) -> GgufFile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NewTensor:
-    """A tensor to write.
-
-    Parameters
-    ----------
-    name : str
-    kind : TensorType
-    shape : tuple of int
-        Rows before columns.
-    parts : callable
-        Gives its bytes, part after part, when they are written.
-    """
+    """A tensor to write, its shape with rows first; `parts` gives its bytes, part after part, when they are written."""
 
     name: str
     kind: TensorType
     shape: tuple[int, ...]
     parts: Callable[[], Iterable[NDArray[np.uint8]]]
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size in the file."""
-        return self.kind.num_bytes(self.shape)
 
 
 def write_container(
@@ -163,13 +142,13 @@ def write_container(
             header = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
             file.write(_text(tensor.name) + header)
             file.write(struct.pack("<IQ", tensor.kind.number, position))
-            position += _round_up(tensor.num_bytes, _ALIGNMENT)
+            position += _round_up(tensor.kind.num_bytes(tensor.shape), _ALIGNMENT)
         _pad(file)
         for number, tensor in enumerate(tensors, 1):
-            begin = file.tell()
+            end = file.tell() + tensor.kind.num_bytes(tensor.shape)
             for part in tensor.parts():
                 file.write(np.ascontiguousarray(part).data)
-            assert file.tell() - begin == tensor.num_bytes, tensor.name
+            assert file.tell() == end, tensor.name
             _pad(file)
             if progress is not None:
                 progress(number, len(tensors))

@@ -20,6 +20,7 @@ from nanochat.errors import ConfigError, FormatError, VersionError
 from nanochat.export.gguf.container import Field, GgufFile, Value
 from nanochat.export.gguf.tensors import OUTTYPES, OutType, layout
 from nanochat.model import ntk_theta
+from nanochat.shapes import shapes
 from nanochat.text.tokenizer import CHAT_TEMPLATE, PRE_TOKENIZER, Tokenizer
 from nanochat.weights import Ternary, named_leaves
 
@@ -57,11 +58,19 @@ def new_metadata(
     bundle: Bundle, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
 ) -> dict[str, Field]:
     """Everything of a file but its tensors."""
+    general, fields = _KEYS.General, config_to_dict(bundle.config)
     return {
-        **_general(bundle, architecture, outtype),
+        general.ARCHITECTURE: architecture,
+        general.TYPE: "model",
+        general.NAME: bundle.name,
+        general.LICENSE: bundle.licence,
+        general.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
+        general.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
         **_hyperparameters(bundle.config, architecture),
         **_tokenizer(tokenizer, bundle.config.vocab_size),
-        **_ours(bundle),
+        _FORMAT: np.uint32(FORMAT),
+        **{_CONFIG + name: _field(value) for name, value in fields.items()},
+        **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
     }
 
 
@@ -157,7 +166,7 @@ def _outtype(file: GgufFile, bundle: Bundle) -> OutType:
     """The type of the first ternary matrix."""
     architecture = str(file.metadata[_KEYS.General.ARCHITECTURE])
     first = next(name for name, leaf in named_leaves(bundle.weights) if isinstance(leaf, Ternary))
-    members = layout(bundle.weights, architecture)
+    members = layout(shapes(bundle.config), architecture)
     tensor = next(tensor for tensor, names in members.items() if first in names)
     return next(name for name, kind in OUTTYPES.items() if kind == file.tensors[tensor].kind)
 
@@ -168,18 +177,6 @@ def _is_same(found: Value | None, expected: Field | None) -> bool:
     if isinstance(expected, np.ndarray):
         return isinstance(found, np.ndarray) and np.array_equal(found, expected)
     return type(found) is type(expected) and found == expected
-
-
-def _general(bundle: Bundle, architecture: str, outtype: OutType) -> dict[str, Field]:
-    keys = _KEYS.General
-    return {
-        keys.ARCHITECTURE: architecture,
-        keys.TYPE: "model",
-        keys.NAME: bundle.name,
-        keys.LICENSE: bundle.licence,
-        keys.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
-        keys.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
-    }
 
 
 def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]:
@@ -232,15 +229,6 @@ def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Field]:
         keys.PAD_ID: np.uint32(tokenizer.pad),
         keys.ADD_BOS: np.bool_(True),
         keys.CHAT_TEMPLATE: CHAT_TEMPLATE,
-    }
-
-
-def _ours(bundle: Bundle) -> dict[str, Field]:
-    fields = config_to_dict(bundle.config)
-    return {
-        _FORMAT: np.uint32(FORMAT),
-        **{_CONFIG + name: _field(value) for name, value in fields.items()},
-        **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
 from nanochat.export.gguf.container import GgufTensor, NewTensor
@@ -85,25 +86,23 @@ _STOCK_NAMES = {
 
 
 def new_tensors(
-    weights: Weights[Stored], architecture: str, *, outtype: OutType, half_tables: bool
+    bundle: Bundle, architecture: str, *, outtype: OutType, half_tables: bool
 ) -> list[NewTensor]:
     """The tensors of a model's file, packed when they are written.
 
-    Parameters
-    ----------
-    half_tables : bool
-        Whether dense tables are written as float16, which must hold their numbers.
+    With `half_tables`, dense tables are written as float16, which must hold their numbers.
     """
-    leaves = dict(named_leaves(weights))
+    leaves, specs = dict(named_leaves(bundle.weights)), shapes(bundle.config)
+    spec_of = dict(named_leaves(specs))
     tensors: list[NewTensor] = []
-    for name, members in layout(weights, architecture).items():
-        first = leaves[members[0]]
+    for name, members in layout(specs, architecture).items():
+        spec = spec_of[members[0]]
         half = half_tables and members[0] in _TABLES
-        kind = _kind(first, OUTTYPES[outtype], half=half)
-        shape = _shape(first)
-        stacked = (len(members), *shape) if _is_stacked(name) else shape
+        dense = F16 if half else _FLOATS[spec.dtype]
+        kind = {"ternary": OUTTYPES[outtype], "int8": Q8_0, "dense": dense}[spec.kind]
+        shape = (len(members), *spec.shape) if _is_stacked(name) else spec.shape
         parts = partial(_pack_all, [leaves[member] for member in members], kind)
-        tensors.append(NewTensor(name=name, kind=kind, shape=stacked, parts=parts))
+        tensors.append(NewTensor(name=name, kind=kind, shape=shape, parts=parts))
     return tensors
 
 
@@ -114,13 +113,7 @@ def read_leaves(
     tensors: Mapping[str, GgufTensor],
     check: Callable[[str, Stored], None],
 ) -> Weights[Stored]:
-    """A model's leaves from the tensors of its file; float32 leaves are views of it.
-
-    Parameters
-    ----------
-    check : callable
-        Called with the name of each leaf, and the leaf, when it has been read.
-    """
+    """A model's leaves from the tensors of its file, each checked when it is read; float32 leaves are views of it."""
     specs = shapes(config)
     members_of = layout(specs, architecture)
     different = sorted(members_of.keys() ^ tensors.keys())
@@ -187,21 +180,16 @@ def _fits(spec: Spec, kind: TensorType) -> bool:
     return spec.weight_block % kind.columns == 0
 
 
-def layout(weights: Weights[Stored] | Weights[Spec], architecture: str) -> dict[str, list[str]]:
+def layout(specs: Weights[Spec], architecture: str) -> dict[str, list[str]]:
     """The names of the leaves that each tensor of a file is made of."""
     members: dict[str, list[str]] = {}
-    for name, _ in _names(weights):
+    for name, _ in named_leaves(specs):
         tensor = name if architecture == ARCHITECTURE else _stock_name(name)
         members.setdefault(tensor, []).append(name)
     return members
 
 
-def _names(weights: Weights[Stored] | Weights[Spec]) -> Iterator[tuple[str, object]]:
-    yield from named_leaves(weights)  # type: ignore[misc]  # the leaves are not looked at
-
-
 def _stock_name(name: str) -> str:
-    """The stock name of the tensor that holds a leaf."""
     if not name.startswith("layers."):
         return f"{_STOCK_NAMES[name]}.weight"
     _, layer, rest = name.split(".", 2)
@@ -213,28 +201,6 @@ def _stock_name(name: str) -> str:
 
 def _is_stacked(name: str) -> bool:
     return name.endswith("_exps.weight")
-
-
-def _shape(leaf: Stored) -> tuple[int, ...]:
-    match leaf:
-        case Ternary():
-            return len(leaf.packed), leaf.columns
-        case Int8():
-            return leaf.codes.shape
-        case Dense() | Latent():
-            return leaf.values.shape
-
-
-def _kind(leaf: Stored, matrices: TensorType, *, half: bool) -> TensorType:
-    match leaf:
-        case Ternary():
-            return matrices
-        case Int8():
-            return Q8_0
-        case Dense():
-            return F16 if half else _FLOATS[leaf.values.dtype.name]
-        case Latent():
-            raise AssertionError
 
 
 def _pack_all(leaves: list[Stored], kind: TensorType) -> Iterator[NDArray[np.uint8]]:

@@ -40,18 +40,7 @@ def write_gguf(
     All types of ternary matrices hold the same codes and scales: TQ2_0 (2.06 bits a weight) is fast on CPUs, TQ1_0
     (1.69) small, Q2_0 (2.25) runs on NVIDIA GPUs and has blocks of 64, F16 (16) is for tools that know no other.
 
-    Parameters
-    ----------
-    path : Path
-        The file to write or replace.
-    bundle : Bundle
-        The model; its golden record is made if it has none.
-    outtype : {"tq2_0", "tq1_0", "q2_0", "f16"}
-        Type of ternary matrices.
-    tables, runtime
-        See `adapted`.
-    progress : callable, optional
-        Called with the tensors written and the tensors to write.
+    A golden record is made if the bundle has none. `tables` and `runtime` are those of `adapted`.
 
     Returns
     -------
@@ -68,7 +57,7 @@ def write_gguf(
         write_container(
             new,
             new_metadata(bundle, tokenizer, architecture, outtype=outtype),
-            new_tensors(bundle.weights, architecture, outtype=outtype, half_tables=tables == "f16"),
+            new_tensors(bundle, architecture, outtype=outtype, half_tables=tables == "f16"),
             progress=progress,
         )
     return architecture
