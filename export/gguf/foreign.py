@@ -44,15 +44,7 @@ _SMALL: tuple[_Blocks, ...] = ((128, 128), ("row", "token"))
 
 
 def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[Stored], TextCodec]:
-    """Make a model of a file that another program wrote.
-
-    Parameters
-    ----------
-    path : Path
-        Where it is, for messages.
-    file : GgufFile
-        What `nanochat.export.gguf.container.read_gguf` gives.
-    """
+    """A model of a file that another program wrote; `path` is for messages."""
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise FormatError(
@@ -61,21 +53,16 @@ def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[
         )
     try:
         config, weights = _Reader(path, architecture, file).model()
+        return config, weights, read_vocabulary(file.metadata, rows=config.vocab_size)
     except (ConfigError, FormatError, ShapeError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
-    return config, weights, read_vocabulary(path, file.metadata, rows=config.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Matrix:
-    """A packed matrix (R, C) with a scale for each of B blocks of a row.
+    """A packed matrix (R, C / 4) with a scale for each of B blocks of a row, (R, B).
 
-    Parameters
-    ----------
-    packed : uint8 array, shape (R, C / 4)
-    scales : float16 array, shape (R, B)
-    zero : bool array, shape (R, B)
-        Blocks of zeros, whose scales mean nothing.
+    `zero`, (R, B), tells the blocks of zeros, whose scales mean nothing.
     """
 
     packed: NDArray[np.uint8]
@@ -117,16 +104,7 @@ class _Matrix:
 
 
 def _read_matrix(kind: TensorType, data: NDArray[np.uint8], *, name: str) -> _Matrix:
-    """A matrix from its bytes.
-
-    Parameters
-    ----------
-    kind : TensorType
-        TQ1_0, TQ2_0 or Q2_0.
-    data : uint8 array, shape (R, bytes of a row)
-    name : str
-        For errors.
-    """
+    """A matrix from its bytes, (R, bytes of a row), of one of the types in `_TERNARY`."""
     rows = len(data)
     blocks = data.shape[1] // kind.bytes
     codes, scales = unpack_ternary(kind, data, num_scales=blocks, name=name)
@@ -166,7 +144,12 @@ class _Reader:
         others: dict[str, Stored] = {}
         for name, members in places.items():
             spec = specs[members[0]]
-            self._check_shape(name, (len(members),) if "_exps." in name else (), spec.shape)
+            shape = (len(members), *spec.shape) if "_exps." in name else spec.shape
+            found = self._tensors[name].shape
+            if found != shape:
+                raise ShapeError(
+                    f"{name} has shape {list(found)} but the metadata ask for {list(shape)}: fetch the file again"
+                )
             if spec.kind == "ternary":
                 matrices |= zip(members, self._matrices(name, len(members), spec), strict=True)
             else:
@@ -194,13 +177,6 @@ class _Reader:
             raise FormatError(
                 f"{len(others)} tensors have no place in this model, the first is {min(others)!r:.80}: linears here "
                 "have no biases, and positions no factors of their own; pass a model without it"
-            )
-
-    def _check_shape(self, name: str, stack: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        found = self._tensors[name].shape
-        if found != (*stack, *shape):
-            raise ShapeError(
-                f"{name} has shape {list(found)} but the metadata ask for {[*stack, *shape]}: fetch the file again"
             )
 
     def _matrices(self, name: str, count: int, spec: Spec) -> list[_Matrix]:

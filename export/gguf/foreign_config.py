@@ -16,7 +16,7 @@ from nanochat.errors import ConfigError, FormatError
 from nanochat.export.gguf.container import GgufFile, GgufTensor, Value
 from nanochat.export.gguf.types import Q8_0
 
-__all__ = ["ARCHITECTURES", "HEAD", "TABLE", "read_hyperparameters"]
+__all__ = ["ARCHITECTURES", "read_hyperparameters"]
 
 # What an architecture has beside attention, RMSNorm and SwiGLU.
 ARCHITECTURES: Mapping[str, Mapping[str, bool]] = {
@@ -26,7 +26,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, bool]] = {
     "qwen3": {"qk_norm": True, "sub_norm": False},
     "qwen3moe": {"qk_norm": True, "sub_norm": False},
 }
-TABLE, HEAD = "token_embd.weight", "output.weight"
+_TABLE, _HEAD = "token_embd.weight", "output.weight"
 # Each with the value that changes nothing.
 _WITHOUT_PLACE: Mapping[str, tuple[object, ...]] = {
     "attention.clamp_kqv": (0.0,),
@@ -44,17 +44,11 @@ _WITHOUT_PLACE: Mapping[str, tuple[object, ...]] = {
 
 
 def read_hyperparameters(architecture: str, file: GgufFile) -> dict[str, Any]:
-    """The fields of our configuration, save for the two block sizes.
-
-    Parameters
-    ----------
-    architecture : str
-        One of `ARCHITECTURES`.
-    """
+    """The fields of our configuration, save for the two block sizes; the architecture is one of `ARCHITECTURES`."""
     keys = _Keys(architecture, file.metadata)
     keys.refuse()
-    if TABLE not in file.tensors:
-        raise FormatError(f"the tensor {TABLE} is missing; fetch the file again")
+    if _TABLE not in file.tensors:
+        raise FormatError(f"the tensor {_TABLE} is missing; fetch the file again")
     width, num_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", width // num_heads)
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -77,7 +71,7 @@ def read_hyperparameters(architecture: str, file: GgufFile) -> dict[str, Any]:
                 f"{keys.name('expert_count')} is {keys.count('expert_count')}: of mixtures of experts this package "
                 "reads those of qwen3moe"
             )
-    tables = [file.tensors[name] for name in (TABLE, HEAD) if name in file.tensors]
+    tables = [file.tensors[name] for name in (_TABLE, _HEAD) if name in file.tensors]
     return {
         **ARCHITECTURES[architecture],
         **experts,

@@ -85,19 +85,9 @@ _BYTE_TO_CODES = np.array(
 def pack_ternary(
     kind: TensorType, codes: NDArray[np.int8], scales: NDArray[np.float16]
 ) -> NDArray[np.uint8]:
-    """A ternary matrix in one of the formats that hold it exactly.
+    """A ternary matrix in `TQ2_0`, `TQ1_0`, `Q2_0` or `F16`, which hold it exactly, (R, bytes of a row).
 
-    Parameters
-    ----------
-    kind : TensorType
-        `TQ2_0`, `TQ1_0`, `Q2_0` or `F16`.
-    codes : int8 array, shape (R, C), values in {-1, 0, 1}
-    scales : float16 array, shape (R, S)
-        Each is repeated for the blocks that it covers.
-
-    Returns
-    -------
-    uint8 array, shape (R, bytes of a row)
+    Of codes (R, C) and scales (R, S), of which each is repeated for the blocks that it covers.
     """
     rows, columns = codes.shape
     if kind == F16:
@@ -118,21 +108,9 @@ def pack_ternary(
 def unpack_ternary(
     kind: TensorType, data: NDArray[np.uint8], *, num_scales: int, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Undo `pack_ternary`.
+    """The codes and scales of `pack_ternary`, given how many scales a row has, S; the name is for errors.
 
-    Parameters
-    ----------
-    data : uint8 array, shape (R, bytes of a row)
-    num_scales : int
-        Scales per row, S.
-    name : str
-        The tensor's name, for errors.
-
-    Returns
-    -------
-    codes : int8 array, shape (R, C)
-    scales : float16 array, shape (R, S)
-        From F16, that of a block of zeros is 2**-14.
+    From F16, the scale of a block of zeros is 2**-14.
     """
     rows = len(data)
     if kind == F16:
@@ -141,27 +119,15 @@ def unpack_ternary(
     _, unpack, scale_first = _FORMATS[kind]
     blocks = data.reshape(rows, -1, kind.bytes)
     size = _SCALE.itemsize
-    scales, packed = (
-        (blocks[:, :, :size], blocks[:, :, size:])
-        if scale_first
-        else (blocks[:, :, -size:], blocks[:, :, :-size])
-    )
+    if scale_first:
+        scales, packed = blocks[:, :, :size], blocks[:, :, size:]
+    else:
+        packed, scales = blocks[:, :, :-size], blocks[:, :, -size:]
     return unpack(packed, name).reshape(rows, -1), _shared_scales(scales, num_scales, name)
 
 
 def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Blocks of a scale and 32 codes.
-
-    Parameters
-    ----------
-    codes : int8 array, shape (R, C)
-    scales : float16 array, shape (R,)
-        Each is repeated for every block of its row.
-
-    Returns
-    -------
-    uint8 array, shape (R, C / 32 * 34)
-    """
+    """Blocks of a scale and 32 codes, (R, C / 32 * 34), of codes (R, C) and scales (R,), repeated for every block."""
     rows, columns = codes.shape
     count = ternary.num_blocks(columns, Q8_0.columns)
     repeated = np.repeat(scales.astype(_SCALE)[:, None], count, axis=1)
@@ -175,13 +141,7 @@ def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[n
 def unpack_q8_0(
     data: NDArray[np.uint8], *, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Undo `pack_q8_0`.
-
-    Returns
-    -------
-    codes : int8 array, shape (R, C)
-    scales : float16 array, shape (R,)
-    """
+    """The codes and scales of `pack_q8_0`."""
     rows = len(data)
     blocks = data.reshape(rows, -1, Q8_0.bytes)
     codes = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1)

@@ -10,7 +10,6 @@ References
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -65,21 +64,8 @@ _SPLITS = {
 }
 
 
-def read_vocabulary(path: Path, metadata: Mapping[str, Value], *, rows: int) -> TextCodec:
-    """The tokenizer of a file.
-
-    Parameters
-    ----------
-    rows : int
-        Rows of the embedding.
-    """
-    try:
-        return _read(metadata, rows)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-
-def _read(metadata: Mapping[str, Value], rows: int) -> TextCodec:
+def read_vocabulary(metadata: Mapping[str, Value], *, rows: int) -> TextCodec:
+    """The tokenizer of a file whose embedding has so many rows."""
     vocabulary = _Vocabulary(metadata)
     if len(vocabulary.tokens) > rows:
         raise FormatError(
