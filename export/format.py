@@ -57,16 +57,9 @@ _MAX_CONFIG_BYTES = 2**20
 
 
 class ModelFiles:
-    """The files of a model; what is read of them is read once, whoever asks.
+    """The files of a model, a folder or a file by itself; what is read of them is read once, whoever asks.
 
-    Parameters
-    ----------
-    path : Path
-        A folder, or a file that is a model by itself.
-    name : str, optional
-        What the model is called where files show a name; absent is as the file or folder is.
-    origin : str
-        See `nanochat.bundle.Bundle`.
+    The model is called `name` where files show one, by default as the file or folder; `origin` is that of its bundle.
     """
 
     def __init__(self, path: Path, *, name: str | None = None, origin: str = "") -> None:
@@ -161,12 +154,7 @@ class Layout(ABC):
     def preference(self, place: str, folder: str) -> tuple[int, int]:
         """Smaller is better: among all layouts, and among models of this one.
 
-        Parameters
-        ----------
-        place : str
-            Path of the file that opens the model; that of the folder if it is the folder.
-        folder : str
-            Path of the folder; empty for the outermost.
+        `place` is the path of what opens the model, a file or the folder; `folder` is empty for the outermost.
         """
 
     @abstractmethod
@@ -202,14 +190,9 @@ def literals(hint: object) -> list[str]:
 
 
 def option(default: T, *, help: str, default_help: str = "") -> T:
-    """A field of a format's options.
+    """A field of a format's options, and what it is, for the command line.
 
-    Parameters
-    ----------
-    help : str
-        What it is, for the command line.
-    default_help : str
-        What is done by default, where the value itself does not say it.
+    `default_help` is what is done by default, where the value itself does not say it.
     """
     value: T = field(default=default, metadata={"help": help, "default": default_help})
     return value
@@ -324,13 +307,7 @@ class Format(ABC, Generic[Options]):
     # Writing.
 
     def choose(self, **chosen: object) -> Options:
-        """The options with these values, and the defaults of all others.
-
-        Raises
-        ------
-        InputError
-            If the format is only read, has no such option, or not with such a value.
-        """
+        """The options with these values, and the defaults of all others."""
         if self.options is None:
             raise InputError(f"{self.title} is only read here: choose another format")
         hints = get_type_hints(self.options)

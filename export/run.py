@@ -16,13 +16,9 @@ __all__ = ["choose_backend", "start"]
 
 
 def choose_backend(bundle: Bundle, name: str = "auto") -> tuple[str, str]:
-    """The backend that runs a model, and the reason.
+    """The backend that runs a model, and the reason, as `nanochat.backends.choose` gives them.
 
-    Parameters
-    ----------
-    name : str
-        As for `nanochat.backends.choose`, but where nothing is named, a graph is run as it is, by "onnx". Any other
-        backend runs the weights in it.
+    But where nothing is named, a graph is run as it is, by "onnx". Any other backend runs the weights in it.
     """
     if bundle.graph is not None and backends.wanted(name) == "auto":
         chosen, _ = backends.choose("onnx")
@@ -38,24 +34,10 @@ def start(
     kv_cache: Storage = "float32",
     num_threads: int | None = None,
 ) -> Runner[Any]:
-    """A model at work, if there is enough memory for it.
+    """A model at work on a backend that can run here, if there is enough memory for it; see `nanochat.lm.Model`.
 
-    Parameters
-    ----------
-    backend : str
-        A backend, or a runtime of graphs, that can run here. The latter runs the model's own graph, or one that is
-        written for it and forgotten.
-    name : str, optional
-        Of the model, for messages; absent is the bundle's.
-    kv_cache, num_threads
-        See `nanochat.lm.Model`.
-
-    Raises
-    ------
-    BackendError
-        If the backend cannot do what is asked for.
-    MemoryShortageError
-        If the model does not fit.
+    A runtime of graphs runs the model's own graph, or one that is written for it and forgotten. In messages the model
+    has `name`, by default the bundle's.
     """
     name, config = name or bundle.name, bundle.config
     others = [other for other in backends.NAMES if backends.unavailable(other) is None]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.bundle import Bundle
@@ -75,7 +74,11 @@ def with_float16_tables(bundle: Bundle) -> Bundle:
     """Embedding and head as dense numbers, rounded to float16: the head's input is no longer rounded to 8 bits."""
 
     def rounded(name: str, leaf: Stored) -> Stored:
-        values = _numbers(leaf)
+        if isinstance(leaf, Int8):
+            values = ternary.dequantize(leaf.codes, leaf.scales[:, None])
+        else:
+            assert isinstance(leaf, Dense)
+            values = leaf.values.astype(np.float32, copy=False)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float16).astype(np.float32)
         ternary.require_finite(narrow, f"{name} in float16")
@@ -104,10 +107,3 @@ def without_ahead(bundle: Bundle) -> Bundle:
 
 def _changed(bundle: Bundle, **changes: Any) -> Bundle:
     return replace(bundle, golden=None, graph=None, **changes)
-
-
-def _numbers(leaf: Stored) -> NDArray[np.floating]:
-    if isinstance(leaf, Int8):
-        return ternary.dequantize(leaf.codes, leaf.scales[:, None])
-    assert isinstance(leaf, Dense)
-    return leaf.values

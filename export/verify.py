@@ -96,17 +96,9 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
 def require_recorded(
     files: ModelFiles, bundle: Bundle, engine: Callable[[], Runner[Any]], golden: Golden
 ) -> float:
-    """Refuse a model that is not the one of its record, by digests and then by what it computes.
+    """Refuse a model that is not the one of its record, by digests and then by what it computes on an engine.
 
-    Parameters
-    ----------
-    engine : callable
-        The model at work; called once the digests agree.
-
-    Returns
-    -------
-    float
-        Largest RMS error of a layer or of the logits.
+    What is returned is the largest RMS error of a layer or of the logits.
     """
     where = str(files.path)
     found = {name: tensor_digest(leaf) for name, leaf in named_leaves(bundle.weights)}

@@ -27,25 +27,16 @@ _BATCH = 512
 class LlamaCpp:
     """A GGUF file with the sequence that it has seen; keys and values are float16, all options the library's defaults.
 
-    It keeps a pool of threads, as llama.cpp's own programs do; without one, each token would start threads anew. It is
-    a `nanochat.proof.parity.Artefact`.
+    It keeps a pool of threads, as llama.cpp's own programs do, by default as many as the process may use; without one,
+    each token would start threads anew. It is a `nanochat.proof.parity.Artefact`, whose `rounding` depends on the types
+    in the file.
 
     Parameters
     ----------
     path : Path
         A file of an architecture that llama.cpp has, such as `nanochat.export.gguf.write.write_gguf` writes for it.
-    threads : int, optional
-        By default as many as the process may use.
     context : int
         The most tokens of the sequence.
-
-    Attributes
-    ----------
-    runtime : str
-        Name and version.
-    rounding : {"other", "none"}
-        Whether it rounds the input of any matrix to 8 bits, in blocks of its own, which depends on the types in the
-        file.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:

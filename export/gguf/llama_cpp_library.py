@@ -36,7 +36,6 @@ _PACKAGE = Package(
     sha512="5uCCDNqWCNfaAm8aR/Uzxbo4HBpKgNF91kCHPepKhgMgV2OAmatoefbOlMihsqCiH2Od35E/eUHQCFbfRBJuOg==",
     files=("bins/linux-x64/*.so",),
 )
-_ENVIRONMENT = "NANOCHAT_LLAMA_CPP"
 
 
 class _ModelParameters(ctypes.Structure):
@@ -252,7 +251,7 @@ def library_folder() -> Path:
         raise BackendError(
             f"llama.cpp is run on Linux x86-64 only, and this is {sys.platform} {platform.machine()}: do this there"
         )
-    named = os.environ.get(_ENVIRONMENT)
+    named = os.environ.get("NANOCHAT_LLAMA_CPP")
     if named is not None:
         return Path(named)
     return package_folder(_PACKAGE) / "bins" / "linux-x64"

@@ -21,11 +21,6 @@ class MlxLm:
     """A folder of `nanochat.export.stock.mlx.write_mlx` in mlx-lm: an `nanochat.proof.parity.Artefact`.
 
     Importing mlx-lm lowers this process's limit of open files to 2048.
-
-    Parameters
-    ----------
-    folder : Path
-        What was written for mlx-lm.
     """
 
     tolerance = TOLERANCES["no rounding"].limit

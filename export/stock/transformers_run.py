@@ -20,13 +20,7 @@ __all__ = ["Transformers"]
 
 
 class Transformers:
-    """A folder of `nanochat.export.stock.transformers.write_transformers` at work: an `nanochat.proof.parity.Artefact`.
-
-    Parameters
-    ----------
-    folder : Path
-        What was written for transformers.
-    """
+    """A folder of `nanochat.export.stock.transformers.write_transformers`: an `nanochat.proof.parity.Artefact`."""
 
     tolerance = TOLERANCES["no rounding"].limit
     rounding: Rounding = "none"
