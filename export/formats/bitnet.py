@@ -5,7 +5,6 @@ from nanochat.config import ModelConfig
 from nanochat.export.directory import read_folder
 from nanochat.export.format import Format, ModelFiles, NoOptions
 from nanochat.export.layouts import SAFETENSORS
-from nanochat.export.stock.bitnet import load_bitnet, read_bitnet_config
 from nanochat.export.stock.bitnet_config import MODEL_TYPES
 
 __all__ = ["FORMAT"]
@@ -30,10 +29,14 @@ class BitnetFormat(Format[NoOptions]):
         return None
 
     def read(self, files: ModelFiles) -> Bundle:
+        from nanochat.export.stock.bitnet import load_bitnet
+
         assert files.config is not None
         return read_folder(files, *load_bitnet(files.path, files.config))
 
     def config(self, files: ModelFiles) -> ModelConfig:
+        from nanochat.export.stock.bitnet import read_bitnet_config
+
         assert files.config is not None
         return read_bitnet_config(files.path, files.config)
 

@@ -9,7 +9,6 @@ from nanochat.config import ModelConfig
 from nanochat.export.format import Progress, option
 from nanochat.export.stock.architectures import obstacles
 from nanochat.export.stock.format import StockFormat
-from nanochat.export.stock.mlx import load_mlx, write_mlx
 from nanochat.proof.parity import Artefact
 from nanochat.weights import Stored, Weights
 
@@ -46,9 +45,13 @@ class MlxFormat(StockFormat[MlxOptions]):
         return options.runtime == self.runtime
 
     def load(self, path: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[Stored]]:
+        from nanochat.export.stock.mlx import load_mlx
+
         return load_mlx(path, config)
 
     def write_stock(self, path: Path, bundle: Bundle, progress: Progress | None) -> str:
+        from nanochat.export.stock.mlx import write_mlx
+
         return write_mlx(path, bundle, progress=progress)
 
     def start(self, path: Path) -> Artefact:

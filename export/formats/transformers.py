@@ -8,7 +8,6 @@ from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.export.format import Progress, option
 from nanochat.export.stock.format import StockFormat
-from nanochat.export.stock.transformers import load_transformers, write_transformers
 from nanochat.proof.parity import Artefact
 from nanochat.weights import Stored, Weights
 
@@ -44,9 +43,13 @@ class TransformersFormat(StockFormat[TransformersOptions]):
         return options.runtime == self.runtime
 
     def load(self, path: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[Stored]]:
+        from nanochat.export.stock.transformers import load_transformers
+
         return load_transformers(path, config)
 
     def write_stock(self, path: Path, bundle: Bundle, progress: Progress | None) -> str:
+        from nanochat.export.stock.transformers import write_transformers
+
         return write_transformers(path, bundle, progress=progress)
 
     def start(self, path: Path) -> Artefact:
