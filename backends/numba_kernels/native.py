@@ -17,7 +17,6 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
@@ -134,17 +133,21 @@ def _argument(context: Any, builder: Any, kind: types.Type, word: Callable[[], A
         return builder.bitcast(word(), ir.DoubleType())
     if not isinstance(kind, types.Array):
         return word()
-    array = context.make_array(kind)(context, builder)
+    # What is not set is null. `make_array` and `populate_array` would do the same, but look up constants for it, and so
+    # import all that Numba compiles with.
+    array: Any = cgutils.create_struct_proxy(kind)(context, builder)  # type: ignore[no-untyped-call]
     element = context.get_data_type(kind.dtype)
-    size = context.get_abi_sizeof(element)
-    data = builder.inttoptr(word(), element.as_pointer())
+    array.itemsize = size = ir.Constant(_INT64, context.get_abi_sizeof(element))
+    array.data = builder.inttoptr(word(), element.as_pointer())
     shape = [word() for _ in range(kind.ndim)]
-    strides = [ir.Constant(_INT64, size)]
-    for length in reversed(shape[1:]):
-        strides.insert(0, builder.mul(strides[0], length))
-    populate_array(  # type: ignore[no-untyped-call]
-        array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None
-    )
+    strides: list[Any] = []
+    count = ir.Constant(_INT64, 1)
+    for length in reversed(shape):
+        strides.insert(0, builder.mul(count, size))
+        count = builder.mul(count, length)
+    array.nitems = count
+    array.shape = cgutils.pack_array(builder, shape)  # type: ignore[no-untyped-call]
+    array.strides = cgutils.pack_array(builder, strides)  # type: ignore[no-untyped-call]
     return array._getvalue()
 
 
