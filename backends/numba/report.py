@@ -16,7 +16,7 @@ from nanochat.backends.numba_kernels.memory import nodes
 from nanochat.backends.numba_kernels.team import Call, Program, run_program
 from nanochat.backends.numba_kernels.tune import is_on
 
-__all__ = ["Report", "call_microseconds", "huge_pages", "report", "threads_warning"]
+__all__ = ["KernelReport", "call_microseconds", "huge_pages", "report", "threads_warning"]
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -29,7 +29,7 @@ _NUMBERS, _PIECE = 20_000, 5_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class KernelReport:
     """What `nanochat doctor` tells of the Numba backend."""
 
     isa: Isa
@@ -57,7 +57,7 @@ class Report:
     tuning: bool
 
 
-def report() -> Report:
+def report() -> KernelReport:
     """Look at this machine, for a fraction of a second once the kernels are compiled.
 
     Raises
@@ -69,7 +69,7 @@ def report() -> Report:
     microseconds = call_microseconds(threads)
     folder, file = compilation.folder(activation.add), choices.path()
     end_wait()
-    return Report(
+    return KernelReport(
         isa=isa,
         available=available(),
         threads=threads,

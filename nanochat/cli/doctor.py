@@ -17,7 +17,7 @@ from nanochat.cli.output import format_bytes, note, print_json, print_table, wri
 from nanochat.errors import BackendError, NanochatError
 
 if TYPE_CHECKING:
-    from nanochat.backends.numba.report import Report
+    from nanochat.backends.numba.report import KernelReport
 
 __all__ = ["doctor"]
 
@@ -111,7 +111,7 @@ def _advice(name: str, reason: str) -> tuple[str, ...]:
     return faster(graph if name in backends.GRAPHS else describe(backends.get(name)), reason=reason)
 
 
-def _kernels() -> "Report | None":
+def _kernels() -> "KernelReport | None":
     from nanochat.backends.numba.report import report
 
     try:
@@ -121,7 +121,7 @@ def _kernels() -> "Report | None":
     return None
 
 
-def _rows(kernels: "Report") -> list[tuple[str, str]]:
+def _rows(kernels: "KernelReport") -> list[tuple[str, str]]:
     others = [isa for isa in kernels.available if isa != kernels.isa]
     also = f"; also here: {', '.join(others)}" if others else ""
     writable = "" if kernels.kernels_writable else ", which cannot be written"
