@@ -11,10 +11,9 @@ from nanochat.export.format import Format, ModelFiles, Progress, Written
 from nanochat.export.formats import FORMATS, format_named
 from nanochat.files import atomic_directory, exists
 from nanochat.proof.check import require_digests
-from nanochat.proof.golden import tensor_digest, with_golden
+from nanochat.proof.golden import tensor_digests, with_golden
 from nanochat.proof.manifest import NAME, read_manifest, write_manifest
 from nanochat.proof.parity import Parity, check_parity
-from nanochat.weights import named_leaves
 
 __all__ = ["Exported", "export_model"]
 
@@ -138,7 +137,7 @@ def _require_read_back(bundle: Bundle, new: Path, written: Written, out: Path) -
     assert bundle.golden is not None
     try:
         back = FORMATS[written.kind].read(ModelFiles(new))
-        digests = {name: tensor_digest(leaf) for name, leaf in named_leaves(back.weights)}
+        digests = tensor_digests(back.weights)
         require_digests(bundle.golden, digests, back.config, back.tokenizer, where=out.name)
     except FormatError as error:
         raise SaveError(

@@ -17,7 +17,7 @@ from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.generation import Runner
 from nanochat.proof.check import compare_golden, require_digests
-from nanochat.proof.golden import tensor_digest
+from nanochat.proof.golden import tensor_digests
 from nanochat.proof.manifest import NAME, Manifest, check_files
 from nanochat.weights import named_leaves
 
@@ -82,7 +82,7 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
     name, _ = choose_backend(bundle, backend)
     golden, worst = bundle.golden, None
     if golden is not None:
-        worst = require_recorded(files, bundle, lambda: start(bundle, name), golden)
+        worst = require_recorded(files, form, bundle, golden, lambda: start(bundle, name))
     return Verified(
         path=str(path),
         backend=name,
@@ -94,16 +94,20 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
 
 
 def require_recorded(
-    files: ModelFiles, bundle: Bundle, engine: Callable[[], Runner[Any]], golden: Golden
+    files: ModelFiles,
+    form: Format[object],
+    bundle: Bundle,
+    golden: Golden,
+    engine: Callable[[], Runner[Any]],
 ) -> float:
     """Refuse a model that is not the one of its record, by digests and then by what it computes on an engine.
 
     What is returned is the largest RMS error of a layer or of the logits.
     """
     where = str(files.path)
-    found = {name: tensor_digest(leaf) for name, leaf in named_leaves(bundle.weights)}
+    found = tensor_digests(bundle.weights)
     require_digests(golden, found, bundle.config, bundle.tokenizer, where=where)
-    detect(files).require_as_written(files, bundle)
+    form.require_as_written(files, bundle)
     return compare_golden(golden, engine(), where=where)
 
 

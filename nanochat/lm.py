@@ -215,12 +215,13 @@ class Model:
             num_threads=num_threads,
         )
         if verify:
-            if model._bundle.golden is None:
+            golden = model._bundle.golden
+            if golden is None:
                 raise FormatError(
                     f"{name} has no golden record to be verified with: load it without verify, or ask its author to "
                     "save it with nanochat-ternary"
                 )
-            require_recorded(files, model._bundle, lambda: model.engine, model._bundle.golden)
+            require_recorded(files, form, model._bundle, golden, lambda: model.engine)
         return model
 
     def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "record",
     "spread",
     "tensor_digest",
+    "tensor_digests",
     "tokenizer_digest",
     "with_golden",
 ]
@@ -65,7 +66,7 @@ def record(bundle: Bundle) -> Golden:
         logits=tuple(map(_short, logits[:, spread(config.vocab_size, NUM_LOGITS)])),
         layers=tuple(layers),
         pairs=pair_samples(config, prepared, ops),
-        tensors={name: tensor_digest(leaf) for name, leaf in named_leaves(weights)},
+        tensors=tensor_digests(weights),
         config=config_digest(config),
         tokenizer=tokenizer_digest(bundle.tokenizer),
     )
@@ -149,6 +150,11 @@ def tensor_digest(leaf: Stored) -> str:
     for array in arrays:
         sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()[:_DIGITS]
+
+
+def tensor_digests(weights: Weights[Stored]) -> dict[str, str]:
+    """The digest of every leaf, by name."""
+    return {name: tensor_digest(leaf) for name, leaf in named_leaves(weights)}
 
 
 def config_digest(config: ModelConfig) -> str:
