@@ -203,7 +203,7 @@ class MlxOps:
         if state is None:
             keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            self.remember(k, v, state=state, slot=slot)
+            self.append_kv(k, v, state=state, slot=slot)
             end = int(state.lengths.max()) + length
             keys, values = state.kept(slot, end)
             if not state.is_even():
@@ -215,7 +215,7 @@ class MlxOps:
         )
         return y.swapaxes(1, 2)
 
-    def remember(self, k: mx.array, v: mx.array, *, state: MlxState, slot: int) -> None:
+    def append_kv(self, k: mx.array, v: mx.array, *, state: MlxState, slot: int) -> None:
         length = k.shape[1]
         check_room(int(state.lengths.max()), length, state.capacity)
         state.keep(slot, k, v)

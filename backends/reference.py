@@ -136,7 +136,7 @@ class ReferenceOps:
         batch, length, heads, features = q.shape
         starts = np.zeros(batch, np.int64)
         if state is not None:
-            self.remember(k, v, state=state, slot=slot)
+            self.append_kv(k, v, state=state, slot=slot)
             starts = state.lengths
             k, v = state.arrays[slot]
         share, root = heads // k.shape[2], np.float32(np.sqrt(features))
@@ -149,7 +149,7 @@ class ReferenceOps:
                 out[b, t] = np.einsum("hs,shk->hk", _softmax(scores), values[seen])
         return out
 
-    def remember(self, k: Array, v: Array, *, state: ReferenceState, slot: int) -> None:
+    def append_kv(self, k: Array, v: Array, *, state: ReferenceState, slot: int) -> None:
         check_room(int(state.lengths.max()), k.shape[1], state.capacity)
         k, v = (_kept(x, state.slots[slot].storage) for x in (k, v))
         for b, start in enumerate(state.lengths):

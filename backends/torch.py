@@ -120,7 +120,7 @@ class TorchOps:
 
     @property
     def details(self) -> dict[str, object]:
-        """See `nanochat.backends.choice.Detailed`."""
+        """See `nanochat.backends.describe.Detailed`."""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.device.type == "cuda":
             return {"device_name": torch.cuda.get_device_name(self.device), "dtype": dtype}
@@ -210,14 +210,14 @@ class TorchOps:
     ) -> Tensor:
         if state is None:
             return _attend(q, k, v, None, self.dtype)
-        self.remember(k, v, state=state, slot=slot)
+        self.append_kv(k, v, state=state, slot=slot)
         end = state.longest + q.shape[1]
         k, v = state.kept(slot, end)
         queries = state.lengths[:, None] + torch.arange(q.shape[1], device=q.device)
         visible = torch.arange(end, device=q.device) <= queries[:, :, None]
         return _attend(q, k, v, visible[:, None], torch.float32)
 
-    def remember(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
+    def append_kv(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
         check_room(state.longest, k.shape[1], state.capacity)
         state.keep(slot, k, v)
 

@@ -14,8 +14,8 @@ from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.result import Result
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.products.packing import Leaf
 from nanochat.backends.numba.state import NumbaState
-from nanochat.backends.numba_kernels.tiles import Leaf
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.export.gguf.llama_cpp import LlamaCpp

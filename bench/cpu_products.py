@@ -24,9 +24,9 @@ from bench.result import Result
 from nanochat import ternary
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels.isa import chosen
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
+from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
+from nanochat.backends.numba.runtime.isa import chosen
+from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.weights import Ternary
 
 __all__ = ["avx2_only", "bandwidth_share", "products"]

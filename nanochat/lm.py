@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import backends
-from nanochat.backends.choice import describe, faster, summary
+from nanochat.backends.describe import describe, faster, summary
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes

@@ -319,7 +319,7 @@ class _Walk(Generic[Array, Leaf, State]):
             for k, v in keys:
                 slot = next(self.slot)
                 if self.state is not None:
-                    self.ops.remember(k, v, state=self.state, slot=slot)
+                    self.ops.append_kv(k, v, state=self.state, slot=slot)
 
 
 def ntk_theta(config: ModelConfig) -> float:

@@ -158,7 +158,7 @@ class Ops(Protocol[Array, Leaf, State]):
         """
         ...
 
-    def remember(self, k: Array, v: Array, *, state: State, slot: int) -> None:
+    def append_kv(self, k: Array, v: Array, *, state: State, slot: int) -> None:
         """Append k and v to `slot` without attending."""
         ...
 

@@ -16,23 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba.launch import Launcher
-from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, now
-from nanochat.backends.numba.state import NumbaState, buffers
-from nanochat.backends.numba_kernels import (
-    activation,
-    attention,
-    compilation,
-    delta,
-    linear,
-    mhc,
-    mhc_projection,
-)
-from nanochat.backends.numba_kernels.compilation import end_wait
-from nanochat.backends.numba_kernels.isa import available, chosen, rivals
-from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
-from nanochat.backends.numba_kernels.tiles import (
+from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, realize
+from nanochat.backends.numba.products import activation, linear
+from nanochat.backends.numba.products.packing import (
     Leaf,
     TiledLinear,
     TiledProjection,
@@ -41,8 +28,16 @@ from nanochat.backends.numba_kernels.tiles import (
     require_trits_fit,
     tile_projection,
 )
-from nanochat.backends.numba_kernels.trits import Layout, possible
-from nanochat.backends.numba_kernels.tune import Tuner
+from nanochat.backends.numba.products.trits import CodeLayout, possible
+from nanochat.backends.numba.runtime import compilation
+from nanochat.backends.numba.runtime.compilation import end_wait
+from nanochat.backends.numba.runtime.isa import available, chosen, rivals
+from nanochat.backends.numba.runtime.launch import Launcher
+from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.state import NumbaState, buffers
+from nanochat.backends.numba.streams import mhc, projection
+from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference import check_room, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.errors import BackendError, InputError
@@ -67,10 +62,10 @@ _APPEND: dict[np.dtype[np.generic], Callable[..., object]] = {
     np.dtype(np.uint16): attention.append_float16,
     np.dtype(np.int8): attention.append_int8,
 }
-_ATTEND: dict[np.dtype[np.generic], Callable[..., object]] = {
-    np.dtype(np.float32): attention.attend_float32,
-    np.dtype(np.uint16): attention.attend_float16,
-    np.dtype(np.int8): attention.attend_int8,
+_ATTENTION: dict[np.dtype[np.generic], Callable[..., object]] = {
+    np.dtype(np.float32): attention.attention_float32,
+    np.dtype(np.uint16): attention.attention_float16,
+    np.dtype(np.int8): attention.attention_int8,
 }
 
 
@@ -140,7 +135,7 @@ class NumbaOps:
 
     @property
     def details(self) -> dict[str, object]:
-        """See `nanochat.backends.choice.Detailed`."""
+        """See `nanochat.backends.describe.Detailed`."""
         folder = compilation.folder(activation.add)
         return {
             "instructions": self.isa,
@@ -181,7 +176,7 @@ class NumbaOps:
         )
         return prepared
 
-    def layout_of(self, nbytes: int) -> Layout:
+    def layout_of(self, nbytes: int) -> CodeLayout:
         """How a model is laid out whose ternary codes take so many bytes in two bits each."""
         if self.layout == "auto":
             return "five_trits" if nbytes >= _STREAMED and possible(self.isa) else "two_bits"
@@ -195,7 +190,7 @@ class NumbaOps:
         return np.array(values, np.float32, order="C")
 
     def numpy(self, x: Array) -> NDArray[np.float32]:
-        values = np.array(now(x), np.float32)
+        values = np.array(realize(x), np.float32)
         end_wait()
         return values
 
@@ -223,14 +218,14 @@ class NumbaOps:
     def repeat(self, step: Callable[[Array], Array], tokens: Array, state: NumbaState) -> Array:
         """See `nanochat.ops.Repeats`: noted at the first step of a state, and then run without Python."""
         if state.step is None:
-            ids = now(tokens).copy()
-            y, notes = self.launch.note(lambda: now(step(ids)))
+            ids = realize(tokens).copy()
+            y, notes = self.launch.note(lambda: realize(step(ids)))
             state.step = notes, ids, y
             return cast(Array, y)
         notes, ids, y = state.step
         if not notes.complete or tokens.shape != ids.shape:
             return step(tokens)
-        ids[:] = now(tokens)
+        ids[:] = realize(tokens)
         notes.repeat(self.launch.threads)
         return y
 
@@ -270,7 +265,7 @@ class NumbaOps:
         gains, eps = _dense(gain), float(eps)
         if isinstance(x, Pending) and x.norm is not None and x.values is None:
             return x.norm(x, gains, eps)
-        values = now(x)
+        values = realize(x)
         rows = values.reshape(-1, values.shape[-1])
         launch = functools.partial(self.launch, tasks=len(rows), nanoseconds=values.size * _ELEMENT)
 
@@ -287,7 +282,7 @@ class NumbaOps:
 
     def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
         if not isinstance(x, Pending):
-            x = Pending(shape=x.shape, compute=functools.partial(now, x), values=x)
+            x = Pending(shape=x.shape, compute=functools.partial(realize, x), values=x)
         calls, results = [], []
         for leaf in linears:
             if isinstance(leaf, TiledLinear):
@@ -344,7 +339,7 @@ class NumbaOps:
         return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
 
     def add(self, x: Array, y: Array) -> Array:
-        left, right = now(x), now(y)
+        left, right = realize(x), realize(y)
         if left.shape == right.shape:
             return self._elementwise(activation.add, left, right)
         self._needs_python()
@@ -354,7 +349,7 @@ class NumbaOps:
         return _dense(leaf)
 
     def last(self, x: Array) -> Array:
-        values = now(x)
+        values = realize(x)
         if values.shape[1] == 1:
             return values
         self._needs_python()
@@ -363,13 +358,13 @@ class NumbaOps:
     # Attention.
 
     def split_heads(self, x: Array, heads: int) -> Array:
-        return now(x).reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+        return realize(x).reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
     def merge_heads(self, x: Array) -> Array:
-        return now(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+        return realize(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def rope(self, x: Array, *, theta: float, state: NumbaState | None) -> Array:
-        x = now(x)
+        x = realize(x)
         batch, length, _, features = x.shape
         if state is not None:
             self._check_room(state, length)
@@ -395,7 +390,7 @@ class NumbaOps:
     def attention(
         self, q: Array, k: Array, v: Array, *, state: NumbaState | None, slot: int
     ) -> Array:
-        q, k, v = now(q), now(k), now(v)
+        q, k, v = realize(q), realize(k), realize(v)
         batch, length, groups, features = k.shape
         starts = _starts(state, batch)
         if state is None:
@@ -403,7 +398,7 @@ class NumbaOps:
             kept = buffers(shape, batch, length)
             self._append(k, v, starts, kept)
         else:
-            self.remember(k, v, state=state, slot=slot)
+            self.append_kv(k, v, state=state, slot=slot)
             kept = state.arrays[slot]
         seen = length / 2 if state is None else state.longest + length / 2
         if state is not None and self.launch.notes is not None:
@@ -411,13 +406,13 @@ class NumbaOps:
             seen = state.capacity
         y = self._like(q)
         tasks = batch * groups * -(-length * q.shape[2] // groups // attention.ROWS)
-        attend, nanoseconds = _ATTEND[kept[0].dtype], 2 * q.size * seen * _FLOAT
-        self.launch(attend, q, *kept, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        kernel, nanoseconds = _ATTENTION[kept[0].dtype], 2 * q.size * seen * _FLOAT
+        self.launch(kernel, q, *kept, starts, y, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
-    def remember(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
+    def append_kv(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
         self._check_room(state, k.shape[1])
-        self._append(now(k), now(v), state.lengths, state.arrays[slot])
+        self._append(realize(k), realize(v), state.lengths, state.arrays[slot])
 
     def _append(self, k: Values, v: Values, starts: NDArray[np.int64], kept: list[Values]) -> None:
         append = _APPEND[kept[0].dtype]
@@ -427,7 +422,7 @@ class NumbaOps:
     # Gated DeltaNet.
 
     def short_conv(self, x: Array, kernel: Leaf, *, state: NumbaState | None, slot: int) -> Array:
-        x = now(x)
+        x = realize(x)
         weight = np.ascontiguousarray(_dense(kernel).T)
         batch, length, features = x.shape
         if state is None:
@@ -454,15 +449,22 @@ class NumbaOps:
         state: NumbaState | None,
         slot: int,
     ) -> Array:
-        values = now(v)
+        values = realize(v)
         batch, length, heads, features = k.shape
         shape = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
         (memory,) = buffers(shape, batch, 0) if state is None else state.arrays[slot]
         groups, padded = memory.shape[2:4]
         queries = self.launch.empty((batch, length, heads, padded))
         keys = self._like(queries)
-        steps, keeps = self._like(now(beta)), self._like(now(decay))
-        given = now(q), now(k), now(beta), now(decay), _dense(log_rate), _dense(time_bias)
+        steps, keeps = self._like(realize(beta)), self._like(realize(decay))
+        given = (
+            realize(q),
+            realize(k),
+            realize(beta),
+            realize(decay),
+            _dense(log_rate),
+            _dense(time_bias),
+        )
         tasks, nanoseconds = batch * length, 2 * queries.size * _ELEMENT
         inputs = queries, keys, steps, keeps
         self.launch(delta.delta_inputs, *given, *inputs, tasks=tasks, nanoseconds=nanoseconds)
@@ -485,7 +487,7 @@ class NumbaOps:
     def _activation(
         self, kernel: Callable[..., None], fused_kernel: Callable[..., None], *inputs: Array
     ) -> Array:
-        arrays = [now(x) for x in inputs]
+        arrays = [realize(x) for x in inputs]
         shape, size = arrays[0].shape, arrays[0].size
 
         def fusion(y: Values, block: int, rounded: Rounded) -> None:
@@ -504,7 +506,7 @@ class NumbaOps:
 
     def _elementwise(self, kernel: Callable[..., None], x: Array, *others: Array) -> Values:
         """Launch ``kernel(x, *others, y)`` on flat arrays of one size."""
-        arrays = [now(x), *map(now, others)]
+        arrays = [realize(x), *map(realize, others)]
         y = self._like(arrays[0])
         assert all(array.size == y.size for array in arrays)
         flat = [array.reshape(-1) for array in (*arrays, y)]
@@ -519,8 +521,8 @@ class NumbaOps:
         self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
     ) -> Array:
         self._needs_python()
-        rows = now(x).reshape(-1, x.shape[-1])
-        scores = now(logits).reshape(-1, logits.shape[-1])
+        rows = realize(x).reshape(-1, x.shape[-1])
+        scores = realize(logits).reshape(-1, logits.shape[-1])
         chosen = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         shares = np.take_along_axis(scores, chosen, axis=1)
         shares = np.exp(shares - shares.max(axis=1, keepdims=True))
@@ -528,13 +530,13 @@ class NumbaOps:
         out = np.zeros_like(rows)
         for e in np.unique(chosen):
             token, rank = np.nonzero(chosen == e)
-            out[token] += shares[token, rank, None] * now(networks[e](rows[token]))
+            out[token] += shares[token, rank, None] * realize(networks[e](rows[token]))
         return out.reshape(x.shape)
 
     # mHC: manifold-constrained hyper-connections.
 
     def mhc_open(self, x: Array, num_streams: int) -> Array:
-        x = now(x)
+        x = realize(x)
         batch, length, width = x.shape
         streams: Values = self.launch.empty((batch, length, num_streams, width))
         rows, flat = x.reshape(-1, width), streams.reshape(-1, num_streams, width)
@@ -545,7 +547,7 @@ class NumbaOps:
     def mhc_read(
         self, streams: Array, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
     ) -> tuple[Array, Array, Array | None]:
-        streams = now(streams)
+        streams = realize(streams)
         batch, length, n, width = streams.shape
         flat = streams.reshape(-1, n, width)
         known = self._site(site, n, mixer, iterations)
@@ -598,14 +600,14 @@ class NumbaOps:
         assert site.projection is not None
         tokens, n, width = flat.shape
         numbers = site.projection.numbers
-        lanes, chunks = numbers.shape[1], mhc_projection.num_chunks(width)
+        lanes, chunks = numbers.shape[1], projection.num_chunks(width)
         assert numbers.shape[0] == n * width
         sums = self.launch.empty((tokens, chunks, lanes))
         squares = self.launch.empty((tokens, chunks))
         self.launch(
-            mhc_projection.projector(numbers.dtype.name, lanes, n),
+            projection.projector(numbers.dtype.name, lanes, n),
             *(flat, numbers, sums, squares),
-            tasks=chunks * -(-tokens // mhc_projection.TOKENS),
+            tasks=chunks * -(-tokens // projection.TOKENS),
             nanoseconds=flat.size * lanes * _FLOAT + numbers.nbytes * _BYTE,
         )
         found = _Coefficients(
@@ -623,11 +625,11 @@ class NumbaOps:
         return found
 
     def mhc_write(self, streams: Array, y: Array, post: Array, mix: Array | None) -> Array:
-        streams = now(streams)
+        streams = realize(streams)
         batch, length, n, width = streams.shape
         written = self._like(streams)
         flat, result = streams.reshape(-1, n, width), written.reshape(-1, n, width)
-        rows, shares = now(y).reshape(-1, width), now(post).reshape(-1, n)
+        rows, shares = realize(y).reshape(-1, width), realize(post).reshape(-1, n)
         launch = functools.partial(
             self.launch, tasks=batch * length, nanoseconds=2 * streams.size * _ELEMENT
         )
@@ -635,11 +637,11 @@ class NumbaOps:
             launch(mhc.add, flat, rows, shares, result)
         else:
             assert n in (2, 4), n
-            launch(mhc.mix, flat, rows, shares, now(mix).reshape(-1, n, n), result)
+            launch(mhc.mix, flat, rows, shares, realize(mix).reshape(-1, n, n), result)
         return written
 
     def mhc_close(self, streams: Array) -> Array:
-        streams = now(streams)
+        streams = realize(streams)
         batch, length, n, width = streams.shape
         y: Values = self.launch.empty((batch, length, width))
         flat, rows = streams.reshape(-1, n, width), y.reshape(-1, width)
@@ -650,20 +652,20 @@ class NumbaOps:
     # Adaptive depth.
 
     def survival(self, previous: Array | None, logits: Array) -> Array:
-        before = np.ones_like(now(logits)) if previous is None else previous
+        before = np.ones_like(realize(logits)) if previous is None else previous
         return self.gate(before, logits)
 
     def at_most(self, x: Array, threshold: float) -> Array:
         self._needs_python()
-        return cast(Array, now(x) <= np.float32(threshold))
+        return cast(Array, realize(x) <= np.float32(threshold))
 
     def every(self, mask: Array) -> bool:
         self._needs_python()
-        return bool(now(mask).all())
+        return bool(realize(mask).all())
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         self._needs_python()
-        chosen, kept, others = now(mask), now(yes), now(no)
+        chosen, kept, others = realize(mask), realize(yes), realize(no)
         where = chosen.reshape(chosen.shape + (1,) * (kept.ndim - chosen.ndim))
         return np.where(where, kept, others)
 

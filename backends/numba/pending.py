@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Pending", "Rounded", "Values", "now"]
+__all__ = ["Array", "Pending", "Rounded", "Values", "realize"]
 
 Values = NDArray[np.float32]
 
@@ -57,6 +57,6 @@ class Pending:
 Array = Values | Pending
 
 
-def now(x: Array) -> Values:
+def realize(x: Array) -> Values:
     """The array itself, computed if `x` stands for one that nobody has needed yet."""
     return x.array() if isinstance(x, Pending) else x

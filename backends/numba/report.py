@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba_kernels import activation, choices, compilation
-from nanochat.backends.numba_kernels.compilation import end_wait
-from nanochat.backends.numba_kernels.isa import Isa, available, chosen, has_half
-from nanochat.backends.numba_kernels.memory import nodes
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
-from nanochat.backends.numba_kernels.tune import is_on
+from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.runtime import compilation
+from nanochat.backends.numba.runtime.compilation import end_wait
+from nanochat.backends.numba.runtime.isa import Isa, available, chosen, has_half
+from nanochat.backends.numba.runtime.memory import nodes
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.tuning import choices
+from nanochat.backends.numba.tuning.tuner import is_on
 
 __all__ = ["KernelReport", "call_microseconds", "huge_pages", "report", "threads_warning"]
 

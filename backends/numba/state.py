@@ -6,10 +6,10 @@ from typing import cast
 
 import numpy as np
 
-from nanochat.backends.numba.launch import Notes
 from nanochat.backends.numba.pending import Values
-from nanochat.backends.numba_kernels.isa import has_half
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.runtime.isa import has_half
+from nanochat.backends.numba.runtime.launch import Notes
+from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 

@@ -24,9 +24,17 @@ from nanochat.export.format import Progress
 from nanochat.export.gguf.types import TYPES, TensorType
 from nanochat.files import require_file
 
-__all__ = ["Field", "GgufFile", "GgufTensor", "NewTensor", "Value", "read_gguf", "write_container"]
+__all__ = [
+    "Field",
+    "GgufFile",
+    "GgufTensor",
+    "MetadataValue",
+    "NewTensor",
+    "read_gguf",
+    "write_container",
+]
 
-Value = bool | int | float | str | list[str] | NDArray[np.generic]
+MetadataValue = bool | int | float | str | list[str] | NDArray[np.generic]
 # To write: a NumPy number goes into the file as the type that it has; a list, as an array of texts or of numbers of one
 # type.
 Field = str | np.generic | Sequence[str] | NDArray[np.generic]
@@ -68,7 +76,7 @@ class GgufTensor:
 class GgufFile:
     """What a file holds."""
 
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, MetadataValue]
     tensors: Mapping[str, GgufTensor]
 
 
@@ -83,7 +91,7 @@ def read_gguf(path: Path) -> GgufFile:
     cursor = _Cursor(path, mapped[:_MAX_METADATA_BYTES].data)
     _check_version(path, bytes(cursor.take(4)), cursor.integer("<I"))
     num_tensors, num_values = cursor.integer("<Q"), cursor.integer("<Q")
-    metadata: dict[str, Value] = {}
+    metadata: dict[str, MetadataValue] = {}
     for _ in range(num_values):
         key = cursor.text()
         if key in metadata:
@@ -189,7 +197,7 @@ class _Cursor:
                 f"{self.path}: the text {data!r:.80} is not UTF-8; fetch the file again"
             ) from error
 
-    def value(self) -> Value:
+    def value(self) -> MetadataValue:
         """Return the next value of the metadata, behind its type."""
         kind = self.integer("<I")
         if kind == _TYPE.ARRAY:

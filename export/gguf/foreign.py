@@ -25,7 +25,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.gguf.container import GgufFile, GgufTensor
 from nanochat.export.gguf.foreign_config import ARCHITECTURES, read_hyperparameters
-from nanochat.export.gguf.tensors import layout
+from nanochat.export.gguf.tensors import tensor_members
 from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0, unpack_ternary
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
@@ -138,7 +138,7 @@ class _Reader:
     def model(self) -> tuple[ModelConfig, Weights[Stored]]:
         """Configuration and weights."""
         specs = dict(named_leaves(shapes(self._plain)))
-        places = layout(shapes(self._plain), self._architecture)
+        places = tensor_members(shapes(self._plain), self._architecture)
         self._check_names(places, specs)
         matrices: dict[str, _Matrix] = {}
         others: dict[str, Stored] = {}

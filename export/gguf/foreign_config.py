@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.gguf.container import GgufFile, GgufTensor, Value
+from nanochat.export.gguf.container import GgufFile, GgufTensor, MetadataValue
 from nanochat.export.gguf.types import Q8_0
 
 __all__ = ["ARCHITECTURES", "read_hyperparameters"]
@@ -93,7 +93,7 @@ def read_hyperparameters(architecture: str, file: GgufFile) -> dict[str, Any]:
 class _Keys:
     """Hyperparameters of an architecture, by their names without it."""
 
-    def __init__(self, architecture: str, metadata: Mapping[str, Value]) -> None:
+    def __init__(self, architecture: str, metadata: Mapping[str, MetadataValue]) -> None:
         self._architecture = architecture
         self._metadata = metadata
 

@@ -17,8 +17,8 @@ import numpy as np
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError, VersionError
-from nanochat.export.gguf.container import Field, GgufFile, Value
-from nanochat.export.gguf.tensors import OUTTYPES, OutType, layout
+from nanochat.export.gguf.container import Field, GgufFile, MetadataValue
+from nanochat.export.gguf.tensors import OUTTYPES, OutType, tensor_members
 from nanochat.model import ntk_theta
 from nanochat.shapes import shapes
 from nanochat.text.tokenizer import CHAT_TEMPLATE, PRE_TOKENIZER, Tokenizer
@@ -74,12 +74,12 @@ def new_metadata(
     }
 
 
-def is_ours(metadata: Mapping[str, Value]) -> bool:
+def is_ours(metadata: Mapping[str, MetadataValue]) -> bool:
     """Whether this package has written the file, whatever its architecture."""
     return _FORMAT in metadata
 
 
-def read_config(path: Path, metadata: Mapping[str, Value]) -> ModelConfig:
+def read_config(path: Path, metadata: Mapping[str, MetadataValue]) -> ModelConfig:
     """The configuration of a model in a file that `is_ours`."""
     version = metadata.get(_FORMAT)
     if type(version) is not int or version < 1:
@@ -108,7 +108,7 @@ def read_config(path: Path, metadata: Mapping[str, Value]) -> ModelConfig:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -> Tokenizer:
+def read_tokenizer(path: Path, metadata: Mapping[str, MetadataValue], vocab_size: int) -> Tokenizer:
     """The tokenizer in a file that `is_ours`."""
     keys = _KEYS.Tokenizer
     for key, required in ((keys.MODEL, "gpt2"), (keys.PRE, PRE_TOKENIZER)):
@@ -136,7 +136,7 @@ def read_tokenizer(path: Path, metadata: Mapping[str, Value], vocab_size: int) -
         raise FormatError(f"{path}: {error}") from error
 
 
-def read_licence(metadata: Mapping[str, Value]) -> str:
+def read_licence(metadata: Mapping[str, MetadataValue]) -> str:
     """The SPDX identifier that a file gives as the licence of its weights, or "unknown"."""
     licence = metadata.get(_KEYS.General.LICENSE)
     return licence if isinstance(licence, str) and licence else "unknown"
@@ -166,12 +166,12 @@ def _outtype(file: GgufFile, bundle: Bundle) -> OutType:
     """The type of the first ternary matrix."""
     architecture = str(file.metadata[_KEYS.General.ARCHITECTURE])
     first = next(name for name, leaf in named_leaves(bundle.weights) if isinstance(leaf, Ternary))
-    members = layout(shapes(bundle.config), architecture)
+    members = tensor_members(shapes(bundle.config), architecture)
     tensor = next(tensor for tensor, names in members.items() if first in names)
     return next(name for name, kind in OUTTYPES.items() if kind == file.tensors[tensor].kind)
 
 
-def _is_same(found: Value | None, expected: Field | None) -> bool:
+def _is_same(found: MetadataValue | None, expected: Field | None) -> bool:
     if isinstance(expected, np.generic):
         return type(found) is type(expected.item()) and found == expected.item()
     if isinstance(expected, np.ndarray):

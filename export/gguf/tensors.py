@@ -51,10 +51,10 @@ __all__ = [
     "ARCHITECTURE",
     "OUTTYPES",
     "OutType",
-    "layout",
     "new_tensors",
     "read_leaves",
     "require_exact",
+    "tensor_members",
 ]
 
 OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
@@ -95,7 +95,7 @@ def new_tensors(
     leaves, specs = dict(named_leaves(bundle.weights)), shapes(bundle.config)
     spec_of = dict(named_leaves(specs))
     tensors: list[NewTensor] = []
-    for name, members in layout(specs, architecture).items():
+    for name, members in tensor_members(specs, architecture).items():
         spec = spec_of[members[0]]
         half = half_tables and members[0] in _TABLES
         dense = F16 if half else _FLOATS[spec.dtype]
@@ -115,7 +115,7 @@ def read_leaves(
 ) -> Weights[Stored]:
     """A model's leaves from the tensors of its file, each checked when it is read; float32 leaves are views of it."""
     specs = shapes(config)
-    members_of = layout(specs, architecture)
+    members_of = tensor_members(specs, architecture)
     different = sorted(members_of.keys() ^ tensors.keys())
     if different:
         name = different[0]
@@ -180,7 +180,7 @@ def _fits(spec: Spec, kind: TensorType) -> bool:
     return spec.weight_block % kind.columns == 0
 
 
-def layout(specs: Weights[Spec], architecture: str) -> dict[str, list[str]]:
+def tensor_members(specs: Weights[Spec], architecture: str) -> dict[str, list[str]]:
     """The names of the leaves that each tensor of a file is made of."""
     members: dict[str, list[str]] = {}
     for name, _ in named_leaves(specs):

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from nanochat.errors import FormatError
-from nanochat.export.gguf.container import Value
+from nanochat.export.gguf.container import MetadataValue
 from nanochat.text.codec import TextCodec
 from nanochat.text.library import LibraryTokenizer
 from nanochat.text.roles import Roles
@@ -64,7 +64,7 @@ _SPLITS = {
 }
 
 
-def read_vocabulary(metadata: Mapping[str, Value], *, rows: int) -> TextCodec:
+def read_vocabulary(metadata: Mapping[str, MetadataValue], *, rows: int) -> TextCodec:
     """The tokenizer of a file whose embedding has so many rows."""
     vocabulary = _Vocabulary(metadata)
     if len(vocabulary.tokens) > rows:
@@ -85,7 +85,7 @@ def read_vocabulary(metadata: Mapping[str, Value], *, rows: int) -> TextCodec:
 class _Vocabulary:
     """Pieces and kinds of the tokens; those that no text has are left out."""
 
-    def __init__(self, metadata: Mapping[str, Value]) -> None:
+    def __init__(self, metadata: Mapping[str, MetadataValue]) -> None:
         self.tokens = _texts(metadata, _KEYS.LIST)
         kinds = metadata.get(_KEYS.TOKEN_TYPE)
         if kinds is None:
@@ -133,7 +133,7 @@ class _Vocabulary:
         ]
 
 
-def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> TextCodec:
+def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) -> TextCodec:
     name = metadata.get(_KEYS.PRE)
     if not isinstance(name, str) or name not in _SPLITS:
         raise FormatError(
@@ -166,7 +166,7 @@ def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> TextC
     )
 
 
-def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, Value]) -> TextCodec:
+def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) -> TextCodec:
     scores = metadata.get(_KEYS.SCORES)
     if not isinstance(scores, np.ndarray) or len(scores) != len(vocabulary.tokens):
         raise FormatError(
@@ -239,7 +239,11 @@ def _tokenizer(
 
 
 def _roles(
-    metadata: Mapping[str, Value], *, adds_bos: bool, bos: int | None = None, eos: int | None = None
+    metadata: Mapping[str, MetadataValue],
+    *,
+    adds_bos: bool,
+    bos: int | None = None,
+    eos: int | None = None,
 ) -> Roles:
     template = metadata.get(_KEYS.CHAT_TEMPLATE, "")
     further = {_token(metadata, key, None) for key in (_KEYS.EOT_ID, _KEYS.EOM_ID)}
@@ -254,14 +258,14 @@ def _roles(
     )
 
 
-def _token(metadata: Mapping[str, Value], key: str, default: int | None) -> int | None:
+def _token(metadata: Mapping[str, MetadataValue], key: str, default: int | None) -> int | None:
     value = metadata.get(key, default)
     if value is not None and (type(value) is not int or value < 0):
         raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
     return value
 
 
-def _texts(metadata: Mapping[str, Value], key: str) -> list[str]:
+def _texts(metadata: Mapping[str, MetadataValue], key: str) -> list[str]:
     value = metadata.get(key)
     if not isinstance(value, list):
         raise FormatError(f"{key} is no list of texts; fetch the file again")

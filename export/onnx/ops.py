@@ -131,8 +131,8 @@ class OnnxOps(ABC):
                 return whole
         return self.graph.reshape(x, shape)
 
-    def remember(self, k: Value, v: Value, *, state: OnnxState, slot: int) -> None:
-        raise _meaningless("remember")
+    def append_kv(self, k: Value, v: Value, *, state: OnnxState, slot: int) -> None:
+        raise _meaningless("append_kv")
 
     # Gated DeltaNet.
 
@@ -145,7 +145,7 @@ class OnnxOps(ABC):
         swapped = graph.transpose(x, 0, 2, 1)
         weight = graph.constant(kernel.name, kernel.dense_values().reshape(features, 1, taps))
         (past,) = state.past(slot)
-        state.remember_inputs(slot, swapped)
+        state.keep_inputs(slot, swapped)
         return graph.transpose(self.convolution(swapped, weight, past), 0, 2, 1)
 
     def delta_rule(
@@ -177,7 +177,7 @@ class OnnxOps(ABC):
         strength = graph.binary("Mul", graph.unary("Sigmoid", beta), valid)
         (past,) = state.past(slot)
         y, present = self.recurrence(q, k, v, strength, log_decay, past)
-        state.remember(slot, present)
+        state.keep(slot, present)
         return y
 
     # Networks.

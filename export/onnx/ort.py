@@ -112,7 +112,7 @@ class OrtOps(OnnxOps):
             kv_num_heads=kv_heads,
             do_rotary=int(bool(caches)),
         )
-        state.remember(slot, keys, values)
+        state.keep(slot, keys, values)
         return self.split_heads(y, heads)
 
     def _packed(self, parts: Sequence[Value | None]) -> Value | None:

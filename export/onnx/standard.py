@@ -108,7 +108,7 @@ class StandardOps(OnnxOps):
             graph.node("Concat", past, graph.transpose(x, 0, 2, 1, 3), shape=present, axis=2)
             for past, x in zip(state.past(slot), (k, v), strict=True)
         )
-        state.remember(slot, keys, values)
+        state.keep(slot, keys, values)
         scale = graph.literal(np.array(1 / math.sqrt(features), np.float32))
         groups = graph.reshape(
             graph.binary("Mul", self.merge_heads(q), scale),

@@ -57,12 +57,12 @@ class OnnxState(ABC):
         """The arrays that the slot held before this call."""
         return self._pasts[slot]
 
-    def remember(self, slot: int, *presents: Value) -> None:
+    def keep(self, slot: int, *presents: Value) -> None:
         """Keep what the slot holds after this call."""
         for past, present in zip(self._pasts[slot], presents, strict=True):
             self._presents.append((present_name(past.name), present))
 
-    def remember_inputs(self, slot: int, x: Value) -> None:
+    def keep_inputs(self, slot: int, x: Value) -> None:
         """Keep the last inputs of a convolution, of those before this call and of x, (batch, features, tokens)."""
         self._inputs.append(x)
         if len(self._inputs) < _NUM_CONVOLUTIONS:

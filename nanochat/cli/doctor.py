@@ -105,7 +105,7 @@ def _try(name: str) -> _Backend:
 
 def _advice(name: str, reason: str) -> tuple[str, ...]:
     from nanochat import backends
-    from nanochat.backends.choice import describe, faster
+    from nanochat.backends.describe import describe, faster
 
     graph = {"backend": name, "device": "cpu"}
     return faster(graph if name in backends.GRAPHS else describe(backends.get(name)), reason=reason)

@@ -13,8 +13,8 @@ from nanochat.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from nanochat.backends.numba import NumbaOps
-    from nanochat.backends.numba_kernels.choices import Choice, Finding, Key
-    from nanochat.backends.numba_kernels.tune import Matrix
+    from nanochat.backends.numba.tuning.choices import Choice, Finding, Key
+    from nanochat.backends.numba.tuning.tuner import Matrix
     from nanochat.config import ModelConfig
 
 __all__ = ["tune"]
@@ -68,7 +68,7 @@ def tune(
     if show and clear:
         raise InputError("--show prints what --clear would remove: choose one of them")
 
-    from nanochat.backends.numba_kernels import choices
+    from nanochat.backends.numba.tuning import choices
 
     if clear:
         count = choices.clear()
@@ -92,9 +92,9 @@ def _measure(
     config: "ModelConfig", numbers: Sequence[int], num_threads: int | None
 ) -> "dict[Key, Finding]":
     from nanochat.backends.numba import NumbaOps
-    from nanochat.backends.numba_kernels.choices import CLASSES
-    from nanochat.backends.numba_kernels.compilation import end_wait
-    from nanochat.backends.numba_kernels.tune import group, is_on
+    from nanochat.backends.numba.runtime.compilation import end_wait
+    from nanochat.backends.numba.tuning.choices import CLASSES
+    from nanochat.backends.numba.tuning.tuner import group, is_on
 
     if not is_on():
         raise InputError("NANOCHAT_TUNE=off: what is measured would not be used; unset it")
@@ -109,10 +109,10 @@ def _measure(
 
 def _matrices(config: "ModelConfig", ops: "NumbaOps") -> "list[Matrix]":
     """Every matrix that a step multiplies with, laid out as `ops` would, made when it is needed."""
-    from nanochat.backends.numba_kernels.choices import Kind, Shape
-    from nanochat.backends.numba_kernels.memory import WeightMemory
-    from nanochat.backends.numba_kernels.trits import fits
-    from nanochat.backends.numba_kernels.tune import random_matrix
+    from nanochat.backends.numba.products.trits import fits
+    from nanochat.backends.numba.runtime.memory import WeightMemory
+    from nanochat.backends.numba.tuning.choices import Kind, Shape
+    from nanochat.backends.numba.tuning.tuner import random_matrix
     from nanochat.shapes import shapes
     from nanochat.weights import named_leaves
 
@@ -152,7 +152,7 @@ def _rows(found: "Iterable[tuple[Key, Finding]]") -> Iterable[Sequence[object]]:
 
 
 def _label(choice: "Choice") -> str:
-    from nanochat.backends.numba_kernels.linear import AHEAD
+    from nanochat.backends.numba.products.linear import AHEAD
 
     together = f"{choice.variant % AHEAD} together"
     ahead = ", ahead" if choice.variant >= AHEAD else ""

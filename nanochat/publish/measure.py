@@ -17,7 +17,7 @@ from typing import Any
 
 from nanochat import backends
 from nanochat.backends import host
-from nanochat.backends.choice import describe
+from nanochat.backends.describe import describe
 from nanochat.bundle import Bundle
 from nanochat.errors import FormatError, InputError
 from nanochat.export.run import start

@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 CONSTANT = """
-from nanochat.backends.numba_kernels.compilation import inlined
+from nanochat.backends.numba.runtime.compilation import inlined
 
 @inlined
 def constant():
     return 2.0
 """
 KERNEL = """
-from nanochat.backends.numba_kernels.compilation import kernel
+from nanochat.backends.numba.runtime.compilation import kernel
 from package.constant import constant
 
 @kernel

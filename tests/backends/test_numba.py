@@ -1,6 +1,6 @@
 """What only the Numba backend can get wrong: its layouts, its threads, its scratch memory, its limits.
 
-Legend: see `nanochat.backends.numba_kernels.linear`.
+Legend: see `nanochat.backends.numba.products.linear`.
 """
 
 import multiprocessing
@@ -16,10 +16,12 @@ from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba.pending import now
-from nanochat.backends.numba_kernels import activation, attention, delta, linear, mhc
-from nanochat.backends.numba_kernels.tiles import Leaf
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.pending import realize
+from nanochat.backends.numba.products import activation, linear
+from nanochat.backends.numba.products.packing import Leaf
+from nanochat.backends.numba.runtime.vectors import LANES
+from nanochat.backends.numba.streams import mhc
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.init import freeze
@@ -69,7 +71,7 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     expected = logits(name, num_threads=1)
     # Otherwise these small models are not worth a second thread.
-    monkeypatch.setattr("nanochat.backends.numba_kernels.team._CHUNK", 1)
+    monkeypatch.setattr("nanochat.backends.numba.runtime.threads._CHUNK", 1)
 
     found = logits(name, num_threads=num_threads)
 
@@ -83,7 +85,7 @@ def test_two_python_threads_may_run_one_model() -> None:
     expected = ops.numpy(forward(ids, weights, config, ops))
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: now(forward(ids, weights, config, ops)), range(16)))
+        found = list(pool.map(lambda _: realize(forward(ids, weights, config, ops)), range(16)))
 
     for y in found:
         np.testing.assert_array_equal(y, expected)

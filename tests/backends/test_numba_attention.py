@@ -17,10 +17,10 @@ from numba import njit
 
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba import state as numba_state
+from nanochat.backends.numba.attention import attention
+from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
+from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.backends.numba.state import buffers
-from nanochat.backends.numba_kernels import attention
-from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply
-from nanochat.backends.numba_kernels.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.ternary import quantize_activations
@@ -33,9 +33,9 @@ APPEND: dict[Storage, Callable[..., None]] = {
     "int8": attention.append_int8,
 }
 ATTEND: dict[Storage, Callable[..., None]] = {
-    "float32": attention.attend_float32,
-    "float16": attention.attend_float16,
-    "int8": attention.attend_int8,
+    "float32": attention.attention_float32,
+    "float16": attention.attention_float16,
+    "int8": attention.attention_int8,
 }
 every_storage = pytest.mark.parametrize("storage", STORAGES)
 
@@ -205,7 +205,7 @@ def test_stacked_states_remember_what_each_remembered(storage: Storage) -> None:
     for length in (3, 35):
         state = ops.new_state([slot], batch=1, capacity=64)
         k, v = normal(1, length, 2, 10), normal(1, length, 2, 10, seed=1)
-        ops.remember(k, v, state=state, slot=0)
+        ops.append_kv(k, v, state=state, slot=0)
         ops.advance(state, ops.tokens(np.zeros((1, length), np.int64)))
         states.append(state)
 

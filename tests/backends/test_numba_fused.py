@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba.pending import Pending
-from nanochat.backends.numba_kernels import activation, mhc
+from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.streams import mhc
 from tests.backends.leaves import normal
 
 SHAPES = [(1, 128, 128), (3, 1280, 128), (65, 256, 256), (2, 33, 11), (4, 7, 7), (1, 600, 600)]

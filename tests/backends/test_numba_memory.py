@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nanochat
-from nanochat.backends.numba_kernels.memory import WeightMemory, spread_over_nodes
+from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.export.directory import save_model

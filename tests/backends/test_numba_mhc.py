@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import mhc, mhc_projection
-from nanochat.backends.numba_kernels.isa import has_half
-from nanochat.backends.numba_kernels.mhc_projection import num_chunks, projector
-from nanochat.backends.numba_kernels.tiles import TiledProjection, tile_projection
+from nanochat.backends.numba.products.packing import TiledProjection, tile_projection
+from nanochat.backends.numba.runtime.isa import has_half
+from nanochat.backends.numba.streams import mhc, projection
+from nanochat.backends.numba.streams.projection import num_chunks, projector
 from nanochat.backends.reference import ReferenceOps
 from nanochat.config import Mixer
 from nanochat.proof.tolerances import TOLERANCES, rms_error
@@ -138,7 +138,7 @@ def results(streams: Floats, lanes: int) -> list[Floats]:
 
 def num_tasks(streams: Floats) -> int:
     tokens, _, width = streams.shape
-    groups: int = -(-tokens // mhc_projection.TOKENS)
+    groups: int = -(-tokens // projection.TOKENS)
     return num_chunks(width) * groups
 
 

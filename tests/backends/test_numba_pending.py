@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba.pending import now
+from nanochat.backends.numba.pending import realize
 from nanochat.presets import preset
 from tests.parity.random_models import random_packed_weights
 
@@ -31,7 +31,7 @@ def test_what_a_site_gives_is_freed_with_the_last_name_of_it() -> None:
 
     u, _, _ = ops.mhc_read(streams, site.mhc, mixer="lite", iterations=1, eps=1e-6)
     x = ops.rms_norm(u, site.norm, eps=1e-6)
-    now(x)
+    realize(x)
     left = [weakref.ref(u), weakref.ref(x)]
     del u, x
 

@@ -98,7 +98,7 @@ def test_attention_of_a_repeated_step_is_cut_for_a_long_context() -> None:
     state, _ = model.prefill([1, 2], capacity=100_000)
     model.decode([3], state)
 
-    (call, *_) = [c for c in state.step[0].calls if c.kernel.__name__ == "attend_float32"]
+    (call, *_) = [c for c in state.step[0].calls if c.kernel.__name__ == "attention_float32"]
 
     assert call.nanoseconds > 20_000
 

@@ -1,6 +1,6 @@
 """The products of int8 activations with ternary and 8-bit weights: every instruction set writes the same right bits.
 
-Legend: see `nanochat.backends.numba_kernels.linear`.
+Legend: see `nanochat.backends.numba.products.linear`.
 """
 
 import itertools
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import activation, isa, linear
-from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.products import activation, linear
+from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
+from nanochat.backends.numba.runtime import isa
+from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.errors import NumericError
 from nanochat.weights import Int8, Latent, Stored, Ternary
 
@@ -290,7 +291,7 @@ def test_activations_are_rounded_as_the_contract_says(block: int) -> None:
     np.testing.assert_array_equal(found.codes.sum(axis=2), found.sums)
 
 
-# Layout.
+# CodeLayout.
 
 
 def test_weights_take_little_more_memory_than_their_bits() -> None:
@@ -435,7 +436,8 @@ def test_the_instruction_set_can_be_forced_and_never_exceeds_the_cpu(
 def test_portable_kernels_run_on_a_cpu_without_extensions() -> None:
     program = """
 import numpy as np
-from nanochat.backends.numba_kernels import isa, linear
+from nanochat.backends.numba.products import linear
+from nanochat.backends.numba.runtime import isa
 from tests.backends import test_products as t
 leaves = [t.random_leaf((33, 384, 384, 128), kind) for kind in ("ternary", "int8")]
 x = t.rounded(t.normal(5, 384), 128)

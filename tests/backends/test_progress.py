@@ -9,7 +9,7 @@ import pytest
 from numba.core.errors import TypingError
 from numba.core.event import register, unregister
 
-from nanochat.backends.numba_kernels.compilation import Progress
+from nanochat.backends.numba.runtime.compilation import Progress
 
 # Its types know no functions in parameters.
 njit: Any = numba.njit

@@ -1,6 +1,6 @@
 """Five ternary codes to a byte: the same bits as two bits each, from fewer bytes.
 
-Legend: see `nanochat.backends.numba_kernels.linear`.
+Legend: see `nanochat.backends.numba.products.linear`.
 """
 
 import itertools
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba import NumbaOps
-from nanochat.backends.numba_kernels import activation, isa, linear, trits
-from nanochat.backends.numba_kernels.choices import CLASSES, Shape
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.tiles import TiledLinear, prepare_leaf
-from nanochat.backends.numba_kernels.trits import Layout
-from nanochat.backends.numba_kernels.tune import candidates, random_matrix
+from nanochat.backends.numba.products import activation, linear, trits
+from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
+from nanochat.backends.numba.products.trits import CodeLayout
+from nanochat.backends.numba.runtime import isa
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.tuning.choices import CLASSES, Shape
+from nanochat.backends.numba.tuning.tuner import candidates, random_matrix
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError, InputError, NumericError
 from nanochat.model import forward, slots
@@ -49,7 +50,7 @@ def random_codes(rows: int, columns: int) -> Codes:
     return np.random.default_rng(0).integers(-1, 2, (rows, columns)).astype(np.int8)
 
 
-def laid(codes: Codes, layout: Layout, *, weight_block: int = 256) -> TiledLinear:
+def laid(codes: Codes, layout: CodeLayout, *, weight_block: int = 256) -> TiledLinear:
     rows, columns = codes.shape
     scales = np.random.default_rng(1).uniform(0.01, 2, (rows, columns // weight_block))
     leaf = Ternary(

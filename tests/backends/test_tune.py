@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from nanochat.backends.numba import NumbaOps, report
-from nanochat.backends.numba_kernels import choices, compilation, isa, linear
-from nanochat.backends.numba_kernels.choices import CLASSES, Choice, Finding, Key, Shape
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.tiles import TiledLinear
-from nanochat.backends.numba_kernels.tune import (
+from nanochat.backends.numba.products import linear
+from nanochat.backends.numba.products.packing import TiledLinear
+from nanochat.backends.numba.runtime import compilation, isa
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.tuning import choices
+from nanochat.backends.numba.tuning.choices import CLASSES, Choice, Finding, Key, Shape
+from nanochat.backends.numba.tuning.tuner import (
     Tuner,
     candidates,
     default_choice,

@@ -257,7 +257,7 @@ def test_doctor_says_how_numba_would_run(run: Run) -> None:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where measured products are kept, instead of the user's folder."""
-    compilation = pytest.importorskip("nanochat.backends.numba_kernels.compilation")
+    compilation = pytest.importorskip("nanochat.backends.numba.runtime.compilation")
     monkeypatch.setattr(compilation, "folder", lambda _kernel: tmp_path)
     monkeypatch.delenv("NANOCHAT_TUNE", raising=False)
     return tmp_path

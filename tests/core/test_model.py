@@ -141,11 +141,11 @@ class Recorder(ReferenceOps):
         self.used.append(slot)
         return super().attention(q, k, v, state=state, slot=slot)
 
-    def remember(self, k: Float, v: Float, *, state: ReferenceState, slot: int) -> None:
+    def append_kv(self, k: Float, v: Float, *, state: ReferenceState, slot: int) -> None:
         # `attention` remembers by itself.
         if self.used[-1:] != [slot]:
             self.used.append(slot)
-        super().remember(k, v, state=state, slot=slot)
+        super().append_kv(k, v, state=state, slot=slot)
 
     def short_conv(
         self, x: Float, kernel: Leaf, *, state: ReferenceState | None, slot: int

@@ -326,7 +326,7 @@ def test_remembered_keys_and_values_stand_where_attention_would_put_them() -> No
     k, v = normal(0, 2, 3, 1, 2), normal(1, 2, 3, 1, 2)
 
     OPS.attention(k, k, v, state=attending, slot=0)
-    OPS.remember(k, v, state=remembering, slot=0)
+    OPS.append_kv(k, v, state=remembering, slot=0)
 
     assert np.array_equal(attending.arrays, remembering.arrays, equal_nan=True)
 
@@ -335,7 +335,7 @@ def kept(x: Float, storage: Storage) -> Float:
     """What a state holds after it was given the vectors (T, K)."""
     slot = Slot(kind="attention", heads=1, key_dim=x.shape[1], storage=storage)
     state = state_of(slot)
-    OPS.remember(x[None, :, None], x[None, :, None], state=state, slot=0)
+    OPS.append_kv(x[None, :, None], x[None, :, None], state=state, slot=0)
     keys, values = (array[0, : len(x), 0] for array in state.arrays[0])
     assert np.array_equal(keys, values, equal_nan=True)
     return keys

@@ -228,11 +228,11 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.attention(q.other, k.other, v.other, state=_other(state), slot=slot),
         )
 
-    def remember(
+    def append_kv(
         self, k: Arrays[Array], v: Arrays[Array], *, state: States[State], slot: int
     ) -> None:
-        self.reference.remember(k.reference, v.reference, state=state.reference, slot=slot)
-        self.other.remember(k.other, v.other, state=state.other, slot=slot)
+        self.reference.append_kv(k.reference, v.reference, state=state.reference, slot=slot)
+        self.other.append_kv(k.other, v.other, state=state.other, slot=slot)
 
     # Gated DeltaNet.
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.backends.numba_kernels.activation import padded_width
-from nanochat.backends.numba_kernels.compilation import kernel
-from nanochat.backends.numba_kernels.isa import has_half
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.trits import WORDS, Layout, bytes_of, fits, lay_trits
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.products.activation import padded_width
+from nanochat.backends.numba.products.trits import WORDS, CodeLayout, bytes_of, fits, lay_trits
+from nanochat.backends.numba.runtime.compilation import kernel
+from nanochat.backends.numba.runtime.isa import has_half
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.errors import InputError
 from nanochat.tensors import release
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
@@ -58,7 +58,7 @@ class TiledLinear:
         return self.rows, self.columns
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> CodeLayout:
         """How ternary codes lie; 8-bit ones have but one layout, and the name of the usual one."""
         # Two bits of 208 columns have as many groups as a pair of blocks of 128 has words.
         there = self.activation_block == 128 and self.codes.shape[2] == WORDS
@@ -94,7 +94,7 @@ Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
 
 
 def prepare_leaf(
-    name: str, leaf: Stored, memory: WeightMemory, layout: Layout = "two_bits"
+    name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout = "two_bits"
 ) -> Leaf:
     """Lay codes out, after rounding latent weights; copy dense numbers.
 
@@ -131,7 +131,7 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
         )
 
 
-def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: Layout) -> Leaf:
+def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout) -> Leaf:
     match leaf:
         case Dense():
             if leaf.values.dtype == np.float16:
@@ -158,7 +158,7 @@ def _ternary(
     scales: NDArray[np.float16],
     columns: int,
     block: int,
-    layout: Layout,
+    layout: CodeLayout,
 ) -> TiledLinear:
     assert packed.shape[1] == -(-columns // 4)
     rows, blocks = len(packed), ternary.num_blocks(columns, block)

@@ -30,11 +30,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.arithmetic import GROUP_BYTES
-from nanochat.backends.numba_kernels.compilation import kernel
-from nanochat.backends.numba_kernels.isa import Isa, cpu_features
-from nanochat.backends.numba_kernels.tile_product import TileProduct, Value
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.products.arithmetic import GROUP_BYTES
+from nanochat.backends.numba.products.tile_product import TileProduct, Value
+from nanochat.backends.numba.runtime.compilation import kernel
+from nanochat.backends.numba.runtime.isa import Isa, cpu_features
+from nanochat.backends.numba.runtime.vectors import (
     INT8,
     INT16,
     INT32,
@@ -51,12 +51,22 @@ from nanochat.backends.numba_kernels.vectors import (
     vector,
 )
 
-__all__ = ["FIRST", "KEPT", "SECOND", "THIRD", "WORDS", "Layout", "bytes_of", "codes_of", "fits"]
+__all__ = [
+    "FIRST",
+    "KEPT",
+    "SECOND",
+    "THIRD",
+    "WORDS",
+    "CodeLayout",
+    "bytes_of",
+    "codes_of",
+    "fits",
+]
 __all__ += ["lay_trits", "possible", "spread_block", "spread_tile_product", "third_index"]
 __all__ += ["trit_tile_product"]
 
 # How ternary codes lie in memory.
-Layout = Literal["two_bits", "five_trits"]
+CodeLayout = Literal["two_bits", "five_trits"]
 
 FIRST = [int(c) for c in "7326158436750387506283782016154180240452076320456371221488715364"]
 SECOND = [int(c) for c in "1418558514071480758224603852401231360337617368275660401375462278"]

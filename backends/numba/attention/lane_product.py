@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nanochat.backends.numba_kernels.isa import cpu_features
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.runtime.isa import cpu_features
+from nanochat.backends.numba.runtime.vectors import (
     FLOAT,
     HALF,
     INT8,

@@ -14,8 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nanochat.backends.numba_kernels.arithmetic import GROUP_BYTES, arithmetic, widened
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.products.arithmetic import GROUP_BYTES, arithmetic, widened
+from nanochat.backends.numba.runtime.vectors import (
     FLOAT,
     INT16,
     INT32,

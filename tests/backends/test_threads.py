@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba.launch import Launcher, Pool
-from nanochat.backends.numba_kernels import activation, linear, team
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
+from nanochat.backends.numba.products import activation, linear
+from nanochat.backends.numba.runtime import threads
+from nanochat.backends.numba.runtime.launch import Launcher, Pool
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -95,12 +96,12 @@ def test_two_python_threads_may_run_lists_at_once() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_forked_process_has_a_team_of_its_own() -> None:
+def test_a_forked_process_has_threads_of_its_own() -> None:
     code = """
 import os
 import numpy as np
-from nanochat.backends.numba_kernels import activation
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
+from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 
 def result():
     x, y = np.ones(1000, np.float32), np.zeros(1000, np.float32)
@@ -128,8 +129,8 @@ print(os.waitstatus_to_exitcode(status), result())
 def test_a_process_ends_while_threads_look_for_work() -> None:
     code = """
 import numpy as np
-from nanochat.backends.numba_kernels import activation
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
+from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 x, y = np.ones(1000, np.float32), np.zeros(1000, np.float32)
 run_program(Program([Call(activation.add, (x, x, y), 1000, 1e9)], threads=8))
 """
@@ -144,7 +145,7 @@ def test_a_thread_that_cannot_start_is_done_without(
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(team, "_TEAM", [])
+    monkeypatch.setattr(threads, "_POOL", [])
     monkeypatch.setattr(threading.Thread, "start", refuse)
     calls, y = doublings(5)
 
@@ -158,13 +159,13 @@ def test_a_thread_that_cannot_start_is_done_without(
 
 
 def test_threads_that_take_no_part_fall_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = team._Team()
-    monkeypatch.setattr(team, "_TEAM", [own])
+    own = threads._ThreadPool()
+    monkeypatch.setattr(threads, "_POOL", [own])
     many, _ = doublings(3)
     few, _ = doublings(3)
     run_program(Program(many, threads=4))
 
-    asleep = own.control[team._ASLEEP :: team._LINE][1:3]
+    asleep = own.control[threads._ASLEEP :: threads._LINE][1:3]
     deadline = time.monotonic() + 60
     while not asleep.all() and time.monotonic() < deadline:
         run_program(Program(few, threads=2))

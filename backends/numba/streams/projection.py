@@ -9,7 +9,7 @@ Legend: N tokens, n streams, C width, J chunks of a width, L rows of the project
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from llvmlite import ir
@@ -17,9 +17,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import kernel, sum_kernel
-from nanochat.backends.numba_kernels.isa import cpu_features
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.runtime.compilation import kernel, sum_kernel
+from nanochat.backends.numba.runtime.isa import cpu_features
+from nanochat.backends.numba.runtime.vectors import (
     FLOAT,
     HALF,
     INT16,
@@ -37,8 +37,6 @@ from nanochat.backends.numba_kernels.vectors import (
 __all__ = ["CHUNK", "TOKENS", "num_chunks", "projector"]
 
 _Array = NDArray[np.float32]
-# llvmlite has no types.
-Value = Any
 
 # Columns of every stream; 32 rows of 4 streams are 32 KB of float16.
 CHUNK = 128
@@ -156,7 +154,7 @@ def _typed(  # type: ignore[no-untyped-def]
     kinds = x, x_start, token_stride, stream_stride, matrix, row, count, sums
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        def data(place: int) -> Value:
+        def data(place: int) -> ir.Value:
             array = context.make_array(signature.args[place])(context, builder, arguments[place])
             return pointer(builder, array.data)
 
@@ -176,17 +174,17 @@ def _generate(
     builder: ir.IRBuilder,
     sizes: list[int],
     half: bool,
-    x: Value,
-    matrix: Value,
-    sums: Value,
-    places: list[Value],
+    x: ir.Value,
+    matrix: ir.Value,
+    sums: ir.Value,
+    places: list[ir.Value],
 ) -> None:
     lanes, streams, tokens = sizes
     x_start, token_stride, stream_stride, row, count = places
     registers = _registers(lanes)
     size = 2 if half else 4
 
-    def times(value: Value, factor: int) -> Value:
+    def times(value: ir.Value, factor: int) -> ir.Value:
         return builder.mul(value, integer(factor))
 
     x_of = {}
@@ -231,7 +229,7 @@ def _generate(
         store(builder, total, moved(builder, sums, integer(place)))
 
 
-def _wide(builder: ir.IRBuilder, address: Value, length: int, half: bool) -> Value:
+def _wide(builder: ir.IRBuilder, address: ir.Value, length: int, half: bool) -> ir.Value:
     if not half:
         return load(builder, address, vector(FLOAT, length))
     bits = load(builder, address, vector(INT16, length))

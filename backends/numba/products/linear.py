@@ -19,16 +19,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import inlined, kernel, sum_kernel
-from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.tile_product import tile_product
-from nanochat.backends.numba_kernels.trits import (
-    Layout,
+from nanochat.backends.numba.products.tile_product import tile_product
+from nanochat.backends.numba.products.trits import (
+    CodeLayout,
     spread_block,
     spread_tile_product,
     trit_tile_product,
 )
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
+from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.vectors import LANES
 
 __all__ = ["AHEAD", "TOKENS", "VARIANTS", "dense_product", "embed", "gather", "integer_product"]
 __all__ += ["num_tasks", "plain_product"]
@@ -58,7 +58,7 @@ def num_tasks(codes: _Codes, tokens: int) -> int:
     return len(codes) * -(-tokens // TOKENS)
 
 
-def integer_product(isa: Isa, layout: Layout = "two_bits") -> Callable[..., None]:
+def integer_product(isa: Isa, layout: CodeLayout = "two_bits") -> Callable[..., None]:
     """The kernel for an instruction set, which the CPU must have, and for a layout, which it must allow.
 
     ``kernel(codes, scales, x, sums, x_scales, y, variant, first, last)`` writes y (N, R): the int32 sum of each

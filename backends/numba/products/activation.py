@@ -20,9 +20,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import kernel, sum_kernel
-from nanochat.backends.numba_kernels.mhc import blend
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.runtime.compilation import kernel, sum_kernel
+from nanochat.backends.numba.runtime.vectors import (
     INT8,
     INT32,
     load,
@@ -32,6 +31,7 @@ from nanochat.backends.numba_kernels.vectors import (
     store,
     vector,
 )
+from nanochat.backends.numba.streams.mhc import blend
 
 __all__ = ["add", "blend_norm_round", "gate", "norm_round", "padded_width", "quantize", "relu2"]
 __all__ += ["relu2_glu", "relu2_glu_round", "relu2_round", "rms_norm", "swiglu", "swiglu_round"]

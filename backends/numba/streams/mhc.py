@@ -11,7 +11,7 @@ logits.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from llvmlite import ir
@@ -19,9 +19,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import fused_kernel, kernel, sum_kernel
-from nanochat.backends.numba_kernels.isa import cpu_features
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.runtime.compilation import fused_kernel, kernel, sum_kernel
+from nanochat.backends.numba.runtime.isa import cpu_features
+from nanochat.backends.numba.runtime.vectors import (
     FLOAT,
     INT32,
     INT64,
@@ -42,8 +42,6 @@ __all__ = ["add", "blend", "blend_2", "blend_4", "blend_row", "close", "coeffici
 __all__ += ["open_streams", "sinkhorn_2", "sinkhorn_4", "static_coefficients"]
 
 _Array = NDArray[np.float32]
-# llvmlite has no types.
-Value = Any
 _Mix = Callable[[_Array, _Array, _Array, _Array, _Array], None]
 
 _VECTOR = 16 if "avx512f" in cpu_features() else 8
@@ -153,24 +151,24 @@ def _mix(n: int) -> _Mix:
 def _generate(
     builder: ir.IRBuilder,
     n: int,
-    width: Value,
-    streams: Value,
-    y: Value,
-    write: Value,
-    mixing: Value,
-    mixed: Value,
+    width: ir.Value,
+    streams: ir.Value,
+    y: ir.Value,
+    write: ir.Value,
+    mixing: ir.Value,
+    mixed: ir.Value,
 ) -> None:
-    def number(array: Value, place: int) -> Value:
+    def number(array: ir.Value, place: int) -> ir.Value:
         return load(builder, moved(builder, array, integer(4 * place)), FLOAT)
 
     shares = [number(write, i) for i in range(n)]
     weights = [[number(mixing, i * n + j) for j in range(n)] for i in range(n)]
     size = builder.mul(width, integer(4))
 
-    def columns(offset: Value, count: int) -> None:
+    def columns(offset: ir.Value, count: int) -> None:
         kind = vector(FLOAT, count)
 
-        def at(array: Value, row: int) -> Value:
+        def at(array: ir.Value, row: int) -> ir.Value:
             place = builder.add(builder.mul(size, integer(row)), offset)
             return moved(builder, array, place)
 
@@ -189,7 +187,11 @@ def _generate(
 
 
 def _loop(
-    builder: ir.IRBuilder, first: Value, last: Value, step: int, body: Callable[[Value], None]
+    builder: ir.IRBuilder,
+    first: ir.Value,
+    last: ir.Value,
+    step: int,
+    body: Callable[[ir.Value], None],
 ) -> None:
     """``for i in range(first, last, step): body(i)``."""
     before, block = builder.block, builder.append_basic_block("columns")
@@ -312,14 +314,14 @@ def _total(x: _Array) -> np.float32:
     return total
 
 
-_Generate = Callable[[ir.IRBuilder, Value, Value, Value, Value], None]
+_Generate = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value], None]
 
 
 def _blend(n: int) -> _Generate:
     """``sum_k shares_k * matrices_k / sum_k shares_k`` of shares (n!,) and matrices (n!, n * n), into result (n, n)."""
 
     def generate(
-        builder: ir.IRBuilder, shares: Value, matrices: Value, _: Value, result: Value
+        builder: ir.IRBuilder, shares: ir.Value, matrices: ir.Value, _: ir.Value, result: ir.Value
     ) -> None:
         kind, size = vector(FLOAT, n * n), 4 * n * n
         name = f"llvm.fmuladd.v{n * n}f32"
@@ -347,7 +349,11 @@ def _sinkhorn(n: int) -> _Generate:
     along_rows, along_columns = steps[: len(steps) // 2], steps[len(steps) // 2 :]
 
     def generate(
-        builder: ir.IRBuilder, numbers: Value, _: Value, iterations: Value, result: Value
+        builder: ir.IRBuilder,
+        numbers: ir.Value,
+        _: ir.Value,
+        iterations: ir.Value,
+        result: ir.Value,
     ) -> None:
         kind = vector(FLOAT, n * n)
         start = load(builder, numbers, kind)
@@ -368,7 +374,7 @@ def _sinkhorn(n: int) -> _Generate:
     return generate
 
 
-def _divided(builder: ir.IRBuilder, matrix: Value, steps: list[int]) -> Value:
+def _divided(builder: ir.IRBuilder, matrix: ir.Value, steps: list[int]) -> ir.Value:
     """The matrix divided by the sums of its numbers whose places differ in these bits."""
     total = matrix
     for step in steps:
@@ -379,7 +385,7 @@ def _divided(builder: ir.IRBuilder, matrix: Value, steps: list[int]) -> Value:
     return builder.fdiv(matrix, total)
 
 
-def _tree(builder: ir.IRBuilder, terms: list[Value]) -> Value:
+def _tree(builder: ir.IRBuilder, terms: list[ir.Value]) -> ir.Value:
     while len(terms) > 1:
         terms = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=True)]
     return terms[0]
@@ -389,7 +395,7 @@ def _tree(builder: ir.IRBuilder, terms: list[Value]) -> Value:
 def _compiled(generate: _Generate) -> Callable[..., None]:
     def typed(_typing, shares, matrices, _iterations, result):  # type: ignore[no-untyped-def]
         def code(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            def data(place: int) -> Value:
+            def data(place: int) -> ir.Value:
                 kind = signature.args[place]
                 return pointer(
                     builder, context.make_array(kind)(context, builder, arguments[place]).data

@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels import choices, linear
-from nanochat.backends.numba_kernels.activation import padded_width
-from nanochat.backends.numba_kernels.choices import CLASSES, Choice, Finding, Key, Shape
-from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.memory import WeightMemory
-from nanochat.backends.numba_kernels.team import Call, Program, run_program
-from nanochat.backends.numba_kernels.tiles import TiledLinear
-from nanochat.backends.numba_kernels.trits import WORDS, possible
-from nanochat.backends.numba_kernels.vectors import LANES
+from nanochat.backends.numba.products import linear
+from nanochat.backends.numba.products.activation import padded_width
+from nanochat.backends.numba.products.packing import TiledLinear
+from nanochat.backends.numba.products.trits import WORDS, possible
+from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.runtime.vectors import LANES
+from nanochat.backends.numba.tuning import choices
+from nanochat.backends.numba.tuning.choices import CLASSES, Choice, Finding, Key, Shape
 from nanochat.errors import InputError
 
 __all__ = ["Matrix", "Tuner", "candidates", "default_choice", "group", "is_on", "random_matrix"]

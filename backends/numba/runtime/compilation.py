@@ -2,7 +2,7 @@
 
 A kernel is compiled when it is first called, and loaded from its disk cache by the next process. Numba's own index
 trusts its files, and asks only whether the file that holds a kernel has changed. Here every file of compiled code
-begins with a checksum of itself and of all Python files in the kernel's folder, because code of any of them may be
+begins with a checksum of itself and of all Python files in this package's folders, because code of any of them may be
 inlined into the kernel: no edit, damage or other process can mislead it. Where Numba keeps its cache, this one is, too:
 in ``NUMBA_CACHE_DIR``, beside the kernels, or in the user's cache folder.
 
@@ -36,6 +36,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 _LOG = logging.getLogger(__name__)
 
+# The folders with kernels are in this one.
+_KERNELS = Path(__file__).parents[1]
 # Seconds of compiling that nobody asks about.
 _INSTANT = 0.3
 
@@ -150,11 +152,15 @@ class _Files:
 
 
 @functools.cache
-def stamp(kernels: Path) -> bytes:
+def stamp(kernels: Path = _KERNELS) -> bytes:
     """Checksum of all that decides what a kernel of that folder is compiled to, but for the kernel's key."""
+    # Ours call each other across folders; what launches them lies above.
+    ours = _KERNELS in kernels.parents or kernels == _KERNELS
+    files = _KERNELS.glob("*/*.py") if ours else kernels.glob("*.py")
     checksum = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(kernels.glob("*.py")):
-        checksum.update(hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()).digest())
+    for path in sorted(files):
+        name = path.relative_to(path.parents[1]).as_posix()
+        checksum.update(hashlib.sha256(name.encode() + b"\0" + path.read_bytes()).digest())
     return checksum.digest()
 
 
@@ -238,5 +244,5 @@ def _name(event: Event) -> str:
     return f"{_module(event).rpartition('.')[2]}.{event.data['dispatcher'].py_func.__name__}"
 
 
-_PROGRESS = Progress(__package__)
+_PROGRESS = Progress(__package__.rpartition(".")[0])
 register("numba:compile", _PROGRESS)  # type: ignore[no-untyped-call]

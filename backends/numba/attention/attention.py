@@ -20,12 +20,12 @@ from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import inlined, kernel, sum_kernel
-from nanochat.backends.numba_kernels.outer import MOST_ROWS, multiply, to_half
-from nanochat.backends.numba_kernels.vectors import LANES, exp, scratch
+from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, to_half
+from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
+from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
 
-__all__ = ["ROWS", "append_float16", "append_float32", "append_int8", "attend_float16"]
-__all__ += ["attend_float32", "attend_int8", "rotate"]
+__all__ = ["ROWS", "append_float16", "append_float32", "append_int8", "attention_float16"]
+__all__ += ["attention_float32", "attention_int8", "rotate"]
 
 _Array = NDArray[np.float32]
 _Starts = NDArray[np.int64]
@@ -158,7 +158,7 @@ def _scale(x: _Array) -> tuple[np.float32, np.float32]:
 
 
 @kernel
-def attend_float32(
+def attention_float32(
     q: _Array,
     keys: _Array,
     values: _Array,
@@ -173,11 +173,11 @@ def attend_float32(
 
     The query at offset t sees the positions up to ``starts[b] + t``, and nothing else is read.
     """
-    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
+    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
 
 
 @kernel
-def attend_float16(
+def attention_float16(
     q: _Array,
     keys: NDArray[np.uint16],
     values: NDArray[np.uint16],
@@ -188,12 +188,12 @@ def attend_float16(
     first: int,
     last: int,
 ) -> None:
-    """As `attend_float32`."""
-    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
+    """As `attention_float32`."""
+    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
 
 
 @kernel
-def attend_int8(
+def attention_int8(
     q: _Array,
     keys: NDArray[np.int8],
     values: NDArray[np.int8],
@@ -204,12 +204,12 @@ def attend_int8(
     first: int,
     last: int,
 ) -> None:
-    """As `attend_float32`."""
-    _attend(q, keys, values, key_scales, value_scales, starts, y, first, last)
+    """As `attention_float32`."""
+    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
 
 
 @inlined
-def _attend(
+def _attention(
     q: _Array,
     keys: NDArray[np.generic],
     values: NDArray[np.generic],

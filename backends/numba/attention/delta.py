@@ -11,8 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import fused_kernel, inlined, kernel, sum_kernel
-from nanochat.backends.numba_kernels.vectors import LANES, float32_lanes, sigmoid
+from nanochat.backends.numba.runtime.compilation import fused_kernel, inlined, kernel, sum_kernel
+from nanochat.backends.numba.runtime.vectors import LANES, float32_lanes, sigmoid
 
 __all__ = ["convolve", "delta_inputs", "delta_rule", "keep"]
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels import native
-from nanochat.backends.numba_kernels.compilation import kernel
+from nanochat.backends.numba.runtime import intrinsics
+from nanochat.backends.numba.runtime.compilation import kernel
 
 __all__ = ["Call", "Program", "run", "run_program"]
 
@@ -74,7 +74,7 @@ class Program:
 
     def _write(self, row: NDArray[np.int64], call: Call) -> object:
         kinds, address, _ = _ENTRIES[id(call.kernel)]
-        block = native.pack(call.arguments, kinds)
+        block = intrinsics.pack(call.arguments, kinds)
         chunks = min(call.tasks, int(call.nanoseconds / _CHUNK), 16 * self.threads)
         chunks = max(1, chunks) if self.threads > 1 else 1
         row[:5] = address, _address(block), call.tasks, chunks, call.join
@@ -90,21 +90,21 @@ def run(call: Call, *, threads: int) -> None:
 
 
 def run_program(program: Program) -> None:
-    """Run all calls; on this thread alone if another one uses the team, so that there are never more than cores."""
-    team = _team()
-    if program.threads == 1 or not team.lock.acquire(blocking=False):
+    """Run all calls; on this thread alone if another one uses the threads, so that there are never more than cores."""
+    pool = _pool()
+    if program.threads == 1 or not pool.lock.acquire(blocking=False):
         _run_alone(program.table)
         return
     try:
-        team.wake(program.threads)
+        pool.wake(program.threads)
         for start in range(0, max(1, len(program.table)), _MOST_CALLS):
             part = program.table[start : start + _MOST_CALLS]
-            _lead(team.control, team.claims, part, program.threads)
+            _lead(pool.control, pool.claims, part, program.threads)
     finally:
-        team.lock.release()
+        pool.lock.release()
 
 
-class _Team:
+class _ThreadPool:
     """Threads of this process; none is started before it is needed."""
 
     def __init__(self) -> None:
@@ -168,24 +168,24 @@ class _Team:
             door.acquire()
 
 
-_TEAM: list[_Team] = []
+_POOL: list[_ThreadPool] = []
 
 
-def _team() -> _Team:
-    if not _TEAM:
-        _TEAM.append(_Team())
-    return _TEAM[0]
+def _pool() -> _ThreadPool:
+    if not _POOL:
+        _POOL.append(_ThreadPool())
+    return _POOL[0]
 
 
 # A forked process has none of its parent's threads.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_TEAM.clear)
+    os.register_at_fork(after_in_child=_POOL.clear)
 
 
 @kernel
 def _run_alone(table: NDArray[np.int64]) -> None:
     for row in range(table.shape[0]):
-        native.call(table[row, _ENTRY], table[row, _BLOCK], 0, table[row, _TASKS])
+        intrinsics.call(table[row, _ENTRY], table[row, _BLOCK], 0, table[row, _TASKS])
 
 
 @kernel
@@ -197,16 +197,16 @@ def _lead(
         at = row * _LINE
         # Closed before it is rewritten: a thread that is late on the last list could take its claim for one of these
         # chunks. Now it finds another epoch, or its claim gone.
-        native.store(claims, at + _CLAIM, epoch << 32 | 0xFFFFFFFF)
-        native.store(claims, at + _DONE, 0)
-        native.store(claims, at + _CHUNKS, table[row, 3])
+        intrinsics.store(claims, at + _CLAIM, epoch << 32 | 0xFFFFFFFF)
+        intrinsics.store(claims, at + _DONE, 0)
+        intrinsics.store(claims, at + _CHUNKS, table[row, 3])
         join = 1 if row == table.shape[0] - 1 else table[row, 4]
-        native.store(claims, at + _JOIN, join)
-        native.store(claims, at + _CLAIM, epoch << 32)
+        intrinsics.store(claims, at + _JOIN, join)
+        intrinsics.store(claims, at + _CLAIM, epoch << 32)
     control[_TABLE] = table.ctypes.data
     control[_COUNT] = table.shape[0]
     control[_MEMBERS] = threads - 1
-    native.store(control, _EPOCH, epoch)
+    intrinsics.store(control, _EPOCH, epoch)
     _walk(control, claims, epoch, True)
 
 
@@ -216,11 +216,11 @@ def _serve(
 ) -> int:
     """Take part in every list of calls; the last epoch, once there was nothing to do for `patience` pauses."""
     asleep = _ASLEEP + _LINE * index
-    native.store(control, asleep, 0)
+    intrinsics.store(control, asleep, 0)
     idle = 0
-    while native.load(control, _STOP) == 0:
-        epoch = native.load(control, _EPOCH)
-        if epoch != seen and index < native.load(control, _MEMBERS):
+    while intrinsics.load(control, _STOP) == 0:
+        epoch = intrinsics.load(control, _EPOCH)
+        if epoch != seen and index < intrinsics.load(control, _MEMBERS):
             seen, idle = epoch, 0
             _walk(control, claims, epoch, False)
         elif idle < patience:
@@ -229,11 +229,11 @@ def _serve(
             idle += 1
             _wait(control, idle)
         else:
-            native.store(control, asleep, 1)
+            intrinsics.store(control, asleep, 1)
             # The caller looks who sleeps before it begins an epoch: what began in between is seen here.
-            if native.load(control, _EPOCH) == seen:
+            if intrinsics.load(control, _EPOCH) == seen:
                 return seen
-            native.store(control, asleep, 0)
+            intrinsics.store(control, asleep, 0)
             idle = 0
     return seen
 
@@ -241,25 +241,27 @@ def _serve(
 @kernel
 def _walk(control: NDArray[np.int64], claims: NDArray[np.int64], epoch: int, leads: bool) -> None:
     joined = 0
-    for row in range(native.load(control, _COUNT)):
+    for row in range(intrinsics.load(control, _COUNT)):
         at = row * _LINE
         while True:
-            claim = native.load(claims, at + _CLAIM)
-            chunks = native.load(claims, at + _CHUNKS)
+            claim = intrinsics.load(claims, at + _CLAIM)
+            chunks = intrinsics.load(claims, at + _CHUNKS)
             if claim >> 32 != epoch:
                 return
             chunk = claim & 0xFFFFFFFF
             # A call of one chunk stays where the results of others are in the cache.
             if chunk >= chunks or (chunks == 1 and not leads):
                 break
-            if native.compare_and_swap(claims, at + _CLAIM, claim, claim + 1):
+            if intrinsics.compare_and_swap(claims, at + _CLAIM, claim, claim + 1):
                 # A list lives as long as one of its chunks is not done.
-                call = native.load(control, _TABLE) + row * _LINE * 8
-                tasks = native.peek(call, _TASKS)
+                call = intrinsics.load(control, _TABLE) + row * _LINE * 8
+                tasks = intrinsics.peek(call, _TASKS)
                 first, last = chunk * tasks // chunks, (chunk + 1) * tasks // chunks
-                native.call(native.peek(call, _ENTRY), native.peek(call, _BLOCK), first, last)
-                native.add(claims, at + _DONE, 1)
-        if native.load(claims, at + _JOIN):
+                intrinsics.call(
+                    intrinsics.peek(call, _ENTRY), intrinsics.peek(call, _BLOCK), first, last
+                )
+                intrinsics.add(claims, at + _DONE, 1)
+        if intrinsics.load(claims, at + _JOIN):
             while joined <= row:
                 if not _is_done(control, claims, joined * _LINE, epoch):
                     return
@@ -270,8 +272,8 @@ def _walk(control: NDArray[np.int64], claims: NDArray[np.int64], epoch: int, lea
 def _is_done(control: NDArray[np.int64], claims: NDArray[np.int64], at: int, epoch: int) -> bool:
     """Wait until all chunks of a call are done; False if another list has begun."""
     waited = 0
-    while native.load(claims, at + _DONE) < native.load(claims, at + _CHUNKS):
-        if native.load(claims, at + _CLAIM) >> 32 != epoch:
+    while intrinsics.load(claims, at + _DONE) < intrinsics.load(claims, at + _CHUNKS):
+        if intrinsics.load(claims, at + _CLAIM) >> 32 != epoch:
             return False
         waited += 1
         _wait(control, waited)
@@ -280,15 +282,15 @@ def _is_done(control: NDArray[np.int64], claims: NDArray[np.int64], at: int, epo
 
 @kernel
 def _wait(control: NDArray[np.int64], waited: int) -> None:
-    native.pause()
+    intrinsics.pause()
     if waited % _IMPATIENT == 0:
-        native.call_plain(control[_YIELD])
+        intrinsics.call_plain(control[_YIELD])
 
 
 @kernel
 def _pauses(count: int) -> None:
     for _ in range(count):
-        native.pause()
+        intrinsics.pause()
 
 
 @functools.cache
@@ -310,15 +312,15 @@ def _yield_address() -> int:
 
 
 # By the number of a kernel, which is kept, so that no other gets its number.
-_ENTRIES: dict[int, tuple[native.Signature, int, object]] = {}
+_ENTRIES: dict[int, tuple[intrinsics.Signature, int, object]] = {}
 
 
 def _compile(calls: Sequence[Call]) -> None:
     new = {id(c.kernel): c for c in calls if id(c.kernel) not in _ENTRIES}
     if not new:
         return
-    kernels = [(call.kernel, native.signature(call.arguments)) for call in new.values()]
-    for (known, kinds), address in zip(kernels, native.entries(kernels), strict=True):
+    kernels = [(call.kernel, intrinsics.signature(call.arguments)) for call in new.values()]
+    for (known, kinds), address in zip(kernels, intrinsics.entries(kernels), strict=True):
         _ENTRIES[id(known)] = kinds, address, known
 
 

@@ -12,8 +12,8 @@ from typing import Protocol, TypeAlias
 
 from llvmlite import ir
 
-from nanochat.backends.numba_kernels.isa import Isa
-from nanochat.backends.numba_kernels.vectors import (
+from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.vectors import (
     FLOAT,
     HALF,
     INT8,

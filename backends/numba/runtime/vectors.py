@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from nanochat.backends.numba_kernels.compilation import inlined, kernel
+from nanochat.backends.numba.runtime.compilation import inlined, kernel
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "call", "exp", "filled"]
 __all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "prefetch", "scratch"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanochat.backends.numba_kernels.team import Call, Program, run, run_program
+from nanochat.backends.numba.runtime.threads import Call, Program, run, run_program
 
 __all__ = ["Launcher", "Notes"]
 

@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple
 import llvmlite.binding
 
 from nanochat.backends.host import processor
-from nanochat.backends.numba_kernels import compilation, linear
-from nanochat.backends.numba_kernels.activation import padded_width
-from nanochat.backends.numba_kernels.isa import Isa, available, cpu_features
-from nanochat.backends.numba_kernels.tiles import TiledLinear
-from nanochat.backends.numba_kernels.trits import WORDS
+from nanochat.backends.numba.products import linear
+from nanochat.backends.numba.products.activation import padded_width
+from nanochat.backends.numba.products.packing import TiledLinear
+from nanochat.backends.numba.products.trits import WORDS
+from nanochat.backends.numba.runtime import compilation
+from nanochat.backends.numba.runtime.isa import Isa, available, cpu_features
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
 
@@ -159,7 +160,7 @@ def _processor() -> str:
 
 def _kernels() -> str:
     """What changes when any kernel may have become another."""
-    stamp = compilation.stamp(Path(__file__).parent) + llvmlite.__version__.encode()
+    stamp = compilation.stamp() + llvmlite.__version__.encode()
     return hashlib.sha256(stamp).hexdigest()
 
 

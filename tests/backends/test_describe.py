@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import nanochat
 from nanochat import backends
-from nanochat.backends import choice, host
-from nanochat.backends.choice import describe, faster, summary
+from nanochat.backends import host
+from nanochat.backends.describe import describe, faster, summary
 from nanochat.backends.reference import ReferenceOps
 from nanochat.cli.doctor import doctor
 from nanochat.ops import Ops
@@ -41,7 +41,8 @@ class Machine:
         known = backends.unavailable
         here = set(names)
         self._patch.setattr(
-            choice, "unavailable", lambda name: None if name in here else known(name)
+            "nanochat.backends.describe.unavailable",
+            lambda name: None if name in here else known(name),
         )
 
     def has_driver(self) -> None:
@@ -52,7 +53,7 @@ class Machine:
         self._patch.setattr("platform.machine", lambda: "arm64")
 
     def torch_sees_cuda(self, answer: bool | None) -> None:
-        self._patch.setattr(choice, "_sees_cuda", lambda: answer)
+        self._patch.setattr("nanochat.backends.describe._sees_cuda", lambda: answer)
 
 
 @pytest.fixture

@@ -1,0 +1,3 @@
+"""This package holds what mixes positions: attention with keys and values, convolutions, and the gated delta rule."""
+
+__all__: list[str] = []

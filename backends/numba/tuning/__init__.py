@@ -1,0 +1,3 @@
+"""This package holds the choice among the ways to compute a product, measured once on each machine."""
+
+__all__: list[str] = []
