@@ -114,18 +114,18 @@ def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, 
         _check_threads(chosen, num_threads)
     # Late on purpose: a framework is loaded only when its backend is asked for.
     if chosen == "torch":
-        from nanochat.backends.torch import TorchOps
+        from nanochat.backends.torch.ops import TorchOps
 
         return TorchOps(num_threads=num_threads)
     if chosen == "mlx":
-        from nanochat.backends.mlx import MlxOps
+        from nanochat.backends.mlx.ops import MlxOps
 
         return MlxOps()
     if chosen == "numba":
-        from nanochat.backends.numba import NumbaOps
+        from nanochat.backends.numba.ops import NumbaOps
 
         return NumbaOps(num_threads=num_threads)
-    from nanochat.backends.reference import ReferenceOps
+    from nanochat.backends.reference.ops import ReferenceOps
 
     return ReferenceOps()
 
@@ -163,6 +163,6 @@ def _cuda_is_there() -> bool:
     # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
     if has_cuda_driver() is False:
         return False
-    from nanochat.backends.torch import cuda_is_available
+    from nanochat.backends.torch.ops import cuda_is_available
 
     return cuda_is_available()

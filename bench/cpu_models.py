@@ -13,7 +13,7 @@ from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.result import Result
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products.packing import Leaf
 from nanochat.backends.numba.state import NumbaState
 from nanochat.bundle import Bundle

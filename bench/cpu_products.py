@@ -23,7 +23,7 @@ from bench.peers.torch import Bfloat16, Int8
 from bench.result import Result
 from nanochat import ternary
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.runtime.isa import chosen
 from nanochat.backends.numba.runtime.memory import WeightMemory

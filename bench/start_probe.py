@@ -90,7 +90,7 @@ def main(start: float) -> None:
     from numba.core.base import BaseContext
 
     watch.next(Stage.BACKEND)
-    from nanochat.backends.numba import NumbaOps
+    from nanochat.backends.numba.ops import NumbaOps
 
     watch.next(Stage.REST)
     import nanochat.lm

@@ -347,7 +347,7 @@ _BACKENDS = {
     ),
     "reference": _Plan(
         kept=_kept_by_reference,
-        module="nanochat.backends.reference",
+        module="nanochat.backends.reference.ops",
         runtime=40 * _MB,
         # As float64 while they are multiplied.
         unpacked=8.5,

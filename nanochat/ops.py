@@ -1,7 +1,7 @@
 """This file holds the operations that the model is written in: their names, shapes and exact meaning.
 
 A backend implements `Ops` on its own arrays. The model passes those arrays around without looking inside; only
-`tokens`, `array`, `numpy`, `prepare` and `new_state` know NumPy. `nanochat.backends.reference` is the plain
+`tokens`, `array`, `numpy`, `prepare` and `new_state` know NumPy. `nanochat.backends.reference.ops` is the plain
 implementation.
 
 Legend: B sequences, T tokens, C width, F any number of features, H query heads, G key and value heads, K head

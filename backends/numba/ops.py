@@ -38,7 +38,7 @@ from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.state import NumbaState, buffers
 from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
-from nanochat.backends.reference import check_room, permutation_matrices
+from nanochat.backends.reference.ops import check_room, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot

@@ -7,7 +7,7 @@ none; those of a dynamic site have (batch, tokens) in front.
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import IntegerLinear, ReferenceOps, permutation_matrices
+from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.export.onnx.graph import Graph, Value
 from nanochat.export.onnx.leaves import Parameter, dense_product

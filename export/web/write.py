@@ -15,7 +15,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import CARD, NUM_LOGITS, NUM_TOKENS, Bundle
 from nanochat.errors import ConfigError
 from nanochat.export.format import Progress

@@ -12,7 +12,7 @@ from nanochat.cli.output import note, print_json, print_table, write
 from nanochat.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from nanochat.backends.numba import NumbaOps
+    from nanochat.backends.numba.ops import NumbaOps
     from nanochat.backends.numba.tuning.choices import Choice, Finding, Key
     from nanochat.backends.numba.tuning.tuner import Matrix
     from nanochat.config import ModelConfig
@@ -91,7 +91,7 @@ def tune(
 def _measure(
     config: "ModelConfig", numbers: Sequence[int], num_threads: int | None
 ) -> "dict[Key, Finding]":
-    from nanochat.backends.numba import NumbaOps
+    from nanochat.backends.numba.ops import NumbaOps
     from nanochat.backends.numba.runtime.compilation import end_wait
     from nanochat.backends.numba.tuning.choices import CLASSES
     from nanochat.backends.numba.tuning.tuner import group, is_on

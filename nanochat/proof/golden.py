@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import NUM_LOGITS, NUM_PAIRS, NUM_SAMPLES, NUM_TOKENS, Bundle, Golden
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.model import forward

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import backends, ternary
-from nanochat.backends.reference import Leaf, ReferenceOps
+from nanochat.backends.reference.ops import Leaf, ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError, ShapeError

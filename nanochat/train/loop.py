@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat.backends.torch import TorchOps
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, SaveError, TrainingError
 from nanochat.export.directory import save_model

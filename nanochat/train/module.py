@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanochat.backends.torch import TorchOps
-from nanochat.backends.torch_linears import LatentLinear, Leaf
+from nanochat.backends.torch.linears import LatentLinear, Leaf
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.model import TrainingOutputs, training_outputs
 from nanochat.weights import Dense, Latent, Stored, Weights, map_leaves, named_leaves

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nanochat.backends.torch import TorchOps
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import Mixer
 from nanochat.model import TrainingOutputs, forward
 from nanochat.train.module import LanguageModel

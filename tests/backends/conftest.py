@@ -12,7 +12,7 @@ from tests.parity.lockstep import LockstepOps
 
 
 def pytest_configure() -> None:
-    # MLX reads it once, when its first product runs; see `nanochat.backends.mlx`.
+    # MLX reads it once, when its first product runs; see `nanochat.backends.mlx.ops`.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 

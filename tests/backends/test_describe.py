@@ -13,7 +13,7 @@ import nanochat
 from nanochat import backends
 from nanochat.backends import host
 from nanochat.backends.describe import describe, faster, summary
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.cli.doctor import doctor
 from nanochat.ops import Ops
 
@@ -278,7 +278,7 @@ def test_numba_tells_its_instructions_threads_and_cache() -> None:
 
 @pytest.mark.skipif(backends.unavailable("torch") is not None, reason="needs torch")
 def test_torch_tells_its_threads_and_the_type_of_its_products() -> None:
-    from nanochat.backends.torch import TorchOps
+    from nanochat.backends.torch.ops import TorchOps
 
     found = describe(TorchOps("cpu"))
 

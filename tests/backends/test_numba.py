@@ -15,8 +15,8 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
-from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.pending import realize
 from nanochat.backends.numba.products import activation, linear
 from nanochat.backends.numba.products.packing import Leaf

@@ -15,10 +15,10 @@ if backends.unavailable("numba") is not None:
 
 from numba import njit
 
-from nanochat.backends.numba import NumbaOps
 from nanochat.backends.numba import state as numba_state
 from nanochat.backends.numba.attention import attention
 from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.backends.numba.state import buffers
 from nanochat.errors import BackendError

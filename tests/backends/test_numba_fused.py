@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.pending import Pending
 from nanochat.backends.numba.products import activation
 from nanochat.backends.numba.streams import mhc

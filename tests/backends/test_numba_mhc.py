@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products.packing import TiledProjection, tile_projection
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.streams.projection import num_chunks, projector
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import Mixer
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense, Mhc, Stored

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation import Engine

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products import activation, linear
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.runtime import isa
@@ -395,7 +395,7 @@ def test_a_cpu_gets_only_instructions_that_it_has(features: str, expected: tuple
 
 # What is printed: the instruction set of a backend, or its error.
 CHOICE = """
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.errors import NanochatError
 try:
     print(NumbaOps().isa)

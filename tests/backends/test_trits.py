@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.backends.numba import NumbaOps
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products import activation, linear, trits
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.products.trits import CodeLayout

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.backends.numba import NumbaOps, report
+from nanochat.backends.numba import report
+from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.packing import TiledLinear
 from nanochat.backends.numba.runtime import compilation, isa

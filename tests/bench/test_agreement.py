@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.agreement import NUM_POSITIONS, measure_agreement
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.generation import Engine
 from nanochat.proof.parity import Rounding, greedy

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bench.bandwidth import read_bandwidth
 from bench.peers.onnxruntime import MatMulNBits
 from bench.peers.torch import Bfloat16, Int8
-from nanochat.backends.reference import IntegerLinear, ReferenceOps
+from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
 from nanochat.proof.tolerances import rms_error
 
 COLUMNS = 768

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from nanochat import backends
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.errors import BackendError
 
 

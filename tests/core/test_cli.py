@@ -12,7 +12,7 @@ import click
 import pytest
 
 from nanochat import backends, cli
-from nanochat.backends.reference import ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import ReferenceOps, ReferenceState
 from nanochat.cli import export
 from nanochat.cli.output import format_count, print_table
 from nanochat.cost import cost

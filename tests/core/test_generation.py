@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.backends.reference import Array, Leaf, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps, ReferenceState
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation import Engine, GenerationOptions, Piece, generate
 from nanochat.ops import Slot, Storage

@@ -48,7 +48,7 @@ FRAMEWORKS = {
     "huggingface_hub": ("nanochat/publish/*", "zoo/*"),
     "jinja2": ("nanochat/text/template.py",),
     "llvmlite": ("backends/numba/*",),
-    "mlx": ("backends/mlx*.py", "nanochat/train/*mlx*", "export/stock/mlx_run.py"),
+    "mlx": ("backends/mlx/*", "nanochat/train/*mlx*", "export/stock/mlx_run.py"),
     "mlx_lm": ("export/stock/mlx_run.py",),
     "numba": ("backends/numba/*",),
     "onnx": ("export/onnx/*",),
@@ -58,13 +58,12 @@ FRAMEWORKS = {
     "safetensors": ("nanochat/train/*",),
     "tokenizers": ("nanochat/text/library.py", "nanochat/text/tokenizer.py"),
     "torch": (
-        "backends/torch*.py",
-        "backends/triton_kernels/*",
+        "backends/torch/*",
         "export/stock/transformers_run.py",
         "nanochat/train/*",
     ),
     "transformers": ("export/stock/transformers_run.py",),
-    "triton": ("backends/triton_kernels/*",),
+    "triton": ("backends/torch/*",),
     "yaml": ("nanochat/publish/metadata.py",),
 }
 
@@ -257,7 +256,7 @@ def _unit_of(pattern: str) -> str:
             id="torch in numba",
         ),
         pytest.param(
-            "backends/reference.py", "import scipy.linalg", "scipy is no dependency", id="scipy"
+            "backends/reference/ops.py", "import scipy.linalg", "scipy is no dependency", id="scipy"
         ),
         pytest.param(
             "nanochat/lm.py",
@@ -266,7 +265,7 @@ def _unit_of(pattern: str) -> str:
             id="a lower row",
         ),
         pytest.param(
-            "backends/torch.py",
+            "backends/torch/ops.py",
             "from nanochat.model import forward",
             "backends must not know nanochat.model",
             id="a backend's architecture",

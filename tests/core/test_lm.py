@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nanochat import backends, memory
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.cost import tensor_classes
 from nanochat.errors import (
     BackendError,

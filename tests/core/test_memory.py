@@ -152,7 +152,7 @@ def test_a_graph_that_is_there_needs_less_than_one_that_must_be_exported() -> No
 @pytest.fixture
 def _loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """All backends are there already, as far as anyone can see."""
-    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference", "onnxruntime"):
+    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference.ops", "onnxruntime"):
         monkeypatch.setitem(sys.modules, module, sys)
 
 
@@ -200,7 +200,7 @@ def test_a_backend_that_must_be_loaded_first_needs_room_too(
     monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     needed = needed_bytes(CONFIG, backend, context=256)
-    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference", "onnxruntime"):
+    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference.ops", "onnxruntime"):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     with pytest.raises(MemoryShortageError):

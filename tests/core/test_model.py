@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import IntegerLinear, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps, ReferenceState
 from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs, forward, slots, training_outputs

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import (
+from nanochat.backends.reference.ops import (
     IntegerLinear,
     ReferenceOps,
     ReferenceState,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.generation import Engine

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign import load_foreign_gguf

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanochat import ternary
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import NUM_TOKENS, golden_from_json
 from nanochat.errors import FormatError
 from nanochat.generation import Engine

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps, permutation_matrices
+from nanochat.backends.reference.ops import ReferenceOps, permutation_matrices
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NanochatError, VersionError
 from nanochat.export.mhc import read_mhc, write_mhc

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle, golden_from_json
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import ConfigError, InputError, SaveError

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.engine import OnnxEngine

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import Mixer, ModelConfig
 from nanochat.export.onnx.ops import OnnxOps
 from nanochat.export.onnx.ort import OrtOps

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.errors import NumericError, ShapeError
 from nanochat.generation import Engine
 from nanochat.ops import Ops

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat import checkpoint
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.cost import cost

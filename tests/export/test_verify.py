@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from nanochat import backends, checkpoint
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle, Golden
 from nanochat.errors import FormatError, ModelNotFoundError, NumericError
 from nanochat.export.directory import save_model

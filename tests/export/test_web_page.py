@@ -9,7 +9,7 @@ import pytest
 
 from bench.peers.chromium import Chromium, Page
 from bench.peers.web import FileServer, WebPage, wait_for_model
-from nanochat.backends.reference import ReferenceOps
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.errors import BackendError
 from nanochat.generation import Engine

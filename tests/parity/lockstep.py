@@ -14,8 +14,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import IntegerLinear, ReferenceOps, ReferenceState
-from nanochat.backends.reference import Leaf as ReferenceLeaf
+from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import Leaf as ReferenceLeaf
 from nanochat.config import Mixer
 from nanochat.ops import Ops, Slot
 from nanochat.proof.tolerances import TOLERANCES, rms_error

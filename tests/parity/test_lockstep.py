@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference import Leaf, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import Leaf, ReferenceOps, ReferenceState
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES, rms_error

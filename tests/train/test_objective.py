@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.backends.torch import TorchOps
-from nanochat.backends.torch_linears import LatentLinear
+from nanochat.backends.torch.linears import LatentLinear
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.init import init
 from nanochat.model import TrainingOutputs

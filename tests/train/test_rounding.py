@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nanochat import ternary
-from nanochat.backends.torch import TorchOps, _projection
-from nanochat.backends.torch_linears import LatentLinear
+from nanochat.backends.torch.linears import LatentLinear
+from nanochat.backends.torch.ops import TorchOps, _projection
 from nanochat.config import Mixer
 from nanochat.init import freeze, init
 from nanochat.presets import preset

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.reference import check_room, permutation_matrices
-from nanochat.backends.torch_delta import chunked_delta_rule, delta_step
-from nanochat.backends.torch_linears import (
+from nanochat.backends.reference.ops import check_room, permutation_matrices
+from nanochat.backends.torch.delta import chunked_delta_rule, delta_step
+from nanochat.backends.torch.linears import (
     LatentLinear,
     Leaf,
     TableLinear,

@@ -15,15 +15,15 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.mlx_delta import chunked_delta_rule, stepwise_delta_rule
-from nanochat.backends.mlx_linears import (
+from nanochat.backends.mlx.delta import chunked_delta_rule, stepwise_delta_rule
+from nanochat.backends.mlx.linears import (
     Leaf,
     PackedLinear,
     packed_product,
     prepare_leaf,
     round_blocks,
 )
-from nanochat.backends.reference import check_room, permutation_matrices
+from nanochat.backends.reference.ops import check_room, permutation_matrices
 from nanochat.config import Mixer
 from nanochat.ops import Slot
 from nanochat.weights import Mhc, Stored, Weights, map_leaves

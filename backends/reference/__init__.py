@@ -1,0 +1,3 @@
+"""This package holds the reference backend: every operation in plain NumPy, and therefore its specification in code."""
+
+__all__: list[str] = []
