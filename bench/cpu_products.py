@@ -26,6 +26,7 @@ from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.runtime.isa import chosen
+from nanochat.backends.numba.runtime.launch import Pool
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.weights import Ternary
 
@@ -174,8 +175,8 @@ class _Matrix:
         """Our product with random activations."""
         ops = NumbaOps(num_threads=threads)
         x = self._activations(tokens)
-        _, notes = ops.launch.note(lambda: ops.project(x, self._ours))
-        return lambda: notes.repeat(threads)
+        _, notes = ops.launch.note(lambda: ops.project(x, self._ours), Pool(most=1 << 30))
+        return lambda: notes.repeat(threads, positions=1)
 
     def peers(self, tokens: int, threads: int) -> dict[str, Callable[[], object]]:
         """The others' products, those that can run here."""

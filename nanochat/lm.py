@@ -17,18 +17,20 @@ from nanochat.backends.describe import describe, faster, summary
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
+from nanochat.engine import Engine, Runner, check_ids
 from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
 from nanochat.export.directory import save_model
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
-from nanochat.generation import Engine, GenerationOptions, Piece, Runner, check_ids, generate
+from nanochat.generation import GenerationOptions, Piece
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.scoring import Score, score
+from nanochat.session import Session, generate
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
@@ -245,14 +247,14 @@ class Model:
     def generate(
         self, prompt: str | list[str], **options: Unpack[GenerationOptions]
     ) -> str | list[str]:
-        """Continue a text, or each text of a list, and return what follows it.
+        """Continue a text, or each text of a list, and return what follows it, `n` times each.
 
         Parameters
         ----------
         prompt : str or list of str
             Special tokens' names in it are ordinary text.
         **options : GenerationOptions
-            `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop` and `seed`; see
+            `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop` and `seed`; see
             `nanochat.generation.GenerationOptions`. Without any, the most probable tokens are taken.
 
         Raises
@@ -262,8 +264,11 @@ class Model:
         InputError
             If a prompt is empty or no text, or an option is out of range.
         """
+        n = options.get("n", 1)
+        if n != 1 and not isinstance(prompt, list):
+            raise InputError(f"n={n} gives a list of texts: pass the prompt in a list, too")
         prompts = prompt if isinstance(prompt, list) else [prompt]
-        texts = [""] * len(prompts)
+        texts = [""] * len(prompts) * n
         for piece in self.pieces([self.encode_prompt(text) for text in prompts], **options):
             texts[piece.row] += piece.text
         return texts if isinstance(prompt, list) else texts[0]
@@ -298,8 +303,12 @@ class Model:
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
     ) -> Iterator[Piece]:
-        """Continue prompts that are tokens already; see `nanochat.generation.generate`."""
+        """Continue prompts that are tokens already; see `nanochat.session.generate`."""
         return generate(self.engine, self.tokenizer, prompts, **options)
+
+    def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
+        """Texts that begin and end at different times, at most so many at once; see `nanochat.session.Session`."""
+        return Session(self.engine, self.tokenizer, rows=rows, keep=keep)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return ``<|bos|>`` and the tokens of a text.

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from nanochat.config import ModelConfig
-from nanochat.ops import Ops, Slot, Storage
+from nanochat.ops import Ops, Slot, Storage, feed_forward
 from nanochat.shapes import layer_kinds, run_order
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
@@ -91,13 +91,13 @@ def forward(
     Parameters
     ----------
     tokens : array of the backend, shape (B, T)
-        From ``ops.tokens``.
+        From ``ops.tokens``; with a state, the flat tokens of its step, (1, N).
     weights : tree of the backend's leaves
         From ``ops.prepare``.
     state : state of the backend, optional
-        From ``ops.new_state(slots(config), ...)``. Its sequences are continued, and advanced by T.
+        From ``ops.new_state(slots(config), ...)``. The rows of its step are continued; call its `end` after it.
     only_last : bool
-        Give (B, 1, vocabulary), which spares the head's work on a long prompt.
+        Give (B, 1, vocabulary), with a state (1, M, vocabulary), which spares the head's work on a long prompt.
     observe : callable, optional
         Called with what each layer gives, (B, T, n, C), or (B, T, C) for one stream, in the order in which they run.
     """
@@ -106,9 +106,7 @@ def forward(
     x = walk.layers(walk.open(tokens, weights), prelude)
     x = walk.loop(x, looped, weights.exit)
     x = walk.layers(x, coda)
-    if state is not None:
-        ops.advance(state, tokens)
-    return walk.head(ops.last(x) if only_last else x, weights)
+    return walk.head(ops.last(x, state=state) if only_last else x, weights)
 
 
 def training_outputs(
@@ -247,21 +245,21 @@ class _Walk(Generic[Array, Leaf, State]):
         return self._output(ops.swiglu(gate, y), w.sub_norm, w.o)
 
     def feed_forward(self, w: FeedForward[Leaf], x: Array) -> Array:
-        ops = self.ops
-        if w.gate is None:
-            y = ops.relu2(ops.project(x, w.up)[0], None)
-        else:
-            gate, up = ops.project(x, w.gate, w.up)
-            swiglu = self.config.activation == "swiglu"
-            y = ops.swiglu(gate, up) if swiglu else ops.relu2(gate, up)
-        return self._output(y, w.sub_norm, w.down)
+        config = self.config
+        return feed_forward(x, w, self.ops, activation=config.activation, eps=config.norm_eps)
 
     def experts(self, w: Experts[Leaf], x: Array) -> Array:
         ops = self.ops
         (logits,) = ops.project(x, w.router)
         self.routing.append(logits)
-        networks = [partial(self.feed_forward, network) for network in w.networks]
-        y = ops.experts(x, logits, networks, top_k=self.config.experts_per_token)
+        y = ops.experts(
+            x,
+            logits,
+            w.networks,
+            top_k=self.config.experts_per_token,
+            activation=self.config.activation,
+            eps=self.config.norm_eps,
+        )
         return y if w.shared is None else ops.add(y, self.feed_forward(w.shared, x))
 
     def _output(self, y: Array, sub_norm: Leaf | None, linear: Leaf) -> Array:

@@ -7,19 +7,22 @@ implementation.
 Legend: B sequences, T tokens, C width, F any number of features, H query heads, G key and value heads, K head
 features, V value features, n residual streams, E experts, R rows of a linear. All arithmetic is float32 unless an
 operation says otherwise; a leading ``...`` is any number of dimensions.
+
+Without a state, the axes (B, T) are whole sequences. With one, they are (1, N): the flat tokens of the state's step,
+those of its first row, then those of the next (`nanochat.rows.Step`); each row is a sequence of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.config import Mixer
-from nanochat.weights import Mhc, Stored, Weights
+from nanochat.config import Activation, Mixer
+from nanochat.weights import FeedForward, Mhc, Stored, Weights
 
-__all__ = ["Ops", "Repeats", "Slot", "Storage"]
+__all__ = ["Ops", "Repeats", "Slot", "Storage", "feed_forward"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -31,9 +34,9 @@ Storage = Literal["float32", "float16", "int8"]
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """What one mixer must remember between calls, for every sequence.
+    """What one mixer must remember between calls, for every row.
 
-    ``kind="attention"``: keys and values, each (capacity, heads, key_dim). ``kind="conv"``: the last `taps` - 1 inputs
+    ``kind="attention"``: keys and values, each (positions, heads, key_dim). ``kind="conv"``: the last `taps` - 1 inputs
     of `features` channels. ``kind="delta"``: one float32 matrix (key_dim, value_dim) per head, at first zero.
 
     Keys and values are rounded when they are appended, as `storage` says, and attention computes in float32 with what
@@ -60,8 +63,12 @@ class Slot:
 class Ops(Protocol[Array, Leaf, State]):
     """The operations of one backend.
 
-    `State` belongs to the backend that made it and is changed in place; ``state=None`` means that the sequences start
-    here and nothing is remembered. It holds a length for each sequence: the tokens seen so far.
+    `State` is a `nanochat.rows.RowState` of the backend that made it and is changed in place; ``state=None`` means that
+    the sequences start here and nothing is remembered. Operations with a state are called between its `begin`, which
+    says which rows get which tokens, and its `end`.
+
+    What a row gets does not depend on the rows beside it, on how its tokens were cut into steps, or on who shares its
+    pages: to the last bit on the reference, numba and MLX.
     """
 
     # The border.
@@ -82,16 +89,10 @@ class Ops(Protocol[Array, Leaf, State]):
         """Copy an array out, as float32."""
         ...
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> State:
-        """An empty state for `batch` sequences of at most `capacity` tokens."""
-        ...
-
-    def stack(self, states: Sequence[State]) -> State:
-        """One state that holds the sequences of all `states`, which had the same slots and capacity."""
-        ...
-
-    def advance(self, state: State, tokens: Array) -> None:
-        """Add T to the length of every sequence, once all mixers have seen these tokens, (B, T)."""
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> State:
+        """A state that holds no row yet; see `nanochat.rows.RowState`."""
         ...
 
     # Tables, norms, linears.
@@ -124,8 +125,8 @@ class Ops(Protocol[Array, Leaf, State]):
         """The numbers of a dense leaf."""
         ...
 
-    def last(self, x: Array) -> Array:
-        """The last token of each sequence, (B, T, ...) to (B, 1, ...)."""
+    def last(self, x: Array, *, state: State | None) -> Array:
+        """The last token of each sequence, (B, T, ...) to (B, 1, ...), or row, (1, N, ...) to (1, M, ...)."""
         ...
 
     # Attention.
@@ -141,7 +142,7 @@ class Ops(Protocol[Array, Leaf, State]):
     def rope(self, x: Array, *, theta: float, state: State | None) -> Array:
         """Rotate feature pairs (i, i + K/2) of (B, T, H, K) by ``position * theta**(-2 i / K)`` radians.
 
-        Positions count from the sequence's length in `state`, or from 0. Angles are float32 products of the position
+        Positions count from the row's in `state`, or from 0. Angles are float32 products of the position
         and the frequency, which is computed in float64 and rounded once.
 
         References
@@ -153,8 +154,8 @@ class Ops(Protocol[Array, Leaf, State]):
     def attention(self, q: Array, k: Array, v: Array, *, state: State | None, slot: int) -> Array:
         """Causal grouped-query attention, ``softmax(q k / sqrt(K)) v``; (B, T, H, K) out.
 
-        Query head h reads key head ``h // (H / G)``. With a state, k and v (B, T, G, K) are first appended to `slot`
-        after each sequence's length, and the query at offset t sees that length plus t + 1 positions.
+        Query head h reads key head ``h // (H / G)``. With a state, k and v (1, N, G, K) are first appended to `slot` at
+        each token's position, and its query sees its row's positions up to and with this one.
         """
         ...
 
@@ -209,12 +210,19 @@ class Ops(Protocol[Array, Leaf, State]):
         ...
 
     def experts(
-        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[FeedForward[Leaf]],
+        *,
+        top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Array:
-        """Each token's `top_k` highest-scoring networks, weighted by the softmax of their logits.
+        """Each token's `top_k` highest-scoring networks, weighted by the softmax of their logits; x is (B, T, C).
 
-        x is (B, T, C), logits (B, T, E). A network maps rows (N, C), those of the tokens that chose it, to (N, C).
-        Equal logits are taken in the order of the experts.
+        Logits are (B, T, E), and a network is `feed_forward`. Equal logits are taken in the order of the experts, and
+        their results are added in that order.
         """
         ...
 
@@ -279,12 +287,31 @@ class Ops(Protocol[Array, Leaf, State]):
         ...
 
 
+def feed_forward(
+    x: Array,
+    w: FeedForward[Leaf],
+    ops: Ops[Array, Leaf, Any],
+    *,
+    activation: Activation,
+    eps: float,
+) -> Array:
+    """A network over the features of each token: ``down(act(gate x) * (up x))``, or ``down(act(up x))``."""
+    if w.gate is None:
+        y = ops.relu2(ops.project(x, w.up)[0], None)
+    else:
+        gate, up = ops.project(x, w.gate, w.up)
+        y = ops.swiglu(gate, up) if activation == "swiglu" else ops.relu2(gate, up)
+    if w.sub_norm is not None:
+        y = ops.rms_norm(y, w.sub_norm, eps=eps)
+    return ops.project(y, w.down)[0]
+
+
 @runtime_checkable
 class Repeats(Protocol[Array, Continued]):
     """A backend that can repeat a step of generation faster than by running the model's code again."""
 
     def repeat(self, step: Callable[[Array], Array], tokens: Array, state: Continued) -> Array:
-        """``step(tokens)`` for tokens (B, 1), where `step` continues the sequences of `state`.
+        """``step(tokens)`` for tokens (1, M), one of each row of the state's step.
 
         For one state, `step` must do the same in every call but for the tokens and what is in the state. The result is
         overwritten by the next call with that state.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.generation import Runner
+from nanochat.engine import Runner
 
 __all__ = ["Score", "score"]
 

@@ -23,12 +23,14 @@ from nanochat.backends.mlx.linears import (
     prepare_leaf,
     round_blocks,
 )
-from nanochat.backends.reference.ops import check_room, permutation_matrices
-from nanochat.config import Mixer
-from nanochat.ops import Slot
-from nanochat.weights import Mhc, Stored, Weights, map_leaves
+from nanochat.backends.mlx.state import MlxState
+from nanochat.backends.reference.ops import permutation_matrices
+from nanochat.config import Activation, Mixer
+from nanochat.ops import Slot, feed_forward
+from nanochat.rows import Group, Step
+from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves
 
-__all__ = ["MlxOps", "MlxState"]
+__all__ = ["MlxOps"]
 
 # MLX's CPU kernel adds up all columns in one float32 number: from 5,000 on its error exceeds 1e-6. Its GPU kernels add
 # in 32 lanes or more.
@@ -36,62 +38,8 @@ _MOST_COLUMNS_ON_CPU = 2048
 # Below this many tokens one step after another is less work than a chunk.
 _FEW_TOKENS = 8
 
-_TYPES = {"float32": mx.float32, "float16": mx.float16, "int8": mx.int8}
-
 _Elementwise = Callable[..., mx.array]
-
-
-class MlxState:
-    """Lengths of the sequences (B,), on the host, and the arrays of every slot, each with B in front.
-
-    Keys and values are (B, heads, capacity, features) in the slot's storage; int8 has scales (B, heads, capacity, 1).
-    """
-
-    def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
-        self.slots = tuple(slots)
-        self.capacity = capacity
-        self.lengths = np.zeros(batch, np.int64)
-        self.arrays: list[list[mx.array]] = []
-        for slot in slots:
-            if slot.kind == "attention":
-                shape: tuple[int, ...] = (batch, slot.heads, capacity, slot.key_dim)
-                arrays = [mx.zeros(shape, _TYPES[slot.storage]) for _ in range(2)]
-                if slot.storage == "int8":
-                    arrays += [mx.zeros((*shape[:3], 1)) for _ in range(2)]
-                self.arrays.append(arrays)
-            elif slot.kind == "conv":
-                self.arrays.append([mx.zeros((batch, slot.taps - 1, slot.features))])
-            else:
-                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
-                self.arrays.append([mx.zeros(shape)])
-
-    def is_even(self) -> bool:
-        """Whether all sequences are equally long."""
-        return bool((self.lengths == self.lengths[0]).all())
-
-    def keep(self, slot: int, k: mx.array, v: mx.array) -> None:
-        """Append keys and values (B, T, G, K) after each sequence's length."""
-        news = [k.swapaxes(1, 2), v.swapaxes(1, 2)]
-        if self.slots[slot].storage == "int8":
-            (k_codes, k_scales), (v_codes, v_scales) = (_quantized(x) for x in news)
-            news = [k_codes, v_codes, k_scales, v_scales]
-        length = k.shape[1]
-        rows = mx.arange(k.shape[0])[:, None]
-        positions = mx.array(self.lengths[:, None] + np.arange(length))
-        for array, values in zip(self.arrays[slot], news, strict=True):
-            new = values.astype(array.dtype)
-            if self.is_even():
-                start = int(self.lengths[0])
-                array[:, :, start : start + length] = new
-            else:
-                array[rows, :, positions] = new.swapaxes(1, 2)
-
-    def kept(self, slot: int, end: int) -> tuple[mx.array, mx.array]:
-        """Keys and values that are kept of the first positions, as float32."""
-        arrays = [array[:, :, :end] for array in self.arrays[slot]]
-        if self.slots[slot].storage == "int8":
-            return arrays[0] * arrays[2], arrays[1] * arrays[3]
-        return arrays[0].astype(mx.float32), arrays[1].astype(mx.float32)
+_DeltaRule = Callable[..., tuple[mx.array, mx.array]]
 
 
 class MlxOps:
@@ -127,23 +75,10 @@ class MlxOps:
     def numpy(self, x: mx.array) -> NDArray[np.float32]:
         return np.array(x.astype(mx.float32))
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> MlxState:
-        return MlxState(slots, batch, capacity)
-
-    def stack(self, states: Sequence[MlxState]) -> MlxState:
-        whole = MlxState(states[0].slots, 0, states[0].capacity)
-        whole.lengths = np.concatenate([state.lengths for state in states])
-        whole.arrays = [
-            [mx.concatenate(list(parts)) for parts in zip(*slot, strict=True)]
-            for slot in zip(*(state.arrays for state in states), strict=True)
-        ]
-        return whole
-
-    def advance(self, state: MlxState, tokens: mx.array) -> None:
-        state.lengths += tokens.shape[1]
-        # What is remembered but not read in this step would otherwise pile up as a graph of pending writes.
-        arrays = [array for slot in state.arrays for array in slot]
-        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> MlxState:
+        return MlxState(slots, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: mx.array, table: Leaf) -> mx.array:
         if not isinstance(table, PackedLinear):
@@ -180,8 +115,11 @@ class MlxOps:
     def parameter(self, leaf: Leaf) -> mx.array:
         return _dense(leaf)
 
-    def last(self, x: mx.array) -> mx.array:
-        return x[:, -1:]
+    def last(self, x: mx.array, *, state: MlxState | None) -> mx.array:
+        if state is None:
+            return x[:, -1:]
+        step = _step(state)
+        return x[:, mx.array(step.last_tokens)] if len(step.rows) < x.shape[1] else x
 
     def split_heads(self, x: mx.array, heads: int) -> mx.array:
         return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -198,43 +136,54 @@ class MlxOps:
     def attention(
         self, q: mx.array, k: mx.array, v: mx.array, *, state: MlxState | None, slot: int
     ) -> mx.array:
-        length = q.shape[1]
-        mask: str | mx.array | None = "causal" if length > 1 else None
+        scale = q.shape[-1] ** -0.5
         if state is None:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        else:
-            self.append_kv(k, v, state=state, slot=slot)
-            end = int(state.lengths.max()) + length
-            keys, values = state.kept(slot, end)
-            if not state.is_even():
-                seen = state.lengths[:, None] + np.arange(length)
-                mask = mx.array((np.arange(end) <= seen[:, :, None])[:, None])
-        # "causal" lines up the last query with the last key, also when there are more keys than queries.
-        y = mx.fast.scaled_dot_product_attention(
-            q.swapaxes(1, 2), keys, values, scale=q.shape[-1] ** -0.5, mask=mask
-        )
-        return y.swapaxes(1, 2)
+            mask = "causal" if q.shape[1] > 1 else None
+            given = (x.swapaxes(1, 2) for x in (q, k, v))
+            y = mx.fast.scaled_dot_product_attention(*given, scale=scale, mask=mask)
+            return y.swapaxes(1, 2)
+        self.append_kv(k, v, state=state, slot=slot)
+
+        def attend(group: Group, queries: mx.array) -> mx.array:
+            # Whole pages, so that a row is added up in one order however long the rows beside it are.
+            keys, values = state.kept(slot, group)
+            seen = group.starts[:, None] + np.arange(group.count)
+            mask = mx.array((np.arange(keys.shape[2]) <= seen[:, :, None])[:, None])
+            return mx.fast.scaled_dot_product_attention(
+                queries.swapaxes(1, 2), keys, values, scale=scale, mask=mask
+            ).swapaxes(1, 2)
+
+        return _by_group(state, attend, q)
 
     def append_kv(self, k: mx.array, v: mx.array, *, state: MlxState, slot: int) -> None:
-        length = k.shape[1]
-        check_room(int(state.lengths.max()), length, state.capacity)
-        state.keep(slot, k, v)
+        state.append_kv(slot, k[0], v[0])
 
     def short_conv(
         self, x: mx.array, kernel: Leaf, *, state: MlxState | None, slot: int
     ) -> mx.array:
         weight = _dense(kernel)
         taps = weight.shape[1]
+
+        def convolve(padded: mx.array, length: int) -> mx.array:
+            y = sum(
+                (weight[:, j] * padded[:, j : j + length] for j in range(1, taps)),
+                start=weight[:, 0] * padded[:, :length],
+            )
+            return y * mx.sigmoid(y)
+
         if state is None:
-            padded = mx.pad(x, [(0, 0), (taps - 1, 0), (0, 0)])
-        else:
-            padded = mx.concatenate([state.arrays[slot][0], x], axis=1)
-            state.arrays[slot][0] = padded[:, x.shape[1] :]
-        y = sum(
-            (weight[:, j] * padded[:, j : j + x.shape[1]] for j in range(1, taps)),
-            start=weight[:, 0] * padded[:, : x.shape[1]],
-        )
-        return y * mx.sigmoid(y)
+            return convolve(mx.pad(x, [(0, 0), (taps - 1, 0), (0, 0)]), x.shape[1])
+
+        def of_group(group: Group, x: mx.array) -> mx.array:
+            rows, (before,) = mx.array(group.rows), state.arrays[slot]
+            # MLX divides by zero where it writes to no elements.
+            if taps == 1:
+                return convolve(x, x.shape[1])
+            padded = mx.concatenate([before[rows], x], axis=1)
+            before[rows] = padded[:, x.shape[1] :]
+            return convolve(padded, x.shape[1])
+
+        return _by_group(state, of_group, x)
 
     def delta_rule(
         self,
@@ -254,22 +203,25 @@ class MlxOps:
         step = mx.sigmoid(beta)
         time = mx.logaddexp(decay + _dense(time_bias), mx.array(0.0))
         log_keep = -mx.exp(_dense(log_rate)) * time
-        memory = mx.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
-        if state is not None:
-            memory = state.arrays[slot][0]
-        run = stepwise_delta_rule if q.shape[1] < _FEW_TOKENS else chunked_delta_rule
-        # Heads in front of tokens, so that products are over the last two axes.
-        out, memory = run(
-            q.swapaxes(1, 2),
-            k.swapaxes(1, 2),
-            v.swapaxes(1, 2),
-            step.swapaxes(1, 2)[..., None],
-            log_keep.swapaxes(1, 2),
-            memory,
-        )
-        if state is not None:
-            state.arrays[slot][0] = memory
-        return out.swapaxes(1, 2)
+
+        def run(rule: _DeltaRule, memory: mx.array, *given: mx.array) -> tuple[mx.array, mx.array]:
+            # Heads in front of tokens, so that products are over the last two axes.
+            q, k, v, step, log_keep = (x.swapaxes(1, 2) for x in given)
+            y, memory = rule(q, k, v, step[..., None], log_keep, memory)
+            return y.swapaxes(1, 2), memory
+
+        if state is None:
+            memory = mx.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+            rule = stepwise_delta_rule if q.shape[1] < _FEW_TOKENS else chunked_delta_rule
+            return run(rule, memory, q, k, v, step, log_keep)[0]
+
+        def of_group(group: Group, *given: mx.array) -> mx.array:
+            rows, (memory,) = mx.array(group.rows), state.arrays[slot]
+            # In chunks, the numbers would depend on where the tokens were cut.
+            y, memory[rows] = run(stepwise_delta_rule, memory[rows], *given)
+            return y
+
+        return _by_group(state, of_group, q, k, v, step, log_keep)
 
     def swiglu(self, gate: mx.array, up: mx.array) -> mx.array:
         return self._swiglu(gate, up)
@@ -284,9 +236,11 @@ class MlxOps:
         self,
         x: mx.array,
         logits: mx.array,
-        networks: Sequence[Callable[[mx.array], mx.array]],
+        networks: Sequence[FeedForward[Leaf]],
         *,
         top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> mx.array:
         """See :meth:`nanochat.ops.Ops.experts`; waits once for the logits, to run only what was chosen."""
         rows = x.reshape(-1, x.shape[-1])
@@ -301,7 +255,8 @@ class MlxOps:
             if token.size:
                 index = mx.array(token)
                 share = mx.array(shares[token, rank, None])
-                out = out.at[index].add(share * network(rows[index]))
+                y = feed_forward(rows[index], network, self, activation=activation, eps=eps)
+                out = out.at[index].add(share * y)
         return out.reshape(x.shape)
 
     def mhc_open(self, x: mx.array, num_streams: int) -> mx.array:
@@ -351,18 +306,19 @@ class MlxOps:
     def _rotations(
         self, half: int, theta: float, length: int, state: MlxState | None
     ) -> tuple[mx.array, mx.array]:
-        """Cosines and sines of the angles of `length` tokens, (1 or B, T, 1, half)."""
-        start = 0 if state is None else int(state.lengths.max())
+        """Cosines and sines of the angles of `length` tokens, (1, T, 1, half)."""
+        step = None if state is None else _step(state)
+        end = length if step is None else int(step.positions.max()) + 1
         whole = self._angles.get((half, theta))
-        if whole is None or whole[0].shape[0] < start + length:
+        if whole is None or whole[0].shape[0] < end:
             # Powers of two: a growing sequence fills few tables.
-            whole = _angle_table(half, theta, 1 << (start + length).bit_length())
+            whole = _angle_table(half, theta, 1 << end.bit_length())
             self._angles[half, theta] = whole
-        if state is None or state.is_even():
-            cos, sin = (table[None, start : start + length, None] for table in whole)
+        if step is None:
+            cos, sin = (table[None, :length, None] for table in whole)
             return cos, sin
-        positions = mx.array(state.lengths[:, None] + np.arange(length))
-        cos, sin = (table[positions][:, :, None] for table in whole)
+        positions = mx.array(step.positions)
+        cos, sin = (table[positions][None, :, None] for table in whole)
         return cos, sin
 
     def _static_coefficients(
@@ -378,6 +334,29 @@ class MlxOps:
             pre, post = mx.sigmoid(_dense(site.read)), 2 * mx.sigmoid(_dense(site.write))
             self._sites[key] = site.read, pre, post, mix
         return self._sites[key][1:]
+
+
+def _step(state: MlxState) -> Step:
+    assert state.step is not None, "call `begin` of the state first"
+    return state.step
+
+
+def _by_group(state: MlxState, compute: Callable[..., mx.array], *given: mx.array) -> mx.array:
+    """What `compute` gives for each group of the step, from arrays (M, T, ...), put where the group's tokens are."""
+    groups = _step(state).groups()
+    if groups[0].tokens is None:
+        shape = len(groups[0].rows), groups[0].count
+        y = compute(groups[0], *(x.reshape(*shape, *x.shape[2:]) for x in given))
+        return y.reshape(1, -1, *y.shape[2:])
+    parts, places = [], []
+    for group in groups:
+        assert group.tokens is not None
+        tokens = mx.array(group.tokens)
+        part = compute(group, *(x[0, tokens] for x in given))
+        parts.append(part.reshape(-1, *part.shape[2:]))
+        places.append(group.tokens.reshape(-1))
+    order = mx.array(np.argsort(np.concatenate(places)))
+    return mx.concatenate(parts)[order][None]
 
 
 def _unchanged(function: _Elementwise) -> _Elementwise:
@@ -427,14 +406,3 @@ def _mixing_matrix(logits: mx.array, n: int, mixer: Mixer, iterations: int) -> m
 
 def _unit(x: mx.array) -> mx.array:
     return x * mx.rsqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6)
-
-
-def _quantized(x: mx.array) -> tuple[mx.array, mx.array]:
-    """Codes, as floats, and scales; see `ternary.quantize_activations`."""
-    finite = mx.isfinite(x).all(axis=-1, keepdims=True)
-    # Codes of what is not finite have no meaning, and a scale of NaN.
-    x = mx.where(finite, x, 0.0)
-    largest = mx.abs(x).max(axis=-1, keepdims=True)
-    largest = mx.where(largest < float(np.finfo(np.float32).tiny) * 128, 0.0, largest)
-    inverse = mx.where(largest > 0, 127.0 / largest, 0.0)
-    return mx.round(x * inverse), mx.where(finite, largest / 127.0, mx.array(np.nan))

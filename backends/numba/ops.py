@@ -7,7 +7,6 @@ then repeated without Python. An operation that uses NumPy on activations says s
 
 import functools
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -17,6 +16,13 @@ from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.experts import routing
+from nanochat.backends.numba.experts.products import (
+    ExpertGroup,
+    Matrices,
+    grouped_norm,
+    grouped_product,
+)
 from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, realize
 from nanochat.backends.numba.products import activation, linear
 from nanochat.backends.numba.products.packing import (
@@ -35,14 +41,21 @@ from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
-from nanochat.backends.numba.state import NumbaState, buffers
+from nanochat.backends.numba.state import (
+    NumbaState,
+    NumbaStep,
+    Repeated,
+    bucket,
+    buffers,
+    sequences,
+)
 from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
-from nanochat.backends.reference.ops import check_room, permutation_matrices
-from nanochat.config import Mixer
+from nanochat.backends.reference.ops import permutation_matrices
+from nanochat.config import Activation, Mixer
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot
-from nanochat.weights import Mhc, Stored, Weights, map_leaves, named_leaves
+from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["NumbaOps"]
 
@@ -55,18 +68,6 @@ _INTEGER, _FLOAT, _ELEMENT, _COEFFICIENTS, _BYTE = 1 / 150, 1 / 20, 0.5, 300, 1 
 # are read sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times.
 # From the cache it took 1.3 times as long.
 _STREAMED = 64 * 2**20
-
-# By what keys and values are kept in.
-_APPEND: dict[np.dtype[np.generic], Callable[..., object]] = {
-    np.dtype(np.float32): attention.append_float32,
-    np.dtype(np.uint16): attention.append_float16,
-    np.dtype(np.int8): attention.append_int8,
-}
-_ATTENTION: dict[np.dtype[np.generic], Callable[..., object]] = {
-    np.dtype(np.float32): attention.attention_float32,
-    np.dtype(np.uint16): attention.attention_float16,
-    np.dtype(np.int8): attention.attention_int8,
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +128,7 @@ class NumbaOps:
         self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=_INTEGER)
         self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
         self._sites: dict[tuple[int, Mixer, int], _Site] = {}
+        self._groups: dict[int, ExpertGroup] = {}
 
     @property
     def device(self) -> str:
@@ -156,8 +158,9 @@ class NumbaOps:
         InputError
             If five codes to a byte are asked for, and a matrix does not fit.
         """
-        # What was computed for the sites of earlier weights.
+        # What was computed for the sites and experts of earlier weights.
         self._sites.clear()
+        self._groups.clear()
         memory = WeightMemory()
         leaves = list(named_leaves(weights))
         if self.layout == "five_trits":
@@ -194,63 +197,46 @@ class NumbaOps:
         end_wait()
         return values
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> NumbaState:
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> NumbaState:
         # A list of no calls: what runs lists is compiled now, and not between the first tokens of a text.
         run_program(Program([], threads=self.launch.threads))
-        return NumbaState(slots, batch, capacity)
-
-    def stack(self, states: Sequence[NumbaState]) -> NumbaState:
-        return NumbaState.stack(states)
-
-    def advance(self, state: NumbaState, tokens: Array) -> None:
-        length = tokens.shape[1]
-        # See `_check_room`.
-        same = weakref.proxy(state)
-
-        def act() -> None:
-            same.lengths += length
-            same.longest += length
-
-        self._each_time(act, after=True)
+        return NumbaState(slots, rows=rows, capacity=capacity, pages=pages)
 
     # A step that is repeated.
 
     def repeat(self, step: Callable[[Array], Array], tokens: Array, state: NumbaState) -> Array:
-        """See `nanochat.ops.Repeats`: noted at the first step of a state, and then run without Python."""
-        if state.step is None:
-            ids = realize(tokens).copy()
-            y, notes = self.launch.note(lambda: realize(step(ids)))
-            state.step = notes, ids, y
-            return cast(Array, y)
-        notes, ids, y = state.step
-        if not notes.complete or tokens.shape != ids.shape:
+        """See `nanochat.ops.Repeats`: noted at the first step of so many rows, and then run without Python."""
+        number = tokens.shape[1]
+        size = bucket(number)
+        repeated = state.repeated.get(size)
+        if repeated is not None and not repeated.notes.complete:
             return step(tokens)
-        ids[:] = realize(tokens)
-        notes.repeat(self.launch.threads)
-        return y
+        if repeated is None:
+            ids = np.zeros((1, size), np.int64)
+            ids[0, :number] = realize(tokens)[0]
+            y, notes = self.launch.note(lambda: realize(step(cast(Array, ids))), state.pool)
+            state.repeated[size] = Repeated(notes=notes, ids=ids, result=y)
+            return cast(Array, y[:, :number])
+        repeated.ids[0, :number] = realize(tokens)[0]
+        repeated.notes.repeat(self.launch.threads, positions=state.longest)
+        return repeated.result[:, :number]
 
     def _needs_python(self) -> None:
         """Give up repeating the step that is being noted: its kernels alone would not give the result."""
         if self.launch.notes is not None:
             self.launch.notes.complete = False
 
-    def _each_time(self, act: Callable[[], None], *, after: bool = False) -> None:
-        """Do something now, and before or after the kernels whenever the step is repeated."""
-        act()
-        if (notes := self.launch.notes) is not None:
-            (notes.after if after else notes.before).append(act)
-
-    def _check_room(self, state: NumbaState, length: int) -> None:
-        # The state has the notes, which have this: with the state itself it would be a cycle, freed late.
-        same = weakref.proxy(state)
-        self._each_time(lambda: check_room(same.longest, length, same.capacity))
-
     # Tables, norms, linears.
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
         rows, columns = table.shape
-        self._each_time(functools.partial(_check_ids, ids, rows))
+        check = functools.partial(_check_ids, ids, rows)
+        check()
+        if self.launch.notes is not None:
+            self.launch.notes.before.append(check)
         y = self.launch.empty((*ids.shape, columns))
         result, flat = y.reshape(-1, columns), ids.reshape(-1)
         launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * _ELEMENT)
@@ -348,12 +334,15 @@ class NumbaOps:
     def parameter(self, leaf: Leaf) -> Array:
         return _dense(leaf)
 
-    def last(self, x: Array) -> Array:
+    def last(self, x: Array, *, state: NumbaState | None) -> Array:
         values = realize(x)
-        if values.shape[1] == 1:
+        step, _, spans = self._spans(x, state)
+        if spans == x.shape[0] * x.shape[1]:
             return values
         self._needs_python()
-        return np.ascontiguousarray(values[:, -1:])
+        flat = values.reshape(-1, *values.shape[2:])
+        last = flat[step.last_tokens]
+        return last[:, None] if state is None else last[None]
 
     # Attention.
 
@@ -363,17 +352,30 @@ class NumbaOps:
     def merge_heads(self, x: Array) -> Array:
         return realize(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
+    def _spans(
+        self, x: Array, state: NumbaState | None
+    ) -> tuple[NumbaStep, NDArray[np.int64], int]:
+        """Which tokens of x (B, T, ...) are whose, the table of pages, and how many spans there are."""
+        batch, length = x.shape[:2]
+        if state is None:
+            return *sequences(batch, length), batch
+        step = state.step
+        assert isinstance(step, NumbaStep), "call `begin` of the state first"
+        # The arrays of a step of one token a row may be longer than the step.
+        return step, state.table, min(length, len(step.rows))
+
     def rope(self, x: Array, *, theta: float, state: NumbaState | None) -> Array:
         x = realize(x)
-        batch, length, _, features = x.shape
-        if state is not None:
-            self._check_room(state, length)
+        batch, length, heads, features = x.shape
         # A step that is repeated comes to the last position some time.
         positions = length if state is None else state.capacity
-        tables, starts = self._rotation(theta, features // 2, positions), _starts(state, batch)
+        tables = self._rotation(theta, features // 2, positions)
+        step, _, _ = self._spans(x, state)
         y = self._like(x)
+        flat = [array.reshape(-1, heads, features) for array in (x, y)]
         tasks, nanoseconds = batch * length, x.size * _ELEMENT
-        self.launch(attention.rotate, x, *tables, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        arguments = flat[0], *tables, step.positions, flat[1]
+        self.launch(attention.rotate, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
     def _rotation(self, theta: float, half: int, positions: int) -> tuple[Values, Values]:
@@ -391,33 +393,56 @@ class NumbaOps:
         self, q: Array, k: Array, v: Array, *, state: NumbaState | None, slot: int
     ) -> Array:
         q, k, v = realize(q), realize(k), realize(v)
-        batch, length, groups, features = k.shape
-        starts = _starts(state, batch)
+        heads, features = q.shape[2:]
+        groups = k.shape[2]
+        step, table, spans = self._spans(q, state)
         if state is None:
-            shape = Slot(kind="attention", heads=groups, key_dim=features)
-            kept = buffers(shape, batch, length)
-            self._append(k, v, starts, kept)
+            kind = Slot(kind="attention", heads=groups, key_dim=features)
+            kept = buffers(kind, pages=table.size, rows=0)
         else:
-            self.append_kv(k, v, state=state, slot=slot)
-            kept = state.arrays[slot]
-        seen = length / 2 if state is None else state.longest + length / 2
-        if state is not None and self.launch.notes is not None:
-            # What is noted at the first position is repeated until the last.
-            seen = state.capacity
+            kind, kept = state.slots[slot], state.arrays[slot]
+        self._append(k, v, kind, kept, step, table)
         y = self._like(q)
-        tasks = batch * groups * -(-length * q.shape[2] // groups // attention.ROWS)
-        kernel, nanoseconds = _ATTENTION[kept[0].dtype], 2 * q.size * seen * _FLOAT
-        self.launch(kernel, q, *kept, starts, y, tasks=tasks, nanoseconds=nanoseconds)
+        share = heads // groups
+        parts = step.parts_of(share)
+        if spans < len(step.rows):
+            parts = parts[: spans * (len(parts) // len(step.rows))]
+        # For each position that a query sees.
+        nanoseconds = 2 * q.size * _FLOAT
+        noted = self.launch.notes is not None
+        seen = 0.0 if noted else float((step.starts + step.counts / 2)[:spans].mean())
+        self.launch(
+            attention.attention_kernel(kind.storage),
+            *(q.reshape(-1, heads, features), *kept, table),
+            *(step.rows, step.starts, step.counts, step.offsets, parts),
+            y.reshape(-1, heads, features),
+            tasks=groups * len(parts),
+            nanoseconds=nanoseconds * seen,
+            nanoseconds_per_position=nanoseconds if noted else 0.0,
+        )
         return y
 
     def append_kv(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
-        self._check_room(state, k.shape[1])
-        self._append(realize(k), realize(v), state.lengths, state.arrays[slot])
+        step, table, _ = self._spans(k, state)
+        kind, kept = state.slots[slot], state.arrays[slot]
+        self._append(realize(k), realize(v), kind, kept, step, table)
 
-    def _append(self, k: Values, v: Values, starts: NDArray[np.int64], kept: list[Values]) -> None:
-        append = _APPEND[kept[0].dtype]
-        tasks, nanoseconds = math.prod(k.shape[:3]), k.size * _ELEMENT
-        self.launch(append, k, v, starts, *kept, tasks=tasks, nanoseconds=nanoseconds)
+    def _append(
+        self,
+        k: Values,
+        v: Values,
+        kind: Slot,
+        kept: list[Values],
+        step: NumbaStep,
+        table: NDArray[np.int64],
+    ) -> None:
+        flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
+        self.launch(
+            attention.append_kernel(kind.storage),
+            *(*flat, table, step.rows, step.spans, step.positions, *kept),
+            tasks=math.prod(k.shape[:3]),
+            nanoseconds=k.size * _ELEMENT,
+        )
 
     # Gated DeltaNet.
 
@@ -425,15 +450,20 @@ class NumbaOps:
         x = realize(x)
         weight = np.ascontiguousarray(_dense(kernel).T)
         batch, length, features = x.shape
+        step, _, spans = self._spans(x, state)
         if state is None:
             before = np.zeros((batch, len(weight) - 1, features), np.float32)
         else:
             (before,) = state.arrays[slot]
         y = self._like(x)
+        flat, result = x.reshape(-1, features), y.reshape(-1, features)
         tasks, nanoseconds = batch * length, len(weight) * x.size * _ELEMENT
-        self.launch(delta.convolve, x, before, weight, y, tasks=tasks, nanoseconds=nanoseconds)
+        arguments = flat, before, weight, step.rows, step.offsets, step.spans, result
+        self.launch(delta.convolve, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         if state is not None:
-            self.launch(delta.keep, x, before, tasks=batch, nanoseconds=before.size * _ELEMENT)
+            nanoseconds = spans * weight.size * _ELEMENT
+            told = step.rows, step.offsets, step.counts
+            self.launch(delta.keep, flat, before, *told, tasks=spans, nanoseconds=nanoseconds)
         return y
 
     def delta_rule(
@@ -452,7 +482,11 @@ class NumbaOps:
         values = realize(v)
         batch, length, heads, features = k.shape
         shape = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
-        (memory,) = buffers(shape, batch, 0) if state is None else state.arrays[slot]
+        step, _, spans = self._spans(k, state)
+        if state is None:
+            (memory,) = buffers(shape, pages=0, rows=batch)
+        else:
+            (memory,) = state.arrays[slot]
         groups, padded = memory.shape[2:4]
         queries = self.launch.empty((batch, length, heads, padded))
         keys = self._like(queries)
@@ -469,9 +503,14 @@ class NumbaOps:
         inputs = queries, keys, steps, keeps
         self.launch(delta.delta_inputs, *given, *inputs, tasks=tasks, nanoseconds=nanoseconds)
         y = self._like(values)
-        tasks, nanoseconds = batch * heads * groups, 4 * y.size * padded * _FLOAT
-        arrays = queries, keys, values, steps, keeps, memory, y
-        self.launch(delta.delta_rule, *arrays, tasks=tasks, nanoseconds=nanoseconds)
+        self.launch(
+            delta.delta_rule,
+            *(x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values, steps, keeps)),
+            *(memory, step.rows, step.offsets, step.counts),
+            y.reshape(-1, *y.shape[2:]),
+            tasks=spans * heads * groups,
+            nanoseconds=4 * y.size * padded * _FLOAT,
+        )
         return y
 
     # Networks.
@@ -518,20 +557,87 @@ class NumbaOps:
         return cast(Values, self.launch.empty(x.shape))
 
     def experts(
-        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[FeedForward[Leaf]],
+        *,
+        top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Array:
-        self._needs_python()
-        rows = realize(x).reshape(-1, x.shape[-1])
-        scores = realize(logits).reshape(-1, logits.shape[-1])
-        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        shares = np.take_along_axis(scores, chosen, axis=1)
-        shares = np.exp(shares - shares.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        out = np.zeros_like(rows)
-        for e in np.unique(chosen):
-            token, rank = np.nonzero(chosen == e)
-            out[token] += shares[token, rank, None] * realize(networks[e](rows[token]))
-        return out.reshape(x.shape)
+        group = self._group(networks)
+        if not isinstance(x, Pending):
+            x = Pending(shape=x.shape, compute=functools.partial(realize, x), values=x)
+        count, width = math.prod(x.shape[:-1]), x.shape[-1]
+        rounded = self.rounded(x, group.up.leaves[0].activation_block)
+        scores = realize(logits).reshape(count, len(networks))
+        visits, empty = count * top_k, self.launch.empty
+        tokens, experts = empty((visits,), np.int64), empty((visits,), np.int64)
+        shares = empty((visits,))
+        places, bounds = empty((count, top_k), np.int64), empty((len(networks) + 1,), np.int64)
+        found = tokens, experts, shares, places, bounds
+        self.launch(routing.route, scores, *found, tasks=1, nanoseconds=count * _ELEMENT)
+        given = rounded.codes, rounded.sums, rounded.scales
+        own = Rounded(*(empty((visits, *each.shape[1:]), each.dtype) for each in given))
+        self.launch(
+            routing.collect,
+            *(*given, tokens, own.codes, own.sums, own.scales),
+            tasks=visits,
+            nanoseconds=own.codes.size * _ELEMENT,
+        )
+        calls, results = [], []
+        for matrices in filter(None, (group.gate, group.up)):
+            call, y = self._grouped_product(own, matrices, bounds)
+            calls.append(call)
+            results.append(y[None])
+        self.launch.together(calls)
+        if group.gate is not None and activation == "swiglu":
+            hidden = self.swiglu(*results)
+        else:
+            hidden = self.relu2(results[0], results[1] if len(results) > 1 else None)
+        if group.gains is not None:
+            values = realize(hidden)[0]
+            y = self._like(values)
+            told = group.gains, experts, float(eps)
+            nanoseconds = values.size * _ELEMENT
+            self.launch(grouped_norm, values, *told, y, tasks=visits, nanoseconds=nanoseconds)
+            hidden = y[None]
+        if not isinstance(hidden, Pending):
+            hidden = Pending(shape=hidden.shape, compute=lambda: y, values=hidden)
+        own = self.rounded(hidden, group.down.leaves[0].activation_block)
+        call, made = self._grouped_product(own, group.down, bounds)
+        self.launch.together([call])
+        result = empty((count, width))
+        nanoseconds = made.size * _ELEMENT
+        arguments = made, shares, places, result
+        self.launch(routing.combine, *arguments, tasks=count, nanoseconds=nanoseconds)
+        return cast(Array, result.reshape(x.shape))
+
+    def _group(self, networks: Sequence[FeedForward[Leaf]]) -> ExpertGroup:
+        # What is kept holds the networks, so that no others can get their number.
+        key = id(networks)
+        if key not in self._groups:
+            self._groups[key] = ExpertGroup.of(networks)
+        return self._groups[key]
+
+    def _grouped_product(
+        self, x: Rounded, matrices: Matrices, bounds: NDArray[np.int64]
+    ) -> tuple[Call, Values]:
+        leaf, visits = matrices.leaves[0], len(x.codes)
+        assert x.scales.shape[1] * leaf.activation_block == leaf.columns
+        y = cast(Values, self.launch.empty((visits, leaf.rows)))
+        choice = self.tuner.choice(leaf, max(1, visits // len(matrices.leaves)))
+        call = Call(
+            grouped_product(choice.isa, leaf.layout),
+            (
+                *(matrices.codes, matrices.scales, matrices.shape, bounds),
+                *(x.codes, x.sums, x.scales, y, choice.variant),
+            ),
+            tasks=len(matrices.leaves) * len(leaf.codes),
+            nanoseconds=visits * leaf.rows * leaf.columns * _INTEGER,
+        )
+        return call, y
 
     # mHC: manifold-constrained hyper-connections.
 
@@ -682,10 +788,6 @@ def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
             f"token ids from {ids.min()} to {ids.max()} do not fit a table of {rows} rows: use the tokenizer of this "
             "model"
         )
-
-
-def _starts(state: NumbaState | None, batch: int) -> NDArray[np.int64]:
-    return np.zeros(batch, np.int64) if state is None else state.lengths
 
 
 def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:

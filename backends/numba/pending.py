@@ -16,7 +16,7 @@ __all__ = ["Array", "Pending", "Rounded", "Values", "realize"]
 Values = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rounded:
     """Activations as `quantize` rounds them: codes (N, B, 16 G), the sums of their blocks (N, B), and scales (N, B)."""
 

@@ -1,19 +1,25 @@
 """This file holds what the Numba backend remembers between calls, in the layouts of its kernels."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nanochat.backends.numba.attention.attention import QUERIES
 from nanochat.backends.numba.pending import Values
 from nanochat.backends.numba.runtime.isa import has_half
-from nanochat.backends.numba.runtime.launch import Notes
+from nanochat.backends.numba.runtime.launch import Notes, Pool
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
+from nanochat.rows import PAGE, RowState, Step, num_pages, step_of_sequences
 
-__all__ = ["NumbaState", "buffers"]
+__all__ = ["NumbaState", "NumbaStep", "Repeated", "bucket", "buffers", "sequences"]
 
 # float16 is kept as its bits.
 _NUMBERS: dict[Storage, type[np.generic]] = {
@@ -25,68 +31,152 @@ _NUMBERS: dict[Storage, type[np.generic]] = {
 _LINE = 64
 
 
-class NumbaState:
-    """Lengths of the sequences (B,), and the buffers of every slot, with B in front."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NumbaStep(Step):
+    """A step with what the kernels want to know of it besides: for how its attention is cut, see `parts_of`."""
 
-    def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
-        self.slots = tuple(slots)
-        self.capacity = capacity
-        self.lengths = np.zeros(batch, np.int64)
+    _parts: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    def parts_of(self, share: int) -> NDArray[np.int64]:
+        """Parts of `attention_kernel` where so many queries of a token share a key head."""
+        if share not in self._parts:
+            parts = []
+            for span, count in enumerate(self.counts.tolist()):
+                firsts = deque(range(0, count * share, QUERIES))
+                # From both ends in turn: later queries see more, and every thread should have its share of them.
+                while firsts:
+                    parts.append((span, firsts.popleft()))
+                    if firsts:
+                        parts.append((span, firsts.pop()))
+            self._parts[share] = np.array(parts, np.int64)
+        return self._parts[share]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Repeated:
+    """A step that can be repeated: its notes, the arrays of its tokens and of its result."""
+
+    notes: Notes
+    ids: NDArray[np.int64]
+    result: Values
+
+
+class NumbaState(RowState[list[Values]]):
+    """The buffers of every slot, with pages or rows in front, and the steps that are repeated.
+
+    A step of one token a row keeps its numbers where they are: it has the arrays of a bucket, which is as large as it
+    is, or a little larger. What is beyond it continues the row that nobody reads.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> None:
+        super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
+        self.arrays = [buffers(slot, pages=self.num_pages + 1, rows=rows + 1) for slot in slots]
+        # By bucket.
+        self.repeated: dict[int, Repeated] = {}
+        # What the noted steps write to, which is used again by the next one.
+        self.pool = Pool(most=1 << 62)
+        self._buckets: dict[int, NumbaStep] = {}
+        self._in_buckets: dict[int, list[int]] = {}
+        # The positions of the step's longest row, before it.
         self.longest = 0
-        self.arrays = [buffers(slot, batch, capacity) for slot in slots]
-        # The step that is repeated, its token ids, and its result.
-        self.step: tuple[Notes, Values, Values] | None = None
 
-    @classmethod
-    def stack(cls, states: Sequence["NumbaState"]) -> "NumbaState":
-        """See `nanochat.ops.Ops.stack`."""
-        lengths = np.concatenate([state.lengths for state in states])
-        whole = cls(states[0].slots, len(lengths), states[0].capacity)
-        whole.lengths = lengths
-        whole.longest = max(state.longest for state in states)
-        parts = zip(*(state.arrays for state in states), strict=True)
-        for slot, target, sources in zip(whole.slots, whole.arrays, parts, strict=True):
-            used = (_used(slot, arrays, whole.longest) for arrays in (target, *sources))
-            for buffer, *rows in zip(*used, strict=True):
-                np.concatenate(rows, out=buffer)
-        return whole
+    def _arranged(
+        self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+    ) -> NumbaStep:
+        self.longest = max(starts)
+        if max(counts) > 1:
+            return _for_kernels(super()._arranged(rows, starts, counts))
+        number = len(rows)
+        size = bucket(number)
+        if size not in self._buckets:
+            self._buckets[size] = _steps_of_one(size)
+        step = self._buckets[size]
+        # As a rule the rows are those of the step before.
+        if self._in_buckets.get(size) != rows:
+            self._in_buckets[size] = [*rows]
+            step.rows[:number] = rows
+            step.rows[number:] = self.num_rows
+            step.positions[number:] = 0
+        step.positions[:number] = starts
+        return step
+
+    def _of_rows(self) -> list[Values]:
+        pairs = zip(self.slots, self.arrays, strict=True)
+        return [array for slot, arrays in pairs if slot.kind != "attention" for array in arrays]
+
+    def _clear(self, row: int) -> None:
+        for array in self._of_rows():
+            array[row] = 0
+
+    def _save(self, row: int) -> list[Values]:
+        return [array[row].copy() for array in self._of_rows()]
+
+    def _restore(self, row: int, recurrent: list[Values]) -> None:
+        for array, saved in zip(self._of_rows(), recurrent, strict=True):
+            array[row] = saved
+
+    def _copy_page(self, source: int, target: int) -> None:
+        for slot, arrays in zip(self.slots, self.arrays, strict=True):
+            if slot.kind == "attention":
+                for array in arrays:
+                    array[target] = array[source]
 
 
-def buffers(slot: Slot, batch: int, capacity: int) -> list[Values]:
-    """Empty buffers of one slot, as the kernels in `attention` and `delta` describe them."""
+def bucket(rows: int) -> int:
+    """The rows of the step that is repeated for so many: products take four at a time."""
+    if rows <= 4:
+        return rows
+    return -(-rows // 4) * 4 if rows <= 32 else -(-rows // 8) * 8
+
+
+def _for_kernels(step: Step) -> NumbaStep:
+    """The same step, for kernels."""
+    return NumbaStep(**vars(step))
+
+
+@lru_cache(maxsize=64)
+def sequences(batch: int, length: int) -> tuple[NumbaStep, NDArray[np.int64]]:
+    """The step that reads whole sequences, and the table of its pages."""
+    pages = num_pages(length)
+    table = np.arange(batch * pages, dtype=np.int64).reshape(batch, pages)
+    return _for_kernels(step_of_sequences(batch, length)), table
+
+
+def buffers(slot: Slot, *, pages: int, rows: int) -> list[Values]:
+    """Empty buffers of one slot, as the kernels in `attention` describe them."""
     if slot.kind == "conv":
-        return [np.zeros((batch, slot.taps - 1, slot.features), np.float32)]
+        return [np.zeros((rows, slot.taps - 1, slot.features), np.float32)]
     if slot.kind == "delta":
         features, groups = -(-slot.key_dim // 4) * 4, -(-slot.value_dim // LANES)
-        return [np.zeros((batch, slot.heads, groups, features, LANES), np.float32)]
+        return [np.zeros((rows, slot.heads, groups, features, LANES), np.float32)]
     if slot.storage == "float16" and not has_half():
         raise BackendError(
             "this processor, or NUMBA_CPU_FEATURES, lacks the instructions that convert float16 (F16C): choose "
             "kv_cache='int8' or 'float32'"
         )
     number = _NUMBERS[slot.storage]
-    tiles, groups = -(-capacity // LANES), -(-slot.key_dim // LANES)
-    scaled = slot.storage == "int8"
+    groups = -(-slot.key_dim // LANES)
+    scales = PAGE if slot.storage == "int8" else 0
     return [
-        _zeros((batch, slot.heads, tiles, slot.key_dim, LANES), number),
-        _zeros((batch, slot.heads, groups, capacity, LANES), number),
-        _zeros((batch, slot.heads, tiles * LANES if scaled else 0), np.float32),
-        _zeros((batch, slot.heads, capacity if scaled else 0), np.float32),
+        _zeros((pages, slot.heads, PAGE // LANES, slot.key_dim, LANES), number),
+        _zeros((pages, slot.heads, groups, PAGE, LANES), number),
+        _zeros((pages, slot.heads, scales), np.float32),
+        _zeros((pages, slot.heads, scales), np.float32),
     ]
 
 
-def _used(slot: Slot, arrays: list[Values], length: int) -> list[Values]:
-    """The parts that sequences of that length have written, or all where length does not matter."""
-    if slot.kind != "attention":
-        return arrays
-    keys, values, key_scales, value_scales = arrays
-    tiles = -(-length // LANES)
-    return [
-        keys[:, :, :tiles],
-        values[:, :, :, :length],
-        key_scales[:, :, :length],
-        value_scales[:, :, :length],
-    ]
+def _steps_of_one(size: int) -> NumbaStep:
+    numbers, positions = np.arange(size), np.zeros(size, np.int64)
+    return NumbaStep(
+        rows=np.zeros(size, np.int64),
+        starts=positions,
+        counts=np.ones(size, np.int64),
+        offsets=numbers,
+        spans=numbers,
+        positions=positions,
+    )
 
 
 def _zeros(shape: tuple[int, ...], number: type[np.generic]) -> Values:

@@ -1,7 +1,7 @@
 """This file holds the reference backend: every operation in plain NumPy, and therefore its specification in code."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,12 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.config import Mixer
-from nanochat.errors import ContextLengthError
-from nanochat.ops import Slot, Storage
-from nanochat.weights import Dense, Int8, Latent, Mhc, Stored, Ternary, Weights, map_leaves
+from nanochat.backends.reference.state import ReferenceState
+from nanochat.config import Activation, Mixer
+from nanochat.ops import Slot, feed_forward
+from nanochat.rows import Step, step_of_sequences
+from nanochat.weights import (
+    Dense,
+    FeedForward,
+    Int8,
+    Latent,
+    Mhc,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+)
 
-__all__ = ["IntegerLinear", "ReferenceOps", "ReferenceState", "check_room", "permutation_matrices"]
+__all__ = ["IntegerLinear", "ReferenceOps", "permutation_matrices"]
 
 
 # Token ids (int64) and masks (bool) are arrays, too, and go by the same type.
@@ -31,29 +42,6 @@ class IntegerLinear:
 
 
 Leaf = IntegerLinear | Array
-
-
-class ReferenceState:
-    """Lengths of the sequences (B,), and the arrays of every slot, each with B in front.
-
-    Keys and values are float32, rounded to what the slot's storage can hold.
-    """
-
-    def __init__(self, slots: Sequence[Slot], batch: int, capacity: int) -> None:
-        self.slots = tuple(slots)
-        self.capacity = capacity
-        self.lengths = np.zeros(batch, np.int64)
-        self.arrays: list[list[Array]] = []
-        for slot in slots:
-            shape: tuple[int, ...]
-            if slot.kind == "attention":
-                shape = (batch, capacity, slot.heads, slot.key_dim)
-                self.arrays.append([np.zeros(shape, np.float32), np.zeros(shape, np.float32)])
-            elif slot.kind == "conv":
-                self.arrays.append([np.zeros((batch, slot.taps - 1, slot.features), np.float32)])
-            else:
-                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
-                self.arrays.append([np.zeros(shape, np.float32)])
 
 
 class ReferenceOps:
@@ -74,20 +62,10 @@ class ReferenceOps:
     def numpy(self, x: Array) -> NDArray[np.float32]:
         return np.array(x, np.float32)
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> ReferenceState:
-        return ReferenceState(slots, batch, capacity)
-
-    def stack(self, states: Sequence[ReferenceState]) -> ReferenceState:
-        whole = ReferenceState(states[0].slots, 0, states[0].capacity)
-        whole.lengths = np.concatenate([state.lengths for state in states])
-        whole.arrays = [
-            [np.concatenate(parts) for parts in zip(*slot, strict=True)]
-            for slot in zip(*(state.arrays for state in states), strict=True)
-        ]
-        return whole
-
-    def advance(self, state: ReferenceState, tokens: Array) -> None:
-        state.lengths += tokens.shape[1]
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> ReferenceState:
+        return ReferenceState(slots, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
@@ -110,8 +88,8 @@ class ReferenceOps:
     def parameter(self, leaf: Leaf) -> Array:
         return _dense(leaf)
 
-    def last(self, x: Array) -> Array:
-        return x[:, -1:]
+    def last(self, x: Array, *, state: ReferenceState | None) -> Array:
+        return x[:, -1:] if state is None else x[:, _step(x, state).last_tokens]
 
     def split_heads(self, x: Array, heads: int) -> Array:
         return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -122,9 +100,7 @@ class ReferenceOps:
     def rope(self, x: Array, *, theta: float, state: ReferenceState | None) -> Array:
         half = x.shape[-1] // 2
         frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-        positions = np.arange(x.shape[1])[None, :]
-        if state is not None:
-            positions = positions + state.lengths[:, None]
+        positions = _step(x, state).positions.reshape(x.shape[:2])
         angle = positions.astype(np.float32)[:, :, None, None] * frequency
         cos, sin = np.cos(angle), np.sin(angle)
         first, second = x[..., :half], x[..., half:]
@@ -133,44 +109,42 @@ class ReferenceOps:
     def attention(
         self, q: Array, k: Array, v: Array, *, state: ReferenceState | None, slot: int
     ) -> Array:
-        batch, length, heads, features = q.shape
-        starts = np.zeros(batch, np.int64)
+        heads, features = q.shape[2:]
+        share, root = heads // k.shape[2], np.float32(np.sqrt(features))
         if state is not None:
             self.append_kv(k, v, state=state, slot=slot)
-            starts = state.lengths
-            k, v = state.arrays[slot]
-        share, root = heads // k.shape[2], np.float32(np.sqrt(features))
-        out = np.empty_like(q)
-        for b in range(batch):
-            keys, values = np.repeat(k[b], share, axis=1), np.repeat(v[b], share, axis=1)
-            for t in range(length):
-                seen = slice(int(starts[b]) + t + 1)
-                scores = np.einsum("hk,shk->hs", q[b, t], keys[seen]) / root
-                out[b, t] = np.einsum("hs,shk->hk", _softmax(scores), values[seen])
-        return out
+        queries, y = _flat(q), np.empty_like(_flat(q))
+        for row, start, tokens in _step(q, state).parts():
+            if state is None:
+                keys, values = _flat(k)[tokens], _flat(v)[tokens]
+            else:
+                keys, values = state.kept(slot, row, start + tokens.stop - tokens.start)
+            keys, values = np.repeat(keys, share, axis=1), np.repeat(values, share, axis=1)
+            for t in range(tokens.start, tokens.stop):
+                seen = slice(start + t - tokens.start + 1)
+                scores = np.einsum("hk,shk->hs", queries[t], keys[seen]) / root
+                y[t] = np.einsum("hs,shk->hk", _softmax(scores), values[seen])
+        return y.reshape(q.shape)
 
     def append_kv(self, k: Array, v: Array, *, state: ReferenceState, slot: int) -> None:
-        check_room(int(state.lengths.max()), k.shape[1], state.capacity)
-        k, v = (_kept(x, state.slots[slot].storage) for x in (k, v))
-        for b, start in enumerate(state.lengths):
-            state.arrays[slot][0][b, start : start + k.shape[1]] = k[b]
-            state.arrays[slot][1][b, start : start + k.shape[1]] = v[b]
+        state.append_kv(slot, _flat(k), _flat(v))
 
     def short_conv(
         self, x: Array, kernel: Leaf, *, state: ReferenceState | None, slot: int
     ) -> Array:
         weight = _dense(kernel)
         taps = weight.shape[1]
-        before = np.zeros((x.shape[0], taps - 1, x.shape[2]), np.float32)
-        if state is not None:
-            before = state.arrays[slot][0]
-        padded = np.concatenate([before, x], axis=1)
-        if state is not None:
-            state.arrays[slot][0] = padded[:, padded.shape[1] - (taps - 1) :].copy()
-        y = np.zeros_like(x)
-        for j in range(taps):
-            y += weight[:, j] * padded[:, j : j + x.shape[1]]
-        return y * _sigmoid(y)
+        y = np.zeros_like(_flat(x))
+        for row, _, tokens in _step(x, state).parts():
+            before = np.zeros((taps - 1, x.shape[2]), np.float32)
+            if state is not None:
+                before = state.arrays[slot][0][row]
+            padded = np.concatenate([before, _flat(x)[tokens]])
+            if state is not None:
+                state.arrays[slot][0][row] = padded[len(padded) - (taps - 1) :]
+            for j in range(taps):
+                y[tokens] += weight[:, j] * padded[j : j + tokens.stop - tokens.start]
+        return (y * _sigmoid(y)).reshape(x.shape)
 
     def delta_rule(
         self,
@@ -185,24 +159,24 @@ class ReferenceOps:
         state: ReferenceState | None,
         slot: int,
     ) -> Array:
-        q = _unit(q) / np.float32(np.sqrt(q.shape[-1]))
-        k = _unit(k)
-        step = _sigmoid(beta)
+        queries = _flat(_unit(q)) / np.float32(np.sqrt(q.shape[-1]))
+        keys, values = _flat(_unit(k)), _flat(v)
+        rates = _flat(_sigmoid(beta))
         time = np.logaddexp(np.float32(0), decay + _dense(time_bias))
-        keep = np.exp(-np.exp(_dense(log_rate)) * time)
-        if state is None:
-            memory = np.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), np.float32)
-        else:
-            memory = state.arrays[slot][0]
-        out = np.empty_like(v)
-        for t in range(q.shape[1]):
-            memory = memory * keep[:, t, :, None, None]
-            error = v[:, t] - np.einsum("bhk,bhkv->bhv", k[:, t], memory)
-            memory = memory + np.einsum("bhk,bhv->bhkv", k[:, t], error * step[:, t, :, None])
-            out[:, t] = np.einsum("bhk,bhkv->bhv", q[:, t], memory)
-        if state is not None:
-            state.arrays[slot][0] = memory
-        return out
+        keep = _flat(np.exp(-np.exp(_dense(log_rate)) * time))
+        y = np.empty_like(values)
+        for row, _, tokens in _step(q, state).parts():
+            memory = np.zeros((*q.shape[2:], v.shape[3]), np.float32)
+            if state is not None:
+                memory = state.arrays[slot][0][row]
+            for t in range(tokens.start, tokens.stop):
+                memory = memory * keep[t, :, None, None]
+                error = values[t] - np.einsum("hk,hkv->hv", keys[t], memory)
+                memory = memory + np.einsum("hk,hv->hkv", keys[t], error * rates[t, :, None])
+                y[t] = np.einsum("hk,hkv->hv", queries[t], memory)
+            if state is not None:
+                state.arrays[slot][0][row] = memory
+        return y.reshape(v.shape)
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         return gate * _sigmoid(gate) * up
@@ -215,7 +189,14 @@ class ReferenceOps:
         return x * _sigmoid(logits)
 
     def experts(
-        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[FeedForward[Leaf]],
+        *,
+        top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Array:
         rows = x.reshape(-1, x.shape[-1])
         scores = logits.reshape(-1, logits.shape[-1])
@@ -225,7 +206,9 @@ class ReferenceOps:
         for e, network in enumerate(networks):
             token, rank = np.nonzero(chosen == e)
             if token.size:
-                out[token] += shares[token, rank, None] * network(rows[token])
+                given = rows[token][None]
+                y = feed_forward(given, network, self, activation=activation, eps=eps)[0]
+                out[token] += shares[token, rank, None] * y
         return out.reshape(x.shape)
 
     def mhc_open(self, x: Array, num_streams: int) -> Array:
@@ -240,7 +223,7 @@ class ReferenceOps:
         if site.projection is not None and site.gates is not None:
             flat = streams.reshape(*streams.shape[:2], -1)
             mean = np.mean(flat * flat, axis=-1, keepdims=True)
-            found = flat / np.sqrt(mean + np.float32(eps)) @ _dense(site.projection).T
+            found = _dense_product(flat / np.sqrt(mean + np.float32(eps)), _dense(site.projection))
             gates = _dense(site.gates)
             read = read + gates[0] * found[..., :n]
             write = write + gates[1] * found[..., n : 2 * n]
@@ -268,15 +251,6 @@ class ReferenceOps:
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         return np.where(mask.reshape(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)
-
-
-def check_room(length: int, count: int, capacity: int) -> None:
-    """Refuse to remember more tokens than a state has room for."""
-    if length + count > capacity:
-        raise ContextLengthError(
-            f"{length} tokens seen and {count} more do not fit into a state of {capacity}: shorten the prompt, ask for "
-            "fewer tokens, or make the state larger"
-        )
 
 
 def permutation_matrices(n: int) -> NDArray[np.float32]:
@@ -309,6 +283,19 @@ def _round_latent(name: str, leaf: Latent) -> IntegerLinear:
     return IntegerLinear(codes=codes, scales=scales, activation_block=leaf.activation_block)
 
 
+def _step(x: Array, state: ReferenceState | None) -> Step:
+    """Which tokens of x (B, T, ...) are whose."""
+    if state is None:
+        return step_of_sequences(*x.shape[:2])
+    assert state.step is not None, "call `begin` of the state first"
+    return state.step
+
+
+def _flat(x: Array) -> Array:
+    """Tokens in one axis, (B, T, ...) to (N, ...)."""
+    return x.reshape(-1, *x.shape[2:])
+
+
 def _dense(leaf: Leaf) -> Array:
     assert not isinstance(leaf, IntegerLinear)
     return leaf
@@ -316,7 +303,7 @@ def _dense(leaf: Leaf) -> Array:
 
 def _project(x: Array, linear: Leaf) -> Array:
     if not isinstance(linear, IntegerLinear):
-        return x @ linear.T
+        return _dense_product(x, linear)
     rows = x.reshape(-1, x.shape[-1])
     x_codes, x_scales = ternary.quantize_activations(rows, block=linear.activation_block)
     sums = ternary.block_products(x_codes, linear.codes, block=linear.activation_block)
@@ -326,6 +313,12 @@ def _project(x: Array, linear: Leaf) -> Array:
         scale = linear.scales[:, b // share].astype(np.float32)
         y += sums[b].astype(np.float32) * x_scales[:, b, None] * scale[None, :]
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _dense_product(x: Array, weight: Array) -> Array:
+    """``x @ weight.T``, a token at a time: for many, a library may add in another order than for one."""
+    rows = [weight @ row for row in x.reshape(-1, x.shape[-1])]
+    return np.array(rows, np.float32).reshape(*x.shape[:-1], len(weight))
 
 
 def _mixing_matrix(logits: Array, n: int, mixer: Mixer, iterations: int) -> Array | None:
@@ -341,20 +334,6 @@ def _mixing_matrix(logits: Array, n: int, mixer: Mixer, iterations: int) -> Arra
         matrix = matrix / matrix.sum(axis=-2, keepdims=True)
         matrix = matrix / matrix.sum(axis=-1, keepdims=True)
     return matrix
-
-
-def _kept(x: Array, storage: Storage) -> Array:
-    """What vectors along the last axis are after they have been stored."""
-    if storage == "float32":
-        return x
-    if storage == "float16":
-        with np.errstate(over="ignore"):
-            return x.astype(np.float16).astype(np.float32)
-    rows = x.reshape(-1, x.shape[-1])
-    with np.errstate(invalid="ignore"):
-        codes, scales = ternary.quantize_activations(rows, block=x.shape[-1])
-    scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
-    return (codes * scales).reshape(x.shape)
 
 
 def _sigmoid(x: Array) -> Array:

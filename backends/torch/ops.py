@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.reference.ops import check_room, permutation_matrices
+from nanochat.backends.reference.ops import permutation_matrices
 from nanochat.backends.torch.delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch.linears import (
     LatentLinear,
@@ -18,71 +18,16 @@ from nanochat.backends.torch.linears import (
     copied,
     prepare_leaf,
     products,
-    quantize_activations,
     rounded_weight,
 )
-from nanochat.config import Mixer
+from nanochat.backends.torch.state import TorchState
+from nanochat.config import Activation, Mixer
 from nanochat.errors import BackendError
-from nanochat.ops import Slot
-from nanochat.weights import Mhc, Stored, Weights, map_leaves
+from nanochat.ops import Slot, feed_forward
+from nanochat.rows import Group, Step
+from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves
 
-__all__ = ["TorchOps", "TorchState", "cuda_is_available"]
-
-_TYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-
-
-class TorchState:
-    """Lengths of the sequences (B,), and the tensors of every slot, each with B in front.
-
-    Keys and values are (B, capacity, heads, features) in the slot's storage; int8 has scales (B, capacity, heads, 1).
-    """
-
-    def __init__(
-        self, slots: Sequence[Slot], batch: int, capacity: int, device: torch.device
-    ) -> None:
-        self.slots = tuple(slots)
-        self.capacity = capacity
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-        # The longest length, known without asking the device.
-        self.longest = 0
-        self.tensors: list[list[Tensor]] = []
-        for slot in slots:
-            if slot.kind == "attention":
-                shape: tuple[int, ...] = (batch, capacity, slot.heads, slot.key_dim)
-                kind = _TYPES[slot.storage]
-                tensors = [torch.zeros(shape, dtype=kind, device=device) for _ in range(2)]
-                if slot.storage == "int8":
-                    tensors += [torch.zeros((*shape[:3], 1), device=device) for _ in range(2)]
-                self.tensors.append(tensors)
-                continue
-            if slot.kind == "conv":
-                shape = (batch, slot.taps - 1, slot.features)
-            else:
-                shape = (batch, slot.heads, slot.key_dim, slot.value_dim)
-            self.tensors.append([torch.zeros(shape, device=device)])
-
-    def keep(self, slot: int, k: Tensor, v: Tensor) -> None:
-        """Append keys and values (B, T, heads, features) after each sequence's length."""
-        places = self.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        tensors = self.tensors[slot]
-        if self.slots[slot].storage != "int8":
-            tensors[0][rows, places] = k.to(tensors[0].dtype)
-            tensors[1][rows, places] = v.to(tensors[1].dtype)
-            return
-        for number, x in enumerate((k, v)):
-            codes, scales = quantize_activations(x, x.shape[-1])
-            # The codes of a vector that is not finite have no meaning.
-            scales = torch.where(scales.isfinite(), scales, torch.nan)
-            tensors[number][rows, places] = codes.squeeze(-2).nan_to_num().to(torch.int8)
-            tensors[2 + number][rows, places] = scales
-
-    def kept(self, slot: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first positions, as float32."""
-        tensors = [tensor[:, :end] for tensor in self.tensors[slot]]
-        if self.slots[slot].storage != "int8":
-            return tensors[0].float(), tensors[1].float()
-        return tensors[0] * tensors[2], tensors[1] * tensors[3]
+__all__ = ["TorchOps", "cuda_is_available"]
 
 
 class TorchOps:
@@ -147,22 +92,10 @@ class TorchOps:
     def numpy(self, x: Tensor) -> NDArray[np.float32]:
         return np.array(x.detach().to("cpu", torch.float32).numpy())
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> TorchState:
-        return TorchState(slots, batch, capacity, self.device)
-
-    def stack(self, states: Sequence[TorchState]) -> TorchState:
-        whole = TorchState(states[0].slots, 0, states[0].capacity, self.device)
-        whole.lengths = torch.cat([state.lengths for state in states])
-        whole.longest = max(state.longest for state in states)
-        whole.tensors = [
-            [torch.cat(parts) for parts in zip(*slot, strict=True)]
-            for slot in zip(*(state.tensors for state in states), strict=True)
-        ]
-        return whole
-
-    def advance(self, state: TorchState, tokens: Tensor) -> None:
-        state.lengths = state.lengths + tokens.shape[1]
-        state.longest += tokens.shape[1]
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> TorchState:
+        return TorchState(slots, self.device, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: Tensor, table: Leaf) -> Tensor:
         if isinstance(table, TableLinear):
@@ -184,8 +117,11 @@ class TorchOps:
     def parameter(self, leaf: Leaf) -> Tensor:
         return _dense(leaf)
 
-    def last(self, x: Tensor) -> Tensor:
-        return x[:, -1:]
+    def last(self, x: Tensor, *, state: TorchState | None) -> Tensor:
+        if state is None:
+            return x[:, -1:]
+        step = _step(state)
+        return x[:, state.tell("last", step.last_tokens)] if len(step.rows) < x.shape[1] else x
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -197,9 +133,10 @@ class TorchOps:
         half = x.shape[-1] // 2
         exponents = -torch.arange(half, device=x.device, dtype=torch.float64) / half
         frequency = (theta**exponents).float()
-        positions = torch.arange(x.shape[1], device=x.device)[None, :]
-        if state is not None:
-            positions = positions + state.lengths[:, None]
+        if state is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None, :]
+        else:
+            positions = state.tell("positions", _step(state).positions)[None, :]
         angle = positions.float()[:, :, None, None] * frequency
         cos, sin = angle.cos(), angle.sin()
         first, second = x[..., :half], x[..., half:]
@@ -211,26 +148,37 @@ class TorchOps:
         if state is None:
             return _attend(q, k, v, None, self.dtype)
         self.append_kv(k, v, state=state, slot=slot)
-        end = state.longest + q.shape[1]
-        k, v = state.kept(slot, end)
-        queries = state.lengths[:, None] + torch.arange(q.shape[1], device=q.device)
-        visible = torch.arange(end, device=q.device) <= queries[:, :, None]
-        return _attend(q, k, v, visible[:, None], torch.float32)
+
+        def attend(group: Group, queries: Tensor) -> Tensor:
+            keys, values = state.kept(slot, group)
+            positions = group.starts[:, None] + np.arange(group.count)
+            seen = state.tell(("seen", group.count), positions)
+            visible = torch.arange(keys.shape[1], device=q.device) <= seen[:, :, None]
+            return _attend(queries, keys, values, visible[:, None], torch.float32)
+
+        return _by_group(state, attend, q)
 
     def append_kv(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
-        check_room(state.longest, k.shape[1], state.capacity)
-        state.keep(slot, k, v)
+        state.append_kv(slot, k[0], v[0])
 
     def short_conv(self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int) -> Tensor:
         weight = _dense(kernel)
         taps = weight.shape[1]
+
+        def convolve(padded: Tensor) -> Tensor:
+            y = functional.conv1d(padded.mT, weight[:, None], groups=weight.shape[0]).mT
+            return functional.silu(y)
+
         if state is None:
-            padded = functional.pad(x, (0, 0, taps - 1, 0))
-        else:
-            padded = torch.cat([state.tensors[slot][0], x], dim=1)
-            state.tensors[slot][0] = padded[:, padded.shape[1] - (taps - 1) :].clone()
-        y = functional.conv1d(padded.mT, weight[:, None], groups=weight.shape[0]).mT
-        return functional.silu(y)
+            return convolve(functional.pad(x, (0, 0, taps - 1, 0)))
+
+        def of_group(group: Group, x: Tensor) -> Tensor:
+            rows, (before,) = state.tell(("rows", group.count), group.rows), state.tensors[slot]
+            padded = torch.cat([before[rows], x], dim=1)
+            before[rows] = padded[:, padded.shape[1] - (taps - 1) :]
+            return convolve(padded)
+
+        return _by_group(state, of_group, x)
 
     def delta_rule(
         self,
@@ -250,12 +198,17 @@ class TorchOps:
         log_keep = -_dense(log_rate).exp() * functional.softplus(
             decay + _dense(time_bias), threshold=30.0
         )
-        memory = None if state is None else state.tensors[slot][0]
-        rule = delta_step if q.shape[1] == 1 and memory is not None else chunked_delta_rule
-        out, memory = rule(q, k, v, beta.sigmoid(), log_keep, memory)
-        if state is not None:
-            state.tensors[slot][0] = memory
-        return out
+        if state is None:
+            return chunked_delta_rule(q, k, v, beta.sigmoid(), log_keep, None)[0]
+
+        def of_group(group: Group, *given: Tensor) -> Tensor:
+            rows, (memory,) = state.tell(("rows", group.count), group.rows), state.tensors[slot]
+            q, k, v, rate, log_keep = given
+            rule = delta_step if group.count == 1 else chunked_delta_rule
+            y, memory[rows] = rule(q, k, v, rate, log_keep, memory[rows])
+            return y
+
+        return _by_group(state, of_group, q, k, v, beta.sigmoid(), log_keep)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return functional.silu(gate) * up
@@ -271,19 +224,29 @@ class TorchOps:
         self,
         x: Tensor,
         logits: Tensor,
-        networks: Sequence[Callable[[Tensor], Tensor]],
+        networks: Sequence[FeedForward[Leaf]],
         *,
         top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Tensor:
         rows, scores = x.flatten(0, 1), logits.flatten(0, 1)
         ordered, chosen = scores.sort(dim=1, descending=True, stable=True)
-        chosen, shares = chosen[:, :top_k], ordered[:, :top_k].softmax(dim=1)
-        out = torch.zeros_like(rows)
-        for e, network in enumerate(networks):
-            token, rank = (chosen == e).nonzero(as_tuple=True)
-            if token.numel():
-                out = out.index_add(0, token, shares[token, rank, None] * network(rows[token]))
-        return out.view_as(x)
+        shares = ordered[:, :top_k].softmax(dim=1).flatten()
+        # Tokens in the order of their experts, so that those of each are together: one wait for the device, to know how
+        # many they are.
+        order = chosen[:, :top_k].flatten().argsort(stable=True)
+        counts = chosen[:, :top_k].flatten().bincount(minlength=len(networks)).tolist()
+        tokens = order // top_k
+        parts = rows[tokens].split(counts)
+        found = [
+            feed_forward(part, network, self, activation=activation, eps=eps)
+            for part, network in zip(parts, networks, strict=True)
+            if len(part)
+        ]
+        # Back in the order of the tokens: adding at places is in no order on a GPU.
+        of_token = torch.cat(found)[order.argsort()] * shares[:, None]
+        return of_token.view(len(rows), top_k, -1).sum(dim=1).view_as(x)
 
     def mhc_open(self, x: Tensor, num_streams: int) -> Tensor:
         return x[:, :, None, :].expand(-1, -1, num_streams, -1)
@@ -345,6 +308,29 @@ class TorchOps:
 def cuda_is_available() -> bool:
     """Whether torch finds a CUDA device."""
     return torch.cuda.is_available()
+
+
+def _step(state: TorchState) -> Step:
+    assert state.step is not None, "call `begin` of the state first"
+    return state.step
+
+
+def _by_group(state: TorchState, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """What `compute` gives for each group of the step, from arrays (M, T, ...), put where the group's tokens are."""
+    groups = _step(state).groups()
+    if groups[0].tokens is None:
+        shape = len(groups[0].rows), groups[0].count
+        y = compute(groups[0], *(x.reshape(*shape, *x.shape[2:]) for x in given))
+        return y.reshape(1, -1, *y.shape[2:])
+    results: list[tuple[Tensor, Tensor]] = []
+    for group in groups:
+        assert group.tokens is not None
+        tokens = state.tell(("tokens", group.count), group.tokens)
+        results.append((tokens, compute(group, *(x[0, tokens] for x in given))))
+    y = results[0][1].new_empty(given[0].shape[1], *results[0][1].shape[2:])
+    for tokens, part in results:
+        y[tokens] = part
+    return y[None]
 
 
 def _dense(leaf: Leaf) -> Tensor:

@@ -1,10 +1,10 @@
-"""This file holds an exported ONNX model at work in ONNX Runtime: a `nanochat.generation.Runner` and an `Artefact`.
+"""This file holds an exported ONNX model at work in ONNX Runtime: a `nanochat.engine.Runner` and an `Artefact`.
 
 In a file for ONNX Runtime, keys and values stay in buffers as long as the longest sequence, which the graph is given
 and writes in place: a step copies none of them. A file of standard operators gets and gives ever longer ones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
 from nanochat.config import ModelConfig, config_from_dict
+from nanochat.engine import Runner
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.graph import Dim
 from nanochat.export.onnx.standard import SESSION_CONFIG
@@ -23,8 +24,9 @@ from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.proof.parity import Rounding, greedy
 from nanochat.proof.tolerances import TOLERANCES
+from nanochat.rows import RowState
 
-__all__ = ["OnnxEngine", "Sequences"]
+__all__ = ["OnnxEngine", "OnnxRows"]
 
 # Tokens of a prompt that are read at once, which bounds the memory of activations and of logits.
 _CHUNK = 256
@@ -33,17 +35,15 @@ _CHUNK = 256
 Memory = dict[str, NDArray[np.float32]]
 
 
-class Sequences:
-    """What a graph remembers of sequences that are continued together.
+class SequenceMemory:
+    """What a graph remembers of one sequence.
 
     Parameters
     ----------
     memory : mapping
         What each ``past…`` input is given next.
-    mask : int64 array, shape (B, capacity)
-        1 where a sequence has a token, in the first `width` columns; 0 behind the end of a shorter one.
-    width : int
-        Columns in use.
+    mask : int64 array, shape (1, capacity)
+        1 where the sequence has a token, in the first `width` columns.
     """
 
     def __init__(self, memory: Memory, mask: NDArray[np.int64], width: int) -> None:
@@ -56,17 +56,44 @@ class Sequences:
         self.calls: dict[int, _Call] = {}
 
     def advance(self, count: int) -> NDArray[np.int64]:
-        """Append as many tokens to every sequence, and return the mask of all."""
-        if self.width + count > self.mask.shape[1]:
-            raise ContextLengthError(
-                f"{self.width + count} tokens, but there is room for {self.mask.shape[1]}: pass a larger capacity"
-            )
+        """Append as many tokens, and return the mask of all."""
         self.mask[:, self.width : self.width + count] = 1
         self.width += count
         return np.ascontiguousarray(self.mask[:, : self.width])
 
+    def copy(self) -> "SequenceMemory":
+        """The same sequence in other memory."""
+        memory = {name: array.copy() for name, array in self.memory.items()}
+        return SequenceMemory(memory, self.mask.copy(), self.width)
 
-class OnnxEngine:
+
+class OnnxRows(RowState[SequenceMemory]):
+    """The rows of a graph, each a sequence in buffers of its own: whoever forks a row copies them."""
+
+    def __init__(self, empty: Callable[[], SequenceMemory], *, rows: int, capacity: int) -> None:
+        super().__init__((), rows=rows, capacity=capacity)
+        self.can_go_back = False
+        self._empty = empty
+        self.sequences: dict[int, SequenceMemory] = {}
+
+    def release(self, row: int) -> None:
+        super().release(row)
+        del self.sequences[row]
+
+    def _clear(self, row: int) -> None:
+        self.sequences[row] = self._empty()
+
+    def _save(self, row: int) -> SequenceMemory:
+        return self.sequences[row].copy()
+
+    def _restore(self, row: int, recurrent: SequenceMemory) -> None:
+        self.sequences[row] = recurrent.copy()
+
+    def _copy_page(self, source: int, target: int) -> None:
+        """Do nothing: every row has its own buffers."""
+
+
+class OnnxEngine(Runner[OnnxRows]):
     """A file of `nanochat.export.onnx.write.export_onnx`, run by ONNX Runtime on the CPU, by default on all cores."""
 
     name = "onnx"
@@ -102,38 +129,44 @@ class OnnxEngine:
         return {"providers": self._session.get_providers(), "threads": self._num_threads}
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        state = self._new_state(len(ids))
-        return np.concatenate([self._run(chunk, state)[0] for chunk in _chunks(ids)])
+        self._require_room(len(ids))
+        sequence = self._new_sequence(len(ids))
+        return np.concatenate([self._run(chunk, sequence)[0] for chunk in _chunks(ids)])
 
-    def prefill(
-        self, ids: Sequence[int], *, capacity: int
-    ) -> tuple[Sequences, NDArray[np.float32]]:
-        state = self._new_state(max(capacity, len(ids)))
-        logits = np.empty(0, np.float32)
-        for chunk in _chunks(ids):
-            logits = self._run(chunk, state)[0, -1]
-        return state, logits
+    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> OnnxRows:
+        """Rows with buffers of their own: `pages` would be shared, and are not counted."""
+        del pages
+        self._require_room(capacity)
+        return OnnxRows(lambda: self._new_sequence(capacity), rows=rows, capacity=capacity)
 
-    def decode(self, tokens: Sequence[int], state: Sequences) -> NDArray[np.float32]:
-        return self._run(np.array(tokens, np.int64)[:, None], state)[:, 0]
-
-    def stack(self, states: Sequence[Sequences]) -> Sequences:
-        memory = {
-            name: np.concatenate(_equally_long([state.memory[name] for state in states]))
-            for name in self._shapes
-        }
-        mask = np.concatenate([state.mask for state in states])
-        return Sequences(memory, mask, max(state.width for state in states))
+    def step(
+        self,
+        state: OnnxRows,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        *,
+        every: bool = False,
+    ) -> NDArray[np.float32]:
+        """See `Runner.step`; a graph has one width for all its sequences, so rows run one after the other."""
+        state.begin(rows, [len(ids) for ids in tokens])
+        found = []
+        for row, ids in zip(rows, tokens, strict=True):
+            logits = [self._run(chunk, state.sequences[row])[0] for chunk in _chunks(ids)]
+            found += logits if every else [logits[-1][-1:]]
+        state.end()
+        return np.concatenate(found)
 
     def greedy(self, ids: Sequence[int], *, num_tokens: int) -> list[int]:
         return greedy(self, ids, num_tokens=num_tokens)
 
-    def _new_state(self, capacity: int) -> Sequences:
+    def _require_room(self, capacity: int) -> None:
         if capacity > self.config.context_length:
             raise ContextLengthError(
                 f"{capacity} tokens, but the model's context holds {self.config.context_length}: shorten the prompt, "
                 "or ask for fewer tokens"
             )
+
+    def _new_sequence(self, capacity: int) -> SequenceMemory:
         sizes = {"batch": 1, "past": capacity if self._in_place else 0}
         memory = {
             name: np.zeros(
@@ -141,10 +174,10 @@ class OnnxEngine:
             )
             for name, shape in self._shapes.items()
         }
-        return Sequences(memory, np.zeros((1, capacity), np.int64), width=0)
+        return SequenceMemory(memory, np.zeros((1, capacity), np.int64), width=0)
 
-    def _run(self, ids: NDArray[np.int64], state: Sequences) -> NDArray[np.float32]:
-        """Continue every sequence, and return the logits after each of its new tokens, (B, T, vocabulary)."""
+    def _run(self, ids: NDArray[np.int64], state: SequenceMemory) -> NDArray[np.float32]:
+        """Continue the sequence, and return the logits after each of its new tokens, (1, T, vocabulary)."""
         if self._in_place:
             return self._run_in_place(ids, state)
         feed = {"input_ids": ids, "attention_mask": state.advance(ids.shape[1]), **state.memory}
@@ -152,7 +185,7 @@ class OnnxEngine:
         state.memory = dict(zip(self._shapes, presents, strict=True))
         return np.asarray(logits, np.float32)
 
-    def _run_in_place(self, ids: NDArray[np.int64], state: Sequences) -> NDArray[np.float32]:
+    def _run_in_place(self, ids: NDArray[np.int64], state: SequenceMemory) -> NDArray[np.float32]:
         # What a step of one token is bound to stays where it is; the two places of `spare` take turns.
         key = state.turn if ids.shape[1] == 1 else -1
         call = state.calls.get(key)
@@ -171,7 +204,7 @@ class OnnxEngine:
             state.turn = 1 - state.turn
         return call.logits.copy()
 
-    def _bind(self, ids: NDArray[np.int64], state: Sequences) -> "_Call":
+    def _bind(self, ids: NDArray[np.int64], state: SequenceMemory) -> "_Call":
         binding = self._session.io_binding()
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
         ids = ids.copy()
@@ -203,15 +236,6 @@ def _chunks(ids: Sequence[int]) -> Iterator[NDArray[np.int64]]:
         raise InputError("there is no token to read: pass at least one, such as <|bos|>")
     for start in range(0, len(ids), _CHUNK):
         yield np.array([ids[start : start + _CHUNK]], np.int64)
-
-
-def _equally_long(arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Keys or values of sequences, (1, heads, length, features), with zeros behind the shorter ones."""
-    longest = max(array.shape[2] for array in arrays)
-    return [
-        np.pad(array, [(0, 0), (0, 0), (0, longest - array.shape[2]), *[(0, 0)] * (array.ndim - 3)])
-        for array in arrays
-    ]
 
 
 def _open(path: Path, num_threads: int | None) -> onnxruntime.InferenceSession:

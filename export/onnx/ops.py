@@ -9,23 +9,23 @@ Names of dimensions: ``batch`` sequences, ``tokens`` of this call, ``past`` toke
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.config import Mixer
+from nanochat.config import Activation, Mixer
 from nanochat.export.onnx.graph import Graph, Value
 from nanochat.export.onnx.leaves import Parameter, dense_product, joined
 from nanochat.export.onnx.mhc import Coefficients, dynamic_coefficients, static_coefficients
 from nanochat.export.onnx.state import OnnxState
 from nanochat.init import freeze
-from nanochat.ops import Slot
-from nanochat.weights import Dense, Mhc, Stored, Weights, map_leaves
+from nanochat.ops import Slot, feed_forward
+from nanochat.weights import Dense, FeedForward, Mhc, Stored, Weights, map_leaves
 
 __all__ = ["OnnxOps"]
 
-# ruff: noqa: ARG002, B027 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
+# ruff: noqa: ARG002 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
 
 
 class OnnxOps(ABC):
@@ -40,8 +40,10 @@ class OnnxOps(ABC):
     # What differs between targets.
 
     @abstractmethod
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> OnnxState:
-        """Declare the remembered arrays as inputs; the batch is free in a graph."""
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> OnnxState:
+        """Declare the remembered arrays as inputs; how many sequences there are is free in a graph, and kept even."""
 
     @abstractmethod
     def product(self, x: Value, linear: Parameter) -> Value:
@@ -82,12 +84,6 @@ class OnnxOps(ABC):
     def numpy(self, x: Value) -> NDArray[np.float32]:
         raise _meaningless("numpy")
 
-    def stack(self, states: Sequence[OnnxState]) -> OnnxState:
-        raise _meaningless("stack")
-
-    def advance(self, state: OnnxState, tokens: Value) -> None:
-        """Do nothing: the caller lengthens ``attention_mask``."""
-
     # Norms, linears.
 
     def rms_norm(self, x: Value, gain: Parameter, *, eps: float) -> Value:
@@ -113,7 +109,7 @@ class OnnxOps(ABC):
     def parameter(self, leaf: Parameter) -> Value:
         return leaf.dense(self.graph)
 
-    def last(self, x: Value) -> Value:
+    def last(self, x: Value, *, state: OnnxState | None) -> Value:
         graph = self.graph
         bounds = graph.indices(-1), graph.indices(np.iinfo(np.int64).max), graph.indices(1)
         return graph.node("Slice", x, *bounds, shape=(x.shape[0], 1, *x.shape[2:]))
@@ -194,7 +190,14 @@ class OnnxOps(ABC):
         return self.graph.binary("Mul", x, self.graph.unary("Sigmoid", logits))
 
     def experts(
-        self, x: Value, logits: Value, networks: Sequence[Callable[[Value], Value]], *, top_k: int
+        self,
+        x: Value,
+        logits: Value,
+        networks: Sequence[FeedForward[Parameter]],
+        *,
+        top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Value:
         graph = self.graph
         rows = graph.reshape(x, ("rows", x.shape[-1]))
@@ -213,7 +216,8 @@ class OnnxOps(ABC):
             share = graph.node("GatherND", shares, places, shape=("hits",))
             token, _ = graph.nodes("Split", places, shapes=[("hits", 1)] * 2, axis=1, num_outputs=2)
             own = graph.node("GatherND", rows, token, shape=("hits", x.shape[-1]))
-            y = graph.binary("Mul", network(own), graph.unsqueeze(share, -1))
+            y = feed_forward(own, network, self, activation=activation, eps=eps)
+            y = graph.binary("Mul", y, graph.unsqueeze(share, -1))
             out = graph.node("ScatterND", out, token, y, shape=out.shape, reduction="add")
         return graph.node("Reshape", out, graph.node("Shape", x, shape=(3,)), shape=x.shape)
 

@@ -38,7 +38,9 @@ class OrtOps(OnnxOps):
         # Inputs and base of what has been rotated, by the name of the result.
         self._rotated: dict[str, tuple[Value, float]] = {}
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> "OrtState":
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> "OrtState":
         return OrtState(self.graph, slots, self.input_ids, capacity=capacity)
 
     def product(self, x: Value, linear: Parameter) -> Value:

@@ -44,7 +44,9 @@ class StandardOps(OnnxOps):
         # What is rounded already, by the name of the value that it is made from.
         self._rounded: dict[str, Value] = {}
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> "StandardState":
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> "StandardState":
         return StandardState(self.graph, slots, self.input_ids, capacity=capacity)
 
     def product(self, x: Value, linear: Parameter) -> Value:

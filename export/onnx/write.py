@@ -130,8 +130,7 @@ def _require_possible(config: ModelConfig, target: str) -> None:
 
 def _graph(bundle: Bundle, target: str, tell: Callable[[int], None] | None) -> Graph:
     config, ops = bundle.config, _TARGETS[target]()
-    # The batch is free in a graph.
-    state = ops.new_state(slots(config), batch=0, capacity=config.context_length)
+    state = ops.new_state(slots(config), rows=1, capacity=config.context_length)
     done = count(1)
     logits = forward(
         ops.input_ids,

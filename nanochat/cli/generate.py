@@ -244,6 +244,8 @@ class _Conversation:
         self.turns: list[Message] = []
         self._model = model
         self._options = options
+        # Each turn reads what the turns before have not.
+        self._session = model.session(rows=1, keep=1)
         self._system: list[Message] = []
         if system is not None:
             self._system = [{"role": "system", "content": system}]
@@ -256,7 +258,7 @@ class _Conversation:
         while True:
             ids = render([*self._system, *turns], self._model.tokenizer)
             try:
-                output = _Output(self._model.pieces([ids], **self._options))
+                output = _Output(self._session.pieces([ids], **self._options))
             except ContextLengthError:
                 if len(turns) < 3:
                     raise

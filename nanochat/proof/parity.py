@@ -17,11 +17,12 @@ from nanochat import backends, ternary
 from nanochat.backends.reference.ops import Leaf, ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
+from nanochat.engine import Engine, Runner
 from nanochat.errors import NumericError, ShapeError
-from nanochat.generation import Engine, Runner
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES
+from nanochat.rows import RowState
 from nanochat.shapes import num_parameters, shapes
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
 
@@ -38,7 +39,7 @@ __all__ = [
     "reference_backend",
 ]
 
-State = TypeVar("State")
+State = TypeVar("State", bound=RowState[Any])
 Rounding = Literal["same", "other", "none"]
 
 _EQUAL = TOLERANCES["unflipped"].limit

@@ -46,7 +46,9 @@ TOLERANCES = {
     "swiglu": _ELEMENTWISE,
     "relu2": _ELEMENTWISE,
     "gate": _ELEMENTWISE,
-    "experts": Tolerance(1e-5, "a network and a softmax; its inner roundings are given the same numbers"),
+    "experts": Tolerance(1e-5, "a network and a softmax, for three tokens of four, in which no rounding flips"),
+    "experts, a rounding flipped": Tolerance(3e-2, "inside a network, a difference of 1e-7 can turn a rounding the "
+                                             "other way"),
     "mhc_open": _COPY,
     "mhc_read": Tolerance(2e-6, "up to 20 normalisations of the mixing matrix, each with its roundings"),
     "mhc_write": _SUM,

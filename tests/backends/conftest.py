@@ -1,4 +1,4 @@
-"""This file holds the choice of backends under test: those that can run here, or those that must."""
+"""This file holds the backends under test, alone and side by side with the reference."""
 
 import os
 from collections.abc import Iterator
@@ -6,22 +6,14 @@ from typing import Any
 
 import pytest
 
-from nanochat import backends
 from nanochat.ops import Ops
+from tests.parity.backends import backends_under_test, loaded
 from tests.parity.lockstep import LockstepOps
 
 
 def pytest_configure() -> None:
     # MLX reads it once, when its first product runs; see `nanochat.backends.mlx.ops`.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
-
-
-def backends_under_test() -> list[str]:
-    """`NANOCHAT_TEST_BACKENDS`, names with commas, none of which is skipped; else all that can run."""
-    declared = os.environ.get("NANOCHAT_TEST_BACKENDS", "")
-    if declared:
-        return [name.strip() for name in declared.split(",")]
-    return [name for name in backends.NAMES if backends.unavailable(name) is None]
 
 
 @pytest.fixture(scope="session", params=backends_under_test())
@@ -40,18 +32,3 @@ def other(request: pytest.FixtureRequest) -> Iterator[Ops[Any, Any, Any]]:
 def lockstep(other: Ops[Any, Any, Any]) -> LockstepOps[Any, Any, Any]:
     """The reference and a backend side by side."""
     return LockstepOps(other)
-
-
-def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:
-    # Two threads, where a worker of pytest-xdist has one core, too.
-    chosen = backends.get(name, **({"num_threads": 2} if name == "numba" else {}))
-    if name != "torch":
-        yield chosen
-        return
-    import torch
-
-    # Idle threads of these small products would wait in busy loops for cores that other processes use.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield chosen
-    torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from tests.backends.leaves import (
     spread,
     ternary_leaf,
 )
+from tests.parity.rows import state_of_lengths, stepping
 
 
 def test_an_array_comes_out_as_it_went_in(ops: AnyOps) -> None:
@@ -201,8 +202,20 @@ def test_add(lockstep: Lockstep, x: tuple[int, ...], y: tuple[int, ...]) -> None
 def test_moves_are_exact(lockstep: Lockstep) -> None:
     x = lockstep.array(normal(2, 3, 12))
 
-    lockstep.last(x)
+    lockstep.last(x, state=None)
     lockstep.merge_heads(lockstep.split_heads(x, 3))
     lockstep.parameter(prepared(lockstep, Dense(values=normal(7))))
 
     lockstep.check()
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [2, 1, 5], [4]], ids=str)
+def test_the_last_tokens_of_rows_are_exact(lockstep: Lockstep, counts: list[int]) -> None:
+    x = lockstep.array(normal(1, sum(counts), 12))
+    state = state_of_lengths(lockstep, [], [0] * len(counts), capacity=5)
+
+    with stepping(state, range(len(counts)), counts):
+        last = lockstep.last(x, state=state)
+
+    lockstep.check()
+    assert lockstep.numpy(last).shape == (1, len(counts), 12)

@@ -13,16 +13,9 @@ from nanochat.ops import Slot
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Dense
 from tests.backends.leaves import AnyOps, Lockstep, Values, normal, prepared
+from tests.parity.rows import flat, state_of_lengths, stepping
 
 THETA = 10_000.0
-
-
-def state_of_lengths(ops: AnyOps, slots: list[Slot], lengths: list[int], capacity: int) -> Any:
-    """A state whose sequences have seen that many tokens, and remember zeros."""
-    states = [ops.new_state(slots, batch=1, capacity=capacity) for _ in lengths]
-    for state, length in zip(states, lengths, strict=True):
-        ops.advance(state, ops.tokens(np.zeros((1, length), np.int64)))
-    return ops.stack(states)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 7, 3, 10), (1, 129, 2, 64)], ids=str)
@@ -37,7 +30,9 @@ def test_rope(lockstep: Lockstep, shape: tuple[int, ...]) -> None:
 def test_rope_after_other_tokens(lockstep: Lockstep, lengths: list[int], tokens: int) -> None:
     state = state_of_lengths(lockstep, [], lengths, capacity=40_000)
 
-    lockstep.rope(lockstep.array(normal(2, tokens, 3, 64)), theta=500_000.0, state=state)
+    with stepping(state, [0, 1], [tokens, tokens]):
+        x = lockstep.array(flat(normal(2, tokens, 3, 64)))
+        lockstep.rope(x, theta=500_000.0, state=state)
 
     lockstep.check()
 
@@ -76,31 +71,29 @@ def test_attention_to_remembered_tokens(
     lockstep: Lockstep, lengths: list[int], tokens: int
 ) -> None:
     slot = Slot(kind="attention", heads=2, key_dim=10)
-    states = []
-    for length in lengths:
-        state = lockstep.new_state([slot, slot], batch=1, capacity=10)
+    state = state_of_lengths(lockstep, [slot, slot], [0] * len(lengths), 10)
+    for row, length in enumerate(lengths):
         q, keys, values = heads(lockstep, 1, length, 6, 2, 10)
-        lockstep.attention(q, keys, values, state=state, slot=0)
-        lockstep.append_kv(values, keys, state=state, slot=1)
-        lockstep.advance(state, lockstep.tokens(np.zeros((1, length), np.int64)))
-        states.append(state)
-    whole = lockstep.stack(states)
-    q, keys, values = heads(lockstep, len(lengths), tokens, 6, 2, 10)
+        with stepping(state, [row], [length]):
+            lockstep.attention(q, keys, values, state=state, slot=0)
+            lockstep.append_kv(values, keys, state=state, slot=1)
+    q, keys, values = heads(lockstep, 1, len(lengths) * tokens, 6, 2, 10)
 
-    lockstep.attention(q, keys, values, state=whole, slot=0)
-    lockstep.attention(q, keys, values, state=whole, slot=1)
+    with stepping(state, range(len(lengths)), [tokens] * len(lengths)):
+        lockstep.attention(q, keys, values, state=state, slot=0)
+        lockstep.attention(q, keys, values, state=state, slot=1)
 
     lockstep.check()
 
 
 def test_a_state_takes_as_many_tokens_as_its_capacity_and_no_more(ops: AnyOps) -> None:
-    state = ops.new_state([Slot(kind="attention", heads=1, key_dim=2)], batch=1, capacity=3)
-    three, one = ops.array(normal(1, 3, 1, 2)), ops.array(normal(1, 1, 1, 2))
-    ops.attention(three, three, three, state=state, slot=0)
-    ops.advance(state, ops.tokens(np.zeros((1, 3), np.int64)))
+    state = state_of_lengths(ops, [Slot(kind="attention", heads=1, key_dim=2)], [0], capacity=3)
+    three = ops.array(normal(1, 3, 1, 2))
+    with stepping(state, [0], [3]):
+        ops.attention(three, three, three, state=state, slot=0)
 
     with pytest.raises(ContextLengthError, match="3 tokens seen and 1 more"):
-        ops.attention(one, one, one, state=state, slot=0)
+        state.begin([0], [1])
 
 
 STORAGES = ("float32", "float16", "int8")
@@ -124,12 +117,12 @@ def test_attention_to_what_is_kept(
     lockstep: Lockstep, storage: Any, h: int, g: int, k: int, pieces: list[int]
 ) -> None:
     slot = Slot(kind="attention", heads=g, key_dim=k, storage=storage)
-    state = lockstep.new_state([slot], batch=2, capacity=sum(pieces))
+    state = state_of_lengths(lockstep, [slot], [0, 0], capacity=sum(pieces))
 
     for tokens in pieces:
-        q, keys, values = heads(lockstep, 2, tokens, h, g, k)
-        lockstep.attention(q, keys, values, state=state, slot=0)
-        lockstep.advance(state, lockstep.tokens(np.zeros((2, tokens), np.int64)))
+        q, keys, values = heads(lockstep, 1, 2 * tokens, h, g, k)
+        with stepping(state, [0, 1], [tokens, tokens]):
+            lockstep.attention(q, keys, values, state=state, slot=0)
 
     lockstep.check()
 
@@ -139,19 +132,54 @@ def test_a_batch_of_different_lengths_attends_to_what_is_kept(
     lockstep: Lockstep, storage: Any
 ) -> None:
     slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
-    states = []
-    for length in [1, 40, 3]:
-        state = lockstep.new_state([slot, slot], batch=1, capacity=50)
+    state = state_of_lengths(lockstep, [slot, slot], [0, 0, 0], capacity=300)
+    for row, length in enumerate([1, 140, 3]):
         _, keys, values = heads(lockstep, 1, length, 2, 2, 10)
-        lockstep.append_kv(values, keys, state=state, slot=0)
-        lockstep.append_kv(keys, values, state=state, slot=1)
-        lockstep.advance(state, lockstep.tokens(np.zeros((1, length), np.int64)))
-        states.append(state)
-    whole = lockstep.stack(states)
-    q, keys, values = heads(lockstep, 3, 2, 6, 2, 10)
+        with stepping(state, [row], [length]):
+            lockstep.append_kv(values, keys, state=state, slot=0)
+            lockstep.append_kv(keys, values, state=state, slot=1)
+    q, keys, values = heads(lockstep, 1, 6, 6, 2, 10)
 
-    lockstep.attention(q, keys, values, state=whole, slot=0)
-    lockstep.attention(q, keys, values, state=whole, slot=1)
+    with stepping(state, [0, 1, 2], [2, 2, 2]):
+        lockstep.attention(q, keys, values, state=state, slot=0)
+        lockstep.attention(q, keys, values, state=state, slot=1)
+
+    lockstep.check()
+
+
+@every_storage
+def test_rows_attend_to_what_is_kept_however_many_tokens_each_gets(
+    lockstep: Lockstep, storage: Any
+) -> None:
+    slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
+    state = state_of_lengths(lockstep, [slot], [0, 0, 0], capacity=300)
+
+    for counts in ([130, 1, 7], [1, 3, 1], [2, 140, 140], [1, 1, 1]):
+        q, keys, values = heads(lockstep, 1, sum(counts), 6, 2, 10)
+        # The pages of a row do not lie in order then.
+        with stepping(state, [2, 0, 1], counts):
+            lockstep.attention(q, keys, values, state=state, slot=0)
+
+    lockstep.check()
+
+
+@every_storage
+def test_a_fork_attends_to_what_its_row_kept_and_not_to_what_that_keeps_later(
+    lockstep: Lockstep, storage: Any
+) -> None:
+    slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
+    state = lockstep.new_state([slot], rows=2, capacity=300)
+    state.admit()
+    q, keys, values = heads(lockstep, 1, 140, 6, 2, 10)
+    with stepping(state, [0], [140]):
+        lockstep.attention(q, keys, values, state=state, slot=0)
+    state.fork(0)
+
+    for rows, seed in (([0], 1), ([1], 2), ([0, 1], 3)):
+        shapes = [(1, 5 * len(rows), n, 10) for n in (6, 2, 2)]
+        q, keys, values = (lockstep.array(normal(*shape, seed=seed)) for shape in shapes)
+        with stepping(state, rows, [5] * len(rows)):
+            lockstep.attention(q, keys, values, state=state, slot=0)
 
     lockstep.check()
 
@@ -160,17 +188,19 @@ def test_a_batch_of_different_lengths_attends_to_what_is_kept(
 def test_prompts_read_at_once_and_step_by_step_attend_alike(ops: AnyOps, storage: Any) -> None:
     slot = Slot(kind="attention", heads=2, key_dim=24, storage=storage)
     q, k, v = (normal(2, 9, n, 24, seed=n) for n in (4, 2, 2))
-    steps = []
-    state = ops.new_state([slot], batch=2, capacity=9)
-    for t in range(9):
-        part = [ops.array(x[:, t : t + 1]) for x in (q, k, v)]
-        steps.append(ops.numpy(ops.attention(*part, state=state, slot=0)))
-        ops.advance(state, ops.tokens(np.zeros((2, 1), np.int64)))
 
-    state = ops.new_state([slot], batch=2, capacity=9)
-    whole = ops.attention(ops.array(q), ops.array(k), ops.array(v), state=state, slot=0)
+    def attended(state: Any, part: slice) -> Values:
+        given = [ops.array(flat(x[:, part])) for x in (q, k, v)]
+        with stepping(state, [0, 1], [given[0].shape[1] // 2] * 2):
+            y = ops.numpy(ops.attention(*given, state=state, slot=0))
+        return y.reshape(2, -1, 2, 24)
 
-    error = rms_error(ops.numpy(whole), np.concatenate(steps, axis=1))
+    state = state_of_lengths(ops, [slot], [0, 0], capacity=9)
+    steps = [attended(state, slice(t, t + 1)) for t in range(9)]
+
+    whole = attended(state_of_lengths(ops, [slot], [0, 0], capacity=9), slice(9))
+
+    error = rms_error(whole, np.concatenate(steps, axis=1))
     assert error <= TOLERANCES["attention"].limit
 
 
@@ -182,7 +212,7 @@ def test_what_is_not_finite_reaches_every_head_that_attends_to_it(
     ops: AnyOps, storage: Any, bad: float, place: str
 ) -> None:
     slot = Slot(kind="attention", heads=2, key_dim=6, storage=storage)
-    state = ops.new_state([slot], batch=1, capacity=4)
+    state = state_of_lengths(ops, [slot], [0], capacity=4)
     q, k, v = normal(1, 3, 4, 6), normal(1, 3, 2, 6, seed=1), normal(1, 3, 2, 6, seed=2)
     # A query along the bad feature, so that minus infinity there makes the score plus infinity.
     q[:, 2, :2, 3] = np.sign(bad) if np.isinf(bad) else 1
@@ -190,8 +220,8 @@ def test_what_is_not_finite_reaches_every_head_that_attends_to_it(
 
     for t in range(3):
         part = [ops.array(x[:, t : t + 1]) for x in (q, k, v)]
-        y = ops.numpy(ops.attention(*part, state=state, slot=0))[0, 0]
-        ops.advance(state, ops.tokens(np.zeros((1, 1), np.int64)))
+        with stepping(state, [0], [1]):
+            y = ops.numpy(ops.attention(*part, state=state, slot=0))[0, 0]
 
     assert not np.isfinite(y[:2, 3]).any()
     assert np.isfinite(y[2:]).all()
@@ -200,7 +230,7 @@ def test_what_is_not_finite_reaches_every_head_that_attends_to_it(
 @every_storage
 def test_magnitudes_of_every_size_are_kept(lockstep: Lockstep, storage: Any) -> None:
     slot = Slot(kind="attention", heads=7, key_dim=8, storage=storage)
-    state = lockstep.new_state([slot], batch=1, capacity=2)
+    state = state_of_lengths(lockstep, [slot], [0], capacity=2)
     sizes = np.array([[0], [1e-45], [1e-38], [6e-8], [1], [60_000], [3e4]], np.float32)
     k, v = (
         normal(1, 2, 7, 8) * np.minimum(sizes, np.float32(100)),
@@ -208,7 +238,8 @@ def test_magnitudes_of_every_size_are_kept(lockstep: Lockstep, storage: Any) -> 
     )
 
     keys, values = lockstep.array(k), lockstep.array(v)
-    lockstep.attention(keys, keys, values, state=state, slot=0)
+    with stepping(state, [0], [2]):
+        lockstep.attention(keys, keys, values, state=state, slot=0)
 
     lockstep.check()
 
@@ -218,12 +249,27 @@ def test_magnitudes_of_every_size_are_kept(lockstep: Lockstep, storage: Any) -> 
 def test_short_conv(lockstep: Lockstep, taps: int, pieces: list[int]) -> None:
     kernel = prepared(lockstep, Dense(values=normal(13, taps, seed=5)))
     slot = Slot(kind="conv", taps=taps, features=13)
-    state = lockstep.new_state([slot], batch=2, capacity=8)
+    state = state_of_lengths(lockstep, [slot], [0, 0], capacity=8)
 
     for tokens in pieces:
-        x = lockstep.array(normal(2, tokens, 13, seed=tokens))
-        lockstep.short_conv(x, kernel, state=None, slot=0)
-        lockstep.short_conv(x, kernel, state=state, slot=0)
+        x = normal(2, tokens, 13, seed=tokens)
+        lockstep.short_conv(lockstep.array(x), kernel, state=None, slot=0)
+        with stepping(state, [0, 1], [tokens, tokens]):
+            lockstep.short_conv(lockstep.array(flat(x)), kernel, state=state, slot=0)
+
+    lockstep.check()
+
+
+@pytest.mark.parametrize("taps", [1, 2, 4])
+def test_short_conv_of_rows_that_get_unequally_many_tokens(lockstep: Lockstep, taps: int) -> None:
+    kernel = prepared(lockstep, Dense(values=normal(13, taps, seed=5)))
+    slot = Slot(kind="conv", taps=taps, features=13)
+    state = state_of_lengths(lockstep, [slot], [0, 0, 0], capacity=20)
+
+    for rows, counts in (([0, 1, 2], [1, 5, 2]), ([2, 0], [2, 1]), ([1, 2, 0], [1, 7, 1])):
+        x = lockstep.array(normal(1, sum(counts), 13, seed=counts[0]))
+        with stepping(state, rows, counts):
+            lockstep.short_conv(x, kernel, state=state, slot=0)
 
     lockstep.check()
 
@@ -270,10 +316,39 @@ def test_delta_rule(lockstep: Lockstep, batch: int, tokens: int, h: int, k: int,
 @pytest.mark.parametrize("pieces", [[5, 1, 1], [1, 70, 1, 9]], ids=str)
 def test_delta_rule_in_pieces(lockstep: Lockstep, pieces: list[int]) -> None:
     slot = Slot(kind="delta", heads=3, key_dim=24, value_dim=16)
-    state = lockstep.new_state([slot], batch=2, capacity=128)
+    state = state_of_lengths(lockstep, [slot], [0, 0], capacity=128)
 
     for tokens in pieces:
-        delta_rule(lockstep, delta_inputs(2, tokens, 3, 24, 16), state=state)
+        with stepping(state, [0, 1], [tokens, tokens]):
+            delta_rule(lockstep, delta_inputs(1, 2 * tokens, 3, 24, 16), state=state)
+
+    lockstep.check()
+
+
+def test_delta_rule_of_rows_that_get_unequally_many_tokens(lockstep: Lockstep) -> None:
+    slot = Slot(kind="delta", heads=3, key_dim=24, value_dim=16)
+    state = state_of_lengths(lockstep, [slot], [0, 0, 0], capacity=128)
+
+    for rows, counts in (([0, 1, 2], [1, 70, 2]), ([2, 0], [9, 1]), ([1, 2, 0], [1, 1, 7])):
+        with stepping(state, rows, counts):
+            delta_rule(lockstep, delta_inputs(1, sum(counts), 3, 24, 16), state=state)
+
+    lockstep.check()
+
+
+def test_a_fork_remembers_what_its_row_did_and_not_what_that_learns_later(
+    lockstep: Lockstep,
+) -> None:
+    slot = Slot(kind="delta", heads=3, key_dim=24, value_dim=16)
+    state = lockstep.new_state([slot], rows=2, capacity=128)
+    state.admit()
+    with stepping(state, [0], [5]):
+        delta_rule(lockstep, delta_inputs(1, 5, 3, 24, 16), state=state)
+    state.fork(0)
+
+    for rows in ([0], [0, 1], [1]):
+        with stepping(state, rows, [2] * len(rows)):
+            delta_rule(lockstep, delta_inputs(1, 2 * len(rows), 3, 24, 16), state=state)
 
     lockstep.check()
 

@@ -7,7 +7,7 @@ import pytest
 
 from nanochat.config import Mixer
 from nanochat.proof.tolerances import TOLERANCES, rms_error
-from nanochat.weights import Dense, Mhc, Stored
+from nanochat.weights import Dense, FeedForward, Mhc, Stored
 from tests.backends.leaves import AnyOps, Lockstep, normal, prepared, ternary_leaf
 
 
@@ -42,27 +42,28 @@ def test_activations_do_not_overflow(lockstep: Lockstep) -> None:
 def test_experts(lockstep: Lockstep, tokens: int, num_experts: int, top_k: int) -> None:
     leaf = prepared(lockstep, ternary_leaf(128, 128, block=128, activation_block=128))
     gains = [prepared(lockstep, Dense(values=normal(128, seed=e))) for e in range(num_experts)]
-    networks = [
-        lambda rows, gain=gain: lockstep.rms_norm(lockstep.project(rows, leaf)[0], gain, eps=1e-6)
-        for gain in gains
-    ]
+    networks = [FeedForward(gate=leaf, up=leaf, down=leaf, sub_norm=gain) for gain in gains]
     x = lockstep.array(normal(1, tokens, 128))
+    logits = lockstep.array(normal(1, tokens, num_experts))
 
-    lockstep.experts(x, lockstep.array(normal(1, tokens, num_experts)), networks, top_k=top_k)
+    lockstep.experts(x, logits, networks, top_k=top_k, activation="swiglu", eps=1e-6)
 
     lockstep.check()
 
 
 def test_equal_experts_are_taken_in_their_order(ops: AnyOps) -> None:
-    networks = [lambda rows, e=e: ops.add(rows, ops.array(np.full(4, e, "f"))) for e in range(5)]
+    leaf = prepared(ops, ternary_leaf(128, 128, block=128, activation_block=128))
+    gains = [prepared(ops, Dense(values=np.full(128, 1 + e, np.float32))) for e in range(5)]
+    networks = [FeedForward(gate=None, up=leaf, down=leaf, sub_norm=gain) for gain in gains]
     logits = np.array([[[0, 0, 0, 0, 0], [0, 1, 0, 1, 1]]], np.float32)
+    x = ops.array(np.repeat(normal(1, 1, 128), 2, axis=1))
 
-    y = ops.experts(
-        ops.array(np.zeros((1, 2, 4), np.float32)), ops.array(logits), networks, top_k=2
+    y = ops.numpy(
+        ops.experts(x, ops.array(logits), networks, top_k=2, activation="relu2", eps=1e-6)
     )
 
-    # The means of experts 0 and 1, and of experts 1 and 3.
-    np.testing.assert_allclose(ops.numpy(y)[0, :, 0], [0.5, 2], rtol=1e-6)
+    # The means of experts 0 and 1, whose gains are 1 and 2, and of experts 1 and 3, whose gains are 2 and 4.
+    np.testing.assert_allclose(y[0, 1], 2 * y[0, 0], rtol=1e-5)
 
 
 def mhc_site(n: int, width: int, mixer: Mixer, *, dynamic: bool, spread: float) -> Mhc[Stored]:

@@ -23,13 +23,16 @@ from nanochat.backends.numba.products.packing import Leaf
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.backends.numba.streams import mhc
 from nanochat.config import ModelConfig
+from nanochat.engine import Engine
 from nanochat.errors import InputError
 from nanochat.init import freeze
 from nanochat.model import forward, slots
+from nanochat.rows import PAGE, num_pages
 from nanochat.weights import Weights
 from tests.backends.leaves import normal, prepared, ternary_leaf
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
+from tests.parity.rows import new_rows, run_step
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -46,16 +49,14 @@ def logits(name: str, *, num_threads: int) -> list[Values]:
     """Of a prompt without state, of the same prompt with it, and of some steps after it."""
     ops, weights, config = model(name, num_threads=num_threads)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 40))
-    state = ops.new_state(slots(config), batch=2, capacity=50)
     results = [ops.numpy(forward(ops.tokens(ids), weights, config, ops))]
+    engine = Engine(config, weights, ops)
+    state = engine.new_state(rows=2, capacity=50)
+    rows = [state.admit(), state.admit()]
     for piece in np.split(ids, [33, *range(34, 40)], axis=1):
-
-        def step(tokens: Any) -> Any:
-            return forward(tokens, weights, config, ops, state)
-
-        tokens = ops.tokens(piece)
-        y = ops.repeat(step, tokens, state) if piece.shape[1] == 1 else step(tokens)
-        results.append(ops.numpy(y))
+        # Steps of one token are repeated.
+        y = engine.step(state, rows, piece.tolist(), every=piece.shape[1] > 1)
+        results += [y]
     return results
 
 
@@ -213,10 +214,11 @@ def test_a_kernel_is_compiled_for_one_kind_of_arguments(name: str) -> None:
     weights = ops.prepare(freeze(random_weights(config)))
     ids = np.arange(2 * 40).reshape(2, 40) % config.vocab_size
     ids.flags.writeable = False
-    state = ops.new_state(slots(config), batch=2, capacity=50)
+    forward(ops.tokens(ids), weights, config, ops, only_last=True)
+    state = new_rows(ops, config, 2, capacity=50)
 
     for piece in np.split(ids, [33, 34], axis=1):
-        forward(ops.tokens(piece), weights, config, ops, state, only_last=True)
+        run_step(ops, weights, config, state, [0, 1], list(piece), only_last=True)
 
     modules = activation, attention, delta, linear, mhc
     kernels = {
@@ -225,6 +227,10 @@ def test_a_kernel_is_compiled_for_one_kind_of_arguments(name: str) -> None:
         for name, value in vars(module).items()
         if isinstance(value, Dispatcher)
     }
+    for make in (attention.append_kernel, attention.attention_kernel):
+        made = make("float32")
+        assert isinstance(made, Dispatcher)
+        kernels[make.__name__] = made
     assert len(kernels) > 30
     assert [n for n, k in kernels.items() if len(from_python(k)) > 1] == []
 
@@ -250,13 +256,17 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def poison_unused(state: Any, config: ModelConfig) -> None:
     """Fill the keys and values of positions that no token has taken yet."""
+    taken = np.zeros(state.num_pages + 1, np.int64)
+    for row in state.rows:
+        pages = state.table[row, : num_pages(state.length(row))]
+        taken[pages] = np.minimum(PAGE, state.length(row) - PAGE * np.arange(len(pages)))
     for slot, arrays in zip(slots(config), state.arrays, strict=True):
         if slot.kind == "attention":
             keys, values, *_scales = arrays
-            for b, length in enumerate(state.lengths):
-                values[b, :, :, length:] = np.nan
-                for position in range(length, keys.shape[2] * LANES):
-                    keys[b, :, position // LANES, :, position % LANES] = np.nan
+            for page, first in enumerate(taken):
+                values[page, :, :, first:] = np.nan
+                for place in range(first, PAGE):
+                    keys[page, :, place // LANES, :, place % LANES] = np.nan
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -264,14 +274,17 @@ def test_memory_that_was_never_written_is_never_read(name: str, poison: Callable
     config = CASES[name]
     ops = NumbaOps()
     weights = ops.prepare(freeze(random_weights(config)))
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 40))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (3, 140))
 
     def run(before_each_piece: Callable[[Any, ModelConfig], None]) -> list[Values]:
-        state = ops.new_state(slots(config), batch=2, capacity=50)
         results = [ops.numpy(forward(ops.tokens(ids), weights, config, ops))]
-        for piece in np.split(ids, [33, 34, 35], axis=1):
+        engine = Engine(config, weights, ops)
+        state = engine.new_state(rows=5, capacity=150)
+        rows = [state.admit() for _ in range(5)]
+        for counts in ([130, 33, 1, 2], [1, 1, 1, 1, 1], [1, 2, 130, 1], [1, 1, 1, 1, 1], [1] * 3):
             before_each_piece(state, config)
-            results.append(ops.numpy(forward(ops.tokens(piece), weights, config, ops, state)))
+            tokens = [ids[row % 3, :count].tolist() for row, count in enumerate(counts)]
+            results.append(engine.step(state, rows[: len(counts)], tokens))
         return results
 
     expected = run(lambda _state, _config: None)

@@ -1,7 +1,6 @@
 """Attention of the Numba backend over narrow keys and values: its kernels alone, memory, and what it refuses."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,47 +19,61 @@ from nanochat.backends.numba.attention import attention
 from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.vectors import LANES
-from nanochat.backends.numba.state import buffers
+from nanochat.backends.numba.state import NumbaStep, buffers
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
+from nanochat.rows import PAGE, num_pages, step_of_spans
 from nanochat.ternary import quantize_activations
 from tests.backends.leaves import Values, normal
+from tests.parity.rows import stepping
 
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8")
-APPEND: dict[Storage, Callable[..., None]] = {
-    "float32": attention.append_float32,
-    "float16": attention.append_float16,
-    "int8": attention.append_int8,
-}
-ATTEND: dict[Storage, Callable[..., None]] = {
-    "float32": attention.attention_float32,
-    "float16": attention.attention_float16,
-    "int8": attention.attention_int8,
-}
 every_storage = pytest.mark.parametrize("storage", STORAGES)
 
 
-def filled(storage: Storage, k: Values, v: Values, capacity: int) -> list[Any]:
-    """Buffers with k and v at their beginning, and what no computation survives behind them."""
+def step_of(batch: int, start: int, length: int) -> NumbaStep:
+    return NumbaStep(**vars(step_of_spans(range(batch), [start] * batch, [length] * batch)))
+
+
+def filled(
+    storage: Storage, k: Values, v: Values, capacity: int, *, poisoned: bool = True
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """Buffers with k and v at the beginning of each row, what no computation survives behind them, and their table."""
     batch, length, heads, features = k.shape
     slot = Slot(kind="attention", heads=heads, key_dim=features, storage=storage)
-    kept: list[Any] = list(buffers(slot, batch, capacity))
-    for array in kept:
-        # As float16 bits, a NaN.
-        array[...] = (
-            0x7E00 if array.dtype == np.uint16 else np.nan if array.dtype.kind == "f" else 99
-        )
-    starts = np.zeros(batch, np.int64)
-    APPEND[storage](k, v, starts, *kept, 0, batch * heads * length)
-    return kept
+    pages = num_pages(capacity)
+    kept: list[Any] = list(buffers(slot, pages=batch * pages, rows=0))
+    if poisoned:
+        for array in kept:
+            # As float16 bits, a NaN.
+            array[...] = (
+                0x7E00 if array.dtype == np.uint16 else np.nan if array.dtype.kind == "f" else 99
+            )
+    # The last page is the first row's first.
+    table = np.arange(batch * pages)[::-1].reshape(batch, pages).copy()
+    step = step_of(batch, 0, length)
+    told = table, step.rows, step.spans, step.positions
+    flat = [x.reshape(-1, heads, features) for x in (k, v)]
+    attention.append_kernel(storage)(*flat, *told, *kept, 0, batch * heads * length)
+    return kept, table
 
 
-def attend(storage: Storage, q: Values, kept: list[Any], start: int, cuts: list[int]) -> Values:
+def attend(
+    storage: Storage,
+    q: Values,
+    filled: tuple[list[Any], NDArray[np.int64]],
+    start: int,
+    cuts: list[int],
+) -> Values:
     """Run the tasks in the pieces that the cuts make."""
-    y = np.full_like(q, np.nan)
-    starts = np.full(len(q), start, np.int64)
+    (kept, table), y = filled, np.full_like(q, np.nan)
+    batch, length, heads, features = q.shape
+    step = step_of(batch, start, length)
+    parts = step.parts_of(heads // kept[0].shape[1])
+    spans = step.rows, step.starts, step.counts, step.offsets
+    q, result = (x.reshape(-1, heads, features) for x in (q, y))
     for first, last in itertools.pairwise(cuts):
-        ATTEND[storage](q, *kept, starts, y, first, last)
+        attention.attention_kernel(storage)(q, *kept, table, *spans, parts, result, first, last)
     return y
 
 
@@ -69,8 +82,10 @@ def float16_of(kept: NDArray[np.uint16]) -> NDArray[np.float16]:
 
 
 @njit
-def multiplied(rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values) -> None:
-    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES)
+def multiplied(
+    rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, begun: int
+) -> None:
+    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun)
 
 
 @pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
@@ -86,7 +101,7 @@ def test_a_product_of_rows_equals_that_of_numpy_in_every_storage(rows: int, coun
     sums = {storage: np.full((rows, LANES), np.nan, np.float32) for storage in kept}
 
     for storage, matrix in kept.items():
-        multiplied(rows, weights, offsets, matrix, sums[storage])
+        multiplied(rows, weights, offsets, matrix, sums[storage], 0)
 
     used = weights[:, 2 : 2 + count].astype(np.float64)
     exact: dict[Storage, NDArray[Any]] = {
@@ -98,16 +113,35 @@ def test_a_product_of_rows_equals_that_of_numpy_in_every_storage(rows: int, coun
         np.testing.assert_allclose(sums[storage], used @ matrix, rtol=1e-5, atol=1e-4)
 
 
+@every_storage
+@pytest.mark.parametrize("cut", [0, 1, 20, 37])
+def test_a_product_that_is_taken_in_parts_has_the_bits_of_the_whole(
+    storage: Storage, cut: int
+) -> None:
+    weights, numbers = normal(3, 40), normal(37, LANES, seed=1)
+    number = {"float32": np.float32, "float16": np.float16, "int8": np.int8}[storage]
+    matrix = (40 * numbers).astype(number)
+    matrix = matrix.view(np.uint16) if storage == "float16" else matrix
+    offsets = np.arange(3) * 40
+    whole, parts = np.empty((3, LANES), np.float32), np.empty((3, LANES), np.float32)
+
+    multiplied(3, weights, offsets, matrix, whole, 0)
+    multiplied(3, weights, offsets, matrix[:cut], parts, 0)
+    multiplied(3, weights, offsets + cut, matrix[cut:], parts, 1)
+
+    np.testing.assert_array_equal(parts, whole)
+
+
 def test_float16_keys_and_values_equal_those_of_numpy() -> None:
     x = normal(1, 4, 1, 4096) * np.array([1, 1e-4, 1e-7, 3e4], np.float32)[:, None, None]
 
-    keys, values, *_ = filled("float16", x, -x, 4)
+    (keys, values, *_), _ = filled("float16", x, -x, 4)
 
     with np.errstate(over="ignore"):
         expected = x[0, :, 0].astype(np.float16)
     found = float16_of(keys)[0, 0, 0, :, :4].T
     np.testing.assert_array_equal(found, expected)
-    found = np.moveaxis(float16_of(values)[0, 0], 0, 1).reshape(4, 4096)
+    found = np.moveaxis(float16_of(values)[0, 0], 0, 1).reshape(PAGE, 4096)[:4]
     np.testing.assert_array_equal(found, -expected)
 
 
@@ -116,7 +150,7 @@ def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None
     sizes = np.array([1, 1e-37, 1e-40, 0, 1e30], np.float32)[:, None, None]
     k, v = normal(1, 5, 1, features) * sizes, normal(1, 5, 1, features, seed=1) * sizes
 
-    keys, values, key_scales, value_scales = filled("int8", k, v, 5)
+    (keys, values, key_scales, value_scales), _ = filled("int8", k, v, 5)
 
     for x, scales in ((k, key_scales), (v, value_scales)):
         _, expected = quantize_activations(x[0, :, 0], block=features)
@@ -124,7 +158,7 @@ def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None
     codes, _ = quantize_activations(k[0, :, 0], block=features)
     np.testing.assert_array_equal(keys[0, 0, 0, :, :5].T, codes)
     codes, _ = quantize_activations(v[0, :, 0], block=features)
-    lanes = np.moveaxis(values[0, 0], 0, 1).reshape(5, -1)[:, :features]
+    lanes = np.moveaxis(values[0, 0], 0, 1).reshape(PAGE, -1)[:5, :features]
     np.testing.assert_array_equal(lanes, codes)
 
 
@@ -132,8 +166,8 @@ def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None
 def test_attention_is_the_same_however_its_tasks_are_cut(storage: Storage) -> None:
     k, v, q = normal(2, 80, 2, 10), normal(2, 80, 2, 10, seed=1), normal(2, 40, 6, 10, seed=2)
     kept = filled(storage, k, v, 80)
-    # Three heads share a key head: 120 rows of it in each sequence.
-    tasks = 2 * 2 * -(-40 * 3 // attention.ROWS)
+    # Three heads share a key head: 120 queries of it in each sequence.
+    tasks = 2 * 2 * -(-40 * 3 // attention.QUERIES)
 
     whole = attend(storage, q, kept, 40, [0, tasks])
     parts = attend(storage, q, kept, 40, [0, 1, 2, 7, tasks])
@@ -143,15 +177,31 @@ def test_attention_is_the_same_however_its_tasks_are_cut(storage: Storage) -> No
 
 
 @every_storage
-@pytest.mark.parametrize("length", [1, LANES - 1, LANES, LANES + 1, 1024, 1025])
+@pytest.mark.parametrize("length", [1, LANES - 1, LANES, LANES + 1, PAGE, PAGE + 1, 1023])
 def test_memory_behind_the_last_position_does_not_matter(storage: Storage, length: int) -> None:
     k, v, q = normal(1, length, 1, 33), normal(1, length, 1, 33, seed=1), normal(1, 1, 3, 33)
 
-    tight = attend(storage, q, filled(storage, k, v, length), length - 1, [0, 1])
-    roomy = attend(storage, q, filled(storage, k, v, length + 99), length - 1, [0, 1])
+    clean = filled(storage, k, v, length, poisoned=False)
+    expected = attend(storage, q, clean, length - 1, [0, 1])
+    found = attend(storage, q, filled(storage, k, v, length + PAGE), length - 1, [0, 1])
 
-    assert np.isfinite(tight).all()
-    np.testing.assert_array_equal(roomy, tight)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(found, expected)
+
+
+@every_storage
+def test_a_query_gets_the_same_bits_alone_as_among_others_of_its_row(storage: Storage) -> None:
+    length = PAGE + 40
+    k, v = normal(1, length, 2, 33), normal(1, length, 2, 33, seed=1)
+    q = normal(1, length, 6, 33, seed=2)
+    kept = filled(storage, k, v, length)
+    tasks = 2 * -(-length * 3 // attention.QUERIES)
+
+    together = attend(storage, q, kept, 0, [0, tasks])
+
+    for t in (0, 1, 30, PAGE - 1, PAGE, length - 1):
+        alone = attend(storage, q[:, t : t + 1].copy(), kept, t, [0, 2])
+        np.testing.assert_array_equal(together[:, t], alone[:, 0])
 
 
 @every_storage
@@ -191,29 +241,36 @@ def test_keys_and_values_take_the_bytes_of_their_storage(
 ) -> None:
     slot = Slot(kind="attention", heads=3, key_dim=64, storage=storage)
 
-    kept = buffers(slot, 2, 1024)
+    kept = buffers(slot, pages=2 * num_pages(1024), rows=0)
 
     assert sum(array.nbytes for array in kept) == 2 * 2 * 3 * 1024 * of_a_vector
     assert [array.ctypes.data % 64 for array in kept[:2]] == [0, 0]
 
 
 @every_storage
-def test_stacked_states_remember_what_each_remembered(storage: Storage) -> None:
+def test_a_fork_that_writes_keeps_its_page_as_it_was_for_the_other(storage: Storage) -> None:
     ops = NumbaOps()
     slot = Slot(kind="attention", heads=2, key_dim=10, storage=storage)
-    states = []
-    for length in (3, 35):
-        state = ops.new_state([slot], batch=1, capacity=64)
-        k, v = normal(1, length, 2, 10), normal(1, length, 2, 10, seed=1)
+    state = ops.new_state([slot], rows=2, capacity=64)
+    first = state.admit()
+    k, v = normal(1, 35, 2, 10), normal(1, 35, 2, 10, seed=1)
+    with stepping(state, [first], [35]):
         ops.append_kv(k, v, state=state, slot=0)
-        ops.advance(state, ops.tokens(np.zeros((1, length), np.int64)))
-        states.append(state)
+    before = [array[state.table[first, 0]].copy() for array in state.arrays[0]]
+    second = state.fork(first)
 
-    whole = ops.stack(states)
+    with stepping(state, [second], [1]):
+        ops.append_kv(v[:, :1], k[:, :1], state=state, slot=0)
+        pages = state.table[[first, second], 0]
 
-    expected = zip(*(state.arrays[0] for state in states), strict=True)
-    for found, parts in zip(whole.arrays[0], expected, strict=True):
-        np.testing.assert_array_equal(found, np.concatenate(parts))
+    assert pages[0] != pages[1]
+    for array, kept in zip(state.arrays[0], before, strict=True):
+        np.testing.assert_array_equal(array[pages[0]], kept)
+    keys, values = state.arrays[0][:2]
+    keys, values = keys[pages], values[pages]
+    np.testing.assert_array_equal(keys[1, :, :1], keys[0, :, :1])
+    np.testing.assert_array_equal(values[1, :, :, :35], values[0, :, :, :35])
+    assert (values[1, :, :, 35] != values[0, :, :, 35]).any()
 
 
 def test_float16_is_refused_where_the_processor_cannot_convert_it(
@@ -223,7 +280,7 @@ def test_float16_is_refused_where_the_processor_cannot_convert_it(
     slot = Slot(kind="attention", heads=1, key_dim=2, storage="float16")
 
     with pytest.raises(BackendError, match=r"F16C.*kv_cache='int8' or 'float32'"):
-        NumbaOps().new_state([slot], batch=1, capacity=1)
+        NumbaOps().new_state([slot], rows=1, capacity=1)
 
 
 def test_the_largest_score_counts_for_all_however_large_it_is() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products.packing import TiledProjection, tile_projection
 from nanochat.backends.numba.runtime.isa import has_half
+from nanochat.backends.numba.runtime.launch import Pool
 from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.streams.projection import num_chunks, projector
 from nanochat.backends.reference.ops import ReferenceOps
@@ -255,10 +256,10 @@ def test_a_site_can_be_repeated_without_python(mixer: Mixer, dynamic: bool) -> N
         u, post, mix = ops.mhc_read(x, leaves, mixer=mixer, iterations=ITERATIONS, eps=EPS)
         return u, ops.mhc_close(ops.mhc_write(x, y, post, mix))
 
-    noted, notes = ops.launch.note(step)
+    noted, notes = ops.launch.note(step, Pool(most=1 << 20))
     x[:] = normal(1, 1, 4, 256, seed=2)
     y[:] = normal(1, 1, 256, seed=3)
-    notes.repeat(1)
+    notes.repeat(1, positions=1)
 
     assert notes.complete
     for repeated, fresh in zip(noted, step(), strict=True):

@@ -2,15 +2,17 @@
 
 import gc
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.config import ModelConfig
+from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, InputError
-from nanochat.generation import Engine
 from nanochat.init import freeze
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
@@ -18,7 +20,10 @@ from tests.parity.random_models import random_weights
 pytestmark = pytest.mark.usefixtures("all_cores")
 
 
-def engine(config: ModelConfig, *, threads: int = 1, repeats: bool = True) -> Engine:  # type: ignore[type-arg]
+AnyEngine = Engine[Any, Any, Any]
+
+
+def engine(config: ModelConfig, *, threads: int = 1, repeats: bool = True) -> AnyEngine:
     ops = NumbaOps(num_threads=threads)
     weights = ops.prepare(freeze(random_weights(config)))
     made = Engine(config, weights, ops)
@@ -45,23 +50,58 @@ def test_what_makes_no_choice_is_repeated() -> None:
         model = engine(config)
         state, _ = model.prefill([1, 2], capacity=4)
         model.decode([3], state)
-        if not state.step[0].complete:
+        if not state.repeated[1].notes.complete:
             eager.add(option)
 
     assert eager <= {option for option in CASES if _chooses(CASES[option])}
 
 
+def filled(model: AnyEngine, lengths: Sequence[int], *, rows: int) -> Any:
+    """A state with a row of each length."""
+    state = model.new_state(rows=rows, capacity=20)
+    for length in lengths:
+        model.extend(state, state.admit(), list(range(1, 1 + length)))
+    return state
+
+
 def test_a_batch_is_repeated_row_by_row() -> None:
     config = CASES["grouped_query_attention"]
     model, plain = engine(config), engine(config, repeats=False)
-    stacked = []
-    for each in (model, plain):
-        states = [each.prefill(ids, capacity=9)[0] for ids in ([1, 2, 3], [4])]
-        stacked.append(each.ops.stack(states))
+    states = [filled(each, [3, 1], rows=2) for each in (model, plain)]
 
     for tokens in ([5, 6], [0, 2], [1, 1]):
-        logits = model.decode(tokens, stacked[0])
-        np.testing.assert_array_equal(logits, plain.decode(tokens, stacked[1]))
+        logits = model.decode(tokens, states[0])
+        np.testing.assert_array_equal(logits, plain.decode(tokens, states[1]))
+
+
+@pytest.mark.parametrize("option", ["grouped_query_attention", "loop_with_delta", "experts"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_of_any_rows_are_repeated_whoever_comes_and_goes(option: str, threads: int) -> None:
+    found, plain = engine(CASES[option], threads=threads), engine(CASES[option], repeats=False)
+    states = [filled(each, [3, 1, 5, 2, 1], rows=9) for each in (found, plain)]
+
+    for rows in ([0, 1, 2, 3, 4], [4, 2], [0, 1, 2, 3, 4], [3, 0, 1, 4, 2], [1], [2, 4]):
+        tokens = [[row] for row in rows]
+        logits = found.step(states[0], rows, tokens)
+        np.testing.assert_array_equal(logits, plain.step(states[1], rows, tokens))
+    for state, each in zip(states, (found, plain), strict=True):
+        state.release(1)
+        each.extend(state, state.admit(), [7, 8])
+        state.fork(0), state.fork(2)
+    for rows in ([6, 1, 5, 2, 0], [0, 1, 2, 3, 4, 5, 6], [5, 6]):
+        tokens = [[row] for row in rows]
+        logits = found.step(states[0], rows, tokens)
+        np.testing.assert_array_equal(logits, plain.step(states[1], rows, tokens))
+
+
+def test_steps_of_nearly_as_many_rows_have_one_list() -> None:
+    model = engine(CASES["grouped_query_attention"])
+    state = filled(model, [1] * 12, rows=12)
+
+    for number in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12):
+        model.step(state, range(number), [[1]] * number)
+
+    assert sorted(state.repeated) == [1, 2, 3, 4, 8, 12]
 
 
 def test_a_repeated_step_refuses_what_the_first_one_refuses() -> None:
@@ -97,10 +137,19 @@ def test_attention_of_a_repeated_step_is_cut_for_a_long_context() -> None:
     model = engine(config, threads=2)
     state, _ = model.prefill([1, 2], capacity=100_000)
     model.decode([3], state)
+    model.decode([3], state)
+    program = state.repeated[1].notes._program
+    chunks = 3
+    growing = [i for i, c in enumerate(program.calls) if c.call.nanoseconds_per_position]
+    short = program.table[growing, chunks].tolist()
 
-    (call, *_) = [c for c in state.step[0].calls if c.kernel.__name__ == "attention_float32"]
+    state.begin([0], [90_000])
+    state.end()
+    model.decode([3], state)
 
-    assert call.nanoseconds > 20_000
+    assert short == [1, 1]
+    # As many as there are key heads.
+    assert program.table[growing, chunks].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("method", ["logits", "prefill", "decode"])

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
-from nanochat.model import forward, slots, training_outputs
+from nanochat.model import forward, training_outputs
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Stored, Weights
 from tests.parity.cases import CASES
 from tests.parity.lockstep import LockstepOps
 from tests.parity.random_models import random_weights
+from tests.parity.rows import continue_rows, new_rows, run_step
 
 AnyOps = Ops[Any, Any, Any]
 
@@ -59,10 +60,8 @@ def continued(
     ops: AnyOps, weights: Any, config: ModelConfig, pieces: list[NDArray[np.int64]]
 ) -> list[NDArray[np.float32]]:
     """Logits of consecutive pieces of one batch."""
-    state = ops.new_state(
-        slots(config), batch=len(pieces[0]), capacity=sum(p.shape[1] for p in pieces)
-    )
-    return [ops.numpy(forward(ops.tokens(p), weights, config, ops, state)) for p in pieces]
+    state = new_rows(ops, config, len(pieces[0]), sum(piece.shape[1] for piece in pieces))
+    return [continue_rows(ops, weights, config, state, piece) for piece in pieces]
 
 
 @every_case
@@ -141,14 +140,28 @@ def test_a_batch_of_different_lengths_agrees_with_the_reference(
     lockstep = LockstepOps(other)
     weights = lockstep.prepare(packed_weights(config))
     ids = token_ids(config, 3, 12)
-    states = [lockstep.new_state(slots(config), batch=1, capacity=16) for _ in range(3)]
+    state = new_rows(lockstep, config, 3, 16)
     for row, length in enumerate([5, 1, 8]):
-        prefix = lockstep.tokens(ids[row : row + 1, :length])
-        forward(prefix, weights, config, lockstep, states[row])
+        run_step(lockstep, weights, config, state, [row], [ids[row, :length]])
 
-    whole = lockstep.stack(states)
-    forward(lockstep.tokens(ids[:, 8:9]), weights, config, lockstep, whole)
-    forward(lockstep.tokens(ids[:, 9:12]), weights, config, lockstep, whole)
+    continue_rows(lockstep, weights, config, state, ids[:, 8:9])
+    continue_rows(lockstep, weights, config, state, ids[:, 9:12])
+
+    lockstep.check()
+
+
+@cases(STATEFUL)
+def test_rows_that_get_unequally_many_tokens_agree_with_the_reference(
+    other: AnyOps, config: ModelConfig
+) -> None:
+    lockstep = LockstepOps(other)
+    weights = lockstep.prepare(packed_weights(config))
+    ids = token_ids(config, 3, 12)
+    state = new_rows(lockstep, config, 3, 16)
+
+    for rows, counts in [([0, 1, 2], [4, 1, 6]), ([2, 0], [1, 3]), ([1, 0, 2], [1, 2, 1])]:
+        tokens = [ids[row, :count] for row, count in zip(rows, counts, strict=True)]
+        run_step(lockstep, weights, config, state, rows, tokens)
 
     lockstep.check()
 
@@ -157,16 +170,15 @@ def test_a_batch_of_different_lengths_agrees_with_the_reference(
 def test_a_batch_of_different_lengths_equals_its_rows(ops: AnyOps, config: ModelConfig) -> None:
     weights = ops.prepare(packed_weights(config))
     ids = token_ids(config, 3, 9)
-    states, alone = [], []
+    state, alone = new_rows(ops, config, 3, 9), []
     for row, length in enumerate([5, 1, 8]):
         prefix, last = ids[row : row + 1, :length], ids[row : row + 1, 8:]
         alone.append(continued(ops, weights, config, [prefix, last])[1])
-        states.append(ops.new_state(slots(config), batch=1, capacity=9))
-        forward(ops.tokens(prefix), weights, config, ops, states[row])
+        run_step(ops, weights, config, state, [row], [prefix[0]])
 
-    together = forward(ops.tokens(ids[:, 8:]), weights, config, ops, ops.stack(states))
+    together = continue_rows(ops, weights, config, state, ids[:, 8:])
 
-    error = rms_error(ops.numpy(together), np.concatenate(alone))
+    error = rms_error(together, np.concatenate(alone))
     assert error <= TOLERANCES["logits"].limit
 
 
@@ -193,3 +205,20 @@ def test_only_the_last_logits_equal_the_last_of_all(ops: AnyOps, config: ModelCo
 
     whole = ops.numpy(forward(ids, weights, config, ops))
     assert rms_error(last, whole[:, -1:]) <= TOLERANCES["project"].limit
+
+
+@cases(["grouped_query_attention"])
+def test_only_the_last_logits_of_rows_equal_the_last_of_all(
+    ops: AnyOps, config: ModelConfig
+) -> None:
+    weights = ops.prepare(packed_weights(config))
+    tokens = [ids[:count] for ids, count in zip(token_ids(config, 3, 5), (2, 5, 1), strict=True)]
+
+    last, whole = (
+        run_step(
+            ops, weights, config, new_rows(ops, config, 3, 5), range(3), tokens, only_last=only
+        )
+        for only in (True, False)
+    )
+
+    assert rms_error(last, whole[[1, 6, 7]]) <= TOLERANCES["project"].limit

@@ -206,9 +206,9 @@ def test_noted_steps_repeat_on_what_the_arrays_hold_then() -> None:
         launch(activation.add, y, x, z, tasks=x.size, nanoseconds=_LONG)
         return z
 
-    z, notes = launch.note(step)
+    z, notes = launch.note(step, Pool(most=1 << 20))
     x[:] = 5
-    notes.repeat(2)
+    notes.repeat(2, positions=1)
 
     assert (z == 15).all()
 
@@ -223,7 +223,7 @@ def test_notes_reuse_memory_that_no_array_of_the_step_needs() -> None:
             addresses.add(y.__array_interface__["data"][0])
         return addresses
 
-    addresses, _ = launch.note(step)
+    addresses, _ = launch.note(step, Pool(most=1 << 20))
 
     assert len(addresses) <= 2
 
@@ -234,7 +234,7 @@ def test_notes_never_reuse_memory_that_a_view_still_needs() -> None:
     def step() -> list[Values]:
         return [launch.empty((8, 8)).reshape(-1)[3:5] for _ in range(10)]
 
-    views, _ = launch.note(step)
+    views, _ = launch.note(step, Pool(most=1 << 20))
 
     assert len({view.__array_interface__["data"][0] for view in views}) == 10
 
@@ -261,7 +261,7 @@ def test_another_python_thread_notes_nothing() -> None:
         thread.start()
         thread.join()
 
-    _, notes = launch.note(step)
+    _, notes = launch.note(step, Pool(most=1 << 20))
 
     assert not notes.calls
 

@@ -20,9 +20,9 @@ from nanochat.backends.numba.tuning.choices import CLASSES, Shape
 from nanochat.backends.numba.tuning.tuner import candidates, random_matrix
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError, InputError, NumericError
-from nanochat.model import forward, slots
 from nanochat.weights import Latent, Stored, Ternary, named_leaves
 from tests.parity.random_models import random_packed_weights
+from tests.parity.rows import new_rows, run_step
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
@@ -99,10 +99,10 @@ def same_as_two_bits(codes: Codes, x: Values, variant: int, *, weight_block: int
 
 def logits(ops: NumbaOps) -> Values:
     weights = ops.prepare(random_packed_weights(CONFIG, seed=0))
-    state = ops.new_state(slots(CONFIG), batch=1, capacity=64)
-    prompt, following = (ops.tokens(np.array([ids])) for ids in (list(range(40)), [7]))
-    results = [ops.numpy(forward(ids, weights, CONFIG, ops, state)) for ids in (prompt, following)]
-    return np.concatenate(results, axis=1)
+    state = new_rows(ops, CONFIG, 1, capacity=64)
+    prompt, following = range(40), [7]
+    results = [run_step(ops, weights, CONFIG, state, [0], [ids]) for ids in (prompt, following)]
+    return np.concatenate(results)
 
 
 # The code.

@@ -12,7 +12,8 @@ import click
 import pytest
 
 from nanochat import backends, cli
-from nanochat.backends.reference.ops import ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import ReferenceOps
+from nanochat.backends.reference.state import ReferenceState
 from nanochat.cli import export
 from nanochat.cli.output import format_count, print_table
 from nanochat.cost import cost
@@ -68,10 +69,15 @@ def test_keys_and_values_are_kept_as_asked(
     storages: list[str] = []
 
     def new_state(
-        _self: ReferenceOps, slots: Sequence[Slot], *, batch: int, capacity: int
+        _self: ReferenceOps,
+        slots: Sequence[Slot],
+        *,
+        rows: int,
+        capacity: int,
+        pages: int | None = None,
     ) -> ReferenceState:
         storages.extend(slot.storage for slot in slots)
-        return ReferenceState(slots, batch, capacity)
+        return ReferenceState(slots, rows=rows, capacity=capacity, pages=pages)
 
     monkeypatch.setattr(ReferenceOps, "new_state", new_state)
 

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps
+from nanochat.backends.reference.state import ReferenceState
+from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, InputError
-from nanochat.generation import Engine, GenerationOptions, Piece, generate
+from nanochat.generation import GenerationOptions, Piece
 from nanochat.ops import Slot, Storage
+from nanochat.session import generate
 from tests.parity.random_models import (
     random_config,
     random_tokenizer,
@@ -25,10 +28,10 @@ TOKENIZER = random_tokenizer()
 PROMPTS = [[TOKENIZER.bos, *TOKENIZER.encode(text)] for text in ("fn main", "to", "wörld, or")]
 
 
-def engine_on(ops: ReferenceOps, *, prefill_chunk: int = 512) -> RandomEngine:
+def engine_on(ops: ReferenceOps) -> RandomEngine:
     config = random_config()
     weights = ops.prepare(silent_weights(config))
-    return Engine(config, weights, ops, prefill_chunk=prefill_chunk)
+    return Engine(config, weights, ops)
 
 
 @cache
@@ -77,10 +80,11 @@ def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_a_prompt_may_be_read_in_chunks(chunk: int) -> None:
+def test_a_prompt_may_be_read_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = PROMPTS[0]
+    monkeypatch.setattr("nanochat.engine.PREFILL_CHUNK", chunk)
 
-    _, chunked = engine_on(ReferenceOps(), prefill_chunk=chunk).prefill(ids, capacity=len(ids))
+    _, chunked = engine_on(ReferenceOps()).prefill(ids, capacity=len(ids))
 
     np.testing.assert_allclose(chunked, random_engine().logits(ids)[-1], atol=1e-4)
 
@@ -262,27 +266,29 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     options: GenerationOptions = {"temprature": 1.0}  # type: ignore[typeddict-unknown-key] # the mistake under test
 
-    with pytest.raises(TypeError, match="'temprature': choose from max_tokens, temperature"):
+    with pytest.raises(TypeError, match="'temprature': choose from max_tokens, n, temperature"):
         generate(random_engine(), TOKENIZER, [[0]], **options)
 
 
 class WatchedOps(ReferenceOps):
-    """Counts the living states, and interrupts at the given call of `advance`."""
+    """Counts the living states, and interrupts at the given step."""
 
     def __init__(self, interrupt_at: int) -> None:
         self.states: list[weakref.ref[ReferenceState]] = []
         self._calls_left = interrupt_at
 
-    def new_state(self, slots: Sequence[Slot], *, batch: int, capacity: int) -> ReferenceState:
-        state = super().new_state(slots, batch=batch, capacity=capacity)
+    def new_state(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> ReferenceState:
+        state = super().new_state(slots, rows=rows, capacity=capacity, pages=pages)
         self.states.append(weakref.ref(state))
         return state
 
-    def advance(self, state: ReferenceState, tokens: Array) -> None:
+    def last(self, x: Array, *, state: ReferenceState | None) -> Array:
         self._calls_left -= 1
         if not self._calls_left:
             raise KeyboardInterrupt
-        super().advance(state, tokens)
+        return super().last(x, state=state)
 
     def num_living(self) -> int:
         gc.collect()

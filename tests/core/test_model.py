@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps, ReferenceState
+from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
+from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs, forward, slots, training_outputs
@@ -22,6 +23,7 @@ from nanochat.weights import (
     named_leaves,
 )
 from tests.parity.random_models import random_weights
+from tests.parity.rows import continue_rows, new_rows, run_step
 
 Float = NDArray[np.float32]
 Leaf = IntegerLinear | Float
@@ -94,7 +96,9 @@ def run(
     state: ReferenceState | None = None,
     ops: ReferenceOps = OPS,
 ) -> Float:
-    return forward(ops.tokens(tokens), weights, config, ops, state)
+    if state is not None:
+        return continue_rows(ops, weights, config, state, tokens)
+    return forward(ops.tokens(tokens), weights, config, ops)
 
 
 def train(config: ModelConfig, weights: Weights[Leaf]) -> TrainingOutputs[Float]:
@@ -102,7 +106,8 @@ def train(config: ModelConfig, weights: Weights[Leaf]) -> TrainingOutputs[Float]
 
 
 def fresh_state(config: ModelConfig, batch: int = 3) -> ReferenceState:
-    return OPS.new_state(slots(config), batch=batch, capacity=16)
+    state: ReferenceState = new_rows(OPS, config, batch, capacity=16)
+    return state
 
 
 def error(actual: Float, expected: Float) -> float:
@@ -204,22 +209,17 @@ def test_chunks_of_tokens_give_the_logits_of_the_whole(option: str, cuts: tuple[
     chunks = [run(config, weights, part, state) for part in np.split(TOKENS, cuts, axis=1)]
 
     assert error(np.concatenate(chunks, axis=1), run(config, weights, TOKENS)) < 1e-5
-    assert state.lengths.tolist() == [9, 9, 9]
+    assert [state.length(row) for row in state.rows] == [9, 9, 9]
 
 
 @each_option
 def test_a_batch_of_unequal_sequences_gives_the_logits_of_each(option: str) -> None:
     config, weights = model(option)
-    states = [fresh_state(config, batch=1) for _ in range(3)]
-    for row, (length, state) in enumerate(zip((7, 1, 4), states, strict=True)):
-        run(config, weights, TOKENS[row : row + 1, :length], state)
+    state = fresh_state(config)
+    for row, length in enumerate((7, 1, 4)):
+        run_step(OPS, weights, config, state, [row], [TOKENS[row, :length]])
 
-    logits = run(
-        config,
-        weights,
-        np.stack([TOKENS[0, 7:9], TOKENS[1, 1:3], TOKENS[2, 4:6]]),
-        OPS.stack(states),
-    )
+    logits = run(config, weights, np.stack([TOKENS[0, 7:9], TOKENS[1, 1:3], TOKENS[2, 4:6]]), state)
 
     whole = run(config, weights, TOKENS)
     expected = np.stack([whole[0, 7:9], whole[1, 1:3], whole[2, 4:6]])

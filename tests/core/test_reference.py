@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import (
     IntegerLinear,
+    Leaf,
     ReferenceOps,
-    ReferenceState,
     permutation_matrices,
 )
+from nanochat.backends.reference.state import ReferenceState
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot, Storage
 from nanochat.ternary import quantize, quantize_activations, quantize_rows
-from nanochat.weights import Mhc
+from nanochat.weights import FeedForward, Mhc
+from tests.parity.rows import flat, state_of_lengths, stepping
 
 Float = NDArray[np.float32]
 Double = NDArray[np.float64]
@@ -46,9 +48,8 @@ def sigmoid(x: float | np.floating) -> float:
 
 
 def state_of(*slots: Slot, lengths: tuple[int, ...] = (0,), capacity: int = 16) -> ReferenceState:
-    state = OPS.new_state(slots, batch=len(lengths), capacity=capacity)
-    state.lengths[:] = lengths
-    # What stands beyond a sequence's length must not matter.
+    state: ReferenceState = state_of_lengths(OPS, slots, lengths, capacity)
+    # What stands beyond a row's length must not matter.
     poisoned = [
         array
         for slot, kept in zip(slots, state.arrays, strict=True)
@@ -74,28 +75,49 @@ def test_arrays_are_copied_in_and_out() -> None:
     assert np.array_equal(outside, normal(0, 2, 3))
 
 
-def test_stacked_states_keep_their_sequences() -> None:
+def test_rows_keep_what_they_remember_whoever_is_admitted_later() -> None:
     slots = (Slot(kind="attention", heads=1, key_dim=2), Slot(kind="conv", taps=3, features=2))
-    first, second = state_of(*slots, lengths=(3,)), state_of(*slots, lengths=(0, 5))
-    first.arrays[1][0][:] = 7
+    state = OPS.new_state(slots, rows=3, capacity=16)
+    x, k = normal(0, 1, 3, 2), normal(1, 1, 3, 1, 2)
+    with stepping(state, [state.admit()], [3]):
+        OPS.append_kv(k, k, state=state, slot=0)
+        OPS.short_conv(x, normal(2, 2, 3), state=state, slot=1)
 
-    whole = OPS.stack([first, second])
+    state.admit()
+    with stepping(state, [state.admit()], [3]):
+        OPS.append_kv(-k, -k, state=state, slot=0)
+        OPS.short_conv(-x, normal(2, 2, 3), state=state, slot=1)
 
-    assert whole.capacity == 16
-    assert whole.lengths.tolist() == [3, 0, 5]
-    assert whole.arrays[0][1].shape == (3, 16, 1, 2)
-    assert whole.arrays[1][0][:, 0, 0].tolist() == [7, 0, 0]
+    assert [state.length(row) for row in state.rows] == [3, 0, 3]
+    assert np.array_equal(state.kept(0, 0, 3)[1], k[0])
+    assert np.array_equal(state.kept(0, 2, 3)[1], -k[0])
+    inputs = np.stack([x[0, 1:], np.zeros((2, 2), np.float32), -x[0, 1:]])
+    assert np.array_equal(state.arrays[1][0][:3], inputs)
 
 
-def test_a_stacked_state_is_a_copy() -> None:
-    single = state_of(Slot(kind="conv", taps=2, features=1))
+def test_a_row_that_is_admitted_again_remembers_nothing() -> None:
+    state = OPS.new_state([Slot(kind="conv", taps=2, features=1)], rows=1, capacity=16)
+    with stepping(state, [state.admit()], [1]):
+        OPS.short_conv(normal(0, 1, 1, 1), normal(1, 1, 2), state=state, slot=0)
+    state.release(0)
 
-    whole = OPS.stack([single])
-    OPS.advance(whole, OPS.tokens(np.zeros((1, 4), np.int64)))
-    whole.arrays[0][0][:] = 7
+    state.admit()
 
-    assert single.lengths.tolist() == [0]
-    assert not single.arrays[0][0].any()
+    assert state.length(0) == 0
+    assert not state.arrays[0][0].any()
+
+
+def test_a_fork_is_a_copy() -> None:
+    state = OPS.new_state([Slot(kind="conv", taps=2, features=1)], rows=2, capacity=16)
+    first = state.admit()
+
+    second = state.fork(first)
+    with stepping(state, [second], [4]):
+        OPS.short_conv(normal(0, 1, 4, 1), normal(1, 1, 2), state=state, slot=0)
+
+    assert [state.length(row) for row in (first, second)] == [0, 4]
+    assert not state.arrays[0][0][first].any()
+    assert state.arrays[0][0][second].all()
 
 
 # Tables, norms, linears.
@@ -224,7 +246,17 @@ def test_heads_are_consecutive_features() -> None:
 def test_last_keeps_only_the_last_token_of_every_sequence() -> None:
     x = normal(0, 2, 3, 4, 5)
 
-    assert np.array_equal(OPS.last(x), x[:, 2:3])
+    assert np.array_equal(OPS.last(x, state=None), x[:, 2:3])
+
+
+def test_last_keeps_only_the_last_token_of_every_row() -> None:
+    x = normal(0, 1, 6, 4)
+    state = state_of(lengths=(3, 0, 5))
+
+    with stepping(state, [2, 0, 1], [3, 1, 2]):
+        y = OPS.last(x, state=state)
+
+    assert np.array_equal(y, x[:, [2, 3, 5]])
 
 
 # Attention.
@@ -256,7 +288,9 @@ def test_rope_rotates_half_split_pairs(features: int, theta: float) -> None:
 def test_rope_counts_positions_from_the_length_of_each_sequence() -> None:
     x = normal(0, 2, 2, 1, 8)
 
-    y = OPS.rope(x, theta=100.0, state=state_of(lengths=(3, 11)))
+    state = state_of(lengths=(3, 11))
+    with stepping(state, [0, 1], [2, 2]):
+        y = OPS.rope(flat(x), theta=100.0, state=state).reshape(x.shape)
 
     assert error(y, rotated(x, [[3, 4], [11, 12]], 100.0)) < 1e-6
 
@@ -302,11 +336,13 @@ def test_attention_with_a_state_sees_what_each_sequence_remembers() -> None:
     lengths, slot = (4, 1), Slot(kind="attention", heads=2, key_dim=6)
     state = state_of(slot, lengths=lengths)
     old_k, old_v = normal(3, 2, 4, 2, 6), normal(4, 2, 4, 2, 6)
-    state.arrays[0][0][0, :4], state.arrays[0][1][0, :4] = old_k[0], old_v[0]
-    state.arrays[0][0][1, :1], state.arrays[0][1][1, :1] = old_k[1, :1], old_v[1, :1]
+    for b, length in enumerate(lengths):
+        for array, old in zip(state.arrays[0], (old_k, old_v), strict=True):
+            array[state.table[b, 0], :length] = old[b, :length]
     q, k, v = normal(0, 2, 3, 4, 6), normal(1, 2, 3, 2, 6), normal(2, 2, 3, 2, 6)
 
-    y = OPS.attention(q, k, v, state=state, slot=0)
+    with stepping(state, [0, 1], [3, 3]):
+        y = OPS.attention(flat(q), flat(k), flat(v), state=state, slot=0)
 
     expected = [
         attended(
@@ -317,16 +353,18 @@ def test_attention_with_a_state_sees_what_each_sequence_remembers() -> None:
         )
         for b in range(2)
     ]
-    assert error(y, np.array(expected)) < 1e-6
+    assert error(y.reshape(q.shape), np.array(expected)) < 1e-6
 
 
 def test_remembered_keys_and_values_stand_where_attention_would_put_them() -> None:
     slot = Slot(kind="attention", heads=1, key_dim=2)
     attending, remembering = state_of(slot, lengths=(2, 5)), state_of(slot, lengths=(2, 5))
-    k, v = normal(0, 2, 3, 1, 2), normal(1, 2, 3, 1, 2)
+    k, v = normal(0, 1, 6, 1, 2), normal(1, 1, 6, 1, 2)
 
-    OPS.attention(k, k, v, state=attending, slot=0)
-    OPS.append_kv(k, v, state=remembering, slot=0)
+    with stepping(attending, [0, 1], [3, 3]):
+        OPS.attention(k, k, v, state=attending, slot=0)
+    with stepping(remembering, [0, 1], [3, 3]):
+        OPS.append_kv(k, v, state=remembering, slot=0)
 
     assert np.array_equal(attending.arrays, remembering.arrays, equal_nan=True)
 
@@ -335,8 +373,9 @@ def kept(x: Float, storage: Storage) -> Float:
     """What a state holds after it was given the vectors (T, K)."""
     slot = Slot(kind="attention", heads=1, key_dim=x.shape[1], storage=storage)
     state = state_of(slot)
-    OPS.append_kv(x[None, :, None], x[None, :, None], state=state, slot=0)
-    keys, values = (array[0, : len(x), 0] for array in state.arrays[0])
+    with stepping(state, [0], [len(x)]):
+        OPS.append_kv(x[None, :, None], x[None, :, None], state=state, slot=0)
+    keys, values = (array[:, 0] for array in state.kept(0, 0, len(x)))
     assert np.array_equal(keys, values, equal_nan=True)
     return keys
 
@@ -376,8 +415,9 @@ def test_attention_without_a_state_rounds_nothing() -> None:
     q, k, v = (normal(seed, 1, 3, 1, 4) for seed in range(3))
     state = state_of(Slot(kind="attention", heads=1, key_dim=4, storage="int8"))
 
-    alone, remembering = OPS.attention(q, k, v, state=None, slot=0), state
-    rounded = OPS.attention(q, k, v, state=remembering, slot=0)
+    alone = OPS.attention(q, k, v, state=None, slot=0)
+    with stepping(state, [0], [3]):
+        rounded = OPS.attention(q, k, v, state=state, slot=0)
 
     assert 1e-4 < error(rounded, alone) < 2e-2
 
@@ -397,12 +437,11 @@ def test_a_query_reads_no_value_after_its_own(bad: float) -> None:
 
 def test_a_state_refuses_more_tokens_than_its_capacity() -> None:
     state = state_of(Slot(kind="attention", heads=1, key_dim=2), lengths=(2, 14))
-    k = normal(0, 2, 3, 1, 2)
 
     with pytest.raises(
         ContextLengthError, match=r"14 tokens seen and 3 more .* state of 16: shorten"
     ):
-        OPS.attention(k, k, k, state=state, slot=0)
+        state.begin([0, 1], [3, 3])
 
 
 # Gated DeltaNet.
@@ -429,11 +468,14 @@ def test_short_conv_continues_where_its_state_ended(taps: int, cut: int) -> None
     x, kernel = normal(0, 2, 7, 5), normal(1, 5, taps)
     state = state_of(Slot(kind="conv", taps=taps, features=5), lengths=(0, 0))
 
-    first = OPS.short_conv(x[:, :cut], kernel, state=state, slot=0)
-    second = OPS.short_conv(x[:, cut:], kernel, state=state, slot=0)
+    parts = []
+    for part in (x[:, :cut], x[:, cut:]):
+        with stepping(state, [0, 1], [part.shape[1]] * 2):
+            y = OPS.short_conv(flat(part), kernel, state=state, slot=0)
+        parts.append(y.reshape(part.shape))
 
     whole = OPS.short_conv(x, kernel, state=None, slot=0)
-    assert np.array_equal(np.concatenate([first, second], axis=1), whole)
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def delta_inputs(length: int) -> tuple[Float, Float, Float, Float, Float, Float, Float]:
@@ -469,13 +511,25 @@ def test_the_delta_rule_continues_where_its_state_ended(cut: int) -> None:
     slot = Slot(kind="delta", heads=3, key_dim=4, value_dim=5)
     state = state_of(slot, lengths=(0, 0))
 
-    def rule(part: slice, state: ReferenceState | None) -> Float:
-        inputs = (q[:, part], k[:, part], v[:, part], beta[:, part], decay[:, part])
-        return OPS.delta_rule(*inputs, log_rate, time_bias, state=state, slot=0)
+    parts = []
+    for part in (slice(cut), slice(cut, None)):
+        given = [flat(x[:, part]) for x in (q, k, v, beta, decay)]
+        with stepping(state, [0, 1], [given[0].shape[1] // 2] * 2):
+            y = OPS.delta_rule(
+                given[0],
+                given[1],
+                given[2],
+                given[3],
+                given[4],
+                log_rate,
+                time_bias,
+                state=state,
+                slot=0,
+            )
+        parts.append(y.reshape(2, -1, 3, 5))
 
-    first, second = rule(slice(cut), state), rule(slice(cut, None), state)
-
-    assert np.array_equal(np.concatenate([first, second], axis=1), rule(slice(None), None))
+    whole = OPS.delta_rule(q, k, v, beta, decay, log_rate, time_bias, state=None, slot=0)
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_a_key_of_zeros_reads_and_writes_nothing() -> None:
@@ -524,23 +578,22 @@ def test_relu2_squares_what_is_positive() -> None:
     assert error(gated, expected * up) < 1e-6
 
 
-class Network:
-    """Multiplies by a factor, and notes the first feature of every row that it is given."""
+def network(factor: int, width: int) -> FeedForward[Leaf]:
+    """Multiplies the squares of positive features by a factor."""
+    one = np.eye(width, dtype=np.float32)
+    return FeedForward(gate=None, up=one, down=one * np.float32(factor), sub_norm=None)
 
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-        self.seen: list[float] = []
 
-    def __call__(self, rows: Float) -> Float:
-        self.seen += rows[:, 0].tolist()
-        return rows * np.float32(self.factor)
+def mixed(x: Float, logits: Float, factors: list[int], top_k: int) -> Float:
+    networks = [network(factor, x.shape[-1]) for factor in factors]
+    return OPS.experts(x, logits, networks, top_k=top_k, activation="relu2", eps=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 5])
 def test_experts_are_weighted_by_the_softmax_of_the_chosen_logits(top_k: int) -> None:
-    x, logits = normal(0, 2, 4, 6), normal(1, 2, 4, 5)
+    x, logits = np.abs(normal(0, 2, 4, 6)), normal(1, 2, 4, 5)
 
-    y = OPS.experts(x, logits, [Network(10**e) for e in range(5)], top_k=top_k)
+    y = mixed(x, logits, [10**e for e in range(5)], top_k)
 
     expected = np.zeros(x.shape)
     for b, t in np.ndindex(2, 4):
@@ -548,40 +601,46 @@ def test_experts_are_weighted_by_the_softmax_of_the_chosen_logits(top_k: int) ->
         chosen = sorted(range(5), key=lambda e: -scores[e])[:top_k]
         total = sum(math.exp(scores[e]) for e in chosen)
         for e in chosen:
-            expected[b, t] += math.exp(scores[e]) / total * 10**e * x[b, t]
+            expected[b, t] += math.exp(scores[e]) / total * 10**e * x[b, t] ** 2
     assert error(y, expected) < 1e-6
 
 
 def test_equal_logits_choose_the_first_experts() -> None:
     x, logits = (
-        normal(0, 1, 3, 4),
+        np.abs(normal(0, 1, 3, 4)),
         np.array([[[1, 1, 1, 1], [0, 2, 1, 1], [1, 0, 1, 1]]], np.float32),
     )
 
-    y = OPS.experts(x, logits, [Network(10**e) for e in range(4)], top_k=2)
+    y = mixed(x, logits, [10**e for e in range(4)], 2)
 
     top = math.e / (1 + math.e)
     factors = np.array([0.5 * 1 + 0.5 * 10, top * 10 + (1 - top) * 100, 0.5 * 1 + 0.5 * 100])
-    assert error(y, x * factors[None, :, None]) < 1e-6
+    assert error(y, x * x * factors[None, :, None]) < 1e-6
 
 
 def test_equal_logits_of_many_experts_choose_the_first() -> None:
-    x, logits = normal(0, 1, 8, 4), np.random.default_rng(1).integers(0, 2, (1, 8, 100))
+    x, logits = np.abs(normal(0, 1, 8, 4)), np.random.default_rng(1).integers(0, 2, (1, 8, 100))
 
-    y = OPS.experts(x, logits.astype(np.float32), [Network(e) for e in range(100)], top_k=3)
+    y = mixed(x, logits.astype(np.float32), list(range(100)), 3)
 
     first_ones = [np.flatnonzero(scores)[:3].mean() for scores in logits[0]]
-    assert error(y, x * np.array(first_ones)[None, :, None]) < 1e-6
+    assert error(y, x * x * np.array(first_ones)[None, :, None]) < 1e-6
 
 
 def test_an_expert_sees_only_the_tokens_that_chose_it() -> None:
     x = np.arange(3, dtype=np.float32).reshape(1, 3, 1)
     logits = np.array([[[9, 0, 0], [0, 0, 9], [9, 0, 0]]], np.float32)
-    networks = [Network(1), Network(1), Network(1)]
+    networks = [network(1, 1), network(1, 1), network(1, 1)]
+    seen: dict[int, list[float]] = {}
 
-    OPS.experts(x, logits, networks, top_k=1)
+    class Watching(ReferenceOps):
+        def project(self, x: Float, *linears: Leaf) -> tuple[Float, ...]:
+            seen[id(linears[0])] = x[..., 0].ravel().tolist()
+            return super().project(x, *linears)
 
-    assert [network.seen for network in networks] == [[0, 2], [], [1]]
+    Watching().experts(x, logits, networks, top_k=1, activation="relu2", eps=1e-6)
+
+    assert [seen.get(id(each.up), []) for each in networks] == [[0, 2], [], [1]]
 
 
 # mHC.

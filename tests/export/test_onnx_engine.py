@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
+from nanochat.engine import Engine, Runner
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
-from nanochat.generation import Engine, Runner, generate
 from nanochat.proof.parity import check_parity
+from nanochat.session import generate
 from tests.parity.random_models import random_bundle
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")
@@ -76,18 +77,64 @@ def test_sequences_of_different_lengths_run_together(
     # With the first seeds, roundings flip in two of the three prompts, and stay in what is remembered of them.
     source = random_bundle(**CASES[case], seed=3)
     ours, theirs = engine(source, tmp_path, target), reference(source)
-    states = [ours.prefill(ids, capacity=20)[0] for ids in PROMPTS]
-    others = [theirs.prefill(ids, capacity=20)[0] for ids in PROMPTS]
-    together, expected = ours.stack(states), theirs.stack(others)
+    state, expected = (each.new_state(rows=4, capacity=20) for each in (ours, theirs))
+    for ids in PROMPTS:
+        ours.extend(state, state.admit(), ids)
+        theirs.extend(expected, expected.admit(), ids)
+    before = state.fork(0), expected.fork(0)
 
-    tokens = np.random.default_rng(0).integers(7, 300, (12, 3))
-    steps = [(theirs.decode(row, expected), ours.decode(row, together)) for row in tokens.tolist()]
+    tokens = np.random.default_rng(0).integers(7, 300, (12, 3, 1)).tolist()
+    steps = [
+        (theirs.step(expected, range(3), each), ours.step(state, range(3), each)) for each in tokens
+    ]
 
     shares = [share_close(theirs, ours) for theirs, ours in steps]
     assert np.mean(shares) >= 0.3
-    # Those that were stacked can be continued by themselves.
-    alone = ours.decode([5], states[0])
-    assert share_close(theirs.decode([5], others[0]), alone) in (0.0, 1.0)
+    # A fork is continued from where it began.
+    alone = ours.step(state, before[:1], [[5]])
+    assert share_close(theirs.step(expected, before[1:], [[5]]), alone) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_has_the_same_bits_alone_and_beside_others(
+    case: str, target: Target, tmp_path: Path
+) -> None:
+    runner = engine(random_bundle(**CASES[case]), tmp_path, target)
+    alone = [runner.prefill(ids, capacity=20)[0] for ids in PROMPTS]
+    state = runner.new_state(rows=3, capacity=20)
+    for ids in PROMPTS[:2]:
+        runner.extend(state, state.admit(), ids)
+
+    for tokens in ([[7], [8]], [[9], [10]]):
+        expected = [runner.step(one, [0], [each]) for one, each in zip(alone, tokens, strict=False)]
+        np.testing.assert_array_equal(runner.step(state, [0, 1], tokens), np.concatenate(expected))
+    state.release(0)
+    third = state.admit()
+    runner.extend(state, third, PROMPTS[2])
+
+    expected = [runner.step(one, [0], [[11]]) for one in (alone[2], alone[1])]
+    found = runner.step(state, [third, 1], [[11], [11]])
+    assert third == 0
+    np.testing.assert_array_equal(found, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_snapshot_is_continued_by_several_rows(target: Target, tmp_path: Path) -> None:
+    runner = engine(random_bundle(**HYBRID), tmp_path, target)
+    alone, _ = runner.prefill([1, 5, 9], capacity=9)
+    state = runner.new_state(rows=4, capacity=9)
+    first = state.admit()
+    runner.extend(state, first, [1, 5, 9])
+    snapshot = state.snapshot(first)
+    expected = runner.decode([7], alone)[0]
+
+    found = [runner.step(state, [first], [[7]])[0]]
+    rows = [state.admit(snapshot), state.admit(snapshot)]
+    found += list(runner.step(state, rows, [[7], [7]]))
+    state.drop(snapshot)
+
+    np.testing.assert_array_equal(np.stack(found), np.stack([expected] * 3))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -122,12 +169,12 @@ def test_long_prompts_are_read_in_parts(target: Target, tmp_path: Path) -> None:
 def test_keys_and_values_stay_where_they_are(tmp_path: Path) -> None:
     runner = engine(random_bundle(**HYBRID), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
-    keys = state.memory["past_key_values.1.key"]
+    keys = state.sequences[0].memory["past_key_values.1.key"]
     before = keys.copy()
 
     runner.decode([7], state)
 
-    assert state.memory["past_key_values.1.key"] is keys
+    assert state.sequences[0].memory["past_key_values.1.key"] is keys
     np.testing.assert_array_equal(keys[:, :, :2], before[:, :, :2])
     assert keys[:, :, 2].any()
     assert not keys[:, :, 3:].any()
@@ -136,14 +183,15 @@ def test_keys_and_values_stay_where_they_are(tmp_path: Path) -> None:
 def test_what_is_not_written_in_place_is_given_elsewhere(tmp_path: Path) -> None:
     runner = engine(random_bundle(**HYBRID), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=9)
-    given = {name: state.memory[name] for name in ("past.0.conv", "past.0.recurrent")}
+    memory = state.sequences[0].memory
+    given = {name: memory[name] for name in ("past.0.conv", "past.0.recurrent")}
     before = {name: array.copy() for name, array in given.items()}
 
     runner.decode([7], state)
 
     for name, array in given.items():
         np.testing.assert_array_equal(array, before[name])
-        assert (state.memory[name] != array).any()
+        assert (state.sequences[0].memory[name] != array).any()
 
 
 def test_steps_do_not_overwrite_what_earlier_ones_gave(tmp_path: Path) -> None:
@@ -161,7 +209,7 @@ def test_more_tokens_than_there_is_room_for_are_refused(tmp_path: Path) -> None:
     runner = engine(random_bundle(), tmp_path)
     state, _ = runner.prefill([1, 5], capacity=2)
 
-    with pytest.raises(ContextLengthError, match="room for 2"):
+    with pytest.raises(ContextLengthError, match="2 tokens seen and 1 more"):
         runner.decode([7], state)
     with pytest.raises(ContextLengthError, match="context holds 64"):
         runner.logits([1] * 65)

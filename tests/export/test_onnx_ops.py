@@ -23,7 +23,7 @@ from tests.parity.random_models import random_weights
 # B sequences, T tokens, C width, H heads, G key heads, K head features, E experts.
 B, T, C, H, G, K, E = 2, 5, 256, 4, 2, 64, 4
 
-# Of the operations, the weights, the state and the inputs.
+# Of the operations, the weights, the state, which the reference does without, and the inputs.
 Operation = Callable[[Any, Any, Any, Sequence[Any]], Any]
 
 
@@ -46,9 +46,8 @@ def run_reference(
     operation: Operation, model: ModelConfig, inputs: Sequence[NDArray[Any]]
 ) -> NDArray[np.float32]:
     ops = ReferenceOps()
-    state = ops.new_state(slots(model), batch=B, capacity=T)
     result: NDArray[np.float32] = operation(
-        ops, ops.prepare(random_weights(model)), state, list(inputs)
+        ops, ops.prepare(random_weights(model)), None, list(inputs)
     )
     return result
 
@@ -56,7 +55,7 @@ def run_reference(
 def run_graph(
     operation: Operation, model: ModelConfig, inputs: Sequence[NDArray[Any]], ops: OnnxOps
 ) -> NDArray[np.float32]:
-    state = ops.new_state(slots(model), batch=B, capacity=T)
+    state = ops.new_state(slots(model), rows=B, capacity=T)
     feed: dict[str, NDArray[Any]] = {"attention_mask": np.ones((B, T), np.int64)}
     arguments: list[Any] = []
     for i, values in enumerate(inputs):
@@ -197,9 +196,7 @@ def test_experts_of_which_some_have_no_token(top_k: int) -> None:
 
     def operation(ops: Any, w: Any, _: Any, x: Sequence[Any]) -> Any:
         networks = w.layers[0].network.networks
-        linears = [network.up for network in networks]
-        chosen = [lambda rows, u=up: ops.project(rows, u)[0] for up in linears]
-        return ops.experts(x[0], x[1], chosen, top_k=top_k)
+        return ops.experts(x[0], x[1], networks, top_k=top_k, activation="swiglu", eps=1e-6)
 
     assert_parity(operation, model, normal(C), logits)
 
@@ -225,12 +222,14 @@ def test_streams_open_and_close() -> None:
 def test_last() -> None:
     expected = normal(C)
 
-    actual = run_graph(lambda ops, _w, _s, x: ops.last(x[0]), config(), [expected], OrtOps())
+    actual = run_graph(
+        lambda ops, _w, _s, x: ops.last(x[0], state=None), config(), [expected], OrtOps()
+    )
 
     np.testing.assert_array_equal(actual, expected[:, -1:])
 
 
-@pytest.mark.parametrize("operation", ["tokens", "numpy", "stack", "every"])
+@pytest.mark.parametrize("operation", ["tokens", "numpy", "every"])
 def test_an_operation_on_numbers_has_no_meaning_in_a_graph(operation: str) -> None:
     with pytest.raises(AssertionError, match=f"{operation} has no meaning"):
         getattr(StandardOps(), operation)(None)

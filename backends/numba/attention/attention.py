@@ -1,19 +1,25 @@
-"""This file holds causal grouped-query attention: rotary positions, the memory of keys and values, and the look at it.
+"""This file holds causal grouped-query attention: rotary positions, the pages of keys and values, and the look at them.
 
-Buffers, the fractions rounded up: keys (B, G, P / L, K, L), values (B, G, K / L, P, L), and for int8 one scale a
-vector, (B, G, P / L * L) of the keys and (B, G, P) of the values. Positions of the keys and features of the values lie
-in lanes, so that neither scores nor weighted sums of values add across lanes. float16 is kept as its bits, uint16.
+Keys and values lie in pages of `PAGE` positions, which a table (rows, pages of a row) names. The fractions rounded up,
+keys are (pages, G, PAGE / L, K, L) and values (pages, G, K / L, PAGE, L), and for int8 there is one scale a vector,
+(pages, G, PAGE) of the keys and of the values. Positions of the keys and features of the values lie in lanes, so that
+neither scores nor weighted sums of values add across lanes. float16 is kept as its bits, uint16.
 
 Positions are taken in blocks: scores of one block, their exponentials, and the sum of its values, added to those of the
-blocks before. So what a task needs besides the buffers stays in the first-level cache, however long the sequence.
+blocks before. So what a task needs besides the pages stays in the first-level cache, however long the sequence, and the
+order of every sum depends on the query's position alone: not on the queries beside it, nor on where its step began.
 
-Legend: B sequences, T tokens, H query heads, G key heads, K head features, P positions, L lanes, R rows, which are the
-queries that share a key head: all heads of one token, then of the next.
+Legend: N flat tokens in spans, each of one row (`nanochat.rows.Step`), H query heads, G key heads, K head features,
+L lanes, S queries of a token that share a key head, all of one token, then of the next.
 
 References
 ----------
 .. [1] T. Dao et al., "FlashAttention", 2022, section 3.1: the running maximum and sum. arXiv:2205.14135
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -23,18 +29,22 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, to_half
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
+from nanochat.ops import Storage
+from nanochat.rows import PAGE
 
-__all__ = ["ROWS", "append_float16", "append_float32", "append_int8", "attention_float16"]
-__all__ += ["attention_float32", "attention_int8", "rotate"]
+__all__ = ["QUERIES", "append_kernel", "attention_kernel", "rotate"]
 
 _Array = NDArray[np.float32]
-_Starts = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
-# Rows of a task, which share what they read of the buffers.
-ROWS = 32
-# Positions of a block, a multiple of `LANES`. Their scores, for as many rows as a product takes, fill the first-level
-# cache, and keys and values of 128 features the second. Blocks of 256 and 512 were up to a tenth slower.
+# Queries of a task, which share what they read of the pages.
+QUERIES = 32
+
+# Positions of a block, whole pages. Their scores, for as many queries as a product takes, fill the first-level cache,
+# and keys and values of 128 features the second. Blocks of 256 and 512 were up to a tenth slower.
 _BLOCK = 1024
+# Tiles of a page of keys.
+_TILES = PAGE // LANES
 
 _MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
@@ -42,102 +52,75 @@ _INFINITY = 0x7F800000
 _LEAST = (127 - 119) << 23
 
 _scores = scratch(types.float32, MOST_ROWS * _BLOCK)
-_blends = scratch(types.float32, 2 * MOST_ROWS * LANES)
-_offsets = scratch(types.int64, 2 * MOST_ROWS)
-_of_rows = scratch(types.float32, 3 * ROWS)
+_blends = scratch(types.float32, MOST_ROWS * LANES)
+_numbers = scratch(types.int64, 4 * MOST_ROWS)
+_of_queries = scratch(types.float32, 3 * QUERIES)
 
 
 @kernel
 def rotate(
-    x: _Array, cosines: _Array, sines: _Array, starts: _Starts, y: _Array, first: int, last: int
+    x: _Array, cosines: _Array, sines: _Array, positions: _Ints, y: _Array, first: int, last: int
 ) -> None:
-    """Rotate the halves of each head of x (B, T, H, K); the tables are (positions, K / 2); a task is one token."""
-    length, half = x.shape[1], x.shape[3] // 2
-    for task in range(first, last):
-        b, t = task // length, task % length
-        cosine, sine = cosines[starts[b] + t], sines[starts[b] + t]
-        for h in range(x.shape[2]):
-            left, right = x[b, t, h, :half], x[b, t, h, half:]
-            y_left, y_right = y[b, t, h, :half], y[b, t, h, half:]
+    """Rotate the halves of each head of x (N, H, K); the tables are (positions, K / 2); a task is one token."""
+    half = x.shape[2] // 2
+    for n in range(first, last):
+        cosine, sine = cosines[positions[n]], sines[positions[n]]
+        for h in range(x.shape[1]):
+            left, right = x[n, h, :half], x[n, h, half:]
+            y_left, y_right = y[n, h, :half], y[n, h, half:]
             for i in range(half):
                 y_left[i] = left[i] * cosine[i] - right[i] * sine[i]
                 y_right[i] = right[i] * cosine[i] + left[i] * sine[i]
 
 
-@kernel
-def append_float32(
-    k: _Array,
-    v: _Array,
-    starts: _Starts,
-    keys: _Array,
-    values: _Array,
-    _key_scales: _Array,
-    _value_scales: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """Keep k and v (B, T, G, K) from position ``starts[b]`` on; a task is one vector of each. There are no scales."""
-    length, groups, features = k.shape[1:]
-    for task in range(first, last):
-        b, g, t = task // length // groups, task // length % groups, task % length
-        position = starts[b] + t
-        tile, lane = position // LANES, position % LANES
-        for i in range(features):
-            keys[b, g, tile, i, lane] = k[b, t, g, i]
-            values[b, g, i // LANES, position, i % LANES] = v[b, t, g, i]
+@inlined
+def _unchanged(x: np.float32) -> np.float32:
+    return x
 
 
-@kernel
-def append_float16(
-    k: _Array,
-    v: _Array,
-    starts: _Starts,
-    keys: NDArray[np.uint16],
-    values: NDArray[np.uint16],
-    _key_scales: _Array,
-    _value_scales: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """As `append_float32`, rounded to float16."""
-    length, groups, features = k.shape[1:]
-    for task in range(first, last):
-        b, g, t = task // length // groups, task // length % groups, task % length
-        position = starts[b] + t
-        tile, lane = position // LANES, position % LANES
-        for i in range(features):
-            keys[b, g, tile, i, lane] = to_half(k[b, t, g, i])
-            values[b, g, i // LANES, position, i % LANES] = to_half(v[b, t, g, i])
+@inlined
+def _code(x: np.float32) -> np.int8:
+    return np.int8(np.rint(x))
 
 
-@kernel
-def append_int8(
-    k: _Array,
-    v: _Array,
-    starts: _Starts,
-    keys: NDArray[np.int8],
-    values: NDArray[np.int8],
-    key_scales: _Array,
-    value_scales: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """As `append_float32`, rounded to codes and a scale; a vector that is not finite has a scale of NaN."""
-    length, groups, features = k.shape[1:]
-    for task in range(first, last):
-        b, g, t = task // length // groups, task // length % groups, task % length
-        position = starts[b] + t
-        tile, lane = position // LANES, position % LANES
-        key_scale, key_inverse = _scale(k[b, t, g])
-        value_scale, value_inverse = _scale(v[b, t, g])
-        key_scales[b, g, position] = key_scale
-        value_scales[b, g, position] = value_scale
-        for i in range(features):
-            # |x * inverse| < 127.5: nothing is to be clipped.
-            keys[b, g, tile, i, lane] = np.int8(np.rint(k[b, t, g, i] * key_inverse))
-            values[b, g, i // LANES, position, i % LANES] = np.int8(
-                np.rint(v[b, t, g, i] * value_inverse)
-            )
+_STORED: dict[Storage, Any] = {"float32": _unchanged, "float16": to_half, "int8": _code}
+
+
+@functools.cache
+def append_kernel(storage: Storage) -> Callable[..., None]:
+    """The kernel that keeps keys and values as `storage` says."""
+    stored = _STORED[storage]
+
+    @kernel
+    def append(
+        k: _Array,
+        v: _Array,
+        table: _Ints,
+        rows: _Ints,
+        spans: _Ints,
+        positions: _Ints,
+        keys: NDArray[np.generic],
+        values: NDArray[np.generic],
+        key_scales: _Array,
+        value_scales: _Array,
+        first: int,
+        last: int,
+    ) -> None:
+        """Keep k and v (N, G, K) at their positions; a task is one vector of each."""
+        groups, features = k.shape[1:]
+        for task in range(first, last):
+            n, g = task // groups, task % groups
+            page, place = table[rows[spans[n]], positions[n] // PAGE], positions[n] % PAGE
+            tile, lane = place // LANES, place % LANES
+            key_factor = value_factor = np.float32(1)
+            if key_scales.shape[2] > 0:
+                key_scales[page, g, place], key_factor = _scale(k[n, g])
+                value_scales[page, g, place], value_factor = _scale(v[n, g])
+            for i in range(features):
+                keys[page, g, tile, i, lane] = stored(k[n, g, i] * key_factor)
+                values[page, g, i // LANES, place, i % LANES] = stored(v[n, g, i] * value_factor)
+
+    return append
 
 
 @inlined
@@ -157,168 +140,140 @@ def _scale(x: _Array) -> tuple[np.float32, np.float32]:
     return scale, inverse
 
 
-@kernel
-def attention_float32(
-    q: _Array,
-    keys: _Array,
-    values: _Array,
-    key_scales: _Array,
-    value_scales: _Array,
-    starts: _Starts,
-    y: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """``softmax(q k / sqrt(K)) v`` for q and y (B, T, H, K); a task is `ROWS` queries that share a key head.
+@functools.cache
+def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (the types of its arrays follow it)
+    """The kernel that attends to keys and values which are kept as `storage` says."""
 
-    The query at offset t sees the positions up to ``starts[b] + t``, and nothing else is read.
-    """
-    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
+    @kernel
+    def attention(
+        q: _Array,
+        keys: NDArray[np.generic],
+        values: NDArray[np.generic],
+        key_scales: _Array,
+        value_scales: _Array,
+        table: _Ints,
+        rows: _Ints,
+        starts: _Ints,
+        counts: _Ints,
+        offsets: _Ints,
+        parts: _Ints,
+        y: _Array,
+        first: int,
+        last: int,
+    ) -> None:
+        """``softmax(q k / sqrt(K)) v`` for q and y (N, H, K); a task is up to `QUERIES` queries that share a key head.
 
-
-@kernel
-def attention_float16(
-    q: _Array,
-    keys: NDArray[np.uint16],
-    values: NDArray[np.uint16],
-    key_scales: _Array,
-    value_scales: _Array,
-    starts: _Starts,
-    y: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """As `attention_float32`."""
-    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
-
-
-@kernel
-def attention_int8(
-    q: _Array,
-    keys: NDArray[np.int8],
-    values: NDArray[np.int8],
-    key_scales: _Array,
-    value_scales: _Array,
-    starts: _Starts,
-    y: _Array,
-    first: int,
-    last: int,
-) -> None:
-    """As `attention_float32`."""
-    _attention(q, keys, values, key_scales, value_scales, starts, y, first, last)
-
-
-@inlined
-def _attention(
-    q: _Array,
-    keys: NDArray[np.generic],
-    values: NDArray[np.generic],
-    key_scales: _Array,
-    value_scales: _Array,
-    starts: _Starts,
-    y: _Array,
-    first: int,
-    last: int,
-) -> None:
-    length, heads, features = q.shape[1:]
-    groups, tiles = keys.shape[1:3]
-    lane_groups, capacity = values.shape[2:4]
-    share = heads // groups
-    parts = -(-length * share // ROWS)
-    factor = np.float32(1) / np.sqrt(np.float32(features))
-    scores = carray(_scores(), (MOST_ROWS, _BLOCK), np.float32)
-    blends = carray(_blends(), (2, MOST_ROWS, LANES), np.float32)
-    offsets = carray(_offsets(), (2, MOST_ROWS), np.int64)
-    largest, sums, shrinks = carray(_of_rows(), (3, ROWS), np.float32)
-    for j in range(MOST_ROWS):
-        offsets[1, j] = j * _BLOCK
-    for task in range(first, last):
-        head, part = task // parts, task % parts
-        b, g = head // groups, head % groups
-        # From both ends in turn: later queries see more, and every thread should have its share of them.
-        row_0 = ROWS * (part // 2 if part % 2 == 0 else parts - 1 - part // 2)
-        count = min(ROWS, length * share - row_0)
-        largest[:] = -np.inf
-        sums[:] = 0
-        end = starts[b] + (row_0 + count - 1) // share + 1
-        for low in range(0, end, _BLOCK):
-            done = 0
-            while done < count:
-                rows = -(-(count - done) // -(-(count - done) // MOST_ROWS))
-                row = row_0 + done
-                # Positions of this block that the first of these rows sees, and the last.
-                common = max(0, min(starts[b] + row // share + 1 - low, _BLOCK))
-                most = min(starts[b] + (row + rows - 1) // share + 1 - low, _BLOCK)
-                if most <= 0:
-                    done += rows
-                    continue
-                for j in range(rows):
-                    t, h = (row + j) // share, g * share + (row + j) % share
-                    offsets[0, j] = ((b * length + t) * heads + h) * features
-                for tile in range(-(-most // LANES)):
-                    place = (head * tiles + low // LANES + tile) * features * LANES
-                    sums_of_tile = scores[0, tile * LANES :]
-                    multiply(rows, q, offsets[0], keys, place, features, sums_of_tile, _BLOCK)
-                for j in range(rows):
-                    seen = min(starts[b] + (row + j) // share + 1 - low, _BLOCK)
-                    if seen > 0:
-                        shrinks[j] = _weigh(
-                            scores[j, :seen],
-                            factor,
-                            key_scales[b, g, low:],
-                            value_scales[b, g, low:],
-                            largest[done + j :],
-                            sums[done + j :],
-                        )
-                for group in range(lane_groups):
-                    place = ((head * lane_groups + group) * capacity + low) * LANES
-                    multiply(rows, scores, offsets[1], values, place, common, blends[0], LANES)
-                    for j in range(rows):
-                        seen = min(starts[b] + (row + j) // share + 1 - low, _BLOCK)
-                        if seen > common:
-                            # Not with a weight of zero for the others: a value that is not finite must not reach them.
-                            offsets[0, 0] = j * _BLOCK + common
-                            multiply(
-                                1,
-                                scores,
-                                offsets[0],
-                                values,
-                                place + common * LANES,
-                                seen - common,
-                                blends[1],
-                                LANES,
+        A token sees its row's positions up to its own, and nothing else is read. Parts (P, 2) are spans and which of
+        their queries come first; the last ``T % P`` of the tasks ``T = G * P`` are those of one key head.
+        """
+        heads, features = q.shape[1:]
+        groups = keys.shape[1]
+        lane_groups = values.shape[2]
+        share = heads // groups
+        factor = np.float32(1) / np.sqrt(np.float32(features))
+        scaled = key_scales.shape[2] > 0
+        scores = carray(_scores(), (MOST_ROWS, _BLOCK), np.float32)
+        blends = carray(_blends(), (MOST_ROWS, LANES), np.float32)
+        # Where each query of a product lies, where its scores do, and one place for a part of those; and what it sees.
+        places, weights, rests, seens = carray(_numbers(), (4, MOST_ROWS), np.int64)
+        largest, sums, shrinks = carray(_of_queries(), (3, QUERIES), np.float32)
+        results = y.reshape(-1)
+        for task in range(first, last):
+            g, part = task // parts.shape[0], task % parts.shape[0]
+            span, query_0 = parts[part, 0], parts[part, 1]
+            start, token_0 = starts[span], offsets[span]
+            count = min(QUERIES, counts[span] * share - query_0)
+            largest[:] = -np.inf
+            sums[:] = 0
+            end = start + (query_0 + count - 1) // share + 1
+            for low in range(0, end, _BLOCK):
+                pages = table[rows[span], low // PAGE :]
+                done = 0
+                while done < count:
+                    number = -(-(count - done) // -(-(count - done) // MOST_ROWS))
+                    for j in range(number):
+                        t, h = (query_0 + done + j) // share, (query_0 + done + j) % share
+                        places[j] = ((token_0 + t) * heads + g * share + h) * features
+                        seens[j] = max(0, min(start + t + 1 - low, _BLOCK))
+                    # Positions of this block that the first of these queries sees, and the last.
+                    common, most = seens[0], seens[number - 1]
+                    for begin in range(0, most, PAGE):
+                        head = (pages[begin // PAGE] * groups + g) * _TILES
+                        for tile in range(-(-min(most - begin, PAGE) // LANES)):
+                            place = (head + tile) * features * LANES
+                            of_tile = scores[0, begin + tile * LANES :]
+                            multiply(number, q, places, keys, place, features, of_tile, _BLOCK, 0)
+                    for j in range(number):
+                        if seens[j] > 0:
+                            of_query = scores[j, : seens[j]]
+                            if scaled:
+                                _scale_pages(of_query, key_scales, pages, g)
+                            shrinks[j] = _weigh(
+                                of_query, factor, largest[done + j :], sums[done + j :]
                             )
-                            for lane in range(LANES):
-                                blends[0, j, lane] += blends[1, 0, lane]
-                        if seen > 0:
-                            t, h = (row + j) // share, g * share + (row + j) % share
-                            y_part = y[b, t, h, group * LANES : (group + 1) * LANES]
-                            _add(y_part, blends[0, j], shrinks[j], low > 0)
-                done += rows
-        for r in range(count):
-            t, h = (row_0 + r) // share, g * share + (row_0 + r) % share
-            # Scores that are all minus infinity have no softmax.
-            total = np.float32(np.nan) if largest[r] == -np.inf else sums[r]
-            _divide(y[b, t, h], total)
+                            if scaled:
+                                _scale_pages(of_query, value_scales, pages, g)
+                    for group in range(lane_groups):
+                        for begin in range(0, most, PAGE):
+                            head = pages[begin // PAGE] * groups + g
+                            place = (head * lane_groups + group) * PAGE * LANES
+                            shared = max(0, min(common - begin, PAGE))
+                            for j in range(number):
+                                weights[j] = j * _BLOCK + begin
+                            begun = 1 if begin > 0 else 0
+                            multiply(
+                                number,
+                                scores,
+                                weights,
+                                values,
+                                place,
+                                shared,
+                                blends[0],
+                                LANES,
+                                begun,
+                            )
+                            if shared == min(most - begin, PAGE):
+                                continue
+                            for j in range(number):
+                                rest = min(seens[j] - begin, PAGE) - shared
+                                if rest > 0:
+                                    # Not with a weight of zero for the others: a value that is not finite must not
+                                    # reach them.
+                                    rests[0] = weights[j] + shared
+                                    more = place + shared * LANES
+                                    multiply(
+                                        1, scores, rests, values, more, rest, blends[j], LANES, 1
+                                    )
+                        width = min(LANES, features - group * LANES)
+                        for j in range(number):
+                            if seens[j] > 0:
+                                place = places[j] + group * LANES
+                                _add(results[place : place + width], blends[j], shrinks[j], low > 0)
+                    done += number
+            for j in range(count):
+                n, h = token_0 + (query_0 + j) // share, g * share + (query_0 + j) % share
+                # Scores that are all minus infinity have no softmax.
+                total = np.float32(np.nan) if largest[j] == -np.inf else sums[j]
+                _divide(y[n, h], total)
+
+    return attention
 
 
 @kernel
-def _weigh(
-    scores: _Array,
-    factor: np.float32,
-    key_scales: _Array,
-    value_scales: _Array,
-    largest: _Array,
-    sums: _Array,
-) -> np.float32:
-    """Turn a row's products with keys into weights of the values, and give what all before them shrinks by.
+def _scale_pages(scores: _Array, scales: _Array, pages: _Ints, group: int) -> None:
+    """Multiply each score of a block by the scale of its position."""
+    for begin in range(0, scores.shape[0], PAGE):
+        part, of_page = scores[begin : begin + PAGE], scales[pages[begin // PAGE], group]
+        for i in range(part.shape[0]):
+            part[i] *= of_page[i]
 
-    The first of `largest` and of `sums` are the row's largest score and sum of exponentials until now.
+
+@kernel
+def _weigh(scores: _Array, factor: np.float32, largest: _Array, sums: _Array) -> np.float32:
+    """Turn a query's products with keys into weights of the values, and give what all before them shrinks by.
+
+    The first of `largest` and of `sums` are the query's largest score and sum of exponentials until now.
     """
-    count = scores.shape[0]
-    if key_scales.shape[0] > 0:
-        for i in range(count):
-            scores[i] *= key_scales[i]
     before, most = largest[0], _largest(scores)
     most = before if most <= before else most
     largest[0] = most
@@ -326,9 +281,6 @@ def _weigh(
     base = np.float32(0) if most == -np.inf else most
     shrink = exp((before - base) * factor)
     sums[0] = sums[0] * shrink + _exponentials(scores, factor, base)
-    if value_scales.shape[0] > 0:
-        for i in range(count):
-            scores[i] *= value_scales[i]
     return shrink
 
 

@@ -1,9 +1,10 @@
 """This file holds the mixers with a fixed-size memory: the short convolution and the gated delta rule.
 
-Memories are (B, H, V / L, K', L), V / L rounded up and K' a multiple of 4: features of the values lie in lanes, and
+Memories are (rows, H, V / L, K', L), V / L rounded up and K' a multiple of 4: features of the values lie in lanes, and
 each group of lanes is a recurrence of its own, whose 4 K' L bytes stay in the first-level cache.
 
-Legend: B sequences, T tokens, F channels, H heads, K and V key and value features, L lanes.
+Legend: N flat tokens in spans, each of one row (`nanochat.rows.Step`), F channels, H heads, K and V key and value
+features, L lanes.
 """
 
 import math
@@ -17,39 +18,59 @@ from nanochat.backends.numba.runtime.vectors import LANES, float32_lanes, sigmoi
 __all__ = ["convolve", "delta_inputs", "delta_rule", "keep"]
 
 _Array = NDArray[np.float32]
+_Ints = NDArray[np.int64]
 
 
 @fused_kernel
-def convolve(x: _Array, before: _Array, weight: _Array, y: _Array, first: int, last: int) -> None:
-    """Causal depthwise convolution with SiLU of x (B, T, F) after `before` (B, taps - 1, F); weight is (taps, F).
+def convolve(
+    x: _Array,
+    before: _Array,
+    weight: _Array,
+    rows: _Ints,
+    offsets: _Ints,
+    spans: _Ints,
+    y: _Array,
+    first: int,
+    last: int,
+) -> None:
+    """Causal depthwise convolution with SiLU of x (N, F) after `before` (rows, taps - 1, F); weight is (taps, F).
 
     A task is one token.
     """
-    taps, length = weight.shape[0], x.shape[1]
-    for task in range(first, last):
-        b, t = task // length, task % length
-        y_t = y[b, t]
-        y_t[:] = 0
+    taps = weight.shape[0]
+    for n in range(first, last):
+        row, begin = rows[spans[n]], offsets[spans[n]]
+        y_n = y[n]
+        y_n[:] = 0
         for j in range(taps):
-            position = t - (taps - 1) + j
-            x_j = x[b, position] if position >= 0 else before[b, position + taps - 1]
+            place = n - (taps - 1) + j
+            x_j = x[place] if place >= begin else before[row, place - begin + taps - 1]
             weight_j = weight[j]
-            for f in range(y_t.shape[0]):
-                y_t[f] += weight_j[f] * x_j[f]
-        for f in range(y_t.shape[0]):
-            y_t[f] *= sigmoid(y_t[f])
+            for f in range(y_n.shape[0]):
+                y_n[f] += weight_j[f] * x_j[f]
+        for f in range(y_n.shape[0]):
+            y_n[f] *= sigmoid(y_n[f])
 
 
 @kernel
-def keep(x: _Array, before: _Array, first: int, last: int) -> None:
-    """Replace `before` (B, taps - 1, F) by the last inputs of it and of x (B, T, F); a task is one sequence."""
-    memory, length = before.shape[1], x.shape[1]
-    for b in range(first, last):
+def keep(
+    x: _Array,
+    before: _Array,
+    rows: _Ints,
+    offsets: _Ints,
+    counts: _Ints,
+    first: int,
+    last: int,
+) -> None:
+    """Replace `before` (rows, taps - 1, F) by the last inputs of it and of x (N, F); a task is one span."""
+    memory = before.shape[1]
+    for span in range(first, last):
+        row, count = rows[span], counts[span]
         for j in range(memory):
-            if j + length < memory:
-                before[b, j] = before[b, j + length]
+            if j + count < memory:
+                before[row, j] = before[row, j + count]
             else:
-                before[b, j] = x[b, j + length - memory]
+                before[row, j] = x[offsets[span] + j + count - memory]
 
 
 @sum_kernel
@@ -102,24 +123,27 @@ def delta_rule(
     steps: _Array,
     keeps: _Array,
     memory: _Array,
+    rows: _Ints,
+    offsets: _Ints,
+    counts: _Ints,
     y: _Array,
     first: int,
     last: int,
 ) -> None:
-    """Run the recurrence over all tokens; values and y are (B, T, H, V).
+    """Run the recurrence over all tokens; values and y are (N, H, V).
 
-    A task is one group of lanes of one head of one sequence.
+    A task is one group of lanes of one head of one span.
     """
     heads, groups = memory.shape[1], memory.shape[2]
     mistake, total = float32_lanes(), float32_lanes()
     for task in range(first, last):
-        b, h, low = task // groups // heads, task // groups % heads, task % groups * LANES
-        memory_h = memory[b, h, task % groups]
+        span, h, low = task // groups // heads, task // groups % heads, task % groups * LANES
+        memory_h = memory[rows[span], h, task % groups]
         fours = memory_h.shape[0] // 4
-        for t in range(values.shape[1]):
-            keep, step = keeps[b, t, h], steps[b, t, h]
-            key, query = keys[b, t, h], queries[b, t, h]
-            values_t, y_t = values[b, t, h, low : low + LANES], y[b, t, h, low : low + LANES]
+        for n in range(offsets[span], offsets[span] + counts[span]):
+            keep, step = keeps[n, h], steps[n, h]
+            key, query = keys[n, h], queries[n, h]
+            values_t, y_t = values[n, h, low : low + LANES], y[n, h, low : low + LANES]
             for lane in range(LANES):
                 mistake[lane] = total[lane] = 0
             for i in range(fours):

@@ -61,8 +61,9 @@ def _multiply(
     count: Any,
     sums: Any,
     stride: Any,
+    begun: Any,
 ) -> tuple[Any, Any]:
-    kinds = rows, weights, offsets, matrix, place, count, sums, stride
+    kinds = rows, weights, offsets, matrix, place, count, sums, stride, begun
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def data(number: int) -> Any:
@@ -70,17 +71,18 @@ def _multiply(
             return array(context, builder, arguments[number]).data
 
         first = moved(builder, data(3), arguments[4])
-        values = arguments[0], data(1), data(2), first, arguments[5], data(6), arguments[7]
+        values = arguments[0], data(1), data(2), first, arguments[5], data(6), *arguments[7:]
         builder.call(_function(builder.module, [value.type for value in values]), values)
         return context.get_dummy_value()
 
     return types.void(*kinds), generate
 
 
-# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride)`` in a kernel: for 1 to `MOST_ROWS` rows r,
-# ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``. Arrays are in C order. Row r of the weights
-# begins `offsets[r]` elements after the first, the matrix `place`, and row r of the sums ``r * stride``. The matrix is
-# float32, float16 as uint16, or int8.
+# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride, begun)`` in a kernel: for 1 to `MOST_ROWS` rows
+# r, ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``, added in the order of i, and to what is
+# in the sums if `begun` is 1 and not 0. So a sum may be taken in parts, and has the same bits. Arrays are in C order.
+# Row r of the weights begins `offsets[r]` elements after the first, the matrix `place`, and row r of the sums
+# ``r * stride``. The matrix is float32, float16 as uint16, or int8.
 multiply = cast(Callable[..., None], intrinsic(_multiply))
 
 
@@ -115,6 +117,7 @@ def _generate(
     count: Any,
     sums: Any,
     stride: Any,
+    begun: Any,
 ) -> None:
     starts = [
         moved(builder, weights, builder.load(moved(builder, offsets, integer(r))))
@@ -123,6 +126,14 @@ def _generate(
     width = LANES if _IS_WIDE or rows <= 2 else LANES // 2
     numbers = vector(FLOAT, width)
     for low in range(0, LANES, width):
+        places = [
+            pointer(
+                builder,
+                moved(builder, sums, builder.add(builder.mul(stride, integer(r)), integer(low))),
+            )
+            for r in range(rows)
+        ]
+        firsts = _firsts(builder, begun, places, numbers)
         before, body = builder.block, builder.append_basic_block("sum")
         after = builder.append_basic_block("summed")
         builder.cbranch(builder.icmp_signed(">", count, integer(0)), body, after)
@@ -146,11 +157,26 @@ def _generate(
         results = [builder.phi(numbers) for _ in range(rows)]
         for r in range(rows):
             for phi in (totals[r], results[r]):
-                phi.add_incoming(ir.Constant(numbers, None), before)
+                phi.add_incoming(firsts[r], before)
                 phi.add_incoming(added[r], body)
-        for r in range(rows):
-            lane = builder.add(builder.mul(stride, integer(r)), integer(low))
-            store(builder, results[r], pointer(builder, moved(builder, sums, lane)))
+        for place, result in zip(places, results, strict=True):
+            store(builder, result, place)
+
+
+def _firsts(builder: Any, begun: Any, places: list[Any], numbers: Any) -> list[Any]:
+    """What sums begin with: zeros, or what is in their places."""
+    before, there = builder.block, builder.append_basic_block("there")
+    first = builder.append_basic_block("first")
+    builder.cbranch(builder.icmp_signed("==", begun, integer(1)), there, first)
+    builder.position_at_end(there)
+    found = [load(builder, place, numbers) for place in places]
+    builder.branch(first)
+    builder.position_at_end(first)
+    firsts = [builder.phi(numbers) for _ in places]
+    for phi, value in zip(firsts, found, strict=True):
+        phi.add_incoming(ir.Constant(numbers, None), before)
+        phi.add_incoming(value, there)
+    return firsts
 
 
 def _ask(builder: Any, address: Any) -> None:

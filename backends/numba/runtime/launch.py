@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nanochat.backends.numba.runtime.threads import Call, Program, run, run_program
+from nanochat.backends.numba.runtime.threads import (
+    Call,
+    PackedCall,
+    Program,
+    run,
+    run_program,
+)
 
 __all__ = ["Launcher", "Notes"]
 
@@ -30,46 +36,67 @@ class Pool:
         self._most = most
         self._kept = 0
         self._buffers: dict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._numbers: set[int] = set()
 
     def empty(self, size: int) -> NDArray[np.uint8]:
         """Memory of `size` bytes, not set."""
         # The list, the loop and the argument refer to a buffer; every view of it does, too.
         for buffer in self._buffers[size]:
             if sys.getrefcount(buffer) == _REFERENCES_OF_A_FREE_BUFFER:
-                return buffer
-        buffer = np.empty(size, np.uint8)
+                return _aligned(buffer, size)
+        buffer = np.empty(size + _LINE, np.uint8)
         if size > self._most // 4:
-            return buffer
+            return _aligned(buffer, size)
         if self._kept + size > self._most:
             # Those in use live on without the pool.
-            self._buffers, self._kept = defaultdict(list), 0
+            self._buffers, self._kept, self._numbers = defaultdict(list), 0, set()
         self._buffers[size].append(buffer)
+        self._numbers.add(id(buffer))
         self._kept += size
-        return buffer
+        return _aligned(buffer, size)
+
+    def holds(self, array: object) -> bool:
+        """Whether an array lies in memory that this pool keeps."""
+        return isinstance(array, np.ndarray) and id(array.base) in self._numbers
+
+
+def _aligned(buffer: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A part that begins on a cache line, or every load of a vector would meet two of them."""
+    start = -int(buffer.__array_interface__["data"][0]) % _LINE
+    return buffer[start : start + size]
 
 
 class Notes:
-    """A recording of one step: its calls of kernels, and what Python must do before and after them."""
+    """A recording of one step: its calls of kernels, and what Python must check before them.
 
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
+    What the calls write to is the pool's, and is used again within the step once no later call needs it: each call is
+    written down before the next, and holds nothing of the pool.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.calls: list[PackedCall] = []
         self.before: list[Callable[[], None]] = []
-        self.after: list[Callable[[], None]] = []
         self.complete = True
-        # What the calls write to lives as long as the notes.
-        self.pool = Pool(most=sys.maxsize)
+        self.pool = pool
         self._program: Program | None = None
+        self._planned = -1
 
-    def repeat(self, threads: int) -> None:
-        """Run all calls again, on the arrays that they were noted with."""
+    def add(self, call: Call) -> None:
+        """Write down a call."""
+        self.calls.append(PackedCall.of(call, is_lent=self.pool.holds))
+
+    def repeat(self, threads: int, *, positions: int) -> None:
+        """Run all calls again, where they were noted, for a longest row of so many positions."""
         if self._program is None:
             self._program = Program(self.calls, threads=threads)
             self.calls.clear()
+        # Cut anew whenever that could change a little.
+        if self._planned != positions.bit_length():
+            self._planned = positions.bit_length()
+            self._program.plan(positions)
         for check in self.before:
             check()
         run_program(self._program)
-        for act in self.after:
-            act()
 
 
 class Launcher:
@@ -86,9 +113,9 @@ class Launcher:
         notes: Notes | None = getattr(self._local, "notes", None)
         return notes
 
-    def note(self, step: Callable[[], Any]) -> tuple[Any, Notes]:
-        """Run a step, and note it."""
-        notes = self._local.notes = Notes()
+    def note(self, step: Callable[[], Any], pool: Pool) -> tuple[Any, Notes]:
+        """Run a step, and note it; what it writes to is taken from the pool."""
+        notes = self._local.notes = Notes(pool)
         try:
             return step(), notes
         finally:
@@ -113,16 +140,23 @@ class Launcher:
         return pool
 
     def __call__(
-        self, kernel: Callable[..., object], *arguments: object, tasks: int, nanoseconds: float
+        self,
+        kernel: Callable[..., object],
+        *arguments: object,
+        tasks: int,
+        nanoseconds: float,
+        nanoseconds_per_position: float = 0.0,
     ) -> None:
         """Run ``kernel(*arguments, first, last)`` for all tasks; see `Call`."""
-        self.together([Call(kernel, arguments, tasks, nanoseconds)])
+        per_position = nanoseconds_per_position
+        self.together([Call(kernel, arguments, tasks, nanoseconds, True, per_position)])
 
     def together(self, calls: Sequence[Call]) -> None:
         """Run calls that do not need each other's results, which may be done at once."""
         calls = [*(replace(call, join=False) for call in calls[:-1]), *calls[-1:]]
-        if self.notes is not None:
-            self.notes.calls += calls
+        if (notes := self.notes) is not None:
+            for call in calls:
+                notes.add(call)
         if len(calls) == 1:
             run(calls[0], threads=self.threads)
         elif self.threads == 1 or sum(call.nanoseconds for call in calls) < _WORTH_A_PROGRAM:
@@ -132,6 +166,8 @@ class Launcher:
             run_program(Program(calls, threads=self.threads))
 
 
+# Bytes of a cache line.
+_LINE = 64
 # Bytes from which an array's memory comes from the system and goes back to it, and how many are kept instead.
 _LARGE, _MOST_KEPT = 128 * 1024, 128 * 2**20
 # Nanoseconds of work for which several calls are made a list for the threads.

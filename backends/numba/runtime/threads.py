@@ -17,8 +17,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.runtime import intrinsics
 from nanochat.backends.numba.runtime.compilation import kernel
 
-__all__ = ["Call", "Program", "run", "run_program"]
+__all__ = ["Call", "PackedCall", "Program", "run", "run_program"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,24 +61,57 @@ class Call:
     nanoseconds: float
     # Whether all calls so far must be done before the next begins.
     join: bool = True
+    # About what is added for each position that the longest row of the step has.
+    nanoseconds_per_position: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCall:
+    """A call whose arguments are written down as kernels read them, so that only what `alive` holds is kept for it."""
+
+    call: Call
+    kinds: intrinsics.Signature
+    block: NDArray[np.int64]
+    alive: tuple[object, ...]
+
+    @classmethod
+    def of(cls, call: Call, *, is_lent: Callable[[object], bool] = lambda _: False) -> "PackedCall":
+        """Pack a call; arguments that are lent are kept alive by somebody else."""
+        kinds = intrinsics.signature(call.arguments)
+        block = intrinsics.pack(call.arguments, kinds)
+        alive = tuple(each for each in call.arguments if not is_lent(each))
+        return cls(replace(call, arguments=()), kinds, block, alive)
 
 
 class Program:
     """Calls that can be run in this order again and again, on the same arrays, shared by so many threads."""
 
-    def __init__(self, calls: Sequence[Call], *, threads: int) -> None:
+    def __init__(self, calls: Sequence[Call | PackedCall], *, threads: int) -> None:
         self.threads = min(threads, _MOST_THREADS)
         self.table = np.zeros((len(calls), _LINE), np.int64)
-        _compile(calls)
-        self._alive = [self._write(row, call) for row, call in zip(self.table, calls, strict=True)]
+        self.calls = [PackedCall.of(call) if isinstance(call, Call) else call for call in calls]
+        _compile(self.calls)
+        for row, packed in zip(self.table, self.calls, strict=True):
+            kinds, address, _ = _ENTRIES[id(packed.call.kernel)]
+            # A kernel has one signature, that of its first call.
+            if packed.kinds != kinds:
+                raise TypeError(f"a kernel compiled for {kinds} got {packed.kinds}")
+            row[:5] = address, _address(packed.block), packed.call.tasks, 1, packed.call.join
+        self._growing = [
+            i for i, each in enumerate(self.calls) if each.call.nanoseconds_per_position
+        ]
+        self._cut(range(len(self.calls)), positions=0)
 
-    def _write(self, row: NDArray[np.int64], call: Call) -> object:
-        kinds, address, _ = _ENTRIES[id(call.kernel)]
-        block = intrinsics.pack(call.arguments, kinds)
-        chunks = min(call.tasks, int(call.nanoseconds / _CHUNK), 16 * self.threads)
-        chunks = max(1, chunks) if self.threads > 1 else 1
-        row[:5] = address, _address(block), call.tasks, chunks, call.join
-        return block, call.arguments
+    def plan(self, positions: int) -> None:
+        """Cut what grows with the sequence as finely as pays for a longest row of so many positions."""
+        self._cut(self._growing, positions)
+
+    def _cut(self, numbers: Iterable[int], positions: int) -> None:
+        for i in numbers:
+            call = self.calls[i].call
+            nanoseconds = call.nanoseconds + positions * call.nanoseconds_per_position
+            chunks = min(call.tasks, int(nanoseconds / _CHUNK), 16 * self.threads)
+            self.table[i, 3] = max(1, chunks) if self.threads > 1 else 1
 
 
 def run(call: Call, *, threads: int) -> None:
@@ -315,11 +348,11 @@ def _yield_address() -> int:
 _ENTRIES: dict[int, tuple[intrinsics.Signature, int, object]] = {}
 
 
-def _compile(calls: Sequence[Call]) -> None:
-    new = {id(c.kernel): c for c in calls if id(c.kernel) not in _ENTRIES}
+def _compile(calls: Sequence[PackedCall]) -> None:
+    new = {id(c.call.kernel): c for c in calls if id(c.call.kernel) not in _ENTRIES}
     if not new:
         return
-    kernels = [(call.kernel, intrinsics.signature(call.arguments)) for call in new.values()]
+    kernels = [(each.call.kernel, each.kinds) for each in new.values()]
     for (known, kinds), address in zip(kernels, intrinsics.entries(kernels), strict=True):
         _ENTRIES[id(known)] = kinds, address, known
 

@@ -1,0 +1,119 @@
+"""This file holds what the MLX backend remembers between calls."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from nanochat.ops import Slot
+from nanochat.rows import PAGE, Group, RowState, num_pages
+
+__all__ = ["MlxState"]
+
+_TYPES = {"float32": mx.float32, "float16": mx.float16, "int8": mx.int8}
+
+
+class MlxState(RowState[list[mx.array]]):
+    """Keys and values of every attention slot, (G, pages * `PAGE`, K), and other slots' arrays, by row.
+
+    Keys and values are in the slot's storage; int8 has scales (G, pages * `PAGE`, 1).
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
+    ) -> None:
+        super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
+        self.arrays: list[list[mx.array]] = []
+        for slot in slots:
+            if slot.kind == "attention":
+                places = (self.num_pages + 1) * PAGE
+                shape: tuple[int, ...] = (slot.heads, places, slot.key_dim)
+                arrays = [mx.zeros(shape, _TYPES[slot.storage]) for _ in range(2)]
+                if slot.storage == "int8":
+                    arrays += [mx.zeros((slot.heads, places, 1)) for _ in range(2)]
+                self.arrays.append(arrays)
+            elif slot.kind == "conv":
+                self.arrays.append([mx.zeros((rows + 1, slot.taps - 1, slot.features))])
+            else:
+                shape = (rows + 1, slot.heads, slot.key_dim, slot.value_dim)
+                self.arrays.append([mx.zeros(shape)])
+
+    def end(self) -> None:
+        super().end()
+        # What is remembered but not read in this step would otherwise pile up as a graph of pending writes.
+        arrays = [array for slot in self.arrays for array in slot]
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+
+    def append_kv(self, slot: int, k: mx.array, v: mx.array) -> None:
+        """Keep the keys and values of the step's tokens, (N, G, K)."""
+        step = self.step
+        assert step is not None
+        news = [k.swapaxes(0, 1), v.swapaxes(0, 1)]
+        if self.slots[slot].storage == "int8":
+            (k_codes, k_scales), (v_codes, v_scales) = (_quantized(x) for x in news)
+            news = [k_codes, v_codes, k_scales, v_scales]
+        pages = self.table[step.token_rows, step.positions // PAGE]
+        places = pages * PAGE + step.positions % PAGE
+        first, count = int(places[0]), len(places)
+        for array, values in zip(self.arrays[slot], news, strict=True):
+            new = values.astype(array.dtype)
+            if (places == first + np.arange(count)).all():
+                array[:, first : first + count] = new
+            else:
+                array[:, mx.array(places)] = new
+
+    def kept(self, slot: int, group: Group) -> tuple[mx.array, mx.array]:
+        """Keys and values of the pages of some rows, as float32, (M, G, positions, K)."""
+        pages = self.table[group.rows, : num_pages(group.end)]
+        first, count = int(pages[0, 0]), pages.shape[1]
+        if len(pages) == 1 and (pages[0] == first + np.arange(count)).all():
+            # They lie in order, as a rule, and need not be copied.
+            places = slice(first * PAGE, (first + count) * PAGE)
+            arrays = [array[None, :, places] for array in self.arrays[slot]]
+        else:
+            index = mx.array((pages[:, :, None] * PAGE + np.arange(PAGE)).reshape(len(pages), -1))
+            arrays = [array[:, index].swapaxes(0, 1) for array in self.arrays[slot]]
+        if self.slots[slot].storage == "int8":
+            return arrays[0] * arrays[2], arrays[1] * arrays[3]
+        return arrays[0].astype(mx.float32), arrays[1].astype(mx.float32)
+
+    def _of_rows(self) -> list[mx.array]:
+        pairs = zip(self.slots, self.arrays, strict=True)
+        # A convolution of one tap remembers nothing, and MLX divides by zero where it writes to no elements.
+        kept = [arrays for slot, arrays in pairs if slot.kind != "attention" and slot.taps != 1]
+        return [array for arrays in kept for array in arrays]
+
+    def _of_pages(self) -> list[mx.array]:
+        pairs = zip(self.slots, self.arrays, strict=True)
+        return [array for slot, arrays in pairs if slot.kind == "attention" for array in arrays]
+
+    def _clear(self, row: int) -> None:
+        for array in self._of_rows():
+            array[row] = 0
+
+    def _save(self, row: int) -> list[mx.array]:
+        return [array[row] for array in self._of_rows()]
+
+    def _restore(self, row: int, recurrent: list[mx.array]) -> None:
+        for array, saved in zip(self._of_rows(), recurrent, strict=True):
+            array[row] = saved
+
+    def _clear_page(self, page: int) -> None:
+        for array in self._of_pages():
+            array[:, page * PAGE : (page + 1) * PAGE] = 0
+
+    def _copy_page(self, source: int, target: int) -> None:
+        old, new = (slice(page * PAGE, (page + 1) * PAGE) for page in (source, target))
+        for array in self._of_pages():
+            array[:, new] = array[:, old]
+
+
+def _quantized(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Codes, as floats, and scales; see `ternary.quantize_activations`."""
+    finite = mx.isfinite(x).all(axis=-1, keepdims=True)
+    # Codes of what is not finite have no meaning, and a scale of NaN.
+    x = mx.where(finite, x, 0.0)
+    largest = mx.abs(x).max(axis=-1, keepdims=True)
+    largest = mx.where(largest < float(np.finfo(np.float32).tiny) * 128, 0.0, largest)
+    inverse = mx.where(largest > 0, 127.0 / largest, 0.0)
+    return mx.round(x * inverse), mx.where(finite, largest / 127.0, mx.array(np.nan))

@@ -1,0 +1,171 @@
+"""This file holds a model at work: tokens in, logits out.
+
+A `Runner` continues the rows of a state and nothing else; `nanochat.session` chooses tokens and makes texts of them.
+
+Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import ModelConfig
+from nanochat.errors import InputError
+from nanochat.model import forward, slots
+from nanochat.ops import Ops, Repeats, Storage
+from nanochat.rows import RowState
+from nanochat.weights import Weights
+
+__all__ = ["PREFILL_CHUNK", "Engine", "Runner", "check_ids"]
+
+Array = TypeVar("Array")
+Leaf = TypeVar("Leaf")
+State = TypeVar("State", bound=RowState[Any])
+
+# Tokens of a prompt that are read at once, which bounds the memory of activations.
+PREFILL_CHUNK = 512
+
+
+@runtime_checkable
+class Runner(Protocol[State]):
+    """A model at work: `Engine` on a backend, or a whole graph in a runtime of its own.
+
+    `kv_cache` is what keys and values are kept in while text is generated.
+    """
+
+    config: ModelConfig
+    kv_cache: Storage
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every token of a sequence, (T, V)."""
+        ...
+
+    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
+        """A state that holds no row yet, with room for rows of `capacity` tokens; see `nanochat.rows.RowState`."""
+        ...
+
+    def step(
+        self,
+        state: State,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        *,
+        every: bool = False,
+    ) -> NDArray[np.float32]:
+        """Continue some rows by some tokens each; the logits after the last one of each, (M, V).
+
+        With `every`, the logits after all tokens, those of the first row first, (N, V).
+        """
+        ...
+
+    def extend(self, state: State, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Let one row read tokens, in parts if they are many; the logits after the last one, (V,)."""
+        logits = np.empty(0, np.float32)
+        for start in range(0, len(_require_tokens(ids)), PREFILL_CHUNK):
+            logits = self.step(state, [row], [ids[start : start + PREFILL_CHUNK]])[0]
+        return logits
+
+    def prefill(self, ids: Sequence[int], *, capacity: int) -> tuple[State, NDArray[np.float32]]:
+        """A state of one row that has read a prompt, with room for `capacity` tokens, and the last logits, (V,)."""
+        _require_tokens(ids)
+        state = self.new_state(rows=1, capacity=max(capacity, 1))
+        return state, self.extend(state, state.admit(), ids)
+
+    def decode(self, tokens: Sequence[int], state: State) -> NDArray[np.float32]:
+        """Continue every row of a state by one token; the logits after it, (M, V)."""
+        return self.step(state, state.rows, [[token] for token in _require_tokens(tokens)])
+
+
+class Engine(Runner[State], Generic[Array, Leaf, State]):
+    """A model on a backend: tokens in, logits out, both NumPy's.
+
+    Parameters
+    ----------
+    weights : tree of the backend's leaves
+        From ``ops.prepare``.
+    kv_cache : {"float32", "float16", "int8"}
+        What keys and values are kept in while text is generated; see `nanochat.ops.Slot`. `logits` rounds none.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights[Leaf],
+        ops: Ops[Array, Leaf, State],
+        *,
+        kv_cache: Storage = "float32",
+    ) -> None:
+        if kv_cache not in get_args(Storage):
+            raise InputError(
+                f"kv_cache={kv_cache!r} is nothing that keys and values can be kept in: choose one of "
+                f"{', '.join(get_args(Storage))}"
+            )
+        self.config = config
+        self.weights = weights
+        self.ops = ops
+        # Asked once: to look for a protocol takes longer than some kernels.
+        self._repeats: Repeats[Array, State] | None = ops if isinstance(ops, Repeats) else None
+        self.kv_cache: Storage = kv_cache
+        self._slots = slots(config, storage=kv_cache)
+        # A backend that cannot keep them so says it now, not at the first prompt.
+        ops.new_state(self._slots, rows=1, capacity=1)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        tokens = self.ops.tokens(np.array([_require_tokens(ids)], np.int64))
+        logits: NDArray[np.float32] = self.ops.numpy(
+            forward(tokens, self.weights, self.config, self.ops)
+        )[0]
+        return logits
+
+    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
+        return self.ops.new_state(self._slots, rows=rows, capacity=capacity, pages=pages)
+
+    def step(
+        self,
+        state: State,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        *,
+        every: bool = False,
+    ) -> NDArray[np.float32]:
+        counts = [len(ids) for ids in tokens]
+        state.begin(rows, counts)
+        flat = [token for ids in tokens for token in ids]
+        ids = self.ops.tokens(np.array([flat], np.int64))
+        if self._repeats is None or every or len(flat) > len(rows):
+            logits = self._forward(ids, state, only_last=not every)
+        else:
+            logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
+        found: NDArray[np.float32] = self.ops.numpy(logits)[0]
+        state.end()
+        return found
+
+    def _forward(self, tokens: Array, state: State, *, only_last: bool = True) -> Array:
+        return forward(tokens, self.weights, self.config, self.ops, state, only_last=only_last)
+
+
+def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
+    """Refuse tokens that a model cannot read."""
+    try:
+        tokens = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise InputError(
+            f"{ids!r:.80} is not one sequence of token ids, which are integers: encode the text with the model's "
+            "own tokenizer"
+        ) from error
+    _require_tokens(tokens)
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < config.vocab_size:
+            raise InputError(
+                f"token {token} is outside the model's vocabulary of {config.vocab_size}: "
+                "encode the text with the model's own tokenizer"
+            )
+
+
+def _require_tokens(tokens: Sequence[int]) -> Sequence[int]:
+    if not len(tokens):
+        raise InputError("there is no token to read: pass at least one, such as <|bos|>")
+    return tokens

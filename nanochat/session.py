@@ -1,0 +1,449 @@
+"""This file holds generation: prompts are read, tokens are chosen one after the other, and text comes out in pieces.
+
+A `Session` holds the texts that are being written, each a row of one state: they begin and end at different times, and
+none changes another's tokens. `generate` is a session for some prompts that begin together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.engine import PREFILL_CHUNK, Runner, check_ids
+from nanochat.errors import ContextLengthError, InputError, MemoryShortageError, NanochatError
+from nanochat.generation import (
+    MOST_SAMPLES,
+    FinishReason,
+    GenerationOptions,
+    Piece,
+    count_of,
+    read_options,
+    seeds_of,
+    tokens_after,
+)
+from nanochat.rows import PAGE, RowState, Snapshot, num_pages
+from nanochat.sampling import Sampler, StopStrings
+from nanochat.text.codec import TextCodec
+from nanochat.text.tokenizer import StreamDecoder
+
+__all__ = ["Session", "generate"]
+
+State = TypeVar("State", bound=RowState[Any])
+
+# Texts of one call that are written at the same time: more of them would not be written faster.
+_MOST_ROWS = 64
+
+
+class Session(Generic[State]):
+    """Texts that are written at the same time by one model; they come and go without waiting for each other.
+
+    Parameters
+    ----------
+    rows : int
+        Texts that are written at the same time; others wait.
+    capacity : int, optional
+        Most tokens of a prompt and its text; by default the model's context.
+    pages : int, optional
+        Pages of all rows, see `nanochat.rows.RowState`. If they run out, the youngest text is put aside, and is read
+        again later: it stays the same.
+    prompt_tokens : int
+        Most tokens of prompts that are read in one step, beside the texts that are being written.
+    keep : int
+        Ended texts whose rows are kept, so that a prompt that begins like one is read from there on: a conversation
+        reads only what is new.
+    """
+
+    def __init__(
+        self,
+        runner: Runner[State],
+        tokenizer: TextCodec,
+        *,
+        rows: int,
+        capacity: int | None = None,
+        pages: int | None = None,
+        prompt_tokens: int = PREFILL_CHUNK,
+        keep: int = 0,
+    ) -> None:
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.capacity = runner.config.context_length if capacity is None else capacity
+        self.prompt_tokens = prompt_tokens
+        self._keep = keep
+        self._state = runner.new_state(rows=rows + keep, capacity=self.capacity, pages=pages)
+        self._most = rows
+        # In the order in which they came; those that run have a row.
+        self._waiting: list[_Text] = []
+        self._running: list[_Text] = []
+        self._kept: list[_Kept] = []
+        self._next = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no text is being written, or waits."""
+        return not self._waiting and not self._running
+
+    def add(self, ids: Sequence[int], **options: Unpack[GenerationOptions]) -> list[int]:
+        """Begin to continue a prompt; the rows of its texts, one, or as many as option `n` says.
+
+        Raises
+        ------
+        ContextLengthError
+            If the prompt and `max_tokens` together exceed the capacity or the pages.
+        InputError
+            If the prompt is empty or holds ids that the model does not have, or an option is out of range.
+        """
+        return self._add([ids], options)
+
+    def cancel(self, row: int) -> None:
+        """End a text at once: it gives no more pieces, and its memory is free.
+
+        Raises
+        ------
+        InputError
+            If the text has ended, or there never was one.
+        """
+        for texts in (self._waiting, self._running):
+            for text in texts:
+                if text.row == row:
+                    texts.remove(text)
+                    self._release(text)
+                    text.prompt.leave(text, self._state)
+                    return
+        raise InputError(
+            f"row {row} is no text that is being written: it has ended, or was never begun"
+        )
+
+    def step(self) -> list[Piece]:
+        """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
+
+        A text for which no token can be chosen ends with an error; the others go on.
+        """
+        pieces = self._admit()
+        spans = self._spans()
+        while spans:
+            rows = [text.place for text, _ in spans]
+            try:
+                logits = self.runner.step(self._state, rows, [ids for _, ids in spans])
+            except MemoryShortageError:
+                if not self._make_room():
+                    raise
+                spans = self._spans()
+                continue
+            for (text, ids), row_logits in zip(spans, logits, strict=True):
+                text.read += len(ids)
+                if text.read == len(text.ids):
+                    if text.read == len(text.prompt.ids):
+                        text.prompt.was_read(text, row_logits, self._state)
+                    pieces.append(self._push(text, row_logits))
+            break
+        return pieces
+
+    def pieces(
+        self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
+    ) -> Iterator[Piece]:
+        """Continue prompts until all their texts have ended; see `generate`. No other text may be in the session."""
+        if not self.is_idle:
+            raise InputError("other texts are being written in this session: use `add` and `step`")
+        first = self._next
+        rows = set(self._add(prompts, options))
+        return self._run(rows, first)
+
+    def _run(self, rows: set[int], first: int) -> Iterator[Piece]:
+        try:
+            while rows:
+                for piece in self.step():
+                    if piece.finish_reason is not None:
+                        rows.remove(piece.row)
+                    if piece.error is not None:
+                        raise piece.error
+                    yield replace(piece, row=piece.row - first)
+        finally:
+            # Whoever stops listening ends the texts.
+            for row in rows:
+                self.cancel(row)
+
+    def _add(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
+        sampling, stops = read_options(options)
+        samples = count_of(options.get("n", 1), "n", MOST_SAMPLES)
+        if not prompts:
+            raise InputError("there is no prompt: pass at least one")
+        for ids in prompts:
+            check_ids(ids, self.runner.config)
+        longest = max(map(len, prompts))
+        max_tokens = tokens_after(longest, options.get("max_tokens"), self.runner.config)
+        # The last token is never fed back.
+        needed = longest + max_tokens - 1
+        if needed > self.capacity or num_pages(needed) > self._state.num_pages:
+            room = min(self.capacity, self._state.num_pages * PAGE)
+            raise ContextLengthError(
+                f"a prompt of {longest} tokens and max_tokens={max_tokens} do not fit into a session for {room} "
+                "tokens: pass fewer, or make the session with more capacity and pages"
+            )
+        seeds = seeds_of(options.get("seed", 0), len(prompts) * samples)
+        first = self._next
+        for ids in prompts:
+            prompt = _Prompt(ids=tuple(map(int, ids)), unread=samples)
+            for _ in range(samples):
+                settings = replace(sampling, seed=seeds[self._next - first])
+                self._waiting.append(
+                    _Text(
+                        row=self._next,
+                        prompt=prompt,
+                        tokenizer=self.tokenizer,
+                        sampler=Sampler(settings, prompt.ids),
+                        stops=StopStrings(stops),
+                        tokens_left=max_tokens,
+                    )
+                )
+                self._next += 1
+        return list(range(first, self._next))
+
+    # Rows of the state.
+
+    def _admit(self) -> list[Piece]:
+        """Give waiting texts rows, as far as there are any, and the first token of those whose prompt has been read."""
+        pieces = []
+        for text in list(self._waiting):
+            if len(self._running) == self._most:
+                break
+            source, shared = self._source(text)
+            if source is None and shared:
+                # Somebody else is reading what it begins with.
+                continue
+            if not self._has_pages_for(text, shared):
+                break
+            self._waiting.remove(text)
+            self._running.append(text)
+            self._place(text, source, shared)
+            if text.prompt.logits is not None and text.read == len(text.ids):
+                logits = text.prompt.logits
+                text.prompt.leave(text, self._state)
+                pieces.append(self._push(text, logits))
+        return pieces
+
+    def _source(self, text: "_Text") -> tuple["_Text | _Kept | Snapshot[Any] | None", int]:
+        """From where a text continues, and how many tokens it need not read; nowhere yet if it shall wait for them."""
+        prompt = text.prompt
+        if prompt.snapshot is not None and len(text.ids) == len(prompt.ids):
+            return prompt.snapshot, len(prompt.ids)
+        best: _Text | _Kept | None = None
+        longest = 0
+        others: list[_Text | _Kept] = [*self._kept, *self._running]
+        for other in others:
+            # The logits after the last token are needed.
+            common = _common(text.ids[:-1], other.ids)
+            reached = min(common, other.read)
+            if not self._state.can_go_back and reached < other.read:
+                reached = 0
+            if isinstance(other, _Text) and other.prompt is prompt and other.read < len(prompt.ids):
+                return None, common
+            if isinstance(other, _Text) and common - reached >= PAGE and self._state.can_go_back:
+                return None, common
+            if reached > longest:
+                best, longest = other, reached
+        return best, longest
+
+    def _place(
+        self, text: "_Text", source: "_Text | _Kept | Snapshot[Any] | None", shared: int
+    ) -> None:
+        match source:
+            case None:
+                text.place = self._state.admit()
+            case Snapshot():
+                text.place = self._state.admit(source)
+            case _Kept(read=read) if read == shared:
+                self._kept.remove(source)
+                text.place = source.place
+            case _:
+                text.place = self._state.fork(source.place, length=shared)
+        text.read = shared
+
+    def _has_pages_for(self, text: "_Text", shared: int) -> bool:
+        """Whether a prompt fits beside what runs, for which rows that are only kept are given up."""
+        # One more than it takes, so that it does not run out at once; and the copy of a page that is shared.
+        needed = num_pages(len(text.ids) + 1) - shared // PAGE
+        while self._state.free_rows == 0 or self._state.free_pages < needed:
+            if not self._forget():
+                return not self._running
+        return True
+
+    def _make_room(self) -> bool:
+        """Give up a row that is only kept, or put the youngest text aside; whether there was one beside the oldest."""
+        if self._forget():
+            return True
+        if len(self._running) < 2:
+            prompts = [text.prompt for text in self._waiting if text.prompt.snapshot is not None]
+            for prompt in prompts[:1]:
+                prompt.forget(self._state)
+            return bool(prompts)
+        text = max(self._running, key=lambda text: text.row)
+        self._running.remove(text)
+        self._waiting.insert(0, text)
+        self._release(text)
+        return True
+
+    def _forget(self) -> bool:
+        if not self._kept:
+            return False
+        self._state.release(self._kept.pop(0).place)
+        return True
+
+    def _release(self, text: "_Text") -> None:
+        if text.place >= 0:
+            self._state.release(text.place)
+        text.place, text.read = -1, 0
+
+    def _spans(self) -> list[tuple["_Text", list[int]]]:
+        """The tokens of the next step: one of each text that is being written, and some of prompts."""
+        spans, left = [], self.prompt_tokens
+        for text in self._running:
+            new = text.ids[text.read :]
+            if len(new) > 1:
+                new = new[:left]
+                left -= len(new)
+            if new:
+                spans.append((text, new))
+        return spans
+
+    def _push(self, text: "_Text", logits: NDArray[np.float32]) -> Piece:
+        piece = text.push(logits)
+        if piece.finish_reason is not None:
+            self._running.remove(text)
+            if self._keep and piece.error is None:
+                if len(self._kept) == self._keep:
+                    self._forget()
+                self._kept.append(_Kept(ids=text.ids[: text.read], place=text.place))
+            else:
+                self._release(text)
+        return piece
+
+
+def generate(
+    engine: Runner[State],
+    tokenizer: TextCodec,
+    prompts: Sequence[Sequence[int]],
+    **options: Unpack[GenerationOptions],
+) -> Iterator[Piece]:
+    """Continue every prompt until it stops; the pieces of the rows arrive in turn, one token each.
+
+    The tokenizer's stop tokens end a row. Closing the iterator, or an interrupt (Ctrl-C) inside
+    it, frees the state; the pieces that it gave before are complete.
+
+    Parameters
+    ----------
+    prompts : sequence of sequences of int
+        Token ids, as a rule with ``<|bos|>`` first.
+
+    Raises
+    ------
+    ContextLengthError
+        If a prompt and `max_tokens` together exceed the model's context.
+    InputError
+        If there is no prompt, a prompt is empty or holds ids that the model does not have, or an option is out of
+        range.
+    """
+    if not prompts:
+        raise InputError("there is no prompt: pass at least one")
+    for ids in prompts:
+        check_ids(ids, engine.config)
+    read_options(options)
+    longest = max(map(len, prompts))
+    max_tokens = tokens_after(longest, options.get("max_tokens"), engine.config)
+    texts = len(prompts) * count_of(options.get("n", 1), "n", MOST_SAMPLES)
+    capacity = longest + max_tokens - 1
+    session = Session(engine, tokenizer, rows=min(texts, _MOST_ROWS), capacity=capacity)
+    return session.pieces(prompts, **options)
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+@dataclass(eq=False, kw_only=True)
+class _Prompt:
+    """A prompt of one text or of several, which read it once."""
+
+    ids: tuple[int, ...]
+    # Texts that have not yet begun.
+    unread: int
+    # Where the others begin, once the first has read it.
+    snapshot: Snapshot[Any] | None = None
+    logits: NDArray[np.float32] | None = None
+
+    def was_read(self, text: "_Text", logits: NDArray[np.float32], state: RowState[Any]) -> None:
+        """Note that a text has read it, and what follows it."""
+        if self.unread > 1:
+            self.snapshot, self.logits = state.snapshot(text.place), logits.copy()
+        self.leave(text, state)
+
+    def leave(self, text: "_Text", state: RowState[Any]) -> None:
+        """Count a text as begun, or as one that never will."""
+        if text.has_begun:
+            return
+        text.has_begun = True
+        self.unread -= 1
+        if not self.unread:
+            self.forget(state)
+
+    def forget(self, state: RowState[Any]) -> None:
+        """Give back what is kept for texts that have not begun; they read it again."""
+        if self.snapshot is not None:
+            state.drop(self.snapshot)
+        self.snapshot = self.logits = None
+
+
+@dataclass(eq=False, kw_only=True)
+class _Kept:
+    """A row that has ended, and the tokens that it has read."""
+
+    ids: list[int]
+    place: int
+
+    @property
+    def read(self) -> int:
+        """As of a text."""
+        return len(self.ids)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Text:
+    """One text as it grows."""
+
+    row: int
+    prompt: _Prompt
+    tokenizer: TextCodec
+    sampler: Sampler
+    stops: StopStrings
+    tokens_left: int
+    # The prompt and what was chosen; of which the row `place` of the state has read some.
+    ids: list[int] = field(init=False)
+    place: int = -1
+    read: int = 0
+    has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.ids = [*self.prompt.ids]
+        self._decoder = StreamDecoder(self.tokenizer)
+
+    def push(self, logits: NDArray[np.float32]) -> Piece:
+        """Choose the token that follows."""
+        try:
+            # A model may have more rows in its table than its tokenizer has tokens.
+            token = self.sampler.next(logits[: self.tokenizer.vocab_size])
+        except NanochatError as error:
+            return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+        self.ids.append(token)
+        self.tokens_left -= 1
+        reason: FinishReason | None = None
+        text, stopped = self.stops.push(self._decoder.push(token))
+        if stopped or token in self.tokenizer.stop_ids:
+            reason = "stop"
+        elif not self.tokens_left:
+            reason = "length"
+        if reason is not None:
+            text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
+        return Piece(row=self.row, token=token, text=text, finish_reason=reason)
