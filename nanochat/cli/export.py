@@ -226,10 +226,10 @@ def _upload(
 
     out = exported.path
     report = out.with_name(f"{out.name}.parity.json")
-    beside = [report.name] if out.is_file() and report.exists() else []
-    beside += [out.with_suffix(".mhc").name] if with_coefficients else []
-    options = PushOptions(beside=beside, licence_file=licence_file)
-    (published,) = publish(out, repo, options, report=note)
+    extra_files = [report] if out.is_file() and report.exists() else []
+    extra_files += [out.with_suffix(".mhc")] if with_coefficients else []
+    extra_files += [licence_file] if licence_file else []
+    (published,) = publish(out, repo, PushOptions(extra_files=extra_files), report=note)
     note(f"uploaded to {published.commit_url}")
     return published.commit_url
 

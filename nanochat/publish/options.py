@@ -40,11 +40,9 @@ class PushOptions:
     ----------
     evaluations : sequence of Evaluation
         Results to show.
-    beside : sequence of str
-        Names of further files to upload, which lie beside the model's.
-    licence_file : Path or None
-        The text of the licence, named as one of `nanochat.publish.stage.LICENCE_FILES`; `None` is what lies beside
-        the model.
+    extra_files : sequence of Path
+        Further files to upload, such as the text of the licence, which is named as one of
+        `nanochat.publish.stage.LICENCE_FILES`; it is not needed here if it lies in the model's directory.
     """
 
     licence: str | None = _option(
@@ -83,8 +81,7 @@ class PushOptions:
         None, "Access token.  [default: HF_TOKEN, or that of `hf auth login`]", repr=False
     )
     evaluations: Sequence[Evaluation] = ()
-    beside: Sequence[str] = ()
-    licence_file: Path | None = None
+    extra_files: Sequence[Path] = ()
 
 
 def with_options(

@@ -22,7 +22,7 @@ from nanochat.export.export import Exported, export_model
 from nanochat.export.format import OURS, Format, ModelFiles
 from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named, load, model_path
 from nanochat.export.verify import verify_model
-from nanochat.files import exists, own_file, read_bytes
+from nanochat.files import exists, own_file, read_bytes, require_file
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.publish.card_text import FormatRow
 from nanochat.publish.metadata import is_of_the_hub, require_licence
@@ -41,9 +41,9 @@ __all__ = [
     "stage_repositories",
 ]
 
-# What may lie beside a model's files without being a part of it.
+# What may lie in a model's directory without being a part of it.
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
-_BESIDE = (*LICENCE_FILES, "NOTICE", "parity.json", RECIPE)
+_KNOWN_EXTRAS = (*LICENCE_FILES, "NOTICE", "parity.json", RECIPE)
 
 _MAX_BYTES = 2**20
 _LOGGER = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _open_folder(path: Path) -> Original:
 
 def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
-    licence_file = options.licence_file
+    licence_file = next((f for f in options.extra_files if f.name in LICENCE_FILES), None)
     if isinstance(model, Original):
         licence_file = licence_file or find_licence_file(model.files.folder)
         names = (model.form.name, *model.form.aliases)
@@ -167,7 +167,7 @@ def stage_repositories(
     # Of the user's own files, so that an error names them.
     _verify(model, model.files.path, options)
     bundle = load(model.files.path, name=main.partition("/")[2], licence=licence)
-    place = stage(model, folder, bundle, beside=options.beside, licence_file=options.licence_file)
+    place = stage(model, folder, bundle, extra_files=options.extra_files)
     rows = [_own_row(model, folder, place, options)]
     training = _stage_training(model, folder, bundle)
     satellites = []
@@ -192,22 +192,17 @@ def stage_repositories(
 
 
 def stage(
-    model: Original,
-    folder: Path,
-    bundle: Bundle,
-    *,
-    beside: Iterable[str] = (),
-    licence_file: Path | None = None,
+    model: Original, folder: Path, bundle: Bundle, *, extra_files: Iterable[Path] = ()
 ) -> Path:
     """Put a model's files into `folder`, which is new, with a ``nanochat.json``, and return the path that opens it.
 
-    `bundle` is the same model with its licence, `licence_file` the text of that, if it does not lie beside the model.
+    `bundle` is the same model with its licence; an extra file whose name is there already is not needed.
     """
     folder.mkdir(parents=True)
     place, source, manifest = folder, model.files.folder, model.files.manifest
     if manifest is not None:
         _link(source, folder, manifest.files)
-        more = {name for name in (*_BESIDE, *beside) if exists(source / name)}
+        more = {name for name in _KNOWN_EXTRAS if exists(source / name)}
         _link(source, folder, more - manifest.files.keys())
         _write_manifest_again(_own_file(source, NAME), folder / NAME, licence=bundle.licence)
         _say_what_stays(source, folder)
@@ -222,9 +217,9 @@ def stage(
         others += [] if is_of_the_hub(bundle.licence) else LICENCE_FILES
         _link(source, folder, [name for name in others if exists(source / name)])
         write_manifest(folder, bundle, kind=model.form.name)
-        _link(source, folder, beside)
-    if licence_file is not None and not exists(folder / licence_file.name):
-        _link(licence_file.parent, folder, [licence_file.name])
+    for file in extra_files:
+        if not exists(folder / file.name):
+            _link(file.parent, folder, [file.name])
     return place
 
 
@@ -333,10 +328,7 @@ def _require_kind(files: ModelFiles, manifest: Manifest, form: Format[Any]) -> N
 def _link(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         file = _own_file(source, name)
-        if not file.is_file():
-            raise FormatError(
-                f"{source / name}: no such file, though {NAME} names it; fetch it again"
-            )
+        require_file(file)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         _put(file, target / name)
 

@@ -155,6 +155,14 @@ def test_a_licence_that_was_not_known_is_staged_with_the_model_and_its_text(
     assert content(tmp_path / "m") == before
 
 
+def test_an_extra_file_may_lie_anywhere(model: Path, source: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Read me.")
+
+    stage(open_original(model), tmp_path / "staged", source, extra_files=[tmp_path / "notes.txt"])
+
+    assert (tmp_path / "staged" / "notes.txt").read_text() == "Read me."
+
+
 def test_what_is_not_staged_is_named(
     model: Path, source: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
