@@ -199,27 +199,32 @@ def stage(
     `bundle` is the same model with its licence; an extra file whose name is there already is not needed.
     """
     folder.mkdir(parents=True)
-    place, source, manifest = folder, model.files.folder, model.files.manifest
+    path, source, manifest = model.files.path, model.files.folder, model.files.manifest
     if manifest is not None:
-        _link(source, folder, manifest.files)
-        more = {name for name in _KNOWN_EXTRAS if exists(source / name)}
-        _link(source, folder, more - manifest.files.keys())
-        _write_manifest_again(_own_file(source, NAME), folder / NAME, licence=bundle.licence)
-        _say_what_stays(source, folder)
+        place = folder
+        names = {*manifest.files, *_existing(source, _KNOWN_EXTRAS)}
     else:
-        path = model.files.path
         place = folder / path.name
         # What the user named is what the user means, even by a link.
         _put(path.resolve(), place)
         found = {name for one in model.form.found(model.files) for name in one.files}
-        others = [*sorted(found - {path.name, CARD, NAME, RECIPE})]
         # What else lies beside a file may be another's; but a licence that the Hub does not know needs its text.
-        others += [] if is_of_the_hub(bundle.licence) else LICENCE_FILES
-        _link(source, folder, [name for name in others if exists(source / name)])
+        texts = () if is_of_the_hub(bundle.licence) else LICENCE_FILES
+        names = _existing(source, {*found, *texts} - {path.name, CARD, NAME, RECIPE})
+    _link(source, folder, names)
+    if manifest is None:
         write_manifest(folder, bundle, kind=model.form.name)
+    else:
+        # A manifest that names itself has been linked, and is the user's own.
+        (folder / NAME).unlink(missing_ok=True)
+        said = json.loads(_own_file(source, NAME).read_bytes())
+        text = json.dumps({**said, "licence": bundle.licence}, separators=(",", ":"))
+        (folder / NAME).write_text(text + "\n", encoding="utf-8")
     for file in extra_files:
         if not exists(folder / file.name):
             _link(file.parent, folder, [file.name])
+    if manifest is not None:
+        _say_what_stays(source, folder)
     return place
 
 
@@ -325,6 +330,10 @@ def _require_kind(files: ModelFiles, manifest: Manifest, form: Format[Any]) -> N
             )
 
 
+def _existing(folder: Path, names: Iterable[str]) -> set[str]:
+    return {name for name in names if exists(folder / name)}
+
+
 def _link(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         file = _own_file(source, name)
@@ -350,18 +359,6 @@ def _own_file(folder: Path, name: str) -> Path:
             "uploaded: replace it with a copy if it shall be, or remove it"
         )
     return file
-
-
-def _write_manifest_again(old: Path, new: Path, *, licence: str) -> None:
-    """Copy ``nanochat.json`` with the licence that was chosen."""
-    # If it names itself, it is there, and is the user's own by a link.
-    new.unlink(missing_ok=True)
-    content = json.loads(old.read_bytes())
-    if content["licence"] == licence:
-        shutil.copyfile(old, new)
-        return
-    text = json.dumps({**content, "licence": licence}, separators=(",", ":"))
-    new.write_text(text + "\n", encoding="utf-8")
 
 
 def _say_what_stays(source: Path, staged: Path) -> None:
