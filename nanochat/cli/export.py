@@ -134,10 +134,9 @@ def export(
     from nanochat.export.export import export_model
     from nanochat.export.format import ModelFiles
     from nanochat.export.formats import detect, load
-    from nanochat.publish.metadata import is_of_the_hub
+    from nanochat.publish.licence import choose_licence, find_licence_file, hub_name
     from nanochat.publish.options import PushOptions
     from nanochat.publish.publish import repositories, require_ready
-    from nanochat.publish.stage import choose_licence, find_licence_file
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import locate
 
@@ -157,9 +156,9 @@ def export(
         with as_file_errors():
             files = ModelFiles(path)
             own = detect(files).licence(files)
-            licence = choose_licence(own, licence or "", licence_file=text)
+            licence = choose_licence(own, licence or "", has_text=text is not None)
         # Beside a file, it may be another's.
-        text = text if path.is_dir() or not is_of_the_hub(licence) else None
+        text = text if path.is_dir() or hub_name(licence) is None else None
         require_ready(upload_repo, PushOptions(), licence=licence)
     with as_file_errors():
         bundle = load(path, name=name, licence=licence)

@@ -14,6 +14,7 @@ from nanochat.errors import FormatError, InputError
 from nanochat.export.formats import load
 from nanochat.publish import card_text
 from nanochat.publish.card_text import BackendRow
+from nanochat.publish.licence import LICENCE_FILES
 from nanochat.publish.measure import (
     NUM_DECODED,
     able_backends,
@@ -24,7 +25,7 @@ from nanochat.publish.measure import (
 )
 from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
 from nanochat.publish.options import PushOptions
-from nanochat.publish.stage import LICENCE_FILES, Repository
+from nanochat.publish.stage import Repository
 from nanochat.publish.training_log import RECIPE
 from nanochat.publish.upload import Present
 from nanochat.text.tokenizer import Tokenizer

@@ -13,33 +13,20 @@ import huggingface_hub
 import yaml  # type: ignore[import-untyped]  # PyYAML, a part of the Hub's client, has no types
 
 from nanochat.errors import FormatError, InputError
+from nanochat.publish.licence import licence_fields
 from nanochat.publish.options import Evaluation
 
 __all__ = [
     "HELD_OUT",
     "Metadata",
-    "is_of_the_hub",
     "newline",
     "read_metadata",
-    "require_licence",
     "text_start",
     "update_metadata",
 ]
 
 # Metric and data set of the result that a training run measures, which goes with the run.
 HELD_OUT = ("bits per byte", "held-out text")
-# The SPDX identifiers among the Hub's own names of licences, huggingface.co/docs/hub/repositories-licenses.
-_OF_THE_HUB = frozenset(
-    """
-    afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 gpl-2.0 gpl-3.0 isc
-    lgpl-2.1 lgpl-3.0 lppl-1.3c mit mpl-2.0 ms-pl ncsa ofl-1.1 osl-3.0 postgresql unlicense wtfpl zlib
-    """.split()  # noqa: SIM905 (a list would have a line for each)
-)
-_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+() -]{0,99}")
-_NO_LICENCES = ("unknown", "other", "none", "noassertion")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # As the Hub finds it: between two lines of three dashes, the first before anything else.
 _FRONT_MATTER = re.compile(
@@ -72,24 +59,6 @@ class Metadata:
     base_model: str = ""
     relation: str = ""
     evaluations: Sequence[Evaluation] = ()
-
-
-def is_of_the_hub(licence: str) -> bool:
-    """Whether the Hub has a name for a licence, and so its text."""
-    return _hub_name(licence) is not None
-
-
-def require_licence(licence: str, *, licence_file: str) -> None:
-    """Refuse what is no licence, and one whose text nobody could find."""
-    if licence.lower() in _NO_LICENCES or not _LICENCE.fullmatch(licence):
-        raise InputError(
-            f"licence={licence!r:.80} is no licence: pass an SPDX identifier such as MIT or Apache-2.0"
-        )
-    if not is_of_the_hub(licence) and not licence_file:
-        raise InputError(
-            f"licence={licence!r:.80} is none that the Hub knows by name: put its text into the model's directory as "
-            "LICENSE, so that the card can link to it, or check the spelling of its SPDX identifier"
-        )
 
 
 def text_start(card: str) -> int:
@@ -170,7 +139,8 @@ def _merged(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, A
             raise InputError(
                 f"language {language!r:.40} is no code: pass one of ISO 639 such as en, or code, or multilingual"
             )
-    merged = {**there, **_licence(there, ours, where)}
+    licence = licence_fields(there, ours.licence, licence_file=ours.licence_file, where=where)
+    merged = {**there, **licence}
     _change(merged, "language", ours.languages, where=where)
     _change(merged, "datasets", ours.datasets, where=where)
     if ours.base_model:
@@ -213,36 +183,6 @@ def _change(
             "remove the rest"
         )
     values[key] = [*kept, *new]
-
-
-def _licence(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, str]:
-    """The keys of the licence; none if what is there says the same."""
-    require_licence(ours.licence, licence_file=ours.licence_file)
-    name = _hub_name(ours.licence)
-    slug = re.sub(r"[^a-z0-9.+]+", "-", ours.licence.lower()).strip("-")
-    other = {"license": "other", "license_name": slug, "license_link": ours.licence_file}
-    wanted = {"license": name} if name else other
-    for key in ("license", "license_name"):
-        if isinstance(there.get(key), list | dict):
-            raise InputError(
-                f"{where} names no single licence: write one line, {key}: {wanted.get(key, ours.licence)}"
-            )
-    key = "license_name" if there.get("license") == "other" else "license"
-    said = str(there.get(key) or "unknown").lower()
-    if said in _NO_LICENCES:
-        return wanted
-    if said not in (ours.licence.lower(), name or slug):
-        raise InputError(
-            f"{where} says that the licence is {there[key]!r:.80}, and the files say {ours.licence}: correct the one "
-            "that is wrong"
-        )
-    return {}
-
-
-def _hub_name(licence: str) -> str | None:
-    """The Hub's name of a licence; it does not tell "only" from "or later"."""
-    name = licence.lower().removesuffix("-only").removesuffix("-or-later")
-    return name if name in _OF_THE_HUB else None
 
 
 def _index(there: Any, ours: Metadata, where: str) -> Any:

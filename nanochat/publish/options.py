@@ -42,7 +42,7 @@ class PushOptions:
         Results to show.
     extra_files : sequence of Path
         Further files to upload, such as the text of the licence, which is named as one of
-        `nanochat.publish.stage.LICENCE_FILES`; it is not needed here if it lies in the model's directory.
+        `nanochat.publish.licence.LICENCE_FILES`; it is not needed here if it lies in the model's directory.
     """
 
     licence: str | None = _option(

@@ -25,16 +25,18 @@ from nanochat.export.verify import verify_model
 from nanochat.files import exists, own_file, read_bytes, require_file
 from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
 from nanochat.publish.card_text import FormatRow
-from nanochat.publish.metadata import is_of_the_hub, require_licence
+from nanochat.publish.licence import (
+    LICENCE_FILES,
+    choose_licence,
+    find_licence_file,
+    hub_name,
+)
 from nanochat.publish.options import PushOptions
 from nanochat.publish.training_log import RECIPE, Training, read_training
 
 __all__ = [
-    "LICENCE_FILES",
     "Original",
     "Repository",
-    "choose_licence",
-    "find_licence_file",
     "open_original",
     "require_publishable",
     "stage",
@@ -42,7 +44,6 @@ __all__ = [
 ]
 
 # What may lie in a model's directory without being a part of it.
-LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 _KNOWN_EXTRAS = (*LICENCE_FILES, "NOTICE", "parity.json", RECIPE)
 
 _MAX_BYTES = 2**20
@@ -118,37 +119,15 @@ def _open_folder(path: Path) -> Original:
 
 def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
-    licence_file = next((f for f in options.extra_files if f.name in LICENCE_FILES), None)
+    has_text = any(file.name in LICENCE_FILES for file in options.extra_files)
     if isinstance(model, Original):
-        licence_file = licence_file or find_licence_file(model.files.folder)
+        has_text = has_text or find_licence_file(model.files.folder) is not None
         names = (model.form.name, *model.form.aliases)
         if not options.separate and any(name in options.formats for name in names):
             raise InputError(
                 f"{model.files.path} is {model.form.name} already: leave that format out"
             )
-    return choose_licence(model.licence, options.licence or "", licence_file=licence_file)
-
-
-def find_licence_file(folder: Path) -> Path | None:
-    """The text of a licence that lies in a folder."""
-    return next((folder / name for name in LICENCE_FILES if exists(folder / name)), None)
-
-
-def choose_licence(own: str, given: str, *, licence_file: Path | None = None) -> str:
-    """The one licence that files and user name; either may be empty, and `licence_file` is its text."""
-    own = "" if own.lower() == "unknown" else own
-    if own and given and own.lower() != given.lower():
-        raise InputError(
-            f"licence={given!r:.80}, but the files say {own}: leave it out, or write the model again with the right one"
-        )
-    licence = own or given
-    if not licence:
-        raise InputError(
-            "nothing says which licence the weights have, and without one nobody may use them: pass licence (--licence "
-            "for commands), an SPDX identifier such as MIT or Apache-2.0"
-        )
-    require_licence(licence, licence_file=licence_file.name if licence_file else "")
-    return licence
+    return choose_licence(model.licence, options.licence or "", has_text=has_text)
 
 
 def stage_repositories(
@@ -209,7 +188,7 @@ def stage(
         _put(path.resolve(), place)
         found = {name for one in model.form.found(model.files) for name in one.files}
         # What else lies beside a file may be another's; but a licence that the Hub does not know needs its text.
-        texts = () if is_of_the_hub(bundle.licence) else LICENCE_FILES
+        texts = LICENCE_FILES if hub_name(bundle.licence) is None else ()
         names = _existing(source, {*found, *texts} - {path.name, CARD, NAME, RECIPE})
     _link(source, folder, names)
     if manifest is None:
