@@ -27,7 +27,6 @@ __all__ = [
 
 # Metric and data set of the result that a training run measures, which goes with the run.
 HELD_OUT = ("bits per byte", "held-out text")
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 # As the Hub finds it: between two lines of three dashes, the first before anything else.
 _FRONT_MATTER = re.compile(
     r"([\s\ufeff]*---[ \t]*\r?\n)(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
@@ -134,11 +133,6 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _merged(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, Any]:
-    for language in ours.languages:
-        if not _LANGUAGE.fullmatch(language):
-            raise InputError(
-                f"language {language!r:.40} is no code: pass one of ISO 639 such as en, or code, or multilingual"
-            )
     licence = licence_fields(there, ours.licence, licence_file=ours.licence_file, where=where)
     merged = {**there, **licence}
     _change(merged, "language", ours.languages, where=where)

@@ -1,6 +1,7 @@
 """This file holds what may be chosen about a publication on the Hub: one list, for Python and for the command line."""
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -8,10 +9,15 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from nanochat import backends
+from nanochat.errors import InputError
 from nanochat.export.formats import written_names
+from nanochat.zoo.hub import is_repo
 
 __all__ = ["Evaluation", "PushOptions", "with_options"]
 
+# A part of an address, in which two dots or a slash in front would lead elsewhere.
+_BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 Default = TypeVar("Default")
 Owner = TypeVar("Owner")
 Result = TypeVar("Result")
@@ -82,6 +88,39 @@ class PushOptions:
     )
     evaluations: Sequence[Evaluation] = ()
     extra_files: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        formats, base, branch = self.formats, self.base_model, self.branch
+        if not set(formats) <= set(written_names()) or len(set(formats)) < len(formats):
+            raise InputError(
+                f"formats={list(formats)}: choose some of {', '.join(written_names())}, each once"
+            )
+        if not self.prompt.strip() or not self.prompt.isprintable():
+            raise InputError(f"prompt={self.prompt!r:.80}: pass a few words on one line")
+        if base and not is_repo(base):
+            raise InputError(
+                f"base_model={base!r:.200} is no repository of the Hub: pass OWNER/NAME"
+            )
+        for dataset in self.datasets:
+            # Old ones have no owner.
+            if not is_repo(dataset if "/" in dataset else f"owner/{dataset}"):
+                raise InputError(
+                    f"datasets: {dataset!r:.200} is no data set of the Hub: pass OWNER/NAME, or leave it out"
+                )
+        for language in self.languages:
+            if not _LANGUAGE.fullmatch(language):
+                raise InputError(
+                    f"language {language!r:.40} is no code: pass one of ISO 639 such as en, or code, or multilingual"
+                )
+        if branch and not _BRANCH.fullmatch(branch):
+            raise InputError(
+                f"branch={branch!r:.80} is no branch: pass letters, digits and any of . _ / - between them"
+            )
+        if self.create_pr and branch not in ("", "main"):
+            raise InputError(
+                f"create_pr with branch={branch!r:.80}: the Hub opens pull requests to the main branch; leave one of "
+                "them out"
+            )
 
 
 def with_options(

@@ -15,7 +15,6 @@ from pathlib import Path
 from nanochat.bundle import CARD, Bundle
 from nanochat.errors import InputError, NanochatError, SaveError
 from nanochat.export.directory import save_model
-from nanochat.export.formats import written_names
 from nanochat.publish.card import describe, require_updatable
 from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import (
@@ -27,7 +26,6 @@ from nanochat.publish.stage import (
 from nanochat.publish.upload import (
     Present,
     read_present,
-    require_destination,
     require_login,
     require_unmixed,
     stale_files,
@@ -115,24 +113,10 @@ def publish(
 
 def repositories(repo: str, options: PushOptions) -> list[str]:
     """Where a publication goes: the model's own repository first, then those of its formats."""
-    formats, base = options.formats, options.base_model
-    if not set(formats) <= set(written_names()) or len(set(formats)) < len(formats):
-        raise InputError(
-            f"formats={list(formats)}: choose some of {', '.join(written_names())}, each once"
-        )
-    if not options.prompt.strip() or not options.prompt.isprintable():
-        raise InputError(f"prompt={options.prompt!r:.80}: pass a few words on one line")
-    if base and not is_repo(base):
-        raise InputError(f"base_model={base!r:.200} is no repository of the Hub: pass OWNER/NAME")
-    for dataset in options.datasets:
-        # Old ones have no owner.
-        if not is_repo(dataset if "/" in dataset else f"owner/{dataset}"):
-            raise InputError(
-                f"datasets: {dataset!r:.200} is no data set of the Hub: pass OWNER/NAME, or leave it out"
-            )
-    repos = [repo, *(f"{repo}-{kind}" for kind in formats if options.separate)]
+    repos = [repo, *(f"{repo}-{kind}" for kind in options.formats if options.separate)]
     for name in repos:
-        require_destination(name, options)
+        if not is_repo(name):
+            raise InputError(f"{name!r:.200} is no repository of the Hub: pass OWNER/NAME")
     return repos
 
 

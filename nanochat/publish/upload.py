@@ -7,7 +7,6 @@ The caller stages everything first; `read_present` says what is there, so that n
 import glob
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -23,13 +22,11 @@ from nanochat.files import read_bytes
 from nanochat.proof.manifest import NAME
 from nanochat.publish.options import PushOptions
 from nanochat.tensors import is_weights
-from nanochat.zoo.client import LOGIN, client, hub_errors, require_token
-from nanochat.zoo.hub import is_repo
+from nanochat.zoo.client import LOGIN, client, hub_errors
 
 __all__ = [
     "Present",
     "read_present",
-    "require_destination",
     "require_login",
     "require_unmixed",
     "stale_files",
@@ -38,8 +35,6 @@ __all__ = [
 
 _MAIN = "main"
 _MAX_BYTES = 64 * 2**20
-# A part of an address, in which two dots or a slash in front would lead elsewhere.
-_BRANCH = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9_]([\w./-]{0,198}[\w-])?", re.ASCII)
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -55,23 +50,6 @@ class Present:
     files: Collection[str] = frozenset()
     card: bytes = b""
     manifests: Mapping[str, bytes] = field(default_factory=dict)
-
-
-def require_destination(repo: str, options: PushOptions) -> None:
-    """Refuse what the Hub has no place for; better before a model is exported than after."""
-    branch = options.branch
-    if not is_repo(repo):
-        raise InputError(f"{repo!r:.200} is no repository of the Hub: pass OWNER/NAME")
-    if branch and not _BRANCH.fullmatch(branch):
-        raise InputError(
-            f"branch={branch!r:.80} is no branch: pass letters, digits and any of . _ / - between them"
-        )
-    if options.create_pr and branch not in ("", _MAIN):
-        raise InputError(
-            f"create_pr with branch={branch!r:.80}: the Hub opens pull requests to the main branch; leave one of them "
-            "out"
-        )
-    require_token(options.token)
 
 
 def require_login(repo: str, options: PushOptions) -> None:

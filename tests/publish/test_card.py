@@ -349,11 +349,6 @@ def test_a_base_model_that_is_not_among_several_is_refused() -> None:
     assert front_matter(update(theirs))["base_model"] == ["a/b", "c/d"]
 
 
-def test_a_language_that_is_none_is_refused() -> None:
-    with pytest.raises(InputError, match="ISO 639"):
-        update("", replace(OURS, languages=["English"]))
-
-
 def test_the_text_shows_what_was_measured_and_what_was_not() -> None:
     rows = [BackendRow("numba", error=2e-7, tokens_per_second=1234.5), BackendRow("reference")]
     results = [Evaluation(metric="bits per byte", value=1.0874, dataset="held-out text")]

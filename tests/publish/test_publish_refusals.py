@@ -268,26 +268,17 @@ def test_a_file_without_a_golden_record_is_refused(hub: Hub, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        (replace(QUICK, licence="Apache-2.0"), InputError, "but the files say MIT"),
-        (replace(QUICK, formats=["tar"]), InputError, "choose some of nanochat"),
-        (replace(QUICK, formats=["gguf", "gguf"]), InputError, "each once"),
-        (replace(QUICK, languages=["English"]), InputError, "ISO 639"),
-        (replace(QUICK, base_model="base"), InputError, "base_model='base' is no repository"),
-        (replace(QUICK, base_model=" "), InputError, "base_model=' ' is no repository"),
-        (replace(QUICK, datasets=["a/b", ""]), InputError, "datasets: '' is no data set"),
-        (replace(QUICK, datasets=["my notes"]), InputError, "datasets: 'my notes' is no data set"),
-        (replace(QUICK, create_pr=True, branch="next"), InputError, "leave one of them out"),
-        (replace(QUICK, create_pr=True), InputError, "leave create_pr out"),
-        (replace(QUICK, prompt="two\nlines"), InputError, "on one line"),
-        (replace(QUICK, prompt="word " * 64), InputError, "pass a shorter one"),
+        (replace(QUICK, licence="Apache-2.0"), "but the files say MIT"),
+        (replace(QUICK, create_pr=True), "leave create_pr out"),
+        (replace(QUICK, prompt="word " * 64), "pass a shorter one"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(
-    hub: Hub, model: Path, options: PushOptions, error: type[Exception], message: str
+def test_an_option_that_does_not_go_with_the_model_is_refused(
+    hub: Hub, model: Path, options: PushOptions, message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(InputError, match=message):
         push(model, options)
 
     assert not hub.repos
