@@ -384,10 +384,10 @@ class Model:
         SaveError
             If the Hub cannot be reached or refuses, or a file cannot be written here.
         """
-        from nanochat.publish.publish import publish
+        from nanochat.publish.push import push_model
 
         source = dataclasses.replace(self._bundle_now(None), name=repo.rpartition("/")[2])
-        published = publish(source, repo, options)[0]
+        published = push_model(source, repo, options)[0]
         return published.pull_request_url or published.commit_url
 
     def _bundle_now(self, licence: str | None) -> Bundle:

@@ -1,6 +1,6 @@
 """This file holds the choice among the models in a repository or folder: which files to fetch, and what to open.
 
-A repository may hold one model in several formats, as `nanochat.publish.publish` lays them out or as others do.
+A repository may hold one model in several formats, as `nanochat.publish.push` lays them out or as others do.
 """
 
 import logging

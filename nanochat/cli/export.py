@@ -136,7 +136,7 @@ def export(
     from nanochat.export.formats import detect, load
     from nanochat.publish.licence import choose_licence, find_licence_file, hub_name
     from nanochat.publish.options import PushOptions
-    from nanochat.publish.publish import repositories, require_ready
+    from nanochat.publish.push import repositories, require_ready
     from nanochat.zoo.catalog import CATALOG
     from nanochat.zoo.hub import locate
 
@@ -221,14 +221,14 @@ def _upload(
 ) -> str:
     """The address of the commit."""
     from nanochat.publish.options import PushOptions
-    from nanochat.publish.publish import publish
+    from nanochat.publish.push import push_model
 
     out = exported.path
     report = out.with_name(f"{out.name}.parity.json")
     extra_files = [report] if out.is_file() and report.exists() else []
     extra_files += [out.with_suffix(".mhc")] if with_coefficients else []
     extra_files += [licence_file] if licence_file else []
-    (published,) = publish(out, repo, PushOptions(extra_files=extra_files), report=note)
+    (published,) = push_model(out, repo, PushOptions(extra_files=extra_files), report=note)
     note(f"uploaded to {published.commit_url}")
     return published.commit_url
 

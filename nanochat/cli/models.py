@@ -15,7 +15,7 @@ from nanochat.publish.options import PushOptions
 
 if TYPE_CHECKING:
     from nanochat.export.verify import Verified
-    from nanochat.publish.publish import Published
+    from nanochat.publish.push import Published
     from nanochat.zoo.cache import Cached
     from nanochat.zoo.candidates import Location
     from nanochat.zoo.catalog import Entry
@@ -231,10 +231,10 @@ def push(model: Path, repo: str, *, dry_run: bool, as_json: bool, **given: objec
     verified, formats are exported and run, and the lines of the card are executed; only then is anything uploaded, in
     one commit for each repository. A card that is there is updated: what its author wrote stays.
     """
-    from nanochat.publish.publish import publish
+    from nanochat.publish.push import push_model
 
     options = PushOptions(**given)  # type: ignore[arg-type]  # checked by click
-    done = publish(model, repo, options, dry_run=dry_run, report=note)
+    done = push_model(model, repo, options, dry_run=dry_run, report=note)
     if not as_json:
         for one in done:
             _show(one, dry_run=dry_run)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanochat.bundle import Bundle
 from nanochat.publish.options import PushOptions
-from nanochat.publish.publish import Published, publish
+from nanochat.publish.push import Published, push_model
 
 __all__ = ["QUICK", "REPO", "content", "push"]
 
@@ -21,5 +21,5 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def push(model: Path | Bundle, options: PushOptions = QUICK) -> Published:
     """Publish a model in one repository."""
-    (published,) = publish(model, REPO, options)
+    (published,) = push_model(model, REPO, options)
     return published

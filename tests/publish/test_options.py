@@ -6,7 +6,7 @@ import pytest
 
 from nanochat.errors import InputError
 from nanochat.publish.options import PushOptions
-from nanochat.publish.publish import repositories
+from nanochat.publish.push import repositories
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nanochat.publish.card import BEGIN, END, update_card
 from nanochat.publish.measure import run_examples
 from nanochat.publish.metadata import Metadata, read_metadata
 from nanochat.publish.options import Evaluation, PushOptions
-from nanochat.publish.publish import publish
+from nanochat.publish.push import push_model
 from nanochat.publish.stage import open_original, require_publishable, stage
 from nanochat.publish.upload import Present, stale_files
 from tests.publish.publishing import QUICK, REPO, content, push
@@ -215,8 +215,8 @@ def test_the_text_of_a_licence_goes_beside_a_file_and_into_every_repository(
     for folder in (tmp_path, tmp_path / "m"):
         (folder / "LICENSE").write_text("Be nice.")
 
-    publish(tmp_path / "m", REPO, replace(QUICK, formats=["gguf"], separate=True))
-    publish(out, "org/file", QUICK)
+    push_model(tmp_path / "m", REPO, replace(QUICK, formats=["gguf"], separate=True))
+    push_model(out, "org/file", QUICK)
 
     for repo in (REPO, f"{REPO}-gguf", "org/file"):
         assert hub.files(repo)["LICENSE"] == b"Be nice."
@@ -254,7 +254,7 @@ def test_all_formats_go_into_one_repository(hub: Hub, model: Path) -> None:
 
 
 def test_each_format_goes_into_its_own_repository(hub: Hub, model: Path) -> None:
-    published = publish(
+    published = push_model(
         model, REPO, replace(QUICK, formats=["gguf"], separate=True, base_model="a/b")
     )
 
@@ -373,7 +373,7 @@ def test_a_dry_run_shows_everything_and_uploads_nothing(
 ) -> None:
     hub.fault("/api/models/*", status=500, times=FOREVER)
 
-    (published,) = publish(model, REPO, QUICK, dry_run=True)
+    (published,) = push_model(model, REPO, QUICK, dry_run=True)
 
     assert not hub.repos
     assert "what a new repository would get" in caplog.text

@@ -19,7 +19,7 @@ from nanochat.export.onnx.digest import seal
 from nanochat.proof.golden import record
 from nanochat.proof.manifest import write_manifest
 from nanochat.publish.options import PushOptions
-from nanochat.publish.publish import publish
+from nanochat.publish.push import push_model
 from nanochat.publish.stage import open_original, stage
 from nanochat.publish.training_log import Training, read_training
 from tests.export import foreign_ggufs
@@ -389,7 +389,7 @@ def test_a_refusal_of_the_second_repository_names_the_first(hub: Hub, model: Pat
     hub.fault("*-gguf/commit/*", method="POST", status=403, times=FOREVER)
 
     with pytest.raises(SaveError, match=r"hf auth login.*uploaded before that: org/name$"):
-        publish(model, REPO, replace(QUICK, formats=["gguf"], separate=True))
+        push_model(model, REPO, replace(QUICK, formats=["gguf"], separate=True))
 
     assert content(model) == before
     assert "model.safetensors" in hub.files(REPO)

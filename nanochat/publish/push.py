@@ -33,7 +33,7 @@ from nanochat.publish.upload import (
 )
 from nanochat.zoo.hub import is_repo
 
-__all__ = ["Published", "publish", "repositories", "require_ready"]
+__all__ = ["Published", "push_model", "repositories", "require_ready"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Published:
     pull_request_url: str = ""
 
 
-def publish(
+def push_model(
     model: Path | Bundle,
     repo: str,
     options: PushOptions | None = None,
@@ -121,7 +121,7 @@ def repositories(repo: str, options: PushOptions) -> list[str]:
 
 
 def require_ready(repo: str, options: PushOptions, *, licence: str) -> None:
-    """Refuse what `publish` would, of what is known before there is a model to publish."""
+    """Refuse what `push_model` would, of what is known before there is a model to publish."""
     for name in repositories(repo, options):
         require_login(name, options)
         present = read_present(name, options)
