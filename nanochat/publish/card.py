@@ -39,9 +39,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def describe(
-    repository: Repository, options: PushOptions, present: Present, *, licence: str, card: bytes
+    repository: Repository, options: PushOptions, present: Present, *, licence: str
 ) -> str:
-    """The card of a repository, which updates the one that is there, or else `card`."""
+    """The card of a repository, which updates the one that is there, or else the model's own."""
     repo, name = repository.repo, repository.repo.partition("/")[2]
     bundle = load(repository.place, name=name, licence=licence)
     lines = example_lines(repo, bundle, options.prompt)
@@ -82,7 +82,7 @@ def describe(
             covers_any_text=isinstance(bundle.tokenizer, Tokenizer),
         ),
     ]
-    text, where = _base(repo, present, card)
+    text, where = _base(repo, present, repository.card)
     return update_card(text, metadata, "\n\n".join(filter(None, sections)), where=where)
 
 

@@ -4,12 +4,11 @@ Everything that can fail here happens before the first byte leaves: hashes and g
 exported and run, the lines of the card are executed. What is uploaded is one commit for each repository.
 """
 
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat.bundle import CARD, Bundle
@@ -82,32 +81,35 @@ def push_model(
     """
     options = options or PushOptions()
     report = report or _LOGGER.debug
-    repos = repositories(repo, options)
     original = model if isinstance(model, Bundle) else open_original(model)
-    licence, card = require_publishable(original, options), original.card
-    if not dry_run:
-        require_login(repo, options)
-    present = {name: _present(name, options, dry_run=dry_run) for name in repos}
-    for name in repos:
-        own = card if name == repo else b""
-        require_updatable(name, options, present[name], licence=licence, card=own)
+    licence = require_publishable(original, options)
+    present = require_ready(repo, options, licence=licence, card=original.card, dry_run=dry_run)
     with _staging() as area:
         if isinstance(original, Bundle):
             save_model(area / "memory", original)
             original = open_original(area / "memory")
+        repos = list(present)
         staged = stage_repositories(original, repos, area, options, licence=licence, report=report)
         plans = []
         for repository in staged:
             report(f"measuring {repository.repo}, and running the lines of its card")
-            own = b"" if repository.base else card
             here = present[repository.repo]
-            plans.append(_with_card(repository, options, here, licence=licence, card=own))
+            plans.append(_with_card(repository, options, here, licence=licence))
         if dry_run:
             return plans
         done: list[Published] = []
         for repository, plan in zip(staged, plans, strict=True):
             report(f"uploading to {plan.repo}")
-            done.append(_upload(repository, plan, options, present[plan.repo], done))
+            commit = upload(
+                repository.folder,
+                plan.repo,
+                options,
+                present=present[plan.repo],
+                delete=plan.deleted,
+                after=[one.repo for one in done],
+            )
+            commit_url, pull_request_url = str(commit.commit_url), str(commit.pr_url or "")
+            done.append(replace(plan, commit_url=commit_url, pull_request_url=pull_request_url))
         return done
 
 
@@ -120,22 +122,25 @@ def repositories(repo: str, options: PushOptions) -> list[str]:
     return repos
 
 
-def require_ready(repo: str, options: PushOptions, *, licence: str) -> None:
-    """Refuse what `push_model` would, of what is known before there is a model to publish."""
-    for name in repositories(repo, options):
-        require_login(name, options)
-        present = read_present(name, options)
-        require_updatable(name, options, present, licence=licence, card=b"")
-
-
-def _present(repo: str, options: PushOptions, *, dry_run: bool) -> Present:
-    try:
-        return read_present(repo, options)
-    except SaveError as error:
-        if not dry_run:
-            raise
-        _LOGGER.warning("%s; what is shown is what a new repository would get", error)
-        return Present()
+def require_ready(
+    repo: str, options: PushOptions, *, licence: str, card: bytes = b"", dry_run: bool = False
+) -> dict[str, Present]:
+    """What is in each repository now, if a publication could go there: known before there is a model to publish."""
+    repos = repositories(repo, options)
+    if not dry_run:
+        require_login(repo, options)
+    present = dict.fromkeys(repos, Present())
+    for name in repos:
+        try:
+            present[name] = read_present(name, options)
+        except SaveError as error:
+            if not dry_run:
+                raise
+            _LOGGER.warning("%s; what is shown is what a new repository would get", error)
+    for name, here in present.items():
+        own = card if name == repo else b""
+        require_updatable(name, options, here, licence=licence, card=own)
+    return present
 
 
 @contextmanager
@@ -153,7 +158,7 @@ def _staging() -> Iterator[Path]:
 
 
 def _with_card(
-    repository: Repository, options: PushOptions, present: Present, *, licence: str, card: bytes
+    repository: Repository, options: PushOptions, present: Present, *, licence: str
 ) -> Published:
     """Put the card beside the other files, and say what goes and what comes."""
     repo, folder = repository.repo, repository.folder
@@ -161,28 +166,9 @@ def _with_card(
     files = {CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}}
     deleted = stale_files(present, files)
     require_unmixed(repo, present, files, deleted)
-    text = describe(repository, options, present, licence=licence, card=card)
+    text = describe(repository, options, present, licence=licence)
     # A new file: the old one may be the user's own, by a link.
     (folder / CARD).unlink(missing_ok=True)
     (folder / CARD).write_bytes(text.encode())
     files[CARD] = len(text.encode())
     return Published(repo=repo, files=files, deleted=deleted, card=text)
-
-
-def _upload(
-    repository: Repository,
-    plan: Published,
-    options: PushOptions,
-    present: Present,
-    done: Sequence[Published],
-) -> Published:
-    try:
-        commit = upload(repository.folder, plan.repo, options, present=present, delete=plan.deleted)
-    except SaveError as error:
-        if not done:
-            raise
-        before = ", ".join(one.repo for one in done)
-        raise SaveError(f"{error}; uploaded before that: {before}") from error
-    return dataclasses.replace(
-        plan, commit_url=str(commit.commit_url), pull_request_url=str(commit.pr_url or "")
-    )

@@ -68,8 +68,8 @@ class Repository:
     """A repository that is staged, but for its card.
 
     `folder` has all its files, of which `place` opens the model; `formats` is what was found of each format; `library`
-    and `tags` are what the Hub shows for them. `base` is the repository of which this one holds a format; it is empty
-    for the model's own.
+    and `tags` are what the Hub shows for them. `card` is the model's own, and `base` the repository of which this one
+    holds a format: one of them is empty.
     """
 
     repo: str
@@ -78,6 +78,7 @@ class Repository:
     library: str
     tags: Sequence[str]
     formats: Sequence[FormatRow]
+    card: bytes = b""
     base: str = ""
     training: Training = field(default_factory=Training)
 
@@ -165,6 +166,7 @@ def stage_repositories(
         library=model.form.library_of(ModelFiles(place)) if len(forms) == 1 else OURS,
         tags=[form.tag for form in forms if form.tag],
         formats=rows,
+        card=model.card,
         training=training,
     )
     return [own, *satellites]

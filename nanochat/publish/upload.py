@@ -8,7 +8,7 @@ import glob
 import json
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -140,22 +140,30 @@ def require_unmixed(
 
 
 def upload(
-    folder: Path, repo: str, options: PushOptions, *, present: Present, delete: Collection[str] = ()
+    folder: Path,
+    repo: str,
+    options: PushOptions,
+    *,
+    present: Present,
+    delete: Collection[str] = (),
+    after: Sequence[str] = (),
 ) -> CommitInfo:
     """Upload all files of a folder, and delete others, in one commit on what was `present` when they were staged.
 
-    The client makes several commits of more than 250 files, or of more than 100 MB that are no large files.
+    `after` are the repositories that were uploaded before, of which an error tells. The client makes several commits of
+    more than 250 files, or of more than 100 MB that are no large files.
     """
-    api, branch, made = client(options.token), options.branch, ""
+    api, branch = client(options.token), options.branch
+    so_far = f"; uploaded before that: {', '.join(after)}" if after else ""
     if not present.commit:
-        with _errors(repo, options, "make"):
+        with _errors(repo, options, "make", so_far):
             api.create_repo(repo, private=options.private)
-        made = f"; {repo} was made, and is empty"
+        so_far = f"; {repo} was made, and is empty{so_far}"
     if branch and not present.has_branch:
-        with _errors(repo, options, f"make the branch {branch!r:.80} of", made):
+        with _errors(repo, options, f"make the branch {branch!r:.80} of", so_far):
             # Made by somebody else meanwhile, it is refused if it is not at the commit that was read.
             api.create_branch(repo, branch=branch, revision=present.commit or None, exist_ok=True)
-    with _errors(repo, options, "upload to", made):
+    with _errors(repo, options, "upload to", so_far):
         return api.upload_folder(
             repo_id=repo,
             folder_path=folder,
