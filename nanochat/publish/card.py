@@ -34,6 +34,8 @@ __all__ = ["BEGIN", "END", "describe", "own_text", "require_updatable", "update_
 
 BEGIN = "<!-- nanochat-ternary: written anew at each push, up to the end mark; write your own text outside -->"
 END = "<!-- nanochat-ternary: end -->"
+# A line that is a mark.
+_MARK = re.compile(rf"^({re.escape(BEGIN)}|{re.escape(END)})(?=[ \t]*\r?$)", re.MULTILINE)
 _LOCAL = "README.md of the model"
 _LOGGER = logging.getLogger(__name__)
 
@@ -114,45 +116,37 @@ def require_updatable(
 
 def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
     """The card with this metadata, and a text between the marks; `where` is what it is, for errors."""
-    assert not _marks(body, BEGIN)
-    assert not _marks(body, END)
+    assert not _MARK.search(body)
     updated = update_metadata(card, metadata, where=where)
     start, end = text_start(updated), newline(updated)
-    head, text = updated[:start], updated[start:]
+    before, after = _around(updated[start:], where)
     block = end.join([BEGIN, *body.strip("\n").split("\n"), END])
-    span = _own_span(text, where)
-    if span is not None:
-        return head + text[: span[0]] + block + text[span[1] :]
-    if not text.strip():
-        return head + end.join(["", f"# {metadata.name}", "", block, ""])
-    return head + text + end * (1 if text.endswith("\n") else 2) + block + end
+    if after is None:
+        gap = end * (1 if before.endswith("\n") else 2)
+        before = before + gap if before.strip() else end.join(["", f"# {metadata.name}", "", ""])
+        after = end
+    return f"{updated[:start]}{before}{block}{after}"
 
 
 def own_text(card: str, *, where: str) -> tuple[str, str]:
     """The text of a card before and after the marks, without its metadata: what its author wrote."""
     read_metadata(card, where=where)
-    text = card[text_start(card) :]
-    span = _own_span(text, where)
-    return (text, "") if span is None else (text[: span[0]], text[span[1] :])
+    before, after = _around(card[text_start(card) :], where)
+    return before, after or ""
 
 
-def _own_span(text: str, where: str) -> tuple[int, int] | None:
-    """Where the part between the marks begins and ends, with both."""
-    begins, ends = _marks(text, BEGIN), _marks(text, END)
-    if not begins and not ends:
-        return None
-    if len(begins) == len(ends) == 1 and begins[0] < ends[0]:
-        return begins[0], ends[0] + len(END)
-    raise FormatError(
-        f"{where}: it must have one line {BEGIN!r} and after it one line {END!r}, but has {len(begins)} and "
-        f"{len(ends)}: remove all of them, with what is between, or restore the pair"
-    )
-
-
-def _marks(text: str, mark: str) -> list[int]:
-    """Where the lines begin that are a mark."""
-    lines = re.finditer(rf"^{re.escape(mark)}(?=[ \t]*\r?$)", text, re.MULTILINE)
-    return [line.start() for line in lines]
+def _around(text: str, where: str) -> tuple[str, str | None]:
+    """What stands before and after the part between the marks; nothing stands after it if there is no such part."""
+    parts = _MARK.split(text)
+    marks = parts[1::2]
+    if not marks:
+        return text, None
+    if marks != [BEGIN, END]:
+        raise FormatError(
+            f"{where}: it must have one line {BEGIN!r} and after it one line {END!r}, but has {marks.count(BEGIN)} and "
+            f"{marks.count(END)}: remove all of them, with what is between, or restore the pair"
+        )
+    return parts[0], parts[-1]
 
 
 def _base(repo: str, present: Present, card: bytes) -> tuple[str, str]:
