@@ -3,13 +3,13 @@
 Keys that are not ours keep their values, lists get and lose single words, and the text after it stays byte for byte.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import huggingface_hub
 import yaml  # type: ignore[import-untyped]  # PyYAML, a part of the Hub's client, has no types
 
 from nanochat.errors import FormatError, InputError
@@ -25,8 +25,8 @@ __all__ = [
     "update_metadata",
 ]
 
-# Metric and data set of the result that a training run measures, which goes with the run.
-HELD_OUT = ("bits per byte", "held-out text")
+# The result that a training run measures, and that goes with the run; its value is the run's.
+HELD_OUT = Evaluation(metric="bits per byte", value=math.nan, dataset="held-out text")
 # As the Hub finds it: between two lines of three dashes, the first before anything else.
 _FRONT_MATTER = re.compile(
     r"([\s\ufeff]*---[ \t]*\r?\n)(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
@@ -182,11 +182,10 @@ def _change(
 def _index(there: Any, ours: Metadata, where: str) -> Any:
     """The results of others and ours, in the Hub's form; none of a training run that is not this model's."""
     results = [_result(evaluation) for evaluation in ours.evaluations]
-    held_out = _result(Evaluation(metric=HELD_OUT[0], value=0.0, dataset=HELD_OUT[1]))
-    replaced = [_key(result, result["metrics"][0]) for result in (*results, held_out)]
+    replaced = [_key(one, one["metrics"][0]) for one in (*results, _result(HELD_OUT))]
     match there:
-        case [{"results": [*old], **first}, *others] if all(isinstance(r, dict) for r in old):
-            kept = [*filter(None, (_without(result, replaced) for result in old)), *results]
+        case [{"results": [*old], **first}, *others] if all(isinstance(one, dict) for one in old):
+            kept = [*filter(None, (_without(one, replaced) for one in old)), *results]
             return [{**first, "results": kept}, *others] if kept or not old else others
         case None if results:
             return [{"name": ours.name, "results": results}]
@@ -198,30 +197,27 @@ def _index(there: Any, ours: Metadata, where: str) -> Any:
 
 
 def _result(evaluation: Evaluation) -> dict[str, Any]:
-    result = huggingface_hub.EvalResult(
-        task_type="text-generation",
-        dataset_type=evaluation.dataset if "/" in evaluation.dataset else "other",
-        dataset_name=evaluation.dataset,
-        metric_type=evaluation.metric.replace(" ", "_"),
-        metric_name=evaluation.metric,
-        metric_value=evaluation.value,
-    )
-    # One at a time: the client takes results of several data sets of one type for those of the first.
-    data = huggingface_hub.ModelCardData(model_name="", eval_results=[result])
-    index = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]  # the client's
-    return dict(index[0]["results"][0])
+    metric, dataset = evaluation.metric, evaluation.dataset
+    kind = dataset if "/" in dataset else "other"
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": dataset, "type": kind},
+        "metrics": [{"type": metric.replace(" ", "_"), "value": evaluation.value, "name": metric}],
+    }
 
 
-def _key(result: Mapping[str, Any], metric: object) -> tuple[object, ...]:
-    """What tells a result from others: data set and metric."""
-    dataset = result.get("dataset")
-    named = [dataset.get("type"), dataset.get("name")] if isinstance(dataset, dict) else [dataset]
-    return (*named, metric.get("type") if isinstance(metric, dict) else metric)
-
-
-def _without(result: dict[str, Any], replaced: list[tuple[object, ...]]) -> dict[str, Any] | None:
+def _without(result: dict[str, Any], replaced: Sequence[object]) -> dict[str, Any] | None:
+    """A result without the metrics that are replaced; `None` if it had no others."""
     metrics = result.get("metrics")
     if not isinstance(metrics, list):
         return result
     kept = [metric for metric in metrics if _key(result, metric) not in replaced]
     return {**result, "metrics": kept} if kept or not metrics else None
+
+
+def _key(result: object, metric: object) -> tuple[object, ...]:
+    """What tells a result from others: data set and metric."""
+    match result, metric:
+        case {"dataset": {"name": name, "type": kind}}, {"type": measured}:
+            return name, kind, measured
+    return ()

@@ -6,7 +6,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.config import ModelConfig, config_to_dict
@@ -73,5 +73,4 @@ def _read_log(path: Path, config: ModelConfig) -> Training:
     recipe = {**recipe, "steps": step}
     if result is None:
         return Training(recipe=recipe)
-    evaluation = Evaluation(metric=HELD_OUT[0], value=result, dataset=HELD_OUT[1])
-    return Training(recipe=recipe, evaluations=[evaluation])
+    return Training(recipe=recipe, evaluations=[replace(HELD_OUT, value=result)])

@@ -308,7 +308,7 @@ def test_a_card_of_several_licences_is_refused(said: str) -> None:
 
 
 def test_a_result_of_another_training_goes_when_nothing_replaces_it() -> None:
-    result = Evaluation(metric=HELD_OUT[0], value=1.5, dataset=HELD_OUT[1])
+    result = replace(HELD_OUT, value=1.5)
     theirs = (
         "---\nmodel-index:\n- name: x\n  results:\n  - dataset: {type: ai2_arc, name: ARC}\n"
         "    metrics: [{type: accuracy, value: 0.5}]\n---\n"
