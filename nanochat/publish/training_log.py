@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat.config import ModelConfig, config_to_dict
-from nanochat.errors import FormatError
 from nanochat.files import exists, parse_json, read_bytes
 from nanochat.publish.metadata import HELD_OUT
 from nanochat.publish.options import Evaluation
@@ -35,42 +34,32 @@ class Training:
 
 def read_training(folder: Path, config: ModelConfig) -> Training:
     """Read what lies in a model's directory, or else beside it."""
-    log = folder.resolve().parent / _LOG
     training = Training()
+    path, log = folder / RECIPE, folder.resolve().parent / _LOG
     if folder.resolve().name == _MODEL and exists(log):
         training = _read_log(log, config)
-    path = folder / RECIPE
-    if not exists(path):
-        return training
-    recipe = parse_json(read_bytes(path, limit=_MAX_RECIPE_BYTES), str(path))
-    return Training(recipe=recipe, evaluations=training.evaluations)
+    if exists(path):
+        recipe = parse_json(read_bytes(path, limit=_MAX_RECIPE_BYTES), str(path))
+        training = replace(training, recipe=recipe)
+    return training
 
 
 def _read_log(path: Path, config: ModelConfig) -> Training:
-    recipe: Mapping[str, object] = {}
-    result: float | None = None
-    step: object = None
-    for line in read_bytes(path, limit=_MAX_LOG_BYTES).splitlines():
-        fields = parse_json(line, str(path))
-        step = fields.get("step", step)
-        match fields:
-            case {"recipe": dict(recipe)}:
-                pass
-            case {"held_out_bits_per_byte": float(result)}:
-                pass
-    if not recipe:
-        return Training()
-    if recipe.get("model") != json.loads(json.dumps(config_to_dict(config))):
-        _LOGGER.warning(
-            "%s is of another model than this one, and the card does not tell of it", path
-        )
-        return Training()
-    if not isinstance(step, int):
-        raise FormatError(
-            f"{path}: {step!r:.40} is no number of a step; correct it, or move it away"
-        )
-    # A run that was resumed may have ended at another step than its first line says.
-    recipe = {**recipe, "steps": step}
-    if result is None:
-        return Training(recipe=recipe)
-    return Training(recipe=recipe, evaluations=[replace(HELD_OUT, value=result)])
+    """What the lines say with which a run begins and ends."""
+    lines = read_bytes(path, limit=_MAX_LOG_BYTES).splitlines() or [b"{}"]
+    first, last = (parse_json(lines[number], str(path)) for number in (0, -1))
+    ours = json.loads(json.dumps(config_to_dict(config)))
+    match first, last:
+        case (
+            {"recipe": dict(recipe)},
+            {"step": int(step), "held_out_bits_per_byte": float(value)},
+        ) if recipe.get("model") == ours:
+            # A run that was resumed may have ended at another step than its first line says.
+            return Training(
+                recipe={**recipe, "steps": step}, evaluations=[replace(HELD_OUT, value=value)]
+            )
+    _LOGGER.warning(
+        "%s is of another model than this one, or of a run that has not ended, and the card does not tell of it",
+        path,
+    )
+    return Training()

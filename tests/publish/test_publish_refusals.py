@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from nanochat.bundle import Bundle
+from nanochat.config import config_to_dict
 from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
@@ -406,6 +407,22 @@ def test_the_log_of_another_model_is_not_told(
     assert read_training(tmp_path / "model", source.config) == Training()
 
     assert "another model" in caplog.text
+
+
+def test_the_log_of_a_run_that_goes_on_is_not_told(
+    source: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model").mkdir()
+    lines = [
+        {"step": 0, "recipe": {"model": config_to_dict(source.config), "steps": 9}},
+        {"step": 9, "held_out_bits_per_byte": 1.5},
+        {"step": 10, "loss": 1.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert read_training(tmp_path / "model", source.config) == Training()
+
+    assert "has not ended" in caplog.text
 
 
 def test_a_damaged_recipe_is_refused(source: Bundle, tmp_path: Path) -> None:
