@@ -57,7 +57,7 @@ def describe(
         licence=licence,
         licence_file=texts[0] if texts else "",
         library=repository.library,
-        tags=[*true, *repository.tags],
+        tags=[*true, *filter(None, repository.tags)],
         untrue_tags=untrue,
         languages=options.languages,
         datasets=options.datasets,

@@ -18,7 +18,7 @@ from typing import Any
 from nanochat import backends
 from nanochat.bundle import CARD, Bundle
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
-from nanochat.export.export import Exported, export_model
+from nanochat.export.export import export_model
 from nanochat.export.format import OURS, Format, ModelFiles
 from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named, load, model_path
 from nanochat.export.verify import verify_model
@@ -68,8 +68,8 @@ class Repository:
     """A repository that is staged, but for its card.
 
     `folder` has all its files, of which `place` opens the model; `formats` is what was found of each format; `library`
-    and `tags` are what the Hub shows for them. `card` is the model's own, and `base` the repository of which this one
-    holds a format: one of them is empty.
+    and `tags` are what the Hub shows for them, of which a tag may be empty. `card` is the model's own, and `base` the
+    repository of which this one holds a format: one of them is empty.
     """
 
     repo: str
@@ -141,8 +141,7 @@ def stage_repositories(
     report: Callable[[str], None],
 ) -> list[Repository]:
     """Stage a model and its formats in folders of `area`, all of them verified; its own repository is the first."""
-    main, *others = repos
-    folder, separate = area / "root", options.separate
+    main, separate, folder = repos[0], options.separate, area / "root"
     report("checking hashes, tensors and the golden record")
     # Of the user's own files, so that an error names them.
     _verify(model, model.files.path, options)
@@ -150,26 +149,31 @@ def stage_repositories(
     place = stage(model, folder, bundle, extra_files=options.extra_files)
     rows = [_own_row(model, folder, place, options)]
     training = _stage_training(model, folder, bundle)
-    satellites = []
+    parts = []
     for number, kind in enumerate(options.formats):
         report(f"exporting {kind}, and running the export")
-        target = area / str(number) if separate else folder
-        exported = _export(bundle, kind, target, separate=separate)
-        rows.append(_row(exported, others[number] if separate else _inside(exported, folder)))
         if separate:
-            satellites.append(_satellite(exported, target, others[number], folder, base=main))
-    forms = [model.form, *(() if separate else map(format_named, options.formats))]
+            part = _stage_format(bundle, kind, area / str(number), repos[1 + number], base=main)
+            _link(folder, part.folder, _existing(folder, LICENCE_FILES))
+            where = part.repo
+        else:
+            inner = folder if format_named(kind).suffix else folder / kind
+            part = _stage_format(bundle, kind, inner, main)
+            where = part.place.relative_to(folder).as_posix()
+        rows += [row._replace(place=where) for row in part.formats]
+        parts.append(part)
+    inside = [] if separate else parts
     own = Repository(
         repo=main,
         folder=folder,
         place=place,
-        library=model.form.library_of(ModelFiles(place)) if len(forms) == 1 else OURS,
-        tags=[form.tag for form in forms if form.tag],
+        library=OURS if inside else model.form.library_of(ModelFiles(place)),
+        tags=[model.form.tag, *(tag for part in inside for tag in part.tags)],
         formats=rows,
         card=model.card,
         training=training,
     )
-    return [own, *satellites]
+    return [own, *(parts if separate else ())]
 
 
 def stage(
@@ -245,49 +249,36 @@ def _stage_training(model: Original, folder: Path, bundle: Bundle) -> Training:
     return training
 
 
-def _export(bundle: Bundle, kind: str, target: Path, *, separate: bool) -> Exported:
+def _stage_format(
+    bundle: Bundle, kind: str, folder: Path, repo: str, *, base: str = ""
+) -> Repository:
+    """Export a model into `folder`, which alone is a repository of `base`, or a part of another."""
     form = format_named(kind)
     options = form.published or form.choose()
-    out = target if separate else target / kind
-    if form.suffix:
-        out = target / form.file_name(bundle.name, options)
+    place = folder / form.file_name(bundle.name, options) if form.suffix else folder
     # The card is the repository's, not each folder's.
-    bundle = dataclasses.replace(bundle, card=b"")
-    exported = export_model(bundle, out, kind=kind, options=options, verify=True)
-    if form.suffix and separate:
-        write_manifest(target, exported.bundle, kind=form.name)
-    return exported
-
-
-def _inside(exported: Exported, folder: Path) -> str:
-    return "all files" if exported.path == folder else exported.path.relative_to(folder).as_posix()
-
-
-def _row(exported: Exported, place: str) -> FormatRow:
-    what, architecture = format_named(exported.kind).title, exported.written.architecture
-    if architecture != exported.kind:
-        what = f"{what}, {architecture}"
-    if exported.parity is None:
-        # The same numbers, read back.
-        return FormatRow(place, what, exported.bytes, f"{OURS}, by digests", 0.0)
-    report, runtime = exported.parity.report, exported.parity.runtime
-    return FormatRow(place, what, exported.bytes, runtime, report.rms_ratio, report.tolerance)
-
-
-def _satellite(exported: Exported, folder: Path, repo: str, own: Path, *, base: str) -> Repository:
-    """A repository that holds a format of the model in `own`, which is that of `base`."""
-    for name in LICENCE_FILES:
-        if (own / name).exists():
-            shutil.copyfile(own / name, folder / name)
-    form = format_named(exported.kind)
+    without_card = dataclasses.replace(bundle, card=b"")
+    exported = export_model(without_card, place, kind=kind, options=options, verify=True)
+    if form.suffix and base:
+        write_manifest(folder, exported.bundle, kind=form.name)
+    architecture, parity = exported.written.architecture, exported.parity
+    row = FormatRow(
+        place=place.name if form.suffix else "all files",
+        what=form.title if architecture == kind else f"{form.title}, {architecture}",
+        bytes=exported.bytes,
+        # Without a runtime of its own, the same numbers are read back.
+        runtime=parity.runtime if parity else f"{OURS}, by digests",
+        error=parity.report.rms_ratio if parity else 0.0,
+        tolerance=parity.report.tolerance if parity else None,
+    )
     return Repository(
         repo=repo,
         folder=folder,
-        place=exported.path,
+        place=place,
         # The stock library's lines were shown to be true if it ran the export here.
-        library=form.library if exported.parity else OURS,
-        tags=[form.tag] if form.tag else [],
-        formats=[_row(exported, _inside(exported, folder))],
+        library=form.library if parity else OURS,
+        tags=[form.tag],
+        formats=[row],
         base=base,
     )
 
