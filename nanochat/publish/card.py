@@ -9,15 +9,12 @@ import logging
 import re
 import shlex
 
-from nanochat.bundle import Bundle
-from nanochat.errors import FormatError, InputError
+from nanochat.errors import FormatError
 from nanochat.export.formats import load
 from nanochat.publish import card_text
-from nanochat.publish.card_text import BackendRow
 from nanochat.publish.licence import LICENCE_FILES
 from nanochat.publish.measure import (
     NUM_DECODED,
-    able_backends,
     example_lines,
     measure,
     processor,
@@ -72,7 +69,9 @@ def describe(
         card_text.sizes(bundle.config),
         card_text.formats(repository.formats),
         card_text.backends(
-            _measure(repository, bundle, options), num_decoded=NUM_DECODED, measured=measured
+            measure(bundle, options.backends, where=repo),
+            num_decoded=NUM_DECODED,
+            measured=measured,
         ),
         card_text.training(
             recipe, evaluations, recipe_file=RECIPE if (repository.folder / RECIPE).exists() else ""
@@ -160,20 +159,6 @@ def _decoded(card: bytes, where: str) -> str:
         return card.decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: it is no text in UTF-8; convert it") from error
-
-
-def _measure(repository: Repository, bundle: Bundle, options: PushOptions) -> list[BackendRow]:
-    able = able_backends(bundle)
-    for name in options.backends:
-        if name not in able:
-            raise InputError(
-                f"backends={list(options.backends)}: choose some that can run here, {', '.join(able)}"
-            )
-    where = repository.repo
-    return [
-        measure(bundle, name, where=where) if is_quick else BackendRow(name)
-        for name, is_quick in (dict.fromkeys(options.backends, True) or able).items()
-    ]
 
 
 def _command(repository: Repository, options: PushOptions) -> str:

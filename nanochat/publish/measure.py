@@ -26,7 +26,7 @@ from nanochat.proof.check import compare_golden
 from nanochat.publish.card_text import BackendRow, Example
 from nanochat.shapes import num_parameters
 
-__all__ = ["NUM_DECODED", "able_backends", "example_lines", "measure", "processor", "run_examples"]
+__all__ = ["NUM_DECODED", "example_lines", "measure", "processor", "run_examples"]
 
 # Tokens whose decoding is timed, and that the lines of a card write.
 NUM_DECODED = 32
@@ -36,25 +36,15 @@ _LARGE = 100_000_000
 _MOST_SECONDS = 600
 
 
-def able_backends(bundle: Bundle) -> dict[str, bool]:
-    """Every backend that can run here, and whether it would end in a reasonable time."""
-    large = num_parameters(bundle.config) > _LARGE
+def measure(bundle: Bundle, wanted: Sequence[str], *, where: str) -> list[BackendRow]:
+    """Run a model on the backends that are wanted, or on all that can run here; `where` is what it is, for errors."""
     names = (*backends.NAMES, *backends.GRAPHS)
     able = [name for name in names if backends.unavailable(name) is None]
-    return {name: not (large and name == "reference") for name in able}
-
-
-def measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
-    """Run a model's golden record and a text on a backend; `where` is what the model is, for the error."""
-    assert bundle.golden is not None
-    runner = start(bundle, backend)
-    error = compare_golden(bundle.golden, runner, where=f"{where}, on {backend}")
-    here = describe(runner)
-    return BackendRow(
-        backend=f"{backend} ({here.get('instructions') or here['device']})",
-        error=error,
-        tokens_per_second=_tokens_per_second(runner, list(bundle.golden.tokens)),
-    )
+    too_slow = "" if wanted or num_parameters(bundle.config) <= _LARGE else "reference"
+    return [
+        BackendRow(name) if name == too_slow else _measure(bundle, name, where=where)
+        for name in dict.fromkeys(wanted) or able
+    ]
 
 
 def example_lines(repo: str, bundle: Bundle, prompt: str) -> dict[str, str]:
@@ -85,6 +75,19 @@ def run_examples(lines: Mapping[str, str], folder: Path, repo: str) -> list[Exam
 def processor() -> str:
     """What computes here, for people."""
     return f"{host.processor()} ({os.cpu_count()} cores, {platform.system()})"
+
+
+def _measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
+    """Run a model's golden record and a text on a backend."""
+    assert bundle.golden is not None
+    runner = start(bundle, backend)
+    error = compare_golden(bundle.golden, runner, where=f"{where}, on {backend}")
+    here = describe(runner)
+    return BackendRow(
+        backend=f"{backend} ({here.get('instructions') or here['device']})",
+        error=error,
+        tokens_per_second=_tokens_per_second(runner, list(bundle.golden.tokens)),
+    )
 
 
 def _tokens_per_second(runner: Runner[Any], ids: Sequence[int]) -> float | None:

@@ -120,6 +120,9 @@ def _open_folder(path: Path) -> Original:
 
 def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
     """Refuse what could not be published whatever its files compute, and return its licence."""
+    for backend in options.backends:
+        # Refuses what cannot run here.
+        backends.choose(backend)
     has_text = any(file.name in LICENCE_FILES for file in options.extra_files)
     if isinstance(model, Original):
         has_text = has_text or find_licence_file(model.files.folder) is not None

@@ -12,7 +12,14 @@ import pytest
 
 from nanochat.bundle import Bundle
 from nanochat.config import config_to_dict
-from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError, SaveError
+from nanochat.errors import (
+    BackendError,
+    ConfigError,
+    FormatError,
+    InputError,
+    ModelNotFoundError,
+    SaveError,
+)
 from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named, load
@@ -283,6 +290,13 @@ def test_an_option_that_does_not_go_with_the_model_is_refused(
         push(model, options)
 
     assert not hub.repos
+
+
+def test_a_backend_that_cannot_run_here_is_refused_before_the_work(hub: Hub, model: Path) -> None:
+    with pytest.raises(BackendError, match="abacus"):
+        push(model, replace(QUICK, backends=["reference", "abacus"]))
+
+    assert not hub.requests
 
 
 def test_a_model_without_a_licence_is_refused(hub: Hub, source: Bundle, tmp_path: Path) -> None:
