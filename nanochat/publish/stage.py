@@ -23,7 +23,7 @@ from nanochat.export.format import OURS, Format, ModelFiles
 from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named, load, model_path
 from nanochat.export.verify import verify_model
 from nanochat.files import exists, own_file, read_bytes, require_file
-from nanochat.proof.manifest import NAME, Manifest, read_manifest, write_manifest
+from nanochat.proof.manifest import NAME, read_manifest, write_manifest
 from nanochat.publish.card_text import FormatRow
 from nanochat.publish.licence import (
     LICENCE_FILES,
@@ -87,35 +87,23 @@ def open_original(path: Path) -> Original:
     """Say what a path is, for its publication."""
     if not exists(path):
         raise ModelNotFoundError(f"{path}: no such model {model_path()}")
-    if path.is_dir():
-        return _open_folder(path)
-    if path.suffix not in file_suffixes():
+    if not path.is_dir() and path.suffix not in file_suffixes():
         raise InputError(f"{path} is no model {model_path()}: pass one")
     files = ModelFiles(path)
     form = detect(files)
-    if not form.suffix and exists(path.parent / NAME):
+    if path.is_dir():
+        _require_kind(files, form)
+    elif not form.suffix and exists(path.parent / NAME):
         # Of an exported folder, whose other files belong to it.
-        return _open_folder(path.parent)
-    if not any(found.place in ("", path.name) for found in form.layout.find({path.name})):
+        return open_original(path.parent)
+    elif not any(found.place in ("", path.name) for found in form.layout.find({path.name})):
         raise InputError(
             f"{path}: the file of a repository is named {form.layout.needs}; export the model again"
         )
-    return Original(files=files, form=form, licence=form.licence(files))
-
-
-def _open_folder(path: Path) -> Original:
-    files = ModelFiles(path)
-    manifest = files.manifest
-    if manifest is None:
-        raise FormatError(
-            f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
-            "with Model.save_pretrained, or export it"
-        )
-    form = detect(files)
-    _require_kind(files, manifest, form)
-    has_card = exists(path / CARD)
+    # Beside a file, it may be another's.
+    has_card = path.is_dir() and exists(path / CARD)
     card = read_bytes(_own_file(path, CARD), limit=_MAX_BYTES) if has_card else b""
-    return Original(files=files, form=form, licence=manifest.licence, card=card)
+    return Original(files=files, form=form, licence=form.licence(files), card=card)
 
 
 def require_publishable(model: Original | Bundle, options: PushOptions) -> str:
@@ -286,9 +274,15 @@ def _stage_format(
     )
 
 
-def _require_kind(files: ModelFiles, manifest: Manifest, form: Format[Any]) -> None:
+def _require_kind(files: ModelFiles, form: Format[Any]) -> None:
     """Refuse a folder that is not what its ``nanochat.json`` calls it, or has weights that nothing here would run."""
-    path, kind = files.path, manifest.kind
+    path, manifest = files.path, files.manifest
+    if manifest is None:
+        raise FormatError(
+            f"{path} has no {NAME}, so nothing says what its files must be and compute: load it and write it anew "
+            "with Model.save_pretrained, or export it"
+        )
+    kind = manifest.kind
     if kind in FORMATS and FORMATS[kind].suffix:
         raise FormatError(f"{path} is the folder of a {FORMATS[kind].suffix} file: pass that file")
     if kind != form.name:
