@@ -4,12 +4,12 @@ The caller stages everything first; `read_present` says what is there, so that n
 `upload` refuses if the repository changed since.
 """
 
+import contextlib
 import glob
 import json
 import logging
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -68,13 +68,11 @@ def read_present(repo: str, options: PushOptions) -> Present:
     """What is in the repository now; an empty one if it is not there, or not to be seen."""
     api = client(options.token)
     with _errors(repo, options, "read what is in"), tempfile.TemporaryDirectory() as folder:
-        has_branch = True
         try:
-            info = api.model_info(repo)
-            try:
-                info = api.model_info(repo, revision=options.branch or _MAIN)
-            except errors.RevisionNotFoundError:
-                has_branch = False
+            main = there = api.model_info(repo)
+            # A branch that is not there begins with what main holds.
+            with contextlib.suppress(errors.RevisionNotFoundError):
+                there = api.model_info(repo, revision=options.branch or _MAIN)
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError as error:
@@ -84,22 +82,22 @@ def read_present(repo: str, options: PushOptions) -> Present:
                     "leave create_pr out to make it"
                 ) from error
             return Present()
-        if options.private is not None and info.private is not options.private:
+        if options.private is not None and main.private is not options.private:
             _LOGGER.warning(
                 "%s is there and stays %s: change that in its settings at the Hub",
                 repo,
-                "private" if info.private else "public",
+                "private" if main.private else "public",
             )
 
         def content(name: str) -> bytes:
-            place = api.hf_hub_download(repo, name, revision=info.sha, local_dir=folder)
+            place = api.hf_hub_download(repo, name, revision=there.sha, local_dir=folder)
             return read_bytes(Path(place), limit=_MAX_BYTES)
 
-        files = frozenset(sibling.rfilename for sibling in info.siblings or ())
+        files = frozenset(sibling.rfilename for sibling in there.siblings or ())
         manifests = sorted(name for name in files if PurePosixPath(name).name == NAME)
         return Present(
-            commit=info.sha or "",
-            has_branch=has_branch,
+            commit=there.sha or "",
+            has_branch=there is not main,
             files=files,
             card=content(CARD) if CARD in files else b"",
             manifests={name: content(name) for name in manifests},
@@ -178,7 +176,7 @@ def upload(
 
 def _errors(
     repo: str, options: PushOptions, doing: str, then: str = ""
-) -> AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[None]:
     branch = options.branch or _MAIN
     return hub_errors(repo, writing=doing, revision=branch, token=options.token, then=then)
 
