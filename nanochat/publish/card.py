@@ -13,19 +13,11 @@ from nanochat.errors import FormatError
 from nanochat.export.formats import load
 from nanochat.publish import card_text
 from nanochat.publish.licence import LICENCE_FILES
-from nanochat.publish.measure import (
-    NUM_DECODED,
-    example_lines,
-    measure,
-    processor,
-    run_examples,
-)
+from nanochat.publish.measure import example_lines, measure, processor, run_examples
 from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
 from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import Repository
-from nanochat.publish.training_log import RECIPE
 from nanochat.publish.upload import Present
-from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["BEGIN", "END", "describe", "own_text", "require_updatable", "update_card"]
 
@@ -44,7 +36,6 @@ def describe(
     repo, name = repository.repo, repository.repo.partition("/")[2]
     bundle = load(repository.place, name=name, licence=licence)
     lines = example_lines(repo, bundle, options.prompt)
-    recipe = repository.training.recipe
     evaluations = [*repository.training.evaluations]
     evaluations += [] if repository.base else options.evaluations
     texts = [n for n in LICENCE_FILES if (repository.folder / n).exists() or n in present.files]
@@ -68,20 +59,9 @@ def describe(
         card_text.use(run_examples(lines, repository.folder, repo)),
         card_text.sizes(bundle.config),
         card_text.formats(repository.formats),
-        card_text.backends(
-            measure(bundle, options.backends, where=repo),
-            num_decoded=NUM_DECODED,
-            measured=measured,
-        ),
-        card_text.training(
-            recipe, evaluations, recipe_file=RECIPE if (repository.folder / RECIPE).exists() else ""
-        ),
-        card_text.limits(
-            bundle.config,
-            vocab_size=bundle.tokenizer.vocab_size,
-            # Of others it is not known.
-            covers_any_text=isinstance(bundle.tokenizer, Tokenizer),
-        ),
+        card_text.backends(measure(bundle, options.backends, where=repo), measured=measured),
+        card_text.training(repository.training.recipe, evaluations),
+        card_text.limits(bundle.config, bundle.tokenizer),
     ]
     text, where = _base(repo, present, repository.card)
     return update_card(text, metadata, "\n\n".join(filter(None, sections)), where=where)

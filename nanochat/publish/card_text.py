@@ -4,16 +4,17 @@ Every number was counted or measured at the push; what was not is said not to ha
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from nanochat.config import ModelConfig
 from nanochat.cost import tensor_classes
+from nanochat.publish.measure import NUM_DECODED, BackendRow, Example
 from nanochat.publish.options import Evaluation
+from nanochat.publish.stage import FormatRow
+from nanochat.publish.training_log import RECIPE
+from nanochat.text.codec import TextCodec
+from nanochat.text.tokenizer import Tokenizer
 
 __all__ = [
-    "BackendRow",
-    "Example",
-    "FormatRow",
     "backends",
     "formats",
     "limits",
@@ -37,37 +38,6 @@ _RECIPE = {
     "precision": "precision",
     "seed": "seed",
 }
-
-
-class FormatRow(NamedTuple):
-    """A format of the model, and what computed it at the push.
-
-    `place` is a file, a folder or another repository, and `bytes` the size of all its files. `error` is the RMS ratio
-    of the logits in `runtime` to those of the model, and `tolerance` what that runtime may differ by, if it rounds.
-    """
-
-    place: str
-    what: str
-    bytes: int
-    runtime: str
-    error: float
-    tolerance: float | None = None
-
-
-class BackendRow(NamedTuple):
-    """A backend: its largest RMS error beside the golden record, and the speed of decoding; `None` if not measured."""
-
-    backend: str
-    error: float | None = None
-    tokens_per_second: float | None = None
-
-
-class Example(NamedTuple):
-    """Lines in "python" or for "sh" that were run, and what they printed."""
-
-    language: str
-    code: str
-    output: str
 
 
 def tags(config: ModelConfig) -> tuple[list[str], list[str]]:
@@ -132,7 +102,7 @@ def formats(rows: Iterable[FormatRow]) -> str:
     )
 
 
-def backends(rows: Iterable[BackendRow], *, num_decoded: int, measured: str) -> str:
+def backends(rows: Iterable[BackendRow], *, measured: str) -> str:
     """How exact and how fast it is on each backend, of which `measured` says where, when and by what command."""
     table = _table(
         ("backend", "RMS error beside the golden record", "tokens/s"),
@@ -140,30 +110,29 @@ def backends(rows: Iterable[BackendRow], *, num_decoded: int, measured: str) -> 
     )
     return (
         f"## Backends\n\n{table}\n\n"
-        f"{measured}: the error is the largest of any layer, the speed the median of {num_decoded} tokens that were "
+        f"{measured}: the error is the largest of any layer, the speed the median of {NUM_DECODED} tokens that were "
         "decoded one after the other. Backends add in another order; where an activation is rounded the other way for "
         "that, a token changes by up to 1e-2."
     )
 
 
-def training(
-    recipe: Mapping[str, object], evaluations: Sequence[Evaluation], *, recipe_file: str
-) -> str:
-    """How it was trained and what it reached, as far as it is known; `recipe_file` holds the whole recipe."""
+def training(recipe: Mapping[str, object], evaluations: Sequence[Evaluation]) -> str:
+    """How it was trained and what it reached, as far as it is known; the repository holds the whole recipe."""
     rows = [(words, recipe[key]) for key, words in _RECIPE.items() if key in recipe]
     results = [(e.metric, f"{e.value:.4g}", e.dataset) for e in evaluations]
     parts = [_table(("recipe", ""), rows)] if rows else []
-    parts += [f"All of it: [{recipe_file}]({recipe_file})."] if rows and recipe_file else []
+    parts += [f"All of it: [{RECIPE}]({RECIPE})."] if rows else []
     parts += [_table(("result", "value", "on"), results)] if results else []
     return "\n\n".join(["## Training", *parts]) if parts else ""
 
 
-def limits(config: ModelConfig, *, vocab_size: int, covers_any_text: bool) -> str:
+def limits(config: ModelConfig, tokenizer: TextCodec) -> str:
     """What it cannot do."""
-    covers = " and covers any text, byte by byte" if covers_any_text else ""
+    # Of tokenizers of others it is not known.
+    covers = " and covers any text, byte by byte" if isinstance(tokenizer, Tokenizer) else ""
     return (
         f"## Limits\n\n- It sees at most {config.context_length:,} tokens at once.\n"
-        f"- Its tokenizer has {vocab_size:,} tokens{covers}.\n"
+        f"- Its tokenizer has {tokenizer.vocab_size:,} tokens{covers}.\n"
         f"- The matrices of its layers are ternary, with a scale for {config.weight_block} columns, and their input is "
         f"rounded to 8 bits in blocks of {config.activation_block}."
     )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat import backends
 from nanochat.backends import host
@@ -23,10 +23,17 @@ from nanochat.engine import Runner
 from nanochat.errors import FormatError, InputError
 from nanochat.export.run import start
 from nanochat.proof.check import compare_golden
-from nanochat.publish.card_text import BackendRow, Example
 from nanochat.shapes import num_parameters
 
-__all__ = ["NUM_DECODED", "example_lines", "measure", "processor", "run_examples"]
+__all__ = [
+    "NUM_DECODED",
+    "BackendRow",
+    "Example",
+    "example_lines",
+    "measure",
+    "processor",
+    "run_examples",
+]
 
 # Tokens whose decoding is timed, and that the lines of a card write.
 NUM_DECODED = 32
@@ -34,6 +41,22 @@ _WRITTEN = 24
 # Parameters from which on the reference takes minutes.
 _LARGE = 100_000_000
 _MOST_SECONDS = 600
+
+
+class BackendRow(NamedTuple):
+    """A backend: its largest RMS error beside the golden record, and the speed of decoding; `None` if not measured."""
+
+    backend: str
+    error: float | None = None
+    tokens_per_second: float | None = None
+
+
+class Example(NamedTuple):
+    """Lines in "python" or for "sh" that were run, and what they printed."""
+
+    language: str
+    code: str
+    output: str
 
 
 def measure(bundle: Bundle, wanted: Sequence[str], *, where: str) -> list[BackendRow]:

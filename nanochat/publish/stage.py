@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanochat import backends
 from nanochat.bundle import CARD, Bundle
@@ -24,7 +24,6 @@ from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named
 from nanochat.export.verify import verify_model
 from nanochat.files import exists, own_file, read_bytes, require_file
 from nanochat.proof.manifest import NAME, read_manifest, write_manifest
-from nanochat.publish.card_text import FormatRow
 from nanochat.publish.licence import (
     LICENCE_FILES,
     choose_licence,
@@ -35,6 +34,7 @@ from nanochat.publish.options import PushOptions
 from nanochat.publish.training_log import RECIPE, Training, read_training
 
 __all__ = [
+    "FormatRow",
     "Original",
     "Repository",
     "open_original",
@@ -61,6 +61,21 @@ class Original:
     form: Format[Any]
     licence: str
     card: bytes = b""
+
+
+class FormatRow(NamedTuple):
+    """A format of the model, and what computed it at the push.
+
+    `place` is a file, a folder or another repository, and `bytes` the size of all its files. `error` is the RMS ratio
+    of the logits in `runtime` to those of the model, and `tolerance` what that runtime may differ by, if it rounds.
+    """
+
+    place: str
+    what: str
+    bytes: int
+    runtime: str
+    error: float
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

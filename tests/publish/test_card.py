@@ -13,7 +13,7 @@ from nanochat.errors import FormatError, InputError
 from nanochat.presets import preset
 from nanochat.publish import card_text
 from nanochat.publish.card import BEGIN, END, own_text, update_card
-from nanochat.publish.card_text import BackendRow, Example
+from nanochat.publish.measure import BackendRow, Example
 from nanochat.publish.metadata import HELD_OUT, Metadata, read_metadata
 from nanochat.publish.options import Evaluation
 
@@ -353,8 +353,8 @@ def test_the_text_shows_what_was_measured_and_what_was_not() -> None:
     rows = [BackendRow("numba", error=2e-7, tokens_per_second=1234.5), BackendRow("reference")]
     results = [Evaluation(metric="bits per byte", value=1.0874, dataset="held-out text")]
 
-    speed = card_text.backends(rows, num_decoded=32, measured="On a processor")
-    training = card_text.training({"steps": 1100}, results, recipe_file="recipe.json")
+    speed = card_text.backends(rows, measured="On a processor")
+    training = card_text.training({"steps": 1100}, results)
 
     assert "| numba | 2.0e-07 | 1,230 |" in speed
     assert "| reference | not measured | not measured |" in speed
@@ -374,7 +374,7 @@ def test_what_a_model_writes_cannot_leave_its_place() -> None:
 
 
 def test_without_a_recipe_nothing_is_said_of_training() -> None:
-    assert card_text.training({}, [], recipe_file="") == ""
+    assert card_text.training({}, []) == ""
 
 
 def test_tags_say_what_the_configuration_is() -> None:
