@@ -14,7 +14,7 @@ from nanochat.export.formats import load
 from nanochat.publish import card_text
 from nanochat.publish.licence import LICENCE_FILES
 from nanochat.publish.measure import example_lines, measure, processor, run_examples
-from nanochat.publish.metadata import Metadata, newline, read_metadata, text_start, update_metadata
+from nanochat.publish.metadata import Metadata, newline, read_metadata, split_card, update_metadata
 from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import Repository
 from nanochat.publish.upload import Present
@@ -97,20 +97,21 @@ def update_card(card: str, metadata: Metadata, body: str, *, where: str) -> str:
     """The card with this metadata, and a text between the marks; `where` is what it is, for errors."""
     assert not _MARK.search(body)
     updated = update_metadata(card, metadata, where=where)
-    start, end = text_start(updated), newline(updated)
-    before, after = _around(updated[start:], where)
+    *front_matter, text = split_card(updated)
+    before, after = _around(text, where)
+    end = newline(updated)
     block = end.join([BEGIN, *body.strip("\n").split("\n"), END])
     if after is None:
         gap = end * (1 if before.endswith("\n") else 2)
         before = before + gap if before.strip() else end.join(["", f"# {metadata.name}", "", ""])
         after = end
-    return f"{updated[:start]}{before}{block}{after}"
+    return "".join([*front_matter, before, block, after])
 
 
 def own_text(card: str, *, where: str) -> tuple[str, str]:
     """The text of a card before and after the marks, without its metadata: what its author wrote."""
     read_metadata(card, where=where)
-    before, after = _around(card[text_start(card) :], where)
+    before, after = _around(split_card(card)[-1], where)
     return before, after or ""
 
 

@@ -16,20 +16,13 @@ from nanochat.errors import FormatError, InputError
 from nanochat.publish.licence import licence_fields
 from nanochat.publish.options import Evaluation
 
-__all__ = [
-    "HELD_OUT",
-    "Metadata",
-    "newline",
-    "read_metadata",
-    "text_start",
-    "update_metadata",
-]
+__all__ = ["HELD_OUT", "Metadata", "newline", "read_metadata", "split_card", "update_metadata"]
 
 # The result that a training run measures, and that goes with the run; its value is the run's.
 HELD_OUT = Evaluation(metric="bits per byte", value=math.nan, dataset="held-out text")
-# As the Hub finds it: between two lines of three dashes, the first before anything else.
+# As the Hub finds it: between two lines of three dashes, the first before anything else; it may be missing.
 _FRONT_MATTER = re.compile(
-    r"([\s\ufeff]*---[ \t]*\r?\n)(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+    r"(?:([\s\ufeff]*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z)))?", re.DOTALL | re.MULTILINE
 )
 _FIX = "correct it at the Hub or in the file, or remove the lines between and with the two ---"
 
@@ -60,10 +53,18 @@ class Metadata:
     evaluations: Sequence[Evaluation] = ()
 
 
-def text_start(card: str) -> int:
-    """Where the text begins that follows the metadata."""
+def split_card(card: str) -> tuple[str, str, str, str]:
+    r"""The line that opens the metadata, they themselves, the line that closes them, and the text that follows.
+
+    Examples
+    --------
+    >>> split_card("---\nlicense: mit\n---\n# Title"), split_card("# Title")
+    (('---\n', 'license: mit\n', '---\n', '# Title'), ('', '', '', '# Title'))
+    """
     found = _FRONT_MATTER.match(card)
-    return 0 if found is None else found.end()
+    assert found is not None
+    opening, lines, closing = found.groups(default="")
+    return opening, lines, closing, card[found.end() :]
 
 
 def newline(text: str) -> str:
@@ -74,9 +75,9 @@ def newline(text: str) -> str:
 
 def read_metadata(card: str, *, where: str) -> dict[str, Any]:
     """The metadata of a card, which is `where` for errors; empty if it has none."""
-    found = _FRONT_MATTER.match(card)
+    _, lines, _, _ = split_card(card)
     try:
-        values = yaml.load(found[2] if found else "", _Loader)
+        values = yaml.load(lines, _Loader)
     # A date of the 31st of February is found by the calendar only, and depth by the stack.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise FormatError(
@@ -94,12 +95,12 @@ def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
     if updated == there:
         return card
     end = newline(card)
+    opening, _, closing, text = split_card(card)
+    if not opening:
+        opening = closing = f"---{end}"
+        text = end + text if text and not text.startswith(("\n", "\r")) else text
     lines = yaml.safe_dump(updated, sort_keys=False, allow_unicode=True, line_break=end)
-    found = _FRONT_MATTER.match(card)
-    if found is not None:
-        return f"{card[: found.start(2)]}{lines}{card[found.end(2) :]}"
-    gap = end if card and not card.startswith(("\n", "\r")) else ""
-    return f"---{end}{lines}---{end}{gap}{card}"
+    return f"{opening}{lines}{closing}{text}"
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
