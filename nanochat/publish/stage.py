@@ -24,12 +24,7 @@ from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named
 from nanochat.export.verify import verify_model
 from nanochat.files import exists, own_file, read_bytes, require_file
 from nanochat.proof.manifest import NAME, read_manifest, write_manifest
-from nanochat.publish.licence import (
-    LICENCE_FILES,
-    choose_licence,
-    find_licence_file,
-    hub_name,
-)
+from nanochat.publish.licence import LICENCE_FILES, choose_licence, find_licence_file, hub_name
 from nanochat.publish.options import PushOptions
 from nanochat.publish.training_log import RECIPE, Training, read_training
 
@@ -223,8 +218,7 @@ def _verify(model: Original, path: Path, options: PushOptions) -> tuple[str, flo
     """Check a model's files and record on the first backend, and a graph as one: what ran it, and the largest error."""
     # Any other backend takes the weights out of a graph, and does not see what it does with them.
     graph = backends.GRAPHS if model.form.layout.is_graph else ()
-    first = options.backends[:1] or (() if graph else ("auto",))
-    for backend in dict.fromkeys([*first, *graph]):
+    for backend in dict.fromkeys([*options.backends[:1], *graph]) or ["auto"]:
         verified = verify_model(path, backend=backend)
     if verified.golden is None:
         raise FormatError(
