@@ -22,14 +22,7 @@ from nanochat.publish.stage import (
     require_publishable,
     stage_repositories,
 )
-from nanochat.publish.upload import (
-    Present,
-    read_present,
-    require_login,
-    require_unmixed,
-    stale_files,
-    upload,
-)
+from nanochat.publish.upload import Present, read_present, require_login, stale_files, upload
 from nanochat.zoo.hub import is_repo
 
 __all__ = ["Published", "push_model", "repositories", "require_ready"]
@@ -129,7 +122,7 @@ def require_ready(
     repos = repositories(repo, options)
     if not dry_run:
         require_login(repo, options)
-    present = dict.fromkeys(repos, Present())
+    present = {}
     for name in repos:
         try:
             present[name] = read_present(name, options)
@@ -137,9 +130,9 @@ def require_ready(
             if not dry_run:
                 raise
             _LOGGER.warning("%s; what is shown is what a new repository would get", error)
-    for name, here in present.items():
+            present[name] = Present()
         own = card if name == repo else b""
-        require_updatable(name, options, here, licence=licence, card=own)
+        require_updatable(name, options, present[name], licence=licence, card=own)
     return present
 
 
@@ -164,8 +157,7 @@ def _with_card(
     repo, folder = repository.repo, repository.folder
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {CARD: 0, **{p.relative_to(folder).as_posix(): p.stat().st_size for p in paths}}
-    deleted = stale_files(present, files)
-    require_unmixed(repo, present, files, deleted)
+    deleted = stale_files(repo, present, files)
     text = describe(repository, options, present, licence=licence)
     # A new file: the old one may be the user's own, by a link.
     (folder / CARD).unlink(missing_ok=True)

@@ -24,14 +24,7 @@ from nanochat.publish.options import PushOptions
 from nanochat.tensors import is_weights
 from nanochat.zoo.client import LOGIN, client, hub_errors
 
-__all__ = [
-    "Present",
-    "read_present",
-    "require_login",
-    "require_unmixed",
-    "stale_files",
-    "upload",
-]
+__all__ = ["Present", "read_present", "require_login", "stale_files", "upload"]
 
 _MAIN = "main"
 _MAX_BYTES = 64 * 2**20
@@ -104,37 +97,32 @@ def read_present(repo: str, options: PushOptions) -> Present:
         )
 
 
-def stale_files(present: Present, staged: Collection[str]) -> list[str]:
-    """Files that a ``nanochat.json`` names which is replaced, and that are not staged anew; all others stay."""
+def stale_files(repo: str, present: Present, staged: Collection[str]) -> list[str]:
+    """Files that a ``nanochat.json`` names which is replaced, and that are not staged anew; all others stay.
+
+    What stays is refused if it would be read as a part of the new model, and told of if it is another format's.
+    """
     named: set[str] = set()
     for place, content in present.manifests.items():
         if place in staged:
             named |= _named(place, content)
     # Names are those of files there, exactly, whatever else a manifest may say.
     stale = (named & set(present.files)) - set(staged)
+    # Weights are opened by their names alone.
+    folders = {path.parent for path in map(PurePosixPath, staged) if is_weights(path.name)}
     for name in sorted(set(present.files) - set(staged) - stale):
-        if name in present.manifests or name.endswith(".gguf"):
-            _LOGGER.warning(
-                "%s of the repository is of an earlier push, and stays: push that format, too, or delete it",
-                PurePosixPath(name).parent if name in present.manifests else name,
-            )
-    return sorted(stale)
-
-
-def require_unmixed(
-    repo: str, present: Present, staged: Collection[str], deleted: Collection[str]
-) -> None:
-    """Refuse to put weights beside others that would be read with them."""
-    paths = {name: PurePosixPath(name) for name in {*staged, *present.files}}
-    # Opened by their names alone, so that a second one would be taken for a part of the first.
-    weights = {name for name, path in paths.items() if is_weights(path.name)}
-    folders = {paths[name].parent for name in weights & set(staged)}
-    for name in sorted(weights - set(staged) - set(deleted)):
-        if paths[name].parent in folders:
+        path = PurePosixPath(name)
+        if is_weights(path.name) and path.parent in folders:
             raise InputError(
                 f"{repo} holds {name}, which no {NAME} there names, and which would be read as a part of the new "
                 f"model: delete it (`hf repos delete-files {repo} {name}`), or choose another repository or branch"
             )
+        if name in present.manifests or name.endswith(".gguf"):
+            _LOGGER.warning(
+                "%s of the repository is of an earlier push, and stays: push that format, too, or delete it",
+                path.parent if name in present.manifests else name,
+            )
+    return sorted(stale)
 
 
 def upload(

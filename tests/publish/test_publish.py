@@ -344,14 +344,14 @@ def test_a_manifest_at_the_hub_cannot_name_files_elsewhere(content: bytes) -> No
         files={"x", "onnx/x", "onnx/nanochat.json"}, manifests={"onnx/nanochat.json": content}
     )
 
-    assert stale_files(present, ["onnx/nanochat.json"]) == []
+    assert stale_files(REPO, present, ["onnx/nanochat.json"]) == []
 
 
 def test_what_an_earlier_push_left_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     files = {"old.gguf", "mlx/nanochat.json", "nanochat.json", "mlx/x"}
     manifests = {"nanochat.json": b'{"files": {}}', "mlx/nanochat.json": b'{"files": {"x": 0}}'}
 
-    assert stale_files(Present(files=files, manifests=manifests), ["nanochat.json"]) == []
+    assert stale_files(REPO, Present(files=files, manifests=manifests), ["nanochat.json"]) == []
 
     assert "mlx of the repository is of an earlier push, and stays" in caplog.text
     assert "old.gguf of the repository is of an earlier push, and stays" in caplog.text
