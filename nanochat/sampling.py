@@ -1,10 +1,9 @@
-"""This file holds the choice of the next token: the settings, the sampler, and strings that stop a text.
+"""This file holds the choice of the next token: the settings, the sampler of a row, and strings that stop a text.
 
-A sampler sees float32 logits and nothing else, so it works alike for every backend. With the same seed it
-also *picks* alike: the filters run in float64, ties go to the lower token id, and each token has a random
-number of its own, which depends on the seed, the step and the token's id only.
+A sampler knows what its sequence has held so far, and says what the next draw depends on; the draw itself is an
+operation of backends, which `nanochat.draws` defines.
 
-Legend: V vocabulary, the number of tokens that the model knows.
+Legend: V vocabulary, the number of tokens that may be drawn.
 """
 
 from collections.abc import Sequence
@@ -13,9 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.errors import InputError, NumericError, ShapeError
+from nanochat.draws import Draws, sample
+from nanochat.errors import InputError, ShapeError
 
-__all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers"]
+__all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
+
+# Seeds have 63 bits, since kernels keep them in int64.
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +80,24 @@ class Sampling:
                 "top_p=0.0 keeps no token; it must be above 0: pass temperature=0.0 for greedy choice"
             )
         _check_number("min_p", self.min_p, 0.0, 1.0, "0.0 switches it off")
-        _check_integer("seed", self.seed, 2**63 - 1, "any integer of that range will do")
+        _check_integer("seed", self.seed, _SEEDS - 1, "any integer of that range will do")
 
 
 class Sampler:
-    """The choice of tokens for one sequence; the repetition penalty counts those of `prompt_ids` as seen.
+    """What the choice of tokens depends on, for one sequence.
+
+    The repetition penalty counts the tokens of `prompt_ids` as seen, and those that `push` was told of. Without it, a
+    sampler keeps no record of tokens.
+
+    Parameters
+    ----------
+    with_logprob : bool
+        Whether draws shall give the log-probability of the token, too.
+
+    Attributes
+    ----------
+    seed, position : int
+        What the random numbers of the next draw depend on; the position is the number of tokens that were pushed.
 
     Examples
     --------
@@ -90,62 +106,91 @@ class Sampler:
     1
     """
 
-    def __init__(self, settings: Sampling, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, settings: Sampling, prompt_ids: Sequence[int] = (), *, with_logprob: bool = False
+    ) -> None:
         self.settings = settings
-        # Each step draws V numbers, whatever the filters keep, so no choice shifts the draws of a later one.
-        self._uniform = np.random.Generator(np.random.Philox(key=settings.seed))
-        self._seen = {int(token) for token in prompt_ids}
-        if self._seen and min(self._seen) < 0:
+        self.with_logprob = with_logprob
+        self.seed = settings.seed
+        self.position = 0
+        self._draws: Draws | None = None
+        # By token id: its place in the arrays of adjustments.
+        self._places: dict[int, int] = {}
+        self._ids = np.zeros(8, np.int32)
+        self._factors = np.zeros(8, np.float32)
+        self._addends = np.zeros(8, np.float32)
+        seen = {int(token) for token in prompt_ids}
+        if seen and min(seen) < 0:
             raise InputError(
-                f"prompt id {min(self._seen)} is negative; token ids start at 0: "
+                f"prompt id {min(seen)} is negative; token ids start at 0: "
                 "pass the ids that the model's own tokenizer returns"
             )
-        self._highest_prompt_id = max(self._seen, default=-1)
+        self._highest = max(seen, default=-1)
+        if settings.repetition_penalty != 1.0:
+            for token in seen:
+                self._see(token)
 
     def next(self, logits: NDArray[np.float32]) -> int:
-        """Return the chosen token's id, and count the token as seen; `logits`, (V,), are read, not changed."""
-        self._check_logits(logits)
+        """Return the chosen token's id, and count the token; `logits`, (V,), are read, not changed.
 
-        scores = self._penalized(logits.astype(np.float64))
-        if self.settings.temperature == 0.0:
-            token = int(np.argmax(scores))
-        else:
-            ids, weights = _support(scores, self.settings)
-            token = int(ids[_race(weights, self._uniform.random(scores.size)[ids])])
-
-        self._seen.add(token)
-        return token
-
-    def _check_logits(self, logits: NDArray[np.float32]) -> None:
+        The draw is NumPy's. `Ops.sample` of a backend chooses the same for all rows of a batch at once.
+        """
         if logits.ndim != 1 or logits.size == 0:
             raise ShapeError(
                 f"logits have shape {logits.shape}, but a sampler chooses from one row of shape (V,): "
                 "pass logits[row] and use one sampler per row"
             )
-        finite = np.isfinite(logits)
-        if not finite.all():
-            token = int(np.argmin(finite))
-            raise NumericError(
-                f"the logit of token {token} is {logits[token]}, but logits must be finite: "
-                "look for an overflow in the weights or in the backend that computed them"
-            )
-        if self._highest_prompt_id >= logits.size:
+        if self._draws is None or self._draws.vocab_size != logits.size:
+            self._draws = Draws.greedy(1, vocab_size=logits.size)
+        self.fill(self._draws, 0)
+        token = int(sample(logits[None], self._draws).tokens[0])
+        self.push(token)
+        return token
+
+    def fill(self, draws: Draws, row: int) -> None:
+        """Write into a row of `draws` what the next token depends on.
+
+        Raises
+        ------
+        InputError
+            If an id of the prompt is outside the vocabulary.
+        """
+        if self._highest >= draws.vocab_size:
             raise InputError(
-                f"prompt id {self._highest_prompt_id} is not below the vocabulary of {logits.size} tokens: "
+                f"prompt id {self._highest} is not below the vocabulary of {draws.vocab_size} tokens: "
                 "pass the ids that the model's own tokenizer returns"
             )
+        count = len(self._places)
+        draws.num_adjusted[row] = count
+        draws.adjusted[row, :count] = self._ids[:count]
+        draws.factors[row, :count] = self._factors[:count]
+        draws.addends[row, :count] = self._addends[:count]
+        draws.temperature[row] = self.settings.temperature
+        draws.top_k[row] = self.settings.top_k
+        draws.top_p[row] = self.settings.top_p
+        draws.min_p[row] = self.settings.min_p
+        draws.seed[row] = self.seed
+        draws.position[row] = self.position
+        draws.with_logprob[row] = self.with_logprob
 
-    def _penalized(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        penalty = self.settings.repetition_penalty
-        if penalty != 1.0:
-            ids = np.fromiter(self._seen, dtype=np.intp, count=len(self._seen))
-            seen = scores[ids]
-            scores[ids] = np.where(seen > 0.0, seen / penalty, seen * penalty)
-        return scores
+    def push(self, token: int) -> None:
+        """Count a token that continues the sequence: the one that was drawn, or another that took its place."""
+        self.position += 1
+        if self.settings.repetition_penalty != 1.0:
+            self._see(token)
+
+    def _see(self, token: int) -> None:
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            self._ids, self._factors, self._addends = (
+                np.concatenate([array, np.zeros_like(array)])
+                for array in (self._ids, self._factors, self._addends)
+            )
+        self._ids[place], self._factors[place] = token, self.settings.repetition_penalty
 
 
 def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list[Sampler]:
-    """Return one sampler per row of a batch; row i draws with ``settings.seed + i``.
+    """Return one sampler per row of a batch; row i draws with ``settings.seed + i``, modulo 2**63.
 
     A row's tokens therefore do not depend on the rows beside it.
 
@@ -155,9 +200,28 @@ def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list
     [5, 6]
     """
     return [
-        Sampler(replace(settings, seed=settings.seed + row), prompt_ids)
+        Sampler(replace(settings, seed=(settings.seed + row) % _SEEDS), prompt_ids)
         for row, prompt_ids in enumerate(prompts)
     ]
+
+
+def fill_draws(draws: Draws, samplers: Sequence[Sampler]) -> None:
+    """Write into the first rows of `draws` what the next tokens of `samplers` depend on.
+
+    The other rows, if there are fewer samplers, take their largest logit, which costs least.
+
+    Examples
+    --------
+    >>> draws = Draws.greedy(4, vocab_size=9)
+    >>> fill_draws(draws, batch_samplers(Sampling(temperature=0.5), [[1], [2, 3]]))
+    >>> draws.temperature.tolist()
+    [0.5, 0.5, 0.0, 0.0]
+    """
+    for row, sampler in enumerate(samplers):
+        sampler.fill(draws, row)
+    draws.temperature[len(samplers) :] = 0.0
+    draws.num_adjusted[len(samplers) :] = 0
+    draws.with_logprob[len(samplers) :] = False
 
 
 class StopStrings:
@@ -215,64 +279,9 @@ def _check_number(name: str, value: float, low: float, high: float, fix: str) ->
         raise InputError(f"{name}={value!r} is not a number from {low:g} to {high:g}: {fix}")
 
 
-def _check_integer(name: str, value: int, high: int, fix: str) -> None:
+def _check_integer(name: str, value: object, high: int, fix: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
         raise InputError(f"{name}={value!r} is not an integer from 0 to {high}: {fix}")
-
-
-def _support(
-    scores: NDArray[np.float64], settings: Sampling
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the ids that survive the filters, ascending, and their unnormalized probabilities."""
-    ids = np.arange(scores.size)
-    if 0 < settings.top_k < scores.size:
-        ids = _most_probable(scores, settings.top_k)
-
-    # A tiny temperature sends all but the largest to minus infinity, hence to probability 0.
-    with np.errstate(over="ignore"):
-        weights = np.exp((scores[ids] - scores[ids].max()) / settings.temperature)
-
-    if settings.top_p < 1.0:
-        kept = _nucleus(weights, settings.top_p)
-        ids, weights = ids[kept], weights[kept]
-    # The largest weight is exp(0) = 1, so every filter keeps it. A weight below 1e-300 never wins, and a
-    # race would overflow on it: the longest time is 53 * log(2).
-    kept = np.flatnonzero(weights >= max(settings.min_p, 1e-300))
-    return ids[kept], weights[kept]
-
-
-def _most_probable(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Return the indices of the `count` largest scores, ascending; of equal ones, the first."""
-    least = np.partition(scores, scores.size - count)[scores.size - count]
-    above = np.flatnonzero(scores > least)
-    equal = np.flatnonzero(scores == least)[: count - above.size]
-    return np.sort(np.concatenate([above, equal]))
-
-
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """Return the indices of the fewest largest weights that hold `top_p` of the sum, ascending."""
-    total = weights.sum()
-    # Sorting V weights is the slowest step. The weights below this bound sum to less than 1 - top_p of
-    # the total, hence the nucleus lies among the others: often a hundred of 50,000.
-    candidates = np.flatnonzero(weights >= (1.0 - top_p) * total / weights.size)
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    count = int(np.searchsorted(np.cumsum(weights[order]), top_p * total)) + 1
-    return np.sort(order[:count])
-
-
-def _race(weights: NDArray[np.float64], uniform: NDArray[np.float64]) -> int:
-    """Return index i with probability ``weights[i] / sum(weights)``.
-
-    Token i arrives after an exponential time of rate ``weights[i]``, and the first one wins: the Gumbel-max
-    trick [1]_ without its second logarithm. If the logits of 4,096 tokens differ by 1e-5 between two backends,
-    the picks differ in fewer than 1 step of 50,000. With a single uniform number and the running sum of the
-    weights it is 1 of 2,000, because the differences add up along the sum.
-
-    References
-    ----------
-    .. [1] C. J. Maddison et al., "A* Sampling", 2014, section 2. arXiv:1411.0030
-    """
-    return int(np.argmin(-np.log1p(-uniform) / weights))
 
 
 def _overlap(text: str, stop: str) -> int:

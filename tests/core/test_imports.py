@@ -32,7 +32,7 @@ ROWS = (
     ("cost", "init", "sampling", "tensors", "text"),
     ("model", "rows"),
     ("ops",),
-    ("shapes",),
+    ("draws", "shapes"),
     ("presets", "ternary", "weights"),
     ("config", "files"),
     ("errors",),

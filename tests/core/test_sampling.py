@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nanochat.draws import Draws, sample
 from nanochat.errors import InputError, NumericError, ShapeError
-from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers
+from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers, fill_draws
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -195,7 +196,7 @@ def test_the_tokens_of_a_seed_are_those_of_every_machine() -> None:
     rows = np.random.default_rng(0).standard_normal((8, 97)).astype(np.float32)
     sampler = Sampler(Sampling(temperature=0.7, top_k=40, top_p=0.95, seed=2026), [1, 2, 3])
 
-    assert [sampler.next(row) for row in rows] == [67, 67, 85, 8, 34, 19, 50, 77]
+    assert [sampler.next(row) for row in rows] == [95, 67, 25, 70, 49, 44, 70, 85]
 
 
 def test_filters_do_not_shift_the_draws_of_later_steps() -> None:
@@ -282,6 +283,38 @@ def test_row_i_of_a_batch_draws_with_the_seed_plus_i() -> None:
 
     alone = Sampler(Sampling(seed=11), prompts[1])
     assert [batch[1].next(row) for row in rows] == [alone.next(row) for row in rows]
+
+
+def test_rows_of_draws_are_what_each_sampler_would_draw() -> None:
+    logits = np.random.default_rng(0).standard_normal((3, 97)).astype(np.float32)
+    how = Sampling(seed=10, repetition_penalty=3.0, top_p=0.9)
+    prompts = [[1], list(range(40)), []]
+    batch, alone = batch_samplers(how, prompts), batch_samplers(how, prompts)
+    draws = Draws.greedy(5, vocab_size=97)
+    rows = np.concatenate([logits, logits[:2]])
+
+    for _ in range(20):
+        fill_draws(draws, batch)
+        tokens = sample(rows, draws).tokens
+        for sampler, token in zip(batch, tokens[:3], strict=True):
+            sampler.push(int(token))
+
+        expected = [sampler.next(row) for sampler, row in zip(alone, logits, strict=True)]
+        assert tokens.tolist() == [*expected, *logits[:2].argmax(1)]
+
+
+def test_a_sampler_asks_for_log_probabilities_when_it_is_told_to() -> None:
+    draws = Draws.greedy(3, vocab_size=5)
+
+    fill_draws(draws, [Sampler(Sampling()), Sampler(Sampling(), with_logprob=True)])
+
+    assert draws.with_logprob.tolist() == [False, True, False]
+
+
+def test_a_seed_beyond_the_last_goes_on_with_the_first() -> None:
+    batch = batch_samplers(Sampling(seed=2**63 - 1), [[], []])
+
+    assert [sampler.seed for sampler in batch] == [2**63 - 1, 0]
 
 
 def streamed(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
