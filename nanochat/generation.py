@@ -5,7 +5,7 @@
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -46,8 +46,10 @@ class GenerationOptions(TypedDict, total=False):
         Texts for each prompt, which is read once; 1. Row i of the result is text ``i % n`` of prompt ``i // n``.
     temperature : float
         0.0 always takes the most probable token; 0.0.
-    top_k, top_p, min_p, repetition_penalty : int or float
+    top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty : int or float
         See `nanochat.sampling.Sampling`; off.
+    logit_bias : mapping of int to float
+        What is added to the logits of these tokens; nothing.
     stop : str or sequence of str
         Strings that end the text and are not part of it; none, as with None.
     seed : int, sequence of int, or None
@@ -62,6 +64,9 @@ class GenerationOptions(TypedDict, total=False):
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
     stop: str | Sequence[str] | None
     seed: int | Sequence[int] | None
 
@@ -92,6 +97,9 @@ def read_options(options: GenerationOptions) -> tuple[Sampling, tuple[str, ...]]
     count_of(options.get("max_tokens", _MAX_TOKENS), "max_tokens", None)
     sampling = Sampling(
         repetition_penalty=options.get("repetition_penalty", 1.0),
+        presence_penalty=options.get("presence_penalty", 0.0),
+        frequency_penalty=options.get("frequency_penalty", 0.0),
+        logit_bias=options.get("logit_bias", {}),
         temperature=options.get("temperature", 0.0),
         top_k=options.get("top_k", 0),
         top_p=options.get("top_p", 1.0),

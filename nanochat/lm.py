@@ -254,7 +254,7 @@ class Model:
         prompt : str or list of str
             Special tokens' names in it are ordinary text.
         **options : GenerationOptions
-            `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop` and `seed`; see
+            `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, penalties, `logit_bias`, `stop` and `seed`; see
             `nanochat.generation.GenerationOptions`. Without any, the most probable tokens are taken.
 
         Raises

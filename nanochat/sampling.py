@@ -6,8 +6,9 @@ operation of backends, which `nanochat.draws` defines.
 Legend: V vocabulary, the number of tokens that may be drawn.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,25 +31,31 @@ class Sampling:
     repetition_penalty : float
         Logits of tokens that the sequence already holds are divided by this if positive and multiplied if
         negative [1]_; from 0.1 to 10, and 1.0 is off.
+    presence_penalty, frequency_penalty : float
+        Subtracted from the logits of tokens that have been generated: the one once, the other as often as the token
+        was [2]_; from -2 to 2, and 0.0 is off.
+    logit_bias : mapping of int to float
+        What is added to the logits of these token ids, from -100 to 100 [2]_.
     temperature : float
         Logits are divided by this; 0.0 picks the most probable token and skips all that follows.
     top_k : int
         Keep this many of the most probable tokens; 0 is off.
     top_p : float
-        Of those, keep the fewest most probable tokens whose probabilities sum to at least this [2]_;
+        Of those, keep the fewest most probable tokens whose probabilities sum to at least this [3]_;
         1.0 is off.
     min_p : float
-        Of those, keep tokens at least this fraction as probable as the most probable one [3]_; 0.0 is off.
-    seed : int
-        The same seed gives the same tokens; from 0 to 2**63 - 1.
+        Of those, keep tokens at least this fraction as probable as the most probable one [4]_; 0.0 is off.
+    seed : int, optional
+        The same seed gives the same tokens; from 0 to 2**63 - 1. None draws one, which the attribute then holds.
 
     References
     ----------
     .. [1] N. S. Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable
        Generation", 2019, section 4.1. arXiv:1909.05858
-    .. [2] A. Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, section 3.1.
+    .. [2] OpenAI, API reference, "Create chat completion". vLLM computes the same.
+    .. [3] A. Holtzman et al., "The Curious Case of Neural Text Degeneration", 2019, section 3.1.
        arXiv:1904.09751
-    .. [3] M. Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs",
+    .. [4] M. Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs",
        2024, section 3. arXiv:2407.01082
 
     Examples
@@ -58,20 +65,29 @@ class Sampling:
     """
 
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    # A mapping has no hash.
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             # A number of NumPy becomes Python's.
             if isinstance(value, np.number):
                 object.__setattr__(self, name, value.item())
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbelow(_SEEDS))
+        object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         _check_number(
             "repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1.0 switches it off"
         )
+        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0, "0.0 switches it off")
+        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0.0 switches it off")
         _check_number("temperature", self.temperature, 0.0, 1e6, "0.0 is greedy, 0.8 is usual")
         _check_integer("top_k", self.top_k, 2**31 - 1, "0 switches it off")
         _check_number("top_p", self.top_p, 0.0, 1.0, "1.0 switches it off")
@@ -86,8 +102,8 @@ class Sampling:
 class Sampler:
     """What the choice of tokens depends on, for one sequence.
 
-    The repetition penalty counts the tokens of `prompt_ids` as seen, and those that `push` was told of. Without it, a
-    sampler keeps no record of tokens.
+    The repetition penalty counts the tokens of `prompt_ids` as seen; the other penalties count those that `push` was
+    told of. A sampler without penalties keeps no record of tokens.
 
     Parameters
     ----------
@@ -109,23 +125,28 @@ class Sampler:
     def __init__(
         self, settings: Sampling, prompt_ids: Sequence[int] = (), *, with_logprob: bool = False
     ) -> None:
+        assert settings.seed is not None
         self.settings = settings
         self.with_logprob = with_logprob
-        self.seed = settings.seed
+        self.seed: int = settings.seed
         self.position = 0
         self._draws: Draws | None = None
         # By token id: its place in the arrays of adjustments.
         self._places: dict[int, int] = {}
-        self._ids = np.zeros(8, np.int32)
+        self._counts: dict[int, int] = {}
+        self._ids = np.zeros(8, np.int64)
         self._factors = np.zeros(8, np.float32)
         self._addends = np.zeros(8, np.float32)
         seen = {int(token) for token in prompt_ids}
-        if seen and min(seen) < 0:
-            raise InputError(
-                f"prompt id {min(seen)} is negative; token ids start at 0: "
-                "pass the ids that the model's own tokenizer returns"
-            )
-        self._highest = max(seen, default=-1)
+        _require_not_negative("prompt id", min(seen, default=0))
+        # What a vocabulary must be larger than: a backend's kernel checks no id.
+        self._highest = {
+            "prompt id": max(seen, default=-1),
+            "logit_bias id": max(settings.logit_bias, default=-1),
+            "pushed id": -1,
+        }
+        for token in settings.logit_bias:
+            self._adjust(token)
         if settings.repetition_penalty != 1.0:
             for token in seen:
                 self._see(token)
@@ -153,13 +174,14 @@ class Sampler:
         Raises
         ------
         InputError
-            If an id of the prompt is outside the vocabulary.
+            If an id of the prompt, of `logit_bias` or of a pushed token is outside the vocabulary.
         """
-        if self._highest >= draws.vocab_size:
-            raise InputError(
-                f"prompt id {self._highest} is not below the vocabulary of {draws.vocab_size} tokens: "
-                "pass the ids that the model's own tokenizer returns"
-            )
+        for what, token in self._highest.items():
+            if token >= draws.vocab_size:
+                raise InputError(
+                    f"{what} {token} is not below the vocabulary of {draws.vocab_size} tokens: "
+                    "pass the ids that the model's own tokenizer returns"
+                )
         count = len(self._places)
         draws.num_adjusted[row] = count
         draws.adjusted[row, :count] = self._ids[:count]
@@ -175,18 +197,36 @@ class Sampler:
 
     def push(self, token: int) -> None:
         """Count a token that continues the sequence: the one that was drawn, or another that took its place."""
+        _require_not_negative("pushed id", token)
+        self._highest["pushed id"] = max(token, self._highest["pushed id"])
         self.position += 1
-        if self.settings.repetition_penalty != 1.0:
+        settings = self.settings
+        if settings.repetition_penalty != 1.0:
             self._see(token)
+        if settings.presence_penalty or settings.frequency_penalty:
+            self._counts[token] = self._counts.get(token, 0) + 1
+            self._adjust(token)
 
     def _see(self, token: int) -> None:
+        # In two steps: the first may replace the array.
+        place = self._adjust(token)
+        self._factors[place] = self.settings.repetition_penalty
+
+    def _adjust(self, token: int) -> int:
+        """Compute what is added to the logit of a token; its place."""
+        settings = self.settings
         place = self._places.setdefault(token, len(self._places))
         if place == len(self._ids):
             self._ids, self._factors, self._addends = (
                 np.concatenate([array, np.zeros_like(array)])
                 for array in (self._ids, self._factors, self._addends)
             )
-        self._ids[place], self._factors[place] = token, self.settings.repetition_penalty
+        if not self._factors[place]:
+            self._ids[place], self._factors[place] = token, 1.0
+        bias, count = settings.logit_bias.get(token, 0.0), self._counts.get(token, 0)
+        penalty = settings.presence_penalty * (count > 0) + settings.frequency_penalty * count
+        self._addends[place] = bias - penalty
+        return place
 
 
 def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list[Sampler]:
@@ -199,6 +239,7 @@ def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list
     >>> [sampler.settings.seed for sampler in batch_samplers(Sampling(seed=5), [[1], [2, 3]])]
     [5, 6]
     """
+    assert settings.seed is not None
     return [
         Sampler(replace(settings, seed=(settings.seed + row) % _SEEDS), prompt_ids)
         for row, prompt_ids in enumerate(prompts)
@@ -273,6 +314,14 @@ class StopStrings:
         return held
 
 
+def _require_not_negative(what: str, token: int) -> None:
+    if token < 0:
+        raise InputError(
+            f"{what} {token} is negative; token ids start at 0: "
+            "pass the ids that the model's own tokenizer returns"
+        )
+
+
 def _check_number(name: str, value: float, low: float, high: float, fix: str) -> None:
     # A NaN fails the comparison, whichever way it is written.
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -282,6 +331,27 @@ def _check_number(name: str, value: float, low: float, high: float, fix: str) ->
 def _check_integer(name: str, value: object, high: int, fix: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
         raise InputError(f"{name}={value!r} is not an integer from 0 to {high}: {fix}")
+
+
+def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InputError(
+            f"logit_bias={bias!r:.80} is no mapping of token ids to numbers: pass for example {{42: -100.0}}"
+        )
+    checked: dict[int, float] = {}
+    for token, value in bias.items():
+        number = value.item() if isinstance(value, np.number) else value
+        _check_integer(
+            "a token id of logit_bias",
+            int(token) if isinstance(token, np.integer) else token,
+            2**31 - 1,
+            "pass ids of the model's own tokenizer",
+        )
+        _check_number(
+            f"logit_bias[{token}]", number, -100.0, 100.0, "-100 bans a token, 100 forces it"
+        )
+        checked[int(token)] = number
+    return checked
 
 
 def _overlap(text: str, stop: str) -> int:

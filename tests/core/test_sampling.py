@@ -1,6 +1,9 @@
+import pickle
 import re
+from copy import deepcopy
 from itertools import pairwise
 from math import nan
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +49,16 @@ def support(row: NDArray[np.float32], how: Sampling, draws: int = 300) -> set[in
         pytest.param(
             {"repetition_penalty": 0.0}, "repetition_penalty=0.0 is not", id="zero penalty"
         ),
+        pytest.param(
+            {"presence_penalty": 2.5}, "presence_penalty=2.5 is not a number from -2", id="presence"
+        ),
+        pytest.param(
+            {"frequency_penalty": nan}, "frequency_penalty=nan is not", id="nan frequency"
+        ),
+        pytest.param({"logit_bias": [1]}, "logit_bias=[1] is no mapping", id="list of biases"),
+        pytest.param({"logit_bias": {1: 101}}, "logit_bias[1]=101 is not a number", id="bias"),
+        pytest.param({"logit_bias": {-1: 0.0}}, "logit_bias=-1 is not", id="negative token"),
+        pytest.param({"logit_bias": {"5": 1.0}}, "logit_bias='5' is not", id="text for a token"),
         pytest.param({"seed": -1}, "seed=-1 is not an integer from 0", id="negative seed"),
         pytest.param({"seed": 2**63}, "is not an integer from 0", id="huge seed"),
     ],
@@ -234,6 +247,109 @@ def test_a_repetition_penalty_divides_positive_and_multiplies_negative_logits() 
     assert (positive, negative) == ([2, 0], 1)
 
 
+def penalized(
+    logits: NDArray[np.float32], how: Sampling, prompt: list[int], answer: list[int]
+) -> int:
+    """Return the greedy token by the definitions of vLLM and OpenAI, token by token in float64."""
+    scores = [float(logit) for logit in logits]
+    for token in range(len(scores)):
+        if token in prompt or token in answer:
+            scores[token] *= (
+                1 / how.repetition_penalty if scores[token] > 0 else how.repetition_penalty
+            )
+        count = answer.count(token)
+        scores[token] -= how.presence_penalty * (count > 0) + how.frequency_penalty * count
+        scores[token] += how.logit_bias.get(token, 0.0)
+    return scores.index(max(scores))
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        pytest.param({"presence_penalty": 0.3}, id="presence"),
+        pytest.param({"frequency_penalty": 0.2}, id="frequency"),
+        pytest.param({"frequency_penalty": -0.4, "presence_penalty": 1.0}, id="rewards"),
+        pytest.param({"logit_bias": {3: 1.5, 11: -0.5}}, id="bias"),
+        pytest.param(
+            {
+                "repetition_penalty": 1.3,
+                "presence_penalty": 0.4,
+                "frequency_penalty": 0.3,
+                "logit_bias": {0: 0.7, 12: 1.0},
+            },
+            id="all",
+        ),
+    ],
+)
+def test_penalties_are_those_of_a_slow_computation(penalties: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    how = Sampling(temperature=0.0, **penalties)
+    prompt = [0, 5, 5, 9]
+    sampler = Sampler(how, prompt)
+    logits = rng.standard_normal(13).astype(np.float32)
+
+    answer: list[int] = []
+    for _ in range(60):
+        expected = penalized(logits, how, prompt, answer)
+        answer.append(sampler.next(logits))
+        assert answer[-1] == expected
+
+
+def test_tokens_of_the_prompt_have_no_presence() -> None:
+    how = Sampling(temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
+
+    assert Sampler(how, prompt_ids=[1, 1]).next(np.array([0.9, 1.0], np.float32)) == 1
+
+
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [
+        pytest.param({1: -100.0}, {0, 2}, id="banned"),
+        pytest.param({1: 100.0}, {1}, id="forced"),
+        pytest.param({np.int64(0): np.float32(-100.0), 2: -100}, {1}, id="all others banned"),
+    ],
+)
+def test_a_bias_bans_or_forces_a_token(bias: dict[int, float], expected: set[int]) -> None:
+    row = np.array([1.0, 2.0, 0.5], np.float32)
+
+    assert support(row, Sampling(temperature=1.0, logit_bias=bias)) == expected
+
+
+def test_a_bias_of_a_token_outside_the_vocabulary_is_an_error() -> None:
+    sampler = Sampler(Sampling(logit_bias={4: 1.0, 5: 1.0}))
+
+    with pytest.raises(InputError, match="logit_bias id 5 is not below the vocabulary of 5"):
+        sampler.next(np.zeros(5, np.float32))
+
+
+def test_no_seed_is_a_random_one_that_repeats_the_text() -> None:
+    rows = np.random.default_rng(0).standard_normal((50, 97)).astype(np.float32)
+    first, second = Sampling(seed=None), Sampling(seed=None)
+
+    again = Sampler(Sampling(seed=first.seed))
+
+    sampler = Sampler(first)
+    assert [again.next(row) for row in rows] == [sampler.next(row) for row in rows]
+    assert first.seed != second.seed
+
+
+def test_settings_can_be_copied_compared_and_hashed() -> None:
+    how = Sampling(logit_bias={3: 1.0})
+
+    assert pickle.loads(pickle.dumps(how)) == how == deepcopy(how)
+    assert hash(how) == hash(Sampling(logit_bias={3: 1.0}))
+    assert how != Sampling(logit_bias={3: 2.0})
+
+
+def test_a_mapping_of_biases_that_changes_later_changes_no_settings() -> None:
+    bias = {3: 1.0}
+    how = Sampling(logit_bias=bias)
+
+    bias[3] = -100.0
+
+    assert how.logit_bias == {3: 1.0}
+
+
 def test_logits_are_not_changed() -> None:
     row = np.array([4.0, -1.0, 2.5], np.float32)
 
@@ -269,9 +385,19 @@ def test_a_negative_prompt_id_is_an_error() -> None:
 
 
 def test_a_prompt_id_outside_the_vocabulary_is_an_error() -> None:
-    sampler = Sampler(Sampling(), prompt_ids=[5])
+    for how in (Sampling(), Sampling(repetition_penalty=1.1)):
+        for token in (5, 2**40):
+            with pytest.raises(InputError, match=f"prompt id {token} is not below the vocabulary"):
+                Sampler(how, prompt_ids=[token]).next(np.zeros(5, np.float32))
 
-    with pytest.raises(InputError, match="prompt id 5 is not below the vocabulary of 5 tokens"):
+
+def test_a_pushed_token_must_be_of_the_vocabulary() -> None:
+    sampler = Sampler(Sampling(presence_penalty=1.0))
+
+    with pytest.raises(InputError, match="pushed id -1 is negative"):
+        sampler.push(-1)
+    sampler.push(2**40)
+    with pytest.raises(InputError, match="is not below the vocabulary of 5 tokens"):
         sampler.next(np.zeros(5, np.float32))
 
 
