@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws
 from nanochat.weights import FeedForward, Mhc, Stored, Weights
 
 __all__ = ["Ops", "Repeats", "Slot", "Storage", "feed_forward"]
@@ -284,6 +285,23 @@ class Ops(Protocol[Array, Leaf, State]):
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         """`yes` where the mask (B, T, 1) holds, else `no`; further axes of both are broadcast on the right."""
+        ...
+
+    # The choice of tokens.
+
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
+        """Draw a token for each of M rows of logits, (..., W), as `nanochat.draws.sample` defines.
+
+        All backends pick the same from the same logits. What is given belongs to the backend: where it repeats steps,
+        the arrays of `draws` are read, and those of the result written, at each repetition.
+
+        Raises
+        ------
+        NumericError
+            If a logit of the first ``draws.vocab_size`` columns is not finite.
+        ShapeError
+            If there are not as many rows as draws, or too few columns.
+        """
         ...
 
 

@@ -26,6 +26,7 @@ from nanochat.backends.mlx.linears import (
 from nanochat.backends.mlx.state import MlxState
 from nanochat.backends.reference.ops import permutation_matrices
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves
@@ -302,6 +303,11 @@ class MlxOps:
 
     def select(self, mask: mx.array, yes: mx.array, no: mx.array) -> mx.array:
         return mx.where(mask.reshape(*mask.shape, *(1,) * (yes.ndim - mask.ndim)), yes, no)
+
+    def sample(self, logits: mx.array, draws: Draws) -> Drawn:
+        # On the host: a step there has one row of logits for each sequence and waits for its token anyway, since text
+        # and stop strings are the host's; and a draw by MLX's own functions would be another definition.
+        return sample(self.numpy(logits), draws)
 
     def _rotations(
         self, half: int, theta: float, length: int, state: MlxState | None

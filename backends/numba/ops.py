@@ -53,6 +53,7 @@ from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import permutation_matrices
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, named_leaves
@@ -774,6 +775,14 @@ class NumbaOps:
         chosen, kept, others = realize(mask), realize(yes), realize(no)
         where = chosen.reshape(chosen.shape + (1,) * (kept.ndim - chosen.ndim))
         return np.where(where, kept, others)
+
+    # The choice of tokens.
+
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
+        self._needs_python()
+        drawn = sample(realize(logits), draws)
+        end_wait()
+        return drawn
 
 
 def _dense(leaf: Leaf) -> Values:

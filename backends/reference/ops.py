@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward
 from nanochat.rows import Step, step_of_sequences
 from nanochat.weights import (
@@ -251,6 +252,9 @@ class ReferenceOps:
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         return np.where(mask.reshape(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)
+
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
+        return sample(logits, draws)
 
 
 def permutation_matrices(n: int) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from nanochat.backends.torch.linears import (
 )
 from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, feed_forward
 from nanochat.rows import Group, Step
@@ -303,6 +304,11 @@ class TorchOps:
 
     def select(self, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         return torch.where(mask.view(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Drawn:
+        # On the host: a step there has one row of logits for each sequence and waits for its token anyway, since text
+        # and stop strings are the host's; and a draw by torch's own functions would be another definition.
+        return sample(self.numpy(logits), draws)
 
 
 def cuda_is_available() -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws
 from nanochat.export.onnx.graph import Graph, Value
 from nanochat.export.onnx.leaves import Parameter, dense_product, joined
 from nanochat.export.onnx.mhc import Coefficients, dynamic_coefficients, static_coefficients
@@ -271,6 +272,9 @@ class OnnxOps(ABC):
 
     def select(self, mask: Value, yes: Value, no: Value) -> Value:
         raise _meaningless("select")
+
+    def sample(self, logits: Value, draws: Draws) -> Drawn:
+        raise _meaningless("sample")
 
 
 def _meaningless(operation: str) -> AssertionError:

@@ -1,11 +1,10 @@
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from nanochat.draws import Draws, log_sum_exp, sample, top_logprobs, uniform
 from nanochat.errors import InputError, NumericError, ShapeError
+from tests.parity.random_draws import random_draws, random_logits, rows_of
 
 # Bytes of 2**20 random numbers; each has two, its first and its last.
 SHIFTS = pytest.mark.parametrize("shift", [44, 0], ids=["first byte", "last byte"])
@@ -30,34 +29,6 @@ def deviation(counts: NDArray[np.int64]) -> float:
 def paired(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """How often each pair of half bytes comes up."""
     return np.bincount(((first >> 4) * 16 + (second >> 4)).ravel(), minlength=256)
-
-
-def random_draws(rows: int, vocab_size: int, rng: np.random.Generator) -> Draws:
-    """Rows of different settings."""
-    draws = Draws.greedy(rows, vocab_size=vocab_size)
-    draws.temperature[:] = rng.choice([0.0, 0.3, 1.0, 4.0], rows)
-    draws.top_k[:] = rng.choice([0, 1, 5, 40], rows)
-    draws.top_p[:] = rng.choice([1.0, 0.95, 0.3], rows)
-    draws.min_p[:] = rng.choice([0.0, 0.1], rows)
-    draws.seed[:] = rng.integers(0, 2**63 - 1, rows)
-    draws.position[:] = rng.integers(0, 2**20, rows)
-    draws.with_logprob[:] = rng.random(rows) < 0.5
-    draws.num_adjusted[:] = rng.integers(0, min(vocab_size, 7), rows)
-    for row, count in enumerate(draws.num_adjusted):
-        draws.adjusted[row, :count] = rng.permutation(vocab_size)[:count]
-        draws.factors[row, :count] = rng.uniform(0.5, 2.0, count)
-        draws.addends[row, :count] = rng.normal(0.0, 3.0, count)
-    return draws
-
-
-def row_of(draws: Draws, row: int) -> Draws:
-    """One row alone."""
-    arrays = {
-        field.name: getattr(draws, field.name)[row : row + 1]
-        for field in fields(draws)
-        if field.name != "vocab_size"
-    }
-    return Draws(vocab_size=draws.vocab_size, **arrays)
 
 
 @SHIFTS
@@ -142,12 +113,12 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say(
 def test_rows_are_drawn_as_each_alone() -> None:
     rng = np.random.default_rng(0)
     draws = random_draws(60, 131, rng)
-    logits = 4 * rng.standard_normal((60, 131)).astype(np.float32)
+    logits = random_logits(60, 131, rng)
 
     together = sample(logits, draws)
 
     for row in range(60):
-        alone = sample(logits[row], row_of(draws, row))
+        alone = sample(logits[row], rows_of(draws, slice(row, row + 1)))
         assert alone.tokens[0] == together.tokens[row]
         assert alone.logprobs.tobytes() == together.logprobs[row : row + 1].tobytes()
 

@@ -17,6 +17,7 @@ from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
 from nanochat.backends.reference.ops import Leaf as ReferenceLeaf
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws
 from nanochat.ops import Ops, Slot
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.rows import RowState
@@ -459,6 +460,10 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.reference.select(mask.reference, yes.reference, no.reference),
             lambda: self.other.select(mask.other, yes.other, no.other),
         )
+
+    def sample(self, logits: Arrays[Array], draws: Draws) -> Drawn:
+        """The other backend's tokens."""
+        return self.other.sample(logits.other, draws)
 
     # How a pair is made.
 

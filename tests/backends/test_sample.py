@@ -1,0 +1,52 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat.draws import Draws, sample
+from nanochat.errors import NumericError, ShapeError
+from nanochat.ops import Ops
+from tests.parity.random_draws import random_draws, random_logits
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 67, 128, 257, 1000, 4096])
+def test_all_backends_pick_the_same(ops: Ops[Any, Any, Any], vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    logits = random_logits(600, vocab_size, rng)
+    draws = random_draws(600, vocab_size, rng)
+
+    found, expected = ops.sample(ops.array(logits), draws), sample(logits, draws)
+
+    assert found.tokens.dtype == np.int64
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(found.normalizers, expected.normalizers, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(6, 80), (6, 1, 80), (1, 6, 80), (2, 3, 80)])
+def test_rows_may_be_sequences_or_tokens_of_one_and_wider_than_the_vocabulary(
+    ops: Ops[Any, Any, Any], shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    logits, draws = random_logits(6, 80, rng), random_draws(6, 67, rng)
+    expected = sample(logits[:, :67].copy(), draws).tokens
+    logits[:, 67:] = np.nan
+
+    found = ops.sample(ops.array(logits.reshape(shape)), draws).tokens
+
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_named(ops: Ops[Any, Any, Any], value: float) -> None:
+    logits = np.zeros((3, 300), np.float32)
+    logits[1, 290] = logits[2, 3] = value
+
+    with pytest.raises(NumericError, match=f"the logit of token 290 is {value} in row 1"):
+        ops.sample(ops.array(logits), Draws.greedy(3, vocab_size=300))
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 4), (1, 2, 9)])
+def test_logits_must_fit_the_draws(ops: Ops[Any, Any, Any], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="these draws are for 3 rows of 5 tokens"):
+        ops.sample(ops.array(np.zeros(shape, np.float32)), Draws.greedy(3, vocab_size=5))
