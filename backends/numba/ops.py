@@ -8,7 +8,7 @@ then repeated without Python. An operation that uses NumPy on activations says s
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.sampling.draw import draw
 from nanochat.backends.numba.state import (
     NumbaState,
     NumbaStep,
@@ -53,7 +54,7 @@ from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import permutation_matrices
 from nanochat.config import Activation, Mixer
-from nanochat.draws import Drawn, Draws, sample
+from nanochat.draws import Drawn, Draws, require_finite, require_rows
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, named_leaves
@@ -779,9 +780,32 @@ class NumbaOps:
     # The choice of tokens.
 
     def sample(self, logits: Array, draws: Draws) -> Drawn:
-        self._needs_python()
-        drawn = sample(realize(logits), draws)
+        values = realize(logits)
+        require_rows(values.shape, draws)
+        rows = values.reshape(draws.rows, -1)
+        drawn = Drawn(
+            tokens=self.launch.empty((draws.rows,), np.int64),
+            logprobs=self.launch.empty((draws.rows,), np.float64),
+            normalizers=self.launch.empty((draws.rows,), np.float64),
+        )
+        bad = self.launch.empty((draws.rows,), np.int64)
+        shape = draws.rows, draws.vocab_size
+        scores, ids = self.launch.empty(shape), self.launch.empty(shape, np.int32)
+        settings = [getattr(draws, field.name) for field in fields(draws)]
+        results = bad, drawn.tokens, drawn.logprobs, drawn.normalizers
+        tasks, nanoseconds = draws.rows, math.prod(shape) * _ELEMENT
+        self.launch(
+            draw, rows, *settings, scores, ids, *results, tasks=tasks, nanoseconds=nanoseconds
+        )
         end_wait()
+
+        def check() -> None:
+            if bad.max() >= 0:
+                require_finite(rows[:, : draws.vocab_size])
+
+        check()
+        if self.launch.notes is not None:
+            self.launch.notes.after.append(check)
         return drawn
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanochat.draws import Draws, sample
+from nanochat.draws import Draws, sample, top_logprobs
 from nanochat.errors import NumericError, ShapeError
 from nanochat.ops import Ops
 from tests.parity.random_draws import random_draws, random_logits
@@ -35,6 +35,30 @@ def test_rows_may_be_sequences_or_tokens_of_one_and_wider_than_the_vocabulary(
     found = ops.sample(ops.array(logits.reshape(shape)), draws).tokens
 
     assert found.tolist() == expected.tolist()
+
+
+def test_the_drawn_tokens_number_is_its_number_among_the_alternatives(
+    ops: Ops[Any, Any, Any],
+) -> None:
+    rng = np.random.default_rng(0)
+    logits, draws = random_logits(30, 300, rng), random_draws(30, 300, rng)
+    draws.with_logprob[:] = True
+
+    drawn = ops.sample(ops.array(logits), draws)
+
+    for row, normalizer in enumerate(drawn.normalizers):
+        ids, logprobs = top_logprobs(logits[row], 300, normalizer=normalizer)
+        assert logprobs[ids == drawn.tokens[row]].tobytes() == drawn.logprobs[row].tobytes()
+
+
+def test_logits_are_not_changed(ops: Ops[Any, Any, Any]) -> None:
+    rng = np.random.default_rng(0)
+    before = random_logits(30, 300, rng)
+    logits = ops.array(before)
+
+    ops.sample(logits, random_draws(30, 300, rng))
+
+    np.testing.assert_array_equal(ops.numpy(logits), before)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

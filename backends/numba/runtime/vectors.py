@@ -1,6 +1,6 @@
 """This file holds the words that kernels are written in, for what Numba has none: three levels of vector code.
 
-* `exp` and `sigmoid`, in float32 arithmetic that loops over them can vectorise.
+* `exp` and `sigmoid`, in float32 arithmetic that loops over them can vectorise, and `precise_exp`, in float64.
 * Accumulators that the compiler keeps in vector registers. LLVM must assume that an array from the heap overlaps every
   other array, so an accumulator there is stored and loaded again at each step. One on the stack of the kernel overlaps
   nothing: its `LANES` numbers stay in one to four registers.
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "call", "exp", "filled"]
-__all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "prefetch", "scratch"]
-__all__ += ["sigmoid", "splat", "store", "vector"]
+__all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "precise_exp", "prefetch"]
+__all__ += ["scratch", "sigmoid", "splat", "store", "vector"]
 
 
 @kernel
@@ -50,6 +50,30 @@ def exp(x: np.float32) -> np.float32:
     y = y * rest * rest + rest + np.float32(1)
     exponent = np.int32((shifted.view(np.int32) + 127) << 23)
     return y * exponent.view(np.float32)
+
+
+@kernel
+def precise_exp(x: float) -> float:
+    """``e**x`` in float64, within 3e-16 of its value; x is clamped to [-708, 709], and NaN stays NaN.
+
+    References
+    ----------
+    .. [1] S. Moshier, Cephes, double/exp.c: the rational function and the split of log 2.
+    """
+    x = 709.0 if x > 709.0 else x
+    x = -708.0 if x < -708.0 else x
+    # Adding 1.5 * 2**52 rounds to an integer and leaves it in the lowest bits.
+    shifted = x * 1.4426950408889634 + 6755399441055744.0
+    power = shifted - 6755399441055744.0
+    rest = x - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
+    square = rest * rest
+    p = 1.26177193074810590878e-4 * square + 3.02994407707441961300e-2
+    p = (p * square + 9.99999999999999999910e-1) * rest
+    q = 3.00198505138664455042e-6 * square + 2.52448340349684104192e-3
+    q = (q * square + 2.27265548208155028766e-1) * square + 2.00000000000000000005
+    y = 1.0 + 2.0 * (p / (q - p))
+    exponent = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52)
+    return y * exponent.view(np.float64)
 
 
 @kernel
