@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import backends, cpu, exports, load, memory, parity, start, training
+from bench import backends, cpu, exports, load, memory, parity, sampling, start, training
 from bench.case import Case
 from bench.result import Result, json_line
 
@@ -42,6 +42,11 @@ CASES = {
         summary="what a model takes on every backend, beside what is estimated before it is loaded",
         run=memory.run,
         table=memory.table,
+    ),
+    "sampling": Case(
+        summary="microseconds to draw a token, compiled and in NumPy",
+        run=sampling.run,
+        table=sampling.table,
     ),
     "training": Case(
         summary="what the shipped model's training log says, beside its unquantised twin's",
