@@ -224,7 +224,7 @@ class Weights(Node, Generic[L]):
 
 def map_leaves(function: Callable[[str, L], M], weights: Weights[L]) -> Weights[M]:
     """The same tree with every leaf replaced by ``function(name, leaf)``, in the order of `named_leaves`."""
-    return cast(Weights[M], _map(function, weights, ""))
+    return cast("Weights[M]", _map(function, weights, ""))
 
 
 def _map(function: Callable[[str, L], M], tree: object, path: str) -> object:
@@ -238,7 +238,7 @@ def _map(function: Callable[[str, L], M], tree: object, path: str) -> object:
             for field in dataclasses.fields(tree)
         }
         return type(tree)(**children)
-    return function(path.removeprefix("."), cast(L, tree))
+    return function(path.removeprefix("."), cast("L", tree))
 
 
 def named_leaves(weights: Weights[L]) -> Iterator[tuple[str, L]]:

@@ -13,21 +13,30 @@ from torch.nn import functional
 from nanochat import ternary
 from nanochat.weights import Dense, Int8, Latent, Stored
 
-__all__ = ["LatentLinear", "Leaf", "PackedLinear", "TableLinear", "copied", "prepare_leaf"]
-__all__ += ["products", "quantize_activations", "rounded_weight"]
+__all__ = [
+    "FloatLinear",
+    "Leaf",
+    "PackedLinear",
+    "TableLinear",
+    "copied",
+    "prepare_leaf",
+    "products",
+    "quantize_activations",
+    "rounded_activations",
+    "rounded_values",
+    "straight_through",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LatentLinear:
-    """Trained weights (R, C), rounded in every forward pass as `kind` says; "float" is the unquantised twin.
+class FloatLinear:
+    """Weights in training (R, C): what latent ones stand for, in floats, so that gradients can be taken of them.
 
-    "float16" is the projection of an mHC site, whose input is not rounded.
+    Inputs are rounded in blocks of `activation_block` columns, or not at all if it is 0, as in an unquantised model.
     """
 
     values: Tensor
-    kind: Literal["ternary", "int8", "float16", "float"]
-    weight_block: int = 0
-    activation_block: int = 0
+    activation_block: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,20 +58,16 @@ class TableLinear:
     activation_block: int
 
 
-Leaf = LatentLinear | PackedLinear | TableLinear | Tensor
+Leaf = FloatLinear | PackedLinear | TableLinear | Tensor
 
 
 def prepare_leaf(name: str, leaf: Stored, device: torch.device) -> Leaf:
-    """The leaf on the device: ternary codes stay packed, latent weights stay latent."""
+    """The leaf on the device: ternary codes stay packed, latent weights are rounded and stay floats."""
     if isinstance(leaf, Dense):
         return copied(leaf.values.astype(np.float32), device)
     if isinstance(leaf, Latent):
-        return LatentLinear(
-            values=copied(leaf.values, device),
-            kind=leaf.kind,
-            weight_block=leaf.weight_block,
-            activation_block=leaf.activation_block,
-        )
+        values = rounded_values(copied(leaf.values, device), leaf.kind, leaf.weight_block)
+        return FloatLinear(values=values, activation_block=leaf.activation_block)
     if isinstance(leaf, Int8):
         return TableLinear(
             codes=copied(leaf.codes, device),
@@ -84,7 +89,7 @@ def copied(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def products(x: Tensor, linears: Sequence[Leaf], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """See :meth:`nanochat.ops.Ops.project`; `dtype` is that of products with latent weights."""
+    """See :meth:`nanochat.ops.Ops.project`; `dtype` is that of products with `FloatLinear`."""
     rounded: dict[int, Tensor] = {}
     codes: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -92,12 +97,10 @@ def products(x: Tensor, linears: Sequence[Leaf], dtype: torch.dtype) -> tuple[Te
         if isinstance(linear, Tensor):
             return functional.linear(x, linear)
         block = linear.activation_block
-        if isinstance(linear, LatentLinear):
-            if linear.kind == "float":
-                return _product(x, linear.values, dtype)
+        if isinstance(linear, FloatLinear):
             if block not in rounded:
-                rounded[block] = _rounded_activations(x, block)
-            return _product(rounded[block], rounded_weight(linear), dtype)
+                rounded[block] = rounded_activations(x, block)
+            return _product(rounded[block], linear.values, dtype)
         if block not in codes:
             codes[block] = quantize_activations(x, block)
         return _integer_product(*codes[block], linear)
@@ -119,33 +122,36 @@ def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
 
 
-def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+def rounded_activations(x: Tensor, block: int) -> Tensor:
+    """The input of a `FloatLinear`, with straight-through gradients."""
+    if block == 0:
+        return x
+    codes, scales = quantize_activations(x.detach(), block)
+    return straight_through(x, (codes * scales[..., None]).flatten(-2))
+
+
+def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+    """The rounded numbers, whose gradient is that of `values`."""
+    # Exact: a rounded number is 0, within a factor of two of the other, or has few digits.
     return values + (rounded - values).detach()
 
 
-def _rounded_activations(x: Tensor, block: int) -> Tensor:
-    codes, scales = quantize_activations(x.detach(), block)
-    return _straight_through(x, (codes * scales[..., None]).flatten(-2))
-
-
-def rounded_weight(linear: LatentLinear) -> Tensor:
-    """What a latent weight stands for, with straight-through gradients."""
-    values = linear.values
-    if linear.kind == "float":
-        return values
-    weight = values.detach()
-    if linear.kind == "float16":
-        return _straight_through(values, weight.half().float())
+def rounded_values(
+    values: Tensor, kind: Literal["ternary", "int8", "float16"], weight_block: int
+) -> Tensor:
+    """What latent weights (R, C) stand for, to the last bit as in the file; `weight_block` is for ternary ones."""
+    if kind == "float16":
+        return values.half().float()
     floor = ternary.SMALLEST_SCALE
-    if linear.kind == "int8":
-        scales = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
-        return _straight_through(values, (weight / scales).round().clamp(-127, 127) * scales)
+    if kind == "int8":
+        scales = (values.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
+        return (values / scales).round().clamp(-127, 127) * scales
     # As in `ternary.quantize`, to the last bit.
-    blocks = weight.unflatten(1, (-1, linear.weight_block))
+    blocks = values.unflatten(1, (-1, weight_block))
     mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
     scales = mean.clamp(min=floor).half().float()
-    rounded = (blocks / scales).round().clamp(-1, 1) * scales
-    return _straight_through(values, rounded.flatten(1))
+    rounded: Tensor = ((blocks / scales).round().clamp(-1, 1) * scales).flatten(1)
+    return rounded
 
 
 def _integer_product(codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear) -> Tensor:

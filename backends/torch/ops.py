@@ -12,13 +12,13 @@ from nanochat.backends.host import num_cores
 from nanochat.backends.reference.ops import permutation_matrices
 from nanochat.backends.torch.delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch.linears import (
-    LatentLinear,
+    FloatLinear,
     Leaf,
+    PackedLinear,
     TableLinear,
     copied,
     prepare_leaf,
     products,
-    rounded_weight,
 )
 from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
@@ -39,7 +39,7 @@ class TorchOps:
     device : str
         "auto" is CUDA if it is there, else the CPU.
     dtype : torch.dtype
-        Of the products with latent weights. In bfloat16 both operands' codes are exact and their scales round.
+        Of the products with weights in floats. In bfloat16 both operands' codes are exact and their scales round.
     num_threads : int, optional
         Threads of the CPU that torch uses in the whole process; by default torch's own choice.
     """
@@ -81,7 +81,7 @@ class TorchOps:
         return int(free)
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
-        """Move all leaves to the device; ternary codes stay packed, latent weights stay latent."""
+        """Move all leaves to the device; ternary codes stay packed, latent weights are rounded and stay floats."""
         return map_leaves(lambda name, leaf: prepare_leaf(name, leaf, self.device), weights)
 
     def tokens(self, ids: NDArray[np.int64]) -> Tensor:
@@ -101,10 +101,9 @@ class TorchOps:
     def embed(self, tokens: Tensor, table: Leaf) -> Tensor:
         if isinstance(table, TableLinear):
             return table.codes[tokens].float() * table.scales[tokens]
-        if isinstance(table, LatentLinear):
-            return functional.embedding(tokens, rounded_weight(table))
-        assert isinstance(table, Tensor)
-        return functional.embedding(tokens, table)
+        assert not isinstance(table, PackedLinear)
+        values = table.values if isinstance(table, FloatLinear) else table
+        return functional.embedding(tokens, values)
 
     def rms_norm(self, x: Tensor, gain: Leaf, *, eps: float) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * _dense(gain)
@@ -261,7 +260,7 @@ class TorchOps:
         if site.projection is not None and site.gates is not None:
             flat = streams.flatten(2)
             root = torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
-            found = functional.linear(flat, _projection(site.projection)) * root
+            found = functional.linear(flat, _dense(site.projection)) * root
             gates = _dense(site.gates)
             read = read + gates[0] * found[..., :n]
             write = write + gates[1] * found[..., n : 2 * n]
@@ -342,10 +341,6 @@ def _by_group(state: TorchState, compute: Callable[..., Tensor], *given: Tensor)
 def _dense(leaf: Leaf) -> Tensor:
     assert isinstance(leaf, Tensor)
     return leaf
-
-
-def _projection(leaf: Leaf) -> Tensor:
-    return rounded_weight(leaf) if isinstance(leaf, LatentLinear) else _dense(leaf)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:

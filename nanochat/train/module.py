@@ -4,18 +4,25 @@ Its ``state_dict()`` keys are the names of the weights tree, so DDP, FSDP2, ``to
 ``torch.distributed.checkpoint`` see what their users expect.
 """
 
-import dataclasses
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanochat.backends.torch.linears import LatentLinear, Leaf
+from nanochat.backends.torch.linears import (
+    FloatLinear,
+    Leaf,
+    rounded_values,
+    straight_through,
+)
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.model import TrainingOutputs, training_outputs
-from nanochat.weights import Dense, Latent, Stored, Weights, map_leaves, named_leaves
+from nanochat.shapes import shapes
+from nanochat.weights import Dense, Latent, Spec, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["LanguageModel", "Precision"]
 
@@ -24,6 +31,9 @@ Precision = Literal["ternary", "float"]
 
 class LanguageModel(nn.Module):
     """A model in training: parameters in, `TrainingOutputs` out.
+
+    The parameters are latent. A pass rounds each of them once, with straight-through gradients; inside `rounded`, all
+    passes share one rounding.
 
     Parameters
     ----------
@@ -46,52 +56,93 @@ class LanguageModel(nn.Module):
         self.config = config
         self.ops = ops
         self.precision = precision
-        self._specs: dict[str, Latent | Dense] = {}
+        self._specs = shapes(config)
+        self._are_rounded = False
         for name, leaf in named_leaves(weights):
             assert isinstance(leaf, Latent | Dense), name
-            self._specs[name] = leaf
-            values = leaf.values.astype(np.float32)
-            _register(self, name, nn.Parameter(torch.tensor(values, device=ops.device)))
-        self._skeleton = map_leaves(lambda name, _: name, weights)
-        # Once: torch.compile cannot trace the walk that makes it.
-        parameters = dict(self.named_parameters())
-        self._tree = map_leaves(lambda _, name: self._leaf(name, parameters[name]), self._skeleton)
+            values = torch.tensor(leaf.values.astype(np.float32), device=ops.device)
+            _register(self, name, nn.Parameter(values))
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """Round all parameters once for every pass inside the block; after it they are latent again.
+
+        What `backward` leaves in ``parameter.grad`` inside is the straight-through gradient. Parameters must be changed
+        outside only: what they hold inside is overwritten at the end.
+        """
+        assert not self._are_rounded
+        specs = dict(named_leaves(self._specs))
+        latent = [
+            (parameter, parameter.detach().clone(), specs[name])
+            for name, parameter in self.named_parameters()
+            if self._is_latent(specs[name])
+        ]
+        try:
+            with torch.no_grad():
+                for parameter, values, spec in latent:
+                    parameter.copy_(_rounded(values, spec))
+            self._are_rounded = True
+            yield
+        finally:
+            self._are_rounded = False
+            # What `fully_shard` has gathered for a pass without a gradient would stay, rounded.
+            if isinstance(self, _Sharded):
+                self.reshard()
+            with torch.no_grad():
+                for parameter, values, _ in latent:
+                    parameter.copy_(values)
 
     def tree(self) -> Weights[Leaf]:
-        """The weights tree over the parameters, which updates change in place."""
-        return self._tree
+        """The weights tree over the parameters as they are now: sharding replaces them from pass to pass."""
+        return map_leaves(self._leaf, self._specs)
 
-    def _leaf(self, name: str, parameter: Tensor) -> Leaf:
-        spec = self._specs[name]
-        if isinstance(spec, Dense):
-            if spec.values.dtype == np.float32 or self.precision == "float":
-                return parameter
-            return LatentLinear(values=parameter, kind="float16")
-        return LatentLinear(
-            values=parameter,
-            kind="float" if self.precision == "float" else spec.kind,
-            weight_block=spec.weight_block,
-            activation_block=spec.activation_block,
-        )
+    def _leaf(self, name: str, spec: Spec) -> Leaf:
+        parameter = self.get_parameter(name)
+        values: Tensor = parameter
+        if self._is_latent(spec) and not self._are_rounded:
+            values = straight_through(parameter, _rounded(parameter.detach(), spec))
+        if spec.kind == "dense":
+            return values
+        block = 0 if self.precision == "float" else spec.activation_block
+        return FloatLinear(values=values, activation_block=block)
+
+    def _is_latent(self, spec: Spec) -> bool:
+        """Whether a parameter stands for rounded numbers."""
+        return self.precision == "ternary" and (spec.kind, spec.dtype) != ("dense", "float32")
 
     def stored(self) -> Weights[Stored]:
         """The weights as NumPy leaves: latent ones stay latent, float16 ones are rounded."""
-        parameters = dict(self.named_parameters())
 
-        def leaf(_: str, name: str) -> Stored:
-            spec = self._specs[name]
-            values = np.array(parameters[name].detach().cpu().numpy(), np.float32)
-            if isinstance(spec, Latent):
-                return dataclasses.replace(spec, values=values)
+        def leaf(name: str, spec: Spec) -> Stored:
+            values = np.array(self.get_parameter(name).detach().cpu().numpy(), np.float32)
+            if spec.kind != "dense":
+                return Latent(
+                    values=values,
+                    kind=spec.kind,
+                    weight_block=spec.weight_block,
+                    activation_block=spec.activation_block,
+                )
             # A number beyond float16 becomes infinite, which `freeze` refuses.
             with np.errstate(over="ignore"):
-                return Dense(values=values.astype(spec.values.dtype.type))
+                return Dense(values=values.astype(np.dtype(spec.dtype).type))
 
-        return map_leaves(leaf, self._skeleton)
+        return map_leaves(leaf, self._specs)
 
     def forward(self, tokens: Tensor) -> TrainingOutputs[Tensor]:
         """Outputs for tokens (B, T)."""
         return training_outputs(tokens, self.tree(), self.config, self.ops)
+
+
+@runtime_checkable
+class _Sharded(Protocol):
+    """What `torch.distributed.fsdp.fully_shard` makes of a module."""
+
+    def reshard(self) -> None: ...
+
+
+def _rounded(values: Tensor, spec: Spec) -> Tensor:
+    kind = "float16" if spec.kind == "dense" else spec.kind
+    return rounded_values(values, kind, spec.weight_block)
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

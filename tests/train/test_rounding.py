@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nanochat import ternary
-from nanochat.backends.torch.linears import LatentLinear
-from nanochat.backends.torch.ops import TorchOps, _projection
+from nanochat.backends.torch.linears import FloatLinear, rounded_values
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import Mixer
 from nanochat.init import freeze, init
 from nanochat.presets import preset
@@ -24,7 +24,7 @@ WEIGHTS = init(preset("tiny"), np.random.default_rng(0))
 def test_weights_rounded_in_training_equal_those_of_the_file(name: str) -> None:
     latent = dict(named_leaves(OPS.prepare(WEIGHTS)))[name]
     stored = dict(named_leaves(freeze(WEIGHTS)))[name]
-    assert isinstance(latent, LatentLinear)
+    assert isinstance(latent, FloatLinear)
     identity = OPS.array(np.eye(latent.values.shape[1], dtype=np.float32))
 
     # One at a time, each input is rounded without error.
@@ -53,12 +53,8 @@ def test_a_block_mean_does_not_depend_on_the_order_of_its_additions() -> None:
 def test_no_scale_of_many_differs_in_its_last_bit() -> None:
     weight = np.random.default_rng(0).standard_normal((16_384, 1024)).astype(np.float32)
     codes, scales = ternary.quantize(weight, block=256)
-    latent = LatentLinear(
-        values=OPS.array(weight), kind="ternary", weight_block=256, activation_block=128
-    )
 
-    # An embedding's rows are the rounded weights as they are.
-    in_training = OPS.numpy(OPS.embed(OPS.tokens(np.arange(16_384)[None]), latent))[0]
+    in_training = OPS.numpy(rounded_values(OPS.array(weight), "ternary", 256))
 
     np.testing.assert_array_equal(in_training, ternary.dequantize(codes, scales))
 
@@ -100,16 +96,6 @@ def test_a_projection_in_training_is_that_of_the_file(mixer: Mixer) -> None:
         np.testing.assert_array_equal(OPS.numpy(trained), OPS.numpy(stored))
 
 
-def test_the_gradient_of_a_projection_is_that_of_the_rounded_numbers() -> None:
-    values = OPS.array(np.random.default_rng(0).standard_normal((32, 256), np.float32))
-    values.requires_grad_()
-    upstream = OPS.array(np.random.default_rng(1).standard_normal((32, 256), np.float32))
-
-    _projection(LatentLinear(values=values, kind="float16")).backward(upstream)
-
-    np.testing.assert_array_equal(values.grad, upstream)
-
-
 @pytest.mark.parametrize("mixer", ["lite", "sinkhorn"])
 def test_every_row_of_a_projection_learns(mixer: Mixer) -> None:
     model = dynamic_model(mixer)
@@ -126,8 +112,7 @@ def test_every_float16_number_and_the_midpoints_are_rounded_exactly() -> None:
     values = np.concatenate(
         [halves, (halves[1:] + halves[:-1]) / 2, halves[1:] * np.float32(0.9999)]
     )
-    latent = LatentLinear(values=OPS.array(values[None]), kind="float16")
 
-    found = OPS.numpy(_projection(latent))[0]
+    found = OPS.numpy(rounded_values(OPS.array(values[None]), "float16", 0))[0]
 
     np.testing.assert_array_equal(found, values.astype(np.float16).astype(np.float32))
