@@ -6,7 +6,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from nanochat.init import freeze, init
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
 from nanochat.train.module import LanguageModel
-from nanochat.train.objective import mixing_gradients, objective, stream_divergence
+from nanochat.train.objective import gradient_norms, objective, stream_divergence
 from nanochat.train.optimizers import Updater
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
@@ -145,7 +145,7 @@ class Trainer:
         """
         nats, num_bytes, num_tokens = 0.0, 0, 0
         batches = self.held_out.windows(self.recipe.batch_size, self.recipe.length)
-        with torch.no_grad():
+        with torch.no_grad(), self.model.rounded():
             for inputs, targets, lengths in batches:
                 if num_windows is not None and num_tokens >= num_windows * self.recipe.length:
                     break
@@ -176,6 +176,12 @@ class Trainer:
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
             optimizer=self.updater.state,
         )
+        tensors = {**snapshot.parameters}
+        for group, state in snapshot.optimizer.items():
+            tensors |= {f"{name} of {group}": tensor for name, tensor in state.items()}
+        # A finite gradient may still be too large a step.
+        largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
+        self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
         save_snapshot(self.directory / "snapshot", snapshot)
 
     def write_model(self, directory: Path) -> None:
@@ -201,26 +207,32 @@ class Trainer:
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
-        loss, cross_entropy = self._losses(self._tensor(inputs), self._tensor(targets))
-        values = {"loss": loss.item(), "cross_entropy": cross_entropy.item()}
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {self.step}: resume from "
-                f"{self.directory / 'snapshot'} with a lower matrix_rate"
-            )
-        loss.backward()
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        mixing = mixing_gradients(gradients)
-        norm = self.updater.update(self.step)
+        with self.model.rounded():
+            loss, cross_entropy = self._losses(self._tensor(inputs), self._tensor(targets))
+            loss.backward()
+        norms = gradient_norms(self.updater.gradients())
+        measured = {"loss": loss, "cross_entropy": cross_entropy, **norms}
+        # The one time that a step waits for the device.
+        numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
+        values = dict(zip(measured, numbers, strict=True))
+        self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
+        factor = learning_rate_factor(self.recipe, self.step)
+        self.updater.update(self.step, norm=norms["gradient_norm"], factor=factor)
         self.step += 1
         return {
             "tokens": self.step * self.recipe.batch_size * self.recipe.length,
             **values,
-            "learning_rate_factor": learning_rate_factor(self.recipe, self.step - 1),
-            "gradient_norm": float(norm),
+            "learning_rate_factor": factor,
             "tokens_per_second": inputs.size / (time.perf_counter() - begin),
-            **{f"gradient_norm_{kind}": value for kind, value in mixing.items()},
         }
+
+    def _require_finite(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} at step {self.step}: must be finite, so nothing is saved; resume "
+                    f"from {self.directory / 'snapshot'} with a lower matrix_rate"
+                )
 
     def _restore(self, start: Path) -> None:
         snapshot = load_snapshot(start, str(self.model.ops.device))

@@ -20,7 +20,7 @@ from nanochat.config import Mixer
 from nanochat.model import TrainingOutputs, forward
 from nanochat.train.module import LanguageModel
 
-__all__ = ["Objective", "exit_distribution", "mixing_gradients", "objective", "stream_divergence"]
+__all__ = ["Objective", "exit_distribution", "gradient_norms", "objective", "stream_divergence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +127,15 @@ def stream_divergence(model: LanguageModel, tokens: Tensor) -> tuple[list[float]
     return probe.divergence, float(np.abs(product).sum(axis=1).max())
 
 
-def mixing_gradients(gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norms of the gradients of read, write and mixing logits, over all sites."""
-    found: dict[str, list[Tensor]] = {}
-    for name, gradient in gradients.items():
+def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The norm of all gradients, and those of the read, write and mixing logits of all sites, as scalar tensors."""
+    norms = {name: gradient.norm() for name, gradient in gradients.items()}
+    found: dict[str, list[Tensor]] = {"gradient_norm": list(norms.values())}
+    for name, norm in norms.items():
         match = re.search(r"\.mhc\.(read|write|mix)$", name)
         if match:
-            found.setdefault(match[1], []).append(gradient.norm())
-    return {kind: float(torch.stack(norms).norm()) for kind, norms in found.items()}
+            found.setdefault(f"gradient_norm_{match[1]}", []).append(norm)
+    return {kind: torch.stack(parts).norm() for kind, parts in found.items()}
 
 
 class _Probe(TorchOps):

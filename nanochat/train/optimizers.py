@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nanochat.errors import TrainingError
 from nanochat.train.module import LanguageModel
-from nanochat.train.recipe import Recipe, learning_rate_factor
+from nanochat.train.recipe import Recipe
 from nanochat.weights import Spec
 
 __all__ = ["Hyper", "Rule", "Updater", "adamw", "lion", "muon", "orthogonalize"]
@@ -155,19 +155,22 @@ class Updater:
                 )
             self.state[key] = dict(found)
 
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradients that the last pass left, by name; a parameter that it did not use has none."""
+        return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+
     @torch.no_grad()
-    def update(self, step: int) -> Tensor:
+    def update(self, step: int, *, norm: Tensor, factor: float) -> None:
         """Clip the gradients, update every parameter for this step (from 0), and drop the gradients.
 
-        Returns
-        -------
-        scalar tensor
-            The global gradient norm before clipping.
+        Parameters
+        ----------
+        norm : scalar tensor
+            Of all gradients, before clipping. Whoever measured it has seen that it is finite.
+        factor : float
+            Share of the peak learning rates, from `nanochat.train.recipe.learning_rate_factor`.
         """
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm: Tensor = torch.stack([gradient.norm() for gradient in gradients]).norm()
         shrink = (self._recipe.clip / (norm + 1e-12)).clamp(max=1.0)
-        factor = learning_rate_factor(self._recipe, step)
         for key, group in self._groups.items():
             parameters = [self._parameters[name] for name in group.names]
             # A parameter that this step did not use (an expert without tokens) has no gradient.
@@ -187,7 +190,6 @@ class Updater:
             for parameter, value in zip(parameters, new.unbind(), strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-        return norm
 
 
 @dataclass(frozen=True, kw_only=True)

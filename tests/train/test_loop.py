@@ -18,6 +18,7 @@ from nanochat.presets import preset
 from nanochat.train.corpus import prepare
 from nanochat.train.loop import LogEntry, Trainer
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.train.snapshot import load_snapshot
 
 MODEL = {
     "width": 128,
@@ -107,6 +108,41 @@ def test_the_unquantised_twin_trains_on_the_same_batches(data: Path, tmp_path: P
 
     assert twin.run(quiet)
     assert not (tmp_path / "model").exists()
+
+
+def infinite(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * float("inf")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient_norm"])
+def test_nothing_is_updated_or_saved_after_a_number_that_is_not_finite(
+    where: str, data: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
+    parameter = trainer.model.get_parameter("norm")
+    if where == "loss":
+        parameter.data[3] = float("nan")
+    else:
+        parameter.register_hook(infinite)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+    with pytest.raises(TrainingError, match=rf"^{where} is (nan|inf) at step 0: must be finite"):
+        trainer.run(quiet)
+
+    assert not (tmp_path / "snapshot").exists()
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_a_parameter_that_is_not_finite_is_not_saved(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
+    trainer.save()
+    trainer.model.get_parameter("layers.1.mixer.q").data[0, 0] = float("inf")
+
+    with pytest.raises(TrainingError, match=r"^layers\.1\.mixer\.q is inf at step 0"):
+        trainer.save()
+
+    assert load_snapshot(tmp_path / "snapshot").parameters["layers.1.mixer.q"].isfinite().all()
 
 
 # The command, in a process that is killed in the thirteenth step, three after a snapshot.
