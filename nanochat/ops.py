@@ -304,6 +304,24 @@ class Ops(Protocol[Array, Leaf, State]):
         """
         ...
 
+    # Loss.
+
+    def cross_entropy(
+        self, x: Array, table: Leaf, targets: Array, weights: Array | None = None
+    ) -> Array:
+        """Nats that each target token costs where the table (R, C) reads out x, (B, T, C); (B, T) out.
+
+        With ``z = project(x, table)``, less its largest number, and all in float32:
+
+            loss = (log(sum over r of exp(z[r])) - z[target]) * weight
+
+        Targets are token ids (B, T), those below 0 none; weights (B, T) are 1 by default, and may be negative. The loss
+        is 0 where there is no target, or the weight is 0.
+
+        The logits of a few tokens exist at once, by `nanochat.backends.reference.ops.pieces`, but on the reference,
+        which forms all. In training they are formed again for the gradient, of x, table and weights.
+        """
+
 
 def feed_forward(
     x: Array,

@@ -24,7 +24,7 @@ from nanochat.backends.mlx.linears import (
     round_blocks,
 )
 from nanochat.backends.mlx.state import MlxState
-from nanochat.backends.reference.ops import permutation_matrices
+from nanochat.backends.reference.ops import permutation_matrices, pieces
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward
@@ -308,6 +308,23 @@ class MlxOps:
         # On the host: a step there has one row of logits for each sequence and waits for its token anyway, since text
         # and stop strings are the host's; and a draw by MLX's own functions would be another definition.
         return sample(self.numpy(logits), draws)
+
+    # Loss.
+
+    def cross_entropy(
+        self, x: mx.array, table: Leaf, targets: mx.array, weights: mx.array | None = None
+    ) -> mx.array:
+        """See :meth:`nanochat.ops.Ops.cross_entropy`; packed tables have no gradient."""
+        rows, ids = x.flatten(0, 1), mx.maximum(targets.flatten(), 0)
+        vocabulary = len(table.words if isinstance(table, PackedLinear) else table)
+        losses = []
+        for part in pieces(len(rows), vocabulary):
+            (logits,) = self.project(rows[part], table)
+            chosen = mx.take_along_axis(logits, ids[part, None], axis=-1)[:, 0]
+            losses.append(mx.logsumexp(logits, axis=-1) - chosen)
+        factors = mx.ones(targets.shape) if weights is None else weights
+        counts = mx.logical_and(targets >= 0, factors != 0)
+        return mx.where(counts, mx.concatenate(losses).reshape(targets.shape), 0.0) * factors
 
     def _rotations(
         self, half: int, theta: float, length: int, state: MlxState | None

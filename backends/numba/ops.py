@@ -52,7 +52,7 @@ from nanochat.backends.numba.state import (
 )
 from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
-from nanochat.backends.reference.ops import permutation_matrices
+from nanochat.backends.reference.ops import permutation_matrices, pieces, weighted
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_finite, require_rows
 from nanochat.errors import BackendError, InputError
@@ -807,6 +807,24 @@ class NumbaOps:
         if self.launch.notes is not None:
             self.launch.notes.after.append(check)
         return drawn
+
+    # Loss.
+
+    def cross_entropy(
+        self, x: Array, table: Leaf, targets: Array, weights: Array | None = None
+    ) -> Array:
+        self._needs_python()
+        rows, ids = realize(x).reshape(-1, x.shape[-1]), cast(NDArray[np.int64], targets)
+        chosen = np.maximum(ids, 0).reshape(-1, 1)
+        losses = np.empty(len(rows), np.float32)
+        for part in pieces(len(rows), table.shape[0]):
+            logits = realize(self.project(rows[part], table)[0])
+            logits -= logits.max(axis=1, keepdims=True)
+            targeted = np.take_along_axis(logits, chosen[part], axis=1)[:, 0]
+            losses[part] = np.log(np.exp(logits, out=logits).sum(axis=1)) - targeted
+        return weighted(
+            losses.reshape(ids.shape), ids, None if weights is None else realize(weights)
+        )
 
 
 def _dense(leaf: Leaf) -> Values:

@@ -26,7 +26,7 @@ from nanochat.weights import (
     map_leaves,
 )
 
-__all__ = ["IntegerLinear", "ReferenceOps", "permutation_matrices"]
+__all__ = ["IntegerLinear", "ReferenceOps", "permutation_matrices", "pieces", "weighted"]
 
 
 # Token ids (int64) and masks (bool) are arrays, too, and go by the same type.
@@ -255,6 +255,34 @@ class ReferenceOps:
 
     def sample(self, logits: Array, draws: Draws) -> Drawn:
         return sample(logits, draws)
+
+    # Loss.
+
+    def cross_entropy(
+        self, x: Array, table: Leaf, targets: Array, weights: Array | None = None
+    ) -> Array:
+        ids = cast(NDArray[np.int64], targets)
+        (logits,) = self.project(x, table)
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        chosen = np.take_along_axis(logits, np.maximum(ids, 0)[..., None], axis=-1)[..., 0]
+        losses = np.log(np.exp(logits).sum(axis=-1)) - chosen
+        return weighted(losses, ids, weights)
+
+
+def weighted(losses: Array, targets: NDArray[np.int64], weights: Array | None) -> Array:
+    """Losses times weights, 0 where there is no target or the weight is 0; see `nanochat.ops.Ops.cross_entropy`."""
+    factors = np.ones_like(losses) if weights is None else weights
+    counts = (targets >= 0) & (factors != 0)
+    return np.where(counts, losses, np.float32(0)) * factors
+
+
+def pieces(tokens: int, vocabulary: int) -> list[slice]:
+    """Parts of so many tokens whose logits may exist at once: about 16 MB, or 128 rows of a very large vocabulary.
+
+    That is what the caches of most processors hold, in enough rows for a fast product.
+    """
+    count = max(128, 2**22 // vocabulary)
+    return [slice(start, start + count) for start in range(0, tokens, count)]
 
 
 def permutation_matrices(n: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.reference.ops import permutation_matrices
+from nanochat.backends.reference.ops import permutation_matrices, pieces
 from nanochat.backends.torch.delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch.linears import (
     FloatLinear,
@@ -19,7 +19,9 @@ from nanochat.backends.torch.linears import (
     copied,
     prepare_leaf,
     products,
+    rounded_activations,
 )
+from nanochat.backends.torch.loss import token_losses
 from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
@@ -308,6 +310,29 @@ class TorchOps:
         # On the host: a step there has one row of logits for each sequence and waits for its token anyway, since text
         # and stop strings are the host's; and a draw by torch's own functions would be another definition.
         return sample(self.numpy(logits), draws)
+
+    # Loss.
+
+    def cross_entropy(
+        self, x: Tensor, table: Leaf, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`nanochat.ops.Ops.cross_entropy`; tables of codes have no gradient."""
+        rows, ids = x.flatten(0, 1), targets.flatten().clamp(min=0)
+        if isinstance(table, FloatLinear):
+            rows = rounded_activations(rows, table.activation_block)
+            losses = token_losses(rows, table.values, ids, self.dtype)
+        elif isinstance(table, Tensor):
+            losses = token_losses(rows, table, ids, rows.dtype)
+        else:
+            parts = []
+            for part in pieces(len(rows), len(table.scales)):
+                (logits,) = products(rows[part], (table,), self.dtype)
+                parts.append(functional.cross_entropy(logits, ids[part], reduction="none"))
+            losses = torch.cat(parts)
+        losses = losses.view(targets.shape)
+        if weights is None:
+            return losses.where(targets >= 0, 0.0)
+        return losses.where((targets >= 0) & (weights != 0), 0.0) * weights
 
 
 def cuda_is_available() -> bool:

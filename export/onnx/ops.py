@@ -276,6 +276,13 @@ class OnnxOps(ABC):
     def sample(self, logits: Value, draws: Draws) -> Drawn:
         raise _meaningless("sample")
 
+    # Loss.
+
+    def cross_entropy(
+        self, x: Value, table: Parameter, targets: Value, weights: Value | None = None
+    ) -> Value:
+        raise _meaningless("cross_entropy")
+
 
 def _meaningless(operation: str) -> AssertionError:
     return AssertionError(

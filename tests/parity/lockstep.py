@@ -465,6 +465,24 @@ class LockstepOps(Generic[Array, Leaf, State]):
         """The other backend's tokens."""
         return self.other.sample(logits.other, draws)
 
+    # Loss.
+
+    def cross_entropy(
+        self,
+        x: Arrays[Array],
+        table: Leaves[Leaf],
+        targets: Arrays[Array],
+        weights: Arrays[Array] | None = None,
+    ) -> Arrays[Array]:
+        x = self._equalized("drift", x)
+        return self._run(
+            "cross_entropy",
+            lambda: self.reference.cross_entropy(
+                x.reference, table.reference, targets.reference, _reference(weights)
+            ),
+            lambda: self.other.cross_entropy(x.other, table.other, targets.other, _other(weights)),
+        )
+
     # How a pair is made.
 
     def _run(

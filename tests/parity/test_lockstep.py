@@ -49,7 +49,10 @@ def run(
     lockstep = LockstepOps(other)
     config = CASES[case]
     weights = lockstep.prepare(random_weights(config))
-    forward(lockstep.tokens(np.arange(9)[None]), weights, config, lockstep)
+    tokens = lockstep.tokens(np.arange(9)[None])
+    forward(tokens, weights, config, lockstep)
+    x = np.random.default_rng(0).standard_normal((1, 9, config.width), np.float32)
+    lockstep.cross_entropy(lockstep.array(x), weights.embedding, tokens)
     return lockstep
 
 

@@ -86,7 +86,7 @@ class Notes:
         """Write down a call."""
         self.calls.append(PackedCall.of(call, is_lent=self.pool.holds))
 
-    def repeat(self, threads: int, *, positions: int) -> None:
+    def repeat(self, threads: int, *, positions: int = 0) -> None:
         """Run all calls again, where they were noted, for a longest row of so many positions."""
         if self._program is None:
             self._program = Program(self.calls, threads=threads)
@@ -116,9 +116,9 @@ class Launcher:
         notes: Notes | None = getattr(self._local, "notes", None)
         return notes
 
-    def note(self, step: Callable[[], Any], pool: Pool) -> tuple[Any, Notes]:
-        """Run a step, and note it; what it writes to is taken from the pool."""
-        notes = self._local.notes = Notes(pool)
+    def note(self, step: Callable[[], Any], pool: Pool | None = None) -> tuple[Any, Notes]:
+        """Run a step, and note it; what it writes to is taken from the pool, by default one of its own."""
+        notes = self._local.notes = Notes(Pool(most=sys.maxsize) if pool is None else pool)
         try:
             return step(), notes
         finally:
