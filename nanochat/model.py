@@ -1,7 +1,7 @@
 """This file holds the model: one function of tokens and weights, written in the operations of `nanochat.ops`.
 
-`forward` runs it for inference, with a state between calls; `training_outputs` gives everything that a training
-objective needs. Both walk the same layers.
+`forward` runs it for inference, with a state between calls; `losses` scores whole sequences without their logits;
+`training_outputs` gives everything that a training loss needs. All walk the same layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from nanochat.ops import Ops, Slot, Storage, feed_forward
 from nanochat.shapes import layer_kinds, run_order
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
-__all__ = ["TrainingOutputs", "forward", "ntk_theta", "slots", "training_outputs"]
+__all__ = ["TrainingOutputs", "forward", "losses", "ntk_theta", "slots", "training_outputs"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -23,25 +23,28 @@ State = TypeVar("State")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOutputs(Generic[Array]):
-    """What a training objective needs, all with axes (B, T, ...).
+class TrainingOutputs(Generic[Array, Leaf]):
+    """What a training loss needs: hidden states, not logits, which `Ops.cross_entropy` forms in pieces.
 
     Parameters
     ----------
-    steps : tuple of arrays (B, T, vocabulary)
-        Logits after each loop step; one for a model without a loop.
+    steps : tuple of arrays (B, T, C)
+        What is read out after each loop step; one for a model without a loop.
     survival : tuple of arrays (B, T, 1)
         Probability of still being in the loop after each step but the last.
-    ahead : tuple of arrays (B, T, vocabulary)
-        Logits for the tokens after the next one.
+    ahead : tuple of arrays (B, T, C)
+        What is read out for the tokens after the next one.
     routing : tuple of arrays (B, T, experts)
         Router logits of every mixture of experts, in the order in which they ran.
+    table : leaf
+        Reads out `steps` and `ahead`.
     """
 
     steps: tuple[Array, ...]
     survival: tuple[Array, ...]
     ahead: tuple[Array, ...]
     routing: tuple[Array, ...]
+    table: Leaf
 
 
 def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, ...]:
@@ -102,16 +105,27 @@ def forward(
         Called with what each layer gives, (B, T, n, C), or (B, T, C) for one stream, in the order in which they run.
     """
     walk = _Walk(config, ops, state, observe)
-    prelude, looped, coda = _stages(weights, config)
-    x = walk.layers(walk.open(tokens, weights), prelude)
-    x = walk.loop(x, looped, weights.exit)
-    x = walk.layers(x, coda)
-    return walk.head(ops.last(x, state=state) if only_last else x, weights)
+    x = walk.through(tokens, weights)
+    hidden = walk.hidden(ops.last(x, state=state) if only_last else x, weights)
+    return ops.project(hidden, _table(weights))[0]
+
+
+def losses(
+    tokens: Array,
+    targets: Array,
+    weights: Weights[Leaf],
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, State],
+) -> Array:
+    """Nats that each target costs after the tokens up to its place, (B, T): `Ops.cross_entropy` instead of logits."""
+    walk = _Walk(config, ops, None)
+    hidden = walk.hidden(walk.through(tokens, weights), weights)
+    return ops.cross_entropy(hidden, _table(weights), targets)
 
 
 def training_outputs(
     tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
-) -> TrainingOutputs[Array]:
+) -> TrainingOutputs[Array, Leaf]:
     """Run every loop step and every extra head on whole sequences; no token leaves the loop early."""
     walk = _Walk(config, ops, None)
     prelude, looped, coda = _stages(weights, config)
@@ -122,17 +136,22 @@ def training_outputs(
     for step in range(config.loop_count):
         x = walk.layers(x, looped)
         trunk = walk.layers(x, coda)
-        steps.append(walk.head(trunk, weights))
+        steps.append(walk.hidden(trunk, weights))
         if weights.exit is not None and step < config.loop_count - 1:
             survival.append(walk.survive(x, weights.exit, survival[-1] if survival else None))
     collapsed = walk.close(trunk)
-    ahead = [walk.read_out(walk.layer(collapsed, layer), weights) for layer in weights.ahead]
+    ahead = [walk.normed(walk.layer(collapsed, layer), weights) for layer in weights.ahead]
     return TrainingOutputs(
         steps=tuple(steps),
         survival=tuple(survival),
         ahead=tuple(ahead),
         routing=tuple(walk.routing),
+        table=_table(weights),
     )
+
+
+def _table(weights: Weights[Leaf]) -> Leaf:
+    return weights.embedding if weights.head is None else weights.head
 
 
 def _stages(
@@ -169,13 +188,17 @@ class _Walk(Generic[Array, Leaf, State]):
     def close(self, x: Array) -> Array:
         return self.ops.mhc_close(x) if self.config.num_streams > 1 else x
 
-    def head(self, x: Array, weights: Weights[Leaf]) -> Array:
-        return self.read_out(self.close(x), weights)
+    def through(self, tokens: Array, weights: Weights[Leaf]) -> Array:
+        """The streams after all layers, and as many loop steps as the tokens need."""
+        prelude, looped, coda = _stages(weights, self.config)
+        x = self.layers(self.open(tokens, weights), prelude)
+        return self.layers(self.loop(x, looped, weights.exit), coda)
 
-    def read_out(self, x: Array, weights: Weights[Leaf]) -> Array:
-        table = weights.embedding if weights.head is None else weights.head
-        normed = self.ops.rms_norm(x, weights.norm, eps=self.config.norm_eps)
-        return self.ops.project(normed, table)[0]
+    def hidden(self, x: Array, weights: Weights[Leaf]) -> Array:
+        return self.normed(self.close(x), weights)
+
+    def normed(self, x: Array, weights: Weights[Leaf]) -> Array:
+        return self.ops.rms_norm(x, weights.norm, eps=self.config.norm_eps)
 
     def layers(self, x: Array, layers: tuple[Layer[Leaf], ...]) -> Array:
         for layer in layers:

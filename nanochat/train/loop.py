@@ -17,16 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, SaveError, TrainingError
 from nanochat.export.directory import save_model
 from nanochat.files import atomic_write
 from nanochat.init import freeze, init
+from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
+from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
-from nanochat.train.objective import gradient_norms, objective, stream_divergence
+from nanochat.train.monitoring import gradient_norms, stream_divergence
 from nanochat.train.optimizers import Updater
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
@@ -100,7 +103,7 @@ class Trainer:
         # A branch is a run of its own, with a recipe of its own in its log.
         resumed = start is not None and start.resolve().parent == directory.resolve()
         self._first_step = None if resumed else self.step
-        self._losses = torch.compile(self._objective) if compile_model else self._objective
+        self._compiled = torch.compile(self._terms) if compile_model else self._terms
 
     def run(self, show: Callable[[LogEntry], None]) -> bool:
         """Train to the recipe's last step; every entry is written to the log and shown.
@@ -150,9 +153,9 @@ class Trainer:
                 if num_windows is not None and num_tokens >= num_windows * self.recipe.length:
                     break
                 # A last batch of another size would be compiled anew.
-                losses = self._losses if len(inputs) == self.recipe.batch_size else self._objective
-                _, cross_entropy = losses(self._tensor(inputs), self._tensor(targets))
-                nats += float(cross_entropy) * targets.size
+                run = self._compiled if len(inputs) == self.recipe.batch_size else self._terms
+                found = run(self._tensor(inputs), self._tensor(targets))
+                nats += float(found["cross_entropy"]) * targets.size
                 num_tokens += targets.size
                 num_bytes += int(lengths.sum())
         values: dict[str, object] = {
@@ -196,22 +199,22 @@ class Trainer:
         )
         save_model(directory, bundle)
 
-    def _objective(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return objective(
-            self.model(inputs),
-            targets,
-            self.recipe.objective,
-            top_k=self.recipe.model.experts_per_token,
-        )
+    def _terms(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.model(inputs, self._loss, targets)
+        return found
+
+    def _loss(self, outputs: TrainingOutputs[Tensor, Leaf], targets: Tensor) -> dict[str, Tensor]:
+        model, objective = self.recipe.model, self.recipe.objective
+        return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
 
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
         with self.model.rounded():
-            loss, cross_entropy = self._losses(self._tensor(inputs), self._tensor(targets))
-            loss.backward()
+            found = self._compiled(self._tensor(inputs), self._tensor(targets))
+            found["loss"].backward()
         norms = gradient_norms(self.updater.gradients())
-        measured = {"loss": loss, "cross_entropy": cross_entropy, **norms}
+        measured = {**found, **norms}
         # The one time that a step waits for the device.
         numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
         values = dict(zip(measured, numbers, strict=True))

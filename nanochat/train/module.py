@@ -4,9 +4,9 @@ Its ``state_dict()`` keys are the names of the weights tree, so DDP, FSDP2, ``to
 ``torch.distributed.checkpoint`` see what their users expect.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,17 +20,18 @@ from nanochat.backends.torch.linears import (
 )
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
-from nanochat.model import TrainingOutputs, training_outputs
+from nanochat.model import training_outputs
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Latent, Spec, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["LanguageModel", "Precision"]
 
 Precision = Literal["ternary", "float"]
+Result = TypeVar("Result")
 
 
 class LanguageModel(nn.Module):
-    """A model in training: parameters in, `TrainingOutputs` out.
+    """A model in training: tokens and a loss in, what the loss gives out.
 
     The parameters are latent. A pass rounds each of them once, with straight-through gradients; inside `rounded`, all
     passes share one rounding.
@@ -128,9 +129,12 @@ class LanguageModel(nn.Module):
 
         return map_leaves(leaf, self._specs)
 
-    def forward(self, tokens: Tensor) -> TrainingOutputs[Tensor]:
-        """Outputs for tokens (B, T)."""
-        return training_outputs(tokens, self.tree(), self.config, self.ops)
+    def forward(self, tokens: Tensor, loss: Callable[..., Result], *arguments: Tensor) -> Result:
+        """``loss(outputs, *arguments)`` of the `TrainingOutputs` for tokens (B, T).
+
+        The loss is formed inside the pass, because there sharded parameters are whole.
+        """
+        return loss(training_outputs(tokens, self.tree(), self.config, self.ops), *arguments)
 
 
 @runtime_checkable

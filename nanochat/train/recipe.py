@@ -7,8 +7,8 @@ from typing import Literal, get_args, get_type_hints
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError
+from nanochat.train.loss import Objective
 from nanochat.train.module import Precision
-from nanochat.train.objective import Objective
 
 __all__ = ["Recipe", "learning_rate_factor", "recipe_from_dict", "recipe_to_dict"]
 

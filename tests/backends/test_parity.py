@@ -104,7 +104,10 @@ def test_training_outputs_agree_with_latent_weights(other: AnyOps, config: Model
     lockstep = LockstepOps(other)
     weights = lockstep.prepare(random_weights(config))
 
-    outputs = training_outputs(lockstep.tokens(token_ids(config, 2, 9)), weights, config, lockstep)
+    tokens = lockstep.tokens(token_ids(config, 2, 9))
+    outputs = training_outputs(tokens, weights, config, lockstep)
+    for x in (*outputs.steps, *outputs.ahead):
+        lockstep.cross_entropy(x, outputs.table, tokens)
 
     lockstep.check()
     assert len(outputs.steps) == config.loop_count

@@ -12,7 +12,7 @@ from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
-from nanochat.model import TrainingOutputs, forward, slots, training_outputs
+from nanochat.model import TrainingOutputs, forward, losses, slots, training_outputs
 from nanochat.ops import Slot
 from nanochat.ternary import dequantize
 from nanochat.weights import (
@@ -101,8 +101,13 @@ def run(
     return forward(ops.tokens(tokens), weights, config, ops)
 
 
-def train(config: ModelConfig, weights: Weights[Leaf]) -> TrainingOutputs[Float]:
+def train(config: ModelConfig, weights: Weights[Leaf]) -> TrainingOutputs[Float, Leaf]:
     return training_outputs(OPS.tokens(TOKENS), weights, config, OPS)
+
+
+def read_out(x: Float, outputs: TrainingOutputs[Float, Leaf]) -> Float:
+    """The logits of a hidden state."""
+    return OPS.project(x, outputs.table)[0]
 
 
 def fresh_state(config: ModelConfig, batch: int = 3) -> ReferenceState:
@@ -279,7 +284,7 @@ def test_training_ends_with_the_logits_of_inference(option: str) -> None:
     outputs = train(config, weights)
 
     assert len(outputs.steps) == config.loop_count
-    assert error(outputs.steps[-1], run(full, weights, TOKENS)) < 1e-6
+    assert error(read_out(outputs.steps[-1], outputs), run(full, weights, TOKENS)) < 1e-6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -289,7 +294,7 @@ def test_a_loop_step_gives_the_logits_of_a_model_of_so_many_steps(steps: int) ->
 
     outputs = train(config, weights)
 
-    assert error(outputs.steps[steps - 1], run(shorter, weights, TOKENS)) < 1e-6
+    assert error(read_out(outputs.steps[steps - 1], outputs), run(shorter, weights, TOKENS)) < 1e-6
 
 
 def test_a_loop_is_its_layers_in_a_row() -> None:
@@ -301,6 +306,19 @@ def test_a_loop_is_its_layers_in_a_row() -> None:
     logits = run(config, weights, TOKENS)
 
     assert np.array_equal(logits, run(flat, unrolled, TOKENS))
+
+
+@each_option
+def test_losses_are_those_of_the_logits(option: str) -> None:
+    config, weights = model(option)
+    targets = np.random.default_rng(1).integers(-1, 50, TOKENS.shape)
+
+    found = losses(OPS.tokens(TOKENS), OPS.tokens(targets), weights, config, OPS)
+
+    logits = run(config, weights, TOKENS)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(shares, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    assert error(found, np.where(targets < 0, 0, -np.log(chosen))) < 1e-6
 
 
 def test_survival_shrinks_from_step_to_step() -> None:
@@ -321,7 +339,7 @@ def test_extra_heads_predict_every_token_and_touch_nothing_else() -> None:
 
     outputs = train(config, weights)
 
-    assert [logits.shape for logits in outputs.ahead] == [(3, 9, 50)] * 2
+    assert [x.shape for x in outputs.ahead] == [(3, 9, config.width)] * 2
     assert error(outputs.ahead[0], outputs.ahead[1]) > 1e-2
     assert np.array_equal(outputs.steps[0], train(config, without).steps[0])
 

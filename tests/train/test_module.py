@@ -12,6 +12,7 @@ from nanochat.backends.torch import linears
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.init import init
+from nanochat.model import TrainingOutputs
 from nanochat.presets import preset
 from nanochat.train import module
 from nanochat.train.module import LanguageModel
@@ -27,11 +28,13 @@ SMALL = ModelConfig(
     weight_block=128,
     coefficients="dynamic",
 )
+OPS = TorchOps("cpu")
 TOKENS = torch.arange(12).reshape(2, 6)
+TARGETS = TOKENS + 1
 
 
 def language_model(config: ModelConfig = SMALL) -> LanguageModel:
-    model = LanguageModel(config, init(config, np.random.default_rng(0)), TorchOps("cpu"))
+    model = LanguageModel(config, init(config, np.random.default_rng(0)), OPS)
     # Numbers that start at zero would hide the paths behind them.
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -41,7 +44,15 @@ def language_model(config: ModelConfig = SMALL) -> LanguageModel:
 
 
 def loss(model: torch.nn.Module) -> torch.Tensor:
-    return sum((step.square().mean() for step in model(TOKENS).steps), start=torch.zeros(()))
+    result: torch.Tensor = model(TOKENS, mean_cross_entropy, TARGETS)
+    return result
+
+
+def mean_cross_entropy(
+    outputs: TrainingOutputs[torch.Tensor, linears.Leaf], targets: torch.Tensor
+) -> torch.Tensor:
+    losses = [OPS.cross_entropy(step, outputs.table, targets) for step in outputs.steps]
+    return torch.stack(losses).mean()
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -110,7 +121,7 @@ def test_parameters_are_latent_again_after_a_step() -> None:
 
 
 def test_the_unquantised_twin_rounds_nothing() -> None:
-    model = LanguageModel(SMALL, init(SMALL, np.random.default_rng(0)), TorchOps("cpu"), "float")
+    model = LanguageModel(SMALL, init(SMALL, np.random.default_rng(0)), OPS, "float")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     with model.rounded():
