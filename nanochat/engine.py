@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
-from nanochat.model import forward, slots
+from nanochat.model import forward, losses, slots
 from nanochat.ops import Ops, Repeats, Storage
 from nanochat.rows import RowState
 from nanochat.weights import Weights
@@ -25,6 +25,8 @@ Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
 State = TypeVar("State", bound=RowState[Any])
 
+# Rows of logits that are turned into probabilities at once, which bounds the float64 copy.
+_ROWS = 64
 # Tokens of a prompt that are read at once, which bounds the memory of activations.
 PREFILL_CHUNK = 512
 
@@ -42,6 +44,17 @@ class Runner(Protocol[State]):
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every token of a sequence, (T, V)."""
         ...
+
+    def losses(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """Nats that each token of a sequence but the first costs, (T - 1,)."""
+        logits, targets = self.logits(ids[:-1]), np.array(ids[1:])
+        losses = np.empty(len(targets))
+        for start in range(0, len(targets), _ROWS):
+            rows = logits[start : start + _ROWS].astype(np.float64)
+            rows -= rows.max(axis=1, keepdims=True)
+            chosen = rows[np.arange(len(rows)), targets[start : start + _ROWS]]
+            losses[start : start + _ROWS] = np.log(np.exp(rows).sum(axis=1)) - chosen
+        return losses
 
     def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
         """A state that holds no row yet, with room for rows of `capacity` tokens; see `nanochat.rows.RowState`."""
@@ -119,6 +132,16 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
             forward(tokens, self.weights, self.config, self.ops)
         )[0]
         return logits
+
+    def losses(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        # Without logits of all tokens.
+        _require_tokens(ids[1:])
+        tokens, targets = (
+            self.ops.tokens(np.array([part], np.int64)) for part in (ids[:-1], ids[1:])
+        )
+        nats = losses(tokens, targets, self.weights, self.config, self.ops)
+        found: NDArray[np.float32] = self.ops.numpy(nats)[0]
+        return found
 
     def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
         return self.ops.new_state(self._slots, rows=rows, capacity=capacity, pages=pages)

@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanochat.engine import Runner
 
 __all__ = ["Score", "score"]
-
-# Rows of logits that are turned into probabilities at once, which bounds the float64 copy.
-_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +50,7 @@ def score(engine: Runner[Any], ids: Sequence[int], *, num_bytes: int) -> Score:
     nats, start, scored = 0.0, 0, 0
     while scored < num_targets:
         end = min(start + context, num_targets)
-        logits = engine.logits(ids[start:end])[scored - start :]
-        nats += _cross_entropy(logits, ids[scored + 1 : end + 1])
+        losses = engine.losses(ids[start : end + 1])[scored - start :]
+        nats += float(losses.sum(dtype=np.float64))
         scored, start = end, end - context // 2
     return Score(nats=nats, tokens=num_targets, bytes=num_bytes)
-
-
-def _cross_entropy(logits: NDArray[np.float32], targets: Sequence[int]) -> float:
-    """Minus the sum of the targets' log-probabilities, in nats."""
-    nats = 0.0
-    for start in range(0, len(targets), _ROWS):
-        rows = logits[start : start + _ROWS].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), list(targets[start : start + _ROWS])]
-        nats += float((np.log(np.exp(rows).sum(axis=1)) - chosen).sum())
-    return nats
