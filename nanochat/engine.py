@@ -5,6 +5,7 @@ A `Runner` continues the rows of a state and nothing else; `nanochat.session` ch
 Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
 """
 
+import difflib
 import operator
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
-from nanochat.errors import InputError
+from nanochat.errors import InputError, ShapeError
+from nanochat.init import freeze_leaf
 from nanochat.model import forward, losses, slots
 from nanochat.ops import Ops, Repeats, Storage
 from nanochat.rows import RowState
-from nanochat.weights import Weights
+from nanochat.shapes import shapes
+from nanochat.weights import Weights, leaf_of, named_leaves
 
 __all__ = ["PREFILL_CHUNK", "Engine", "Runner", "check_ids"]
 
@@ -165,6 +168,43 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         found: NDArray[np.float32] = self.ops.numpy(logits)[0]
         state.end()
         return found
+
+    def update(self, name: str, values: NDArray[np.float32]) -> None:
+        """Put new values of one parameter to work: the next call uses them, also with a state that was there before.
+
+        What a state remembers of its tokens was computed with the old ones.
+
+        Parameters
+        ----------
+        name : str
+            As in a checkpoint, such as ``layers.0.mixer.q``.
+        values : float32 array
+            Of the parameter's shape. Those of a ternary or 8-bit one are latent, and are rounded as in training.
+
+        Raises
+        ------
+        InputError
+            If there is no such parameter.
+        ShapeError
+            If `values` has another shape.
+        NumericError
+            If a value is not finite.
+        """
+        specs = dict(named_leaves(shapes(self.config)))
+        names = [known for known, _ in named_leaves(self.weights)]
+        if name not in names or name not in specs:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise InputError(
+                f"there is no parameter {name!r:.80}: "
+                + (f"did you mean {near[0]}?" if near else f"names are like {names[1]}")
+            )
+        spec = specs[name]
+        if values.shape != spec.shape:
+            raise ShapeError(
+                f"{name} has shape {spec.shape}, the new values {values.shape}: pass them unpacked, rows first"
+            )
+        leaf = freeze_leaf(name, leaf_of(spec, np.asarray(values, np.float32)))
+        self.weights = self.ops.replace(self.weights, name, leaf)
 
     def _forward(self, tokens: Array, state: State, *, only_last: bool = True) -> Array:
         return forward(tokens, self.weights, self.config, self.ops, state, only_last=only_last)

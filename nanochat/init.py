@@ -9,9 +9,19 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.shapes import run_order, shapes
-from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
+from nanochat.weights import (
+    Dense,
+    Int8,
+    Latent,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    leaf_of,
+    map_leaves,
+)
 
-__all__ = ["freeze", "init", "initial_leaf"]
+__all__ = ["freeze", "freeze_leaf", "init", "initial_leaf"]
 
 
 def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]:
@@ -32,10 +42,11 @@ def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]
 
 def freeze(weights: Weights[Stored]) -> Weights[Stored]:
     """Round every latent leaf, once and for good, to the leaf that it stands for; refuse one that is not finite."""
-    return map_leaves(_freeze_leaf, weights)
+    return map_leaves(freeze_leaf, weights)
 
 
-def _freeze_leaf(name: str, leaf: Stored) -> Stored:
+def freeze_leaf(name: str, leaf: Stored) -> Stored:
+    """One leaf of `freeze`."""
     if isinstance(leaf, Dense):
         ternary.require_finite(leaf.values, name)
         return leaf
@@ -57,15 +68,7 @@ def initial_leaf(
     name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator
 ) -> Stored:
     """The initial numbers of one leaf of `init`: latent, or dense."""
-    values = _values(name, spec, config, generator)
-    if spec.kind == "dense":
-        return Dense(values=values.astype(spec.dtype, copy=False))
-    return Latent(
-        values=values,
-        kind=spec.kind,
-        weight_block=spec.weight_block,
-        activation_block=spec.activation_block,
-    )
+    return leaf_of(spec, _values(name, spec, config, generator))
 
 
 def _values(

@@ -321,6 +321,16 @@ class Ops(Protocol[Array, Leaf, State]):
         The logits of a few tokens exist at once, by `nanochat.backends.reference.ops.pieces`, but on the reference,
         which forms all. In training they are formed again for the gradient, of x, table and weights.
         """
+        ...
+
+    # Weights that move.
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        """The tree of `prepare` with one leaf prepared anew, of the same shape and kind; the given tree stays valid.
+
+        Nothing that the backend keeps of the old leaf is used with the new tree, nor in a step that is repeated.
+        """
+        ...
 
 
 def feed_forward(

@@ -32,8 +32,10 @@ __all__ = [
     "Stored",
     "Ternary",
     "Weights",
+    "leaf_of",
     "map_leaves",
     "named_leaves",
+    "replace_leaf",
 ]
 
 LeafKind = Literal["ternary", "int8", "dense"]
@@ -106,6 +108,19 @@ class Dense:
 
 
 Stored = Latent | Ternary | Int8 | Dense
+
+
+def leaf_of(spec: Spec, values: NDArray[np.float32]) -> Latent | Dense:
+    """The leaf in training of such values: latent, or dense and of the type that it has in the file."""
+    if spec.kind == "dense":
+        return Dense(values=values.astype(np.dtype(spec.dtype).type, copy=False))
+    return Latent(
+        values=values,
+        kind=spec.kind,
+        weight_block=spec.weight_block,
+        activation_block=spec.activation_block,
+    )
+
 
 L = TypeVar("L")
 M = TypeVar("M")
@@ -239,6 +254,11 @@ def _map(function: Callable[[str, L], M], tree: object, path: str) -> object:
         }
         return type(tree)(**children)
     return function(path.removeprefix("."), cast("L", tree))
+
+
+def replace_leaf(weights: Weights[L], name: str, leaf: L) -> Weights[L]:
+    """The same tree with another leaf of that name."""
+    return map_leaves(lambda each, old: leaf if each == name else old, weights)
 
 
 def named_leaves(weights: Weights[L]) -> Iterator[tuple[str, L]]:

@@ -29,7 +29,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward
 from nanochat.rows import Group, Step
-from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves
+from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
 __all__ = ["MlxOps"]
 
@@ -325,6 +325,13 @@ class MlxOps:
         factors = mx.ones(targets.shape) if weights is None else weights
         counts = mx.logical_and(targets >= 0, factors != 0)
         return mx.where(counts, mx.concatenate(losses).reshape(targets.shape), 0.0) * factors
+
+    # Weights that move.
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        # A site's coefficients are found by one of the leaves that they come from.
+        self._sites.clear()
+        return replace_leaf(weights, name, prepare_leaf(name, leaf))
 
     def _rotations(
         self, half: int, theta: float, length: int, state: MlxState | None

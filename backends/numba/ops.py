@@ -57,7 +57,15 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_finite, require_rows
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot
-from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, named_leaves
+from nanochat.weights import (
+    FeedForward,
+    Mhc,
+    Stored,
+    Weights,
+    map_leaves,
+    named_leaves,
+    replace_leaf,
+)
 
 __all__ = ["NumbaOps"]
 
@@ -131,6 +139,9 @@ class NumbaOps:
         self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
         self._sites: dict[tuple[int, Mixer, int], _Site] = {}
         self._groups: dict[int, ExpertGroup] = {}
+        # Of leaves that are replaced: one piece of memory takes many.
+        self._memory = WeightMemory()
+        self._num_replaced = 0
 
     @property
     def device(self) -> str:
@@ -213,14 +224,17 @@ class NumbaOps:
         number = tokens.shape[1]
         size = bucket(number)
         repeated = state.repeated.get(size)
-        if repeated is not None and not repeated.notes.complete:
-            return step(tokens)
-        if repeated is None:
+        # The calls read the weights of then.
+        if repeated is None or repeated.num_replaced != self._num_replaced:
             ids = np.zeros((1, size), np.int64)
             ids[0, :number] = realize(tokens)[0]
             y, notes = self.launch.note(lambda: realize(step(cast(Array, ids))), state.pool)
-            state.repeated[size] = Repeated(notes=notes, ids=ids, result=y)
+            state.repeated[size] = Repeated(
+                notes=notes, ids=ids, result=y, num_replaced=self._num_replaced
+            )
             return cast(Array, y[:, :number])
+        if not repeated.notes.complete:
+            return step(tokens)
         repeated.ids[0, :number] = realize(tokens)[0]
         repeated.notes.repeat(self.launch.threads, positions=state.longest)
         return repeated.result[:, :number]
@@ -825,6 +839,22 @@ class NumbaOps:
         return weighted(
             losses.reshape(ids.shape), ids, None if weights is None else realize(weights)
         )
+
+    # Weights that move.
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        old = dict(named_leaves(weights))[name]
+        with spread_over_nodes():
+            new = prepare_leaf(
+                name, leaf, self._memory, old.layout if isinstance(old, TiledLinear) else "two_bits"
+            )
+        if isinstance(old, TiledLinear) and isinstance(new, TiledLinear):
+            self.tuner.replace(old, new)
+        # What was computed for sites and experts, and the arrays that noted steps read, are those of the old leaf.
+        self._sites.clear()
+        self._groups.clear()
+        self._num_replaced += 1
+        return replace_leaf(weights, name, new)
 
 
 def _dense(leaf: Leaf) -> Values:

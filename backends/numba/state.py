@@ -54,11 +54,15 @@ class NumbaStep(Step):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repeated:
-    """A step that can be repeated: its notes, the arrays of its tokens and of its result."""
+    """A step that can be repeated: its notes, the arrays of its tokens and of its result.
+
+    `num_replaced` is how many leaves of the weights had been replaced when it was noted.
+    """
 
     notes: Notes
     ids: NDArray[np.int64]
     result: Values
+    num_replaced: int
 
 
 class NumbaState(RowState[list[Values]]):

@@ -24,6 +24,7 @@ from nanochat.weights import (
     Ternary,
     Weights,
     map_leaves,
+    replace_leaf,
 )
 
 __all__ = ["IntegerLinear", "ReferenceOps", "permutation_matrices", "pieces", "weighted"]
@@ -267,6 +268,11 @@ class ReferenceOps:
         chosen = np.take_along_axis(logits, np.maximum(ids, 0)[..., None], axis=-1)[..., 0]
         losses = np.log(np.exp(logits).sum(axis=-1)) - chosen
         return weighted(losses, ids, weights)
+
+    # Weights that move.
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        return replace_leaf(weights, name, _prepare_leaf(name, leaf))
 
 
 def weighted(losses: Array, targets: NDArray[np.int64], weights: Array | None) -> Array:

@@ -28,7 +28,7 @@ from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, feed_forward
 from nanochat.rows import Group, Step
-from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves
+from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
 __all__ = ["TorchOps", "cuda_is_available"]
 
@@ -333,6 +333,11 @@ class TorchOps:
         if weights is None:
             return losses.where(targets >= 0, 0.0)
         return losses.where((targets >= 0) & (weights != 0), 0.0) * weights
+
+    # Weights that move.
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        return replace_leaf(weights, name, prepare_leaf(name, leaf, self.device))
 
 
 def cuda_is_available() -> bool:

@@ -283,6 +283,11 @@ class OnnxOps(ABC):
     ) -> Value:
         raise _meaningless("cross_entropy")
 
+    # Weights that move.
+
+    def replace(self, weights: Weights[Parameter], name: str, leaf: Stored) -> Weights[Parameter]:
+        raise _meaningless("replace")
+
 
 def _meaningless(operation: str) -> AssertionError:
     return AssertionError(

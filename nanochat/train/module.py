@@ -22,7 +22,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.model import training_outputs
 from nanochat.shapes import shapes
-from nanochat.weights import Dense, Latent, Spec, Stored, Weights, map_leaves, named_leaves
+from nanochat.weights import Dense, Latent, Spec, Stored, Weights, leaf_of, map_leaves, named_leaves
 
 __all__ = ["LanguageModel", "Precision"]
 
@@ -116,16 +116,9 @@ class LanguageModel(nn.Module):
 
         def leaf(name: str, spec: Spec) -> Stored:
             values = np.array(self.get_parameter(name).detach().cpu().numpy(), np.float32)
-            if spec.kind != "dense":
-                return Latent(
-                    values=values,
-                    kind=spec.kind,
-                    weight_block=spec.weight_block,
-                    activation_block=spec.activation_block,
-                )
             # A number beyond float16 becomes infinite, which `freeze` refuses.
             with np.errstate(over="ignore"):
-                return Dense(values=values.astype(np.dtype(spec.dtype).type))
+                return leaf_of(spec, values)
 
         return map_leaves(leaf, self._specs)
 

@@ -64,6 +64,36 @@ def filled(model: AnyEngine, lengths: Sequence[int], *, rows: int) -> Any:
     return state
 
 
+def test_a_step_is_noted_once_more_for_new_weights_and_then_repeated() -> None:
+    model = engine(CASES["4_streams_static_lite"])
+    state, _ = model.prefill([1, 2], capacity=9)
+    model.decode([3], state)
+    before = state.repeated[1].notes
+
+    for name in ("norm", "layers.0.mixer_site.norm"):
+        model.update(name, np.full(128, 2, np.float32))
+    model.decode([4], state)
+    after = state.repeated[1].notes
+    model.decode([5], state)
+
+    assert after is not before
+    assert after.complete
+    assert state.repeated[1].notes is after
+
+
+def test_what_is_kept_does_not_grow_with_new_weights() -> None:
+    model = engine(CASES["4_streams_static_lite"])
+    assert isinstance(model.ops, NumbaOps)
+    model.logits([1, 2])
+    kept = len(model.ops._sites)
+
+    for _ in range(3):
+        model.update("norm", np.full(128, 2, np.float32))
+        model.logits([1, 2])
+
+    assert len(model.ops._sites) == kept
+
+
 def test_a_batch_is_repeated_row_by_row() -> None:
     config = CASES["grouped_query_attention"]
     model, plain = engine(config), engine(config, repeats=False)

@@ -392,3 +392,13 @@ def test_the_report_tells_where_files_lie(folder: Path) -> None:
     assert (found.kernels, found.kernels_writable) == (str(folder), True)
     assert (found.choices, found.num_choices) == (str(choices.path()), 1)
     assert (found.isa, found.available) == (FASTEST, isa.available())
+
+
+def test_a_matrix_in_the_place_of_another_is_chosen_for_without_measuring_again() -> None:
+    old, new = (random_matrix(SMALL, weight_blocks=2, memory=WeightMemory()) for _ in range(2))
+    tuner = Tuner([FASTEST], threads=2, cost=COST)
+    tuner.adopt([matrix(SMALL), old])
+
+    tuner.replace(old, new)
+
+    assert [get() for _, get in tuner._matrices] == [matrix(SMALL), new]

@@ -483,6 +483,19 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.cross_entropy(x.other, table.other, targets.other, _other(weights)),
         )
 
+    # Weights that move.
+
+    def replace(
+        self, weights: Weights[Leaves[Leaf]], name: str, leaf: Stored
+    ) -> Weights[Leaves[Leaf]]:
+        references = map_leaves(lambda _, pair: pair.reference, weights)
+        others = map_leaves(lambda _, pair: pair.other, weights)
+        new = dict(named_leaves(self.other.replace(others, name, leaf)))
+        return map_leaves(
+            lambda each, its: Pair(its, new[each]),
+            self.reference.replace(references, name, leaf),
+        )
+
     # How a pair is made.
 
     def _run(

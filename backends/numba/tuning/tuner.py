@@ -119,6 +119,12 @@ class Tuner:
         self._matrices = [(Shape.of(matrix), weakref.ref(matrix)) for matrix in matrices]
         self._known, self._settled = {}, set()
 
+    def replace(self, old: TiledLinear, new: TiledLinear) -> None:
+        """Choose for `new`, of the same shape, in the place of `old`; what is known of the shape stays."""
+        self._matrices = [
+            (shape, weakref.ref(new) if get() is old else get) for shape, get in self._matrices
+        ]
+
     def choice(self, matrix: TiledLinear, tokens: int) -> Choice:
         """How to compute the product; of a large model, the first one with so many tokens measures all."""
         shape, number = Shape.of(matrix), group(tokens)
