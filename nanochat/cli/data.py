@@ -41,7 +41,7 @@ def data() -> None:
 @click.option(
     "--vocab-size",
     type=int,
-    help="Train a tokenizer of this many tokens on the text, at most 65536.",
+    help="Train a tokenizer of this many tokens on the text.",
 )
 @click.option(
     "--tokenizer",

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanochat.errors import DataError, InputError, SaveError
 from nanochat.text.tokenizer import Tokenizer
-from nanochat.train.data import FILE_NAME, DataIndex, Shard, Split
+from nanochat.train.data import FILE_NAME, DataIndex, Shard, Split, Tokens, token_type
 
 __all__ = ["Document", "documents", "find_files", "is_held_out", "position", "prepare"]
 
-# A token is stored in 16 bits.
-_MAX_VOCABULARY = 65_536
 _BATCH_CHARACTERS = 4_000_000
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,11 +66,6 @@ def prepare(
         Replace `output` if it holds prepared data.
     """
     output = Path(output)
-    vocab_size = tokenizer if isinstance(tokenizer, int) else tokenizer.vocab_size
-    if vocab_size > _MAX_VOCABULARY:
-        raise InputError(
-            f"a vocabulary of {vocab_size} tokens does not fit 16 bits: use at most {_MAX_VOCABULARY}"
-        )
     for name, size in (
         ("shard_tokens", shard_tokens),
         ("max_file_bytes", max_file_bytes),
@@ -245,7 +237,10 @@ def _sample(
 def _write_splits(
     read: Iterator[Document], directory: Path, tokenizer: Tokenizer, shard_tokens: int
 ) -> dict[str, Split]:
-    writers = {split: _Writer(directory, split, shard_tokens) for split in ("train", "held_out")}
+    kind = token_type(tokenizer.vocab_size)
+    writers = {
+        split: _Writer(directory, split, shard_tokens, kind) for split in ("train", "held_out")
+    }
     for group in _batches(read):
         encoded = tokenizer.encode_batch([document.text for document in group])
         for document, tokens in zip(group, encoded, strict=True):
@@ -272,19 +267,26 @@ def _batches(read: Iterator[Document]) -> Iterator[list[Document]]:
 class _Writer:
     """Cuts a stream of tokens into files."""
 
-    def __init__(self, directory: Path, split: str, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        shard_tokens: int,
+        kind: np.dtype[np.unsignedinteger],
+    ) -> None:
         self.tokens = self._files = self._bytes = 0
         self._directory = directory
         self._split = split
         self._shard_tokens = shard_tokens
-        self._parts: list[NDArray[np.uint16]] = []
+        self._kind = kind
+        self._parts: list[Tokens] = []
         self._shards: list[Shard] = []
 
     def add(self, text: str, tokens: list[int]) -> None:
         self._files += 1
         self._bytes += len(text.encode())
         self.tokens += len(tokens)
-        self._parts.append(np.array(tokens, "<u2"))
+        self._parts.append(np.array(tokens, self._kind))
         if self.tokens - self._shard_tokens * len(self._shards) >= self._shard_tokens:
             self._flush(last=False)
 
@@ -295,7 +297,7 @@ class _Writer:
         )
 
     def _flush(self, *, last: bool) -> None:
-        stream = np.concatenate(self._parts) if self._parts else np.empty(0, "<u2")
+        stream = np.concatenate(self._parts) if self._parts else np.empty(0, self._kind)
         while len(stream) >= self._shard_tokens or (last and len(stream)):
             path = self._directory / f"{self._split}-{len(self._shards):05d}.npy"
             self._shards.append(Shard.write(path, stream[: self._shard_tokens]))

@@ -1,8 +1,8 @@
 """This file holds training data on disk: ``data.json``, the token files that it lists, and batches of their tokens.
 
 A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
-one-dimensional little-endian ``uint16`` arrays in NumPy's format. Which tokens a batch holds depends on the seed and
-the step only: a run resumes exactly from its step number.
+one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``. Which
+tokens a batch holds depends on the seed and the step only: a run resumes exactly from its step number.
 """
 
 import functools
@@ -23,10 +23,13 @@ from nanochat.errors import DataError, FormatError, VersionError
 from nanochat.files import parse_json, read_bytes, record_file
 from nanochat.text.tokenizer import Tokenizer
 
-__all__ = ["FILE_NAME", "DataIndex", "Shard", "Shards", "Split"]
+__all__ = ["FILE_NAME", "DataIndex", "Shard", "Shards", "Split", "Tokens", "token_type"]
+
+Tokens = NDArray[np.unsignedinteger]
 
 FILE_NAME = "data.json"
-_FORMAT = 1
+# The first version has uint16 only. What both can hold is written as the first, for readers that know no other.
+_FORMAT = 2
 _MAX_FILE_BYTES = 64 * 2**20
 _SHARD_NAME = re.compile(r"(train|held_out)-\d{5,}\.npy")
 
@@ -74,7 +77,9 @@ class Shards:
             )
         self._seed = seed
         self._shards = self.index.splits[split].shards
-        self._arrays = [shard.open(self.directory) for shard in self._shards]
+        self._arrays = [
+            shard.open(self.directory, token_type(self.index.vocab_size)) for shard in self._shards
+        ]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
 
     @property
@@ -168,6 +173,17 @@ class Shards:
         return tokens[:, :-1], tokens[:, 1:]
 
 
+def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """What tokens of such a vocabulary are stored as, little-endian.
+
+    Examples
+    --------
+    >>> token_type(65_536).name, token_type(65_537).name
+    ('uint16', 'uint32')
+    """
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
 @functools.lru_cache(maxsize=4)
 def _window_starts(
     num_tokens: int, num_windows: int, length: int, seed: int, epoch: int
@@ -207,24 +223,24 @@ class Shard:
             raise FormatError(f"the sha256 of {self.name} is {self.sha256!r:.80}, not a string")
 
     @classmethod
-    def write(cls, path: Path, tokens: NDArray[np.uint16]) -> "Shard":
-        """Write `tokens` to `path`."""
-        np.save(path, tokens.astype("<u2", copy=False))
+    def write(cls, path: Path, tokens: Tokens) -> "Shard":
+        """Write `tokens`, of their `token_type`, to `path`."""
+        np.save(path, tokens)
         record = record_file(path)
         return cls(name=path.name, tokens=len(tokens), bytes=record.bytes, sha256=record.sha256)
 
-    def open(self, directory: Path) -> NDArray[np.uint16]:
+    def open(self, directory: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Map the file into memory, after a check of its size and type, but not of its hash."""
         path = directory / self.name
         try:
             size = path.stat().st_size
-            tokens: NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
+            tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise FormatError(f"{path}: {error}; copy or prepare it again") from error
-        if size != self.bytes or tokens.shape != (self.tokens,) or tokens.dtype != np.dtype("<u2"):
+        if size != self.bytes or tokens.shape != (self.tokens,) or tokens.dtype != dtype:
             raise FormatError(
                 f"{path}: {size} bytes, {tokens.dtype} of shape {tokens.shape}; {FILE_NAME} says "
-                f"{self.bytes} bytes, uint16 of shape ({self.tokens},); copy or prepare it again"
+                f"{self.bytes} bytes, {dtype} of shape ({self.tokens},); copy or prepare it again"
             )
         return tokens
 
@@ -257,8 +273,6 @@ class DataIndex:
 
     Parameters
     ----------
-    format : int
-        Version of this layout.
     patterns, held_out, max_file_bytes
         Of the text; see :func:`nanochat.train.corpus.documents`.
     vocab_size : int
@@ -271,7 +285,6 @@ class DataIndex:
         ``train`` and ``held_out``.
     """
 
-    format: int = _FORMAT
     patterns: tuple[str, ...]
     held_out: float
     max_file_bytes: int
@@ -287,7 +300,8 @@ class DataIndex:
 
     def write(self, directory: Path) -> None:
         """Write ``data.json`` to `directory`."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
+        version = 1 if token_type(self.vocab_size).itemsize == 2 else _FORMAT
+        text = json.dumps({"format": version, **asdict(self)}, indent=2) + "\n"
         (directory / FILE_NAME).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -297,7 +311,7 @@ class DataIndex:
         if not path.is_file():
             raise DataError(f"{path}: no such file; pass a directory that `prepare` has written")
         data: dict[str, Any] = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
-        version = data.get("format")
+        version = data.pop("format", None)
         if type(version) is not int or version < 1:
             raise FormatError(f"{path}: format is {version!r:.40}; prepare the data again")
         if version > _FORMAT:

@@ -85,7 +85,6 @@ MISTAKES = [
         2,
         "held_out=1.0",
     ),
-    (["data", "prepare", "MODEL", "--out", "OUT", "--vocab-size", "65537"], 2, "at most 65536"),
     (["data", "prepare", "MODEL", "--out", "MODEL", "--vocab-size", "300"], 2, "another path"),
     (["data", "show", "EMPTY"], 1, "data.json"),
     (["export"], 2, "there is no verb 'export'"),

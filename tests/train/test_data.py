@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import DataError, FormatError, InputError, SaveError, VersionError
-from nanochat.text.tokenizer import Tokenizer
+from nanochat.text.codec import BYTES
+from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.train.corpus import documents, find_files, is_held_out, position, prepare
 from nanochat.train.data import Shards, _window_starts
 
@@ -223,6 +224,32 @@ def test_a_directory_with_other_files_is_never_replaced(corpus: Path, tmp_path: 
         prepare([corpus], tmp_path, TOKENIZER, overwrite=True)
 
 
+def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
+    # Every pair of bytes is a token.
+    pairs = [(left, right) for left in BYTES for right in BYTES]
+    many = Tokenizer([*SPECIALS, *BYTES, *map("".join, pairs)], pairs)
+    assert many.vocab_size > 65_536
+
+    index = prepare([corpus], tmp_path / "out", many, held_out=0.2, shard_tokens=1009)
+
+    shards = Shards(tmp_path / "out")
+    assert np.load(tmp_path / "out/train-00000.npy").dtype == np.dtype("<u4")
+    assert json.loads((tmp_path / "out/data.json").read_text())["format"] == 2
+    assert shards.index == index
+    shards.verify()
+    assert stream(tmp_path / "out", "train") == [
+        token
+        for document in documents([corpus], held_out=0.2)
+        if not document.held_out
+        for token in [many.bos, *many.encode(document.text)]
+    ]
+
+
+def test_a_small_vocabulary_is_written_as_older_versions_read_it(data: Path) -> None:
+    assert np.load(data / "train-00000.npy").dtype == np.dtype("<u2")
+    assert json.loads((data / "data.json").read_text())["format"] == 1
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("  ")
@@ -250,7 +277,6 @@ def test_shares_that_leave_a_split_without_text_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"tokenizer": 65_537}, "does not fit 16 bits", id="large vocabulary"),
         pytest.param({"shard_tokens": 0}, "leaves no room", id="no shard length"),
         pytest.param({"sample_bytes": -5}, "sample_bytes=-5 leaves no room", id="no sample"),
         pytest.param({"max_file_bytes": -1}, "max_file_bytes=-1 leaves no room", id="no file"),
@@ -416,7 +442,7 @@ def test_an_unknown_split_is_refused(data: Path) -> None:
 
 
 def test_a_newer_index_asks_for_an_upgrade(copy: Path) -> None:
-    rewrite(copy, format=2)
+    rewrite(copy, format=3)
 
     with pytest.raises(VersionError, match="upgrade nanochat-ternary"):
         Shards(copy)
