@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ __all__ = [
     "quantize_activations",
     "rounded_activations",
     "rounded_values",
-    "straight_through",
+    "rounded_weights",
 ]
 
 
@@ -127,12 +127,11 @@ def rounded_activations(x: Tensor, block: int) -> Tensor:
     if block == 0:
         return x
     codes, scales = quantize_activations(x.detach(), block)
-    return straight_through(x, (codes * scales[..., None]).flatten(-2))
+    return _straight_through(x, (codes * scales[..., None]).flatten(-2))
 
 
-def straight_through(values: Tensor, rounded: Tensor) -> Tensor:
+def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
     """The rounded numbers, whose gradient is that of `values`."""
-    # Exact: a rounded number is 0, within a factor of two of the other, or has few digits.
     return values + (rounded - values).detach()
 
 
@@ -145,13 +144,31 @@ def rounded_values(
     floor = ternary.SMALLEST_SCALE
     if kind == "int8":
         scales = (values.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
-        return (values / scales).round().clamp(-127, 127) * scales
+        return (values / scales).round_().clamp_(-127, 127).mul_(scales)
     # As in `ternary.quantize`, to the last bit.
     blocks = values.unflatten(1, (-1, weight_block))
     mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
     scales = mean.clamp(min=floor).half().float()
-    rounded: Tensor = ((blocks / scales).round().clamp(-1, 1) * scales).flatten(1)
+    rounded: Tensor = (blocks / scales).round_().clamp_(-1, 1).mul_(scales).flatten(1)
     return rounded
+
+
+@torch.library.custom_op("nanochat::rounded_weights", mutates_args=())
+def rounded_weights(values: Tensor, kind: str, weight_block: int) -> Tensor:
+    """`rounded_values` with straight-through gradients, for a pass that may be compiled.
+
+    A compiler must not look inside: it takes a conversion to float16 and back for none, and scales stay unrounded.
+    """
+    # An operator's arguments have simple types.
+    return rounded_values(values, cast(Literal["ternary", "int8", "float16"], kind), weight_block)
+
+
+@rounded_weights.register_fake
+def _(values: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(values)
+
+
+rounded_weights.register_autograd(lambda _, upstream: (upstream, None, None))
 
 
 def _integer_product(codes: Tensor, scales: Tensor, linear: PackedLinear | TableLinear) -> Tensor:

@@ -16,7 +16,7 @@ from nanochat.backends.torch.linears import (
     FloatLinear,
     Leaf,
     rounded_values,
-    straight_through,
+    rounded_weights,
 )
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
@@ -81,7 +81,7 @@ class LanguageModel(nn.Module):
         try:
             with torch.no_grad():
                 for parameter, values, spec in latent:
-                    parameter.copy_(_rounded(values, spec))
+                    parameter.copy_(rounded_values(values, _kind(spec), spec.weight_block))
             self._are_rounded = True
             yield
         finally:
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         parameter = self.get_parameter(name)
         values: Tensor = parameter
         if self._is_latent(spec) and not self._are_rounded:
-            values = straight_through(parameter, _rounded(parameter.detach(), spec))
+            values = rounded_weights(parameter, _kind(spec), spec.weight_block)
         if spec.kind == "dense":
             return values
         block = 0 if self.precision == "float" else spec.activation_block
@@ -137,9 +137,8 @@ class _Sharded(Protocol):
     def reshard(self) -> None: ...
 
 
-def _rounded(values: Tensor, spec: Spec) -> Tensor:
-    kind = "float16" if spec.kind == "dense" else spec.kind
-    return rounded_values(values, kind, spec.weight_block)
+def _kind(spec: Spec) -> Literal["ternary", "int8", "float16"]:
+    return "float16" if spec.kind == "dense" else spec.kind
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -1,6 +1,7 @@
 """The module that owns the parameters: when they are rounded, and that sharding leaves their gradients as they are."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from nanochat.model import TrainingOutputs
 from nanochat.presets import preset
 from nanochat.train import module
 from nanochat.train.module import LanguageModel
-from nanochat.weights import Spec, named_leaves
+from nanochat.weights import Attention, Spec, named_leaves
 
 SMALL = ModelConfig(
     vocab_size=32,
@@ -69,7 +70,8 @@ def count_roundings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         kinds.append(kind)
         return linears.rounded_values(values, kind, weight_block)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "rounded_values", counted)
+    for name in ("rounded_values", "rounded_weights"):
+        monkeypatch.setattr(module, name, counted)
     return kinds
 
 
@@ -118,6 +120,29 @@ def test_parameters_are_latent_again_after_a_step() -> None:
     assert torch.equal(inside, linears.rounded_values(before["layers.0.mixer.q"], "ternary", 128))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None, reason="the compiler of torch needs a C++ compiler"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiled_pass_multiplies_with_the_numbers_of_the_file() -> None:
+    model = language_model()
+
+    @torch.compile
+    def weights() -> list[torch.Tensor]:
+        layer = model.tree().layers[0]
+        assert isinstance(layer.mixer, Attention)
+        assert isinstance(layer.mixer.q, linears.FloatLinear)
+        table = model.tree().embedding
+        assert isinstance(table, linears.FloatLinear)
+        return [layer.mixer.q.values * 1.0, table.values * 1.0]
+
+    found = weights()
+
+    with model.rounded():
+        for compiled, name in zip(found, ("layers.0.mixer.q", "embedding"), strict=True):
+            assert torch.equal(compiled, model.get_parameter(name)), name
 
 
 def test_the_unquantised_twin_rounds_nothing() -> None:
