@@ -1,53 +1,60 @@
-"""This file holds the names of the backends, whether each can run here, and the choice among them.
+"""This package holds the backends, one in each folder, whether each can run here, and the choice among them.
 
-A backend is loaded by name, once, when a model is loaded. Nothing is chosen silently: `choose` says why.
+A folder here whose ``__init__.py`` has a `BACKEND` is a backend: there is no list to add it to. See
+`nanochat.backends.backend`. It is loaded by name, once, when a model is loaded. Nothing is chosen silently: `choose`
+says why.
 """
 
 import importlib.util
 import os
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
-from nanochat.backends.host import has_apple_gpu, has_cuda_driver
+from nanochat.backends.backend import Backend
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Ops
 
-__all__ = ["GRAPHS", "NAMES", "choose", "get", "unavailable", "wanted"]
-
-NAMES = ("torch", "mlx", "numba", "reference")
-# What runs a whole exported graph, and not the operations of `nanochat.ops`.
-GRAPHS = ("onnx",)
+__all__ = ["BACKENDS", "choose", "discover", "get", "graphs", "names", "unavailable", "wanted"]
 
 _VARIABLE = "NANOCHAT_BACKEND"
-# Backends whose number of threads can be chosen.
-_THREADED = ("numba", "torch")
 _MOST_THREADS = 256
 
-_FIX = {
-    "torch": "pip install 'nanochat-ternary[torch]'",
-    "mlx": "pip install 'nanochat-ternary[mlx]'",
-    "numba": "pip install numba",
-    "onnx": "pip install 'nanochat-ternary[onnx]'",
-}
-# What a backend's module is called, where that is another name.
-_MODULES = {"mlx": "mlx.core", "onnx": "onnxruntime"}
+
+def discover() -> dict[str, Backend]:
+    """The backends of all folders on this package's ``__path__``, by name, those that "auto" asks first in front."""
+    folders = [module.name for module in iter_modules(__path__) if module.ispkg]
+    found = {name: import_module(f"{__name__}.{name}").BACKEND for name in folders}
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))
+
+
+# Every backend by its name.
+BACKENDS: dict[str, Backend] = discover()
+
+
+def names() -> tuple[str, ...]:
+    """The backends that have the operations of `nanochat.ops`."""
+    return tuple(name for name, backend in BACKENDS.items() if backend.load is not None)
+
+
+def graphs() -> tuple[str, ...]:
+    """The backends that run a whole exported graph, and no single operation."""
+    return tuple(name for name, backend in BACKENDS.items() if backend.load is None)
 
 
 def unavailable(name: str) -> str | None:
     """Why the backend cannot run here, with the fix; `None` if it can."""
-    if name not in (*NAMES, *GRAPHS):
-        raise BackendError(
-            f"unknown backend {name!r}: choose auto or one of {', '.join((*NAMES, *GRAPHS))}"
-        )
-    if name == "reference":
-        return None
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose auto or one of {', '.join(BACKENDS)}")
+    backend = BACKENDS[name]
     try:
-        found = importlib.util.find_spec(_MODULES.get(name, name)) is not None
+        found = importlib.util.find_spec(backend.module) is not None
     except ModuleNotFoundError:
         found = False
-    if not found:
-        package = _MODULES.get(name, name).partition(".")[0]
-        return f"the package {package} is not installed: {_FIX[name]}"
-    return None
+    if found:
+        return None
+    package = backend.module.partition(".")[0]
+    return f"the package {package} is not installed: {backend.fix}"
 
 
 def wanted(name: str = "auto") -> str:
@@ -63,8 +70,8 @@ def choose(name: str = "auto") -> tuple[str, str]:
     Parameters
     ----------
     name : str
-        A backend, or "auto": then the environment variable ``NANOCHAT_BACKEND`` if it is set; torch if CUDA is there;
-        MLX on Apple silicon; Numba; the reference.
+        A backend, or "auto": then the environment variable ``NANOCHAT_BACKEND`` if it is set; or the first backend that
+        suits this machine: torch if CUDA is there; MLX on Apple silicon; Numba; the reference.
 
     Raises
     ------
@@ -76,13 +83,14 @@ def choose(name: str = "auto") -> tuple[str, str]:
     named = wanted()
     if named != "auto":
         return _require(named), f"{_VARIABLE} is set"
-    if unavailable("torch") is None and _cuda_is_there():
-        return "torch", "a CUDA device is there"
-    if has_apple_gpu() and unavailable("mlx") is None:
-        return "mlx", "this is Apple silicon"
-    if unavailable("numba") is None:
-        return "numba", f"{_without_gpu()}; compiled CPU code is next"
-    return "reference", f"nothing faster can run: {unavailable('numba')}"
+    missed = []
+    for candidate, backend in BACKENDS.items():
+        if unavailable(candidate) is not None:
+            missed.append(backend.missed())
+        elif reason := backend.suits():
+            why = "; ".join(filter(None, missed))
+            return candidate, f"{reason}: {why}" if why else reason
+    raise BackendError(f"no backend suits this machine ({_reasons()}): choose one by name")
 
 
 def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, Any]:
@@ -105,36 +113,24 @@ def get(name: str = "auto", *, num_threads: int | None = None) -> Ops[Any, Any, 
         If `num_threads` is no number from 1 to 256.
     """
     chosen = choose()[0] if name == "auto" else _require(name)
-    if chosen in GRAPHS:
+    load = BACKENDS[chosen].load
+    if load is None:
         raise BackendError(
             f"backend {chosen!r} runs a whole graph and has no operations of its own: load a model with "
             f"nanochat.from_pretrained(..., backend={chosen!r})"
         )
-    if num_threads is not None:
-        _check_threads(chosen, num_threads)
-    # Late on purpose: a framework is loaded only when its backend is asked for.
-    if chosen == "torch":
-        from nanochat.backends.torch.ops import TorchOps
-
-        return TorchOps(num_threads=num_threads)
-    if chosen == "mlx":
-        from nanochat.backends.mlx.ops import MlxOps
-
-        return MlxOps()
-    if chosen == "numba":
-        from nanochat.backends.numba.ops import NumbaOps
-
-        return NumbaOps(num_threads=num_threads)
-    from nanochat.backends.reference.ops import ReferenceOps
-
-    return ReferenceOps()
+    if num_threads is None:
+        return load()
+    _check_threads(chosen, num_threads)
+    return load(num_threads=num_threads)
 
 
 def _check_threads(name: str, num_threads: int) -> None:
-    if name not in _THREADED:
+    if not BACKENDS[name].takes_threads:
+        others = [other for other in names() if BACKENDS[other].takes_threads]
         raise BackendError(
             f"num_threads={num_threads}, but backend {name!r} chooses its threads itself: leave num_threads out, or "
-            f"choose {' or '.join(_THREADED)}"
+            f"choose {' or '.join(others)}"
         )
     if not isinstance(num_threads, int) or not 1 <= num_threads <= _MOST_THREADS:
         raise InputError(
@@ -145,24 +141,9 @@ def _check_threads(name: str, num_threads: int) -> None:
 
 def _require(name: str) -> str:
     if unavailable(name) is not None:
-        reasons = "; ".join(f"{n}: {unavailable(n) or 'available'}" for n in (*NAMES, *GRAPHS))
-        raise BackendError(f"backend {name!r} cannot run here ({reasons})")
+        raise BackendError(f"backend {name!r} cannot run here ({_reasons()})")
     return name
 
 
-def _without_gpu() -> str:
-    """Why neither backend for GPUs was taken."""
-    if has_apple_gpu():
-        return "this is Apple silicon, but MLX is not installed"
-    if has_cuda_driver() and unavailable("torch") is not None:
-        return "there is a CUDA driver, but torch is not installed"
-    return "no CUDA device and no Apple GPU"
-
-
-def _cuda_is_there() -> bool:
-    # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
-    if has_cuda_driver() is False:
-        return False
-    from nanochat.backends.torch.ops import cuda_is_available
-
-    return cuda_is_available()
+def _reasons() -> str:
+    return "; ".join(f"{name}: {unavailable(name) or 'available'}" for name in BACKENDS)

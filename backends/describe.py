@@ -10,18 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
-from nanochat.backends import unavailable
+from nanochat import backends
 from nanochat.backends.host import has_apple_gpu, has_cuda_driver
 
 __all__ = ["Detailed", "describe", "faster", "summary"]
 
-# What a backend computes with; `describe` tells the versions of those that are loaded.
-_LIBRARIES = {
-    "torch": ("torch", "triton"),
-    "mlx": ("mlx.core",),
-    "numba": ("numba", "llvmlite"),
-    "onnx": ("onnxruntime",),
-}
 # Instruction sets of one number are about as fast as each other.
 _SPEEDS = {"portable": 0, "avx2": 1, "avxvnni": 2, "avx512vnni": 2}
 
@@ -52,7 +45,9 @@ def describe(runner: object) -> dict[str, object]:
     ops = getattr(runner, "ops", runner)
     name = str(getattr(ops, "name", type(ops).__name__))
     versions = {"python": platform.python_version()}
-    for module in ("numpy", *_LIBRARIES.get(name, ())):
+    # A backend of one's own is in no folder here.
+    known = backends.BACKENDS.get(name)
+    for module in ("numpy", *(known.libraries if known else ())):
         version = getattr(sys.modules.get(module), "__version__", None)
         if version is not None:
             versions[module.partition(".")[0]] = str(version)
@@ -113,7 +108,7 @@ def _gpu(name: str, reason: str) -> str:
         return ""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "the NVIDIA GPU is not used: unset CUDA_VISIBLE_DEVICES, which hides it"
-    if unavailable("torch") is not None:
+    if backends.unavailable("torch") is not None:
         return "the NVIDIA GPU is not used: pip install 'nanochat-ternary[cuda]'"
     if _sees_cuda() is False:
         return (
@@ -127,7 +122,7 @@ def _gpu(name: str, reason: str) -> str:
 
 def _kernels(name: str, reason: str) -> str:
     """How to use compiled kernels instead of a backend that is slower on every CPU where both were measured."""
-    if name == "numba" or name not in ("reference", "torch", "mlx", "onnx"):
+    if name == "numba" or name not in backends.BACKENDS:
         return ""
     # MLX has the GPU of a Mac.
     if name == "mlx" and has_apple_gpu():
@@ -137,7 +132,7 @@ def _kernels(name: str, reason: str) -> str:
 
 def _get(name: str, reason: str) -> str:
     """What to do for a backend."""
-    missing = unavailable(name)
+    missing = backends.unavailable(name)
     if missing is not None:
         return missing.partition(": ")[2]
     if reason == "NANOCHAT_BACKEND is set":

@@ -23,11 +23,10 @@ _PROMPT_TOKENS = 256
 
 def run(quick: bool) -> Iterator[Result]:
     """Decode and prefill of every backend that can run here, with the reference as the peer."""
-    known = (*backends.NAMES, *backends.GRAPHS)
-    names = [name for name in known if backends.unavailable(name) is None]
+    names = [name for name in backends.BACKENDS if backends.unavailable(name) is None]
     for name in names:
         # A graph has no operations to compare one by one; `parity --exports` compares it as a whole.
-        if name in backends.NAMES:
+        if name in backends.names():
             require(name)
     models = {name: from_pretrained(_MODEL, backend=name) for name in names}
     rounds, tokens = (3, 8) if quick else (20, 32)

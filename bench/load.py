@@ -43,7 +43,7 @@ def run(quick: bool) -> Iterator[Result]:
         write_random_model(directory, preset(name))
         num_bytes = sum(path.stat().st_size for path in directory.iterdir())
         bound = num_bytes / read_bandwidth(threads=1)
-        names = [backend for backend in backends.NAMES if can_run(backend)]
+        names = [backend for backend in backends.names() if can_run(backend)]
         seconds = _seconds(directory, names, _QUICK_TURNS if quick else _TURNS)
         for (backend, stage), times in seconds.items():
             target = _TARGET_SECONDS if (backend, stage) == (_TARGETED, "all") else None

@@ -103,7 +103,7 @@ def require(*names: str) -> None:
 
 
 def _backends() -> list[str]:
-    return [n for n in backends.NAMES if n != "reference" and backends.unavailable(n) is None]
+    return [n for n in backends.names() if n != "reference" and backends.unavailable(n) is None]
 
 
 def _compare(config: ModelConfig, name: str) -> _Comparison:

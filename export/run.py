@@ -18,10 +18,10 @@ __all__ = ["choose_backend", "start"]
 def choose_backend(bundle: Bundle, name: str = "auto") -> tuple[str, str]:
     """The backend that runs a model, and the reason, as `nanochat.backends.choose` gives them.
 
-    But where nothing is named, a graph is run as it is, by "onnx". Any other backend runs the weights in it.
+    But where nothing is named, a graph is run as it is, by a backend of graphs. Any other runs the weights in it.
     """
     if bundle.graph is not None and backends.wanted(name) == "auto":
-        chosen, _ = backends.choose("onnx")
+        chosen, _ = backends.choose(backends.graphs()[0])
         return chosen, "the model is a graph"
     return backends.choose(name)
 
@@ -40,8 +40,8 @@ def start(
     has `name`, by default the bundle's.
     """
     name, config = name or bundle.name, bundle.config
-    others = [other for other in backends.NAMES if backends.unavailable(other) is None]
-    if backend in backends.GRAPHS:
+    others = [other for other in backends.names() if backends.unavailable(other) is None]
+    if backend in backends.graphs():
         require_room(
             name, config, backend if bundle.graph is None else f"{backend}-file", others=others
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanochat.backends import GRAPHS
+from nanochat import backends
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import Candidate, layouts
 
@@ -94,7 +94,7 @@ def _rank(candidate: Candidate, backend: str) -> tuple[bool, int, int, int]:
     layout, folder = candidate.layout, candidate.folder
     order, own = layout.preference(candidate.place, folder)
     depth = folder.count("/") + bool(folder)
-    return layout.is_graph != (backend in GRAPHS), order, depth, own
+    return layout.is_graph != (backend in backends.graphs()), order, depth, own
 
 
 @dataclass(frozen=True, kw_only=True)

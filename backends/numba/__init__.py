@@ -5,4 +5,38 @@ task alone. So a result is the same for any number of threads, which `runtime.th
 their caller: `ops` checks shapes, and nothing in a kernel checks a bound.
 """
 
-__all__: list[str] = []
+from typing import Any
+
+from nanochat.backends.backend import Backend
+from nanochat.backends.host import has_apple_gpu, has_cuda_driver
+from nanochat.ops import Ops
+
+__all__ = ["BACKEND"]
+
+
+def _suits() -> str:
+    here = has_apple_gpu() or has_cuda_driver()
+    text = "compiled CPU code is next"
+    return text if here else f"no CUDA device and no Apple GPU; {text}"
+
+
+def _missed() -> str:
+    return f"the package numba is not installed: {BACKEND.fix}"
+
+
+def _load(*, num_threads: int | None = None) -> Ops[Any, Any, Any]:
+    from nanochat.backends.numba.ops import NumbaOps
+
+    return NumbaOps(num_threads=num_threads)
+
+
+BACKEND = Backend(
+    module="numba",
+    fix="pip install numba",
+    libraries=("numba", "llvmlite"),
+    takes_threads=True,
+    rank=3,
+    suits=_suits,
+    missed=_missed,
+    load=_load,
+)

@@ -1,3 +1,40 @@
 """This package holds the torch backend: eager or compiled, on CPU and CUDA, for inference and for training."""
 
-__all__: list[str] = []
+from typing import Any
+
+from nanochat.backends.backend import Backend
+from nanochat.backends.host import has_cuda_driver
+from nanochat.ops import Ops
+
+__all__ = ["BACKEND"]
+
+
+def _suits() -> str:
+    # Asking torch itself would load it (seconds) for an answer that is almost always no on a machine without a driver.
+    if has_cuda_driver() is False:
+        return ""
+    from nanochat.backends.torch.ops import cuda_is_available
+
+    return "a CUDA device is there" if cuda_is_available() else ""
+
+
+def _missed() -> str:
+    return "there is a CUDA driver, but torch is not installed" if has_cuda_driver() else ""
+
+
+def _load(*, num_threads: int | None = None) -> Ops[Any, Any, Any]:
+    from nanochat.backends.torch.ops import TorchOps
+
+    return TorchOps(num_threads=num_threads)
+
+
+BACKEND = Backend(
+    module="torch",
+    fix="pip install 'nanochat-ternary[torch]'",
+    libraries=("torch", "triton"),
+    takes_threads=True,
+    rank=1,
+    suits=_suits,
+    missed=_missed,
+    load=_load,
+)

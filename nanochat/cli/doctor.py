@@ -47,7 +47,7 @@ def doctor(*, as_json: bool) -> None:
     from nanochat import backends
 
     machine, packages, environment = _machine(), _versions(), _environment()
-    found = [_try(name) for name in (*backends.NAMES, *backends.GRAPHS)]
+    found = [_try(name) for name in backends.BACKENDS]
     kernels = _kernels() if any(b.name == "numba" and b.ready for b in found) else None
     try:
         chosen, reason = backends.choose("auto")
@@ -90,7 +90,7 @@ def _try(name: str) -> _Backend:
         return _Backend(name, False, reason)
     device = "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     try:
-        if name not in backends.GRAPHS:
+        if name not in backends.graphs():
             device = str(getattr(backends.get(name), "device", "cpu"))
     except NanochatError as error:
         return _Backend(name, False, str(error))
@@ -108,7 +108,9 @@ def _advice(name: str, reason: str) -> tuple[str, ...]:
     from nanochat.backends.describe import describe, faster
 
     graph = {"backend": name, "device": "cpu"}
-    return faster(graph if name in backends.GRAPHS else describe(backends.get(name)), reason=reason)
+    return faster(
+        graph if name in backends.graphs() else describe(backends.get(name)), reason=reason
+    )
 
 
 def _kernels() -> "KernelReport | None":

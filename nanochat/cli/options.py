@@ -26,7 +26,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
 backend_option = click.option(
     "--backend",
-    type=click.Choice(["auto", *backends.NAMES, *backends.GRAPHS]),
+    type=click.Choice(["auto", *backends.BACKENDS]),
     default="auto",
     show_default=True,
     help="What computes; `nanochat doctor` shows what auto chooses.",

@@ -61,8 +61,7 @@ class Example(NamedTuple):
 
 def measure(bundle: Bundle, wanted: Sequence[str], *, where: str) -> list[BackendRow]:
     """Run a model on the backends that are wanted, or on all that can run here; `where` is what it is, for errors."""
-    names = (*backends.NAMES, *backends.GRAPHS)
-    able = [name for name in names if backends.unavailable(name) is None]
+    able = [name for name in backends.BACKENDS if backends.unavailable(name) is None]
     too_slow = "" if wanted or num_parameters(bundle.config) <= _LARGE else "reference"
     return [
         BackendRow(name) if name == too_slow else _measure(bundle, name, where=where)

@@ -80,7 +80,7 @@ class PushOptions:
         (),
         "Verify and measure on this one.  [default: on all that can run here]",
         option="--backend",
-        choices=(*backends.NAMES, *backends.GRAPHS),
+        choices=tuple(backends.BACKENDS),
     )
     prompt: str = _option("Once upon a time", "What the lines of the card continue.")
     token: str | None = _option(

@@ -217,7 +217,7 @@ def stage(
 def _verify(model: Original, path: Path, options: PushOptions) -> tuple[str, float]:
     """Check a model's files and record on the first backend, and a graph as one: what ran it, and the largest error."""
     # Any other backend takes the weights out of a graph, and does not see what it does with them.
-    graph = backends.GRAPHS if model.form.layout.is_graph else ()
+    graph = backends.graphs() if model.form.layout.is_graph else ()
     for backend in dict.fromkeys([*options.backends[:1], *graph]) or ["auto"]:
         verified = verify_model(path, backend=backend)
     if verified.golden is None:

@@ -23,9 +23,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "backend", [name for name in (*backends.NAMES, *backends.GRAPHS) if can_run(name)]
-)
+@pytest.mark.parametrize("backend", [name for name in backends.BACKENDS if can_run(name)])
 def test_a_model_takes_what_is_said(directory: Path, backend: str) -> None:
     estimate = needed_bytes(CONFIG, backend, context=TOKENS)
     if backend == "numba":

@@ -70,7 +70,8 @@ FRAMEWORKS = {
 
 # The only files in which an import may stand elsewhere than at the top of the module.
 LATE = {
-    "backends/__init__.py": "`get` imports the one backend that was asked for",
+    "backends/__init__.py": "a folder is a backend, and no list names it",
+    "backends/*/__init__.py": "a backend is known by name without its framework",
     "export/formats/*": "a format is known by name without the packages that read or write it",
     "export/run.py": "a graph needs onnxruntime",
     "nanochat/__init__.py": "the public names are imported when they are used",

@@ -59,7 +59,7 @@ def changed(source: Bundle, name: str, change: Any) -> Bundle:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", backends.names())
 def test_a_model_as_it_was_written_passes_on_every_backend(
     options: dict[str, Any], backend: str, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ def backends_under_test() -> list[str]:
     declared = os.environ.get("NANOCHAT_TEST_BACKENDS", "")
     if declared:
         return [name.strip() for name in declared.split(",")]
-    return [name for name in backends.NAMES if backends.unavailable(name) is None]
+    return [name for name in backends.names() if backends.unavailable(name) is None]
 
 
 def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
+from nanochat import backends
 from nanochat.bundle import Bundle
 from nanochat.cli.export import export
 from nanochat.cli.models import push
@@ -92,8 +93,8 @@ def test_an_export_is_uploaded_with_a_card_and_its_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("nanochat.backends.NAMES", ("reference",))
-    monkeypatch.setattr("nanochat.backends.GRAPHS", ())
+    only = {"reference": backends.BACKENDS["reference"]}
+    monkeypatch.setattr("nanochat.backends.BACKENDS", only)
 
     words = ("--format", "gguf", "--runtime", "nanochat", "--out", tmp_path / "x.gguf")
     code = call(export, model, *words, "--upload-repo", "org/name", "--json")
@@ -180,8 +181,8 @@ def test_an_export_takes_the_licence_beside_the_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nanochat.backends.NAMES", ("reference",))
-    monkeypatch.setattr("nanochat.backends.GRAPHS", ())
+    only = {"reference": backends.BACKENDS["reference"]}
+    monkeypatch.setattr("nanochat.backends.BACKENDS", only)
     save_model(tmp_path / "m", replace(source, licence="unknown"))
     (tmp_path / "m" / "LICENSE").write_text("Be nice.")
 

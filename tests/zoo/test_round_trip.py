@@ -127,7 +127,7 @@ def test_each_backend_opens_its_best_format_and_writes_the_same_text(
         backend: nanochat.from_pretrained("you/mine", backend=backend, verify=True).generate(
             PROMPT, max_tokens=24
         )
-        for backend in (*backends.NAMES, *backends.GRAPHS)
+        for backend in backends.BACKENDS
     }
     texts["gguf"] = nanochat.from_pretrained("you/mine:gguf", verify=True).generate(
         PROMPT, max_tokens=24

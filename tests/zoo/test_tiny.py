@@ -46,7 +46,7 @@ def reference() -> Model:
     return nanochat.from_pretrained("nanochat-tiny", backend="reference")
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", backends.names())
 def test_every_backend_writes_the_same_greedy_text(reference: Model, backend: str) -> None:
     model = nanochat.from_pretrained("nanochat-tiny", backend=backend)
 
@@ -55,7 +55,7 @@ def test_every_backend_writes_the_same_greedy_text(reference: Model, backend: st
     )
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", backends.names())
 def test_the_same_seed_samples_the_same_text_on_every_backend(
     reference: Model, backend: str
 ) -> None:
@@ -94,7 +94,7 @@ def test_it_is_the_tiny_preset_and_its_recipe_is_with_it(directory: Path) -> Non
     assert "licence" in (directory / "README.md").read_text().lower()
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", backends.names())
 def test_its_files_and_what_they_compute_are_verified(directory: Path, backend: str) -> None:
     checked = verify_model(directory, backend=backend)
 
