@@ -8,33 +8,18 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 from nanochat import backends
 from nanochat.backends.host import has_apple_gpu, has_cuda_driver
+from nanochat.ops import Described
 
-__all__ = ["Detailed", "describe", "faster", "summary"]
+__all__ = ["describe", "faster", "summary"]
 
 # Instruction sets of one number are about as fast as each other.
 _SPEEDS = {"portable": 0, "avx2": 1, "avxvnni": 2, "avx512vnni": 2}
 
 
-@runtime_checkable
-class Detailed(Protocol):
-    """A backend, or a runtime of whole graphs, that says how it works.
-
-    Attributes
-    ----------
-    details : mapping
-        Plain values, of which these have a meaning here: `threads` that share an operation, and `cores`, for which it
-        would start threads; `instructions` of its kernels, and those that are `available`, the fastest first.
-    """
-
-    @property
-    def details(self) -> Mapping[str, object]: ...
-
-
-def describe(runner: object) -> dict[str, object]:
+def describe(runner: Described) -> dict[str, object]:
     """What computes, on which device, with what; ready for JSON.
 
     Parameters
@@ -42,19 +27,17 @@ def describe(runner: object) -> dict[str, object]:
     runner : Ops or Runner
         A backend, a model at work on one, or a runtime of a whole graph.
     """
-    ops = getattr(runner, "ops", runner)
-    name = str(getattr(ops, "name", type(ops).__name__))
     versions = {"python": platform.python_version()}
     # A backend of one's own is in no folder here.
-    known = backends.BACKENDS.get(name)
+    known = backends.BACKENDS.get(runner.name)
     for module in ("numpy", *(known.libraries if known else ())):
         version = getattr(sys.modules.get(module), "__version__", None)
         if version is not None:
             versions[module.partition(".")[0]] = str(version)
     return {
-        "backend": name,
-        "device": str(getattr(ops, "device", "cpu")),
-        **(ops.details if isinstance(ops, Detailed) else {}),
+        "backend": runner.name,
+        "device": runner.device,
+        **runner.details,
         "versions": versions,
     }
 

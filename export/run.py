@@ -47,8 +47,7 @@ def start(
         )
         return _start_graph(bundle, kv_cache=kv_cache, num_threads=num_threads)
     ops = backends.get(backend, num_threads=num_threads)
-    free = getattr(ops, "free_bytes", None)
-    require_room(name, config, backend, kv_cache=kv_cache, free=free, others=others)
+    require_room(name, config, backend, kv_cache=kv_cache, free=ops.free_bytes, others=others)
     return Engine(config, ops.prepare(bundle.weights), ops, kv_cache=kv_cache)
 
 

@@ -7,7 +7,7 @@ Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
 
 import difflib
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
@@ -17,7 +17,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import InputError, ShapeError
 from nanochat.init import freeze_leaf
 from nanochat.model import forward, losses, slots
-from nanochat.ops import Ops, Repeats, Storage
+from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
 from nanochat.shapes import shapes
 from nanochat.weights import Weights, leaf_of, named_leaves
@@ -35,7 +35,7 @@ PREFILL_CHUNK = 512
 
 
 @runtime_checkable
-class Runner(Protocol[State]):
+class Runner(Described, Protocol[State]):
     """A model at work: `Engine` on a backend, or a whole graph in a runtime of its own.
 
     `kv_cache` is what keys and values are kept in while text is generated.
@@ -128,6 +128,18 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         self._slots = slots(config, storage=kv_cache)
         # A backend that cannot keep them so says it now, not at the first prompt.
         ops.new_state(self._slots, rows=1, capacity=1)
+
+    @property
+    def name(self) -> str:
+        return self.ops.name
+
+    @property
+    def device(self) -> str:
+        return self.ops.device
+
+    @property
+    def details(self) -> Mapping[str, object]:
+        return self.ops.details
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         tokens = self.ops.tokens(np.array([_require_tokens(ids)], np.int64))

@@ -12,7 +12,7 @@ Without a state, the axes (B, T) are whole sequences. With one, they are (1, N):
 those of its first row, then those of the next (`nanochat.rows.Step`); each row is a sequence of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -23,7 +23,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
 from nanochat.weights import FeedForward, Mhc, Stored, Weights
 
-__all__ = ["Ops", "Repeats", "Slot", "Storage", "feed_forward"]
+__all__ = ["Described", "Ops", "Repeats", "Slot", "Storage", "feed_forward"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -61,7 +61,30 @@ class Slot:
     storage: Storage = "float32"
 
 
-class Ops(Protocol[Array, Leaf, State]):
+class Described(Protocol):
+    """What computes, as it says of itself: a backend, or a model at work on one."""
+
+    @property
+    def name(self) -> str:
+        """The backend's, by which it can be chosen if it is one of `nanochat.backends`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes, for people; begins with cpu, gpu, cuda or mps."""
+        ...
+
+    @property
+    def details(self) -> Mapping[str, object]:
+        """Plain values, ready for JSON.
+
+        Some have a meaning for `nanochat.backends.describe`: `threads` that share an operation, and `cores`, for which
+        it would start threads; `instructions` of its kernels, and those that are `available`, the fastest first.
+        """
+        ...
+
+
+class Ops(Described, Protocol[Array, Leaf, State]):
     """The operations of one backend.
 
     `State` is a `nanochat.rows.RowState` of the backend that made it and is changed in place; ``state=None`` means that
@@ -71,6 +94,11 @@ class Ops(Protocol[Array, Leaf, State]):
     What a row gets does not depend on the rows beside it, on how its tokens were cut into steps, or on who shares its
     pages: to the last bit on the reference, numba and MLX.
     """
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes that are free of the device's own memory; `None` for a device that has the machine's."""
+        ...
 
     # The border.
 

@@ -62,6 +62,15 @@ class MlxOps:
         self._relu2_gated = fused(_relu2_gated)
         self._gate = fused(_gate)
 
+    @property
+    def details(self) -> dict[str, object]:
+        return {}
+
+    @property
+    def free_bytes(self) -> int | None:
+        """None: the GPU of a Mac has the machine's memory."""
+        return None
+
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Pack all codes for MLX; round latent weights."""
         self._sites.clear()

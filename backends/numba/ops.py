@@ -145,12 +145,10 @@ class NumbaOps:
 
     @property
     def device(self) -> str:
-        """The processor's threads, for people."""
         return f"cpu, {self.launch.threads} threads"
 
     @property
     def details(self) -> dict[str, object]:
-        """See `nanochat.backends.describe.Detailed`."""
         folder = compilation.folder(activation.add)
         return {
             "instructions": self.isa,
@@ -160,6 +158,10 @@ class NumbaOps:
             "measured_products": self.tuner.num_known,
             "kernel_cache": None if folder is None else str(folder),
         }
+
+    @property
+    def free_bytes(self) -> int | None:
+        return None
 
     # The border.
 

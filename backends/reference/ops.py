@@ -50,6 +50,12 @@ class ReferenceOps:
     """NumPy implementation of `nanochat.ops.Ops`, where every method is specified."""
 
     name = "reference"
+    device = "cpu"
+    free_bytes = None
+
+    @property
+    def details(self) -> dict[str, object]:
+        return {}
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Unpack all codes to int8; round latent weights."""

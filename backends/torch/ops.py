@@ -63,34 +63,36 @@ class TorchOps:
             raise BackendError(
                 f"device {device!r} is not here: torch {torch.__version__} finds no CUDA device; pass 'cpu' or 'auto'"
             )
-        self.device = torch.device(device)
+        self.torch_device = torch.device(device)
         self.dtype = dtype
 
     @property
+    def device(self) -> str:
+        return str(self.torch_device)
+
+    @property
     def details(self) -> dict[str, object]:
-        """See `nanochat.backends.describe.Detailed`."""
         dtype = str(self.dtype).removeprefix("torch.")
-        if self.device.type == "cuda":
-            return {"device_name": torch.cuda.get_device_name(self.device), "dtype": dtype}
+        if self.torch_device.type == "cuda":
+            return {"device_name": torch.cuda.get_device_name(self.torch_device), "dtype": dtype}
         return {"threads": torch.get_num_threads(), "cores": num_cores(), "dtype": dtype}
 
     @property
     def free_bytes(self) -> int | None:
-        """Bytes of its own memory that the device has free; `None` for the CPU, which has the machine's."""
-        if self.device.type != "cuda":
+        if self.torch_device.type != "cuda":
             return None
-        free, _ = torch.cuda.mem_get_info(self.device)
+        free, _ = torch.cuda.mem_get_info(self.torch_device)
         return int(free)
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Move all leaves to the device; ternary codes stay packed, latent weights are rounded and stay floats."""
-        return map_leaves(lambda name, leaf: prepare_leaf(name, leaf, self.device), weights)
+        return map_leaves(lambda name, leaf: prepare_leaf(name, leaf, self.torch_device), weights)
 
     def tokens(self, ids: NDArray[np.int64]) -> Tensor:
-        return torch.tensor(np.asarray(ids, np.int64), device=self.device)
+        return torch.tensor(np.asarray(ids, np.int64), device=self.torch_device)
 
     def array(self, values: NDArray[np.float32]) -> Tensor:
-        return copied(np.asarray(values, np.float32), self.device)
+        return copied(np.asarray(values, np.float32), self.torch_device)
 
     def numpy(self, x: Tensor) -> NDArray[np.float32]:
         return np.array(x.detach().to("cpu", torch.float32).numpy())
@@ -98,7 +100,7 @@ class TorchOps:
     def new_state(
         self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
     ) -> TorchState:
-        return TorchState(slots, self.device, rows=rows, capacity=capacity, pages=pages)
+        return TorchState(slots, self.torch_device, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: Tensor, table: Leaf) -> Tensor:
         if isinstance(table, TableLinear):
@@ -337,7 +339,7 @@ class TorchOps:
     # Weights that move.
 
     def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
-        return replace_leaf(weights, name, prepare_leaf(name, leaf, self.device))
+        return replace_leaf(weights, name, prepare_leaf(name, leaf, self.torch_device))
 
 
 def cuda_is_available() -> bool:

@@ -33,6 +33,13 @@ class OnnxOps(ABC):
     """`nanochat.ops.Ops` on the values of one graph; always with a state."""
 
     name = "onnx"
+    # Where the graph will run is not known here.
+    device = "cpu"
+    free_bytes = None
+
+    @property
+    def details(self) -> dict[str, object]:
+        return {}
 
     def __init__(self, *, opset: int) -> None:
         self.graph = Graph(opset=opset)

@@ -91,7 +91,7 @@ def _try(name: str) -> _Backend:
     device = "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     try:
         if name not in backends.graphs():
-            device = str(getattr(backends.get(name), "device", "cpu"))
+            device = backends.get(name).device
     except NanochatError as error:
         return _Backend(name, False, str(error))
     # A broken installation may raise anything, and to say so is what this verb is for.

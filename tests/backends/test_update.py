@@ -86,7 +86,7 @@ def test_a_step_in_the_middle_of_a_text_uses_new_weights(ops: AnyOps, option: st
 def test_each_parameter_alone_is_used_by_the_next_step(ops: AnyOps, option: str) -> None:
     config = CASES[option]
     # Another one of the same backend, which has kept nothing.
-    fresh = backends.get(ops.name)  # type: ignore[attr-defined]
+    fresh = backends.get(ops.name)
     model, weights = engine(ops, config, 0), random_weights(config, 0)
     repeats = model._repeats
     repeated, plain = (model.prefill([1, 2, 3], capacity=500)[0] for _ in range(2))

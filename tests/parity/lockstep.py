@@ -6,7 +6,7 @@ are pairs. It gives both the same numbers before every operation, or before ever
 error of the operations themselves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -92,6 +92,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
     """
 
     name = "lockstep"
+    free_bytes = None
 
     def __init__(
         self,
@@ -103,6 +104,16 @@ class LockstepOps(Generic[Array, Leaf, State]):
         self.other = other
         self.equalize = equalize
         self.errors: dict[str, float] = {}
+
+    @property
+    def device(self) -> str:
+        """The other backend's."""
+        return self.other.device
+
+    @property
+    def details(self) -> Mapping[str, object]:
+        """The other backend's."""
+        return self.other.details
 
     def worst(self) -> tuple[str, float]:
         """The operation whose error is the largest part of its tolerance, and that part."""
