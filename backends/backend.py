@@ -1,16 +1,72 @@
-"""This file holds what a backend says of itself before it is loaded: what it needs, and when and how it is taken."""
+"""This file holds what a backend says of itself before it is loaded: its needs, its choice, its memory."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanochat.ops import Ops
+from nanochat.weights import Spec
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "Footprint"]
 
 
 def _nothing() -> str:
     return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """About what a model takes of memory on a backend, in bytes; `python -m bench memory` measures it.
+
+    Parameters
+    ----------
+    runtime : int
+        What the backend's module takes with all else that a first model imports or compiles.
+    kept, copies : function
+        For a leaf that is prepared, and how often as much while it is being prepared.
+    loading : function
+        A leaf's share of what loading takes at its height, where everything is loaded at once.
+    unpacked : float
+        For each number of a matrix that is being multiplied.
+    per_feature, per_product : int
+        For each token and feature of the widest activation, and of the integer sums of the widest linear.
+    """
+
+    runtime: int
+    kept: Callable[[Spec], int]
+    copies: Callable[[Spec], int] = lambda _: 1
+    loading: Callable[[Spec], int] = lambda _: 0
+    unpacked: float = 0
+    per_feature: int
+    per_product: int = 0
+
+    def kept_bytes(self, specs: Sequence[Spec]) -> int:
+        """What weights take when they are prepared."""
+        return sum(map(self.kept, specs))
+
+    def loading_bytes(self, specs: Sequence[Spec]) -> int:
+        """What weights take at most until then."""
+        # While a leaf is prepared, those before it are there already.
+        kept = most = 0
+        for spec in specs:
+            most = max(most, kept + self.copies(spec) * self.kept(spec))
+            kept += self.kept(spec)
+        return max(most, sum(map(self.loading, specs)))
+
+    def work_bytes(self, specs: Sequence[Spec], *, tokens: int, features: int) -> int:
+        """Activations and unpacked matrices, at the widest layer or at the head.
+
+        So many tokens are read at once, and the residual streams of one have so many features.
+        """
+        linears = [spec for spec in specs if spec.kind == "ternary"]
+        widest = features + max(max(spec.shape) for spec in linears)
+        products = max(math.prod(spec.shape) // spec.activation_block for spec in linears)
+        layer = tokens * (self.per_feature * widest + self.per_product * products)
+        layer += int(self.unpacked * max(math.prod(spec.shape) for spec in linears))
+        # A dense table is there in float32, and unpacked by nobody.
+        tables = (math.prod(spec.shape) for spec in specs if spec.kind == "int8")
+        return max(layer, int(self.unpacked * max(tables, default=0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +94,10 @@ class Backend:
     load : function or None
         Gives its operations, with `num_threads` where they were chosen; the framework is imported there and nowhere
         before. None is a runtime of whole graphs, which has no operations.
+    footprint : Footprint
+        What a model takes on it.
+    graph_footprint : Footprint or None
+        What a model takes whose file is a graph that this backend runs as it is.
     """
 
     module: str
@@ -48,3 +108,5 @@ class Backend:
     suits: Callable[[], str] = _nothing
     missed: Callable[[], str] = _nothing
     load: Callable[..., Ops[Any, Any, Any]] | None
+    footprint: Footprint
+    graph_footprint: Footprint | None = None

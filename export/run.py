@@ -42,9 +42,7 @@ def start(
     name, config = name or bundle.name, bundle.config
     others = [other for other in backends.names() if backends.unavailable(other) is None]
     if backend in backends.graphs():
-        require_room(
-            name, config, backend if bundle.graph is None else f"{backend}-file", others=others
-        )
+        require_room(name, config, backend, others=others, is_graph=bundle.graph is not None)
         return _start_graph(bundle, kv_cache=kv_cache, num_threads=num_threads)
     ops = backends.get(backend, num_threads=num_threads)
     require_room(name, config, backend, kv_cache=kv_cache, free=ops.free_bytes, others=others)

@@ -1,23 +1,23 @@
 """This file holds how much memory is free for this process, and the refusal of a model that does not fit."""
 
 import logging
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import psutil
 
+from nanochat import backends
+from nanochat.backends.backend import Footprint
 from nanochat.config import ModelConfig
-from nanochat.cost import cost, leaf_bytes
+from nanochat.cost import cost
+from nanochat.engine import PREFILL_CHUNK
 from nanochat.errors import InputError, MemoryShortageError
 from nanochat.ops import Storage
 from nanochat.shapes import shapes
-from nanochat.weights import Spec, named_leaves
+from nanochat.weights import named_leaves
 
 __all__ = [
-    "KNOWN",
     "free_bytes",
     "group_bytes",
     "needed_bytes",
@@ -89,6 +89,7 @@ def require_room(
     kv_cache: Storage = "float32",
     free: int | None = None,
     others: Sequence[str] = (),
+    is_graph: bool = False,
 ) -> None:
     """Refuse a model for which there is not enough memory, before any of it is taken.
 
@@ -101,18 +102,20 @@ def require_room(
         nothing.
     others : sequence of str
         Further backends that can run here, to be proposed if one of them has enough.
+    is_graph : bool
+        See `needed_bytes`.
     """
     free = free_bytes() if free is None else free
     if free is None:
         return
     short = min(_SHORT, config.context_length)
-    needed = _with_runtime(config, backend, short, kv_cache)
+    needed = _with_runtime(config, backend, short, kv_cache, is_graph)
     if needed > free:
-        fixes = [*_fixes(config, backend, kv_cache, short, free, others)]
+        fixes = [*_fixes(config, backend, kv_cache, short, free, others, is_graph)]
         fixes += ["close other programs", "choose a smaller model"]
         raise MemoryShortageError(
-            f"{name} needs about {_gigabytes(needed)} on backend {backend.removesuffix('-file')}, and "
-            f"{_gigabytes(free)} of memory are free: {', '.join(fixes[:-1])}, or {fixes[-1]}"
+            f"{name} needs about {_gigabytes(needed)} on backend {backend}, and {_gigabytes(free)} of memory are free: "
+            f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
         )
     # More work than that of `short` is counted for no text: a prompt is read in parts.
     longest = cost(config, context=config.context_length, kv_cache=kv_cache)
@@ -139,23 +142,27 @@ def _fixes(
     context: int,
     free: int,
     others: Iterable[str],
+    is_graph: bool,
 ) -> Iterator[str]:
     """What would be small enough."""
-    narrow = _with_runtime(config, backend, context, "int8")
-    if kv_cache != "int8" and narrow <= free and not backend.startswith("onnx"):
+    narrow = _with_runtime(config, backend, context, "int8", is_graph)
+    # A graph keeps float32.
+    if kv_cache != "int8" and narrow <= free and backend not in backends.graphs():
         yield f"pass kv_cache='int8' ({_gigabytes(narrow)})"
     sizes = {
-        other: _with_runtime(config, other, context, kv_cache)
+        other: _with_runtime(config, other, context, kv_cache, is_graph)
         for other in others
-        if other in KNOWN and other != backend
+        if other != backend
     }
     smallest = min(sizes, key=lambda other: sizes[other], default=None)
     if smallest is not None and sizes[smallest] <= free:
         yield f"choose backend {smallest} ({_gigabytes(sizes[smallest])})"
 
 
-def _with_runtime(config: ModelConfig, backend: str, context: int, kv_cache: Storage) -> int:
-    model = needed_bytes(config, backend, context=context, kv_cache=kv_cache)
+def _with_runtime(
+    config: ModelConfig, backend: str, context: int, kv_cache: Storage, is_graph: bool
+) -> int:
+    model = needed_bytes(config, backend, context=context, kv_cache=kv_cache, is_graph=is_graph)
     return model + runtime_bytes(backend)
 
 
@@ -197,13 +204,6 @@ def _text(path: Path) -> str:
         return ""
 
 
-# What `Engine` reads of a prompt at once, in tokens.
-_CHUNK = 512
-# Rows that the Numba backend lays out together, and columns that MLX gives a scale of their own.
-_TILE, _GROUP = 32, 128
-_FLOAT = 4
-
-
 def needed_bytes(
     config: ModelConfig,
     backend: str,
@@ -211,6 +211,7 @@ def needed_bytes(
     context: int,
     batch: int = 1,
     kv_cache: Storage = "float32",
+    is_graph: bool = False,
 ) -> int:
     """About what a model on a backend and its work take at most, from loading to the end of a text.
 
@@ -219,157 +220,32 @@ def needed_bytes(
     Parameters
     ----------
     backend : str
-        A name for `nanochat.backends.get`; "onnx" for a model that is exported when it is loaded, or "onnx-file" for
-        one that is a graph already.
+        A name of `nanochat.backends`.
     context : int
         Tokens of each of `batch` texts, the prompt and the answer.
+    is_graph : bool
+        Whether the model's file is a graph, which a backend of graphs need not write first.
     """
-    if backend not in _BACKENDS:
-        raise InputError(
-            f"nothing is known of the memory of backend {backend!r}: choose one of {', '.join(_BACKENDS)}"
-        )
-    plan = _BACKENDS[backend]
+    footprint = _footprint(backend, is_graph)
     costs = cost(config, context=context, kv_cache=kv_cache)
     specs = [spec for _, spec in named_leaves(shapes(config))]
-    # While a leaf is prepared, those before it are there already.
-    kept = loading = 0
-    for spec in specs:
-        loading = max(loading, kept + plan.copies(spec) * plan.kept(spec))
-        kept += plan.kept(spec)
-    loading = max(loading, sum(map(plan.loading, specs)))
     remembered = batch * (context * costs.kv_bytes_per_token + costs.state_bytes)
-    return max(loading, kept + remembered + _work(plan, config, specs, context))
+    work = footprint.work_bytes(
+        specs, tokens=min(context, PREFILL_CHUNK), features=config.num_streams * config.width
+    )
+    return max(footprint.loading_bytes(specs), footprint.kept_bytes(specs) + remembered + work)
 
 
 def runtime_bytes(backend: str) -> int:
     """What the libraries and the code of a backend are going to take; 0 if they are there already."""
-    plan = _BACKENDS[backend]
-    return 0 if plan.module in sys.modules else plan.runtime
+    footprint = _footprint(backend, is_graph=False)
+    return 0 if backends.BACKENDS[backend].module in sys.modules else footprint.runtime
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What a backend takes, in bytes.
-
-    Parameters
-    ----------
-    kept, copies : function
-        For a leaf that is prepared, and how often as much while it is being prepared.
-    loading : function
-        A leaf's share of what loading takes at its height, where everything is loaded at once.
-    module, runtime : str and int
-        What the backend is imported as, and what it takes with all else that a first model imports or compiles.
-    unpacked : float
-        For each number of a matrix that is being multiplied.
-    per_feature, per_product : int
-        For each token and feature of the widest activation, and of the integer sums of the widest linear.
-    """
-
-    kept: Callable[[Spec], int]
-    copies: Callable[[Spec], int] = lambda _: 1
-    module: str
-    runtime: int
-    loading: Callable[[Spec], int] = lambda _: 0
-    unpacked: float = 0
-    per_feature: int
-    per_product: int = 0
-
-
-def _work(plan: _Plan, config: ModelConfig, specs: Sequence[Spec], context: int) -> int:
-    """Bytes of activations and of unpacked matrices, at the widest layer or at the head."""
-    tokens = min(context, _CHUNK)
-    linears = [spec for spec in specs if spec.kind == "ternary"]
-    widest = config.num_streams * config.width + max(max(spec.shape) for spec in linears)
-    products = max(math.prod(spec.shape) // spec.activation_block for spec in linears)
-    layer = tokens * (plan.per_feature * widest + plan.per_product * products)
-    layer += int(plan.unpacked * max(math.prod(spec.shape) for spec in linears))
-    # A dense table is there in float32, and unpacked by nobody.
-    tables = (math.prod(spec.shape) for spec in specs if spec.kind == "int8")
-    return max(layer, int(plan.unpacked * max(tables, default=0)))
-
-
-def _kept_by_numba(spec: Spec) -> int:
-    rows = spec.shape[0]
-    whole = rows if spec.kind == "dense" else -(-rows // _TILE) * _TILE
-    # A twentieth is left of the pieces in which memory is taken.
-    return int(1.05 * whole * leaf_bytes(spec) / rows)
-
-
-def _kept_by_torch(spec: Spec) -> int:
-    if spec.kind == "dense":
-        return _FLOAT * math.prod(spec.shape)
-    rows, columns = spec.shape
-    if spec.kind == "int8":
-        return rows * (columns + _FLOAT)
-    return rows * (-(-columns // 4) + columns // spec.weight_block * _FLOAT)
-
-
-def _kept_by_mlx(spec: Spec) -> int:
-    if spec.kind == "dense":
-        return _FLOAT * math.prod(spec.shape)
-    rows, columns = spec.shape
-    groups = -(-columns // _GROUP)
-    # A scale and a bias.
-    return rows * groups * (_GROUP // (4 if spec.kind == "ternary" else 1) + 2 * _FLOAT)
-
-
-def _kept_by_reference(spec: Spec) -> int:
-    # Tables and scales are used where they lie, in the file.
-    if spec.kind == "int8":
-        return 0
-    return math.prod(spec.shape) * (_FLOAT if spec.kind == "dense" else 1)
-
-
-_MB = 10**6
-_BACKENDS = {
-    "torch": _Plan(
-        kept=_kept_by_torch,
-        copies=lambda _: 2,
-        module="torch",
-        runtime=160 * _MB,
-        unpacked=6,
-        per_feature=27,
-        per_product=12,
-    ),
-    "mlx": _Plan(
-        kept=_kept_by_mlx,
-        # Codes of 8 bits are moved in 16.
-        copies=lambda spec: 4 if spec.kind == "int8" else 2,
-        module="mlx.core",
-        runtime=20 * _MB,
-        per_feature=34,
-    ),
-    "numba": _Plan(
-        kept=_kept_by_numba,
-        module="numba",
-        runtime=65 * _MB,
-        per_feature=20,
-    ),
-    "reference": _Plan(
-        kept=_kept_by_reference,
-        module="nanochat.backends.reference.ops",
-        runtime=40 * _MB,
-        # As float64 while they are multiplied.
-        unpacked=8.5,
-        per_feature=40,
-        per_product=12,
-    ),
-    "onnx": _Plan(
-        kept=lambda spec: 2 * leaf_bytes(spec),
-        # The graph as objects, as a file in memory, and as the session reads and arranges it.
-        loading=lambda spec: int((4.5 if spec.kind == "int8" else 5.1) * leaf_bytes(spec)),
-        module="onnxruntime",
-        runtime=100 * _MB,
-        per_feature=32,
-    ),
-    "onnx-file": _Plan(
-        # In the session, and as the weights of the model.
-        kept=lambda spec: 3 * leaf_bytes(spec),
-        module="onnxruntime",
-        runtime=100 * _MB,
-        per_feature=32,
-    ),
-}
-
-# The backends of which something is known.
-KNOWN = tuple(_BACKENDS)
+def _footprint(backend: str, is_graph: bool) -> Footprint:
+    if backend not in backends.BACKENDS:
+        raise InputError(
+            f"nothing is known of the memory of backend {backend!r}: choose one of {', '.join(backends.BACKENDS)}"
+        )
+    known = backends.BACKENDS[backend]
+    return (known.graph_footprint if is_graph else None) or known.footprint

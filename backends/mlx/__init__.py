@@ -1,10 +1,13 @@
 """This package holds the MLX backend, for the GPU of Apple silicon; it also runs on the CPU of any machine."""
 
+import math
 from typing import Any
 
-from nanochat.backends.backend import Backend
+from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_apple_gpu
+from nanochat.backends.mlx.groups import GROUPS
 from nanochat.ops import Ops
+from nanochat.weights import Spec
 
 __all__ = ["BACKEND"]
 
@@ -23,6 +26,16 @@ def _load() -> Ops[Any, Any, Any]:
     return MlxOps()
 
 
+def _kept(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return 4 * math.prod(spec.shape)
+    rows, columns = spec.shape
+    group = GROUPS[0]
+    # A scale and a bias for each group.
+    size = group // (4 if spec.kind == "ternary" else 1) + 2 * 4
+    return rows * -(-columns // group) * size
+
+
 BACKEND = Backend(
     module="mlx.core",
     fix="pip install 'nanochat-ternary[mlx]'",
@@ -31,4 +44,11 @@ BACKEND = Backend(
     suits=_suits,
     missed=_missed,
     load=_load,
+    footprint=Footprint(
+        runtime=20_000_000,
+        kept=_kept,
+        # Codes of 8 bits are moved in 16.
+        copies=lambda spec: 4 if spec.kind == "int8" else 2,
+        per_feature=34,
+    ),
 )

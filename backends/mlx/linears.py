@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.backends.mlx.groups import GROUPS
 from nanochat.errors import ShapeError
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
@@ -145,7 +146,7 @@ def _grouped(
     `packed` is (R, bytes), `scales` (R, blocks); `filling` is a byte of zero codes, `zero` what stands for code 0.
     """
     block = columns // scales.shape[1]
-    group = next((size for size in (128, 64, 32) if block % size == 0), 32)
+    group = next((size for size in GROUPS if block % size == 0), GROUPS[-1])
     if block % group and block != columns:
         raise ShapeError(
             f"{name} has blocks of {block} columns, which MLX cannot group: use a weight_block of 128, 256 or row"

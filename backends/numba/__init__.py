@@ -7,9 +7,12 @@ their caller: `ops` checks shapes, and nothing in a kernel checks a bound.
 
 from typing import Any
 
-from nanochat.backends.backend import Backend
+from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_apple_gpu, has_cuda_driver
+from nanochat.backends.numba.runtime.lanes import LANES
+from nanochat.cost import leaf_bytes
 from nanochat.ops import Ops
+from nanochat.weights import Spec
 
 __all__ = ["BACKEND"]
 
@@ -30,6 +33,13 @@ def _load(*, num_threads: int | None = None) -> Ops[Any, Any, Any]:
     return NumbaOps(num_threads=num_threads)
 
 
+def _kept(spec: Spec) -> int:
+    rows = spec.shape[0]
+    whole = rows if spec.kind == "dense" else -(-rows // LANES) * LANES
+    # A twentieth is left of the pieces in which memory is taken.
+    return int(1.05 * whole * leaf_bytes(spec) / rows)
+
+
 BACKEND = Backend(
     module="numba",
     fix="pip install numba",
@@ -39,4 +49,5 @@ BACKEND = Backend(
     suits=_suits,
     missed=_missed,
     load=_load,
+    footprint=Footprint(runtime=65_000_000, kept=_kept, per_feature=20),
 )

@@ -1,10 +1,12 @@
 """This package holds the torch backend: eager or compiled, on CPU and CUDA, for inference and for training."""
 
+import math
 from typing import Any
 
-from nanochat.backends.backend import Backend
+from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_cuda_driver
 from nanochat.ops import Ops
+from nanochat.weights import Spec
 
 __all__ = ["BACKEND"]
 
@@ -28,6 +30,15 @@ def _load(*, num_threads: int | None = None) -> Ops[Any, Any, Any]:
     return TorchOps(num_threads=num_threads)
 
 
+def _kept(spec: Spec) -> int:
+    if spec.kind == "dense":
+        return 4 * math.prod(spec.shape)
+    rows, columns = spec.shape
+    if spec.kind == "int8":
+        return rows * (columns + 4)
+    return rows * (-(-columns // 4) + columns // spec.weight_block * 4)
+
+
 BACKEND = Backend(
     module="torch",
     fix="pip install 'nanochat-ternary[torch]'",
@@ -37,4 +48,12 @@ BACKEND = Backend(
     suits=_suits,
     missed=_missed,
     load=_load,
+    footprint=Footprint(
+        runtime=160_000_000,
+        kept=_kept,
+        copies=lambda _: 2,
+        unpacked=6,
+        per_feature=27,
+        per_product=12,
+    ),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.backends.mlx.groups import GROUPS
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
@@ -26,8 +27,6 @@ from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights
 
 __all__ = ["load_mlx", "write_mlx"]
 
-# Columns of a group in MLX, the best first.
-_GROUPS = (128, 64, 32)
 # What is added to a code.
 _TERNARY_ZERO, _TABLE_ZERO = 1, 128
 _BITS = {"ternary": 2, "int8": 8}
@@ -44,12 +43,12 @@ def load_mlx(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[St
 
 
 def _group(columns: int) -> int:
-    return next(group for group in _GROUPS if columns % group == 0)
+    return next(group for group in GROUPS if columns % group == 0)
 
 
 def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
     """How modules are quantised, in the words of ``config.json``."""
-    default: dict[str, object] = {"group_size": _GROUPS[0], "bits": 2, "mode": "affine"}
+    default: dict[str, object] = {"group_size": GROUPS[0], "bits": 2, "mode": "affine"}
     quantization = dict(default)
     for module, spec in modules.items():
         if spec.kind != "dense":

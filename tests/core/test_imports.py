@@ -26,7 +26,8 @@ ROWS = (
     ("zoo",),
     ("export",),
     ("proof",),
-    ("backends", "bundle", "checkpoint", "memory", "scoring"),
+    ("memory",),
+    ("backends", "bundle", "checkpoint", "scoring"),
     ("session",),
     ("engine", "generation"),
     ("cost", "init", "sampling", "tensors", "text"),
@@ -280,8 +281,8 @@ def _unit_of(pattern: str) -> str:
         ),
         pytest.param(
             "nanochat/scoring.py",
-            "from nanochat.memory import require_room",
-            "nanochat.memory is in the same row",
+            "from nanochat.backends import get",
+            "nanochat.backends is in the same row",
             id="a neighbour",
         ),
         pytest.param(

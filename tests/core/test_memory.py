@@ -4,17 +4,22 @@ import dataclasses
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nanochat import memory
+from nanochat import backends, memory
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
 from nanochat.memory import free_bytes, group_bytes, needed_bytes, require_free, require_room
 from nanochat.presets import preset
 
-BACKENDS = ["torch", "mlx", "numba", "reference", "onnx", "onnx-file"]
+# Every backend, and whether it is given a graph.
+RUNS = [
+    *((name, False) for name in backends.BACKENDS),
+    *((name, True) for name in backends.graphs()),
+]
 CONFIG = preset("small-560m")
 GIB = 2**30
 
@@ -102,22 +107,25 @@ def test_without_a_limit_a_group_says_nothing(tmp_path: Path, text: str) -> None
 # What is needed.
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_more_tokens_texts_and_parameters_need_more(backend: str) -> None:
-    least = needed_bytes(CONFIG, backend, context=16)
+@pytest.mark.parametrize(("backend", "is_graph"), RUNS)
+def test_more_tokens_texts_and_parameters_need_more(backend: str, is_graph: bool) -> None:
+    needed = partial(needed_bytes, backend=backend, is_graph=is_graph)
+    least = needed(CONFIG, context=16)
 
     # While a graph is exported more is taken than a text needs.
-    if backend != "onnx":
-        assert needed_bytes(CONFIG, backend, context=4096) > least
-    assert needed_bytes(CONFIG, backend, context=4096, batch=64) > least
-    assert needed_bytes(preset("nano-1b"), backend, context=16) > least
+    if is_graph or backend not in backends.graphs():
+        assert needed(CONFIG, context=4096) > least
+    assert needed(CONFIG, context=4096, batch=64) > least
+    assert needed(preset("nano-1b"), context=16) > least
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_dense_table_is_counted_with_four_bytes_a_number(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "is_graph"), RUNS)
+def test_a_dense_table_is_counted_with_four_bytes_a_number(backend: str, is_graph: bool) -> None:
     dense = dataclasses.replace(CONFIG, table_format="dense")
 
-    assert needed_bytes(dense, backend, context=16) > 4 * CONFIG.vocab_size * CONFIG.width
+    needed = needed_bytes(dense, backend, context=16, is_graph=is_graph)
+
+    assert needed > 4 * CONFIG.vocab_size * CONFIG.width
 
 
 def test_narrow_keys_and_values_need_less() -> None:
@@ -141,7 +149,9 @@ def test_a_backend_of_which_nothing_is_known_is_refused() -> None:
 
 
 def test_a_graph_that_is_there_needs_less_than_one_that_must_be_exported() -> None:
-    made, there = (needed_bytes(CONFIG, name, context=16) for name in ("onnx", "onnx-file"))
+    made, there = (
+        needed_bytes(CONFIG, "onnx", context=16, is_graph=is_graph) for is_graph in (False, True)
+    )
 
     assert there < made
 
@@ -152,8 +162,8 @@ def test_a_graph_that_is_there_needs_less_than_one_that_must_be_exported() -> No
 @pytest.fixture
 def _loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """All backends are there already, as far as anyone can see."""
-    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference.ops", "onnxruntime"):
-        monkeypatch.setitem(sys.modules, module, sys)
+    for known in backends.BACKENDS.values():
+        monkeypatch.setitem(sys.modules, known.module, sys)
 
 
 @pytest.mark.usefixtures("_loaded")
@@ -185,26 +195,26 @@ def test_narrow_keys_and_values_are_proposed_where_they_make_it_fit() -> None:
 
 
 @pytest.mark.usefixtures("_loaded")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_just_fits_is_not_refused(backend: str) -> None:
-    needed = needed_bytes(CONFIG, backend, context=256)
+@pytest.mark.parametrize(("backend", "is_graph"), RUNS)
+def test_what_just_fits_is_not_refused(backend: str, is_graph: bool) -> None:
+    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph)
 
-    require_room("m", CONFIG, backend, free=needed)
+    require_room("m", CONFIG, backend, free=needed, is_graph=is_graph)
 
     with pytest.raises(MemoryShortageError):
-        require_room("m", CONFIG, backend, free=needed - 1)
+        require_room("m", CONFIG, backend, free=needed - 1, is_graph=is_graph)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "is_graph"), RUNS)
 def test_a_backend_that_must_be_loaded_first_needs_room_too(
-    monkeypatch: pytest.MonkeyPatch, backend: str
+    monkeypatch: pytest.MonkeyPatch, backend: str, is_graph: bool
 ) -> None:
-    needed = needed_bytes(CONFIG, backend, context=256)
-    for module in ("torch", "mlx.core", "numba", "nanochat.backends.reference.ops", "onnxruntime"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph)
+    for known in backends.BACKENDS.values():
+        monkeypatch.delitem(sys.modules, known.module, raising=False)
 
     with pytest.raises(MemoryShortageError):
-        require_room("m", CONFIG, backend, free=needed)
+        require_room("m", CONFIG, backend, free=needed, is_graph=is_graph)
 
 
 @pytest.mark.usefixtures("_loaded")
@@ -251,7 +261,7 @@ def test_where_nobody_knows_what_is_free_nothing_is_refused(
 
 LIMITED = """
 import resource
-from nanochat import memory
+from nanochat import backends, memory
 from nanochat.presets import preset
 
 used = memory.psutil.Process().memory_info().vms

@@ -21,6 +21,7 @@ from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
+from nanochat.backends.numba.runtime.lanes import LANES
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "call", "exp", "filled"]
 __all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "precise_exp", "prefetch"]
@@ -82,9 +83,6 @@ def sigmoid(x: np.float32) -> np.float32:
     return np.float32(1) / (np.float32(1) + exp(-x))
 
 
-# Matrix rows, positions or features that are computed together. 32 int16 fill one register of AVX-512; 64 and 128 were
-# no faster for a 2048 x 2048 product.
-LANES = 32
 # Bytes.
 _CACHE_LINE = 64
 
