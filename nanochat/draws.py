@@ -102,6 +102,7 @@ class Drawn:
     Parameters
     ----------
     tokens : int64 array, shape (M,)
+        -1 for a row with a logit that is not finite: nothing can be drawn from it, see `require_finite`.
     logprobs : float64 array, shape (M,)
         Logarithm of the token's probability in the softmax of the row's logits as the model gave them.
     normalizers : float64 array, shape (M,)
@@ -123,8 +124,6 @@ def sample(logits: NDArray[np.float32], draws: Draws) -> Drawn:
 
     Raises
     ------
-    NumericError
-        If a logit of the first V is not finite.
     ShapeError
         If there are not M rows of at least V logits.
 
@@ -136,15 +135,15 @@ def sample(logits: NDArray[np.float32], draws: Draws) -> Drawn:
     """
     require_rows(logits.shape, draws)
     rows = logits.reshape(draws.rows, -1)[:, : draws.vocab_size]
-    require_finite(rows)
-
-    tokens = np.zeros(draws.rows, np.int64)
-    normalizers = np.full(draws.rows, np.nan)
+    tokens = np.full(draws.rows, -1, np.int64)
+    logprobs, normalizers = np.full((2, draws.rows), np.nan)
     for r, row in enumerate(rows):
+        if not np.isfinite(row).all():
+            continue
         tokens[r] = _choose(_scores(row, draws, r), draws, r)
         if draws.with_logprob[r]:
             normalizers[r] = log_sum_exp(row)
-    logprobs = rows[np.arange(draws.rows), tokens].astype(np.float64) - normalizers
+            logprobs[r] = float(row[tokens[r]]) - normalizers[r]
     return Drawn(tokens=tokens, logprobs=logprobs, normalizers=normalizers)
 
 
@@ -195,16 +194,15 @@ def require_rows(shape: tuple[int, ...], draws: Draws) -> None:
         )
 
 
-def require_finite(rows: NDArray[np.float32]) -> None:
-    """Refuse a logit, (M, V), that is infinite or not a number."""
-    finite = np.isfinite(rows)
-    if finite.all():
-        return
-    row, token = np.argwhere(~finite)[0]
-    raise NumericError(
-        f"the logit of token {token} is {rows[row, token]} in row {row}, but logits must be finite: "
-        "look for an overflow in the weights or in the backend that computed them"
-    )
+def require_finite(logits: NDArray[np.float32]) -> None:
+    """Refuse a row of logits, (V,), of which one is infinite or not a number."""
+    finite = np.isfinite(logits)
+    if not finite.all():
+        token = int(np.argmin(finite))
+        raise NumericError(
+            f"the logit of token {token} is {logits[token]}, but logits must be finite: look for an overflow in the "
+            "weights or in the backend that computed them"
+        )
 
 
 def uniform(seed: int, position: int, ids: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -8,21 +8,24 @@ Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
 import difflib
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
+from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import InputError, ShapeError
 from nanochat.init import freeze_leaf
 from nanochat.model import forward, losses, slots
 from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
+from nanochat.sampling import Sampler, fill_draws
 from nanochat.shapes import shapes
 from nanochat.weights import Weights, leaf_of, named_leaves
 
-__all__ = ["PREFILL_CHUNK", "Engine", "Runner", "check_ids"]
+__all__ = ["PREFILL_CHUNK", "Choices", "Engine", "Runner", "check_ids", "choose"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -32,6 +35,27 @@ State = TypeVar("State", bound=RowState[Any])
 _ROWS = 64
 # Tokens of a prompt that are read at once, which bounds the memory of activations.
 PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choices:
+    """The tokens that were chosen for the first rows of a step, as `nanochat.draws.Drawn` has them.
+
+    `logits` are those of all rows of the step, if they were asked for or one has no token for theirs.
+    """
+
+    tokens: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+    normalizers: NDArray[np.float64]
+    logits: NDArray[np.float32] | None
+
+
+def choose(logits: NDArray[np.float32], samplers: Sequence[Sampler], *, vocab_size: int) -> Choices:
+    """Choose a token for each sampler from its row of logits, the first of (M, V), by NumPy."""
+    count = len(samplers)
+    draws = Draws.greedy(count, vocab_size=vocab_size)
+    fill_draws(draws, samplers)
+    return Choices(**vars(sample(logits[:count], draws)), logits=logits)
 
 
 @runtime_checkable
@@ -76,6 +100,23 @@ class Runner(Described, Protocol[State]):
         With `every`, the logits after all tokens, those of the first row first, (N, V).
         """
         ...
+
+    def draw(
+        self,
+        state: State,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        samplers: Sequence[Sampler],
+        *,
+        vocab_size: int,
+        with_logits: bool = False,
+    ) -> "Choices":
+        """Continue some rows by some tokens each, and choose what follows the first of them, one for each sampler.
+
+        A token is below `vocab_size`; a model may have more rows in its table than its tokenizer has tokens.
+        """
+        del with_logits
+        return choose(self.step(state, rows, tokens), samplers, vocab_size=vocab_size)
 
     def extend(self, state: State, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """Let one row read tokens, in parts if they are many; the logits after the last one, (V,)."""
@@ -169,17 +210,61 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         *,
         every: bool = False,
     ) -> NDArray[np.float32]:
-        counts = [len(ids) for ids in tokens]
-        state.begin(rows, counts)
-        flat = [token for ids in tokens for token in ids]
-        ids = self.ops.tokens(np.array([flat], np.int64))
-        if self._repeats is None or every or len(flat) > len(rows):
+        ids, is_repeated = self._begin(state, rows, tokens)
+        if self._repeats is None or every or not is_repeated:
             logits = self._forward(ids, state, only_last=not every)
         else:
-            logits = self._repeats.repeat(lambda ids: self._forward(ids, state), ids, state)
-        found: NDArray[np.float32] = self.ops.numpy(logits)[0]
+            logits = self._repeats.repeat(
+                lambda ids: self._forward(ids, state), ids, state, kind="logits"
+            )
+        found: NDArray[np.float32] = self.ops.numpy(logits)[0, : None if every else len(rows)]
         state.end()
         return found
+
+    def draw(
+        self,
+        state: State,
+        rows: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        samplers: Sequence[Sampler],
+        *,
+        vocab_size: int,
+        with_logits: bool = False,
+    ) -> Choices:
+        ids, is_repeated = self._begin(state, rows, tokens)
+        # A step that is repeated reads its draws where they are, and may have more rows.
+        repeats = self._repeats if is_repeated else None
+        number = len(rows) if repeats is None else repeats.num_repeated(len(rows))
+        draws = state.draws.get(number) if repeats is not None else None
+        if draws is None or draws.vocab_size != vocab_size:
+            draws = state.draws[number] = Draws.greedy(number, vocab_size=vocab_size)
+        fill_draws(draws, samplers)
+
+        def step(ids: Array) -> tuple[Array, Drawn]:
+            logits = self._forward(ids, state)
+            return logits, self.ops.sample(logits, draws)
+
+        if repeats is None:
+            logits, drawn = step(ids)
+        else:
+            logits, drawn = repeats.repeat(step, ids, state, kind="draw")
+        state.end()
+        count = len(samplers)
+        wanted = with_logits or drawn.tokens[:count].min() < 0
+        return Choices(
+            tokens=drawn.tokens[:count],
+            logprobs=drawn.logprobs[:count],
+            normalizers=drawn.normalizers[:count],
+            logits=self.ops.numpy(logits)[0, : len(rows)] if wanted else None,
+        )
+
+    def _begin(
+        self, state: State, rows: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> tuple[Array, bool]:
+        """The flat tokens of a step, for which there is room, and whether it is one of one token a row."""
+        state.begin(rows, [len(ids) for ids in tokens])
+        flat = [token for ids in tokens for token in ids]
+        return self.ops.tokens(np.array([flat], np.int64)), len(flat) == len(rows)
 
     def update(self, name: str, values: NDArray[np.float32]) -> None:
         """Put new values of one parameter to work: the next call uses them, also with a state that was there before.

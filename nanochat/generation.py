@@ -32,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 
 # The default of `GenerationOptions.max_tokens`.
 _MAX_TOKENS = 256
-MOST_SAMPLES = 128
+MOST_SAMPLES, MOST_LOGPROBS = 128, 20
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -52,6 +52,9 @@ class GenerationOptions(TypedDict, total=False):
         What is added to the logits of these tokens; nothing.
     stop : str or sequence of str
         Strings that end the text and are not part of it; none, as with None.
+    logprobs : int or None
+        Log-probabilities on each `Piece`: of the chosen token, and of so many of the most probable ones, up to 20;
+        None, which is none at all.
     seed : int, sequence of int, or None
         On one backend, the same seed gives the same text; 0. Row i draws with ``seed + i``, or with a seed of its own
         if there is one for each. None draws one, and tells it in the log.
@@ -68,6 +71,7 @@ class GenerationOptions(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     stop: str | Sequence[str] | None
+    logprobs: int | None
     seed: int | Sequence[int] | None
 
 
@@ -78,6 +82,9 @@ class Piece:
     `text` is often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
     `finish_reason` is on the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`,
     "error" where no token could be chosen, for which `error` says why and `token` is -1.
+
+    `logprob` is the logarithm of the token's probability after softmax of the model's logits, and `top_logprobs` has
+    the ids and those of the most probable tokens, if `GenerationOptions.logprobs` asks for them.
     """
 
     row: int
@@ -85,6 +92,8 @@ class Piece:
     text: str
     finish_reason: FinishReason | None
     error: NanochatError | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 def read_options(options: GenerationOptions) -> tuple[Sampling, tuple[str, ...]]:
@@ -95,6 +104,13 @@ def read_options(options: GenerationOptions) -> tuple[Sampling, tuple[str, ...]]
             f"there is no option {unknown[0]!r}: choose from {', '.join(GenerationOptions.__annotations__)}"
         )
     count_of(options.get("max_tokens", _MAX_TOKENS), "max_tokens", None)
+    logprobs = options.get("logprobs")
+    if logprobs is not None and (
+        type(logprobs) is bool or logprobs not in range(MOST_LOGPROBS + 1)
+    ):
+        raise InputError(
+            f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {MOST_LOGPROBS}, or None for none at all"
+        )
     sampling = Sampling(
         repetition_penalty=options.get("repetition_penalty", 1.0),
         presence_penalty=options.get("presence_penalty", 0.0),

@@ -29,6 +29,7 @@ Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
 State = TypeVar("State")
 Continued = TypeVar("Continued", contravariant=True)
+Result = TypeVar("Result")
 
 Storage = Literal["float32", "float16", "int8"]
 
@@ -325,8 +326,6 @@ class Ops(Described, Protocol[Array, Leaf, State]):
 
         Raises
         ------
-        NumericError
-            If a logit of the first ``draws.vocab_size`` columns is not finite.
         ShapeError
             If there are not as many rows as draws, or too few columns.
         """
@@ -384,10 +383,17 @@ def feed_forward(
 class Repeats(Protocol[Array, Continued]):
     """A backend that can repeat a step of generation faster than by running the model's code again."""
 
-    def repeat(self, step: Callable[[Array], Array], tokens: Array, state: Continued) -> Array:
+    def num_repeated(self, rows: int) -> int:
+        """The rows of the step that is repeated for so many: as many, or a few more."""
+        ...
+
+    def repeat(
+        self, step: Callable[[Array], Result], tokens: Array, state: Continued, *, kind: str
+    ) -> Result:
         """``step(tokens)`` for tokens (1, M), one of each row of the state's step.
 
-        For one state, `step` must do the same in every call but for the tokens and what is in the state. The result is
-        overwritten by the next call with that state.
+        For one state, kind and number of rows that are repeated, `step` must do the same in every call but for the
+        tokens and for what is in the state and in the arrays that it reads. The result has `num_repeated` rows, of
+        which the first are the step's, and is overwritten by the next call with that state.
         """
         ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.draws import Draws, sample
+from nanochat.draws import Draws, require_finite, sample
 from nanochat.errors import InputError, ShapeError
 
 __all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
@@ -163,6 +163,7 @@ class Sampler:
             )
         if self._draws is None or self._draws.vocab_size != logits.size:
             self._draws = Draws.greedy(1, vocab_size=logits.size)
+        require_finite(logits)
         self.fill(self._draws, 0)
         token = int(sample(logits[None], self._draws).tokens[0])
         self.push(token)

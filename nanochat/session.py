@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.engine import PREFILL_CHUNK, Runner, check_ids
-from nanochat.errors import ContextLengthError, InputError, MemoryShortageError, NanochatError
+from nanochat.draws import require_finite, top_logprobs
+from nanochat.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
+from nanochat.errors import ContextLengthError, InputError, MemoryShortageError, NumericError
 from nanochat.generation import (
     MOST_SAMPLES,
     FinishReason,
@@ -123,22 +124,31 @@ class Session(Generic[State]):
         pieces = self._admit()
         spans = self._spans()
         while spans:
-            rows = [text.place for text, _ in spans]
+            # First those that have read all, for which a token is chosen.
+            spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
+            ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
             try:
-                logits = self.runner.step(self._state, rows, [ids for _, ids in spans])
+                choices = self.runner.draw(
+                    self._state,
+                    [text.place for text, _ in spans],
+                    [ids for _, ids in spans],
+                    [text.sampler for text in ends],
+                    vocab_size=self.tokenizer.vocab_size,
+                    with_logits=any(text.needs_logits for text in ends),
+                )
             except MemoryShortageError:
                 if not self._make_room():
                     raise
                 spans = self._spans()
                 continue
-            for (text, ids), row_logits in zip(spans, logits, strict=True):
+            for text, ids in spans:
                 text.read += len(ids)
-                if text.read == len(text.ids):
-                    if text.read == len(text.prompt.ids):
-                        text.prompt.was_read(text, row_logits, self._state)
-                    pieces.append(self._push(text, row_logits))
+            for row, text in enumerate(ends):
+                if text.read == len(text.prompt.ids):
+                    text.prompt.was_read(text, choices.logits, row, self._state)
+                pieces.append(self._push(text, choices, row))
             break
-        return pieces
+        return sorted(pieces, key=lambda piece: piece.row)
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
@@ -167,6 +177,7 @@ class Session(Generic[State]):
     def _add(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
         sampling, stops = read_options(options)
         samples = count_of(options.get("n", 1), "n", MOST_SAMPLES)
+        alternatives = options.get("logprobs")
         if not prompts:
             raise InputError("there is no prompt: pass at least one")
         for ids in prompts:
@@ -192,9 +203,12 @@ class Session(Generic[State]):
                         row=self._next,
                         prompt=prompt,
                         tokenizer=self.tokenizer,
-                        sampler=Sampler(settings, prompt.ids),
+                        sampler=Sampler(
+                            settings, prompt.ids, with_logprob=alternatives is not None
+                        ),
                         stops=StopStrings(stops),
                         tokens_left=max_tokens,
+                        num_alternatives=alternatives,
                     )
                 )
                 self._next += 1
@@ -220,7 +234,9 @@ class Session(Generic[State]):
             if text.prompt.logits is not None and text.read == len(text.ids):
                 logits = text.prompt.logits
                 text.prompt.leave(text, self._state)
-                pieces.append(self._push(text, logits))
+                vocab_size = self.tokenizer.vocab_size
+                choices = choose(logits[None], [text.sampler], vocab_size=vocab_size)
+                pieces.append(self._push(text, choices, 0))
         return pieces
 
     def _source(self, text: "_Text") -> tuple["_Text | _Kept | Snapshot[Any] | None", int]:
@@ -307,8 +323,8 @@ class Session(Generic[State]):
                 spans.append((text, new))
         return spans
 
-    def _push(self, text: "_Text", logits: NDArray[np.float32]) -> Piece:
-        piece = text.push(logits)
+    def _push(self, text: "_Text", choices: Choices, row: int) -> Piece:
+        piece = text.push(choices, row)
         if piece.finish_reason is not None:
             self._running.remove(text)
             if self._keep and piece.error is None:
@@ -374,10 +390,13 @@ class _Prompt:
     snapshot: Snapshot[Any] | None = None
     logits: NDArray[np.float32] | None = None
 
-    def was_read(self, text: "_Text", logits: NDArray[np.float32], state: RowState[Any]) -> None:
-        """Note that a text has read it, and what follows it."""
-        if self.unread > 1:
-            self.snapshot, self.logits = state.snapshot(text.place), logits.copy()
+    def was_read(
+        self, text: "_Text", logits: NDArray[np.float32] | None, row: int, state: RowState[Any]
+    ) -> None:
+        """Note that a text has read it, and the logits after it, which are in a row of these."""
+        if self.unread > 1 and not text.has_begun:
+            assert logits is not None
+            self.snapshot, self.logits = state.snapshot(text.place), logits[row].copy()
         self.leave(text, state)
 
     def leave(self, text: "_Text", state: RowState[Any]) -> None:
@@ -419,6 +438,8 @@ class _Text:
     sampler: Sampler
     stops: StopStrings
     tokens_left: int
+    # How many log-probabilities it tells besides that of the chosen token; None if not even that.
+    num_alternatives: int | None
     # The prompt and what was chosen; of which the row `place` of the state has read some.
     ids: list[int] = field(init=False)
     place: int = -1
@@ -429,13 +450,35 @@ class _Text:
         self.ids = [*self.prompt.ids]
         self._decoder = StreamDecoder(self.tokenizer)
 
-    def push(self, logits: NDArray[np.float32]) -> Piece:
-        """Choose the token that follows."""
-        try:
-            # A model may have more rows in its table than its tokenizer has tokens.
-            token = self.sampler.next(logits[: self.tokenizer.vocab_size])
-        except NanochatError as error:
-            return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the logits that its next token is chosen from are wanted, too."""
+        is_shared = self.prompt.unread > 1 and not self.has_begun
+        return is_shared or bool(self.num_alternatives)
+
+    def push(self, choices: Choices, row: int) -> Piece:
+        """Continue with the token that was chosen."""
+        token = int(choices.tokens[row])
+        logits = (
+            None if choices.logits is None else choices.logits[row][: self.tokenizer.vocab_size]
+        )
+        if token < 0:
+            assert logits is not None
+            try:
+                require_finite(logits)
+            except NumericError as error:
+                return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+        logprob: float | None = None
+        alternatives: tuple[tuple[int, float], ...] = ()
+        if self.num_alternatives is not None:
+            logprob = float(choices.logprobs[row])
+        if self.num_alternatives:
+            assert logits is not None
+            found = top_logprobs(
+                logits, self.num_alternatives, normalizer=float(choices.normalizers[row])
+            )
+            alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
+        self.sampler.push(token)
         self.ids.append(token)
         self.tokens_left -= 1
         reason: FinishReason | None = None
@@ -446,4 +489,11 @@ class _Text:
             reason = "length"
         if reason is not None:
             text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
-        return Piece(row=self.row, token=token, text=text, finish_reason=reason)
+        return Piece(
+            row=self.row,
+            token=token,
+            text=text,
+            finish_reason=reason,
+            logprob=logprob,
+            top_logprobs=alternatives,
+        )

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ from nanochat.backends.numba.streams import mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import permutation_matrices, pieces, weighted
 from nanochat.config import Activation, Mixer
-from nanochat.draws import Drawn, Draws, require_finite, require_rows
+from nanochat.draws import Drawn, Draws, require_rows
 from nanochat.errors import BackendError, InputError
 from nanochat.ops import Slot
 from nanochat.weights import (
@@ -68,6 +68,8 @@ from nanochat.weights import (
 )
 
 __all__ = ["NumbaOps"]
+
+Result = TypeVar("Result")
 
 # Nanoseconds on one thread of a Zen 4 core: a multiply-add of integers and of float32, an element that is moved through
 # a few operations, the mHC coefficients of a token, and a byte from memory. They decide what is worth several threads,
@@ -221,25 +223,31 @@ class NumbaOps:
 
     # A step that is repeated.
 
-    def repeat(self, step: Callable[[Array], Array], tokens: Array, state: NumbaState) -> Array:
+    def num_repeated(self, rows: int) -> int:
+        """See `nanochat.ops.Repeats`."""
+        return bucket(rows)
+
+    def repeat(
+        self, step: Callable[[Array], Result], tokens: Array, state: NumbaState, *, kind: str
+    ) -> Result:
         """See `nanochat.ops.Repeats`: noted at the first step of so many rows, and then run without Python."""
         number = tokens.shape[1]
-        size = bucket(number)
-        repeated = state.repeated.get(size)
+        key = kind, bucket(number)
+        repeated = state.repeated.get(key)
         # The calls read the weights of then.
         if repeated is None or repeated.num_replaced != self._num_replaced:
-            ids = np.zeros((1, size), np.int64)
+            ids = np.zeros((1, key[1]), np.int64)
             ids[0, :number] = realize(tokens)[0]
-            y, notes = self.launch.note(lambda: realize(step(cast(Array, ids))), state.pool)
-            state.repeated[size] = Repeated(
-                notes=notes, ids=ids, result=y, num_replaced=self._num_replaced
+            result, notes = self.launch.note(lambda: step(cast(Array, ids)), state.pool)
+            state.repeated[key] = Repeated(
+                notes=notes, ids=ids, result=result, num_replaced=self._num_replaced
             )
-            return cast(Array, y[:, :number])
-        if not repeated.notes.complete:
-            return step(tokens)
+            return cast(Result, result)
         repeated.ids[0, :number] = realize(tokens)[0]
+        if not repeated.notes.complete:
+            return step(cast(Array, repeated.ids))
         repeated.notes.repeat(self.launch.threads, positions=state.longest)
-        return repeated.result[:, :number]
+        return cast(Result, repeated.result)
 
     def _needs_python(self) -> None:
         """Give up repeating the step that is being noted: its kernels alone would not give the result."""
@@ -804,24 +812,15 @@ class NumbaOps:
             logprobs=self.launch.empty((draws.rows,), np.float64),
             normalizers=self.launch.empty((draws.rows,), np.float64),
         )
-        bad = self.launch.empty((draws.rows,), np.int64)
         shape = draws.rows, draws.vocab_size
         scores, ids = self.launch.empty(shape), self.launch.empty(shape, np.int32)
         settings = [getattr(draws, field.name) for field in fields(draws)]
-        results = bad, drawn.tokens, drawn.logprobs, drawn.normalizers
+        results = drawn.tokens, drawn.logprobs, drawn.normalizers
         tasks, nanoseconds = draws.rows, math.prod(shape) * _ELEMENT
         self.launch(
             draw, rows, *settings, scores, ids, *results, tasks=tasks, nanoseconds=nanoseconds
         )
         end_wait()
-
-        def check() -> None:
-            if bad.max() >= 0:
-                require_finite(rows[:, : draws.vocab_size])
-
-        check()
-        if self.launch.notes is not None:
-            self.launch.notes.after.append(check)
         return drawn
 
     # Loss.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class Repeated:
 
     notes: Notes
     ids: NDArray[np.int64]
-    result: Values
+    result: Any
     num_replaced: int
 
 
@@ -77,8 +77,8 @@ class NumbaState(RowState[list[Values]]):
     ) -> None:
         super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
         self.arrays = [buffers(slot, pages=self.num_pages + 1, rows=rows + 1) for slot in slots]
-        # By bucket.
-        self.repeated: dict[int, Repeated] = {}
+        # By kind and bucket.
+        self.repeated: dict[tuple[str, int], Repeated] = {}
         # What the noted steps write to, which is used again by the next one.
         self.pool = Pool(most=1 << 62)
         self._buckets: dict[int, NumbaStep] = {}

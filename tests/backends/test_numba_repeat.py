@@ -50,7 +50,7 @@ def test_what_makes_no_choice_is_repeated() -> None:
         model = engine(config)
         state, _ = model.prefill([1, 2], capacity=4)
         model.decode([3], state)
-        if not state.repeated[1].notes.complete:
+        if not state.repeated["logits", 1].notes.complete:
             eager.add(option)
 
     assert eager <= {option for option in CASES if _chooses(CASES[option])}
@@ -68,17 +68,17 @@ def test_a_step_is_noted_once_more_for_new_weights_and_then_repeated() -> None:
     model = engine(CASES["4_streams_static_lite"])
     state, _ = model.prefill([1, 2], capacity=9)
     model.decode([3], state)
-    before = state.repeated[1].notes
+    before = state.repeated["logits", 1].notes
 
     for name in ("norm", "layers.0.mixer_site.norm"):
         model.update(name, np.full(128, 2, np.float32))
     model.decode([4], state)
-    after = state.repeated[1].notes
+    after = state.repeated["logits", 1].notes
     model.decode([5], state)
 
     assert after is not before
     assert after.complete
-    assert state.repeated[1].notes is after
+    assert state.repeated["logits", 1].notes is after
 
 
 def test_what_is_kept_does_not_grow_with_new_weights() -> None:
@@ -131,7 +131,7 @@ def test_steps_of_nearly_as_many_rows_have_one_list() -> None:
     for number in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12):
         model.step(state, range(number), [[1]] * number)
 
-    assert sorted(state.repeated) == [1, 2, 3, 4, 8, 12]
+    assert sorted(size for _, size in state.repeated) == [1, 2, 3, 4, 8, 12]
 
 
 def test_a_repeated_step_refuses_what_the_first_one_refuses() -> None:
@@ -168,7 +168,7 @@ def test_attention_of_a_repeated_step_is_cut_for_a_long_context() -> None:
     state, _ = model.prefill([1, 2], capacity=100_000)
     model.decode([3], state)
     model.decode([3], state)
-    program = state.repeated[1].notes._program
+    program = state.repeated["logits", 1].notes._program
     chunks = 3
     growing = [i for i, c in enumerate(program.calls) if c.call.nanoseconds_per_position]
     short = program.table[growing, chunks].tolist()

@@ -7,7 +7,6 @@ from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.vectors import precise_exp
 from nanochat.backends.numba.sampling.race import _uniform, keys
 from nanochat.draws import Draws, sample, uniform
-from nanochat.errors import NumericError
 from tests.parity.random_draws import random_draws, random_logits
 
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -98,17 +97,16 @@ def test_a_repeated_step_draws_from_what_lies_in_the_arrays_then() -> None:
         np.testing.assert_allclose(drawn.logprobs, expected.logprobs, rtol=1e-13)
 
 
-def test_a_repeated_step_names_a_logit_that_is_not_finite_and_goes_on_without() -> None:
+def test_a_repeated_step_draws_nothing_from_a_logit_that_is_not_finite_and_goes_on() -> None:
     ops = NumbaOps(num_threads=1)
     logits = np.zeros((2, 300), np.float32)
     drawn, notes = ops.launch.note(lambda: ops.sample(logits, Draws.greedy(2, vocab_size=300)))
 
     logits[1, 299] = np.nan
-    with pytest.raises(NumericError, match="the logit of token 299 is nan in row 1"):
-        notes.repeat(1)
+    notes.repeat(1)
+    assert drawn.tokens.tolist() == [0, -1]
     logits[1, 299] = 1.0
     notes.repeat(1)
-
     assert drawn.tokens.tolist() == [0, 299]
 
 

@@ -67,7 +67,7 @@ def _aligned(buffer: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class Notes:
-    """A recording of one step: its calls of kernels, and what Python must check before and after them.
+    """A recording of one step: its calls of kernels, and what Python must check before them.
 
     What the calls write to is the pool's, and is used again within the step once no later call needs it: each call is
     written down before the next, and holds nothing of the pool.
@@ -76,7 +76,6 @@ class Notes:
     def __init__(self, pool: Pool) -> None:
         self.calls: list[PackedCall] = []
         self.before: list[Callable[[], None]] = []
-        self.after: list[Callable[[], None]] = []
         self.complete = True
         self.pool = pool
         self._program: Program | None = None
@@ -98,8 +97,6 @@ class Notes:
         for check in self.before:
             check()
         run_program(self._program)
-        for check in self.after:
-            check()
 
 
 class Launcher:

@@ -57,7 +57,6 @@ def draw(
     with_logprob: NDArray[np.bool_],
     scores: _Array,
     ids: _Ids,
-    bad: _Wholes,
     tokens: _Wholes,
     logprobs: _Reals,
     normalizers: _Reals,
@@ -72,18 +71,14 @@ def draw(
         The fields of `nanochat.draws.Draws`.
     scores, ids : float32 and int32 arrays, shape (M, V)
         Memory for those that are adjusted or left.
-    bad : int64 array, shape (M,)
-        The first token whose logit is not finite, and draws nothing; else -1.
     tokens, logprobs, normalizers : int64 and float64 arrays, shape (M,)
         The fields of `nanochat.draws.Drawn`.
     """
     for row in range(first, last):
         raw = logits[row, :vocab_size]
         most, finite = extent(raw)
-        tokens[row], logprobs[row], normalizers[row] = 0, np.nan, np.nan
-        bad[row] = -1
+        tokens[row], logprobs[row], normalizers[row] = -1, np.nan, np.nan
         if not finite:
-            bad[row] = _first_bad(raw)
             continue
         largest, known = most, raw
         count = num_adjusted[row]
@@ -109,14 +104,6 @@ def draw(
         if with_logprob[row]:
             normalizers[row] = np.float64(most) + math.log(_sum_of_exponentials(raw, most))
             logprobs[row] = np.float64(raw[tokens[row]]) - normalizers[row]
-
-
-@kernel
-def _first_bad(logits: _Array) -> int:
-    token = 0
-    while math.isfinite(logits[token]):
-        token += 1
-    return token
 
 
 @kernel

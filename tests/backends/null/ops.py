@@ -6,16 +6,17 @@ Legend: see `nanochat.ops`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.config import Mixer
-from nanochat.ops import Slot
+from nanochat.config import Activation, Mixer
+from nanochat.draws import Drawn, Draws
+from nanochat.ops import Slot, feed_forward
 from nanochat.rows import RowState
-from nanochat.weights import Mhc, Stored, Ternary, Weights, map_leaves
+from nanochat.weights import FeedForward, Mhc, Stored, Ternary, Weights, map_leaves, replace_leaf
 
 __all__ = ["Array", "Leaf", "NullOps", "NullState"]
 
@@ -185,12 +186,19 @@ class NullOps:
         return x
 
     def experts(
-        self, x: Array, logits: Array, networks: Sequence[Callable[[Array], Array]], *, top_k: int
+        self,
+        x: Array,
+        logits: Array,
+        networks: Sequence[FeedForward[Leaf]],
+        *,
+        top_k: int,
+        activation: Activation,
+        eps: float,
     ) -> Array:
-        """The first `top_k` experts get every token."""
         self._use("experts")
+        # The first get every token.
         for network in networks[:top_k]:
-            assert network((x[0] * x[1], x[2])) == (x[0] * x[1], x[2])
+            feed_forward(x, network, self, activation=activation, eps=eps)
         return x
 
     def mhc_open(self, x: Array, num_streams: int) -> Array:
@@ -232,6 +240,20 @@ class NullOps:
         self._use("select")
         assert yes == no
         return yes
+
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
+        self._use("sample")
+        nothing = np.full(draws.rows, np.nan)
+        return Drawn(tokens=np.zeros(draws.rows, np.int64), logprobs=nothing, normalizers=nothing)
+
+    def cross_entropy(
+        self, x: Array, table: Leaf, targets: Array, weights: Array | None = None
+    ) -> Array:
+        self._use("cross_entropy", table)
+        return targets
+
+    def replace(self, weights: Weights[Leaf], name: str, leaf: Stored) -> Weights[Leaf]:
+        return replace_leaf(weights, name, _prepare_leaf(name, leaf))
 
     def _use(self, operation: str, *leaves: Leaf | None) -> None:
         self.calls[operation] += 1
