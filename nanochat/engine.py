@@ -262,8 +262,14 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         self, state: State, rows: Sequence[int], tokens: Sequence[Sequence[int]]
     ) -> tuple[Array, bool]:
         """The flat tokens of a step, for which there is room, and whether it is one of one token a row."""
-        state.begin(rows, [len(ids) for ids in tokens])
         flat = [token for ids in tokens for token in ids]
+        # Before anything is changed: a row cannot take back half a step.
+        if flat and not 0 <= min(flat) <= max(flat) < self.config.vocab_size:
+            raise InputError(
+                f"token ids from {min(flat)} to {max(flat)} do not fit a vocabulary of {self.config.vocab_size}: use "
+                "the tokenizer of this model"
+            )
+        state.begin(rows, [len(ids) for ids in tokens])
         return self.ops.tokens(np.array([flat], np.int64)), len(flat) == len(rows)
 
     def update(self, name: str, values: NDArray[np.float32]) -> None:

@@ -307,21 +307,19 @@ class _Walk(Generic[Array, Leaf, State]):
             for _ in range(steps):
                 x = self.layers(x, layers)
             return x
-        ops = self.ops
-        survival: Array | None = None
-        for step in range(steps):
-            self.keys, previous = [], x
-            x = self.layers(x, layers)
-            if self.frozen is not None:
-                x = ops.select(self.frozen[0], previous, x)
-            if step == steps - 1:
-                break
-            survival = self.survive(x, gate, survival)
-            left = ops.at_most(survival, 1.0 - threshold)
-            self.frozen = left, self.keys
-            if ops.every(left):
-                self._remember(self.keys, steps - step - 1)
-                break
+
+        def step(x: Array, left: Array | None) -> Array:
+            self.frozen = None if left is None else (left, self.keys)
+            self.keys = []
+            return self.layers(x, layers)
+
+        def survive(x: Array, previous: Array | None) -> Array:
+            return self.survive(x, gate, previous)
+
+        def finish(number: int) -> None:
+            self._remember(self.keys, number)
+
+        x = self.ops.loop(x, step, survive, finish, steps=steps, threshold=threshold)
         self.frozen = None
         return x
 

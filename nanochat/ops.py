@@ -23,7 +23,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
 from nanochat.weights import FeedForward, Mhc, Stored, Weights
 
-__all__ = ["Described", "Ops", "Repeats", "Slot", "Storage", "feed_forward"]
+__all__ = ["Described", "Ops", "Repeats", "Slot", "Storage", "feed_forward", "leaving_loop"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -304,12 +304,21 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         """``previous * sigmoid(logits)`` (previous 1 at first): the probability of not having left the loop."""
         ...
 
-    def at_most(self, x: Array, threshold: float) -> Array:
-        """A mask of where ``x <= threshold``."""
-        ...
+    def loop(
+        self,
+        x: Array,
+        step: Callable[[Array, Array | None], Array],
+        survive: Callable[[Array, Array | None], Array],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Array:
+        """Run ``x = step(x, left)`` up to `steps` times, while there is a token that has not left; see `leaving_loop`.
 
-    def every(self, mask: Array) -> bool:
-        """Whether the mask holds everywhere."""
+        A token has left once its survival is at most ``1 - threshold``; what it was then, it stays. A backend may run
+        steps in which nobody is left, or call ``finish(number)`` in place of the last so many.
+        """
         ...
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
@@ -360,6 +369,35 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         ...
 
 
+def leaving_loop(
+    x: Array,
+    step: Callable[[Array, Array | None], Array],
+    survive: Callable[[Array, Array | None], Array],
+    finish: Callable[[int], None],
+    ops: Ops[Array, Any, Any],
+    *,
+    steps: int,
+    leave: Callable[[Array], tuple[Array, bool]],
+) -> Array:
+    """`Ops.loop` for a backend that says who has left and whether all have, of the survival of each token.
+
+    ``step(x, left)`` gets the mask of those that have left before, None at first; ``survive(x, survival)`` what
+    `survival` gave last.
+    """
+    left: Array | None = None
+    survival: Array | None = None
+    for number in range(steps):
+        made = step(x, left)
+        x = made if left is None else ops.select(left, x, made)
+        if number < steps - 1:
+            survival = survive(x, survival)
+            left, is_over = leave(survival)
+            if is_over:
+                finish(steps - number - 1)
+                break
+    return x
+
+
 def feed_forward(
     x: Array,
     w: FeedForward[Leaf],
@@ -393,7 +431,7 @@ class Repeats(Protocol[Array, Continued]):
         """``step(tokens)`` for tokens (1, M), one of each row of the state's step.
 
         For one state, kind and number of rows that are repeated, `step` must do the same in every call but for the
-        tokens and for what is in the state and in the arrays that it reads. The result has `num_repeated` rows, of
-        which the first are the step's, and is overwritten by the next call with that state.
+        tokens, which fit the model, and for what is in the state and in the arrays that it reads. The result has
+        `num_repeated` rows, of which the first are the step's, and is overwritten by the next call with that state.
         """
         ...

@@ -72,6 +72,9 @@ class Session(Generic[State]):
         self.capacity = runner.config.context_length if capacity is None else capacity
         self.prompt_tokens = prompt_tokens
         self._keep = keep
+        if pages is None:
+            # And one for each row whose last page others begin with.
+            pages = (rows + keep) * num_pages(self.capacity) + rows
         self._state = runner.new_state(rows=rows + keep, capacity=self.capacity, pages=pages)
         self._most = rows
         # In the order in which they came; those that run have a row.

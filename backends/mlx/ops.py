@@ -27,7 +27,7 @@ from nanochat.backends.mlx.state import MlxState
 from nanochat.backends.reference.ops import permutation_matrices, pieces
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
-from nanochat.ops import Slot, feed_forward
+from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
@@ -304,11 +304,21 @@ class MlxOps:
         stay = mx.sigmoid(logits)
         return stay if previous is None else previous * stay
 
-    def at_most(self, x: mx.array, threshold: float) -> mx.array:
-        return x <= threshold
+    def loop(
+        self,
+        x: mx.array,
+        step: Callable[[mx.array, mx.array | None], mx.array],
+        survive: Callable[[mx.array, mx.array | None], mx.array],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> mx.array:
+        def leave(survival: mx.array) -> tuple[mx.array, bool]:
+            left = survival <= 1.0 - threshold
+            return left, bool(left.all().item())
 
-    def every(self, mask: mx.array) -> bool:
-        return bool(mask.all().item())
+        return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
 
     def select(self, mask: mx.array, yes: mx.array, no: mx.array) -> mx.array:
         return mx.where(mask.reshape(*mask.shape, *(1,) * (yes.ndim - mask.ndim)), yes, no)

@@ -50,13 +50,13 @@ from nanochat.backends.numba.state import (
     buffers,
     sequences,
 )
-from nanochat.backends.numba.streams import mhc, projection
+from nanochat.backends.numba.streams import loops, mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import permutation_matrices, pieces, weighted
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_rows
 from nanochat.errors import BackendError, InputError
-from nanochat.ops import Slot
+from nanochat.ops import Slot, leaving_loop
 from nanochat.weights import (
     FeedForward,
     Mhc,
@@ -259,10 +259,7 @@ class NumbaOps:
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
         rows, columns = table.shape
-        check = functools.partial(_check_ids, ids, rows)
-        check()
-        if self.launch.notes is not None:
-            self.launch.notes.before.append(check)
+        _check_ids(ids, rows)
         y = self.launch.empty((*ids.shape, columns))
         result, flat = y.reshape(-1, columns), ids.reshape(-1)
         launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * _ELEMENT)
@@ -354,8 +351,14 @@ class NumbaOps:
         left, right = realize(x), realize(y)
         if left.shape == right.shape:
             return self._elementwise(activation.add, left, right)
-        self._needs_python()
-        return left + right
+        y = self._like(left)
+        assert right.ndim == 1, right.shape
+        assert right.dtype == left.dtype
+        rows = [array.reshape(-1, right.size) for array in (left, y)]
+        arguments = rows[0], right, rows[1]
+        tasks, nanoseconds = len(rows[0]), y.size * _ELEMENT
+        self.launch(loops.add_bias, *arguments, tasks=tasks, nanoseconds=nanoseconds)
+        return y
 
     def parameter(self, leaf: Leaf) -> Array:
         return _dense(leaf)
@@ -463,12 +466,14 @@ class NumbaOps:
         table: NDArray[np.int64],
     ) -> None:
         flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
-        self.launch(
-            attention.append_kernel(kind.storage),
-            *(*flat, table, step.rows, step.spans, step.positions, *kept),
-            tasks=math.prod(k.shape[:3]),
-            nanoseconds=k.size * _ELEMENT,
-        )
+        # Also of tokens that have left a loop: later ones look at them.
+        with self.launch.always():
+            self.launch(
+                attention.append_kernel(kind.storage),
+                *(*flat, table, step.rows, step.spans, step.positions, *kept),
+                tasks=math.prod(k.shape[:3]),
+                nanoseconds=k.size * _ELEMENT,
+            )
 
     # Gated DeltaNet.
 
@@ -787,19 +792,51 @@ class NumbaOps:
         before = np.ones_like(realize(logits)) if previous is None else previous
         return self.gate(before, logits)
 
-    def at_most(self, x: Array, threshold: float) -> Array:
-        self._needs_python()
-        return cast(Array, realize(x) <= np.float32(threshold))
+    def loop(
+        self,
+        x: Array,
+        step: Callable[[Array, Array | None], Array],
+        survive: Callable[[Array, Array | None], Array],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Array:
+        if (notes := self.launch.notes) is not None:
+            # Nobody knows yet when the tokens of a later step leave.
+            notes.everyone = np.zeros(1, np.int64)
+        try:
+            leave = functools.partial(self._leave, threshold=1.0 - threshold)
+            return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
+        finally:
+            if notes is not None:
+                notes.everyone = None
 
-    def every(self, mask: Array) -> bool:
-        self._needs_python()
-        return bool(realize(mask).all())
+    def _leave(self, survival: Array, *, threshold: float) -> tuple[Array, bool]:
+        values = realize(survival)
+        count = values.size
+        mask, everyone = self.launch.empty((count,), np.bool_), np.zeros(1, np.int64)
+        notes = self.launch.notes
+        before = everyone if notes is None or notes.everyone is None else notes.everyone
+        arguments = values.reshape(count), float(threshold), before, mask, everyone
+        with self.launch.always():
+            self.launch(loops.leave, *arguments, tasks=1, nanoseconds=count * _ELEMENT)
+        left = cast(Array, mask.reshape(values.shape))
+        if notes is None:
+            return left, bool(everyone[0])
+        notes.everyone = everyone
+        return left, False
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
-        self._needs_python()
         chosen, kept, others = realize(mask), realize(yes), realize(no)
-        where = chosen.reshape(chosen.shape + (1,) * (kept.ndim - chosen.ndim))
-        return np.where(where, kept, others)
+        y = self._like(kept)
+        rows = [array.reshape(chosen.size, -1) for array in (kept, others, y)]
+        with self.launch.always():
+            tasks, nanoseconds = chosen.size, y.size * _ELEMENT
+            self.launch(
+                loops.select, chosen.reshape(-1), *rows, tasks=tasks, nanoseconds=nanoseconds
+            )
+        return y
 
     # The choice of tokens.
 

@@ -1,7 +1,7 @@
 """This file holds the reference backend: every operation in plain NumPy, and therefore its specification in code."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,7 @@ from nanochat import ternary
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
-from nanochat.ops import Slot, feed_forward
+from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rows import Step, step_of_sequences
 from nanochat.weights import (
     Dense,
@@ -251,11 +251,21 @@ class ReferenceOps:
         stay = _sigmoid(logits)
         return stay if previous is None else previous * stay
 
-    def at_most(self, x: Array, threshold: float) -> Array:
-        return cast(Array, x <= np.float32(threshold))
+    def loop(
+        self,
+        x: Array,
+        step: Callable[[Array, Array | None], Array],
+        survive: Callable[[Array, Array | None], Array],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Array:
+        def leave(survival: Array) -> tuple[Array, bool]:
+            left = survival <= np.float32(1.0 - threshold)
+            return cast(Array, left), bool(left.all())
 
-    def every(self, mask: Array) -> bool:
-        return bool(mask.all())
+        return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         return np.where(mask.reshape(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)

@@ -26,7 +26,7 @@ from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError
-from nanochat.ops import Slot, feed_forward
+from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
@@ -299,11 +299,21 @@ class TorchOps:
         stay = logits.sigmoid()
         return stay if previous is None else previous * stay
 
-    def at_most(self, x: Tensor, threshold: float) -> Tensor:
-        return x <= threshold
+    def loop(
+        self,
+        x: Tensor,
+        step: Callable[[Tensor, Tensor | None], Tensor],
+        survive: Callable[[Tensor, Tensor | None], Tensor],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Tensor:
+        def leave(survival: Tensor) -> tuple[Tensor, bool]:
+            left = survival <= 1.0 - threshold
+            return left, bool(left.all())
 
-    def every(self, mask: Tensor) -> bool:
-        return bool(mask.all())
+        return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
 
     def select(self, mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         return torch.where(mask.view(mask.shape + (1,) * (yes.ndim - mask.ndim)), yes, no)

@@ -271,11 +271,8 @@ class OnnxOps(ABC):
     def survival(self, previous: Value | None, logits: Value) -> Value:
         raise _meaningless("survival")
 
-    def at_most(self, x: Value, threshold: float) -> Value:
-        raise _meaningless("at_most")
-
-    def every(self, mask: Value) -> bool:
-        raise _meaningless("every")
+    def loop(self, x: Value, *_: object, steps: int, threshold: float) -> Value:
+        raise _meaningless("loop")
 
     def select(self, mask: Value, yes: Value, no: Value) -> Value:
         raise _meaningless("select")

@@ -128,18 +128,40 @@ def test_prepared_sites_do_not_share_coefficients(ops: AnyOps) -> None:
     assert rms_error(written[1], written[0]) > TOLERANCES["mhc_read"].limit
 
 
-def test_masks(lockstep: Lockstep) -> None:
-    x = lockstep.array(np.array([[[0.25], [0.5], [0.75]]], np.float32))
-    yes, no = (lockstep.array(normal(1, 3, 5, seed=seed)) for seed in range(2))
-    deep_yes, deep_no = (lockstep.array(normal(1, 3, 4, 5, seed=seed)) for seed in range(2))
+def run_loop(ops: AnyOps, survivals: list[list[float]], *, threshold: float) -> tuple[Any, int]:
+    """Add 1 to zeros in up to as many steps as there are survivals and one, and how many were left out."""
+    given = iter(survivals)
+    one, left_out = ops.array(np.ones((1, 3, 5), np.float32)), 0
 
-    mask = lockstep.at_most(x, 0.5)
-    lockstep.select(mask, yes, no)
-    lockstep.select(mask, deep_yes, deep_no)
+    def step(x: Any, left: Any) -> Any:
+        if left is not None:
+            deep = [ops.array(normal(1, 3, 4, 5, seed=seed)) for seed in range(2)]
+            ops.select(left, *deep)
+        return ops.add(x, one)
 
-    assert [lockstep.every(lockstep.at_most(x, limit)) for limit in (0.2, 0.5, 0.75)] == [
-        False,
-        False,
-        True,
-    ]
+    def survive(_x: Any, _survival: Any) -> Any:
+        return ops.array(np.array([next(given)], np.float32)[:, :, None])
+
+    def finish(number: int) -> None:
+        nonlocal left_out
+        left_out = number
+
+    zeros = ops.array(np.zeros((1, 3, 5), np.float32))
+    steps = len(survivals) + 1
+    return ops.loop(zeros, step, survive, finish, steps=steps, threshold=threshold), left_out
+
+
+def test_a_token_that_left_the_loop_stays_what_it_was(lockstep: Lockstep) -> None:
+    y, left_out = run_loop(lockstep, [[0.25, 0.6, 0.9], [0.2, 0.5, 0.8]], threshold=0.5)
+
+    np.testing.assert_array_equal(lockstep.numpy(y)[0, :, 0], [1, 2, 3])
+    assert left_out == 0
+    lockstep.check()
+
+
+def test_a_loop_ends_when_all_tokens_have_left(lockstep: Lockstep) -> None:
+    y, left_out = run_loop(lockstep, [[0.2, 0.6, 0.3], [0.2, 0.5, 0.1], [0.9] * 3], threshold=0.5)
+
+    np.testing.assert_array_equal(lockstep.numpy(y)[0, :, 0], [1, 2, 1])
+    assert left_out == 2
     lockstep.check()

@@ -183,9 +183,10 @@ class Recorder(ReferenceOps):
         self.streams.append(super().mhc_write(streams, y, post, mix))
         return self.streams[-1]
 
-    def at_most(self, x: Float, threshold: float) -> Float:
-        self.masks.append(super().at_most(x, threshold))
-        return self.masks[-1]
+    def select(self, mask: Float, yes: Float, no: Float) -> Float:
+        if not any(mask is known for known in self.masks):
+            self.masks.append(mask)
+        return super().select(mask, yes, no)
 
 
 # However the tokens are cut.

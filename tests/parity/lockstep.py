@@ -452,18 +452,44 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.survival(_other(previous), logits.other),
         )
 
-    def at_most(self, x: Arrays[Array], threshold: float) -> Arrays[Array]:
-        mask = Pair(
-            self.reference.at_most(x.reference, threshold), self.other.at_most(x.other, threshold)
-        )
-        self.compare("at_most", mask)
-        # Not made equal: only a backend knows how it writes a mask.
-        return mask
+    def loop(
+        self,
+        x: Arrays[Array],
+        step: Callable[[Arrays[Array], Arrays[Array] | None], Arrays[Array]],
+        survive: Callable[[Arrays[Array], Arrays[Array] | None], Arrays[Array]],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Arrays[Array]:
+        """The other backend says when the loop is over; the reference goes through the same steps."""
+        mine, left, survival = x.reference, None, None
 
-    def every(self, mask: Arrays[Array]) -> bool:
-        expected, found = self.reference.every(mask.reference), self.other.every(mask.other)
-        self.errors["every"] = self.errors.get("every", 0.0) if expected == found else np.inf
-        return expected
+        def both(its: Array) -> Arrays[Array]:
+            return self._finished("loop", Pair(mine, its))
+
+        def step_of_both(its: Array, its_left: Array | None) -> Array:
+            nonlocal mine
+            pair = both(its)
+            masks: Any = None if its_left is None else Pair(left, its_left)
+            made = step(pair, masks)
+            before, mine = mine, made.reference
+            if left is not None:
+                mine = self.reference.select(left, before, mine)
+            return made.other
+
+        def survive_of_both(its: Array, its_survival: Array | None) -> Array:
+            nonlocal left, survival
+            given: Any = None if its_survival is None else Pair(survival, its_survival)
+            found = survive(both(its), given)
+            survival = found.reference
+            left = survival <= np.float32(1.0 - threshold)
+            return found.other
+
+        y = self.other.loop(
+            x.other, step_of_both, survive_of_both, finish, steps=steps, threshold=threshold
+        )
+        return both(y)
 
     def select(self, mask: Arrays[Array], yes: Arrays[Array], no: Arrays[Array]) -> Arrays[Array]:
         return self._run(

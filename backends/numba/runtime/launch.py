@@ -8,7 +8,8 @@ import math
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def _aligned(buffer: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class Notes:
-    """A recording of one step: its calls of kernels, and what Python must check before them.
+    """A recording of one step: its calls of kernels.
 
     What the calls write to is the pool's, and is used again within the step once no later call needs it: each call is
     written down before the next, and holds nothing of the pool.
@@ -75,14 +76,18 @@ class Notes:
 
     def __init__(self, pool: Pool) -> None:
         self.calls: list[PackedCall] = []
-        self.before: list[Callable[[], None]] = []
         self.complete = True
         self.pool = pool
+        # In a loop, whether all tokens have left it: then calls are not run, but for those within `always`.
+        self.everyone: NDArray[np.int64] | None = None
+        self.skips = True
         self._program: Program | None = None
         self._planned = -1
 
     def add(self, call: Call) -> None:
         """Write down a call."""
+        if self.everyone is not None and self.skips:
+            call = replace(call, unless=self.everyone)
         self.calls.append(PackedCall.of(call, is_lent=self.pool.holds))
 
     def repeat(self, threads: int, *, positions: int = 0) -> None:
@@ -94,8 +99,6 @@ class Notes:
         if self._planned != positions.bit_length():
             self._planned = positions.bit_length()
             self._program.plan(positions)
-        for check in self.before:
-            check()
         run_program(self._program)
 
 
@@ -120,6 +123,19 @@ class Launcher:
             return step(), notes
         finally:
             self._local.notes = None
+
+    @contextmanager
+    def always(self) -> Iterator[None]:
+        """Note calls as ones that are run also when all tokens have left a loop."""
+        notes = self.notes
+        if notes is None:
+            yield
+            return
+        notes.skips = False
+        try:
+            yield
+        finally:
+            notes.skips = True
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """An array that is not yet set, for the result of a kernel."""

@@ -36,7 +36,7 @@ _LINE = 8
 # Words of a call in `_claims`. The first is the epoch, in the upper half, and the next chunk.
 _CLAIM, _DONE, _CHUNKS, _JOIN = 0, 1, 2, 3
 # Words of a call in a program's table.
-_ENTRY, _BLOCK, _TASKS = 0, 1, 2
+_ENTRY, _BLOCK, _TASKS, _UNLESS = 0, 1, 2, 5
 
 _EPOCHS = 2**31 - 1
 _MOST_CALLS = 4096
@@ -63,6 +63,8 @@ class Call:
     join: bool = True
     # About what is added for each position that the longest row of the step has.
     nanoseconds_per_position: float = 0.0
+    # An int64 number: the call is not run in a list where this is not 0.
+    unless: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class PackedCall:
         """Pack a call; arguments that are lent are kept alive by somebody else."""
         kinds = intrinsics.signature(call.arguments)
         block = intrinsics.pack(call.arguments, kinds)
-        alive = tuple(each for each in call.arguments if not is_lent(each))
+        alive = (call.unless, *(each for each in call.arguments if not is_lent(each)))
         return cls(replace(call, arguments=()), kinds, block, alive)
 
 
@@ -97,6 +99,8 @@ class Program:
             if packed.kinds != kinds:
                 raise TypeError(f"a kernel compiled for {kinds} got {packed.kinds}")
             row[:5] = address, _address(packed.block), packed.call.tasks, 1, packed.call.join
+            if packed.call.unless is not None:
+                row[_UNLESS] = _address(packed.call.unless)
         self._growing = [
             i for i, each in enumerate(self.calls) if each.call.nanoseconds_per_position
         ]
@@ -218,7 +222,9 @@ if hasattr(os, "register_at_fork"):
 @kernel
 def _run_alone(table: NDArray[np.int64]) -> None:
     for row in range(table.shape[0]):
-        intrinsics.call(table[row, _ENTRY], table[row, _BLOCK], 0, table[row, _TASKS])
+        unless = table[row, _UNLESS]
+        if unless == 0 or intrinsics.peek(unless, 0) == 0:
+            intrinsics.call(table[row, _ENTRY], table[row, _BLOCK], 0, table[row, _TASKS])
 
 
 @kernel
@@ -290,9 +296,11 @@ def _walk(control: NDArray[np.int64], claims: NDArray[np.int64], epoch: int, lea
                 call = intrinsics.load(control, _TABLE) + row * _LINE * 8
                 tasks = intrinsics.peek(call, _TASKS)
                 first, last = chunk * tasks // chunks, (chunk + 1) * tasks // chunks
-                intrinsics.call(
-                    intrinsics.peek(call, _ENTRY), intrinsics.peek(call, _BLOCK), first, last
-                )
+                unless = intrinsics.peek(call, _UNLESS)
+                if unless == 0 or intrinsics.peek(unless, 0) == 0:
+                    intrinsics.call(
+                        intrinsics.peek(call, _ENTRY), intrinsics.peek(call, _BLOCK), first, last
+                    )
                 intrinsics.add(claims, at + _DONE, 1)
         if intrinsics.load(claims, at + _JOIN):
             while joined <= row:

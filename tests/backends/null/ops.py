@@ -6,7 +6,7 @@ Legend: see `nanochat.ops`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
-from nanochat.ops import Slot, feed_forward
+from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rows import RowState
 from nanochat.weights import FeedForward, Mhc, Stored, Ternary, Weights, map_leaves, replace_leaf
 
@@ -227,14 +227,23 @@ class NullOps:
         self._use("survival")
         return logits
 
-    def at_most(self, x: Array, threshold: float) -> Array:
-        self._use("at_most")
-        return x
+    def loop(
+        self,
+        x: Array,
+        step: Callable[[Array, Array | None], Array],
+        survive: Callable[[Array, Array | None], Array],
+        finish: Callable[[int], None],
+        *,
+        steps: int,
+        threshold: float,
+    ) -> Array:
+        """No token ever leaves."""
+        self._use("loop")
 
-    def every(self, mask: Array) -> bool:
-        """No token ever leaves a loop."""
-        self._use("every")
-        return False
+        def leave(survival: Array) -> tuple[Array, bool]:
+            return survival, False
+
+        return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         self._use("select")
