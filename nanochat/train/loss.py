@@ -78,13 +78,12 @@ def terms(
     """
     shares = _shares(targets) if weights is None else weights
     found = {}
-    losses = [ops.cross_entropy(x, outputs.table, targets) for x in outputs.steps]
-    found["cross_entropy"] = loss = (losses[-1] * shares).sum()
+    losses = [ops.cross_entropy(x, outputs.table, targets, shares) for x in outputs.steps]
+    found["cross_entropy"] = loss = losses[-1].sum()
     if outputs.survival:
         exits = exit_distribution(outputs.survival)
-        expected = (exits * torch.stack(losses)).sum(dim=0)
         entropy = -(exits * exits.clamp(min=1e-9).log()).sum(dim=0)
-        found["expected_cross_entropy"] = (expected * shares).sum()
+        found["expected_cross_entropy"] = (exits * torch.stack(losses)).sum()
         found["exit_entropy"] = (entropy * shares).sum()
         loss = found["expected_cross_entropy"] - objective.exit_entropy * found["exit_entropy"]
     if outputs.ahead:
@@ -92,7 +91,7 @@ def terms(
         for distance, x in enumerate(outputs.ahead, start=1):
             ids = targets[:, distance:]
             of_ids = _shares(ids) if weights is None else weights[:, distance:]
-            later.append((ops.cross_entropy(x[:, :-distance], outputs.table, ids) * of_ids).sum())
+            later.append(ops.cross_entropy(x[:, :-distance], outputs.table, ids, of_ids).sum())
         found["ahead"] = torch.stack(later).mean()
         loss = loss + objective.ahead * found["ahead"]
     if outputs.routing:

@@ -157,6 +157,17 @@ def test_advantages_as_weights_give_the_policy_gradient() -> None:
     torch.testing.assert_close(gradient, (probabilities - chosen) * advantages[..., None] / 10)
 
 
+def test_a_masked_token_whose_loss_is_infinite_costs_nothing() -> None:
+    logits = torch.zeros(2, 5, 8)
+    logits[0, 0, 1:] = float("inf")
+    weights = torch.ones(2, 5) / 9
+    weights[0, 0] = 0
+
+    found = terms(outputs(steps=(logits,)), TARGETS, OPS, Objective(), top_k=1, weights=weights)
+
+    assert float(found["loss"]) == pytest.approx(math.log(8))
+
+
 def test_a_batch_without_targets_costs_nothing() -> None:
     assert losses(outputs(), Objective(), torch.full((2, 5), -1)) == (0, 0)
 
