@@ -19,7 +19,6 @@ References
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import types
@@ -73,23 +72,11 @@ def rotate(
                 y_right[i] = right[i] * cosine[i] + left[i] * sine[i]
 
 
-@inlined
-def _unchanged(x: np.float32) -> np.float32:
-    return x
-
-
-@inlined
-def _code(x: np.float32) -> np.int8:
-    return np.int8(np.rint(x))
-
-
-_STORED: dict[Storage, Any] = {"float32": _unchanged, "float16": to_half, "int8": _code}
-
-
 @functools.cache
 def append_kernel(storage: Storage) -> Callable[..., None]:
     """The kernel that keeps keys and values as `storage` says."""
-    stored = _STORED[storage]
+    # Numba's cache tells the kernels apart by these values; a function it would find in no later process.
+    halves, codes = storage == "float16", storage == "int8"
 
     @kernel
     def append(
@@ -117,8 +104,16 @@ def append_kernel(storage: Storage) -> Callable[..., None]:
                 key_scales[page, g, place], key_factor = _scale(k[n, g])
                 value_scales[page, g, place], value_factor = _scale(v[n, g])
             for i in range(features):
-                keys[page, g, tile, i, lane] = stored(k[n, g, i] * key_factor)
-                values[page, g, i // LANES, place, i % LANES] = stored(v[n, g, i] * value_factor)
+                key, value = k[n, g, i] * key_factor, v[n, g, i] * value_factor
+                if halves:
+                    keys[page, g, tile, i, lane] = to_half(key)
+                    values[page, g, i // LANES, place, i % LANES] = to_half(value)
+                elif codes:
+                    keys[page, g, tile, i, lane] = np.int8(np.rint(key))
+                    values[page, g, i // LANES, place, i % LANES] = np.int8(np.rint(value))
+                else:
+                    keys[page, g, tile, i, lane] = key
+                    values[page, g, i // LANES, place, i % LANES] = value
 
     return append
 
