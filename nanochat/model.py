@@ -87,6 +87,7 @@ def forward(
     state: State | None = None,
     *,
     only_last: bool = False,
+    segments: Array | None = None,
     observe: Callable[[Array], None] | None = None,
 ) -> Array:
     """Logits of the next token after every token, (B, T, vocabulary), or after the last one only.
@@ -101,10 +102,12 @@ def forward(
         From ``ops.new_state(slots(config), ...)``. The rows of its step are continued; call its `end` after it.
     only_last : bool
         Give (B, 1, vocabulary), with a state (1, M, vocabulary), which spares the head's work on a long prompt.
+    segments : array of the backend, shape (B, T), optional
+        Without a state, the number of each token's document in a packed row; see `nanochat.ops.Ops`.
     observe : callable, optional
         Called with what each layer gives, (B, T, n, C), or (B, T, C) for one stream, in the order in which they run.
     """
-    walk = _Walk(config, ops, state, observe)
+    walk = _Walk(config, ops, state, observe, segments)
     x = walk.through(tokens, weights)
     hidden = walk.hidden(ops.last(x, state=state) if only_last else x, weights)
     return ops.project(hidden, _table(weights))[0]
@@ -124,10 +127,17 @@ def losses(
 
 
 def training_outputs(
-    tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
+    tokens: Array,
+    weights: Weights[Leaf],
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, State],
+    segments: Array | None = None,
 ) -> TrainingOutputs[Array, Leaf]:
-    """Run every loop step and every extra head on whole sequences; no token leaves the loop early."""
-    walk = _Walk(config, ops, None)
+    """Run every loop step and every extra head on whole sequences; no token leaves the loop early.
+
+    `segments` is as in `forward`.
+    """
+    walk = _Walk(config, ops, None, segments=segments)
     prelude, looped, coda = _stages(weights, config)
     x = walk.layers(walk.open(tokens, weights), prelude)
     steps: list[Array] = []
@@ -170,7 +180,9 @@ class _Walk(Generic[Array, Leaf, State]):
         ops: Ops[Array, Leaf, State],
         state: State | None,
         observe: Callable[[Array], None] | None = None,
+        segments: Array | None = None,
     ) -> None:
+        self.segments = segments
         self.config = config
         self.ops = ops
         self.state = state
@@ -237,10 +249,10 @@ class _Walk(Generic[Array, Leaf, State]):
             q = ops.rms_norm(q, w.q_norm, eps=config.norm_eps)
             k = ops.rms_norm(k, w.k_norm, eps=config.norm_eps)
         theta = ntk_theta(config)
-        q = ops.rope(q, theta=theta, state=self.state)
-        k = ops.rope(k, theta=theta, state=self.state)
+        q = ops.rope(q, theta=theta, state=self.state, segments=self.segments)
+        k = ops.rope(k, theta=theta, state=self.state, segments=self.segments)
         k, v = self._of_remaining(k, v)
-        y = ops.attention(q, k, v, state=self.state, slot=next(self.slot))
+        y = ops.attention(q, k, v, state=self.state, slot=next(self.slot), segments=self.segments)
         y = ops.merge_heads(y)
         if gates:
             y = ops.gate(y, gates[0])
@@ -250,9 +262,10 @@ class _Walk(Generic[Array, Leaf, State]):
         ops, config, state = self.ops, self.config, self.state
         q, k, v, gate = ops.project(x, w.q, w.k, w.v, w.gate)
         beta, decay = ops.project(x, w.beta, w.decay)
-        q = ops.short_conv(q, w.q_conv, state=state, slot=next(self.slot))
-        k = ops.short_conv(k, w.k_conv, state=state, slot=next(self.slot))
-        v = ops.short_conv(v, w.v_conv, state=state, slot=next(self.slot))
+        conv = partial(ops.short_conv, state=state, segments=self.segments)
+        q = conv(q, w.q_conv, slot=next(self.slot))
+        k = conv(k, w.k_conv, slot=next(self.slot))
+        v = conv(v, w.v_conv, slot=next(self.slot))
         y = ops.delta_rule(
             ops.split_heads(q, config.delta_heads),
             ops.split_heads(k, config.delta_heads),
@@ -263,6 +276,7 @@ class _Walk(Generic[Array, Leaf, State]):
             w.time_bias,
             state=state,
             slot=next(self.slot),
+            segments=self.segments,
         )
         y = ops.merge_heads(ops.rms_norm(y, w.norm, eps=config.norm_eps))
         return self._output(ops.swiglu(gate, y), w.sub_norm, w.o)

@@ -92,6 +92,10 @@ class Ops(Described, Protocol[Array, Leaf, State]):
     the sequences start here and nothing is remembered. Operations with a state are called between its `begin`, which
     says which rows get which tokens, and its `end`.
 
+    Without a state, sequences may be packed: `segments`, from ``tokens(nanochat.rows.require_segments(ids))``, has the
+    number of each token's document, (B, T). Documents do not see each other, and each counts positions from its own
+    start, as if it were a sequence.
+
     What a row gets does not depend on the rows beside it, on how its tokens were cut into steps, or on who shares its
     pages: to the last bit on the reference, numba and MLX.
     """
@@ -169,7 +173,9 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         """(B, T, H, K) to (B, T, H K)."""
         ...
 
-    def rope(self, x: Array, *, theta: float, state: State | None) -> Array:
+    def rope(
+        self, x: Array, *, theta: float, state: State | None, segments: Array | None = None
+    ) -> Array:
         """Rotate feature pairs (i, i + K/2) of (B, T, H, K) by ``position * theta**(-2 i / K)`` radians.
 
         Positions count from the row's in `state`, or from 0. Angles are float32 products of the position
@@ -181,7 +187,16 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         """
         ...
 
-    def attention(self, q: Array, k: Array, v: Array, *, state: State | None, slot: int) -> Array:
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        state: State | None,
+        slot: int,
+        segments: Array | None = None,
+    ) -> Array:
         """Causal grouped-query attention, ``softmax(q k / sqrt(K)) v``; (B, T, H, K) out.
 
         Query head h reads key head ``h // (H / G)``. With a state, k and v (1, N, G, K) are first appended to `slot` at
@@ -195,7 +210,15 @@ class Ops(Described, Protocol[Array, Leaf, State]):
 
     # Gated DeltaNet.
 
-    def short_conv(self, x: Array, kernel: Leaf, *, state: State | None, slot: int) -> Array:
+    def short_conv(
+        self,
+        x: Array,
+        kernel: Leaf,
+        *,
+        state: State | None,
+        slot: int,
+        segments: Array | None = None,
+    ) -> Array:
         """Causal depthwise convolution, then SiLU: ``silu(sum_j kernel[f, j] * x[t - taps + 1 + j, f])``, (B, T, F)."""
         ...
 
@@ -211,6 +234,7 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         *,
         state: State | None,
         slot: int,
+        segments: Array | None = None,
     ) -> Array:
         """Gated delta rule over q, k (B, T, H, K), v (B, T, H, V), beta and decay (B, T, H); (B, T, H, V) out.
 

@@ -21,7 +21,7 @@ from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.ops import Slot
 
 __all__ = ["PAGE", "Group", "RowState", "Snapshot", "Step", "num_pages", "step_of_sequences"]
-__all__ += ["step_of_spans"]
+__all__ += ["require_segments", "step_of_segments", "step_of_spans"]
 
 Recurrent = TypeVar("Recurrent")
 
@@ -384,6 +384,28 @@ def step_of_spans(rows: Sequence[int], starts: Sequence[int], counts: Sequence[i
         spans=np.repeat(np.arange(len(rows)), spans[2]),
         positions=np.repeat(spans[1] - offsets, spans[2]) + np.arange(spans[2].sum()),
     )
+
+
+def step_of_segments(segments: NDArray[np.int64]) -> Step:
+    """The step that reads packed rows (B, T), each document from its own beginning."""
+    flat = require_segments(segments).reshape(-1)
+    length = segments.shape[1]
+    begins = np.flatnonzero(np.diff(flat, prepend=-1) | (np.arange(len(flat)) % length == 0))
+    counts = np.diff(begins, append=len(flat)).tolist()
+    return step_of_spans(range(len(begins)), [0] * len(begins), counts)
+
+
+def require_segments(segments: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Refuse ids of documents, (B, T), that fall within a row: the same document would begin twice."""
+    fallen = np.argwhere(np.diff(segments, axis=1) < 0)
+    if fallen.size:
+        row, place = fallen[0].tolist()
+        before, after = segments[row, place : place + 2].tolist()
+        raise InputError(
+            f"segment {after} follows segment {before} in row {row} at token {place + 1}: number the documents of a "
+            "row in their order"
+        )
+    return segments
 
 
 @lru_cache(maxsize=64)

@@ -137,18 +137,39 @@ class MlxOps:
     def merge_heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
-    def rope(self, x: mx.array, *, theta: float, state: MlxState | None) -> mx.array:
+    def rope(
+        self,
+        x: mx.array,
+        *,
+        theta: float,
+        state: MlxState | None,
+        segments: mx.array | None = None,
+    ) -> mx.array:
         half = x.shape[-1] // 2
         cos, sin = self._rotations(half, theta, x.shape[1], state)
+        if segments is not None:
+            index = mx.arange(x.shape[1])[None]
+            starts = mx.cummax(mx.where(_begins(segments), index, 0), axis=1)
+            cos, sin = (table[0, :, 0][index - starts][:, :, None] for table in (cos, sin))
         first, second = x[..., :half], x[..., half:]
         return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def attention(
-        self, q: mx.array, k: mx.array, v: mx.array, *, state: MlxState | None, slot: int
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        state: MlxState | None,
+        slot: int,
+        segments: mx.array | None = None,
     ) -> mx.array:
         scale = q.shape[-1] ** -0.5
         if state is None:
-            mask = "causal" if q.shape[1] > 1 else None
+            mask: str | mx.array | None = "causal" if q.shape[1] > 1 else None
+            if segments is not None:
+                same = segments[:, :, None] == segments[:, None, :]
+                mask = mx.logical_and(same, mx.tri(q.shape[1], dtype=mx.bool_))[:, None]
             given = (x.swapaxes(1, 2) for x in (q, k, v))
             y = mx.fast.scaled_dot_product_attention(*given, scale=scale, mask=mask)
             return y.swapaxes(1, 2)
@@ -169,7 +190,13 @@ class MlxOps:
         state.append_kv(slot, k[0], v[0])
 
     def short_conv(
-        self, x: mx.array, kernel: Leaf, *, state: MlxState | None, slot: int
+        self,
+        x: mx.array,
+        kernel: Leaf,
+        *,
+        state: MlxState | None,
+        slot: int,
+        segments: mx.array | None = None,
     ) -> mx.array:
         weight = _dense(kernel)
         taps = weight.shape[1]
@@ -181,6 +208,13 @@ class MlxOps:
             )
             return y * mx.sigmoid(y)
 
+        if segments is not None:
+            y = weight[:, -1] * x
+            for back in range(1, min(taps, x.shape[1])):
+                same = segments[:, back:] == segments[:, :-back]
+                part = weight[:, -1 - back] * x[:, :-back] * same[:, :, None]
+                y = y + mx.pad(part, [(0, 0), (back, 0), (0, 0)])
+            return y * mx.sigmoid(y)
         if state is None:
             return convolve(mx.pad(x, [(0, 0), (taps - 1, 0), (0, 0)]), x.shape[1])
 
@@ -207,6 +241,7 @@ class MlxOps:
         *,
         state: MlxState | None,
         slot: int,
+        segments: mx.array | None = None,
     ) -> mx.array:
         q = _unit(q) * q.shape[-1] ** -0.5
         k = _unit(k)
@@ -220,6 +255,9 @@ class MlxOps:
             y, memory = rule(q, k, v, step[..., None], log_keep, memory)
             return y.swapaxes(1, 2), memory
 
+        if segments is not None:
+            # A document begins with nothing of what was remembered before.
+            log_keep = mx.where(_begins(segments)[:, :, None], -mx.inf, log_keep)
         if state is None:
             memory = mx.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
             rule = stepwise_delta_rule if q.shape[1] < _FEW_TOKENS else chunked_delta_rule
@@ -406,6 +444,12 @@ def _by_group(state: MlxState, compute: Callable[..., mx.array], *given: mx.arra
         places.append(group.tokens.reshape(-1))
     order = mx.array(np.argsort(np.concatenate(places)))
     return mx.concatenate(parts)[order][None]
+
+
+def _begins(segments: mx.array) -> mx.array:
+    """Where a document begins, (B, T)."""
+    first = mx.ones((segments.shape[0], 1), mx.bool_)
+    return mx.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
 
 
 def _unchanged(function: _Elementwise) -> _Elementwise:

@@ -48,6 +48,7 @@ from nanochat.backends.numba.state import (
     Repeated,
     bucket,
     buffers,
+    documents,
     sequences,
 )
 from nanochat.backends.numba.streams import loops, mhc, projection
@@ -382,10 +383,13 @@ class NumbaOps:
         return realize(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
     def _spans(
-        self, x: Array, state: NumbaState | None
+        self, x: Array, state: NumbaState | None, segments: Array | None = None
     ) -> tuple[NumbaStep, NDArray[np.int64], int]:
         """Which tokens of x (B, T, ...) are whose, the table of pages, and how many spans there are."""
         batch, length = x.shape[:2]
+        if segments is not None:
+            assert state is None, "what is packed has no state"
+            return documents(cast(NDArray[np.int64], segments))
         if state is None:
             return *sequences(batch, length), batch
         step = state.step
@@ -393,13 +397,20 @@ class NumbaOps:
         # The arrays of a step of one token a row may be longer than the step.
         return step, state.table, min(length, len(step.rows))
 
-    def rope(self, x: Array, *, theta: float, state: NumbaState | None) -> Array:
+    def rope(
+        self,
+        x: Array,
+        *,
+        theta: float,
+        state: NumbaState | None,
+        segments: Array | None = None,
+    ) -> Array:
         x = realize(x)
         batch, length, heads, features = x.shape
         # A step that is repeated comes to the last position some time.
         positions = length if state is None else state.capacity
         tables = self._rotation(theta, features // 2, positions)
-        step, _, _ = self._spans(x, state)
+        step, _, _ = self._spans(x, state, segments)
         y = self._like(x)
         flat = [array.reshape(-1, heads, features) for array in (x, y)]
         tasks, nanoseconds = batch * length, x.size * _ELEMENT
@@ -419,15 +430,22 @@ class NumbaOps:
         return tables
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, state: NumbaState | None, slot: int
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        state: NumbaState | None,
+        slot: int,
+        segments: Array | None = None,
     ) -> Array:
         q, k, v = realize(q), realize(k), realize(v)
         heads, features = q.shape[2:]
         groups = k.shape[2]
-        step, table, spans = self._spans(q, state)
+        step, table, spans = self._spans(q, state, segments)
         if state is None:
             kind = Slot(kind="attention", heads=groups, key_dim=features)
-            kept = buffers(kind, pages=table.size, rows=0)
+            kept = buffers(kind, pages=int(table.max()) + 1, rows=0)
         else:
             kind, kept = state.slots[slot], state.arrays[slot]
         self._append(k, v, kind, kept, step, table)
@@ -477,13 +495,21 @@ class NumbaOps:
 
     # Gated DeltaNet.
 
-    def short_conv(self, x: Array, kernel: Leaf, *, state: NumbaState | None, slot: int) -> Array:
+    def short_conv(
+        self,
+        x: Array,
+        kernel: Leaf,
+        *,
+        state: NumbaState | None,
+        slot: int,
+        segments: Array | None = None,
+    ) -> Array:
         x = realize(x)
         weight = np.ascontiguousarray(_dense(kernel).T)
         batch, length, features = x.shape
-        step, _, spans = self._spans(x, state)
+        step, _, spans = self._spans(x, state, segments)
         if state is None:
-            before = np.zeros((batch, len(weight) - 1, features), np.float32)
+            before = np.zeros((spans, len(weight) - 1, features), np.float32)
         else:
             (before,) = state.arrays[slot]
         y = self._like(x)
@@ -509,13 +535,14 @@ class NumbaOps:
         *,
         state: NumbaState | None,
         slot: int,
+        segments: Array | None = None,
     ) -> Array:
         values = realize(v)
         batch, length, heads, features = k.shape
         shape = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
-        step, _, spans = self._spans(k, state)
+        step, _, spans = self._spans(k, state, segments)
         if state is None:
-            (memory,) = buffers(shape, pages=0, rows=batch)
+            (memory,) = buffers(shape, pages=0, rows=spans)
         else:
             (memory,) = state.arrays[slot]
         groups, padded = memory.shape[2:4]

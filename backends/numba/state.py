@@ -17,9 +17,17 @@ from nanochat.backends.numba.runtime.launch import Notes, Pool
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
-from nanochat.rows import PAGE, RowState, Step, num_pages, step_of_sequences
+from nanochat.rows import (
+    PAGE,
+    RowState,
+    Step,
+    num_pages,
+    step_of_segments,
+    step_of_sequences,
+)
 
-__all__ = ["NumbaState", "NumbaStep", "Repeated", "bucket", "buffers", "sequences"]
+__all__ = ["NumbaState", "NumbaStep", "Repeated", "bucket", "buffers", "documents"]
+__all__ += ["sequences"]
 
 # float16 is kept as its bits.
 _NUMBERS: dict[Storage, type[np.generic]] = {
@@ -146,6 +154,16 @@ def sequences(batch: int, length: int) -> tuple[NumbaStep, NDArray[np.int64]]:
     pages = num_pages(length)
     table = np.arange(batch * pages, dtype=np.int64).reshape(batch, pages)
     return _for_kernels(step_of_sequences(batch, length)), table
+
+
+def documents(segments: NDArray[np.int64]) -> tuple[NumbaStep, NDArray[np.int64], int]:
+    """The step that reads packed rows, the table of its pages, and how many documents there are."""
+    step = _for_kernels(step_of_segments(segments))
+    pages = [num_pages(count) for count in step.counts.tolist()]
+    firsts = np.cumsum(pages) - pages
+    # What a document has no page for is not looked at.
+    table = firsts[:, None] + np.minimum(np.arange(max(pages)), np.array(pages)[:, None] - 1)
+    return step, table, len(pages)
 
 
 def buffers(slot: Slot, *, pages: int, rows: int) -> list[Values]:

@@ -13,7 +13,7 @@ from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward, leaving_loop
-from nanochat.rows import Step, step_of_sequences
+from nanochat.rows import Step, step_of_segments, step_of_sequences
 from nanochat.weights import (
     Dense,
     FeedForward,
@@ -105,24 +105,38 @@ class ReferenceOps:
     def merge_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
-    def rope(self, x: Array, *, theta: float, state: ReferenceState | None) -> Array:
+    def rope(
+        self,
+        x: Array,
+        *,
+        theta: float,
+        state: ReferenceState | None,
+        segments: Array | None = None,
+    ) -> Array:
         half = x.shape[-1] // 2
         frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-        positions = _step(x, state).positions.reshape(x.shape[:2])
+        positions = _step(x, state, segments).positions.reshape(x.shape[:2])
         angle = positions.astype(np.float32)[:, :, None, None] * frequency
         cos, sin = np.cos(angle), np.sin(angle)
         first, second = x[..., :half], x[..., half:]
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, state: ReferenceState | None, slot: int
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        state: ReferenceState | None,
+        slot: int,
+        segments: Array | None = None,
     ) -> Array:
         heads, features = q.shape[2:]
         share, root = heads // k.shape[2], np.float32(np.sqrt(features))
         if state is not None:
             self.append_kv(k, v, state=state, slot=slot)
         queries, y = _flat(q), np.empty_like(_flat(q))
-        for row, start, tokens in _step(q, state).parts():
+        for row, start, tokens in _step(q, state, segments).parts():
             if state is None:
                 keys, values = _flat(k)[tokens], _flat(v)[tokens]
             else:
@@ -138,12 +152,18 @@ class ReferenceOps:
         state.append_kv(slot, _flat(k), _flat(v))
 
     def short_conv(
-        self, x: Array, kernel: Leaf, *, state: ReferenceState | None, slot: int
+        self,
+        x: Array,
+        kernel: Leaf,
+        *,
+        state: ReferenceState | None,
+        slot: int,
+        segments: Array | None = None,
     ) -> Array:
         weight = _dense(kernel)
         taps = weight.shape[1]
         y = np.zeros_like(_flat(x))
-        for row, _, tokens in _step(x, state).parts():
+        for row, _, tokens in _step(x, state, segments).parts():
             before = np.zeros((taps - 1, x.shape[2]), np.float32)
             if state is not None:
                 before = state.arrays[slot][0][row]
@@ -166,6 +186,7 @@ class ReferenceOps:
         *,
         state: ReferenceState | None,
         slot: int,
+        segments: Array | None = None,
     ) -> Array:
         queries = _flat(_unit(q)) / np.float32(np.sqrt(q.shape[-1]))
         keys, values = _flat(_unit(k)), _flat(v)
@@ -173,7 +194,7 @@ class ReferenceOps:
         time = np.logaddexp(np.float32(0), decay + _dense(time_bias))
         keep = _flat(np.exp(-np.exp(_dense(log_rate)) * time))
         y = np.empty_like(values)
-        for row, _, tokens in _step(q, state).parts():
+        for row, _, tokens in _step(q, state, segments).parts():
             memory = np.zeros((*q.shape[2:], v.shape[3]), np.float32)
             if state is not None:
                 memory = state.arrays[slot][0][row]
@@ -337,8 +358,11 @@ def _round_latent(name: str, leaf: Latent) -> IntegerLinear:
     return IntegerLinear(codes=codes, scales=scales, activation_block=leaf.activation_block)
 
 
-def _step(x: Array, state: ReferenceState | None) -> Step:
+def _step(x: Array, state: ReferenceState | None, segments: Array | None = None) -> Step:
     """Which tokens of x (B, T, ...) are whose."""
+    if segments is not None:
+        assert state is None, "what is packed has no state"
+        return step_of_segments(cast(NDArray[np.int64], segments))
     if state is None:
         return step_of_sequences(*x.shape[:2])
     assert state.step is not None, "call `begin` of the state first"

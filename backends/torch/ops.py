@@ -133,12 +133,22 @@ class TorchOps:
     def merge_heads(self, x: Tensor) -> Tensor:
         return x.flatten(-2)
 
-    def rope(self, x: Tensor, *, theta: float, state: TorchState | None) -> Tensor:
+    def rope(
+        self,
+        x: Tensor,
+        *,
+        theta: float,
+        state: TorchState | None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         half = x.shape[-1] // 2
         exponents = -torch.arange(half, device=x.device, dtype=torch.float64) / half
         frequency = (theta**exponents).float()
         if state is None:
             positions = torch.arange(x.shape[1], device=x.device)[None, :]
+            if segments is not None:
+                starts = torch.where(_begins(segments), positions, 0).cummax(dim=1)[0]
+                positions = positions - starts
         else:
             positions = state.tell("positions", _step(state).positions)[None, :]
         angle = positions.float()[:, :, None, None] * frequency
@@ -147,8 +157,18 @@ class TorchOps:
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, *, state: TorchState | None, slot: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        state: TorchState | None,
+        slot: int,
+        segments: Tensor | None = None,
     ) -> Tensor:
+        if segments is not None:
+            same = (segments[:, :, None] == segments[:, None, :]).tril()
+            return _attend(q, k, v, same[:, None], self.dtype)
         if state is None:
             return _attend(q, k, v, None, self.dtype)
         self.append_kv(k, v, state=state, slot=slot)
@@ -165,7 +185,15 @@ class TorchOps:
     def append_kv(self, k: Tensor, v: Tensor, *, state: TorchState, slot: int) -> None:
         state.append_kv(slot, k[0], v[0])
 
-    def short_conv(self, x: Tensor, kernel: Leaf, *, state: TorchState | None, slot: int) -> Tensor:
+    def short_conv(
+        self,
+        x: Tensor,
+        kernel: Leaf,
+        *,
+        state: TorchState | None,
+        slot: int,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         weight = _dense(kernel)
         taps = weight.shape[1]
 
@@ -173,6 +201,14 @@ class TorchOps:
             y = functional.conv1d(padded.mT, weight[:, None], groups=weight.shape[0]).mT
             return functional.silu(y)
 
+        if segments is not None:
+            # Of each earlier token of the same document: one convolution would reach into the one before.
+            y = weight[:, -1] * x
+            for back in range(1, min(taps, x.shape[1])):
+                same = segments[:, back:] == segments[:, :-back]
+                part = weight[:, -1 - back] * x[:, :-back] * same[:, :, None]
+                y = y + functional.pad(part, (0, 0, back, 0))
+            return functional.silu(y)
         if state is None:
             return convolve(functional.pad(x, (0, 0, taps - 1, 0)))
 
@@ -196,12 +232,16 @@ class TorchOps:
         *,
         state: TorchState | None,
         slot: int,
+        segments: Tensor | None = None,
     ) -> Tensor:
         q = _unit(q) / q.shape[-1] ** 0.5
         k = _unit(k)
         log_keep = -_dense(log_rate).exp() * functional.softplus(
             decay + _dense(time_bias), threshold=30.0
         )
+        if segments is not None:
+            # A document begins with nothing of what was remembered before.
+            log_keep = log_keep.masked_fill(_begins(segments)[:, :, None], -torch.inf)
         if state is None:
             return chunked_delta_rule(q, k, v, beta.sigmoid(), log_keep, None)[0]
 
@@ -378,6 +418,11 @@ def _by_group(state: TorchState, compute: Callable[..., Tensor], *given: Tensor)
     for tokens, part in results:
         y[tokens] = part
     return y[None]
+
+
+def _begins(segments: Tensor) -> Tensor:
+    """Where a document begins, (B, T)."""
+    return functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
 
 
 def _dense(leaf: Leaf) -> Tensor:

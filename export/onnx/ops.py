@@ -61,11 +61,25 @@ class OnnxOps(ABC):
     def embed(self, tokens: Value, table: Parameter) -> Value: ...
 
     @abstractmethod
-    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value: ...
+    def rope(
+        self,
+        x: Value,
+        *,
+        theta: float,
+        state: OnnxState | None,
+        segments: Value | None = None,
+    ) -> Value: ...
 
     @abstractmethod
     def attention(
-        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        *,
+        state: OnnxState | None,
+        slot: int,
+        segments: Value | None = None,
     ) -> Value: ...
 
     @abstractmethod
@@ -141,7 +155,13 @@ class OnnxOps(ABC):
     # Gated DeltaNet.
 
     def short_conv(
-        self, x: Value, kernel: Parameter, *, state: OnnxState | None, slot: int
+        self,
+        x: Value,
+        kernel: Parameter,
+        *,
+        state: OnnxState | None,
+        slot: int,
+        segments: Value | None = None,
     ) -> Value:
         assert state is not None
         graph = self.graph
@@ -164,6 +184,7 @@ class OnnxOps(ABC):
         *,
         state: OnnxState | None,
         slot: int,
+        segments: Value | None = None,
     ) -> Value:
         assert state is not None
         graph = self.graph

@@ -67,7 +67,14 @@ class OrtOps(OnnxOps):
         )
         return graph.reshape(rows, (*tokens.shape, columns))
 
-    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value:
+    def rope(
+        self,
+        x: Value,
+        *,
+        theta: float,
+        state: OnnxState | None,
+        segments: Value | None = None,
+    ) -> Value:
         assert isinstance(state, OrtState)
         heads, half = x.size(2), x.size(3) // 2
         flat = self.merge_heads(x)
@@ -85,7 +92,14 @@ class OrtOps(OnnxOps):
         return y
 
     def attention(
-        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        *,
+        state: OnnxState | None,
+        slot: int,
+        segments: Value | None = None,
     ) -> Value:
         assert isinstance(state, OrtState)
         graph = self.graph

@@ -89,7 +89,14 @@ class StandardOps(OnnxOps):
         x = graph.binary("Mul", graph.reshape(numbers, blocks), graph.unsqueeze(factors, -1))
         return graph.reshape(x, (*tokens.shape, columns))
 
-    def rope(self, x: Value, *, theta: float, state: OnnxState | None) -> Value:
+    def rope(
+        self,
+        x: Value,
+        *,
+        theta: float,
+        state: OnnxState | None,
+        segments: Value | None = None,
+    ) -> Value:
         assert isinstance(state, StandardState)
         heads, half = x.size(2), x.size(3) // 2
         flat = self.merge_heads(x)
@@ -98,7 +105,14 @@ class StandardOps(OnnxOps):
         return self.split_heads(y, heads)
 
     def attention(
-        self, q: Value, k: Value, v: Value, *, state: OnnxState | None, slot: int
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        *,
+        state: OnnxState | None,
+        slot: int,
+        segments: Value | None = None,
     ) -> Value:
         assert isinstance(state, StandardState)
         graph = self.graph

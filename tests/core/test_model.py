@@ -141,15 +141,13 @@ class Recorder(ReferenceOps):
         self.num_projects += 1
         return super().project(x, *linears)
 
-    def rope(self, x: Float, *, theta: float, state: ReferenceState | None) -> Float:
+    def rope(self, x: Float, *, theta: float, **place: Any) -> Float:
         self.thetas.add(theta)
-        return super().rope(x, theta=theta, state=state)
+        return super().rope(x, theta=theta, **place)
 
-    def attention(
-        self, q: Float, k: Float, v: Float, *, state: ReferenceState | None, slot: int
-    ) -> Float:
+    def attention(self, q: Float, k: Float, v: Float, *, slot: int, **place: Any) -> Float:
         self.used.append(slot)
-        return super().attention(q, k, v, state=state, slot=slot)
+        return super().attention(q, k, v, slot=slot, **place)
 
     def append_kv(self, k: Float, v: Float, *, state: ReferenceState, slot: int) -> None:
         # `attention` remembers by itself.
@@ -157,11 +155,9 @@ class Recorder(ReferenceOps):
             self.used.append(slot)
         super().append_kv(k, v, state=state, slot=slot)
 
-    def short_conv(
-        self, x: Float, kernel: Leaf, *, state: ReferenceState | None, slot: int
-    ) -> Float:
+    def short_conv(self, x: Float, kernel: Leaf, *, slot: int, **place: Any) -> Float:
         self.used.append(slot)
-        return super().short_conv(x, kernel, state=state, slot=slot)
+        return super().short_conv(x, kernel, slot=slot, **place)
 
     def delta_rule(
         self,
@@ -173,11 +169,11 @@ class Recorder(ReferenceOps):
         log_rate: Leaf,
         time_bias: Leaf,
         *,
-        state: ReferenceState | None,
         slot: int,
+        **place: Any,
     ) -> Float:
         self.used.append(slot)
-        return super().delta_rule(q, k, v, beta, decay, log_rate, time_bias, state=state, slot=slot)
+        return super().delta_rule(q, k, v, beta, decay, log_rate, time_bias, slot=slot, **place)
 
     def mhc_write(self, streams: Float, y: Float, post: Float, mix: Float | None) -> Float:
         self.streams.append(super().mhc_write(streams, y, post, mix))

@@ -230,11 +230,22 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.merge_heads(x.other),
         )
 
-    def rope(self, x: Arrays[Array], *, theta: float, state: States[State] | None) -> Arrays[Array]:
+    def rope(
+        self,
+        x: Arrays[Array],
+        *,
+        theta: float,
+        state: States[State] | None,
+        segments: Arrays[Array] | None = None,
+    ) -> Arrays[Array]:
         return self._run(
             "rope",
-            lambda: self.reference.rope(x.reference, theta=theta, state=_reference(state)),
-            lambda: self.other.rope(x.other, theta=theta, state=_other(state)),
+            lambda: self.reference.rope(
+                x.reference, theta=theta, state=_reference(state), segments=_reference(segments)
+            ),
+            lambda: self.other.rope(
+                x.other, theta=theta, state=_other(state), segments=_other(segments)
+            ),
         )
 
     def attention(
@@ -245,13 +256,21 @@ class LockstepOps(Generic[Array, Leaf, State]):
         *,
         state: States[State] | None,
         slot: int,
+        segments: Arrays[Array] | None = None,
     ) -> Arrays[Array]:
         return self._run(
             "attention",
             lambda: self.reference.attention(
-                q.reference, k.reference, v.reference, state=_reference(state), slot=slot
+                q.reference,
+                k.reference,
+                v.reference,
+                state=_reference(state),
+                slot=slot,
+                segments=_reference(segments),
             ),
-            lambda: self.other.attention(q.other, k.other, v.other, state=_other(state), slot=slot),
+            lambda: self.other.attention(
+                q.other, k.other, v.other, state=_other(state), slot=slot, segments=_other(segments)
+            ),
         )
 
     def append_kv(
@@ -263,14 +282,26 @@ class LockstepOps(Generic[Array, Leaf, State]):
     # Gated DeltaNet.
 
     def short_conv(
-        self, x: Arrays[Array], kernel: Leaves[Leaf], *, state: States[State] | None, slot: int
+        self,
+        x: Arrays[Array],
+        kernel: Leaves[Leaf],
+        *,
+        state: States[State] | None,
+        slot: int,
+        segments: Arrays[Array] | None = None,
     ) -> Arrays[Array]:
         return self._run(
             "short_conv",
             lambda: self.reference.short_conv(
-                x.reference, kernel.reference, state=_reference(state), slot=slot
+                x.reference,
+                kernel.reference,
+                state=_reference(state),
+                slot=slot,
+                segments=_reference(segments),
             ),
-            lambda: self.other.short_conv(x.other, kernel.other, state=_other(state), slot=slot),
+            lambda: self.other.short_conv(
+                x.other, kernel.other, state=_other(state), slot=slot, segments=_other(segments)
+            ),
         )
 
     def delta_rule(
@@ -285,6 +316,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
         *,
         state: States[State] | None,
         slot: int,
+        segments: Arrays[Array] | None = None,
     ) -> Arrays[Array]:
         return self._run(
             "delta_rule",
@@ -298,6 +330,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
                 time_bias.reference,
                 state=_reference(state),
                 slot=slot,
+                segments=_reference(segments),
             ),
             lambda: self.other.delta_rule(
                 q.other,
@@ -309,6 +342,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
                 time_bias.other,
                 state=_other(state),
                 slot=slot,
+                segments=_other(segments),
             ),
         )
 

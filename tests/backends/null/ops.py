@@ -131,12 +131,21 @@ class NullOps:
         self._use("merge_heads")
         return (*x[:-2], x[-2] * x[-1])
 
-    def rope(self, x: Array, *, theta: float, state: NullState | None) -> Array:
+    def rope(
+        self, x: Array, *, theta: float, state: NullState | None, segments: Array | None = None
+    ) -> Array:
         self._use("rope")
         return x
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, state: NullState | None, slot: int
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        state: NullState | None,
+        slot: int,
+        segments: Array | None = None,
     ) -> Array:
         self._use("attention")
         self._remember(state, slot)
@@ -147,7 +156,15 @@ class NullOps:
     def append_kv(self, k: Array, v: Array, *, state: NullState, slot: int) -> None:
         self._use("append_kv")
 
-    def short_conv(self, x: Array, kernel: Leaf, *, state: NullState | None, slot: int) -> Array:
+    def short_conv(
+        self,
+        x: Array,
+        kernel: Leaf,
+        *,
+        state: NullState | None,
+        slot: int,
+        segments: Array | None = None,
+    ) -> Array:
         self._use("short_conv", kernel)
         self._remember(state, slot)
         assert kernel.shape[0] == x[-1]
@@ -165,6 +182,7 @@ class NullOps:
         *,
         state: NullState | None,
         slot: int,
+        segments: Array | None = None,
     ) -> Array:
         self._use("delta_rule", log_rate, time_bias)
         self._remember(state, slot)
