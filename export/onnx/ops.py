@@ -24,9 +24,13 @@ from nanochat.init import freeze
 from nanochat.ops import Slot, feed_forward
 from nanochat.weights import Dense, FeedForward, Mhc, Stored, Weights, map_leaves
 
-__all__ = ["OnnxOps"]
+__all__ = ["PACKED", "OnnxOps"]
 
 # ruff: noqa: ARG002 - every operation is specified in `nanochat.ops.Ops`; some have no meaning in a graph.
+
+
+# Why a graph takes no `segments`.
+PACKED = "a graph has no packed rows: they are for training"
 
 
 class OnnxOps(ABC):
@@ -163,6 +167,7 @@ class OnnxOps(ABC):
         slot: int,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert state is not None
         graph = self.graph
         features, taps = kernel.shape
@@ -186,6 +191,7 @@ class OnnxOps(ABC):
         slot: int,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert state is not None
         graph = self.graph
         features = q.size(3)

@@ -17,7 +17,7 @@ import numpy as np
 from nanochat import ternary
 from nanochat.export.onnx.graph import CONTRIB, Value
 from nanochat.export.onnx.leaves import BLOCK, Parameter, block_constants, project
-from nanochat.export.onnx.ops import OnnxOps
+from nanochat.export.onnx.ops import PACKED, OnnxOps
 from nanochat.export.onnx.state import OnnxState
 from nanochat.ops import Slot
 from nanochat.weights import Dense
@@ -75,6 +75,7 @@ class OrtOps(OnnxOps):
         state: OnnxState | None,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert isinstance(state, OrtState)
         heads, half = x.size(2), x.size(3) // 2
         flat = self.merge_heads(x)
@@ -101,6 +102,7 @@ class OrtOps(OnnxOps):
         slot: int,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert isinstance(state, OrtState)
         graph = self.graph
         heads, kv_heads, features = q.size(2), k.size(2), k.size(3)

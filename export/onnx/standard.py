@@ -18,7 +18,7 @@ import onnx
 from nanochat import ternary
 from nanochat.export.onnx.graph import Graph, Value
 from nanochat.export.onnx.leaves import BLOCK, Parameter
-from nanochat.export.onnx.ops import OnnxOps
+from nanochat.export.onnx.ops import PACKED, OnnxOps
 from nanochat.export.onnx.state import OnnxState
 from nanochat.ops import Slot
 from nanochat.weights import Dense
@@ -97,6 +97,7 @@ class StandardOps(OnnxOps):
         state: OnnxState | None,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert isinstance(state, StandardState)
         heads, half = x.size(2), x.size(3) // 2
         flat = self.merge_heads(x)
@@ -114,6 +115,7 @@ class StandardOps(OnnxOps):
         slot: int,
         segments: Value | None = None,
     ) -> Value:
+        assert segments is None, PACKED
         assert isinstance(state, StandardState)
         graph = self.graph
         heads, kv_heads, features = q.size(2), k.size(2), q.size(3)

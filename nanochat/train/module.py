@@ -122,12 +122,19 @@ class LanguageModel(nn.Module):
 
         return map_leaves(leaf, self._specs)
 
-    def forward(self, tokens: Tensor, loss: Callable[..., Result], *arguments: Tensor) -> Result:
-        """``loss(outputs, *arguments)`` of the `TrainingOutputs` for tokens (B, T).
+    def forward(
+        self,
+        tokens: Tensor,
+        loss: Callable[..., Result],
+        *arguments: Tensor,
+        segments: Tensor | None = None,
+    ) -> Result:
+        """``loss(outputs, *arguments)`` of the `TrainingOutputs` for tokens (B, T), perhaps in packed documents.
 
         The loss is formed inside the pass, because there sharded parameters are whole.
         """
-        return loss(training_outputs(tokens, self.tree(), self.config, self.ops), *arguments)
+        outputs = training_outputs(tokens, self.tree(), self.config, self.ops, segments)
+        return loss(outputs, *arguments)
 
 
 @runtime_checkable
