@@ -5,18 +5,13 @@ none changes another's tokens. `generate` is a session for some prompts that beg
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nanochat.draws import require_finite, top_logprobs
 from nanochat.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
-from nanochat.errors import ContextLengthError, InputError, MemoryShortageError, NumericError
+from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation import (
     MOST_SAMPLES,
-    FinishReason,
     GenerationOptions,
     Piece,
     count_of,
@@ -27,7 +22,7 @@ from nanochat.generation import (
 from nanochat.rows import PAGE, RowState, Snapshot, num_pages
 from nanochat.sampling import Sampler, StopStrings
 from nanochat.text.codec import TextCodec
-from nanochat.text.tokenizer import StreamDecoder
+from nanochat.texts import Kept, Prompt, Text, shared_length
 
 __all__ = ["Session", "generate"]
 
@@ -78,9 +73,9 @@ class Session(Generic[State]):
         self._state = runner.new_state(rows=rows + keep, capacity=self.capacity, pages=pages)
         self._most = rows
         # In the order in which they came; those that run have a row.
-        self._waiting: list[_Text] = []
-        self._running: list[_Text] = []
-        self._kept: list[_Kept] = []
+        self._waiting: list[Text] = []
+        self._running: list[Text] = []
+        self._kept: list[Kept] = []
         self._next = 0
 
     @property
@@ -198,11 +193,11 @@ class Session(Generic[State]):
         seeds = seeds_of(options.get("seed", 0), len(prompts) * samples)
         first = self._next
         for ids in prompts:
-            prompt = _Prompt(ids=tuple(map(int, ids)), unread=samples)
+            prompt = Prompt(ids=tuple(map(int, ids)), unread=samples)
             for _ in range(samples):
                 settings = replace(sampling, seed=seeds[self._next - first])
                 self._waiting.append(
-                    _Text(
+                    Text(
                         row=self._next,
                         prompt=prompt,
                         tokenizer=self.tokenizer,
@@ -242,44 +237,42 @@ class Session(Generic[State]):
                 pieces.append(self._push(text, choices, 0))
         return pieces
 
-    def _source(self, text: "_Text") -> tuple["_Text | _Kept | Snapshot[Any] | None", int]:
+    def _source(self, text: Text) -> tuple[Text | Kept | Snapshot[Any] | None, int]:
         """From where a text continues, and how many tokens it need not read; nowhere yet if it shall wait for them."""
         prompt = text.prompt
         if prompt.snapshot is not None and len(text.ids) == len(prompt.ids):
             return prompt.snapshot, len(prompt.ids)
-        best: _Text | _Kept | None = None
+        best: Text | Kept | None = None
         longest = 0
-        others: list[_Text | _Kept] = [*self._kept, *self._running]
+        others: list[Text | Kept] = [*self._kept, *self._running]
         for other in others:
             # The logits after the last token are needed.
-            common = _common(text.ids[:-1], other.ids)
+            common = shared_length(text.ids[:-1], other.ids)
             reached = min(common, other.read)
             if not self._state.can_go_back and reached < other.read:
                 reached = 0
-            if isinstance(other, _Text) and other.prompt is prompt and other.read < len(prompt.ids):
+            if isinstance(other, Text) and other.prompt is prompt and other.read < len(prompt.ids):
                 return None, common
-            if isinstance(other, _Text) and common - reached >= PAGE and self._state.can_go_back:
+            if isinstance(other, Text) and common - reached >= PAGE and self._state.can_go_back:
                 return None, common
             if reached > longest:
                 best, longest = other, reached
         return best, longest
 
-    def _place(
-        self, text: "_Text", source: "_Text | _Kept | Snapshot[Any] | None", shared: int
-    ) -> None:
+    def _place(self, text: Text, source: Text | Kept | Snapshot[Any] | None, shared: int) -> None:
         match source:
             case None:
                 text.place = self._state.admit()
             case Snapshot():
                 text.place = self._state.admit(source)
-            case _Kept(read=read) if read == shared:
+            case Kept(read=read) if read == shared:
                 self._kept.remove(source)
                 text.place = source.place
             case _:
                 text.place = self._state.fork(source.place, length=shared)
         text.read = shared
 
-    def _has_pages_for(self, text: "_Text", shared: int) -> bool:
+    def _has_pages_for(self, text: Text, shared: int) -> bool:
         """Whether a prompt fits beside what runs, for which rows that are only kept are given up."""
         # One more than it takes, so that it does not run out at once; and the copy of a page that is shared.
         needed = num_pages(len(text.ids) + 1) - shared // PAGE
@@ -309,12 +302,12 @@ class Session(Generic[State]):
         self._state.release(self._kept.pop(0).place)
         return True
 
-    def _release(self, text: "_Text") -> None:
+    def _release(self, text: Text) -> None:
         if text.place >= 0:
             self._state.release(text.place)
         text.place, text.read = -1, 0
 
-    def _spans(self) -> list[tuple["_Text", list[int]]]:
+    def _spans(self) -> list[tuple[Text, list[int]]]:
         """The tokens of the next step: one of each text that is being written, and some of prompts."""
         spans, left = [], self.prompt_tokens
         for text in self._running:
@@ -326,14 +319,14 @@ class Session(Generic[State]):
                 spans.append((text, new))
         return spans
 
-    def _push(self, text: "_Text", choices: Choices, row: int) -> Piece:
+    def _push(self, text: Text, choices: Choices, row: int) -> Piece:
         piece = text.push(choices, row)
         if piece.finish_reason is not None:
             self._running.remove(text)
             if self._keep and piece.error is None:
                 if len(self._kept) == self._keep:
                     self._forget()
-                self._kept.append(_Kept(ids=text.ids[: text.read], place=text.place))
+                self._kept.append(Kept(ids=text.ids[: text.read], place=text.place))
             else:
                 self._release(text)
         return piece
@@ -374,129 +367,3 @@ def generate(
     capacity = longest + max_tokens - 1
     session = Session(engine, tokenizer, rows=min(texts, _MOST_ROWS), capacity=capacity)
     return session.pieces(prompts, **options)
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
-@dataclass(eq=False, kw_only=True)
-class _Prompt:
-    """A prompt of one text or of several, which read it once."""
-
-    ids: tuple[int, ...]
-    # Texts that have not yet begun.
-    unread: int
-    # Where the others begin, once the first has read it.
-    snapshot: Snapshot[Any] | None = None
-    logits: NDArray[np.float32] | None = None
-
-    def was_read(
-        self, text: "_Text", logits: NDArray[np.float32] | None, row: int, state: RowState[Any]
-    ) -> None:
-        """Note that a text has read it, and the logits after it, which are in a row of these."""
-        if self.unread > 1 and not text.has_begun:
-            assert logits is not None
-            self.snapshot, self.logits = state.snapshot(text.place), logits[row].copy()
-        self.leave(text, state)
-
-    def leave(self, text: "_Text", state: RowState[Any]) -> None:
-        """Count a text as begun, or as one that never will."""
-        if text.has_begun:
-            return
-        text.has_begun = True
-        self.unread -= 1
-        if not self.unread:
-            self.forget(state)
-
-    def forget(self, state: RowState[Any]) -> None:
-        """Give back what is kept for texts that have not begun; they read it again."""
-        if self.snapshot is not None:
-            state.drop(self.snapshot)
-        self.snapshot = self.logits = None
-
-
-@dataclass(eq=False, kw_only=True)
-class _Kept:
-    """A row that has ended, and the tokens that it has read."""
-
-    ids: list[int]
-    place: int
-
-    @property
-    def read(self) -> int:
-        """As of a text."""
-        return len(self.ids)
-
-
-@dataclass(eq=False, kw_only=True)
-class _Text:
-    """One text as it grows."""
-
-    row: int
-    prompt: _Prompt
-    tokenizer: TextCodec
-    sampler: Sampler
-    stops: StopStrings
-    tokens_left: int
-    # How many log-probabilities it tells besides that of the chosen token; None if not even that.
-    num_alternatives: int | None
-    # The prompt and what was chosen; of which the row `place` of the state has read some.
-    ids: list[int] = field(init=False)
-    place: int = -1
-    read: int = 0
-    has_begun: bool = False
-
-    def __post_init__(self) -> None:
-        self.ids = [*self.prompt.ids]
-        self._decoder = StreamDecoder(self.tokenizer)
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the logits that its next token is chosen from are wanted, too."""
-        is_shared = self.prompt.unread > 1 and not self.has_begun
-        return is_shared or bool(self.num_alternatives)
-
-    def push(self, choices: Choices, row: int) -> Piece:
-        """Continue with the token that was chosen."""
-        token = int(choices.tokens[row])
-        logits = (
-            None if choices.logits is None else choices.logits[row][: self.tokenizer.vocab_size]
-        )
-        if token < 0:
-            assert logits is not None
-            try:
-                require_finite(logits)
-            except NumericError as error:
-                return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
-        logprob: float | None = None
-        alternatives: tuple[tuple[int, float], ...] = ()
-        if self.num_alternatives is not None:
-            logprob = float(choices.logprobs[row])
-        if self.num_alternatives:
-            assert logits is not None
-            found = top_logprobs(
-                logits, self.num_alternatives, normalizer=float(choices.normalizers[row])
-            )
-            alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
-        self.sampler.push(token)
-        self.ids.append(token)
-        self.tokens_left -= 1
-        reason: FinishReason | None = None
-        text, stopped = self.stops.push(self._decoder.push(token))
-        if stopped or token in self.tokenizer.stop_ids:
-            reason = "stop"
-        elif not self.tokens_left:
-            reason = "length"
-        if reason is not None:
-            text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
-        return Piece(
-            row=self.row,
-            token=token,
-            text=text,
-            finish_reason=reason,
-            logprob=logprob,
-            top_logprobs=alternatives,
-        )

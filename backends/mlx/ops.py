@@ -23,8 +23,9 @@ from nanochat.backends.mlx.linears import (
     prepare_leaf,
     round_blocks,
 )
+from nanochat.backends.mlx.mixing import mixing_matrix
 from nanochat.backends.mlx.state import MlxState
-from nanochat.backends.reference.ops import permutation_matrices, pieces
+from nanochat.backends.reference.ops import pieces
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward, leaving_loop
@@ -325,7 +326,7 @@ class MlxOps:
             mix = None
             if site.mix is not None:
                 logits = _dense(site.mix) + gates[2] * found[..., 2 * n :]
-                mix = _mixing_matrix(logits, n, mixer, iterations)
+                mix = mixing_matrix(logits, n, mixer, iterations)
         # A product and a sum, since a matrix product may round its factors.
         return (pre[..., None] * streams).sum(axis=2), post, mix
 
@@ -417,7 +418,7 @@ class MlxOps:
         if key not in self._sites:
             mix = None
             if site.mix is not None:
-                mix = _mixing_matrix(_dense(site.mix), n, mixer, iterations)
+                mix = mixing_matrix(_dense(site.mix), n, mixer, iterations)
             pre, post = mx.sigmoid(_dense(site.read)), 2 * mx.sigmoid(_dense(site.write))
             self._sites[key] = site.read, pre, post, mix
         return self._sites[key][1:]
@@ -478,23 +479,6 @@ def _angle_table(half: int, theta: float, count: int) -> tuple[mx.array, mx.arra
     frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
     angle = np.arange(count, dtype=np.float32)[:, None] * frequency
     return mx.array(np.cos(angle)), mx.array(np.sin(angle))
-
-
-def _mixing_matrix(logits: mx.array, n: int, mixer: Mixer, iterations: int) -> mx.array | None:
-    if mixer == "identity":
-        return None
-    if mixer == "lite":
-        shares = mx.softmax(logits, axis=-1)
-        matrices = mx.array(permutation_matrices(n).reshape(-1, n * n))
-        # A product and a sum, since a matrix product may round its factors.
-        mixed = (shares[..., None] * matrices).sum(axis=-2)
-        return mixed.reshape(*logits.shape[:-1], n, n)
-    matrix = mx.exp(logits - logits.max(axis=-1, keepdims=True))
-    matrix = matrix.reshape(*logits.shape[:-1], n, n)
-    for _ in range(iterations):
-        matrix = matrix / matrix.sum(axis=-2, keepdims=True)
-        matrix = matrix / matrix.sum(axis=-1, keepdims=True)
-    return matrix
 
 
 def _unit(x: mx.array) -> mx.array:

@@ -29,6 +29,7 @@ ROWS = (
     ("memory",),
     ("backends", "bundle", "checkpoint", "scoring"),
     ("session",),
+    ("texts",),
     ("engine", "generation"),
     ("cost", "init", "sampling", "tensors", "text"),
     ("model", "rows"),

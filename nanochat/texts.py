@@ -1,0 +1,148 @@
+"""This file holds the texts of a session as they grow: what they begin with, what they have read, and their next token.
+
+A text is a row of a state while it runs; waiting, it has none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.draws import require_finite, top_logprobs
+from nanochat.engine import Choices
+from nanochat.errors import NumericError
+from nanochat.generation import FinishReason, Piece
+from nanochat.rows import RowState, Snapshot
+from nanochat.sampling import Sampler, StopStrings
+from nanochat.text.codec import TextCodec
+from nanochat.text.tokenizer import StreamDecoder
+
+__all__ = ["Kept", "Prompt", "Text", "shared_length"]
+
+
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
+@dataclass(eq=False, kw_only=True)
+class Prompt:
+    """A prompt of one text or of several, which read it once."""
+
+    ids: tuple[int, ...]
+    # Texts that have not yet begun.
+    unread: int
+    # Where the others begin, once the first has read it.
+    snapshot: Snapshot[Any] | None = None
+    logits: NDArray[np.float32] | None = None
+
+    def was_read(
+        self, text: "Text", logits: NDArray[np.float32] | None, row: int, state: RowState[Any]
+    ) -> None:
+        """Note that a text has read it, and the logits after it, which are in a row of these."""
+        if self.unread > 1 and not text.has_begun:
+            assert logits is not None
+            self.snapshot, self.logits = state.snapshot(text.place), logits[row].copy()
+        self.leave(text, state)
+
+    def leave(self, text: "Text", state: RowState[Any]) -> None:
+        """Count a text as begun, or as one that never will."""
+        if text.has_begun:
+            return
+        text.has_begun = True
+        self.unread -= 1
+        if not self.unread:
+            self.forget(state)
+
+    def forget(self, state: RowState[Any]) -> None:
+        """Give back what is kept for texts that have not begun; they read it again."""
+        if self.snapshot is not None:
+            state.drop(self.snapshot)
+        self.snapshot = self.logits = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Kept:
+    """A row that has ended, and the tokens that it has read."""
+
+    ids: list[int]
+    place: int
+
+    @property
+    def read(self) -> int:
+        """As of a text."""
+        return len(self.ids)
+
+
+@dataclass(eq=False, kw_only=True)
+class Text:
+    """One text as it grows."""
+
+    row: int
+    prompt: Prompt
+    tokenizer: TextCodec
+    sampler: Sampler
+    stops: StopStrings
+    tokens_left: int
+    # How many log-probabilities it tells besides that of the chosen token; None if not even that.
+    num_alternatives: int | None
+    # The prompt and what was chosen; of which the row `place` of the state has read some.
+    ids: list[int] = field(init=False)
+    place: int = -1
+    read: int = 0
+    has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.ids = [*self.prompt.ids]
+        self._decoder = StreamDecoder(self.tokenizer)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the logits that its next token is chosen from are wanted, too."""
+        is_shared = self.prompt.unread > 1 and not self.has_begun
+        return is_shared or bool(self.num_alternatives)
+
+    def push(self, choices: Choices, row: int) -> Piece:
+        """Continue with the token that was chosen."""
+        token = int(choices.tokens[row])
+        logits = (
+            None if choices.logits is None else choices.logits[row][: self.tokenizer.vocab_size]
+        )
+        if token < 0:
+            assert logits is not None
+            try:
+                require_finite(logits)
+            except NumericError as error:
+                return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+        logprob: float | None = None
+        alternatives: tuple[tuple[int, float], ...] = ()
+        if self.num_alternatives is not None:
+            logprob = float(choices.logprobs[row])
+        if self.num_alternatives:
+            assert logits is not None
+            found = top_logprobs(
+                logits, self.num_alternatives, normalizer=float(choices.normalizers[row])
+            )
+            alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
+        self.sampler.push(token)
+        self.ids.append(token)
+        self.tokens_left -= 1
+        reason: FinishReason | None = None
+        text, stopped = self.stops.push(self._decoder.push(token))
+        if stopped or token in self.tokenizer.stop_ids:
+            reason = "stop"
+        elif not self.tokens_left:
+            reason = "length"
+        if reason is not None:
+            text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
+        return Piece(
+            row=self.row,
+            token=token,
+            text=text,
+            finish_reason=reason,
+            logprob=logprob,
+            top_logprobs=alternatives,
+        )
