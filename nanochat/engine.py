@@ -235,9 +235,12 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         # A step that is repeated reads its draws where they are, and may have more rows.
         repeats = self._repeats if is_repeated else None
         number = len(rows) if repeats is None else repeats.num_repeated(len(rows))
-        draws = state.draws.get(number) if repeats is not None else None
-        if draws is None or draws.vocab_size != vocab_size:
-            draws = state.draws[number] = Draws.greedy(number, vocab_size=vocab_size)
+        if repeats is None:
+            draws = Draws.greedy(number, vocab_size=vocab_size)
+        elif (number, vocab_size) in state.draws:
+            draws = state.draws[number, vocab_size]
+        else:
+            draws = state.draws[number, vocab_size] = Draws.greedy(number, vocab_size=vocab_size)
         fill_draws(draws, samplers)
 
         def step(ids: Array) -> tuple[Array, Drawn]:
@@ -247,10 +250,10 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         if repeats is None:
             logits, drawn = step(ids)
         else:
-            logits, drawn = repeats.repeat(step, ids, state, kind="draw")
+            logits, drawn = repeats.repeat(step, ids, state, kind=f"draw of {vocab_size}")
         state.end()
         count = len(samplers)
-        wanted = with_logits or drawn.tokens[:count].min() < 0
+        wanted = with_logits or drawn.tokens[:count].min(initial=0) < 0
         return Choices(
             tokens=drawn.tokens[:count],
             logprobs=drawn.logprobs[:count],

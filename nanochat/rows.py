@@ -157,8 +157,8 @@ class RowState(ABC, Generic[Recurrent]):
         self.table: _Ints = np.full((rows + 1, num_pages(capacity)), self.num_pages, np.int64)
         self._pages: list[list[int]] = [[] for _ in range(rows)]
         self._holders = [0] * self.num_pages
-        # What a step that is repeated draws by, by its number of rows.
-        self.draws: dict[int, Draws] = {}
+        # What a step that is repeated draws by, by its number of rows and of tokens that may be drawn.
+        self.draws: dict[tuple[int, int], Draws] = {}
         self._snapshots: set[Snapshot[Recurrent]] = set()
         self._stepping: list[tuple[int, int]] = []
         # The lowest come first, so that rows which are filled one after the other lie in order.

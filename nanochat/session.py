@@ -226,6 +226,8 @@ class Session(Generic[State]):
                 continue
             if not self._has_pages_for(text, shared):
                 break
+            # A row that was only kept may have been given up for it.
+            source, shared = self._source(text)
             self._waiting.remove(text)
             self._running.append(text)
             self._place(text, source, shared)

@@ -1,0 +1,284 @@
+"""Texts that are written at the same time are those that each would be alone, whoever comes, leaves or waits."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat.backends.reference.ops import Array, ReferenceOps
+from nanochat.draws import log_sum_exp
+from nanochat.engine import Engine
+from nanochat.errors import ContextLengthError, InputError, NumericError
+from nanochat.generation import GenerationOptions, Piece
+from nanochat.init import freeze
+from nanochat.ops import Ops
+from nanochat.rows import PAGE
+from nanochat.session import Session, generate
+from tests.parity.backends import loaded
+from tests.parity.random_models import (
+    random_config,
+    random_tokenizer,
+    random_weights,
+    silent_weights,
+)
+
+AnyOps = Ops[Any, Any, Any]
+AnyEngine = Engine[Any, Any, Any]
+
+TOKENIZER = random_tokenizer()
+# Attention alone, and what remembers more or depends on choices.
+KINDS: dict[str, dict[str, Any]] = {
+    "attention": {},
+    "delta": {"layer_pattern": ("delta", "attention")},
+    "experts": {"num_experts": 4, "experts_per_token": 2, "expert_width": 256},
+}
+
+
+@pytest.fixture(scope="module", params=["reference", "numba"])
+def ops(request: pytest.FixtureRequest) -> Iterator[AnyOps]:
+    yield from loaded(request.param)
+
+
+def random_engine(*, context_length: int = 64) -> AnyEngine:
+    ops, config = ReferenceOps(), random_config(context_length=context_length)
+    return Engine(config, ops.prepare(silent_weights(config)), ops)
+
+
+def engine_of(ops: AnyOps, kind: str) -> AnyEngine:
+    config = replace(random_config(context_length=400), **KINDS[kind])
+    return Engine(config, ops.prepare(freeze(random_weights(config))), ops)
+
+
+def alone(engine: AnyEngine, ids: list[int], options: GenerationOptions) -> list[list[int]]:
+    """The tokens of each sample, each written by a call of its own."""
+    tokens = []
+    for i in range(options.get("n", 1)):
+        own: GenerationOptions = {**options, "n": 1, "seed": options["seed"] + i}  # type: ignore[operator]
+        tokens.append([piece.token for piece in generate(engine, TOKENIZER, [ids], **own)])
+    return tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keep", [0, 1])
+def test_random_texts_are_those_that_each_would_be_alone(ops: AnyOps, kind: str, keep: int) -> None:
+    rng = np.random.default_rng(1)
+    engine = engine_of(ops, kind)
+    # Fewer pages than rows would take at their longest: now and then a text must wait, or is put aside.
+    session = Session(engine, TOKENIZER, rows=3, capacity=300, pages=5, prompt_tokens=40, keep=keep)
+    prefix = rng.integers(5, 60, 180).tolist()
+    expected: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = defaultdict(list)
+    cancelled: set[int] = set()
+    alive: set[int] = set()
+    for _ in range(60 if ops.name == "numba" else 20):
+        if len(alive) < 6 and rng.random() < 0.4:
+            # Many begin alike, so that pages are shared.
+            ids = [
+                *prefix[: rng.integers(0, 180)],
+                *rng.integers(5, 60, rng.integers(1, 30)).tolist(),
+            ]
+            options: GenerationOptions = {
+                "max_tokens": int(rng.integers(1, 20)),
+                "n": int(rng.integers(1, 4)),
+                "temperature": float(rng.choice([0.0, 1.0])),
+                "frequency_penalty": float(rng.choice([0.0, 0.5])),
+                "seed": int(rng.integers(1000)),
+            }
+            rows = session.add(ids, **options)
+            alive |= set(rows)
+            expected |= dict(zip(rows, alone(engine, ids, options), strict=True))
+        if alive and rng.random() < 0.1:
+            row = int(rng.choice(sorted(alive)))
+            session.cancel(row)
+            alive.remove(row)
+            cancelled.add(row)
+        for piece in session.step():
+            assert piece.error is None
+            found[piece.row].append(piece.token)
+            if piece.finish_reason is not None:
+                alive.remove(piece.row)
+    while not session.is_idle:
+        for piece in session.step():
+            found[piece.row].append(piece.token)
+
+    assert len(expected) > 8
+    for row, tokens in expected.items():
+        if row in cancelled:
+            assert found[row] == tokens[: len(found[row])]
+        else:
+            assert found[row] == tokens
+
+
+def test_samples_read_their_prompt_once() -> None:
+    engine, read = random_engine(context_length=300), []
+    draw = engine.draw
+
+    def watch(state: Any, rows: Any, tokens: Any, *rest: Any, **options: Any) -> Any:
+        read.append(sum(map(len, tokens)))
+        return draw(state, rows, tokens, *rest, **options)
+
+    engine.draw = watch  # type: ignore[method-assign]
+    ids = [7] * 200
+
+    pieces = list(generate(engine, TOKENIZER, [ids], n=4, max_tokens=3, temperature=1.0, seed=3))
+
+    assert {piece.row for piece in pieces} == {0, 1, 2, 3}
+    assert sum(read) <= len(ids) + 4 * 2
+
+
+def test_a_prompt_that_begins_like_a_kept_text_is_read_from_there_on() -> None:
+    engine, read = random_engine(context_length=300), []
+    draw = engine.draw
+
+    def watch(state: Any, rows: Any, tokens: Any, *rest: Any, **options: Any) -> Any:
+        read.append(sum(map(len, tokens)))
+        return draw(state, rows, tokens, *rest, **options)
+
+    engine.draw = watch  # type: ignore[method-assign]
+    session = Session(engine, TOKENIZER, rows=1, keep=1)
+    ids = list(range(5, 65)) * 2
+    first = [piece.token for piece in session.pieces([ids], max_tokens=4)]
+    read.clear()
+
+    turn = [*ids, *first, 9, 8, 7]
+    again = [piece.token for piece in session.pieces([turn], max_tokens=2)]
+
+    # What is new: the last token of the answer, which nobody read before, and three more.
+    assert read[0] == 4
+    assert again == [piece.token for piece in generate(engine, TOKENIZER, [turn], max_tokens=2)]
+
+
+def test_a_text_whose_logits_are_not_finite_ends_with_an_error_and_the_others_go_on() -> None:
+    class Broken(ReferenceOps):
+        """Gives NaN to rows that have read a certain token last."""
+
+        tokens_read: Array
+
+        def embed(self, tokens: Array, table: Any) -> Array:
+            self.tokens_read = tokens
+            return super().embed(tokens, table)
+
+        def project(self, x: Array, *linears: Any) -> tuple[Array, ...]:
+            found = super().project(x, *linears)
+            if found[0].shape[-1] == config.vocab_size:
+                found[0][0, self.tokens_read[0][-found[0].shape[1] :] == 13] = np.nan
+            return found
+
+    config = random_config(context_length=64)
+    broken: AnyOps = Broken()
+    engine = Engine(config, broken.prepare(freeze(random_weights(config))), broken)
+    session = Session(engine, TOKENIZER, rows=2)
+    (good,) = session.add([5], max_tokens=3)
+    session.step()
+    (bad,) = session.add([13], max_tokens=3)
+
+    pieces: list[Piece] = []
+    while not session.is_idle:
+        pieces += session.step()
+
+    (ended,) = [piece for piece in pieces if piece.row == bad]
+    assert ended.finish_reason == "error"
+    assert isinstance(ended.error, NumericError)
+    assert [piece.finish_reason for piece in pieces if piece.row == good][-1] in ("length", "stop")
+
+
+def test_log_probabilities_are_those_of_the_models_logits() -> None:
+    engine = random_engine(context_length=64)
+    options: GenerationOptions = {"max_tokens": 5, "temperature": 0.7, "top_k": 5, "logprobs": 3}
+
+    pieces = list(generate(engine, TOKENIZER, [[5, 6, 7]], **options))
+
+    ids = [5, 6, 7]
+    for piece in pieces:
+        logits = engine.logits(ids)[-1][: TOKENIZER.vocab_size]
+        assert piece.logprob == pytest.approx(logits[piece.token] - log_sum_exp(logits), abs=1e-5)
+        assert [token for token, _ in piece.top_logprobs] == np.argsort(-logits)[:3].tolist()
+        told = dict(piece.top_logprobs)
+        assert told.get(piece.token, piece.logprob) == piece.logprob
+        ids.append(piece.token)
+
+
+def test_without_logprobs_none_are_told() -> None:
+    (piece,) = generate(random_engine(), TOKENIZER, [[5]], max_tokens=1)
+
+    assert (piece.logprob, piece.top_logprobs) == (None, ())
+
+
+def test_each_text_may_have_a_seed_of_its_own() -> None:
+    engine = random_engine()
+
+    def texts(**options: Any) -> list[list[int]]:
+        found: dict[int, list[int]] = defaultdict(list)
+        for piece in generate(
+            engine, TOKENIZER, [[5], [5]], temperature=1.0, max_tokens=6, **options
+        ):
+            found[piece.row].append(piece.token)
+        return [found[row] for row in sorted(found)]
+
+    same, other = texts(seed=[7, 7]), texts(seed=[7, 8])
+
+    assert same[0] == same[1] == other[0]
+    assert other == texts(seed=7)
+
+
+def test_no_seed_is_a_random_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    engine = random_engine()
+    with caplog.at_level("INFO", logger="nanochat.generation"):
+        drawn = [
+            piece.token
+            for piece in generate(
+                engine, TOKENIZER, [[5]], temperature=1.0, max_tokens=9, seed=None
+            )
+        ]
+
+    (seed,) = (int(record.getMessage().removeprefix("seed=")) for record in caplog.records)
+    again = generate(engine, TOKENIZER, [[5]], temperature=1.0, max_tokens=9, seed=seed)
+    assert [piece.token for piece in again] == drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n=0 is not a number of texts: pass 1 to 128"),
+        ({"n": 129}, "n=129"),
+        ({"seed": [1, 2, 3]}, "seed holds 3 seeds for 1 texts"),
+        ({"seed": "x"}, "seed='x' is no integer"),
+        ({"logprobs": 21}, "logprobs=21 is no number of alternatives: pass 0 to 20"),
+        ({"logprobs": True}, "logprobs=True"),
+        ({"logit_bias": {10_000: 1.0}}, "10000"),
+        ({"presence_penalty": 3.0}, "presence_penalty=3.0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused_by_name(options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(generate(random_engine(), TOKENIZER, [[5]], max_tokens=2, **options))
+
+
+def test_a_text_that_has_ended_cannot_be_cancelled() -> None:
+    session = Session(random_engine(), TOKENIZER, rows=1)
+    (row,) = session.add([5], max_tokens=2)
+    session.cancel(row)
+
+    with pytest.raises(InputError, match=f"row {row} is no text that is being written"):
+        session.cancel(row)
+    assert session.is_idle
+    assert session.step() == []
+
+
+def test_what_could_never_fit_is_refused_when_it_is_added() -> None:
+    session = Session(random_engine(context_length=400), TOKENIZER, rows=2, pages=1)
+
+    with pytest.raises(ContextLengthError, match=f"do not fit into a session for {PAGE} tokens"):
+        session.add([5] * 100, max_tokens=60)
+
+
+def test_a_call_that_waits_for_its_texts_is_alone_in_a_session() -> None:
+    session = Session(random_engine(), TOKENIZER, rows=2)
+    session.add([5], max_tokens=2)
+
+    with pytest.raises(InputError, match="other texts are being written"):
+        session.pieces([[6]])
