@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from bench import backends, cpu, exports, load, memory, parity, sampling, start, training
+from bench import backends, cpu, exports, load, memory, parity, rows, sampling, start, training
 from bench.case import Case
 from bench.result import Result, json_line
 
@@ -42,6 +42,11 @@ CASES = {
         summary="what a model takes on every backend, beside what is estimated before it is loaded",
         run=memory.run,
         table=memory.table,
+    ),
+    "rows": Case(
+        summary="texts that are written together, come, leave and share what they read",
+        run=rows.run,
+        table=rows.table,
     ),
     "sampling": Case(
         summary="microseconds to draw a token, compiled and in NumPy",

@@ -40,6 +40,18 @@ _DECODE, _PREFILL = 2.0, 4.0
 
 def plain(name: str) -> ModelConfig:
     """A preset's shape with one residual stream, which llama.cpp can run; "2.3b" is that of BitNet b1.58 2B4T."""
+    if name == "560m":
+        return ModelConfig(
+            vocab_size=32_768,
+            width=1536,
+            num_layers=20,
+            num_heads=12,
+            num_kv_heads=4,
+            head_dim=128,
+            ffn_width=4096,
+            context_length=4096,
+            num_streams=1,
+        )
     if name == "2.3b":
         return ModelConfig(
             vocab_size=65_536,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
+from nanochat.draws import Draws
 from nanochat.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation import (
@@ -72,6 +73,7 @@ class Session(Generic[State]):
             pages = (rows + keep) * num_pages(self.capacity) + rows
         self._state = runner.new_state(rows=rows + keep, capacity=self.capacity, pages=pages)
         self._most = rows
+        self._one_draw = Draws.greedy(1, vocab_size=tokenizer.vocab_size)
         # In the order in which they came; those that run have a row.
         self._waiting: list[Text] = []
         self._running: list[Text] = []
@@ -191,6 +193,9 @@ class Session(Generic[State]):
                 "tokens: pass fewer, or make the session with more capacity and pages"
             )
         seeds = seeds_of(options.get("seed", 0), len(prompts) * samples)
+        for ids in prompts:
+            # What could not be drawn for is refused now, and not in a step with others.
+            Sampler(replace(sampling, seed=0), ids).fill(self._one_draw, 0)
         first = self._next
         for ids in prompts:
             prompt = Prompt(ids=tuple(map(int, ids)), unread=samples)

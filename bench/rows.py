@@ -1,0 +1,202 @@
+"""This file holds the case `rows`: what it costs that texts are written together, come, leave, and share a beginning.
+
+Weights are random, which compute as fast as any. Everything runs on all cores with a cache of float16; what is compared
+takes turns.
+"""
+
+import time
+from collections.abc import Iterator
+from statistics import median
+
+import numpy as np
+
+from bench.cpu_models import plain
+from bench.interleaved import Runner, interleaved
+from bench.result import Result, table
+from nanochat.backends.host import num_cores
+from nanochat.backends.numba.ops import NumbaOps
+from nanochat.engine import Engine
+from nanochat.sampling import Sampler, Sampling
+from nanochat.session import Session
+from nanochat.text.tokenizer import Tokenizer
+from tests.parity.random_models import random_packed_weights
+
+__all__ = ["run", "table"]
+
+_CONTEXT, _PROMPT, _ROWS = 64, 512, 32
+_IDS = [7 + i * i % 250 for i in range(4096)]
+_TURN = 0.5
+# How many times as fast 32 rows are as one.
+_OVER_ONE = {"nano-125m": 2.2, "560m": 1.9}
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """The models of the targets; the larger one only where there is time."""
+    for name in ("nano-125m",) if quick else ("nano-125m", "560m"):
+        ops = NumbaOps(num_threads=num_cores())
+        config = plain(name)
+        weights = ops.prepare(random_packed_weights(config, seed=0))
+        engine = Engine(config, weights, ops, kv_cache="float16")
+        case = _Case(name, engine, turns=3 if quick else 15)
+        yield from case.throughput()
+        if name == "nano-125m":
+            yield from case.membership()
+            yield from case.sampling()
+            yield from case.conversation()
+            yield from case.samples()
+
+
+class _Case:
+    def __init__(self, name: str, engine: Engine, *, turns: int) -> None:  # type: ignore[type-arg]
+        self.name = f"{name}, {num_cores()} threads"
+        self.engine = engine
+        self.turns = turns
+        self.tokenizer = Tokenizer.train(["a"], vocab_size=263)
+        self._over_one = _OVER_ONE[name]
+
+    def throughput(self) -> Iterator[Result]:
+        """Tokens a second of 32 greedy rows, beside one row and beside reading a prompt."""
+        runners = {f"{rows} rows": self._decoding(rows) for rows in (1, 8, _ROWS)}
+        runners["prompt"] = Runner(
+            run=lambda: self.engine.prefill(_IDS[:_PROMPT], capacity=_PROMPT)
+        )
+        timings = interleaved(runners, turns=self.turns, seconds=_TURN)
+        rates = {
+            "1 rows": 1 / timings["1 rows"].seconds,
+            "8 rows": 8 / timings["8 rows"].seconds,
+            "32 rows": _ROWS / timings["32 rows"].seconds,
+            "prompt": _PROMPT / timings["prompt"].seconds,
+        }
+        for peer, target in (("prompt", 0.90), ("1 rows", self._over_one)):
+            times = rates["32 rows"] / rates[peer]
+            yield Result(
+                case="rows",
+                what=f"32 rows, context 64, {self.name}",
+                unit="tokens/s",
+                **timings["32 rows"].rates(_ROWS),
+                peer=rates[peer],
+                peer_name=peer.replace("1 rows", "1 row"),
+                ratio=times,
+                target=target,
+                ok=times >= target,
+            )
+
+    def _decoding(self, rows: int) -> Runner:
+        engine, state = self.engine, None
+
+        def start() -> None:
+            nonlocal state
+            state = engine.new_state(rows=rows, capacity=1024)
+            row = state.admit()
+            engine.extend(state, row, _IDS[:_CONTEXT])
+            for _ in range(rows - 1):
+                state.fork(row)
+
+        return Runner(run=lambda: engine.decode([9] * rows, state), start=start)
+
+    def membership(self) -> Iterator[Result]:
+        """What it costs that a row of 32 leaves and another, with a context of 64, takes its place."""
+        engine = self.engine
+        state = engine.new_state(rows=_ROWS + 1, capacity=1024)
+        source = state.admit()
+        engine.extend(state, source, _IDS[:_CONTEXT])
+        rows = [state.fork(source) for _ in range(_ROWS)]
+        steps, changes = [], []
+        for turn in range(40 * self.turns):
+            begin = time.perf_counter()
+            engine.step(state, rows, [[9]] * _ROWS)
+            middle = time.perf_counter()
+            place = turn % _ROWS
+            state.release(rows[place])
+            rows[place] = state.fork(source)
+            changes.append(time.perf_counter() - middle)
+            steps.append(middle - begin)
+        yield self._time("a row leaves and another joins", "steps", changes, steps, target=0.2)
+
+    def sampling(self) -> Iterator[Result]:
+        """What drawing adds to a step of 32 rows, for each row, in row steps."""
+        vocab_size = self.engine.config.vocab_size
+        runners = {
+            "drawn": self._drawing(Sampling(temperature=0.7, top_p=0.95), vocab_size),
+            "greedy": self._drawing(Sampling(temperature=0.0), vocab_size),
+        }
+        timings = interleaved(runners, turns=self.turns, seconds=_TURN)
+        share = timings["drawn"].seconds / timings["greedy"].seconds - 1
+        yield Result(
+            case="rows",
+            what=f"a draw of {vocab_size} tokens, temperature .7, top-p .95, {self.name}",
+            unit="steps",
+            ours=share,
+            peer=1.0,
+            peer_name="its row's part of a step of 32",
+            target=0.06,
+            ok=share <= 0.06,
+        )
+
+    def _drawing(self, settings: Sampling, vocab_size: int) -> Runner:
+        engine, state = self.engine, None
+        samplers = [Sampler(settings) for _ in range(_ROWS)]
+
+        def start() -> None:
+            nonlocal state
+            state = engine.new_state(rows=_ROWS, capacity=1024)
+            row = state.admit()
+            engine.extend(state, row, _IDS[:_CONTEXT])
+            for _ in range(_ROWS - 1):
+                state.fork(row)
+
+        def step() -> None:
+            rows = list(range(_ROWS))
+            engine.draw(state, rows, [[9]] * _ROWS, samplers, vocab_size=vocab_size)
+
+        return Runner(run=step, start=start)
+
+    def conversation(self) -> Iterator[Result]:
+        """The first token of the tenth turn, in which as much is new as in the first."""
+        firsts: list[float] = []
+        tenths: list[float] = []
+        for _ in range(self.turns):
+            session = Session(self.engine, self.tokenizer, rows=1, keep=1)
+            ids: list[int] = []
+            for turn in range(10):
+                ids = [*ids, *_IDS[turn * 40 : turn * 40 + 40]]
+                begin = time.perf_counter()
+                pieces = session.pieces([ids], max_tokens=8)
+                first = next(pieces)
+                seconds = time.perf_counter() - begin
+                ids += [first.token, *(piece.token for piece in pieces)]
+                if turn in (0, 9):
+                    (firsts if turn == 0 else tenths).append(seconds)
+        yield self._time("first token of turn 10", "turn 1", tenths, firsts, target=1.2)
+
+    def samples(self) -> Iterator[Result]:
+        """Four texts of a prompt of 500 tokens, beside one."""
+        four: list[float] = []
+        one: list[float] = []
+        for _ in range(self.turns):
+            for n, times in ((4, four), (1, one)):
+                session = Session(self.engine, self.tokenizer, rows=4, capacity=600)
+                begin = time.perf_counter()
+                list(session.pieces([_IDS[:500]], n=n, max_tokens=8, temperature=1.0))
+                times.append(time.perf_counter() - begin)
+        yield self._time(
+            "4 texts of 8 tokens after a prompt of 500", "1 text", four, one, target=1.5
+        )
+
+    def _time(
+        self, what: str, peer_name: str, ours: list[float], peer: list[float], *, target: float
+    ) -> Result:
+        times = median(ours) / median(peer)
+        return Result(
+            case="rows",
+            what=f"{what}, {self.name}",
+            unit="ms",
+            ours=1e3 * median(ours),
+            low=1e3 * float(np.percentile(ours, 75)),
+            high=1e3 * float(np.percentile(ours, 25)),
+            peer=1e3 * median(peer),
+            peer_name=peer_name,
+            ratio=times,
+            target=target,
+            ok=times <= target,
+        )
