@@ -451,7 +451,7 @@ class NumbaOps:
         self._append(k, v, kind, kept, step, table)
         y = self._like(q)
         share = heads // groups
-        parts = step.parts_of(share)
+        parts = step.parts_of(groups, share)
         if spans < len(step.rows):
             parts = parts[: spans * (len(parts) // len(step.rows))]
         # For each position that a query sees.
@@ -463,7 +463,7 @@ class NumbaOps:
             *(q.reshape(-1, heads, features), *kept, table),
             *(step.rows, step.starts, step.counts, step.offsets, parts),
             y.reshape(-1, heads, features),
-            tasks=groups * len(parts),
+            tasks=len(parts),
             nanoseconds=nanoseconds * seen,
             nanoseconds_per_position=nanoseconds if noted else 0.0,
         )

@@ -43,11 +43,12 @@ _LINE = 64
 class NumbaStep(Step):
     """A step with what the kernels want to know of it besides: for how its attention is cut, see `parts_of`."""
 
-    _parts: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _parts: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
 
-    def parts_of(self, share: int) -> NDArray[np.int64]:
-        """Parts of `attention_kernel` where so many queries of a token share a key head."""
-        if share not in self._parts:
+    def parts_of(self, groups: int, share: int) -> NDArray[np.int64]:
+        """Parts of `attention_kernel` for so many key heads and queries of a token that share one."""
+        key = groups, share
+        if key not in self._parts:
             parts = []
             for span, count in enumerate(self.counts.tolist()):
                 firsts = deque(range(0, count * share, QUERIES))
@@ -56,8 +57,15 @@ class NumbaStep(Step):
                     parts.append((span, firsts.popleft()))
                     if firsts:
                         parts.append((span, firsts.pop()))
-            self._parts[share] = np.array(parts, np.int64)
-        return self._parts[share]
+            heads = range(groups)
+            if self.counts.max() == 1:
+                # What one row remembers of its key heads lies together, and is read once.
+                found = [(*part, head) for part in parts for head in heads]
+            else:
+                # Queries of a row share what it remembers of a key head.
+                found = [(*part, head) for head in heads for part in parts]
+            self._parts[key] = np.array(found, np.int64)
+        return self._parts[key]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

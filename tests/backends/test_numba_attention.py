@@ -69,7 +69,8 @@ def attend(
     (kept, table), y = filled, np.full_like(q, np.nan)
     batch, length, heads, features = q.shape
     step = step_of(batch, start, length)
-    parts = step.parts_of(heads // kept[0].shape[1])
+    groups = kept[0].shape[1]
+    parts = step.parts_of(groups, heads // groups)
     spans = step.rows, step.starts, step.counts, step.offsets
     q, result = (x.reshape(-1, heads, features) for x in (q, y))
     for first, last in itertools.pairwise(cuts):
@@ -85,7 +86,7 @@ def float16_of(kept: NDArray[np.uint16]) -> NDArray[np.float16]:
 def multiplied(
     rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, begun: int
 ) -> None:
-    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun)
+    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun, 0)
 
 
 @pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))

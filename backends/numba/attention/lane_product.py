@@ -44,10 +44,8 @@ MOST_ROWS = 8 if _IS_WIDE else 4
 # By the elements of the matrix: their bytes.
 _BYTES = {FLOAT: 4, INT16: 2, INT8: 1}
 
-# Bytes of a line of the caches, and how far ahead the matrix is asked for. Processors look ahead by themselves, but not
-# beyond a page of 4096 bytes: decoding over 4096 positions kept as int8 took 1.2 times as long. Over float32 that are
-# read in order, which is bound by the bytes themselves, asking made it slower by as much.
-_LINE, _AHEAD = 64, 2048
+# Bytes of a line of the caches.
+_LINE = 64
 
 
 # Numba's code generation has no types.
@@ -62,8 +60,9 @@ def _multiply(
     sums: Any,
     stride: Any,
     begun: Any,
+    ahead: Any,
 ) -> tuple[Any, Any]:
-    kinds = rows, weights, offsets, matrix, place, count, sums, stride, begun
+    kinds = rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def data(number: int) -> Any:
@@ -78,11 +77,12 @@ def _multiply(
     return types.void(*kinds), generate
 
 
-# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride, begun)`` in a kernel: for 1 to `MOST_ROWS` rows
-# r, ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``, added in the order of i, and to what is
-# in the sums if `begun` is 1 and not 0. So a sum may be taken in parts, and has the same bits. Arrays are in C order.
-# Row r of the weights begins `offsets[r]` elements after the first, the matrix `place`, and row r of the sums
-# ``r * stride``. The matrix is float32, float16 as uint16, or int8.
+# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead)`` in a kernel: for 1 to
+# `MOST_ROWS` rows r, ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``, added in the order of
+# i, and to what is in the sums if `begun` is 1 and not 0. So a sum may be taken in parts, and has the same bits. Arrays
+# are in C order. Row r of the weights begins `offsets[r]` elements after the first, the matrix `place`, and row r of
+# the sums ``r * stride``. The matrix is float32, float16 as uint16, or int8. What lies `ahead` bytes further is asked
+# for: what is read next, as a rule.
 multiply = cast(Callable[..., None], intrinsic(_multiply))
 
 
@@ -118,6 +118,7 @@ def _generate(
     sums: Any,
     stride: Any,
     begun: Any,
+    ahead: Any,
 ) -> None:
     starts = [
         moved(builder, weights, builder.load(moved(builder, offsets, integer(r))))
@@ -142,8 +143,8 @@ def _generate(
         totals = [builder.phi(numbers) for _ in range(rows)]
         lane = builder.add(builder.mul(i, integer(LANES)), integer(low))
         address = moved(builder, matrix, lane)
-        if low == 0 and (width < LANES or address.type.pointee != FLOAT):
-            _ask(builder, address)
+        if low == 0:
+            _ask(builder, address, ahead)
         row = _widened(builder, address, numbers)
         added = [
             _multiply_add(builder, builder.load(moved(builder, start, i)), row, total)
@@ -179,12 +180,13 @@ def _firsts(builder: Any, begun: Any, places: list[Any], numbers: Any) -> list[A
     return firsts
 
 
-def _ask(builder: Any, address: Any) -> None:
-    """Have a later row of the matrix fetched."""
+def _ask(builder: Any, address: Any, ahead: Any) -> None:
+    """Have what lies so many bytes after a row of the matrix fetched."""
     for line in range(0, _BYTES[address.type.pointee] * LANES, _LINE):
-        ahead = moved(builder, pointer(builder, address), integer(_AHEAD + line))
-        # To be read, to stay in all caches, and data.
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), [ahead, INT32(0), INT32(3), INT32(1)])
+        offset = builder.add(ahead, integer(line))
+        later = moved(builder, pointer(builder, address), offset)
+        # To be read, to stay in the second cache, and data: the first is full of what is read now.
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [later, INT32(0), INT32(2), INT32(1)])
 
 
 def _widened(builder: Any, address: Any, numbers: Any) -> Any:
