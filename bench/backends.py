@@ -59,6 +59,26 @@ def run(quick: bool) -> Iterator[Result]:
             )
 
 
+    yield from _texts(models, seeds=8 if quick else 64)
+
+
+def _texts(models: dict[str, Model], *, seeds: int) -> Iterator[Result]:
+    """Of sampled texts with equal seeds, the share that is not the same as on the reference to its last token."""
+    prompts = ["fn main() {", "pub struct Point {", "impl fmt::Display for", "// Returns"]
+    texts = {
+        name: model.generate(prompts * (seeds // 4), max_tokens=40, temperature=0.7)
+        for name, model in models.items()
+    }
+    for name, written in texts.items():
+        pairs = list(zip(written, texts["reference"], strict=True))
+        yield Result(
+            case="backends",
+            what=f"sampled texts of 40 tokens that part from the reference's, {name}",
+            unit="share",
+            ours=sum(one != other for one, other in pairs) / len(pairs),
+        )
+
+
 def _decode(model: Model, tokens: int) -> float:
     """Median seconds from one token to the next."""
     ids = model.encode_prompt("fn main() {")

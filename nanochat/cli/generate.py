@@ -73,10 +73,20 @@ _OPTIONS = (
         default=1.0,
         help="Make tokens that were there before less probable; 1 is off.",
     ),
+    _shown(
+        "--presence-penalty",
+        default=0.0,
+        help="Taken from the logit of each token that the answer has; 0 is off.",
+    ),
+    _shown(
+        "--frequency-penalty",
+        default=0.0,
+        help="The same, as often as the answer has it; 0 is off.",
+    ),
     click.option(
         "--stop", multiple=True, help="Text that ends the answer and is left out of it; repeatable."
     ),
-    _shown("--seed", default=0, help="The same seed gives the same text."),
+    _shown("--seed", default=0, help="On one backend, the same seed gives the same text."),
     backend_option,
     _shown(
         "--kv-cache",
