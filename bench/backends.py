@@ -58,7 +58,6 @@ def run(quick: bool) -> Iterator[Result]:
                 ratio=rate / peer,
             )
 
-
     yield from _texts(models, seeds=8 if quick else 64)
 
 

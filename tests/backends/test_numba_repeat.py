@@ -44,16 +44,29 @@ def test_repeated_steps_equal_steps_by_the_models_code(option: str, threads: int
         np.testing.assert_array_equal(logits, expected.decode([token], states[1]))
 
 
-def test_what_makes_no_choice_is_repeated() -> None:
-    eager = set()
-    for option, config in CASES.items():
-        model = engine(config)
-        state, _ = model.prefill([1, 2], capacity=4)
-        model.decode([3], state)
-        if not state.repeated["logits", 1].notes.complete:
-            eager.add(option)
+@pytest.mark.parametrize("option", CASES)
+def test_a_step_of_every_model_is_repeated(option: str) -> None:
+    model = engine(CASES[option])
+    state, _ = model.prefill([1, 2], capacity=4)
 
-    assert eager <= {option for option in CASES if _chooses(CASES[option])}
+    model.decode([3], state)
+
+    assert state.repeated["logits", 1].notes.complete
+
+
+def test_what_follows_the_exit_of_all_tokens_is_left_out() -> None:
+    model = engine(CASES["adaptive_exit_of_all"])
+    state, _ = model.prefill([1, 2], capacity=9)
+    model.decode([3], state)
+    model.decode([4], state)
+    calls = [packed.call for packed in state.repeated["logits", 1].notes._program.calls]
+
+    # With these weights all tokens leave after the first loop step.
+    left_out = [
+        call.kernel.__name__ for call in calls if call.unless is not None and call.unless[0]
+    ]
+    assert "integer_product" in left_out
+    assert not {"append", "select", "leave"} & set(left_out)
 
 
 def filled(model: AnyEngine, lengths: Sequence[int], *, rows: int) -> Any:
@@ -202,8 +215,3 @@ def test_two_states_of_one_model_do_not_share_their_steps() -> None:
     twice = [model.decode([token], again) for token in (3, 4, 5)]
 
     np.testing.assert_array_equal(once, twice)
-
-
-# What depends on a choice by the numbers of a token cannot be repeated.
-def _chooses(config: ModelConfig) -> bool:
-    return config.num_experts > 0 or config.exit_threshold < 1

@@ -277,3 +277,17 @@ def test_threads_of_one_core_and_a_container_quota_count_once(tmp_path: Path) ->
     assert num_cores(tmp_path, quota) == 1
     quota.write_text("150000 100000\n")
     assert num_cores(tmp_path / "none", quota) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_is_left_out_while_its_number_is_not_zero(threads: int) -> None:
+    x, y = np.ones(40_000, np.float32), np.zeros(40_000, np.float32)
+    unless = np.ones(1, np.int64)
+    call = Call(activation.add, (x, x, y), tasks=x.size, nanoseconds=1e6, unless=unless)
+    program = Program([call], threads=threads)
+
+    run_program(program)
+    assert not y.any()
+    unless[0] = 0
+    run_program(program)
+    assert (y == 2).all()
