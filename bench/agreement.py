@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.bundle import Bundle
-from nanochat.engine import Engine
+from nanochat.generation.engine import Engine
 from nanochat.ops import Ops
 from nanochat.proof.parity import (
     Artefact,

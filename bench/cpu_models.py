@@ -18,9 +18,9 @@ from nanochat.backends.numba.products.packing import Leaf
 from nanochat.backends.numba.state import NumbaState
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.write import write_gguf
+from nanochat.generation.engine import Engine
 from nanochat.presets import preset
 from nanochat.shapes import shapes
 from nanochat.text.tokenizer import Tokenizer

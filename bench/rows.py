@@ -15,9 +15,9 @@ from bench.interleaved import Runner, interleaved
 from bench.result import Result, table
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
-from nanochat.engine import Engine
-from nanochat.sampling import Sampler, Sampling
-from nanochat.session import Session
+from nanochat.generation.engine import Engine
+from nanochat.generation.sampling import Sampler, Sampling
+from nanochat.generation.session import Session
 from nanochat.text.tokenizer import Tokenizer
 from tests.parity.random_models import random_packed_weights
 

@@ -14,7 +14,7 @@ from bench.interleaved import Runner, interleaved, ratio
 from bench.result import Result, table
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.draws import Draws, sample
-from nanochat.sampling import Sampler, Sampling, fill_draws
+from nanochat.generation.sampling import Sampler, Sampling, fill_draws
 
 __all__ = ["run", "table"]
 

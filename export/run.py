@@ -6,9 +6,9 @@ from typing import Any
 
 from nanochat import backends
 from nanochat.bundle import Bundle
-from nanochat.engine import Engine, Runner
 from nanochat.errors import BackendError
 from nanochat.export.layouts import GRAPH
+from nanochat.generation.engine import Engine, Runner
 from nanochat.memory import require_room
 from nanochat.ops import Storage
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from nanochat.bundle import Bundle, Golden
 from nanochat.config import ModelConfig
-from nanochat.engine import Runner
 from nanochat.errors import FormatError
 from nanochat.export.format import OWN, Format, ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
+from nanochat.generation.engine import Runner
 from nanochat.proof.check import compare_golden, require_digests
 from nanochat.proof.golden import tensor_digests
 from nanochat.proof.manifest import NAME, Manifest, check_files

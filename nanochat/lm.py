@@ -17,20 +17,20 @@ from nanochat.backends.describe import describe, faster, summary
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
-from nanochat.engine import Engine, Runner, check_ids
 from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
 from nanochat.export.directory import save_model
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
-from nanochat.generation import GenerationOptions, Piece
+from nanochat.generation.engine import Engine, Runner, check_ids
+from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.scoring import Score, score
-from nanochat.session import Session, generate
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
@@ -255,7 +255,7 @@ class Model:
             Special tokens' names in it are ordinary text.
         **options : GenerationOptions
             `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, penalties, `logit_bias`, `stop` and `seed`; see
-            `nanochat.generation.GenerationOptions`. Without any, the most probable tokens are taken.
+            `nanochat.generation.options.GenerationOptions`. Without any, the most probable tokens are taken.
 
         Raises
         ------
@@ -303,11 +303,11 @@ class Model:
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
     ) -> Iterator[Piece]:
-        """Continue prompts that are tokens already; see `nanochat.session.generate`."""
+        """Continue prompts that are tokens already; see `nanochat.generation.session.generate`."""
         return generate(self.engine, self.tokenizer, prompts, **options)
 
     def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
-        """Texts that begin and end at different times, at most so many at once; see `nanochat.session.Session`."""
+        """Texts that begin and end at different times, at most so many at once; see `Session`."""
         return Session(self.engine, self.tokenizer, rows=rows, keep=keep)
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -11,8 +11,8 @@ from nanochat import backends
 from nanochat.backends.backend import Footprint
 from nanochat.config import ModelConfig
 from nanochat.cost import cost
-from nanochat.engine import PREFILL_CHUNK
 from nanochat.errors import InputError, MemoryShortageError
+from nanochat.generation.engine import PREFILL_CHUNK
 from nanochat.ops import Storage
 from nanochat.shapes import shapes
 from nanochat.weights import named_leaves

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat.engine import Runner
+from nanochat.generation.engine import Runner
 
 __all__ = ["Score", "score"]
 

@@ -1,4 +1,4 @@
-"""This file holds an exported ONNX model at work in ONNX Runtime: a `nanochat.engine.Runner` and an `Artefact`.
+"""This file holds an exported ONNX model at work in ONNX Runtime: a `Runner` and an `Artefact`.
 
 In a file for ONNX Runtime, keys and values stay in buffers as long as the longest sequence, which the graph is given
 and writes in place: a step copies none of them. A file of standard operators gets and gives ever longer ones.
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
 from nanochat.config import ModelConfig, config_from_dict
-from nanochat.engine import Runner
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.graph import Dim
 from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import memory_shapes, present_name
 from nanochat.files import parse_json, require_file
+from nanochat.generation.engine import Runner
 from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.proof.parity import Rounding, greedy

@@ -22,7 +22,7 @@ from nanochat.cli.run import as_file_errors
 from nanochat.errors import ContextLengthError, InputError
 
 if TYPE_CHECKING:
-    from nanochat.generation import GenerationOptions, Piece
+    from nanochat.generation.options import GenerationOptions, Piece
     from nanochat.lm import Model
     from nanochat.ops import Storage
     from nanochat.text.chat import Message
@@ -110,7 +110,7 @@ def _load(
     name: str, *, backend: str, kv_cache: "Storage", num_threads: int | None, **values: object
 ) -> "tuple[Model, GenerationOptions]":
     """The model, and the options of the generation that were given or have a default."""
-    from nanochat.generation import read_options
+    from nanochat.generation.options import read_options
     from nanochat.lm import from_pretrained
 
     # They are declared with the names and types of the arguments.

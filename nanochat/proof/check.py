@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nanochat.bundle import NUM_PAIRS, NUM_TOKENS, Golden
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine, Runner
 from nanochat.errors import FormatError
+from nanochat.generation.engine import Engine, Runner
 from nanochat.model import forward
 from nanochat.proof.golden import (
     config_digest,

@@ -17,8 +17,8 @@ from nanochat import backends, ternary
 from nanochat.backends.reference.ops import Leaf, ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine, Runner
 from nanochat.errors import NumericError, ShapeError
+from nanochat.generation.engine import Engine, Runner
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES

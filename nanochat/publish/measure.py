@@ -19,9 +19,9 @@ from nanochat import backends
 from nanochat.backends import host
 from nanochat.backends.describe import describe
 from nanochat.bundle import Bundle
-from nanochat.engine import Runner
 from nanochat.errors import FormatError, InputError
 from nanochat.export.run import start
+from nanochat.generation.engine import Runner
 from nanochat.proof.check import compare_golden
 from nanochat.shapes import num_parameters
 

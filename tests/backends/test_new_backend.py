@@ -14,8 +14,8 @@ from nanochat.backends.describe import describe, faster
 from nanochat.cli.doctor import doctor
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, leaf_bytes
-from nanochat.engine import Engine
 from nanochat.errors import BackendError, MemoryShortageError
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze, init
 from nanochat.memory import needed_bytes, require_room, runtime_bytes
 from nanochat.model import forward, slots

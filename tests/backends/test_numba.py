@@ -23,8 +23,8 @@ from nanochat.backends.numba.products.packing import Leaf
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.backends.numba.streams import mhc
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import InputError
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.model import forward, slots
 from nanochat.rows import PAGE, num_pages

@@ -11,8 +11,8 @@ import pytest
 
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, InputError
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights

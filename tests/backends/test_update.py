@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from nanochat import backends
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import InputError, NumericError, ShapeError
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.weights import Dense, Latent, named_leaves, replace_leaf
 from tests.backends.leaves import AnyOps

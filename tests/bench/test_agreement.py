@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bench.agreement import NUM_POSITIONS, measure_agreement
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
-from nanochat.engine import Engine
+from nanochat.generation.engine import Engine
 from nanochat.proof.parity import Rounding, greedy
 from tests.parity.random_models import random_bundle
 

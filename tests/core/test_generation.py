@@ -11,11 +11,11 @@ import pytest
 
 from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
-from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, InputError
-from nanochat.generation import GenerationOptions, Piece
+from nanochat.generation.engine import Engine
+from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.generation.session import generate
 from nanochat.ops import Slot, Storage
-from nanochat.session import generate
 from tests.parity.random_models import (
     random_config,
     random_tokenizer,
@@ -82,7 +82,7 @@ def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_a_prompt_may_be_read_in_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = PROMPTS[0]
-    monkeypatch.setattr("nanochat.engine.PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("nanochat.generation.engine.PREFILL_CHUNK", chunk)
 
     _, chunked = engine_on(ReferenceOps()).prefill(ids, capacity=len(ids))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nanochat.draws import Draws, sample
 from nanochat.errors import InputError, NumericError, ShapeError
-from nanochat.sampling import Sampler, Sampling, StopStrings, batch_samplers, fill_draws
+from nanochat.generation.sampling import Sampler, Sampling, StopStrings, batch_samplers, fill_draws
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
 

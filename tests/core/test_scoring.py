@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine, Runner
 from nanochat.errors import InputError
+from nanochat.generation.engine import Engine, Runner
 from nanochat.init import freeze
 from nanochat.scoring import score
 from tests.parity.cases import CASES

@@ -10,13 +10,13 @@ import pytest
 
 from nanochat.backends.reference.ops import Array, ReferenceOps
 from nanochat.draws import log_sum_exp
-from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, InputError, NumericError
-from nanochat.generation import GenerationOptions, Piece
+from nanochat.generation.engine import Engine
+from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
 from nanochat.ops import Ops
 from nanochat.rows import PAGE
-from nanochat.session import Session, generate
 from tests.parity.backends import loaded
 from tests.parity.random_models import (
     random_config,
@@ -226,7 +226,7 @@ def test_each_text_may_have_a_seed_of_its_own() -> None:
 
 def test_no_seed_is_a_random_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
     engine = random_engine()
-    with caplog.at_level("INFO", logger="nanochat.generation"):
+    with caplog.at_level("INFO", logger="nanochat.generation.options"):
         drawn = [
             piece.token
             for piece in generate(

@@ -10,7 +10,7 @@ from nanochat import ternary
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.model import forward
 from nanochat.ops import Ops

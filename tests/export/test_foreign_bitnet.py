@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from nanochat import backends
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
 from nanochat.export import formats
 from nanochat.export.stock.bitnet import load_bitnet
+from nanochat.generation.engine import Engine
 from nanochat.weights import Dense, Stored, Ternary, Weights
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import (

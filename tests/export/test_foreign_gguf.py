@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from nanochat.backends.reference.ops import ReferenceOps
-from nanochat.engine import Engine
 from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign import load_foreign_gguf
 from nanochat.export.gguf.tensors import OutType
 from nanochat.export.gguf.write import write_gguf
+from nanochat.generation.engine import Engine
 from nanochat.weights import Int8, Ternary, named_leaves
 from tests.core.foreign_tokenizers import sentencepiece
 from tests.export.foreign_ggufs import (

@@ -10,8 +10,8 @@ import pytest
 from nanochat import ternary
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import NUM_TOKENS, golden_from_json
-from nanochat.engine import Engine
 from nanochat.errors import FormatError
+from nanochat.generation.engine import Engine
 from nanochat.proof.golden import record, tensor_digest
 from nanochat.weights import Dense, Int8, Ternary, named_leaves
 from tests.parity.random_models import random_bundle

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
-from nanochat.engine import Engine, Runner
 from nanochat.errors import ContextLengthError, FormatError, InputError
 from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.write import Target, export_onnx
+from nanochat.generation.engine import Engine, Runner
+from nanochat.generation.session import generate
 from nanochat.proof.parity import check_parity
-from nanochat.session import generate
 from tests.parity.random_models import random_bundle
 
 TARGETS: tuple[Target, ...] = ("ort", "standard")

@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import ReferenceOps
-from nanochat.engine import Engine
 from nanochat.errors import NumericError, ShapeError
+from nanochat.generation.engine import Engine
 from nanochat.ops import Ops
 from nanochat.proof.parity import Rounding, UnroundedOps, check_parity, compare, greedy
 from tests.parity.random_models import random_bundle

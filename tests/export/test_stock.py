@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from nanochat.bundle import Bundle
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
 from nanochat.export.formats import load
 from nanochat.export.gguf.container import read_gguf
@@ -25,6 +24,7 @@ from nanochat.export.gguf.types import TYPES
 from nanochat.export.gguf.write import gguf_architecture, write_gguf
 from nanochat.export.stock.architectures import Runtime, obstacles, stock_architecture
 from nanochat.export.transform import unroll, with_float16_tables, without_ahead
+from nanochat.generation.engine import Engine
 from nanochat.proof.golden import record
 from nanochat.proof.parity import UnroundedOps, compare, greedy
 from nanochat.text.tokenizer import Tokenizer

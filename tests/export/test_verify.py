@@ -13,7 +13,6 @@ import pytest
 from nanochat import backends, checkpoint
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle, Golden
-from nanochat.engine import Engine
 from nanochat.errors import FormatError, ModelNotFoundError, NumericError
 from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
@@ -22,6 +21,7 @@ from nanochat.export.gguf.container import read_gguf
 from nanochat.export.onnx.digest import seal
 from nanochat.export.verify import verify_model
 from nanochat.files import record_file
+from nanochat.generation.engine import Engine
 from nanochat.proof.check import compare_golden
 from nanochat.proof.golden import record
 from nanochat.proof.manifest import NAME

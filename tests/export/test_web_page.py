@@ -11,8 +11,8 @@ from bench.peers.chromium import Chromium, Page
 from bench.peers.web import FileServer, WebPage, wait_for_model
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle
-from nanochat.engine import Engine
 from nanochat.errors import BackendError
+from nanochat.generation.engine import Engine
 from nanochat.proof.parity import check_parity, greedy
 from nanochat.text import chat
 from tests.export.pages import BUSY, QUICK, begin, copy_page, shown, tiny, write, write_page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.engine import Engine
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.ops import Ops, Storage
 from nanochat.rows import PAGE

@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
-from nanochat.engine import Engine
 from nanochat.errors import ContextLengthError, MemoryShortageError
+from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.ops import Ops, Storage
 from nanochat.rows import num_pages

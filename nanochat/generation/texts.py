@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.draws import require_finite, top_logprobs
-from nanochat.engine import Choices
 from nanochat.errors import NumericError
-from nanochat.generation import FinishReason, Piece
+from nanochat.generation.engine import Choices
+from nanochat.generation.options import FinishReason, Piece
+from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.rows import RowState, Snapshot
-from nanochat.sampling import Sampler, StopStrings
 from nanochat.text.codec import TextCodec
 from nanochat.text.tokenizer import StreamDecoder
 

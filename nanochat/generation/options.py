@@ -1,6 +1,6 @@
 """This file holds what may be asked of generation, and what comes of it: options, and pieces of text.
 
-`nanochat.session` does it.
+`nanochat.generation.session` does it.
 """
 
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError, NanochatError
-from nanochat.sampling import Sampling
+from nanochat.generation.sampling import Sampling
 
 __all__ = [
     "MOST_SAMPLES",
@@ -47,7 +47,7 @@ class GenerationOptions(TypedDict, total=False):
     temperature : float
         0.0 always takes the most probable token; 0.0.
     top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty : int or float
-        See `nanochat.sampling.Sampling`; off.
+        See `nanochat.generation.sampling.Sampling`; off.
     logit_bias : mapping of int to float
         What is added to the logits of these tokens; nothing.
     stop : str or sequence of str

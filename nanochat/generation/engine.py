@@ -1,6 +1,6 @@
 """This file holds a model at work: tokens in, logits out.
 
-A `Runner` continues the rows of a state and nothing else; `nanochat.session` chooses tokens and makes texts of them.
+A `Runner` continues the rows of a state and nothing else; `Session` chooses tokens and makes texts of them.
 
 Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
 """
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from nanochat.config import ModelConfig
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import InputError, ShapeError
+from nanochat.generation.sampling import Sampler, fill_draws
 from nanochat.init import freeze_leaf
 from nanochat.model import forward, losses, slots
 from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
-from nanochat.sampling import Sampler, fill_draws
 from nanochat.shapes import shapes
 from nanochat.weights import Weights, leaf_of, named_leaves
 

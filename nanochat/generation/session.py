@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
 from nanochat.draws import Draws
-from nanochat.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
-from nanochat.generation import (
+from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
+from nanochat.generation.options import (
     MOST_SAMPLES,
     GenerationOptions,
     Piece,
@@ -20,10 +20,10 @@ from nanochat.generation import (
     seeds_of,
     tokens_after,
 )
+from nanochat.generation.sampling import Sampler, StopStrings
+from nanochat.generation.texts import Kept, Prompt, Text, shared_length
 from nanochat.rows import PAGE, RowState, Snapshot, num_pages
-from nanochat.sampling import Sampler, StopStrings
 from nanochat.text.codec import TextCodec
-from nanochat.texts import Kept, Prompt, Text, shared_length
 
 __all__ = ["Session", "generate"]
 
