@@ -37,6 +37,7 @@ from nanochat.backends.numba.products.packing import (
 from nanochat.backends.numba.products.trits import CodeLayout, possible
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.compilation import end_wait
+from nanochat.backends.numba.runtime.costs import BYTE, ELEMENT, FLOAT, INTEGER
 from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
@@ -72,10 +73,8 @@ __all__ = ["NumbaOps"]
 
 Result = TypeVar("Result")
 
-# Nanoseconds on one thread of a Zen 4 core: a multiply-add of integers and of float32, an element that is moved through
-# a few operations, the mHC coefficients of a token, and a byte from memory. They decide what is worth several threads,
-# and how finely it is cut.
-_INTEGER, _FLOAT, _ELEMENT, _COEFFICIENTS, _BYTE = 1 / 150, 1 / 20, 0.5, 300, 1 / 25
+# Nanoseconds for the mHC coefficients of a token.
+_COEFFICIENTS = 300
 
 # Bytes of a model's ternary codes, in two bits, that fit no cache of most machines: from there on, five codes to a byte
 # are read sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times.
@@ -138,7 +137,7 @@ class NumbaOps:
             )
         self.layout = layout
         self.launch = Launcher(num_cores() if num_threads is None else num_threads)
-        self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=_INTEGER)
+        self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
         self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
         self._sites: dict[tuple[int, Mixer, int], _Site] = {}
         self._groups: dict[int, ExpertGroup] = {}
@@ -263,7 +262,7 @@ class NumbaOps:
         _check_ids(ids, rows)
         y = self.launch.empty((*ids.shape, columns))
         result, flat = y.reshape(-1, columns), ids.reshape(-1)
-        launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * _ELEMENT)
+        launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * ELEMENT)
         if isinstance(table, TiledLinear):
             launch(linear.embed, table.codes, table.scales, flat, table.activation_block, result)
         else:
@@ -277,10 +276,10 @@ class NumbaOps:
             return x.norm(x, gains, eps)
         values = realize(x)
         rows = values.reshape(-1, values.shape[-1])
-        launch = functools.partial(self.launch, tasks=len(rows), nanoseconds=values.size * _ELEMENT)
+        launch = functools.partial(self.launch, tasks=len(rows), nanoseconds=values.size * ELEMENT)
 
         def compute() -> Values:
-            y = self._like(values)
+            y = self.launch.like(values)
             launch(activation.rms_norm, rows, gains, eps, y.reshape(rows.shape))
             return y
 
@@ -322,7 +321,7 @@ class NumbaOps:
             return rounded
         rows = x.array().reshape(tokens, columns)
         out = rounded.codes, rounded.sums, rounded.scales
-        nanoseconds = tokens * columns * _ELEMENT
+        nanoseconds = tokens * columns * ELEMENT
         self.launch(activation.quantize, rows, block, *out, tasks=tokens, nanoseconds=nanoseconds)
         return rounded
 
@@ -332,7 +331,7 @@ class NumbaOps:
         assert x.scales.shape[1] * leaf.activation_block == leaf.columns
         y = cast(Values, self.launch.empty((tokens, leaf.rows)))
         choice = self.tuner.choice(leaf, tokens)
-        nanoseconds = tokens * leaf.rows * leaf.columns * _INTEGER
+        nanoseconds = tokens * leaf.rows * leaf.columns * INTEGER
         call = Call(
             linear.integer_product(choice.isa, leaf.layout),
             (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
@@ -345,19 +344,19 @@ class NumbaOps:
         rows = x.reshape(-1, x.shape[-1])
         assert rows.shape[1] == weight.shape[1]
         y = cast(Values, self.launch.empty((len(rows), len(weight))))
-        nanoseconds = rows.size * len(weight) * _FLOAT
+        nanoseconds = rows.size * len(weight) * FLOAT
         return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
 
     def add(self, x: Array, y: Array) -> Array:
         left, right = realize(x), realize(y)
         if left.shape == right.shape:
             return self._elementwise(activation.add, left, right)
-        y = self._like(left)
+        y = self.launch.like(left)
         assert right.ndim == 1, right.shape
         assert right.dtype == left.dtype
         rows = [array.reshape(-1, right.size) for array in (left, y)]
         arguments = rows[0], right, rows[1]
-        tasks, nanoseconds = len(rows[0]), y.size * _ELEMENT
+        tasks, nanoseconds = len(rows[0]), y.size * ELEMENT
         self.launch(loops.add_bias, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
@@ -411,9 +410,9 @@ class NumbaOps:
         positions = length if state is None else state.capacity
         tables = self._rotation(theta, features // 2, positions)
         step, _, _ = self._spans(x, state, segments)
-        y = self._like(x)
+        y = self.launch.like(x)
         flat = [array.reshape(-1, heads, features) for array in (x, y)]
-        tasks, nanoseconds = batch * length, x.size * _ELEMENT
+        tasks, nanoseconds = batch * length, x.size * ELEMENT
         arguments = flat[0], *tables, step.positions, flat[1]
         self.launch(attention.rotate, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         return y
@@ -449,13 +448,13 @@ class NumbaOps:
         else:
             kind, kept = state.slots[slot], state.arrays[slot]
         self._append(k, v, kind, kept, step, table)
-        y = self._like(q)
+        y = self.launch.like(q)
         share = heads // groups
         parts = step.parts_of(groups, share)
         if spans < len(step.rows):
             parts = parts[: spans * (len(parts) // len(step.rows))]
         # For each position that a query sees.
-        nanoseconds = 2 * q.size * _FLOAT
+        nanoseconds = 2 * q.size * FLOAT
         noted = self.launch.notes is not None
         seen = 0.0 if noted else float((step.starts + step.counts / 2)[:spans].mean())
         self.launch(
@@ -490,7 +489,7 @@ class NumbaOps:
                 attention.append_kernel(kind.storage),
                 *(*flat, table, step.rows, step.spans, step.positions, *kept),
                 tasks=math.prod(k.shape[:3]),
-                nanoseconds=k.size * _ELEMENT,
+                nanoseconds=k.size * ELEMENT,
             )
 
     # Gated DeltaNet.
@@ -512,13 +511,13 @@ class NumbaOps:
             before = np.zeros((spans, len(weight) - 1, features), np.float32)
         else:
             (before,) = state.arrays[slot]
-        y = self._like(x)
+        y = self.launch.like(x)
         flat, result = x.reshape(-1, features), y.reshape(-1, features)
-        tasks, nanoseconds = batch * length, len(weight) * x.size * _ELEMENT
+        tasks, nanoseconds = batch * length, len(weight) * x.size * ELEMENT
         arguments = flat, before, weight, step.rows, step.offsets, step.spans, result
         self.launch(delta.convolve, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         if state is not None:
-            nanoseconds = spans * weight.size * _ELEMENT
+            nanoseconds = spans * weight.size * ELEMENT
             told = step.rows, step.offsets, step.counts
             self.launch(delta.keep, flat, before, *told, tasks=spans, nanoseconds=nanoseconds)
         return y
@@ -547,8 +546,8 @@ class NumbaOps:
             (memory,) = state.arrays[slot]
         groups, padded = memory.shape[2:4]
         queries = self.launch.empty((batch, length, heads, padded))
-        keys = self._like(queries)
-        steps, keeps = self._like(realize(beta)), self._like(realize(decay))
+        keys = self.launch.like(queries)
+        steps, keeps = self.launch.like(realize(beta)), self.launch.like(realize(decay))
         given = (
             realize(q),
             realize(k),
@@ -557,17 +556,17 @@ class NumbaOps:
             _dense(log_rate),
             _dense(time_bias),
         )
-        tasks, nanoseconds = batch * length, 2 * queries.size * _ELEMENT
+        tasks, nanoseconds = batch * length, 2 * queries.size * ELEMENT
         inputs = queries, keys, steps, keeps
         self.launch(delta.delta_inputs, *given, *inputs, tasks=tasks, nanoseconds=nanoseconds)
-        y = self._like(values)
+        y = self.launch.like(values)
         self.launch(
             delta.delta_rule,
             *(x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values, steps, keeps)),
             *(memory, step.rows, step.offsets, step.counts),
             y.reshape(-1, *y.shape[2:]),
             tasks=spans * heads * groups,
-            nanoseconds=4 * y.size * padded * _FLOAT,
+            nanoseconds=4 * y.size * padded * FLOAT,
         )
         return y
 
@@ -592,7 +591,7 @@ class NumbaOps:
             rows = [array.reshape(-1, block) for array in (*arrays, y)]
             codes = rounded.codes.reshape(len(rows[0]), 1, -1)
             out = codes, rounded.sums.reshape(-1, 1), rounded.scales.reshape(-1, 1)
-            tasks, nanoseconds = size // block, 2 * size * _ELEMENT
+            tasks, nanoseconds = size // block, 2 * size * ELEMENT
             self.launch(fused_kernel, *rows, block, *out, tasks=tasks, nanoseconds=nanoseconds)
 
         compute = functools.partial(self._elementwise, kernel, *arrays)
@@ -604,15 +603,11 @@ class NumbaOps:
     def _elementwise(self, kernel: Callable[..., None], x: Array, *others: Array) -> Values:
         """Launch ``kernel(x, *others, y)`` on flat arrays of one size."""
         arrays = [realize(x), *map(realize, others)]
-        y = self._like(arrays[0])
+        y = self.launch.like(arrays[0])
         assert all(array.size == y.size for array in arrays)
         flat = [array.reshape(-1) for array in (*arrays, y)]
-        self.launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * _ELEMENT)
+        self.launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * ELEMENT)
         return y
-
-    def _like(self, x: Values) -> Values:
-        """An array of the same shape, not yet set."""
-        return cast(Values, self.launch.empty(x.shape))
 
     def experts(
         self,
@@ -635,14 +630,14 @@ class NumbaOps:
         shares = empty((visits,))
         places, bounds = empty((count, top_k), np.int64), empty((len(networks) + 1,), np.int64)
         found = tokens, experts, shares, places, bounds
-        self.launch(routing.route, scores, *found, tasks=1, nanoseconds=count * _ELEMENT)
+        self.launch(routing.route, scores, *found, tasks=1, nanoseconds=count * ELEMENT)
         given = rounded.codes, rounded.sums, rounded.scales
         own = Rounded(*(empty((visits, *each.shape[1:]), each.dtype) for each in given))
         self.launch(
             routing.collect,
             *(*given, tokens, own.codes, own.sums, own.scales),
             tasks=visits,
-            nanoseconds=own.codes.size * _ELEMENT,
+            nanoseconds=own.codes.size * ELEMENT,
         )
         calls, results = [], []
         for matrices in filter(None, (group.gate, group.up)):
@@ -656,9 +651,9 @@ class NumbaOps:
             hidden = self.relu2(results[0], results[1] if len(results) > 1 else None)
         if group.gains is not None:
             values = realize(hidden)[0]
-            y = self._like(values)
+            y = self.launch.like(values)
             told = group.gains, experts, float(eps)
-            nanoseconds = values.size * _ELEMENT
+            nanoseconds = values.size * ELEMENT
             self.launch(grouped_norm, values, *told, y, tasks=visits, nanoseconds=nanoseconds)
             hidden = y[None]
         if not isinstance(hidden, Pending):
@@ -667,7 +662,7 @@ class NumbaOps:
         call, made = self._grouped_product(own, group.down, bounds)
         self.launch.together([call])
         result = empty((count, width))
-        nanoseconds = made.size * _ELEMENT
+        nanoseconds = made.size * ELEMENT
         arguments = made, shares, places, result
         self.launch(routing.combine, *arguments, tasks=count, nanoseconds=nanoseconds)
         return cast(Array, result.reshape(x.shape))
@@ -693,7 +688,7 @@ class NumbaOps:
                 *(x.codes, x.sums, x.scales, y, choice.variant),
             ),
             tasks=len(matrices.leaves) * len(leaf.codes),
-            nanoseconds=visits * leaf.rows * leaf.columns * _INTEGER,
+            nanoseconds=visits * leaf.rows * leaf.columns * INTEGER,
         )
         return call, y
 
@@ -704,7 +699,7 @@ class NumbaOps:
         batch, length, width = x.shape
         streams: Values = self.launch.empty((batch, length, num_streams, width))
         rows, flat = x.reshape(-1, width), streams.reshape(-1, num_streams, width)
-        tasks, nanoseconds = batch * length, streams.size * _ELEMENT
+        tasks, nanoseconds = batch * length, streams.size * ELEMENT
         self.launch(mhc.open_streams, rows, flat, tasks=tasks, nanoseconds=nanoseconds)
         return streams
 
@@ -727,7 +722,7 @@ class NumbaOps:
         shape = batch, length, width
         flat = streams.reshape(-1, n, width)
         launch = functools.partial(
-            self.launch, tasks=batch * length, nanoseconds=streams.size * _ELEMENT
+            self.launch, tasks=batch * length, nanoseconds=streams.size * ELEMENT
         )
 
         def compute() -> Values:
@@ -772,7 +767,7 @@ class NumbaOps:
             projection.projector(numbers.dtype.name, lanes, n),
             *(flat, numbers, sums, squares),
             tasks=chunks * -(-tokens // projection.TOKENS),
-            nanoseconds=flat.size * lanes * _FLOAT + numbers.nbytes * _BYTE,
+            nanoseconds=flat.size * lanes * FLOAT + numbers.nbytes * BYTE,
         )
         found = _Coefficients(
             read=self.launch.empty((tokens, n)),
@@ -791,11 +786,11 @@ class NumbaOps:
     def mhc_write(self, streams: Array, y: Array, post: Array, mix: Array | None) -> Array:
         streams = realize(streams)
         batch, length, n, width = streams.shape
-        written = self._like(streams)
+        written = self.launch.like(streams)
         flat, result = streams.reshape(-1, n, width), written.reshape(-1, n, width)
         rows, shares = realize(y).reshape(-1, width), realize(post).reshape(-1, n)
         launch = functools.partial(
-            self.launch, tasks=batch * length, nanoseconds=2 * streams.size * _ELEMENT
+            self.launch, tasks=batch * length, nanoseconds=2 * streams.size * ELEMENT
         )
         if mix is None:
             launch(mhc.add, flat, rows, shares, result)
@@ -809,7 +804,7 @@ class NumbaOps:
         batch, length, n, width = streams.shape
         y: Values = self.launch.empty((batch, length, width))
         flat, rows = streams.reshape(-1, n, width), y.reshape(-1, width)
-        tasks, nanoseconds = batch * length, streams.size * _ELEMENT
+        tasks, nanoseconds = batch * length, streams.size * ELEMENT
         self.launch(mhc.close, flat, rows, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
@@ -847,7 +842,7 @@ class NumbaOps:
         before = everyone if notes is None or notes.everyone is None else notes.everyone
         arguments = values.reshape(count), float(threshold), before, mask, everyone
         with self.launch.always():
-            self.launch(loops.leave, *arguments, tasks=1, nanoseconds=count * _ELEMENT)
+            self.launch(loops.leave, *arguments, tasks=1, nanoseconds=count * ELEMENT)
         left = cast(Array, mask.reshape(values.shape))
         if notes is None:
             return left, bool(everyone[0])
@@ -856,10 +851,10 @@ class NumbaOps:
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
         chosen, kept, others = realize(mask), realize(yes), realize(no)
-        y = self._like(kept)
+        y = self.launch.like(kept)
         rows = [array.reshape(chosen.size, -1) for array in (kept, others, y)]
         with self.launch.always():
-            tasks, nanoseconds = chosen.size, y.size * _ELEMENT
+            tasks, nanoseconds = chosen.size, y.size * ELEMENT
             self.launch(
                 loops.select, chosen.reshape(-1), *rows, tasks=tasks, nanoseconds=nanoseconds
             )
@@ -880,7 +875,7 @@ class NumbaOps:
         scores, ids = self.launch.empty(shape), self.launch.empty(shape, np.int32)
         settings = [getattr(draws, field.name) for field in fields(draws)]
         results = drawn.tokens, drawn.logprobs, drawn.normalizers
-        tasks, nanoseconds = draws.rows, math.prod(shape) * _ELEMENT
+        tasks, nanoseconds = draws.rows, math.prod(shape) * ELEMENT
         self.launch(
             draw, rows, *settings, scores, ids, *results, tasks=tasks, nanoseconds=nanoseconds
         )

@@ -148,6 +148,10 @@ class Launcher:
             pool = self._pool()
         return pool.empty(size).view(dtype).reshape(shape)
 
+    def like(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An array of the same shape that is not yet set."""
+        return self.empty(x.shape)
+
     def _pool(self) -> Pool:
         # Another thread could find the same buffer free.
         pool: Pool | None = getattr(self._local, "pool", None)
