@@ -24,11 +24,13 @@ from nanochat.backends.numba.experts.products import (
     grouped_product,
 )
 from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, realize
-from nanochat.backends.numba.products import activation, linear
+from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.products import launching as products
 from nanochat.backends.numba.products.packing import (
     Leaf,
     TiledLinear,
     TiledProjection,
+    dense,
     num_ternary,
     prepare_leaf,
     require_trits_fit,
@@ -258,99 +260,31 @@ class NumbaOps:
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
-        rows, columns = table.shape
-        _check_ids(ids, rows)
-        y = self.launch.empty((*ids.shape, columns))
-        result, flat = y.reshape(-1, columns), ids.reshape(-1)
-        launch = functools.partial(self.launch, tasks=ids.size, nanoseconds=y.size * ELEMENT)
-        if isinstance(table, TiledLinear):
-            launch(linear.embed, table.codes, table.scales, flat, table.activation_block, result)
-        else:
-            launch(linear.gather, _dense(table), flat, result)
-        return y
+        _check_ids(ids, table.shape[0])
+        return products.embed(self.launch, ids, table)
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
         # A kernel has one signature, and a configuration may say 1.
-        gains, eps = _dense(gain), float(eps)
+        gains, eps = dense(gain), float(eps)
         if isinstance(x, Pending) and x.norm is not None and x.values is None:
             return x.norm(x, gains, eps)
-        values = realize(x)
-        rows = values.reshape(-1, values.shape[-1])
-        launch = functools.partial(self.launch, tasks=len(rows), nanoseconds=values.size * ELEMENT)
-
-        def compute() -> Values:
-            y = self.launch.like(values)
-            launch(activation.rms_norm, rows, gains, eps, y.reshape(rows.shape))
-            return y
-
-        def fusion(y: Values, block: int, rounded: Rounded) -> None:
-            out = rounded.codes, rounded.sums, rounded.scales
-            launch(activation.norm_round, rows, gains, eps, y, block, *out)
-
-        return Pending(shape=values.shape, compute=compute, fusion=fusion)
+        return products.rms_norm(self.launch, realize(x), gains, eps)
 
     def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
-        if not isinstance(x, Pending):
-            x = Pending(shape=x.shape, compute=functools.partial(realize, x), values=x)
-        calls, results = [], []
+        x, made = Pending.of(x), []
         for leaf in linears:
             if isinstance(leaf, TiledLinear):
-                call, y = self._integer_product(self.rounded(x, leaf.activation_block), leaf)
+                rounded = products.rounded(self.launch, x, leaf.activation_block)
+                made.append(products.integer_product(self.launch, self.tuner, rounded, leaf))
             else:
-                call, y = self._dense_product(x.array(), _dense(leaf))
-            calls.append(call)
-            results.append(y.reshape(*x.shape[:-1], y.shape[1]))
-        self.launch.together(calls)
-        return tuple(results)
-
-    def rounded(self, x: Pending, block: int) -> Rounded:
-        """X rounded in blocks of so many columns, once for all linears."""
-        if block in x.roundings:
-            return x.roundings[block]
-        columns = x.shape[-1]
-        tokens, blocks = math.prod(x.shape[:-1]), columns // block
-        rounded = x.roundings[block] = Rounded(
-            codes=self.launch.empty((tokens, blocks, activation.padded_width(block)), np.int8),
-            sums=self.launch.empty((tokens, blocks), np.int32),
-            scales=self.launch.empty((tokens, blocks)),
-        )
-        if x.values is None and x.fusion is not None:
-            y = self.launch.empty((tokens, columns))
-            x.fusion(y, block, rounded)
-            x.values = y.reshape(x.shape)
-            return rounded
-        rows = x.array().reshape(tokens, columns)
-        out = rounded.codes, rounded.sums, rounded.scales
-        nanoseconds = tokens * columns * ELEMENT
-        self.launch(activation.quantize, rows, block, *out, tasks=tokens, nanoseconds=nanoseconds)
-        return rounded
-
-    def _integer_product(self, x: Rounded, leaf: TiledLinear) -> tuple[Call, Values]:
-        tokens = len(x.codes)
-        # A kernel checks no bound.
-        assert x.scales.shape[1] * leaf.activation_block == leaf.columns
-        y = cast(Values, self.launch.empty((tokens, leaf.rows)))
-        choice = self.tuner.choice(leaf, tokens)
-        nanoseconds = tokens * leaf.rows * leaf.columns * INTEGER
-        call = Call(
-            linear.integer_product(choice.isa, leaf.layout),
-            (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
-            tasks=linear.num_tasks(leaf.codes, tokens),
-            nanoseconds=0.0 if choice.alone else nanoseconds,
-        )
-        return call, y
-
-    def _dense_product(self, x: Values, weight: Values) -> tuple[Call, Values]:
-        rows = x.reshape(-1, x.shape[-1])
-        assert rows.shape[1] == weight.shape[1]
-        y = cast(Values, self.launch.empty((len(rows), len(weight))))
-        nanoseconds = rows.size * len(weight) * FLOAT
-        return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
+                made.append(products.dense_product(self.launch, x.array(), dense(leaf)))
+        self.launch.together([call for call, _ in made])
+        return tuple(y.reshape(*x.shape[:-1], y.shape[1]) for _, y in made)
 
     def add(self, x: Array, y: Array) -> Array:
         left, right = realize(x), realize(y)
         if left.shape == right.shape:
-            return self._elementwise(activation.add, left, right)
+            return products.elementwise(self.launch, activation.add, left, right)
         y = self.launch.like(left)
         assert right.ndim == 1, right.shape
         assert right.dtype == left.dtype
@@ -361,7 +295,7 @@ class NumbaOps:
         return y
 
     def parameter(self, leaf: Leaf) -> Array:
-        return _dense(leaf)
+        return dense(leaf)
 
     def last(self, x: Array, *, state: NumbaState | None) -> Array:
         values = realize(x)
@@ -504,7 +438,7 @@ class NumbaOps:
         segments: Array | None = None,
     ) -> Array:
         x = realize(x)
-        weight = np.ascontiguousarray(_dense(kernel).T)
+        weight = np.ascontiguousarray(dense(kernel).T)
         batch, length, features = x.shape
         step, _, spans = self._spans(x, state, segments)
         if state is None:
@@ -553,8 +487,8 @@ class NumbaOps:
             realize(k),
             realize(beta),
             realize(decay),
-            _dense(log_rate),
-            _dense(time_bias),
+            dense(log_rate),
+            dense(time_bias),
         )
         tasks, nanoseconds = batch * length, 2 * queries.size * ELEMENT
         inputs = queries, keys, steps, keeps
@@ -573,41 +507,18 @@ class NumbaOps:
     # Networks.
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        return self._activation(activation.swiglu, activation.swiglu_round, gate, up)
+        kernels = activation.swiglu, activation.swiglu_round
+        return products.activated(self.launch, *kernels, realize(gate), realize(up))
 
     def relu2(self, x: Array, up: Array | None) -> Array:
         if up is None:
-            return self._activation(activation.relu2, activation.relu2_round, x)
-        return self._activation(activation.relu2_glu, activation.relu2_glu_round, x, up)
-
-    def _activation(
-        self, kernel: Callable[..., None], fused_kernel: Callable[..., None], *inputs: Array
-    ) -> Array:
-        arrays = [realize(x) for x in inputs]
-        shape, size = arrays[0].shape, arrays[0].size
-
-        def fusion(y: Values, block: int, rounded: Rounded) -> None:
-            # A block is rounded for itself: it may be a row, and a task.
-            rows = [array.reshape(-1, block) for array in (*arrays, y)]
-            codes = rounded.codes.reshape(len(rows[0]), 1, -1)
-            out = codes, rounded.sums.reshape(-1, 1), rounded.scales.reshape(-1, 1)
-            tasks, nanoseconds = size // block, 2 * size * ELEMENT
-            self.launch(fused_kernel, *rows, block, *out, tasks=tasks, nanoseconds=nanoseconds)
-
-        compute = functools.partial(self._elementwise, kernel, *arrays)
-        return Pending(shape=shape, compute=compute, fusion=fusion)
+            plain = activation.relu2, activation.relu2_round
+            return products.activated(self.launch, *plain, realize(x))
+        kernels = activation.relu2_glu, activation.relu2_glu_round
+        return products.activated(self.launch, *kernels, realize(x), realize(up))
 
     def gate(self, x: Array, logits: Array) -> Array:
-        return self._elementwise(activation.gate, x, logits)
-
-    def _elementwise(self, kernel: Callable[..., None], x: Array, *others: Array) -> Values:
-        """Launch ``kernel(x, *others, y)`` on flat arrays of one size."""
-        arrays = [realize(x), *map(realize, others)]
-        y = self.launch.like(arrays[0])
-        assert all(array.size == y.size for array in arrays)
-        flat = [array.reshape(-1) for array in (*arrays, y)]
-        self.launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * ELEMENT)
-        return y
+        return products.elementwise(self.launch, activation.gate, realize(x), realize(logits))
 
     def experts(
         self,
@@ -620,10 +531,8 @@ class NumbaOps:
         eps: float,
     ) -> Array:
         group = self._group(networks)
-        if not isinstance(x, Pending):
-            x = Pending(shape=x.shape, compute=functools.partial(realize, x), values=x)
         count, width = math.prod(x.shape[:-1]), x.shape[-1]
-        rounded = self.rounded(x, group.up.leaves[0].activation_block)
+        rounded = products.rounded(self.launch, Pending.of(x), group.up.leaves[0].activation_block)
         scores = realize(logits).reshape(count, len(networks))
         visits, empty = count * top_k, self.launch.empty
         tokens, experts = empty((visits,), np.int64), empty((visits,), np.int64)
@@ -656,9 +565,9 @@ class NumbaOps:
             nanoseconds = values.size * ELEMENT
             self.launch(grouped_norm, values, *told, y, tasks=visits, nanoseconds=nanoseconds)
             hidden = y[None]
-        if not isinstance(hidden, Pending):
-            hidden = Pending(shape=hidden.shape, compute=lambda: y, values=hidden)
-        own = self.rounded(hidden, group.down.leaves[0].activation_block)
+        own = products.rounded(
+            self.launch, Pending.of(hidden), group.down.leaves[0].activation_block
+        )
         call, made = self._grouped_product(own, group.down, bounds)
         self.launch.together([call])
         result = empty((count, width))
@@ -917,12 +826,6 @@ class NumbaOps:
         return replace_leaf(weights, name, new)
 
 
-def _dense(leaf: Leaf) -> Values:
-    """The numbers of a leaf that is not rounded."""
-    assert isinstance(leaf, np.ndarray)
-    return leaf
-
-
 def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
     if ids.size and not 0 <= ids.min() <= ids.max() < rows:
         raise InputError(
@@ -932,7 +835,7 @@ def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
 
 
 def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
-    parts = [_dense(leaf) for leaf in (leaves.read, leaves.write, leaves.mix) if leaf is not None]
+    parts = [dense(leaf) for leaf in (leaves.read, leaves.write, leaves.mix) if leaf is not None]
     bias = np.concatenate(parts)
     static = _Coefficients(
         read=np.empty((1, n), np.float32),
@@ -943,11 +846,11 @@ def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> 
     mhc.static_coefficients(bias, matrices, iterations, static.read, static.write, static.mixing)
     gates = np.zeros_like(bias)
     if leaves.gates is not None:
-        gates = np.repeat(_dense(leaves.gates)[: len(parts)], [len(part) for part in parts])
+        gates = np.repeat(dense(leaves.gates)[: len(parts)], [len(part) for part in parts])
     projection = leaves.projection
     if projection is not None and not isinstance(projection, TiledProjection):
         # Float32 numbers come from weights that were made by hand.
-        projection = tile_projection(_dense(projection))
+        projection = tile_projection(dense(projection))
     return _Site(
         leaves=leaves,
         matrices=matrices,

@@ -6,6 +6,7 @@ rounded while it is computed, in one pass over the numbers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,13 @@ class Pending:
     norm: Callable[["Pending", Values, float], "Pending"] | None = None
     values: Values | None = None
     roundings: dict[int, Rounded] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, x: "Array") -> "Pending":
+        """X itself if it pends; what stands for it, if it is an array."""
+        if isinstance(x, Pending):
+            return x
+        return cls(shape=x.shape, compute=partial(realize, x), values=x)
 
     def array(self) -> Values:
         """The array itself, computed once."""

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.pending import Pending
-from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.products import activation, launching
+from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.streams import mhc
 from tests.backends.leaves import normal
 
@@ -22,9 +22,7 @@ EPS = 1e-6
 
 def rounded(x: NDArray[np.float32], block: int) -> Arrays:
     """What `quantize` makes of x."""
-    result = NumbaOps(num_threads=1).rounded(
-        Pending(shape=x.shape, compute=lambda: x, values=x), block
-    )
+    result = launching.rounded(Launcher(1), Pending.of(x), block)
     return result.codes, result.sums, result.scales
 
 

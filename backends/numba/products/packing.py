@@ -26,6 +26,7 @@ __all__ = [
     "Leaf",
     "TiledLinear",
     "TiledProjection",
+    "dense",
     "lay_bytes",
     "lay_packed",
     "num_ternary",
@@ -91,6 +92,12 @@ class TiledProjection:
 
 
 Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
+
+
+def dense(leaf: Leaf) -> NDArray[np.float32]:
+    """The numbers of a leaf that is not rounded."""
+    assert isinstance(leaf, np.ndarray)
+    return leaf
 
 
 def prepare_leaf(

@@ -154,7 +154,7 @@ class _Files:
 @functools.cache
 def stamp(kernels: Path = _KERNELS) -> bytes:
     """Checksum of all that decides what a kernel of that folder is compiled to, but for the kernel's key."""
-    # Ours call each other across folders; what launches them lies above.
+    # Ours call each other across folders; above their folders lies none.
     ours = _KERNELS in kernels.parents or kernels == _KERNELS
     files = _KERNELS.glob("*/*.py") if ours else kernels.glob("*.py")
     checksum = hashlib.sha256(numba.__version__.encode())
