@@ -47,12 +47,11 @@ from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.sampling.draw import draw
 from nanochat.backends.numba.state import (
     NumbaState,
-    NumbaStep,
     Repeated,
+    Spans,
     bucket,
-    buffers,
-    documents,
-    sequences,
+    kept,
+    spans_of,
 )
 from nanochat.backends.numba.streams import loops, mhc, projection
 from nanochat.backends.numba.tuning.tuner import Tuner
@@ -299,12 +298,12 @@ class NumbaOps:
 
     def last(self, x: Array, *, state: NumbaState | None) -> Array:
         values = realize(x)
-        step, _, spans = self._spans(x, state)
-        if spans == x.shape[0] * x.shape[1]:
+        spans = spans_of(x, state)
+        if spans.number == x.shape[0] * x.shape[1]:
             return values
         self._needs_python()
         flat = values.reshape(-1, *values.shape[2:])
-        last = flat[step.last_tokens]
+        last = flat[spans.step.last_tokens]
         return last[:, None] if state is None else last[None]
 
     # Attention.
@@ -314,21 +313,6 @@ class NumbaOps:
 
     def merge_heads(self, x: Array) -> Array:
         return realize(x).reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-
-    def _spans(
-        self, x: Array, state: NumbaState | None, segments: Array | None = None
-    ) -> tuple[NumbaStep, NDArray[np.int64], int]:
-        """Which tokens of x (B, T, ...) are whose, the table of pages, and how many spans there are."""
-        batch, length = x.shape[:2]
-        if segments is not None:
-            assert state is None, "what is packed has no state"
-            return documents(cast(NDArray[np.int64], segments))
-        if state is None:
-            return *sequences(batch, length), batch
-        step = state.step
-        assert isinstance(step, NumbaStep), "call `begin` of the state first"
-        # The arrays of a step of one token a row may be longer than the step.
-        return step, state.table, min(length, len(step.rows))
 
     def rope(
         self,
@@ -343,7 +327,7 @@ class NumbaOps:
         # A step that is repeated comes to the last position some time.
         positions = length if state is None else state.capacity
         tables = self._rotation(theta, features // 2, positions)
-        step, _, _ = self._spans(x, state, segments)
+        step = spans_of(x, state, segments).step
         y = self.launch.like(x)
         flat = [array.reshape(-1, heads, features) for array in (x, y)]
         tasks, nanoseconds = batch * length, x.size * ELEMENT
@@ -375,25 +359,23 @@ class NumbaOps:
         q, k, v = realize(q), realize(k), realize(v)
         heads, features = q.shape[2:]
         groups = k.shape[2]
-        step, table, spans = self._spans(q, state, segments)
-        if state is None:
-            kind = Slot(kind="attention", heads=groups, key_dim=features)
-            kept = buffers(kind, pages=int(table.max()) + 1, rows=0)
-        else:
-            kind, kept = state.slots[slot], state.arrays[slot]
-        self._append(k, v, kind, kept, step, table)
+        spans = spans_of(q, state, segments)
+        alone = Slot(kind="attention", heads=groups, key_dim=features)
+        kind, pages = kept(state, slot, alone, spans)
+        self._append(k, v, kind, pages, spans)
+        step = spans.step
         y = self.launch.like(q)
         share = heads // groups
         parts = step.parts_of(groups, share)
-        if spans < len(step.rows):
-            parts = parts[: spans * (len(parts) // len(step.rows))]
+        if spans.number < len(step.rows):
+            parts = parts[: spans.number * (len(parts) // len(step.rows))]
         # For each position that a query sees.
         nanoseconds = 2 * q.size * FLOAT
         noted = self.launch.notes is not None
-        seen = 0.0 if noted else float((step.starts + step.counts / 2)[:spans].mean())
+        seen = 0.0 if noted else float((step.starts + step.counts / 2)[: spans.number].mean())
         self.launch(
             attention.attention_kernel(kind.storage),
-            *(q.reshape(-1, heads, features), *kept, table),
+            *(q.reshape(-1, heads, features), *pages, spans.table),
             *(step.rows, step.starts, step.counts, step.offsets, parts),
             y.reshape(-1, heads, features),
             tasks=len(parts),
@@ -403,25 +385,17 @@ class NumbaOps:
         return y
 
     def append_kv(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
-        step, table, _ = self._spans(k, state)
-        kind, kept = state.slots[slot], state.arrays[slot]
-        self._append(realize(k), realize(v), kind, kept, step, table)
+        kind, pages = state.slots[slot], state.arrays[slot]
+        self._append(realize(k), realize(v), kind, pages, spans_of(k, state))
 
-    def _append(
-        self,
-        k: Values,
-        v: Values,
-        kind: Slot,
-        kept: list[Values],
-        step: NumbaStep,
-        table: NDArray[np.int64],
-    ) -> None:
+    def _append(self, k: Values, v: Values, kind: Slot, pages: list[Values], spans: Spans) -> None:
+        step = spans.step
         flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
         # Also of tokens that have left a loop: later ones look at them.
         with self.launch.always():
             self.launch(
                 attention.append_kernel(kind.storage),
-                *(*flat, table, step.rows, step.spans, step.positions, *kept),
+                *(*flat, spans.table, step.rows, step.spans, step.positions, *pages),
                 tasks=math.prod(k.shape[:3]),
                 nanoseconds=k.size * ELEMENT,
             )
@@ -440,20 +414,18 @@ class NumbaOps:
         x = realize(x)
         weight = np.ascontiguousarray(dense(kernel).T)
         batch, length, features = x.shape
-        step, _, spans = self._spans(x, state, segments)
-        if state is None:
-            before = np.zeros((spans, len(weight) - 1, features), np.float32)
-        else:
-            (before,) = state.arrays[slot]
+        spans = spans_of(x, state, segments)
+        step, alone = spans.step, Slot(kind="conv", taps=len(weight), features=features)
+        _, (before,) = kept(state, slot, alone, spans)
         y = self.launch.like(x)
         flat, result = x.reshape(-1, features), y.reshape(-1, features)
         tasks, nanoseconds = batch * length, len(weight) * x.size * ELEMENT
         arguments = flat, before, weight, step.rows, step.offsets, step.spans, result
         self.launch(delta.convolve, *arguments, tasks=tasks, nanoseconds=nanoseconds)
         if state is not None:
-            nanoseconds = spans * weight.size * ELEMENT
+            tasks, nanoseconds = spans.number, spans.number * weight.size * ELEMENT
             told = step.rows, step.offsets, step.counts
-            self.launch(delta.keep, flat, before, *told, tasks=spans, nanoseconds=nanoseconds)
+            self.launch(delta.keep, flat, before, *told, tasks=tasks, nanoseconds=nanoseconds)
         return y
 
     def delta_rule(
@@ -472,12 +444,10 @@ class NumbaOps:
     ) -> Array:
         values = realize(v)
         batch, length, heads, features = k.shape
-        shape = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
-        step, _, spans = self._spans(k, state, segments)
-        if state is None:
-            (memory,) = buffers(shape, pages=0, rows=spans)
-        else:
-            (memory,) = state.arrays[slot]
+        alone = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
+        spans = spans_of(k, state, segments)
+        _, (memory,) = kept(state, slot, alone, spans)
+        step = spans.step
         groups, padded = memory.shape[2:4]
         queries = self.launch.empty((batch, length, heads, padded))
         keys = self.launch.like(queries)
@@ -499,7 +469,7 @@ class NumbaOps:
             *(x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values, steps, keeps)),
             *(memory, step.rows, step.offsets, step.counts),
             y.reshape(-1, *y.shape[2:]),
-            tasks=spans * heads * groups,
+            tasks=spans.number * heads * groups,
             nanoseconds=4 * y.size * padded * FLOAT,
         )
         return y

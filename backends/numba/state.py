@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.attention.attention import QUERIES
-from nanochat.backends.numba.pending import Values
+from nanochat.backends.numba.pending import Array, Values
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.launch import Notes, Pool
 from nanochat.backends.numba.runtime.vectors import LANES
@@ -26,8 +26,7 @@ from nanochat.rows import (
     step_of_sequences,
 )
 
-__all__ = ["NumbaState", "NumbaStep", "Repeated", "bucket", "buffers", "documents"]
-__all__ += ["sequences"]
+__all__ = ["NumbaState", "NumbaStep", "Repeated", "Spans", "bucket", "buffers", "kept", "spans_of"]
 
 # float16 is kept as its bits.
 _NUMBERS: dict[Storage, type[np.generic]] = {
@@ -66,6 +65,18 @@ class NumbaStep(Step):
                 found = [(*part, head) for head in heads for part in parts]
             self._parts[key] = np.array(found, np.int64)
         return self._parts[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spans:
+    """Which tokens are whose: a step, the table (rows, pages of a row) of the pages, and how many spans are read.
+
+    The arrays of a step of one token a row may be longer than what is read.
+    """
+
+    step: NumbaStep
+    table: NDArray[np.int64]
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,22 +167,43 @@ def _for_kernels(step: Step) -> NumbaStep:
     return NumbaStep(**vars(step))
 
 
+def spans_of(x: Array, state: NumbaState | None, segments: Array | None = None) -> Spans:
+    """The spans that tokens of x (B, T, ...) are of: of the state's step, of packed documents, or of sequences."""
+    batch, length = x.shape[:2]
+    if segments is not None:
+        assert state is None, "what is packed has no state"
+        return _documents(cast(NDArray[np.int64], segments))
+    if state is None:
+        return _sequences(batch, length)
+    step = state.step
+    assert isinstance(step, NumbaStep), "call `begin` of the state first"
+    return Spans(step=step, table=state.table, number=min(length, len(step.rows)))
+
+
 @lru_cache(maxsize=64)
-def sequences(batch: int, length: int) -> tuple[NumbaStep, NDArray[np.int64]]:
-    """The step that reads whole sequences, and the table of its pages."""
+def _sequences(batch: int, length: int) -> Spans:
     pages = num_pages(length)
     table = np.arange(batch * pages, dtype=np.int64).reshape(batch, pages)
-    return _for_kernels(step_of_sequences(batch, length)), table
+    return Spans(step=_for_kernels(step_of_sequences(batch, length)), table=table, number=batch)
 
 
-def documents(segments: NDArray[np.int64]) -> tuple[NumbaStep, NDArray[np.int64], int]:
-    """The step that reads packed rows, the table of its pages, and how many documents there are."""
+def _documents(segments: NDArray[np.int64]) -> Spans:
     step = _for_kernels(step_of_segments(segments))
     pages = [num_pages(count) for count in step.counts.tolist()]
     firsts = np.cumsum(pages) - pages
     # What a document has no page for is not looked at.
     table = firsts[:, None] + np.minimum(np.arange(max(pages)), np.array(pages)[:, None] - 1)
-    return step, table, len(pages)
+    return Spans(step=step, table=table, number=len(pages))
+
+
+def kept(
+    state: NumbaState | None, slot: int, otherwise: Slot, spans: Spans
+) -> tuple[Slot, list[Values]]:
+    """A slot of the state and its buffers; without a state, `otherwise` and empty ones."""
+    if state is not None:
+        return state.slots[slot], state.arrays[slot]
+    pages = int(spans.table.max()) + 1 if otherwise.kind == "attention" else 0
+    return otherwise, buffers(otherwise, pages=pages, rows=spans.number)
 
 
 def buffers(slot: Slot, *, pages: int, rows: int) -> list[Values]:
