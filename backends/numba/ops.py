@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
-from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.attention import launching as attention
 from nanochat.backends.numba.experts import routing
 from nanochat.backends.numba.experts.products import (
     ExpertGroup,
@@ -48,7 +48,6 @@ from nanochat.backends.numba.sampling.draw import draw
 from nanochat.backends.numba.state import (
     NumbaState,
     Repeated,
-    Spans,
     bucket,
     kept,
     spans_of,
@@ -139,7 +138,7 @@ class NumbaOps:
         self.layout = layout
         self.launch = Launcher(num_cores() if num_threads is None else num_threads)
         self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
-        self._rotations: dict[tuple[float, int], tuple[Values, Values]] = {}
+        self._rotations = attention.Rotations()
         self._sites: dict[tuple[int, Mixer, int], _Site] = {}
         self._groups: dict[int, ExpertGroup] = {}
         # Of leaves that are replaced: one piece of memory takes many.
@@ -323,28 +322,10 @@ class NumbaOps:
         segments: Array | None = None,
     ) -> Array:
         x = realize(x)
-        batch, length, heads, features = x.shape
         # A step that is repeated comes to the last position some time.
-        positions = length if state is None else state.capacity
-        tables = self._rotation(theta, features // 2, positions)
-        step = spans_of(x, state, segments).step
-        y = self.launch.like(x)
-        flat = [array.reshape(-1, heads, features) for array in (x, y)]
-        tasks, nanoseconds = batch * length, x.size * ELEMENT
-        arguments = flat[0], *tables, step.positions, flat[1]
-        self.launch(attention.rotate, *arguments, tasks=tasks, nanoseconds=nanoseconds)
-        return y
-
-    def _rotation(self, theta: float, half: int, positions: int) -> tuple[Values, Values]:
-        """Cosines and sines of at least that many positions, (positions, half)."""
-        tables = self._rotations.get((theta, half))
-        if tables is None or len(tables[0]) < positions:
-            count = max(256, 1 << (positions - 1).bit_length())
-            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-            angle = np.arange(count, dtype=np.float32)[:, None] * frequency
-            tables = np.cos(angle), np.sin(angle)
-            self._rotations[theta, half] = tables
-        return tables
+        positions = x.shape[1] if state is None else state.capacity
+        tables = self._rotations.of(theta, x.shape[3] // 2, positions=positions)
+        return attention.rotate(self.launch, x, tables, spans_of(x, state, segments))
 
     def attention(
         self,
@@ -357,48 +338,16 @@ class NumbaOps:
         segments: Array | None = None,
     ) -> Array:
         q, k, v = realize(q), realize(k), realize(v)
-        heads, features = q.shape[2:]
-        groups = k.shape[2]
         spans = spans_of(q, state, segments)
-        alone = Slot(kind="attention", heads=groups, key_dim=features)
+        alone = Slot(kind="attention", heads=k.shape[2], key_dim=k.shape[3])
         kind, pages = kept(state, slot, alone, spans)
-        self._append(k, v, kind, pages, spans)
-        step = spans.step
-        y = self.launch.like(q)
-        share = heads // groups
-        parts = step.parts_of(groups, share)
-        if spans.number < len(step.rows):
-            parts = parts[: spans.number * (len(parts) // len(step.rows))]
-        # For each position that a query sees.
-        nanoseconds = 2 * q.size * FLOAT
-        noted = self.launch.notes is not None
-        seen = 0.0 if noted else float((step.starts + step.counts / 2)[: spans.number].mean())
-        self.launch(
-            attention.attention_kernel(kind.storage),
-            *(q.reshape(-1, heads, features), *pages, spans.table),
-            *(step.rows, step.starts, step.counts, step.offsets, parts),
-            y.reshape(-1, heads, features),
-            tasks=len(parts),
-            nanoseconds=nanoseconds * seen,
-            nanoseconds_per_position=nanoseconds if noted else 0.0,
-        )
-        return y
+        attention.append(self.launch, k, v, kind.storage, pages, spans)
+        return attention.attend(self.launch, q, kind.storage, pages, spans)
 
     def append_kv(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
-        kind, pages = state.slots[slot], state.arrays[slot]
-        self._append(realize(k), realize(v), kind, pages, spans_of(k, state))
-
-    def _append(self, k: Values, v: Values, kind: Slot, pages: list[Values], spans: Spans) -> None:
-        step = spans.step
-        flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
-        # Also of tokens that have left a loop: later ones look at them.
-        with self.launch.always():
-            self.launch(
-                attention.append_kernel(kind.storage),
-                *(*flat, spans.table, step.rows, step.spans, step.positions, *pages),
-                tasks=math.prod(k.shape[:3]),
-                nanoseconds=k.size * ELEMENT,
-            )
+        storage, pages = state.slots[slot].storage, state.arrays[slot]
+        spans = spans_of(k, state)
+        attention.append(self.launch, realize(k), realize(v), storage, pages, spans)
 
     # Gated DeltaNet.
 
@@ -413,19 +362,12 @@ class NumbaOps:
     ) -> Array:
         x = realize(x)
         weight = np.ascontiguousarray(dense(kernel).T)
-        batch, length, features = x.shape
         spans = spans_of(x, state, segments)
-        step, alone = spans.step, Slot(kind="conv", taps=len(weight), features=features)
+        alone = Slot(kind="conv", taps=len(weight), features=x.shape[2])
         _, (before,) = kept(state, slot, alone, spans)
-        y = self.launch.like(x)
-        flat, result = x.reshape(-1, features), y.reshape(-1, features)
-        tasks, nanoseconds = batch * length, len(weight) * x.size * ELEMENT
-        arguments = flat, before, weight, step.rows, step.offsets, step.spans, result
-        self.launch(delta.convolve, *arguments, tasks=tasks, nanoseconds=nanoseconds)
+        y = attention.convolve(self.launch, x, before, weight, spans)
         if state is not None:
-            tasks, nanoseconds = spans.number, spans.number * weight.size * ELEMENT
-            told = step.rows, step.offsets, step.counts
-            self.launch(delta.keep, flat, before, *told, tasks=tasks, nanoseconds=nanoseconds)
+            attention.keep(self.launch, x, before, spans)
         return y
 
     def delta_rule(
@@ -443,36 +385,13 @@ class NumbaOps:
         segments: Array | None = None,
     ) -> Array:
         values = realize(v)
-        batch, length, heads, features = k.shape
-        alone = Slot(kind="delta", heads=heads, key_dim=features, value_dim=values.shape[3])
+        alone = Slot(kind="delta", heads=k.shape[2], key_dim=k.shape[3], value_dim=v.shape[3])
         spans = spans_of(k, state, segments)
         _, (memory,) = kept(state, slot, alone, spans)
-        step = spans.step
-        groups, padded = memory.shape[2:4]
-        queries = self.launch.empty((batch, length, heads, padded))
-        keys = self.launch.like(queries)
-        steps, keeps = self.launch.like(realize(beta)), self.launch.like(realize(decay))
-        given = (
-            realize(q),
-            realize(k),
-            realize(beta),
-            realize(decay),
-            dense(log_rate),
-            dense(time_bias),
-        )
-        tasks, nanoseconds = batch * length, 2 * queries.size * ELEMENT
-        inputs = queries, keys, steps, keeps
-        self.launch(delta.delta_inputs, *given, *inputs, tasks=tasks, nanoseconds=nanoseconds)
-        y = self.launch.like(values)
-        self.launch(
-            delta.delta_rule,
-            *(x.reshape(-1, *x.shape[2:]) for x in (queries, keys, values, steps, keeps)),
-            *(memory, step.rows, step.offsets, step.counts),
-            y.reshape(-1, *y.shape[2:]),
-            tasks=spans.number * heads * groups,
-            nanoseconds=4 * y.size * padded * FLOAT,
-        )
-        return y
+        given = realize(q), realize(k), realize(beta), realize(decay)
+        rates = dense(log_rate), dense(time_bias)
+        inputs = attention.delta_inputs(self.launch, *given, *rates, features=memory.shape[3])
+        return attention.delta_rule(self.launch, *inputs, values, memory, spans)
 
     # Networks.
 
