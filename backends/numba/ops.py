@@ -8,7 +8,7 @@ then repeated without Python. An operation that uses NumPy on activations says s
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal, TypeVar, cast
 
 import numpy as np
@@ -29,17 +29,15 @@ from nanochat.backends.numba.products import launching as products
 from nanochat.backends.numba.products.packing import (
     Leaf,
     TiledLinear,
-    TiledProjection,
     dense,
     num_ternary,
     prepare_leaf,
     require_trits_fit,
-    tile_projection,
 )
 from nanochat.backends.numba.products.trits import CodeLayout, possible
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.compilation import end_wait
-from nanochat.backends.numba.runtime.costs import BYTE, ELEMENT, FLOAT, INTEGER
+from nanochat.backends.numba.runtime.costs import ELEMENT, INTEGER
 from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
@@ -52,9 +50,11 @@ from nanochat.backends.numba.state import (
     kept,
     spans_of,
 )
-from nanochat.backends.numba.streams import loops, mhc, projection
+from nanochat.backends.numba.streams import launching as mhc
+from nanochat.backends.numba.streams import loops
+from nanochat.backends.numba.streams.sites import Sites
 from nanochat.backends.numba.tuning.tuner import Tuner
-from nanochat.backends.reference.ops import permutation_matrices, pieces, weighted
+from nanochat.backends.reference.ops import pieces, weighted
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_rows
 from nanochat.errors import BackendError, InputError
@@ -73,34 +73,10 @@ __all__ = ["NumbaOps"]
 
 Result = TypeVar("Result")
 
-# Nanoseconds for the mHC coefficients of a token.
-_COEFFICIENTS = 300
-
 # Bytes of a model's ternary codes, in two bits, that fit no cache of most machines: from there on, five codes to a byte
 # are read sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times.
 # From the cache it took 1.3 times as long.
 _STREAMED = 64 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Coefficients:
-    """What is read with (N, n), written with (N, n) and mixed with (N, n, n), or (N, 0, 0); N is 1 or the tokens."""
-
-    read: Values
-    write: Values
-    mixing: Values
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Site:
-    """What depends on the weights of a site alone: its coefficients, or the logits and gates of a dynamic one."""
-
-    leaves: Mhc[Leaf]
-    matrices: Values
-    bias: Values
-    gates: Values
-    projection: TiledProjection | None
-    static: _Coefficients
 
 
 class NumbaOps:
@@ -139,7 +115,7 @@ class NumbaOps:
         self.launch = Launcher(num_cores() if num_threads is None else num_threads)
         self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
         self._rotations = attention.Rotations()
-        self._sites: dict[tuple[int, Mixer, int], _Site] = {}
+        self._sites = Sites()
         self._groups: dict[int, ExpertGroup] = {}
         # Of leaves that are replaced: one piece of memory takes many.
         self._memory = WeightMemory()
@@ -493,118 +469,31 @@ class NumbaOps:
     # mHC: manifold-constrained hyper-connections.
 
     def mhc_open(self, x: Array, num_streams: int) -> Array:
-        x = realize(x)
-        batch, length, width = x.shape
-        streams: Values = self.launch.empty((batch, length, num_streams, width))
-        rows, flat = x.reshape(-1, width), streams.reshape(-1, num_streams, width)
-        tasks, nanoseconds = batch * length, streams.size * ELEMENT
-        self.launch(mhc.open_streams, rows, flat, tasks=tasks, nanoseconds=nanoseconds)
-        return streams
+        return mhc.open_streams(self.launch, realize(x), num_streams)
 
     def mhc_read(
         self, streams: Array, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
     ) -> tuple[Array, Array, Array | None]:
         streams = realize(streams)
-        batch, length, n, width = streams.shape
-        flat = streams.reshape(-1, n, width)
-        known = self._site(site, n, mixer, iterations)
-        dynamic = known.projection is not None
-        found = self._coefficients(flat, known, iterations, float(eps)) if dynamic else known.static
-        u = self._blend(streams, found.read)
-        shape = (batch, length) if dynamic else ()
+        n = streams.shape[2]
+        known = self._sites.of(site, n, mixer, iterations)
+        shape: tuple[int, ...] = ()
+        found = known.static
+        if known.projection is not None:
+            shape = streams.shape[:2]
+            found = mhc.coefficients(
+                self.launch, streams, known, iterations=iterations, eps=float(eps)
+            )
+        u = mhc.blend(self.launch, streams, found.read)
         post = found.write.reshape(*shape, n)
         return u, post, None if mixer == "identity" else found.mixing.reshape(*shape, n, n)
 
-    def _blend(self, streams: Values, read: Values) -> Pending:
-        batch, length, n, width = streams.shape
-        shape = batch, length, width
-        flat = streams.reshape(-1, n, width)
-        launch = functools.partial(
-            self.launch, tasks=batch * length, nanoseconds=streams.size * ELEMENT
-        )
-
-        def compute() -> Values:
-            u: Values = self.launch.empty(shape)
-            launch(mhc.blend, flat, read, u.reshape(-1, width))
-            return u
-
-        def norm(u: Pending, gains: Values, eps: float) -> Pending:
-            def compute_norm() -> Values:
-                y = self.launch.empty(shape)
-                rows = u.array().reshape(-1, width)
-                launch(activation.rms_norm, rows, gains, eps, y.reshape(rows.shape))
-                return y
-
-            def fusion(y: Values, block: int, rounded: Rounded) -> None:
-                out = rounded.codes, rounded.sums, rounded.scales
-                launch(activation.blend_norm_round, flat, read, gains, eps, y, block, *out)
-
-            return Pending(shape=shape, compute=compute_norm, fusion=fusion)
-
-        return Pending(shape=shape, compute=compute, norm=norm)
-
-    def _site(self, leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
-        # What is kept holds the leaves, so that no others can get their number.
-        key = id(leaves), mixer, iterations
-        if key not in self._sites:
-            self._sites[key] = _prepared_site(leaves, n, mixer, iterations)
-        return self._sites[key]
-
-    def _coefficients(
-        self, flat: Values, site: _Site, iterations: int, eps: float
-    ) -> _Coefficients:
-        """Those of every token, of a dynamic site."""
-        assert site.projection is not None
-        tokens, n, width = flat.shape
-        numbers = site.projection.numbers
-        lanes, chunks = numbers.shape[1], projection.num_chunks(width)
-        assert numbers.shape[0] == n * width
-        sums = self.launch.empty((tokens, chunks, lanes))
-        squares = self.launch.empty((tokens, chunks))
-        self.launch(
-            projection.projector(numbers.dtype.name, lanes, n),
-            *(flat, numbers, sums, squares),
-            tasks=chunks * -(-tokens // projection.TOKENS),
-            nanoseconds=flat.size * lanes * FLOAT + numbers.nbytes * BYTE,
-        )
-        found = _Coefficients(
-            read=self.launch.empty((tokens, n)),
-            write=self.launch.empty((tokens, n)),
-            mixing=self.launch.empty((tokens, *site.static.mixing.shape[1:])),
-        )
-        self.launch(
-            mhc.coefficients,
-            *(sums, squares, site.bias, site.gates, n * width, eps, site.matrices, iterations),
-            *(found.read, found.write, found.mixing),
-            tasks=tokens,
-            nanoseconds=tokens * _COEFFICIENTS,
-        )
-        return found
-
     def mhc_write(self, streams: Array, y: Array, post: Array, mix: Array | None) -> Array:
-        streams = realize(streams)
-        batch, length, n, width = streams.shape
-        written = self.launch.like(streams)
-        flat, result = streams.reshape(-1, n, width), written.reshape(-1, n, width)
-        rows, shares = realize(y).reshape(-1, width), realize(post).reshape(-1, n)
-        launch = functools.partial(
-            self.launch, tasks=batch * length, nanoseconds=2 * streams.size * ELEMENT
-        )
-        if mix is None:
-            launch(mhc.add, flat, rows, shares, result)
-        else:
-            assert n in (2, 4), n
-            launch(mhc.mix, flat, rows, shares, realize(mix).reshape(-1, n, n), result)
-        return written
+        mixing = None if mix is None else realize(mix)
+        return mhc.write(self.launch, realize(streams), realize(y), realize(post), mixing)
 
     def mhc_close(self, streams: Array) -> Array:
-        streams = realize(streams)
-        batch, length, n, width = streams.shape
-        y: Values = self.launch.empty((batch, length, width))
-        flat, rows = streams.reshape(-1, n, width), y.reshape(-1, width)
-        tasks, nanoseconds = batch * length, streams.size * ELEMENT
-        self.launch(mhc.close, flat, rows, tasks=tasks, nanoseconds=nanoseconds)
-        return y
+        return mhc.close(self.launch, realize(streams))
 
     # Adaptive depth.
 
@@ -721,36 +610,3 @@ def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
             f"token ids from {ids.min()} to {ids.max()} do not fit a table of {rows} rows: use the tokenizer of this "
             "model"
         )
-
-
-def _prepared_site(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> _Site:
-    parts = [dense(leaf) for leaf in (leaves.read, leaves.write, leaves.mix) if leaf is not None]
-    bias = np.concatenate(parts)
-    static = _Coefficients(
-        read=np.empty((1, n), np.float32),
-        write=np.empty((1, n), np.float32),
-        mixing=np.empty((1, 0, 0) if leaves.mix is None else (1, n, n), np.float32),
-    )
-    matrices = _permutations(n) if mixer == "lite" else np.empty((0, n * n), np.float32)
-    mhc.static_coefficients(bias, matrices, iterations, static.read, static.write, static.mixing)
-    gates = np.zeros_like(bias)
-    if leaves.gates is not None:
-        gates = np.repeat(dense(leaves.gates)[: len(parts)], [len(part) for part in parts])
-    projection = leaves.projection
-    if projection is not None and not isinstance(projection, TiledProjection):
-        # Float32 numbers come from weights that were made by hand.
-        projection = tile_projection(dense(projection))
-    return _Site(
-        leaves=leaves,
-        matrices=matrices,
-        bias=bias,
-        gates=gates,
-        projection=projection,
-        static=static,
-    )
-
-
-@functools.cache
-def _permutations(n: int) -> Values:
-    """The permutation matrices, (n!, n * n)."""
-    return permutation_matrices(n).reshape(-1, n * n)
