@@ -51,7 +51,7 @@ from nanochat.backends.numba.state import (
     spans_of,
 )
 from nanochat.backends.numba.streams import launching as mhc
-from nanochat.backends.numba.streams import loops
+from nanochat.backends.numba.streams import leaving
 from nanochat.backends.numba.streams.sites import Sites
 from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import pieces, weighted
@@ -259,14 +259,7 @@ class NumbaOps:
         left, right = realize(x), realize(y)
         if left.shape == right.shape:
             return products.elementwise(self.launch, activation.add, left, right)
-        y = self.launch.like(left)
-        assert right.ndim == 1, right.shape
-        assert right.dtype == left.dtype
-        rows = [array.reshape(-1, right.size) for array in (left, y)]
-        arguments = rows[0], right, rows[1]
-        tasks, nanoseconds = len(rows[0]), y.size * ELEMENT
-        self.launch(loops.add_bias, *arguments, tasks=tasks, nanoseconds=nanoseconds)
-        return y
+        return leaving.add_bias(self.launch, left, right)
 
     def parameter(self, leaf: Leaf) -> Array:
         return dense(leaf)
@@ -511,41 +504,17 @@ class NumbaOps:
         steps: int,
         threshold: float,
     ) -> Array:
-        if (notes := self.launch.notes) is not None:
-            # Nobody knows yet when the tokens of a later step leave.
-            notes.everyone = np.zeros(1, np.int64)
-        try:
-            leave = functools.partial(self._leave, threshold=1.0 - threshold)
+        leave = functools.partial(self._leave, threshold=1.0 - threshold)
+        with leaving.skipping(self.launch):
             return leaving_loop(x, step, survive, finish, self, steps=steps, leave=leave)
-        finally:
-            if notes is not None:
-                notes.everyone = None
 
     def _leave(self, survival: Array, *, threshold: float) -> tuple[Array, bool]:
-        values = realize(survival)
-        count = values.size
-        mask, everyone = self.launch.empty((count,), np.bool_), np.zeros(1, np.int64)
-        notes = self.launch.notes
-        before = everyone if notes is None or notes.everyone is None else notes.everyone
-        arguments = values.reshape(count), float(threshold), before, mask, everyone
-        with self.launch.always():
-            self.launch(loops.leave, *arguments, tasks=1, nanoseconds=count * ELEMENT)
-        left = cast(Array, mask.reshape(values.shape))
-        if notes is None:
-            return left, bool(everyone[0])
-        notes.everyone = everyone
-        return left, False
+        mask, everyone = leaving.leave(self.launch, realize(survival), threshold=threshold)
+        return cast(Array, mask), everyone
 
     def select(self, mask: Array, yes: Array, no: Array) -> Array:
-        chosen, kept, others = realize(mask), realize(yes), realize(no)
-        y = self.launch.like(kept)
-        rows = [array.reshape(chosen.size, -1) for array in (kept, others, y)]
-        with self.launch.always():
-            tasks, nanoseconds = chosen.size, y.size * ELEMENT
-            self.launch(
-                loops.select, chosen.reshape(-1), *rows, tasks=tasks, nanoseconds=nanoseconds
-            )
-        return y
+        left = cast(NDArray[np.bool_], realize(mask))
+        return leaving.select(self.launch, left, realize(yes), realize(no))
 
     # The choice of tokens.
 
