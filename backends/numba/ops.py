@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.attention import launching as attention
-from nanochat.backends.numba.experts import routing
-from nanochat.backends.numba.experts.products import (
-    ExpertGroup,
-    Matrices,
-    grouped_norm,
-    grouped_product,
-)
-from nanochat.backends.numba.pending import Array, Pending, Rounded, Values, realize
+from nanochat.backends.numba.experts import launching as experts
+from nanochat.backends.numba.pending import Array, Pending, realize
 from nanochat.backends.numba.products import activation
 from nanochat.backends.numba.products import launching as products
 from nanochat.backends.numba.products.packing import (
@@ -41,7 +35,7 @@ from nanochat.backends.numba.runtime.costs import ELEMENT, INTEGER
 from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
-from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.runtime.threads import Program, run_program
 from nanochat.backends.numba.sampling.draw import draw
 from nanochat.backends.numba.state import (
     NumbaState,
@@ -116,7 +110,7 @@ class NumbaOps:
         self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
         self._rotations = attention.Rotations()
         self._sites = Sites()
-        self._groups: dict[int, ExpertGroup] = {}
+        self._groups = experts.Groups()
         # Of leaves that are replaced: one piece of memory takes many.
         self._memory = WeightMemory()
         self._num_replaced = 0
@@ -388,76 +382,22 @@ class NumbaOps:
         activation: Activation,
         eps: float,
     ) -> Array:
-        group = self._group(networks)
-        count, width = math.prod(x.shape[:-1]), x.shape[-1]
+        group = self._groups.of(networks)
         rounded = products.rounded(self.launch, Pending.of(x), group.up.leaves[0].activation_block)
-        scores = realize(logits).reshape(count, len(networks))
-        visits, empty = count * top_k, self.launch.empty
-        tokens, experts = empty((visits,), np.int64), empty((visits,), np.int64)
-        shares = empty((visits,))
-        places, bounds = empty((count, top_k), np.int64), empty((len(networks) + 1,), np.int64)
-        found = tokens, experts, shares, places, bounds
-        self.launch(routing.route, scores, *found, tasks=1, nanoseconds=count * ELEMENT)
-        given = rounded.codes, rounded.sums, rounded.scales
-        own = Rounded(*(empty((visits, *each.shape[1:]), each.dtype) for each in given))
-        self.launch(
-            routing.collect,
-            *(*given, tokens, own.codes, own.sums, own.scales),
-            tasks=visits,
-            nanoseconds=own.codes.size * ELEMENT,
-        )
-        calls, results = [], []
-        for matrices in filter(None, (group.gate, group.up)):
-            call, y = self._grouped_product(own, matrices, bounds)
-            calls.append(call)
-            results.append(y[None])
-        self.launch.together(calls)
-        if group.gate is not None and activation == "swiglu":
-            hidden = self.swiglu(*results)
+        visits = experts.route(self.launch, realize(logits).reshape(-1, len(networks)), top_k)
+        own = experts.collect(self.launch, rounded, visits)
+        if group.gate is None:
+            (up,) = experts.project(self.launch, self.tuner, own, visits, group.up)
+            hidden = self.relu2(up, None)
         else:
-            hidden = self.relu2(results[0], results[1] if len(results) > 1 else None)
+            gate, up = experts.project(self.launch, self.tuner, own, visits, group.gate, group.up)
+            hidden = self.swiglu(gate, up) if activation == "swiglu" else self.relu2(gate, up)
         if group.gains is not None:
-            values = realize(hidden)[0]
-            y = self.launch.like(values)
-            told = group.gains, experts, float(eps)
-            nanoseconds = values.size * ELEMENT
-            self.launch(grouped_norm, values, *told, y, tasks=visits, nanoseconds=nanoseconds)
-            hidden = y[None]
-        own = products.rounded(
-            self.launch, Pending.of(hidden), group.down.leaves[0].activation_block
-        )
-        call, made = self._grouped_product(own, group.down, bounds)
-        self.launch.together([call])
-        result = empty((count, width))
-        nanoseconds = made.size * ELEMENT
-        arguments = made, shares, places, result
-        self.launch(routing.combine, *arguments, tasks=count, nanoseconds=nanoseconds)
-        return cast(Array, result.reshape(x.shape))
-
-    def _group(self, networks: Sequence[FeedForward[Leaf]]) -> ExpertGroup:
-        # What is kept holds the networks, so that no others can get their number.
-        key = id(networks)
-        if key not in self._groups:
-            self._groups[key] = ExpertGroup.of(networks)
-        return self._groups[key]
-
-    def _grouped_product(
-        self, x: Rounded, matrices: Matrices, bounds: NDArray[np.int64]
-    ) -> tuple[Call, Values]:
-        leaf, visits = matrices.leaves[0], len(x.codes)
-        assert x.scales.shape[1] * leaf.activation_block == leaf.columns
-        y = cast(Values, self.launch.empty((visits, leaf.rows)))
-        choice = self.tuner.choice(leaf, max(1, visits // len(matrices.leaves)))
-        call = Call(
-            grouped_product(choice.isa, leaf.layout),
-            (
-                *(matrices.codes, matrices.scales, matrices.shape, bounds),
-                *(x.codes, x.sums, x.scales, y, choice.variant),
-            ),
-            tasks=len(matrices.leaves) * len(leaf.codes),
-            nanoseconds=visits * leaf.rows * leaf.columns * INTEGER,
-        )
-        return call, y
+            hidden = experts.norm(self.launch, realize(hidden), group.gains, visits, float(eps))
+        block = group.down.leaves[0].activation_block
+        own = products.rounded(self.launch, Pending.of(hidden), block)
+        (made,) = experts.project(self.launch, self.tuner, own, visits, group.down)
+        return experts.combine(self.launch, made, visits).reshape(x.shape)
 
     # mHC: manifold-constrained hyper-connections.
 
