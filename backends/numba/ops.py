@@ -6,9 +6,7 @@ then repeated without Python. An operation that uses NumPy on activations says s
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Literal, TypeVar, cast
 
 import numpy as np
@@ -31,12 +29,12 @@ from nanochat.backends.numba.products.packing import (
 from nanochat.backends.numba.products.trits import CodeLayout, possible
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.compilation import end_wait
-from nanochat.backends.numba.runtime.costs import ELEMENT, INTEGER
+from nanochat.backends.numba.runtime.costs import INTEGER
 from nanochat.backends.numba.runtime.isa import available, chosen, rivals
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba.runtime.threads import Program, run_program
-from nanochat.backends.numba.sampling.draw import draw
+from nanochat.backends.numba.sampling import launching as sampling
 from nanochat.backends.numba.state import (
     NumbaState,
     Repeated,
@@ -461,20 +459,7 @@ class NumbaOps:
     def sample(self, logits: Array, draws: Draws) -> Drawn:
         values = realize(logits)
         require_rows(values.shape, draws)
-        rows = values.reshape(draws.rows, -1)
-        drawn = Drawn(
-            tokens=self.launch.empty((draws.rows,), np.int64),
-            logprobs=self.launch.empty((draws.rows,), np.float64),
-            normalizers=self.launch.empty((draws.rows,), np.float64),
-        )
-        shape = draws.rows, draws.vocab_size
-        scores, ids = self.launch.empty(shape), self.launch.empty(shape, np.int32)
-        settings = [getattr(draws, field.name) for field in fields(draws)]
-        results = drawn.tokens, drawn.logprobs, drawn.normalizers
-        tasks, nanoseconds = draws.rows, math.prod(shape) * ELEMENT
-        self.launch(
-            draw, rows, *settings, scores, ids, *results, tasks=tasks, nanoseconds=nanoseconds
-        )
+        drawn = sampling.draw(self.launch, values.reshape(draws.rows, -1), draws)
         end_wait()
         return drawn
 
