@@ -2,7 +2,7 @@
 
 A kernel does a range of independent tasks, ``first <= task < last``, and every number that it writes depends on its
 task alone. So a result is the same for any number of threads, which `runtime.threads` gives their ranges. Kernels trust
-their caller: `ops` checks shapes, and nothing in a kernel checks a bound.
+their caller: nothing in a kernel checks a bound. What launches them lies beside them, in their folders.
 """
 
 from typing import Any

@@ -1,8 +1,9 @@
 """This file holds the Numba backend: compiled CPU kernels, with ternary weights of two bits or less in memory.
 
-Arrays are float32 NumPy arrays in C order, or stand for one that nobody has needed yet. Operations prepare memory and
-launch kernels: what depends on tokens is computed by kernels alone, so that a step of generation can be noted once and
-then repeated without Python. An operation that uses NumPy on activations says so with `_needs_python`.
+Arrays are float32 NumPy arrays in C order, or stand for one that nobody has needed yet. Operations say what is launched
+on what; the memory and the cost of a launch are in the folder of its kernels. What depends on tokens is computed by
+kernels alone, so that a step of generation can be noted once and then repeated without Python. An operation that uses
+NumPy on activations says so with `_needs_python`.
 """
 
 import functools
@@ -35,13 +36,7 @@ from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba.runtime.threads import Program, run_program
 from nanochat.backends.numba.sampling import launching as sampling
-from nanochat.backends.numba.state import (
-    NumbaState,
-    Repeated,
-    bucket,
-    kept,
-    spans_of,
-)
+from nanochat.backends.numba.state import NumbaState, Repeated, bucket, kept, spans_of
 from nanochat.backends.numba.streams import launching as mhc
 from nanochat.backends.numba.streams import leaving
 from nanochat.backends.numba.streams.sites import Sites
@@ -49,7 +44,7 @@ from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import pieces, weighted
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_rows
-from nanochat.errors import BackendError, InputError
+from nanochat.errors import BackendError
 from nanochat.ops import Slot, leaving_loop
 from nanochat.weights import (
     FeedForward,
@@ -225,9 +220,7 @@ class NumbaOps:
     # Tables, norms, linears.
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
-        ids = cast(NDArray[np.int64], tokens)
-        _check_ids(ids, table.shape[0])
-        return products.embed(self.launch, ids, table)
+        return products.embed(self.launch, cast(NDArray[np.int64], tokens), table)
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
         # A kernel has one signature, and a configuration may say 1.
@@ -357,15 +350,10 @@ class NumbaOps:
     # Networks.
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        kernels = activation.swiglu, activation.swiglu_round
-        return products.activated(self.launch, *kernels, realize(gate), realize(up))
+        return products.swiglu(self.launch, realize(gate), realize(up))
 
     def relu2(self, x: Array, up: Array | None) -> Array:
-        if up is None:
-            plain = activation.relu2, activation.relu2_round
-            return products.activated(self.launch, *plain, realize(x))
-        kernels = activation.relu2_glu, activation.relu2_glu_round
-        return products.activated(self.launch, *kernels, realize(x), realize(up))
+        return products.relu2(self.launch, realize(x), None if up is None else realize(up))
 
     def gate(self, x: Array, logits: Array) -> Array:
         return products.elementwise(self.launch, activation.gate, realize(x), realize(logits))
@@ -496,11 +484,3 @@ class NumbaOps:
         self._groups.clear()
         self._num_replaced += 1
         return replace_leaf(weights, name, new)
-
-
-def _check_ids(ids: NDArray[np.int64], rows: int) -> None:
-    if ids.size and not 0 <= ids.min() <= ids.max() < rows:
-        raise InputError(
-            f"token ids from {ids.min()} to {ids.max()} do not fit a table of {rows} rows: use the tokenizer of this "
-            "model"
-        )

@@ -20,14 +20,27 @@ from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT, INTEGER
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.threads import Call
 from nanochat.backends.numba.tuning.tuner import Tuner
+from nanochat.errors import InputError
 
-__all__ = ["activated", "dense_product", "elementwise", "embed", "integer_product", "rms_norm"]
-__all__ += ["rounded"]
+__all__ = ["dense_product", "elementwise", "embed", "integer_product", "relu2", "rms_norm"]
+__all__ += ["rounded", "swiglu"]
 
 
 def embed(launch: Launcher, ids: NDArray[np.int64], table: Leaf) -> Values:
-    """Rows of a table, one for each of the ids, which the table must have."""
-    columns = table.shape[1]
+    """Rows of a table, one for each of the ids.
+
+    Raises
+    ------
+    InputError
+        If the table lacks one.
+    """
+    rows, columns = table.shape
+    # A kernel checks no bound.
+    if ids.size and not 0 <= ids.min() <= ids.max() < rows:
+        raise InputError(
+            f"token ids from {ids.min()} to {ids.max()} do not fit a table of {rows} rows: use the tokenizer of this "
+            "model"
+        )
     y = launch.empty((*ids.shape, columns))
     result, flat = y.reshape(-1, columns), ids.reshape(-1)
     run = functools.partial(launch, tasks=ids.size, nanoseconds=y.size * ELEMENT)
@@ -83,7 +96,6 @@ def integer_product(
 ) -> tuple[Call, Values]:
     """The call that multiplies x with a matrix of codes, and its result (N, R)."""
     tokens = len(x.codes)
-    # A kernel checks no bound.
     assert x.scales.shape[1] * leaf.activation_block == leaf.columns
     y = launch.empty((tokens, leaf.rows))
     choice = tuner.choice(leaf, tokens)
@@ -106,13 +118,33 @@ def dense_product(launch: Launcher, x: Values, weight: Values) -> tuple[Call, Va
     return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
 
 
-def activated(
+def elementwise(launch: Launcher, kernel: Callable[..., None], *inputs: Values) -> Values:
+    """What ``kernel(*inputs, y)`` writes, on flat arrays of one size."""
+    y = launch.like(inputs[0])
+    assert all(array.size == y.size for array in inputs)
+    flat = [array.reshape(-1) for array in (*inputs, y)]
+    launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * ELEMENT)
+    return y
+
+
+def swiglu(launch: Launcher, gate: Values, up: Values) -> Pending:
+    """``gate * sigmoid(gate) * up``, computed or rounded when it is needed."""
+    return _activated(launch, activation.swiglu, activation.swiglu_round, gate, up)
+
+
+def relu2(launch: Launcher, x: Values, up: Values | None) -> Pending:
+    """``max(x, 0)**2``, times `up` if there is one, computed or rounded when it is needed."""
+    if up is None:
+        return _activated(launch, activation.relu2, activation.relu2_round, x)
+    return _activated(launch, activation.relu2_glu, activation.relu2_glu_round, x, up)
+
+
+def _activated(
     launch: Launcher,
     kernel: Callable[..., None],
     fused_kernel: Callable[..., None],
     *inputs: Values,
 ) -> Pending:
-    """What ``kernel(*inputs, y)`` writes, or `fused_kernel` with its rounding, when it is needed."""
     shape, size = inputs[0].shape, inputs[0].size
 
     def fusion(y: Values, block: int, rounded: Rounded) -> None:
@@ -125,12 +157,3 @@ def activated(
 
     compute = functools.partial(elementwise, launch, kernel, *inputs)
     return Pending(shape=shape, compute=compute, fusion=fusion)
-
-
-def elementwise(launch: Launcher, kernel: Callable[..., None], *inputs: Values) -> Values:
-    """What ``kernel(*inputs, y)`` writes, on flat arrays of one size."""
-    y = launch.like(inputs[0])
-    assert all(array.size == y.size for array in inputs)
-    flat = [array.reshape(-1) for array in (*inputs, y)]
-    launch(kernel, *flat, tasks=y.size, nanoseconds=y.size * ELEMENT)
-    return y
