@@ -31,7 +31,7 @@ def open_streams(launch: Launcher, x: Values, num_streams: int) -> Values:
 def coefficients(
     launch: Launcher, streams: Values, site: Site, *, iterations: int, eps: float
 ) -> Coefficients:
-    """Those of every token, of a dynamic site."""
+    """What a dynamic site reads, writes and mixes with, for every token of streams (B, T, n, C)."""
     assert site.projection is not None
     n, width = streams.shape[2:]
     flat = streams.reshape(-1, n, width)
@@ -62,7 +62,7 @@ def coefficients(
 
 
 def blend(launch: Launcher, streams: Values, read: Values) -> Pending:
-    """The sum of streams (B, T, n, C) with the shares `read`, whose norm is computed without it."""
+    """The sum of streams (B, T, n, C), with the shares `read`; its norm can be had without it."""
     batch, length, n, width = streams.shape
     shape = batch, length, width
     flat = streams.reshape(-1, n, width)
