@@ -16,7 +16,7 @@ from bench.result import Result, table
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.generation.engine import Engine
-from nanochat.generation.sampling import Sampler, Sampling
+from nanochat.generation.sampling import Sampling, batch_samplers
 from nanochat.generation.session import Session
 from nanochat.text.tokenizer import Tokenizer
 from tests.parity.random_models import random_packed_weights
@@ -135,7 +135,7 @@ class _Case:
 
     def _drawing(self, settings: Sampling, vocab_size: int) -> Runner:
         engine, state = self.engine, None
-        samplers = [Sampler(settings) for _ in range(_ROWS)]
+        samplers = batch_samplers(settings, [[]] * _ROWS)
 
         def start() -> None:
             nonlocal state
@@ -146,6 +146,9 @@ class _Case:
                 state.fork(row)
 
         def step() -> None:
+            # Another draw each time: to be turned down by a filter takes a token several passes.
+            for sampler in samplers:
+                sampler.push(9)
             rows = list(range(_ROWS))
             engine.draw(state, rows, [[9]] * _ROWS, samplers, vocab_size=vocab_size)
 

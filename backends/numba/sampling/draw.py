@@ -26,6 +26,7 @@ from nanochat.backends.numba.sampling.selection import (
     kept_by,
     num_equal,
     weight_above,
+    weights,
 )
 
 __all__ = ["draw"]
@@ -145,16 +146,18 @@ def _choose(
         scores, ids = kept_scores[:count], kept_ids[:count]
     everything = np.float32(-np.inf)
     total, exact_total = 0.0, 0.0
-    if top_p < 1.0:
-        total = weight_above(scores, everything, largest, inverse)
     while True:
         place = race(scores, ids, largest, temperature, first, second)
         score = scores[place]
         weight = math.exp((np.float64(score) - np.float64(largest)) / temperature)
         kept = weight >= min_p
         if kept and top_p < 1.0:
+            if total == 0.0:
+                total, ahead = weights(scores, score, largest, inverse)
+            else:
+                ahead = weight_above(scores, score, largest, inverse)
             equal = num_equal(scores[:place], score) * weight
-            ahead = equal + weight_above(scores, score, largest, inverse)
+            ahead += equal
             kept = ahead < top_p * total
             if abs(ahead - top_p * total) <= _ERROR * total:
                 if exact_total == 0.0:
@@ -167,6 +170,7 @@ def _choose(
         if top_p < 1.0 and exact_total == 0.0:
             # Not later, when some tokens have left.
             exact_total = exact_weight_above(scores, everything, largest, temperature)
+            total = exact_total
         count = gather(scores, ids, score, place, kept_scores, kept_ids)
         if count == 0:
             # Every filter keeps the most probable token; what else was asked for was no number.

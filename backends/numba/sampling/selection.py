@@ -12,7 +12,7 @@ from nanochat.backends.numba.runtime.compilation import kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import exp, precise_exp
 
 __all__ = ["exact_weight_above", "extent", "first_of", "gather", "kept_by"]
-__all__ += ["num_equal", "weight_above"]
+__all__ += ["num_equal", "weight_above", "weights"]
 
 _Array = NDArray[np.float32]
 _Ids = NDArray[np.int32]
@@ -144,6 +144,23 @@ def gather(
                 kept_ids[count] = start + i if ids.shape[0] == 0 else ids[start + i]
                 count += 1
     return count
+
+
+@sum_kernel
+def weights(
+    scores: _Array, score: np.float32, largest: np.float32, inverse: np.float32
+) -> tuple[float, float]:
+    """As `weight_above`, of all scores and of those that are larger than `score`, in one pass."""
+    total, above = 0.0, 0.0
+    for start in range(0, scores.shape[0], _PART):
+        part, larger, few = np.float32(0), np.float32(0), scores[start : start + _PART]
+        for i in range(few.shape[0]):
+            weight = exp((few[i] - largest) * inverse)
+            part += weight
+            larger += weight if few[i] > score else np.float32(0)
+        total += float(part)
+        above += float(larger)
+    return total, above
 
 
 @sum_kernel
