@@ -115,6 +115,9 @@ class Program:
             call = self.calls[i].call
             nanoseconds = call.nanoseconds + positions * call.nanoseconds_per_position
             chunks = min(call.tasks, int(nanoseconds / _CHUNK), 16 * self.threads)
+            # As many for each thread: of three chunks, one of two threads does two.
+            if chunks > self.threads:
+                chunks -= chunks % self.threads
             self.table[i, 3] = max(1, chunks) if self.threads > 1 else 1
 
 
