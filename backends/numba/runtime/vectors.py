@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.lanes import LANES
 
-__all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "call", "exp", "filled"]
+__all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "ask", "call", "exp"]
+__all__ += ["filled"]
 __all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "precise_exp", "prefetch"]
 __all__ += ["scratch", "sigmoid", "splat", "store", "vector"]
 
@@ -162,6 +163,20 @@ def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     # To read, of some locality, data.
     flags = [ir.Constant(INT32, flag) for flag in (0, 2, 1)]
     call(builder, "llvm.prefetch", ir.VoidType(), [address, *flags])
+
+
+# Numba's code generation has no types.
+def _ask(_typing: object, array: Any, offset: Any) -> tuple[Any, Any]:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        prefetch(builder, moved(builder, pointer(builder, data), arguments[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, offset), generate
+
+
+# ``ask(array, offset)`` in a kernel: ask for the line of memory so many bytes after the array's beginning, or end.
+ask = cast(Callable[..., None], intrinsic(_ask))
 
 
 def call(
