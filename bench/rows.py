@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from bench.cpu_models import plain
-from bench.interleaved import Runner, interleaved
+from bench.interleaved import Runner, interleaved, ratio
 from bench.result import Result, table
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
@@ -56,26 +56,21 @@ class _Case:
 
     def throughput(self) -> Iterator[Result]:
         """Tokens a second of 32 greedy rows, beside one row and beside reading a prompt."""
-        runners = {f"{rows} rows": self._decoding(rows) for rows in (1, 8, _ROWS)}
-        runners["prompt"] = Runner(
-            run=lambda: self.engine.prefill(_IDS[:_PROMPT], capacity=_PROMPT)
-        )
-        timings = interleaved(runners, turns=self.turns, seconds=_TURN)
-        rates = {
-            "1 rows": 1 / timings["1 rows"].seconds,
-            "8 rows": 8 / timings["8 rows"].seconds,
-            "32 rows": _ROWS / timings["32 rows"].seconds,
-            "prompt": _PROMPT / timings["prompt"].seconds,
+        runners = {
+            "1 row": self._decoding(1),
+            "32 rows": self._decoding(_ROWS),
+            "prompt": Runner(run=lambda: self.engine.prefill(_IDS[:_PROMPT], capacity=_PROMPT)),
         }
-        for peer, target in (("prompt", 0.90), ("1 rows", self._over_one)):
-            times = rates["32 rows"] / rates[peer]
+        timings = interleaved(runners, turns=self.turns, seconds=_TURN)
+        for peer, amount, target in (("prompt", _PROMPT, 0.90), ("1 row", 1, self._over_one)):
+            times = ratio(timings["32 rows"], timings[peer]) * _ROWS / amount
             yield Result(
                 case="rows",
                 what=f"32 rows, context 64, {self.name}",
                 unit="tokens/s",
                 **timings["32 rows"].rates(_ROWS),
-                peer=rates[peer],
-                peer_name=peer.replace("1 rows", "1 row"),
+                peer=amount / timings[peer].seconds,
+                peer_name=peer,
                 ratio=times,
                 target=target,
                 ok=times >= target,
@@ -121,7 +116,7 @@ class _Case:
             "greedy": self._drawing(Sampling(temperature=0.0), vocab_size),
         }
         timings = interleaved(runners, turns=self.turns, seconds=_TURN)
-        share = timings["drawn"].seconds / timings["greedy"].seconds - 1
+        share = 1 / ratio(timings["drawn"], timings["greedy"]) - 1
         yield Result(
             case="rows",
             what=f"a draw of {vocab_size} tokens, temperature .7, top-p .95, {self.name}",
