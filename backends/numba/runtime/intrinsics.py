@@ -5,6 +5,7 @@ A kernel ``f(arrays ..., numbers ..., first, last)`` is called through a small f
 is its address and its shape, a whole number itself, a float its bits. So one compiled loop can run any list of calls.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -61,14 +62,7 @@ def pack(arguments: tuple[object, ...], kinds: Signature) -> NDArray[np.int64]:
     words: list[int] = []
     for argument, kind in zip(arguments, kinds, strict=True):
         if isinstance(argument, np.ndarray):
-            flags = argument.flags
-            right = (
-                isinstance(kind, types.Array)
-                and argument.ndim == kind.ndim
-                and from_dtype(argument.dtype) == kind.dtype
-                and flags.c_contiguous
-            )
-            if not right:
+            if _array(argument.dtype, argument.ndim) != kind or not argument.flags.c_contiguous:
                 raise TypeError(
                     f"a kernel compiled for {kind} got {argument.dtype}, shape {argument.shape}"
                 )
@@ -84,8 +78,14 @@ def pack(arguments: tuple[object, ...], kinds: Signature) -> NDArray[np.int64]:
 
 def _type(argument: object) -> types.Type:
     if isinstance(argument, np.ndarray):
-        return types.Array(from_dtype(argument.dtype), argument.ndim, "C")
+        return _array(argument.dtype, argument.ndim)
     return types.float64 if isinstance(argument, float) else types.int64
+
+
+# To make one takes ten times as long as to find it, and a step has a thousand.
+@functools.cache
+def _array(dtype: np.dtype[Any], ndim: int) -> types.Type:
+    return types.Array(from_dtype(dtype), ndim, "C")
 
 
 # Below, Numba's code generation has no types.

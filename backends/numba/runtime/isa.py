@@ -93,6 +93,7 @@ def supported(features: Set[str]) -> tuple[Isa, ...]:
     return tuple(isa for isa, sets in _NEEDED.items() if any(needed <= features for needed in sets))
 
 
+@functools.cache
 def cpu_features() -> frozenset[str]:
     """What this CPU has and Numba compiles for.
 
