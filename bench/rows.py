@@ -26,6 +26,7 @@ __all__ = ["run", "table"]
 _CONTEXT, _PROMPT, _ROWS = 64, 512, 32
 _IDS = [7 + i * i % 250 for i in range(4096)]
 _TURN = 0.5
+_GREEDY = Sampling(temperature=0.0)
 # How many times as fast 32 rows are as one.
 _OVER_ONE = {"nano-125m": 2.2, "560m": 1.9}
 
@@ -76,8 +77,11 @@ class _Case:
                 ok=times >= target,
             )
 
-    def _decoding(self, rows: int) -> Runner:
+    def _decoding(self, rows: int, settings: Sampling = _GREEDY) -> Runner:
+        """A token for each of so many rows, as a session does it."""
         engine, state = self.engine, None
+        vocab_size = engine.config.vocab_size
+        samplers = batch_samplers(settings, [[]] * rows)
 
         def start() -> None:
             nonlocal state
@@ -87,7 +91,13 @@ class _Case:
             for _ in range(rows - 1):
                 state.fork(row)
 
-        return Runner(run=lambda: engine.decode([9] * rows, state), start=start)
+        def step() -> None:
+            # Another draw each time: to be turned down by a filter takes a token several passes.
+            for sampler in samplers:
+                sampler.push(9)
+            engine.draw(state, range(rows), [[9]] * rows, samplers, vocab_size=vocab_size)
+
+        return Runner(run=step, start=start)
 
     def membership(self) -> Iterator[Result]:
         """What it costs that a row of 32 leaves and another, with a context of 64, takes its place."""
@@ -110,16 +120,15 @@ class _Case:
 
     def sampling(self) -> Iterator[Result]:
         """What drawing adds to a step of 32 rows, for each row, in row steps."""
-        vocab_size = self.engine.config.vocab_size
         runners = {
-            "drawn": self._drawing(Sampling(temperature=0.7, top_p=0.95), vocab_size),
-            "greedy": self._drawing(Sampling(temperature=0.0), vocab_size),
+            "drawn": self._decoding(_ROWS, Sampling(temperature=0.7, top_p=0.95)),
+            "greedy": self._decoding(_ROWS),
         }
         timings = interleaved(runners, turns=self.turns, seconds=_TURN)
         share = 1 / ratio(timings["drawn"], timings["greedy"]) - 1
         yield Result(
             case="rows",
-            what=f"a draw of {vocab_size} tokens, temperature .7, top-p .95, {self.name}",
+            what=f"a draw of {self.engine.config.vocab_size} tokens, temperature .7, top-p .95, {self.name}",
             unit="steps",
             ours=share,
             peer=1.0,
@@ -127,27 +136,6 @@ class _Case:
             target=0.06,
             ok=share <= 0.06,
         )
-
-    def _drawing(self, settings: Sampling, vocab_size: int) -> Runner:
-        engine, state = self.engine, None
-        samplers = batch_samplers(settings, [[]] * _ROWS)
-
-        def start() -> None:
-            nonlocal state
-            state = engine.new_state(rows=_ROWS, capacity=1024)
-            row = state.admit()
-            engine.extend(state, row, _IDS[:_CONTEXT])
-            for _ in range(_ROWS - 1):
-                state.fork(row)
-
-        def step() -> None:
-            # Another draw each time: to be turned down by a filter takes a token several passes.
-            for sampler in samplers:
-                sampler.push(9)
-            rows = list(range(_ROWS))
-            engine.draw(state, rows, [[9]] * _ROWS, samplers, vocab_size=vocab_size)
-
-        return Runner(run=step, start=start)
 
     def conversation(self) -> Iterator[Result]:
         """The first token of the tenth turn, in which as much is new as in the first."""
