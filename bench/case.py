@@ -1,15 +1,32 @@
-"""This file holds what a case of `python -m bench` must offer."""
+"""This file holds the cases of `python -m bench`: a sentence on each, and the import of the one that is chosen."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
+import click
 from rich.table import Table
 
 from bench.plot import draw
 from bench.result import Result
 
-__all__ = ["Case"]
+__all__ = ["EXPORTS", "SUMMARIES", "Case"]
+
+# By module of this package.
+SUMMARIES = {
+    "parity": "every option on every backend, compared with the reference",
+    "backends": "speed of the shipped model on every backend",
+    "cpu": "the Numba backend beside onnxruntime, torch and llama.cpp on this CPU",
+    "start": "seconds from the start of Python to the first token",
+    "load": "seconds and memory to load a large model on every backend",
+    "memory": "what a model takes on every backend, beside what is estimated before it is loaded",
+    "rows": "texts that are written together, come, leave and share what they read",
+    "sampling": "microseconds to draw a token, compiled and in NumPy",
+    "training": "what the shipped model's training log says, beside its unquantised twin's",
+}
+# With `parity --exports`: every export in the runtime of its users, compared with the reference.
+EXPORTS = "exports"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +37,24 @@ class Case:
     draws them for people, `plot` into an SVG file.
     """
 
-    summary: str
     run: Callable[[bool], Iterator[Result]]
     table: Callable[[Sequence[Result]], Table]
-    plot: Callable[[Sequence[Result], Path], None] = draw
+    plot: Callable[[Sequence[Result], Path], None]
+
+    @classmethod
+    def of(cls, name: str) -> "Case":
+        """Import a case.
+
+        Raises
+        ------
+        click.ClickException
+            If a package is missing that it, or what it compares with, needs.
+        """
+        try:
+            module = import_module(f"bench.{name}")
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"{name} needs the package {error.name}, which is not installed: run `pip install -e '.[dev]'` in the "
+                "root of the checkout"
+            ) from error
+        return cls(run=module.run, table=module.table, plot=getattr(module, "plot", draw))

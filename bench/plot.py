@@ -1,32 +1,36 @@
-"""This file holds the drawing of results as an SVG file, written by hand: dots on a logarithmic axis for each unit."""
+"""This file holds the drawing of results as an SVG file: a pair of bars for each, with its numbers beside them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
-from bench.result import Result
+from bench.result import Result, as_text
 
 __all__ = ["draw"]
 
-_LABEL, _WIDTH, _ROW, _MARGIN = 420, 420, 18, 24
-_OURS, _PEER, _LINE, _MISSED = "#0969da", "#8c959f", "#d0d7de", "#cf222e"
+_LABEL, _BARS, _NUMBERS, _MARGIN = 330, 260, 60, 16
+_BAR, _PAIR, _TITLE = 9, 28, 30
+_OURS, _PEER, _BOUND, _TEXT = "#0969da", "#afb8c1", "#cf222e", "#1f2328"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Write one panel for each unit: ours a dot, the peer a ring, bound and target strokes.
+    """Write a pair of bars for each result, as long as the larger number is wide.
 
-    A number of 0, which a logarithm cannot place, stands at the left edge.
+    Results of different units and sizes stand side by side: what a pair shows is a ratio.
     """
-    units = list(dict.fromkeys(result.unit for result in results))
-    parts: list[str] = []
-    top = _MARGIN
-    for unit in units:
-        panel = [result for result in results if result.unit == unit]
-        parts += _panel(unit, panel, top)
-        top += _ROW * (len(panel) + 2) + _MARGIN
-    size = f'width="{_LABEL + _WIDTH + 2 * _MARGIN}" height="{top}"'
-    style = "text { font: 11px sans-serif; fill: #1f2328 }"
+    groups = [(unit, list(group)) for unit, group in groupby(results, lambda result: result.unit)]
+    parts, y = list(_legend(results)), 2.0 * _TITLE
+    for unit, group in groups:
+        parts.append(_write(_MARGIN, y, unit, weight="bold"))
+        y += _TITLE / 2
+        for result in group:
+            parts += _pair(result, y)
+            y += _PAIR
+        y += _TITLE / 2
+    size = f'width="{_LABEL + _BARS + _NUMBERS + 2 * _MARGIN}" height="{y:.0f}"'
+    style = f"text {{ font: 12px sans-serif; fill: {_TEXT} }}"
     body = "\n".join(parts)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{style}</style>\n'
@@ -35,57 +39,46 @@ def draw(results: Sequence[Result], path: Path) -> None:
     )
 
 
-def _panel(unit: str, results: Sequence[Result], top: int) -> list[str]:
-    low, high = _decades(results)
-
-    def place(number: float) -> float:
-        if not math.isfinite(number):
-            return _LABEL + _WIDTH
-        exponent = math.log10(number) if number > 0 else low
-        return _LABEL + _WIDTH * (max(exponent, low) - low) / (high - low)
-
-    bottom = top + _ROW * (len(results) + 1)
-    parts = [_text(_LABEL, top, unit)]
-    for exponent in range(low, high + 1):
-        x = place(10.0**exponent)
-        parts.append(_stroke(x, top + 6, bottom, _LINE))
-        parts.append(_text(x, bottom + 12, f"{10.0**exponent:.0e}", anchor="middle"))
-    for i, result in enumerate(results):
-        y = top + _ROW * (i + 1)
-        parts.append(_text(_LABEL - 8, y + 4, result.what, anchor="end"))
-        parts += [
-            _stroke(place(number), y - 6, y + 6, _PEER)
-            for number in (result.bound, result.target)
-            if number is not None
-        ]
-        if result.peer is not None:
-            ring = f'fill="white" stroke="{_PEER}" stroke-width="2"'
-            parts.append(f'<circle cx="{place(result.peer):.1f}" cy="{y}" r="4" {ring}/>')
-        color = _OURS if result.ok else _MISSED
-        parts.append(f'<circle cx="{place(result.ours):.1f}" cy="{y}" r="4" fill="{color}"/>')
-    return parts
+def _legend(results: Sequence[Result]) -> Iterator[str]:
+    """What the colours mean."""
+    peers = list(dict.fromkeys(result.peer_name for result in results if result.peer_name))
+    named = [("nanochat-ternary", _OURS), (" or ".join(peers), _PEER)]
+    if any(result.bound is not None for result in results):
+        named.append(("what the memory's bandwidth allows", _BOUND))
+    x = float(_MARGIN)
+    for name, color in named:
+        if name:
+            yield _rectangle(x, _MARGIN, 12, 12, color)
+            yield _write(x + 18, _MARGIN + 11, name)
+            x += 40 + 7 * len(name)
 
 
-def _decades(results: Sequence[Result]) -> tuple[int, int]:
-    """Powers of ten around all positive numbers."""
-    numbers = [
-        number
-        for result in results
-        for number in (result.ours, result.peer, result.bound, result.target)
-        if number is not None and 0 < number < math.inf
-    ]
-    if not numbers:
-        return 0, 1
-    low = math.floor(math.log10(min(numbers)))
-    return low, max(math.ceil(math.log10(max(numbers))), low + 1)
+def _pair(result: Result, y: float) -> Iterator[str]:
+    numbers = [("ours", result.ours, _OURS)]
+    if result.peer is not None:
+        numbers.append((result.peer_name or "", result.peer, _PEER))
+    allowed = [result.bound] if result.bound is not None else []
+    largest = max([abs(number) for _, number, _ in numbers if math.isfinite(number)] + allowed)
+    yield _write(_LABEL, y + _BAR + 4, result.what, anchor="end")
+    for i, (_, number, color) in enumerate(numbers):
+        share = abs(number) / largest if largest > 0 and math.isfinite(number) else 0.0
+        top = y + i * (_BAR + 2)
+        yield _rectangle(_LABEL + 10, top, max(1.0, _BARS * share), _BAR, color)
+        yield _write(_LABEL + 16 + _BARS * share, top + _BAR, as_text(number))
+    if result.bound is not None:
+        yield _rectangle(
+            _LABEL + 10 + _BARS * result.bound / largest, y - 2, 2, 2 * _BAR + 6, _BOUND
+        )
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _stroke(x: float, top: float, bottom: float, color: str) -> str:
+def _write(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal") -> str:
     return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" '
-        f'stroke="{color}" stroke-width="2"/>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="font-weight: {weight}">'
+        f"{escape(text)}</text>"
+    )
+
+
+def _rectangle(x: float, y: float, width: float, height: float, color: str) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{color}"/>'
     )

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.machine import commit, machine
 
-__all__ = ["Result", "json_line", "table"]
+__all__ = ["Result", "as_text", "json_line", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +79,20 @@ def table(results: Sequence[Result]) -> Table:
     drawn.add_column("ok")
     above = ""
     for result in results:
-        cells = ["" if result.what == above else result.what, result.unit, _number(result.ours)]
+        cells = ["" if result.what == above else result.what, result.unit, as_text(result.ours)]
         if ranges:
             cells.append("" if result.low is None else f"{result.low:.3g} - {result.high:.3g}")
-        cells.append(_number(result.peer))
+        cells.append(as_text(result.peer))
         if named:
             cells.append(result.peer_name or "")
-        cells += map(_number, (result.ratio, result.bound, result.target))
+        cells += map(as_text, (result.ratio, result.bound, result.target))
         drawn.add_row(*cells, "yes" if result.ok else "[red]no")
         above = result.what
     return drawn
 
 
-def _number(number: float | None) -> str:
+def as_text(number: float | None) -> str:
+    """A number in three digits or all before the point; nothing for None."""
     if number is None:
         return ""
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -2,16 +2,20 @@
 
 import doctest
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 
 from bench import result
-from bench.__main__ import CASES, main
+from bench.__main__ import main
 from bench.case import Case
+from bench.plot import draw
 from bench.result import Result, json_line, table
 
 MET = Result(case="parity", what="met", unit="s", ours=0.5, target=1.0, ok=True)
@@ -26,7 +30,8 @@ def some_results(quick: bool) -> Iterator[Result]:
 
 @pytest.fixture(autouse=True)
 def one_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CASES, "parity", Case(summary="", run=some_results, table=table))
+    case = Case(run=some_results, table=table, plot=draw)
+    monkeypatch.setitem(sys.modules, "bench.parity", SimpleNamespace(**vars(case)))
 
 
 def test_a_line_is_stamped_with_the_machine_and_the_commit() -> None:
@@ -77,6 +82,37 @@ def test_check_exits_0_if_all_targets_are_met() -> None:
 
 def test_the_examples_show_what_they_say() -> None:
     assert doctest.testmod(result).failed == 0
+
+
+def test_a_case_imports_no_other() -> None:
+    code = "import sys; sys.argv[1:] = ['start', '--help']; from bench import __main__"
+    code += "; from bench.case import Case; Case.of('start'); print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "bench.start" in done.stdout.split()
+    assert {"torch", "onnxruntime", "bench.cpu"}.isdisjoint(done.stdout.split())
+
+
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "bench.parity")
+    monkeypatch.setitem(sys.modules, "tests.parity.cases", None)
+
+    done = CliRunner().invoke(main, ["parity"])
+
+    assert done.exit_code == 1
+    assert "parity needs the package tests.parity.cases" in done.stderr
+    assert "pip install -e '.[dev]'" in done.stderr
+
+
+def test_a_table_keeps_its_columns_in_a_pipe() -> None:
+    done = CliRunner().invoke(main, ["parity"])
+
+    assert "…" not in done.stdout
+    assert "what" in done.stdout.splitlines()[0]
+    assert "ok" in done.stdout.splitlines()[0]
 
 
 def test_a_plot_is_a_well_formed_drawing_with_every_result(tmp_path: Path) -> None:
