@@ -13,22 +13,26 @@ DOCUMENTS = {
     path.name: path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").iterdir()))
 }
-README = DOCUMENTS["README.md"]
 # A path, and after it, perhaps, what is defined in the file. One with NAME in it is to be made.
 PLACES = re.compile(
     r"`((?:nanochat|backends|export|zoo|tests|docs|bench|scripts)/[\w/.]*)`(?:\s+`(\w+)`)?"
 )
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+EVERYTHING = "\n".join(DOCUMENTS.values())
+PYTHON = {
+    f"{name} {number}": block
+    for name, text in DOCUMENTS.items()
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.DOTALL))
+}
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", EVERYTHING, re.MULTILINE | re.DOTALL))
 VERBS = sorted(
     set(re.findall(r"^(nanochat(?: data| models)? [a-z]+|nanochat-export)", SHELL, re.MULTILINE))
 )
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PYTHON[block]], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stderr
@@ -56,9 +60,10 @@ def test_commands_exist_and_take_the_options_shown(verb: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_to_files(document: str) -> None:
-    links = re.findall(r"\]\(([a-z][\w/.-]+)\)", DOCUMENTS[document])
+    folder = ROOT if (ROOT / document).exists() else ROOT / "docs"
+    links = re.findall(r"\]\(([\w.][\w/.-]*)\)", DOCUMENTS[document])
 
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
