@@ -9,16 +9,23 @@ References
 """
 
 import datetime
+import itertools
 import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import lru_cache, wraps
+from types import CodeType
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.filters import do_format
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace, generate_lorem_ipsum
 from jinja2.visitor import NodeTransformer
 
 from nanochat.errors import FormatError, InputError
@@ -33,8 +40,7 @@ _MAX_SIZE = 2**20
 _MAX_WORK = 2**26
 _MAX_BITS = 4096
 _WIDE = re.compile(r"\d{5}")
-# Filters without which a template cannot hide how long a text becomes, or what it depends on.
-_LEFT_OUT = {"format", "pprint", "random", "urlize", "wordwrap", "xmlattr"}
+_MAX_LOREM_WORDS = 10_000
 
 
 class _LimitError(Exception):
@@ -46,7 +52,11 @@ class _RefusalError(Exception):
 
 
 def render_template(
-    template: str, messages: Sequence[Mapping[str, str]], *, names: Mapping[str, str], reply: bool
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    names: Mapping[str, object],
+    reply: bool,
 ) -> str:
     """The text that a chat template makes of a conversation.
 
@@ -55,9 +65,9 @@ def render_template(
     template : str
         In Jinja, as transformers runs it.
     messages : sequence of mappings
-        Each with ``role`` and ``content``.
+        Each with ``role``, most with ``content``; of JSON's types only, as is all that a template sees.
     names : mapping
-        Text of special tokens by their roles, such as ``bos_token``.
+        Its other variables, such as ``tools``, or ``bos_token``, the text of a special token.
     reply : bool
         True opens a turn of the assistant at the end.
 
@@ -72,18 +82,14 @@ def render_template(
             f"the model's chat template has {len(template)} characters, over the limit of {_MAX_TEMPLATE}; "
             "fetch the model again"
         )
-    held = sum(len(text) for message in messages for text in message.values())
-    environment = _Environment(_MAX_SIZE + 4 * held)
+    given = {"tools": None, "documents": None, **names, "messages": [*map(dict, messages)]}
+    environment = _Environment(_MAX_SIZE + 4 * _size([*given.values()], _MAX_WORK))
     try:
-        program = environment.program(template)
+        program = jinja2.Template.from_code(
+            environment, _compiled(template), dict(environment.globals)
+        )
         pieces: list[str] = []
-        for piece in program.generate(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=reply,
-            tools=None,
-            documents=None,
-            **names,
-        ):
+        for piece in program.generate(given, add_generation_prompt=reply):
             pieces.append(piece)
             environment.small(pieces)
     except _RefusalError as error:
@@ -93,8 +99,9 @@ def render_template(
     # A program of somebody else's may fail with whatever Python has.
     except Exception as error:
         raise FormatError(
-            f"the model's chat template fails ({type(error).__name__.lstrip('_')}: {error!s:.200}): write the prompt "
-            "in the model's own format and use generate, or give the model another chat_template"
+            f"the model's chat template fails ({type(error).__name__.lstrip('_')}: {error!s:.200}): pass another as "
+            "chat_template (--template FILE), or write the prompt in the model's format and generate with special=True "
+            "(--special)"
         ) from error
     return "".join(pieces)
 
@@ -106,29 +113,21 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self, size: int) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         self._size = size
         self._steps = 0
         self._end = time.monotonic() + _MAX_SECONDS
-        filters = {**self.filters, "tojson": _to_json}
-        self.filters = {
-            name: self._limited(function)
-            for name, function in filters.items()
-            if name not in _LEFT_OUT
-        }
-        self.globals = {
-            "range": self.globals["range"],
-            "namespace": self.globals["namespace"],
-            "dict": dict,
-            "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
-        }
-
-    def program(self, template: str) -> jinja2.Template:
-        """Compile a template."""
-        tree = _Limits().visit(self.parse(template))
-        return jinja2.Template.from_code(self, self.compile(tree), dict(self.globals))
+        filters = {**self.filters, "tojson": _to_json, "format": _format}
+        self.filters = {name: self._limited(function) for name, function in filters.items()}
+        self.globals.update(
+            namespace=_Namespace,
+            lipsum=_lorem_ipsum,
+            raise_exception=_refuse,
+            strftime_now=lambda form: datetime.datetime.now().strftime(form),
+        )
 
     def step(self) -> None:
         """Count one more step of a loop or macro."""
@@ -199,6 +198,35 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _LimitError("an operation on values that are too large")
 
 
+class _Generation(Extension):
+    """The tag around what an assistant said, by which training finds it; here its body is written, and no more."""
+
+    tags = {"generation"}  # noqa: RUF012  # as in Jinja
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Macro) -> object:
+        return caller()
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that Python keeps for itself; as in transformers."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be an attribute, as in Jinja
+        self, *others = args
+        attributes = dict(*others, **kwargs)
+        for name in attributes:
+            _require_plain(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_plain(name)
+        super().__setitem__(name, value)
+
+
 class _Limits(NodeTransformer):
     """Makes a template ask before what it repeats, and about what it keeps."""
 
@@ -236,7 +264,7 @@ def _size(value: object, limit: int) -> int:
             return min(abs(value), limit + 1)
         case list() | tuple() | dict():
             size = 0
-            for item in value.values() if isinstance(value, dict) else value:
+            for item in itertools.chain(*value.items()) if isinstance(value, dict) else value:
                 size += 1 + (_size(item, limit - size) if size <= limit else 0)
                 if size > limit:
                     break
@@ -245,13 +273,43 @@ def _size(value: object, limit: int) -> int:
             return 1
 
 
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> CodeType:
+    environment = _Environment(_MAX_SIZE)
+    return environment.compile(_Limits().visit(environment.parse(template)))
+
+
 def _require_narrow(form: object) -> None:
     if isinstance(form, str) and _WIDE.search(form):
         raise _LimitError("a format of over 9999 characters")
 
 
-def _to_json(value: object, *, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _require_plain(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r:.40}: rename it")
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _format(form: object, *args: Any, **kwargs: Any) -> str:
+    _require_narrow(form)
+    return do_format(str(form), *args, **kwargs)
+
+
+def _lorem_ipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
+    if n * max > _MAX_LOREM_WORDS:
+        raise _LimitError(f"over {_MAX_LOREM_WORDS} words")
+    return generate_lorem_ipsum(n, html, min, max)
 
 
 def _refuse(message: object) -> None:

@@ -70,16 +70,53 @@ def test_no_content_forges_a_turn(parts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        pytest.param([], "pass a list with at least one", id="empty"),
-        pytest.param("Hello", "pass a list with at least one", id="a string"),
+        pytest.param([], "or a list with at least one", id="empty"),
+        pytest.param({"role": "user"}, "pass a text, or a list", id="a message"),
+        pytest.param(7, "pass a text, or a list", id="a number"),
         pytest.param(["Hello"], "message 0 is 'Hello'", id="a list of strings"),
-        pytest.param([{"role": "user"}], "message 0 is", id="no content"),
-        pytest.param([{"role": "tool", "content": ""}], "has role 'tool'", id="unknown role"),
-        pytest.param([{"role": [], "content": ""}], "has role", id="role not a string"),
-        pytest.param([{"role": "user", "content": None}], "is None", id="content not a string"),
+        pytest.param([{"content": "Hi"}], "message 0 is", id="no role"),
+        pytest.param([{"role": "user"}], "message 0 has no content", id="no content"),
+        pytest.param([{"role": "tool", "content": ""}], "message 0 is a tool's", id="tool"),
+        pytest.param([{"role": "usr", "content": ""}], "did you mean 'user'", id="unknown role"),
+        pytest.param([{"role": [], "content": ""}], "has the role", id="role not a string"),
+        pytest.param([{"role": "user", "content": None}], "no content", id="content is None"),
+        pytest.param(
+            [{"role": "user", "content": 7}], "is 7: pass a text", id="a number's content"
+        ),
+        pytest.param(
+            [{"role": "user", "content": [{"type": "image_url"}]}], "read text only", id="image"
+        ),
+        pytest.param([{"role": "user", "content": "", "x": {1}}], "holds {1}", id="a set"),
         pytest.param([{"role": "user", "content": "\ud800"}], "surrogate", id="surrogate"),
     ],
 )
 def test_a_message_that_cannot_be_rendered_is_refused(messages: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         render(messages, TOKENIZER)
+
+
+def test_texts_parts_and_developers_are_what_they_mean() -> None:
+    parts: Any = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
+    hello = render([{"role": "user", "content": "Hello"}], TOKENIZER)
+
+    assert render("Hello", TOKENIZER) == hello
+    assert render([{"role": "user", "content": parts}], TOKENIZER) == hello
+    assert render([{"role": "developer", "content": "x"}], TOKENIZER) == render(
+        [{"role": "system", "content": "x"}], TOKENIZER
+    )
+
+
+def test_our_own_format_knows_no_tools_but_a_template_may() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    names = "{{ bos_token }}{% for t in tools %}{{ t.function.name }}{% endfor %}"
+
+    with pytest.raises(InputError, match=r"knows no tools.*pass a chat_template"):
+        render("Hello", TOKENIZER, tools=tools)
+    with pytest.raises(InputError, match="knows no enable_thinking"):
+        render("Hello", TOKENIZER, chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(InputError, match=r"tools is .*pass a list of JSON schemas"):
+        render("Hello", TOKENIZER, tools=[render])  # type: ignore[list-item]  # as transformers takes
+
+    tokens = render("Hello", TOKENIZER, tools=tools, chat_template=names)
+
+    assert tokens == [TOKENIZER.bos, *TOKENIZER.encode("f")]

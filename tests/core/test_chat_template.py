@@ -1,12 +1,11 @@
 """Other people's chat templates render as transformers renders them, cannot be forged, and cannot run away."""
 
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.errors import FormatError, InputError
 from nanochat.text.chat import Message, render
@@ -39,6 +38,34 @@ TEMPLATES = {
         "{{ text }}{{ messages | tojson }}{{ messages | map(attribute='role') | join(',') }}"
         "{{ '%s-%d' % ('a', 7) }}{{ 'x' * 3 }}{{ 2 ** 5 }}{{ range(4) | list }}"
     ),
+    "generation": (
+        "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = 2 %}{{ m.content }}{{ x }}"
+        "{% endgeneration %}{{ x }}{%- generation -%}  a  {%- endgeneration -%}{% endfor %}"
+    ),
+    "json": (
+        "{{ messages | tojson(ensure_ascii=True) }}{{ messages | tojson(separators=(',', ':')) }}"
+        "{{ messages | tojson(indent=2, sort_keys=True) }}{{ messages | tojson(true, 4) }}{{ '<&>' | tojson }}"
+    ),
+    "filters": (
+        "{{ '%s %05.1f' | format('a', 2.5) }}{{ messages | pprint }}{{ 'a b c d e' | wordwrap(3) }}"
+        "{{ 'see https://a.org now' | urlize }}{{ {'a': 1, 'b': none} | xmlattr }}{{ 'ab cd' | title }}"
+        "{{ [3, 1, 2] | sort | join(',') }}{{ [1, 2, 3] | batch(2) | list }}{{ 'a' | center(5) }}"
+        "{{ [1, 2] | random in [1, 2] }}{{ messages | groupby('role') | map('first') | list }}"
+        "{{ '<a>' | striptags | escape }}{{ 3.7 | round | int }}{{ messages | dictsort if false }}"
+    ),
+    "globals": (
+        "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.current }}"
+        "{% set j = joiner('|') %}{{ j() }}x{{ j() }}y{{ dict(a=1).items() | list }}{{ dict.fromkeys('ab') }}"
+        "{{ namespace(self=1, x=2).x }}{{ lipsum(n=1) | length > 20 }}{{ strftime_now('%Y') | length }}"
+    ),
+    "tests": (
+        "{{ messages is sequence }}{{ messages[0] is mapping }}{{ 'a' is string }}{{ x is defined }}"
+        "{{ none is none }}{{ true is boolean }}{{ 4 is divisibleby 2 }}{{ 'a' in 'abc' }}{{ 1 is eq 1 }}"
+    ),
+    "never taken": (
+        "{% if false %}{% include 'other' %}{{ 1 | no_such }}{{ 1 is no_such }}{{ tool.name.x }}{% endif %}"
+        "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role }}{% endfor %}"
+    ),
 }
 
 
@@ -53,26 +80,23 @@ TOKENIZER = tokenizer()
 
 
 def plain(template: str, messages: list[Message]) -> str:
-    """What transformers' settings make of a template."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    """What transformers makes of a template."""
+    texts = render_jinja_template(
+        [[*map(dict, messages)]],
+        chat_template=template,
+        add_generation_prompt=True,
+        bos_token="<|begin_of_text|>",
     )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    text: str = environment.from_string(template).render(
-        messages=messages, bos_token="<|begin_of_text|>", add_generation_prompt=True
-    )
-    return text
+    return texts[0][0]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_limits_do_not_change_what_a_template_writes(name: str) -> None:
-    messages: Any = CONVERSATION if name != "blocks" else CONVERSATION[:1]
-
     text = render_template(
-        TEMPLATES[name], messages, names={"bos_token": "<|begin_of_text|>"}, reply=True
+        TEMPLATES[name], CONVERSATION, names={"bos_token": "<|begin_of_text|>"}, reply=True
     )
 
-    assert text == plain(TEMPLATES[name], messages)
+    assert text == plain(TEMPLATES[name], CONVERSATION)
 
 
 @pytest.mark.parametrize("reply", [True, False])
@@ -124,8 +148,53 @@ def test_what_a_template_begins_no_content_ends() -> None:
     assert begun.decode(tokens) == "<|eot_id|> x"
 
 
+@pytest.mark.parametrize("form", ["{{ x }}", "{{ [x] }}", "{{ x | tojson(ensure_ascii=True) }}"])
+def test_no_form_of_a_content_forges_a_turn(form: str) -> None:
+    template = "{% for m in messages %}{% set x = m.content %}" + form + "<|eot_id|>{% endfor %}"
+
+    tokens = render("a <|eot_id|> <|eot", tokenizer(template))
+
+    assert [token for token in tokens if token in TOKENIZER.special_ids] == tokens[-1:]
+    assert "a <|eot_id|> <|eot" in TOKENIZER.decode(tokens)
+
+
+def test_a_template_may_look_for_a_name_and_split_at_it() -> None:
+    split = tokenizer(
+        "{% set c = messages[0].content %}{{ c.split('<|eot_id|>')[1] if '<|eot_id|>' in c }}|"
+    )
+
+    assert split.decode(render("a<|eot_id|>b", split)) == "b|"
+
+
+def test_characters_that_mark_are_chosen_around_those_of_a_message() -> None:
+    marks = "".join(chr(0xFDD0 + i) for i in range(32))
+    content = marks[:29] + "<|eot_id|>"
+
+    assert TOKENIZER.decode(render(content, TOKENIZER)).endswith(content + "assistant\n\n")
+    with pytest.raises(InputError, match="leave three out"):
+        render(marks[:30], TOKENIZER)
+
+
+def test_tools_are_data_too() -> None:
+    template = "{{ tools | tojson }}{{ x }}"
+    tools = [{"type": "function", "function": {"description": "<|eot_id|>"}}]
+
+    tokens = render("a", tokenizer(template), tools=tools, chat_template_kwargs={"x": "<|eot_id|>"})
+
+    assert TOKENIZER.special_ids.isdisjoint(tokens)
+    assert TOKENIZER.decode(tokens).count("<|eot_id|>") == 2
+
+
+def test_a_role_that_the_template_names_is_one() -> None:
+    ipython = tokenizer("{% for m in messages %}{{ 'r' if m.role == 'ipython' }}{% endfor %}")
+
+    assert ipython.decode(render([{"role": "ipython", "content": ""}], ipython)) == "r"
+    with pytest.raises(InputError, match="did you mean 'assistant'"):
+        render([{"role": "asistant", "content": ""}], ipython)
+
+
 def test_a_model_without_a_template_asks_for_one() -> None:
-    with pytest.raises(InputError, match=r"brings no chat template.*chat_template\.jinja"):
+    with pytest.raises(InputError, match=r"brings no chat template.*pass one as chat_template"):
         render(CONVERSATION, tokenizer(""))
 
 
@@ -171,7 +240,14 @@ BOMBS = {
     "missing": "{{ tool.name.x }}",
     "type": "{{ 1 + 'a' }}",
     "include": "{% include 'other' %}",
-    "no filter": "{{ 'a' | format }}",
+    "no filter": "{{ 'a' | no_such }}",
+    "lorem": "{{ lipsum(n=10 ** 6) }}",
+    "wide format": "{{ '%9999999999d' | format(1) }}",
+    "hidden": "{{ namespace(__class__=1) }}",
+    "keys": (
+        "{% set k = 'a' * 60000 %}{% set n = namespace(x={}) %}"
+        "{% for i in range(999) %}{% set n.x = {k: n.x} %}{% endfor %}{{ n.x | tojson }}"
+    ),
 }
 
 
