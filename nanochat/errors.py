@@ -4,6 +4,9 @@ Each message names the offending value, the rule that it breaks, and the fix. Cl
 value are also a `ValueError`, so that callers who know nothing of this package can catch them.
 """
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BackendError",
     "ConfigError",
@@ -19,6 +22,7 @@ __all__ = [
     "ShapeError",
     "TrainingError",
     "VersionError",
+    "did_you_mean",
 ]
 
 
@@ -76,3 +80,13 @@ class DataError(NanochatError, ValueError):
 
 class TrainingError(NanochatError, RuntimeError):
     """A training run that cannot start, continue or resume."""
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A question for the end of a message about a word that is not known; empty if none is near.
+
+    >>> did_you_mean("max_token", ["max_tokens", "top_k"])
+    ' (did you mean max_tokens?)'
+    """
+    near = difflib.get_close_matches(str(word), list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""

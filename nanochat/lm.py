@@ -5,9 +5,9 @@ Everything else is below: a `Model` joins a configuration, stored weights, a tok
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,12 @@ from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
 from nanochat.generation.engine import Engine, Runner, check_ids
-from nanochat.generation.options import GenerationOptions, Piece
-from nanochat.generation.session import Session, generate
+from nanochat.generation.writer import Writer
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.scoring import Score, score
-from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
 
@@ -40,7 +38,7 @@ __all__ = ["Model", "from_pretrained"]
 _LOGGER = logging.getLogger(__name__)
 
 
-class Model:
+class Model(Writer):
     """A language model, ready to run.
 
     Parameters
@@ -238,93 +236,6 @@ class Model:
         """
         save_model(directory, self._bundle_now(licence))
 
-    @overload
-    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str: ...
-
-    @overload
-    def generate(self, prompt: list[str], **options: Unpack[GenerationOptions]) -> list[str]: ...
-
-    def generate(
-        self, prompt: str | list[str], **options: Unpack[GenerationOptions]
-    ) -> str | list[str]:
-        """Continue a text, or each text of a list, and return what follows it, `n` times each.
-
-        Parameters
-        ----------
-        prompt : str or list of str
-            Special tokens' names in it are ordinary text.
-        **options : GenerationOptions
-            `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, penalties, `logit_bias`, `stop` and `seed`; see
-            `nanochat.generation.options.GenerationOptions`. Without any, the most probable tokens are taken.
-
-        Raises
-        ------
-        ContextLengthError
-            If the prompt and `max_tokens` together exceed the context.
-        InputError
-            If a prompt is empty or no text, or an option is out of range.
-        """
-        n = options.get("n", 1)
-        if n != 1 and not isinstance(prompt, list):
-            raise InputError(f"n={n} gives a list of texts: pass the prompt in a list, too")
-        prompts = prompt if isinstance(prompt, list) else [prompt]
-        texts = [""] * len(prompts) * n
-        for piece in self.pieces([self.encode_prompt(text) for text in prompts], **options):
-            texts[piece.row] += piece.text
-        return texts if isinstance(prompt, list) else texts[0]
-
-    def stream(self, prompt: str, **options: Unpack[GenerationOptions]) -> Iterator[str]:
-        """Yield what follows a text as it is generated; the parts add up to `generate`'s result."""
-        return _texts(self.pieces([self.encode_prompt(prompt)], **options))
-
-    def chat(self, messages: Sequence[Message], **options: Unpack[GenerationOptions]) -> str:
-        """Return the assistant's answer to a conversation.
-
-        Parameters
-        ----------
-        messages : sequence of Message
-            ``{"role": "user", "content": "..."}``; roles are system, user and assistant.
-
-        Raises
-        ------
-        ContextLengthError
-            If the conversation and `max_tokens` together exceed the context.
-        InputError
-            If a message is malformed, or an option out of range.
-        """
-        return "".join(self.stream_chat(messages, **options))
-
-    def stream_chat(
-        self, messages: Sequence[Message], **options: Unpack[GenerationOptions]
-    ) -> Iterator[str]:
-        """Yield the assistant's answer as it is generated; see `chat`."""
-        return _texts(self.pieces([render(messages, self.tokenizer)], **options))
-
-    def pieces(
-        self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
-    ) -> Iterator[Piece]:
-        """Continue prompts that are tokens already; see `nanochat.generation.session.generate`."""
-        return generate(self.engine, self.tokenizer, prompts, **options)
-
-    def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
-        """Texts that begin and end at different times, at most so many at once; see `Session`."""
-        return Session(self.engine, self.tokenizer, rows=rows, keep=keep)
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return ``<|bos|>`` and the tokens of a text.
-
-        Raises
-        ------
-        InputError
-            If the text is empty or not a string.
-        """
-        tokens = self.tokenizer.encode(text)
-        if not tokens:
-            raise InputError(
-                'the prompt is empty: pass some text; "\\n" lets the model begin freely'
-            )
-        return [*self.tokenizer.opening, *tokens]
-
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of the next token after every token of `ids`, shape (T, vocabulary).
 
@@ -418,7 +329,3 @@ class Model:
 
 
 from_pretrained = Model.from_pretrained
-
-
-def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
-    return (piece.text for piece in pieces if piece.text)

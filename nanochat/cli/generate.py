@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -40,6 +40,7 @@ Examples:
   nanochat chat
   nanochat chat nanochat-tiny --system "Answer in one line." --temperature 0.5
   nanochat chat path/to/model --message "What is a lifetime in Rust?"
+  nanochat chat path/to/model.gguf --template chatml.jinja
 """
 # Other lines that begin with a slash are questions: a comment, a path.
 _COMMAND = re.compile(r"/[a-z]+")
@@ -127,8 +128,13 @@ def _load(
 @click.command(epilog=_GENERATE_EXAMPLES)
 @model_argument
 @click.option("--prompt", required=True, help="Text to continue; - reads it from standard input.")
+@click.option(
+    "--special",
+    is_flag=True,
+    help="Read names of special tokens in the prompt, such as <|im_end|>, as these; else they are text.",
+)
 @_generation_options
-def generate(model: str, prompt: str, *, as_json: bool, **values: Any) -> None:
+def generate(model: str, prompt: str, special: bool, *, as_json: bool, **values: Any) -> None:
     """Print what MODEL writes after a prompt.
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
@@ -137,7 +143,7 @@ def generate(model: str, prompt: str, *, as_json: bool, **values: Any) -> None:
     """
     text = _standard_input() if prompt == "-" else prompt
     loaded, options = _load(model, **values)
-    prompt_ids = loaded.encode_prompt(text)
+    prompt_ids = loaded.encode_prompt(text, special=special)
     output = _Output(loaded.pieces([prompt_ids], **options))
     output.show(silent=as_json)
     if as_json:
@@ -152,9 +158,20 @@ def generate(model: str, prompt: str, *, as_json: bool, **values: Any) -> None:
 @model_argument
 @click.option("--message", help="Ask this one thing and print the answer.")
 @click.option("--system", help="What the model is told before the conversation.")
+@click.option(
+    "--template",
+    type=click.File(encoding="utf-8"),
+    help="A chat template in Jinja, to be used instead of the model's; - reads it from standard input.",
+)
 @_generation_options
 def chat(
-    model: str, message: str | None, system: str | None, *, as_json: bool, **values: Any
+    model: str,
+    message: str | None,
+    system: str | None,
+    template: TextIO | None,
+    *,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Talk with MODEL; what is said stays in the conversation until the context is full.
 
@@ -167,7 +184,8 @@ def chat(
         raise InputError(
             "the message is empty: ask something, or leave --message out for a conversation"
         )
-    conversation = _Conversation(*_load(model, **values), system)
+    text = None if template is None else template.read()
+    conversation = _Conversation(*_load(model, **values), system, text)
     if message is None:
         _converse(conversation)
         return
@@ -249,11 +267,18 @@ def _standard_input() -> str:
 class _Conversation:
     """The messages until now; `length` is the number of tokens that the last answer follows."""
 
-    def __init__(self, model: "Model", options: "GenerationOptions", system: str | None) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        options: "GenerationOptions",
+        system: str | None,
+        template: str | None,
+    ) -> None:
         self.length = 0
         self.turns: list[Message] = []
         self._model = model
         self._options = options
+        self._template = template
         # Each turn reads what the turns before have not.
         self._session = model.session(rows=1, keep=1)
         self._system: list[Message] = []
@@ -266,7 +291,9 @@ class _Conversation:
 
         turns: list[Message] = [*self.turns, {"role": "user", "content": text}]
         while True:
-            ids = render([*self._system, *turns], self._model.tokenizer)
+            ids = render(
+                [*self._system, *turns], self._model.tokenizer, chat_template=self._template
+            )
             try:
                 output = _Output(self._session.pieces([ids], **self._options))
             except ContextLengthError:

@@ -5,7 +5,6 @@ A `Runner` continues the rows of a state and nothing else; `Session` chooses tok
 Legend: M rows of a step, N flat tokens, T tokens of a sequence, V vocabulary.
 """
 
-import difflib
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
 from nanochat.draws import Drawn, Draws, sample
-from nanochat.errors import InputError, ShapeError
+from nanochat.errors import InputError, ShapeError, did_you_mean
 from nanochat.generation.sampling import Sampler, fill_draws
 from nanochat.init import freeze_leaf
 from nanochat.model import forward, losses, slots
@@ -299,10 +298,8 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         specs = dict(named_leaves(shapes(self.config)))
         names = [known for known, _ in named_leaves(self.weights)]
         if name not in names or name not in specs:
-            near = difflib.get_close_matches(name, names, n=1)
             raise InputError(
-                f"there is no parameter {name!r:.80}: "
-                + (f"did you mean {near[0]}?" if near else f"names are like {names[1]}")
+                f"there is no parameter {name!r:.80}{did_you_mean(name, names)}: names are like {names[1]}"
             )
         spec = specs[name]
         if values.shape != spec.shape:

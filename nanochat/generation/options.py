@@ -6,23 +6,25 @@
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from nanochat.config import ModelConfig
-from nanochat.errors import ContextLengthError, InputError, NanochatError
+from nanochat.errors import ContextLengthError, InputError, NanochatError, did_you_mean
 from nanochat.generation.sampling import Sampling
 
 __all__ = [
-    "MOST_SAMPLES",
+    "ChatOptions",
     "FinishReason",
     "GenerationOptions",
     "Piece",
-    "count_of",
+    "TemplateOptions",
+    "Wanted",
     "read_options",
     "seeds_of",
+    "split_options",
     "tokens_after",
 ]
 
@@ -32,16 +34,17 @@ _LOGGER = logging.getLogger(__name__)
 
 # The default of `GenerationOptions.max_tokens`.
 _MAX_TOKENS = 256
-MOST_SAMPLES, MOST_LOGPROBS = 128, 20
+_MOST_SAMPLES, _MOST_LOGPROBS = 128, 20
+_OF_SAMPLING = [field.name for field in fields(Sampling) if field.name != "seed"]
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What a caller may choose about generation; whatever is absent has its default.
+    """What a caller may choose about generation; whatever is absent or, save for `seed`, None has its default.
 
     Attributes
     ----------
-    max_tokens : int
-        Most tokens to generate; 256, or what the longest prompt leaves of the context if that is less.
+    max_tokens, max_new_tokens : int
+        Most tokens to generate, by either name; 256, or what the longest prompt leaves of the context if that is less.
     n : int
         Texts for each prompt, which is read once; 1. Row i of the result is text ``i % n`` of prompt ``i // n``.
     temperature : float
@@ -60,19 +63,44 @@ class GenerationOptions(TypedDict, total=False):
         if there is one for each. None draws one, and tells it in the log.
     """
 
-    max_tokens: int
-    n: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
+    max_tokens: int | None
+    max_new_tokens: int | None
+    n: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     logprobs: int | None
     seed: int | Sequence[int] | None
+
+
+class TemplateOptions(TypedDict, total=False):
+    """How a conversation becomes a prompt; see `nanochat.text.chat.render`."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
+
+
+class ChatOptions(GenerationOptions, TemplateOptions, total=False):
+    """What a caller may choose about an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The options of a generation, read; `sampling` has no seed, see `seeds_of`."""
+
+    sampling: Sampling
+    stops: tuple[str, ...]
+    max_tokens: int | None
+    n: int
+    logprobs: int | None
+    seed: object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,35 +124,55 @@ class Piece:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def read_options(options: GenerationOptions) -> tuple[Sampling, tuple[str, ...]]:
-    """The sampling settings, without a seed, and the stop strings that options stand for."""
-    unknown = sorted(options.keys() - GenerationOptions.__annotations__.keys())
-    if unknown:
-        raise TypeError(
-            f"there is no option {unknown[0]!r}: choose from {', '.join(GenerationOptions.__annotations__)}"
-        )
-    count_of(options.get("max_tokens", _MAX_TOKENS), "max_tokens", None)
+def read_options(options: GenerationOptions) -> Wanted:
+    """What options ask for, checked.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range.
+    TypeError
+        If there is no such option.
+    """
+    known = GenerationOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"there is no option {name!r}{did_you_mean(name, known)}: choose from {', '.join(known)}"
+            )
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    named = [name for name in ("max_tokens", "max_new_tokens") if name in given]
+    if len(named) > 1:
+        raise InputError("max_tokens and max_new_tokens are two names of one number: pass one")
     logprobs = options.get("logprobs")
     if logprobs is not None and (
-        type(logprobs) is bool or logprobs not in range(MOST_LOGPROBS + 1)
+        type(logprobs) is bool or logprobs not in range(_MOST_LOGPROBS + 1)
     ):
         raise InputError(
-            f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {MOST_LOGPROBS}, or None for none at all"
+            f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {_MOST_LOGPROBS}, or None for none at all"
         )
-    sampling = Sampling(
-        repetition_penalty=options.get("repetition_penalty", 1.0),
-        presence_penalty=options.get("presence_penalty", 0.0),
-        frequency_penalty=options.get("frequency_penalty", 0.0),
-        logit_bias=options.get("logit_bias", {}),
-        temperature=options.get("temperature", 0.0),
-        top_k=options.get("top_k", 0),
-        top_p=options.get("top_p", 1.0),
-        min_p=options.get("min_p", 0.0),
+    return Wanted(
+        sampling=Sampling(
+            **{"temperature": 0.0, **{n: given[n] for n in _OF_SAMPLING if n in given}}
+        ),
+        stops=_stop_strings(options.get("stop")),
+        max_tokens=_count_of(given[named[0]], named[0], None) if named else None,
+        n=_count_of(given.get("n", 1), "n", _MOST_SAMPLES),
+        logprobs=logprobs,
+        seed=options.get("seed", 0),
     )
-    return sampling, _stop_strings(options.get("stop"))
 
 
-def count_of(value: object, name: str, most: int | None) -> int:
+def split_options(options: ChatOptions) -> tuple[TemplateOptions, GenerationOptions]:
+    """The options of the prompt, and those of the generation."""
+    of_template = TemplateOptions.__annotations__
+    parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for name, value in options.items():
+        parts[name not in of_template][name] = value
+    return cast(TemplateOptions, parts[0]), cast(GenerationOptions, parts[1])
+
+
+def _count_of(value: object, name: str, most: int | None) -> int:
     """A number of texts or, without an upper bound, of tokens; refused with its name if it is none."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]  # it is a number

@@ -12,10 +12,8 @@ from nanochat.draws import Draws
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.generation.options import (
-    MOST_SAMPLES,
     GenerationOptions,
     Piece,
-    count_of,
     read_options,
     seeds_of,
     tokens_after,
@@ -175,15 +173,13 @@ class Session(Generic[State]):
                 self.cancel(row)
 
     def _add(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
-        sampling, stops = read_options(options)
-        samples = count_of(options.get("n", 1), "n", MOST_SAMPLES)
-        alternatives = options.get("logprobs")
+        wanted = read_options(options)
         if not prompts:
             raise InputError("there is no prompt: pass at least one")
         for ids in prompts:
             check_ids(ids, self.runner.config)
         longest = max(map(len, prompts))
-        max_tokens = tokens_after(longest, options.get("max_tokens"), self.runner.config)
+        max_tokens = tokens_after(longest, wanted.max_tokens, self.runner.config)
         # The last token is never fed back.
         needed = longest + max_tokens - 1
         if needed > self.capacity or num_pages(needed) > self._state.num_pages:
@@ -192,26 +188,26 @@ class Session(Generic[State]):
                 f"a prompt of {longest} tokens and max_tokens={max_tokens} do not fit into a session for {room} "
                 "tokens: pass fewer, or make the session with more capacity and pages"
             )
-        seeds = seeds_of(options.get("seed", 0), len(prompts) * samples)
+        seeds = seeds_of(wanted.seed, len(prompts) * wanted.n)
         for ids in prompts:
             # What could not be drawn for is refused now, and not in a step with others.
-            Sampler(replace(sampling, seed=0), ids).fill(self._one_draw, 0)
+            Sampler(replace(wanted.sampling, seed=0), ids).fill(self._one_draw, 0)
         first = self._next
         for ids in prompts:
-            prompt = Prompt(ids=tuple(map(int, ids)), unread=samples)
-            for _ in range(samples):
-                settings = replace(sampling, seed=seeds[self._next - first])
+            prompt = Prompt(ids=tuple(map(int, ids)), unread=wanted.n)
+            for _ in range(wanted.n):
+                settings = replace(wanted.sampling, seed=seeds[self._next - first])
                 self._waiting.append(
                     Text(
                         row=self._next,
                         prompt=prompt,
                         tokenizer=self.tokenizer,
                         sampler=Sampler(
-                            settings, prompt.ids, with_logprob=alternatives is not None
+                            settings, prompt.ids, with_logprob=wanted.logprobs is not None
                         ),
-                        stops=StopStrings(stops),
+                        stops=StopStrings(wanted.stops),
                         tokens_left=max_tokens,
-                        num_alternatives=alternatives,
+                        num_alternatives=wanted.logprobs,
                     )
                 )
                 self._next += 1
@@ -367,10 +363,10 @@ def generate(
         raise InputError("there is no prompt: pass at least one")
     for ids in prompts:
         check_ids(ids, engine.config)
-    read_options(options)
+    wanted = read_options(options)
     longest = max(map(len, prompts))
-    max_tokens = tokens_after(longest, options.get("max_tokens"), engine.config)
-    texts = len(prompts) * count_of(options.get("n", 1), "n", MOST_SAMPLES)
+    max_tokens = tokens_after(longest, wanted.max_tokens, engine.config)
+    texts = len(prompts) * wanted.n
     capacity = longest + max_tokens - 1
     session = Session(engine, tokenizer, rows=min(texts, _MOST_ROWS), capacity=capacity)
     return session.pieces(prompts, **options)

@@ -1,11 +1,10 @@
 """This file holds conversations as callers give them, checked: messages, and the tools that a model may ask for."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict
 
-from nanochat.errors import InputError
+from nanochat.errors import InputError, did_you_mean
 
 __all__ = [
     "Message",
@@ -154,11 +153,9 @@ def _require_role(where: str, role: object, template: str) -> None:
         role in _ROLES or re.search(rf"""(['"]){re.escape(role)}\1""", template)
     ):
         return
-    near = difflib.get_close_matches(role, _ROLES, 1) if isinstance(role, str) else []
-    meant = f"did you mean {near[0]!r}? Use" if near else "use"
     raise InputError(
-        f"{where} has the role {role!r:.40}: {meant} one of {', '.join(_ROLES)}, or another that the model's chat "
-        "template names"
+        f"{where} has the role {role!r:.40}{did_you_mean(role, _ROLES)}: use one of {', '.join(_ROLES)}, or another "
+        "that the model's chat template names"
     )
 
 

@@ -77,7 +77,7 @@ def test_no_content_forges_a_turn(parts: list[str]) -> None:
         pytest.param([{"content": "Hi"}], "message 0 is", id="no role"),
         pytest.param([{"role": "user"}], "message 0 has no content", id="no content"),
         pytest.param([{"role": "tool", "content": ""}], "message 0 is a tool's", id="tool"),
-        pytest.param([{"role": "usr", "content": ""}], "did you mean 'user'", id="unknown role"),
+        pytest.param([{"role": "usr", "content": ""}], "did you mean user", id="unknown role"),
         pytest.param([{"role": [], "content": ""}], "has the role", id="role not a string"),
         pytest.param([{"role": "user", "content": None}], "no content", id="content is None"),
         pytest.param(

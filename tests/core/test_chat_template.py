@@ -189,7 +189,7 @@ def test_a_role_that_the_template_names_is_one() -> None:
     ipython = tokenizer("{% for m in messages %}{{ 'r' if m.role == 'ipython' }}{% endfor %}")
 
     assert ipython.decode(render([{"role": "ipython", "content": ""}], ipython)) == "r"
-    with pytest.raises(InputError, match="did you mean 'assistant'"):
+    with pytest.raises(InputError, match="did you mean assistant"):
         render([{"role": "asistant", "content": ""}], ipython)
 
 

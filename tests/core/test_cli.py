@@ -62,6 +62,29 @@ def test_generate_prints_one_json_object(run: Run, directory: Path) -> None:
     assert expected.items() <= result.last_json.items()
 
 
+def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:
+    command = ("generate", directory, "--prompt", "<|user|>to be", "--max-tokens", 2, "--json")
+
+    plain, special = (run(*command, *more).last_json for more in ((), ("--special",)))
+
+    assert (plain["prompt_tokens"], special["prompt_tokens"]) == (12, 5)
+
+
+def test_a_chat_template_may_be_given(run: Run, polite: Path, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ bos_token }}{{ messages[0].content }}")
+    command = ("chat", polite, "--message", "hello", *GREEDY, "--json")
+
+    own = run(*command, "--template", template).last_json
+    piped = run(*command, "--template", "-", stdin=template.read_bytes()).last_json
+
+    assert own["prompt_tokens"] == piped["prompt_tokens"] == 5
+    assert run(*command).last_json["prompt_tokens"] == 8
+    assert own["text"] == piped["text"]
+    missing = run(*command, "--template", tmp_path / "none")
+    assert (missing.code, missing.err.count("\n")) == (2, 1)
+
+
 @pytest.mark.parametrize("verb", [("generate", "--prompt"), ("chat", "--message")], ids="-".join)
 def test_keys_and_values_are_kept_as_asked(
     run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, str]

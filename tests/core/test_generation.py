@@ -13,7 +13,7 @@ from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation.engine import Engine
-from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.generation.options import GenerationOptions, Piece, read_options
 from nanochat.generation.session import generate
 from nanochat.ops import Slot, Storage
 from tests.parity.random_models import (
@@ -266,8 +266,22 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     options: GenerationOptions = {"temprature": 1.0}  # type: ignore[typeddict-unknown-key] # the mistake under test
 
-    with pytest.raises(TypeError, match="'temprature': choose from max_tokens, n, temperature"):
+    with pytest.raises(
+        TypeError, match=r"'temprature' \(did you mean temperature\?\): choose from max_tokens"
+    ):
         generate(random_engine(), TOKENIZER, [[0]], **options)
+
+
+def test_none_is_the_default_and_max_new_tokens_another_name() -> None:
+    names = [name for name in GenerationOptions.__annotations__ if name != "seed"]
+    absent: Any = dict.fromkeys(names)
+
+    assert read_options(absent) == read_options({})
+    assert read_options({"max_new_tokens": 3}).max_tokens == 3
+    with pytest.raises(InputError, match="max_new_tokens=0 is not a number of tokens"):
+        read_options({"max_new_tokens": 0})
+    with pytest.raises(InputError, match="two names of one number"):
+        read_options({"max_new_tokens": 3, "max_tokens": 3})
 
 
 class WatchedOps(ReferenceOps):

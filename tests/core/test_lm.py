@@ -110,12 +110,55 @@ def test_a_stream_adds_up_to_the_generated_text(model: Model) -> None:
     assert "" not in parts
 
 
+def test_prompts_may_be_tokens_and_come_in_any_iterable(model: Model) -> None:
+    ids = model.encode_prompt("to be")
+    text = model.generate("to be", max_tokens=8)
+
+    assert model.generate(ids, max_tokens=8) == text
+    array: Any = np.array([ids, ids])
+    assert model.generate(array[0], max_tokens=8) == text
+    for prompts in (("to be", "to be"), iter(["to be"] * 2), [ids, ids], array):
+        assert model.generate(prompts, max_tokens=8) == [text, text]
+
+
+def test_one_prompt_with_n_gives_a_list(model: Model) -> None:
+    # By types, one prompt gives one text: they cannot see `n`.
+    texts: Any = model.generate("to be", n=3, temperature=1.0, max_tokens=8)
+
+    assert texts == model.generate(["to be"], n=3, temperature=1.0, max_tokens=8)
+    assert len(set(texts)) > 1
+
+
+def test_a_stream_of_several_texts_says_whose_each_part_is(model: Model) -> None:
+    texts = ["", "", "", ""]
+    for row, part in model.stream(["to be", "fn"], n=2, temperature=1.0, max_tokens=8):
+        texts[row] += part
+
+    assert texts == model.generate(["to be", "fn"], n=2, temperature=1.0, max_tokens=8)
+
+
+def test_names_of_special_tokens_are_tokens_on_request_only(model: Model) -> None:
+    tokenizer = model.tokenizer
+    start, user = tokenizer.specials["<|bos|>"], tokenizer.specials["<|user|>"]
+
+    assert user not in model.encode_prompt("<|user|>to")
+    ids = model.encode_prompt("<|user|>to", special=True)
+    assert ids == [start, user, *tokenizer.encode("to")]
+    # A start that is written is not doubled.
+    assert model.encode_prompt("<|bos|><|user|>to", special=True) == ids
+    assert model.generate("<|user|>to", special=True) == model.generate(ids)
+
+
 def test_a_chat_continues_the_rendered_conversation() -> None:
     source = answering_bundle()
     model = Model(source.config, source.weights, source.tokenizer, backend="reference")
 
     assert model.chat(HELLO) == "wxyz"
     assert "".join(model.stream_chat(HELLO)) == "wxyz"
+    assert model.chat("hello") == "wxyz"
+    assert model.chat("hello", chat_template="{{ bos_token }}{{ messages[0].content }}") != "wxyz"
+    with pytest.raises(InputError, match="chat gives one answer"):
+        model.chat("hello", n=2)
 
 
 @pytest.mark.parametrize("call", [Model.generate, Model.stream, Model.score])
@@ -125,8 +168,10 @@ def test_an_empty_text_is_refused(model: Model, call: Callable[[Model, str], obj
 
 
 def test_what_is_no_text_is_refused(model: Model) -> None:
-    with pytest.raises(InputError, match="cannot encode int"):
-        model.generate(5)  # type: ignore[call-overload] # the mistake under test
+    wrong: list[Any] = [5, b"to be", {"to": "be"}, [["to"]], [5, "to"], [[]]]
+    for prompt in wrong:
+        with pytest.raises(InputError, match="is no prompt: pass a text"):
+            model.generate(prompt)
 
 
 def test_no_text_at_all_is_refused(model: Model) -> None:

@@ -55,7 +55,7 @@ def engine_of(ops: AnyOps, kind: str) -> AnyEngine:
 def alone(engine: AnyEngine, ids: list[int], options: GenerationOptions) -> list[list[int]]:
     """The tokens of each sample, each written by a call of its own."""
     tokens = []
-    for i in range(options.get("n", 1)):
+    for i in range(options.get("n") or 1):
         own: GenerationOptions = {**options, "n": 1, "seed": options["seed"] + i}  # type: ignore[operator]
         tokens.append([piece.token for piece in generate(engine, TOKENIZER, [ids], **own)])
     return tokens

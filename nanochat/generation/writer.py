@@ -1,0 +1,166 @@
+"""This file holds texts by a model and its tokenizer: prompts and conversations in, text out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Unpack, overload
+
+from nanochat.errors import InputError
+from nanochat.generation.engine import Runner
+from nanochat.generation.options import (
+    ChatOptions,
+    GenerationOptions,
+    Piece,
+    read_options,
+    split_options,
+)
+from nanochat.generation.prompts import Prompts, encode_prompt, read_prompts
+from nanochat.generation.session import Session, generate
+from nanochat.text.chat import Message, render
+from nanochat.text.codec import TextCodec
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Whatever has a model at work and a tokenizer, and so can write texts: `nanochat.lm.Model`.
+
+    Attributes
+    ----------
+    engine : Runner
+        The model at work, for callers that bring their own tokens.
+    tokenizer : TextCodec
+        The one that the model was trained with.
+    """
+
+    engine: Runner[Any]
+    tokenizer: TextCodec
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...] | Iterator[str] | Iterable[Sequence[int]],
+        *,
+        special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> list[str]: ...
+
+    def generate(
+        self, prompt: Prompts, *, special: bool = False, **options: Unpack[GenerationOptions]
+    ) -> str | list[str]:
+        """Continue a text, or each of several, and return what follows it, `n` times each.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or iterable of either
+            A text; token ids, to which nothing is added; or several, for which a list comes back.
+        special : bool
+            Whether names of special tokens, such as ``<|im_end|>``, stand for these in a prompt. For texts of your own
+            only: as a rule they are ordinary text, so that nobody can end a turn that is not theirs.
+        **options : GenerationOptions
+            `max_tokens`, `n`, `temperature`, `top_k`, `top_p`, `min_p`, penalties, `logit_bias`, `stop` and `seed`; see
+            `nanochat.generation.options.GenerationOptions`. Without any, the most probable tokens are taken; the
+            command line has a temperature of 0.7. With `n` above 1 a list comes back for one prompt, too.
+
+        Raises
+        ------
+        ContextLengthError
+            If the prompt and `max_tokens` together exceed the context.
+        InputError
+            If a prompt is empty or no text, or an option is out of range.
+        """
+        prompts, single = read_prompts(prompt, self.tokenizer, special=special)
+        texts = [""] * len(prompts) * (n := read_options(options).n)
+        for piece in self.pieces(prompts, **options):
+            texts[piece.row] += piece.text
+        return texts[0] if single and n == 1 else texts
+
+    @overload
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: list[str] | tuple[str, ...] | Iterator[str] | Iterable[Sequence[int]],
+        *,
+        special: bool = False,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[tuple[int, str]]: ...
+
+    def stream(
+        self, prompt: Prompts, *, special: bool = False, **options: Unpack[GenerationOptions]
+    ) -> Iterator[str] | Iterator[tuple[int, str]]:
+        """Yield what follows a text as it is generated; the parts add up to `generate`'s result.
+
+        Of several texts, or of `n`, each part comes with the number of its text in the list that `generate` returns.
+        """
+        prompts, single = read_prompts(prompt, self.tokenizer, special=special)
+        pieces = self.pieces(prompts, **options)
+        if single and read_options(options).n == 1:
+            return _texts(pieces)
+        return ((piece.row, piece.text) for piece in pieces if piece.text)
+
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> str:
+        """Return the assistant's answer to a conversation.
+
+        Parameters
+        ----------
+        messages : str or sequence of Message
+            ``{"role": "user", "content": "..."}``, as OpenAI's clients write them; a text is one of the user's.
+        **options : ChatOptions
+            As for `generate`, and `tools`, `chat_template` and `chat_template_kwargs`, see `nanochat.text.chat.render`.
+
+        Raises
+        ------
+        ContextLengthError
+            If the conversation and `max_tokens` together exceed the context.
+        InputError
+            If a message is malformed, or an option out of range.
+        """
+        return "".join(self.stream_chat(messages, **options))
+
+    def stream_chat(
+        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> Iterator[str]:
+        """Yield the assistant's answer as it is generated; see `chat`."""
+        template, generation = split_options(options)
+        if (n := read_options(generation).n) != 1:
+            raise InputError(f"n={n}, but chat gives one answer: leave n out, and call it for each")
+        return _texts(self.pieces([render(messages, self.tokenizer, **template)], **generation))
+
+    def pieces(
+        self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
+    ) -> Iterator[Piece]:
+        """Continue prompts that are tokens already; see `nanochat.generation.session.generate`."""
+        return generate(self.engine, self.tokenizer, prompts, **options)
+
+    def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
+        """Texts that begin and end at different times, at most so many at once; see `Session`."""
+        return Session(self.engine, self.tokenizer, rows=rows, keep=keep)
+
+    def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """The tokens of a text as a prompt, such as ``<|bos|>`` and those of the text; see `generate`.
+
+        Raises
+        ------
+        InputError
+            If the text is empty or not a string.
+        """
+        return encode_prompt(text, self.tokenizer, special=special)
+
+
+def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
+    return (piece.text for piece in pieces if piece.text)
