@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
 from nanochat.generation.engine import Engine, Runner, check_ids
+from nanochat.generation.prompts import Prompts, read_prompts
 from nanochat.generation.writer import Writer
 from nanochat.init import freeze
 from nanochat.memory import require_free
@@ -127,6 +128,31 @@ class Model(Writer):
             self.engine = Engine(config, prepared, backend, kv_cache=kv_cache)
             self._reason = "given"
         _LOGGER.info("%s", summary(name, self._reason, describe(self.engine)))
+
+    def __repr__(self) -> str:
+        parameters = sum(c.parameters for c in tensor_classes(self.config))
+        return (
+            f"Model({self.name!r}, {parameters / 1e6:.1f}M parameters, context of {self.config.context_length} tokens, "
+            f"{self.engine.name} on {self.engine.device})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a Model cannot be pickled, for it holds compiled code and threads: pass the name {self.name!r}, and call "
+            "from_pretrained in the other process"
+        )
+
+    def close(self) -> None:
+        """Give the memory of the weights back; the model can do nothing after that."""
+        nothing: Any = _Closed(self.name)
+        self.engine = self.weights = nothing
+        self._bundle = dataclasses.replace(self._bundle, weights=nothing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @classmethod
     def from_bundle(
@@ -246,12 +272,61 @@ class Model(Writer):
         InputError
             If there is none, or one is not in the vocabulary.
         """
+        self._require_context(ids)
+        return self.engine.logits(ids)
+
+    def _require_context(self, ids: Sequence[int]) -> None:
         check_ids(ids, self.config)
         if len(ids) > self.config.context_length:
             raise ContextLengthError(
                 f"{len(ids)} tokens do not fit the model's context of {self.config.context_length}: shorten them"
             )
-        return self.engine.logits(ids)
+
+    def embed(
+        self,
+        text: Prompts,
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """Vectors that stand for texts, of the hidden states that the head reads out.
+
+        Parameters
+        ----------
+        text : str, sequence of int, or iterable of either
+            As for `generate`.
+        pooling : {"mean", "last"}
+            The mean over all tokens, or the last one's.
+        normalize : bool
+            Divide each vector by its length, so that products are cosines.
+
+        Returns
+        -------
+        vectors : float32 array
+            Shape (width,) for one text, (N, width) for several.
+
+        Raises
+        ------
+        BackendError
+            If the backend gives logits only, as "onnx" does.
+        ContextLengthError
+            If a text is longer than the context.
+        InputError
+            If a text is empty, or an option is none of its values.
+        """
+        if pooling not in ("mean", "last"):
+            raise InputError(f"pooling={pooling!r}: choose mean or last")
+        prompts, single = read_prompts(text, self.tokenizer, special=False)
+        for ids in prompts:
+            self._require_context(ids)
+        states = [self.engine.hidden(ids) for ids in prompts]
+        vectors = np.array(
+            [x[-1] if pooling == "last" else x.mean(axis=0, dtype=np.float64) for x in states],
+            np.float32,
+        ).reshape(-1, self.config.width)
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors[0] if single else vectors
 
     def score(self, text: str) -> Score:
         """Measure how well the model predicts a text that follows ``<|bos|>``, or whatever its texts begin with.
@@ -329,3 +404,15 @@ class Model(Writer):
 
 
 from_pretrained = Model.from_pretrained
+
+
+class _Closed:
+    """What is left of a model that was closed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+        raise InputError(f"{self._name} was closed: load it again with from_pretrained")

@@ -15,7 +15,15 @@ from nanochat.ops import Ops, Slot, Storage, feed_forward
 from nanochat.shapes import layer_kinds, run_order
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
-__all__ = ["TrainingOutputs", "forward", "losses", "ntk_theta", "slots", "training_outputs"]
+__all__ = [
+    "TrainingOutputs",
+    "forward",
+    "hidden_states",
+    "losses",
+    "ntk_theta",
+    "slots",
+    "training_outputs",
+]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -113,6 +121,14 @@ def forward(
     return ops.project(hidden, _table(weights))[0]
 
 
+def hidden_states(
+    tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
+) -> Array:
+    """What the head would read out after every token of whole sequences, (B, T, C)."""
+    walk = _Walk(config, ops, None)
+    return walk.hidden(walk.through(tokens, weights), weights)
+
+
 def losses(
     tokens: Array,
     targets: Array,
@@ -121,8 +137,7 @@ def losses(
     ops: Ops[Array, Leaf, State],
 ) -> Array:
     """Nats that each target costs after the tokens up to its place, (B, T): `Ops.cross_entropy` instead of logits."""
-    walk = _Walk(config, ops, None)
-    hidden = walk.hidden(walk.through(tokens, weights), weights)
+    hidden = hidden_states(tokens, weights, config, ops)
     return ops.cross_entropy(hidden, _table(weights), targets)
 
 

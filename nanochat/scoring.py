@@ -21,8 +21,8 @@ class Score:
     Examples
     --------
     >>> score = Score(nats=32.0 * math.log(2), tokens=4, bytes=16)
-    >>> score.bits_per_byte, round(score.nats_per_token, 3)
-    (2.0, 5.545)
+    >>> score.bits_per_byte, round(score.nats_per_token, 3), round(score.perplexity)
+    (2.0, 5.545, 256)
     """
 
     nats: float
@@ -33,6 +33,11 @@ class Score:
     def nats_per_token(self) -> float:
         """Mean cross-entropy; depends on the tokenizer."""
         return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """How many tokens the model hesitates between, on average; depends on the tokenizer."""
+        return math.exp(self.nats_per_token)
 
     @property
     def bits_per_byte(self) -> float:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
 from nanochat.draws import Drawn, Draws, sample
-from nanochat.errors import InputError, ShapeError, did_you_mean
+from nanochat.errors import BackendError, InputError, ShapeError, did_you_mean
 from nanochat.generation.sampling import Sampler, fill_draws
 from nanochat.init import freeze_leaf
-from nanochat.model import forward, losses, slots
+from nanochat.model import forward, hidden_states, losses, slots
 from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
 from nanochat.shapes import shapes
@@ -81,6 +81,13 @@ class Runner(Described, Protocol[State]):
             chosen = rows[np.arange(len(rows)), targets[start : start + _ROWS]]
             losses[start : start + _ROWS] = np.log(np.exp(rows).sum(axis=1)) - chosen
         return losses
+
+    def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """What the head reads out after every token of a sequence, (T, C)."""
+        del ids
+        raise BackendError(
+            f"backend {self.name} gives logits only: load the model with another backend, such as numba"
+        )
 
     def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
         """A state that holds no row yet, with room for rows of `capacity` tokens; see `nanochat.rows.RowState`."""
@@ -187,6 +194,13 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
             forward(tokens, self.weights, self.config, self.ops)
         )[0]
         return logits
+
+    def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        tokens = self.ops.tokens(np.array([_require_tokens(ids)], np.int64))
+        hidden: NDArray[np.float32] = self.ops.numpy(
+            hidden_states(tokens, self.weights, self.config, self.ops)
+        )[0]
+        return hidden
 
     def losses(self, ids: Sequence[int]) -> NDArray[np.floating]:
         # Without logits of all tokens.

@@ -1,12 +1,12 @@
 """This file holds what a model needs of its tokenizer, whoever made it, and the byte alphabet of GPT-2."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
 from nanochat.errors import InputError
 
-__all__ = ["BYTES", "MAX_FILE_BYTES", "TextCodec", "check_text"]
+__all__ = ["BYTES", "MAX_FILE_BYTES", "TextCodec", "call", "check_text"]
 
 # Of a ``tokenizer.json``; those of 250,000 tokens have 20 MB.
 MAX_FILE_BYTES = 64 * 2**20
@@ -58,6 +58,12 @@ class TextCodec(Protocol):
     def fingerprint(self) -> str:
         """Equal for tokenizers that encode alike."""
 
+    def __len__(self) -> int:
+        """As `vocab_size`."""
+
+    def __call__(self, text: str | Sequence[str]) -> dict[str, object]:
+        """Tokens and a mask of a text, or of each of several; see `call`."""
+
     def files(self) -> dict[str, bytes]:
         """Content of its files, by name."""
 
@@ -72,6 +78,15 @@ class TextCodec(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token inside a text; a special has none."""
+
+
+def call(codec: "TextCodec", text: str | Sequence[str]) -> dict[str, object]:
+    """What calling a tokenizer gives in transformers: tokens, behind those that stand before every text, and a mask."""
+    if isinstance(text, str):
+        ids = [*codec.opening, *codec.encode(text)]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    every = [[*codec.opening, *ids] for ids in codec.encode_batch([*text])]
+    return {"input_ids": every, "attention_mask": [[1] * len(ids) for ids in every]}
 
 
 def check_text(text: str) -> str:

@@ -6,7 +6,7 @@ Text is data, as with our own: the name of a special token in it is spelled in o
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import tokenizers
 
 from nanochat.errors import FormatError, InputError
 from nanochat.files import exists, parse_json, read_bytes
-from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, check_text
+from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, call, check_text
 from nanochat.text.roles import Roles, added_tokens, read_roles, write_roles
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 
@@ -96,6 +96,12 @@ class LibraryTokenizer:
 
     def files(self) -> dict[str, bytes]:
         return dict(self._files)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __call__(self, text: str | Sequence[str]) -> dict[str, object]:
+        return call(self, text)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """See `TextCodec.encode`; a text with a special token's name that has no other spelling is refused."""

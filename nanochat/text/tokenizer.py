@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from nanochat.errors import FormatError, InputError
 from nanochat.files import atomic_directory, parse_json, read_bytes
-from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, check_text
+from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, call, check_text
 
 __all__ = ["BEGINNING", "CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
 
@@ -207,6 +207,12 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of the pieces and merges: equal for tokenizers that encode alike."""
         return hashlib.sha256(json.dumps([self.pieces, self.merges]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __call__(self, text: str | Sequence[str]) -> dict[str, object]:
+        return call(self, text)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the tokens of `text`, without a leading ``<|bos|>``.

@@ -1,10 +1,13 @@
 """A model is loaded, run, scored and saved through one class, and says what it is."""
 
 import dataclasses
+import gc
 import logging
 import math
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,57 @@ def test_no_text_at_all_is_refused(model: Model) -> None:
 def test_a_stream_refuses_before_it_starts(model: Model) -> None:
     with pytest.raises(ContextLengthError, match="max_tokens=62 or less"):
         model.stream("t", max_tokens=100)
+
+
+def test_a_model_says_what_it_is_and_cannot_be_pickled(model: Model) -> None:
+    assert repr(model) == "Model('model', 0.9M parameters, context of 64 tokens, reference on cpu)"
+    with pytest.raises(TypeError, match="pass the name 'model', and call from_pretrained"):
+        pickle.dumps(model)
+
+
+def test_a_closed_model_gives_its_memory_back_and_says_so() -> None:
+    with random_model() as model:
+        weights = weakref.ref(model.weights.layers[0].mixer)
+        assert model.generate("to be", max_tokens=2)
+
+    gc.collect()
+    assert weights() is None
+    for call in (model.generate, model.score, model.embed, Model.describe, repr):
+        with pytest.raises(InputError, match="model was closed: load it again"):
+            call(model if call in (Model.describe, repr) else "to be")  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_has_a_length_and_is_called_as_in_transformers(model: Model) -> None:
+    ids = model.encode_prompt("to be")
+
+    assert len(model.tokenizer) == model.tokenizer.vocab_size
+    assert model.tokenizer("to be") == {"input_ids": ids, "attention_mask": [1] * len(ids)}
+    assert model.tokenizer(["to be"])["input_ids"] == [ids]
+
+
+def test_embeddings_are_of_what_the_head_reads_out(model: Model) -> None:
+    ids = model.encode_prompt("to be")
+    states = model.engine.hidden(ids)
+
+    mean, last = (model.embed("to be", pooling=p, normalize=False) for p in ("mean", "last"))
+
+    # The head's product rounds them, so that they are compared by what the operation gives.
+    ops, weights = model.engine.ops, model.engine.weights  # type: ignore[attr-defined]  # an Engine
+    np.testing.assert_array_equal(
+        ops.project(states[None], weights.embedding if weights.head is None else weights.head)[0][
+            0
+        ],
+        model.logits(ids),
+    )
+    np.testing.assert_array_equal(last, states[-1])
+    np.testing.assert_allclose(mean, states.mean(axis=0), atol=1e-6)
+    both = model.embed(["to be", "to be"])
+    np.testing.assert_allclose(both, np.array([mean / np.linalg.norm(mean)] * 2), atol=1e-6)
+    assert model.embed([]).shape == (0, model.config.width)
+    with pytest.raises(InputError, match="pooling='max': choose mean or last"):
+        model.embed("to be", pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ContextLengthError, match="65 tokens do not fit"):
+        model.embed([0] * 65)
 
 
 def test_logits_are_those_of_every_token(model: Model) -> None:
@@ -558,3 +612,17 @@ def test_the_description_names_the_format_of_every_class_of_tensors(model: Model
         "ternary, 2 bits, a float16 scale per 256 columns",
     )
     assert formats["layers.mixer_site.norm"] == (2, "float32")
+
+
+@pytest.mark.parametrize("name", ["numba", "torch", "mlx", "onnx"])
+def test_every_backend_embeds_or_says_that_it_cannot(name: str, directory: Path) -> None:
+    backends.get("reference" if name == "onnx" else name)
+    model = from_pretrained(directory, backend=name)
+
+    if name == "onnx":
+        with pytest.raises(BackendError, match="gives logits only: load the model with another"):
+            model.embed("to be")
+    else:
+        expected = from_pretrained(directory, backend="reference").embed("to be")
+        # Cosines, for a rounding may have turned the other way.
+        assert model.embed("to be") @ expected > 0.999
