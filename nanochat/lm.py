@@ -25,12 +25,12 @@ from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
 from nanochat.generation.engine import Engine, Runner, check_ids
 from nanochat.generation.prompts import Prompts, read_prompts
+from nanochat.generation.scoring import Score, score
 from nanochat.generation.writer import Writer
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.publish.options import PushOptions, with_options
-from nanochat.scoring import Score, score
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
 

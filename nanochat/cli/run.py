@@ -4,17 +4,18 @@ Codes: 0 done, 1 the work failed, 2 wrong use, 3 nothing proven (of `models veri
 reader of the output went away.
 """
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 
 from nanochat.cli.output import NoticeHandler
-from nanochat.errors import ConfigError, FormatError, InputError, NanochatError
+from nanochat.errors import ConfigError, FormatError, InputError, NanochatError, SaveError
 
 __all__ = ["Group", "as_file_errors", "run"]
 
@@ -38,6 +39,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
 
     Without `arguments`, it gets those of the process.
     """
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character is no reason to stop.
         if hasattr(stream, "reconfigure"):
@@ -57,8 +59,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except NanochatError as error:
         return _fail(str(error), 1)
@@ -72,7 +73,12 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         return _fail("out of memory: use a smaller model, a shorter context or fewer prompts", 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", 1)
+        code = _fail(f"{error.strerror or error}{where}", 1)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        return code
     finally:
         _stop_logging()
     return 0
@@ -85,6 +91,54 @@ def as_file_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise FormatError(str(error)) from error
+
+
+class _ClosedInput(io.TextIOBase):
+    """Standard input that was closed: whoever reads it is told what to pass instead."""
+
+    @property
+    def buffer(self) -> io.TextIOBase:
+        return self
+
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]  # as of any text stream
+        del size
+        raise InputError(
+            "standard input is closed: pipe something in, or pass it as an option (--prompt, --message, a file)"
+        )
+
+    read = readline
+
+
+class _ClosedOutput(io.TextIOBase):
+    """Standard output that was closed: a result for it is an error, and no result is none."""
+
+    def write(self, text: str) -> int:
+        if not text:
+            return 0
+        raise SaveError(
+            "standard output is closed, so the result is lost: leave it open, or send it to a file or /dev/null"
+        )
+
+
+def _open_streams() -> None:
+    """Put something in the place of streams that are closed, before files that are opened take their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = cast(TextIO, _ClosedInput())
+    if sys.stdout is None:
+        sys.stdout = cast(TextIO, _ClosedOutput())
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # as long as the process runs
+
+
+def _drop_output() -> None:
+    """Let the interpreter, which flushes once more when it ends, do so without an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _start_logging() -> None:

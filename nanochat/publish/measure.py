@@ -130,7 +130,7 @@ def _run(language: str, code: str, *, folder: Path, repo: str) -> Example:
     # Without the working directory among the places of modules: the repository's owner may be called like one.
     words = ["-c", code]
     if language == "sh":
-        words = ["-m", "nanochat.cli", *shlex.split(code)[1:]]
+        words = ["-m", "nanochat", *shlex.split(code)[1:]]
     hidden = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}

@@ -33,7 +33,7 @@ Run = Callable[..., Result]
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "nanochat.cli", *map(str, arguments)],
+        [sys.executable, "-m", "nanochat", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdin=subprocess.PIPE,

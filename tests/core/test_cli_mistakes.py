@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli.output import write
-from tests.core.command_line import GREEDY, Run, finish, start
+from tests.core.command_line import GREEDY, ROOT, Run, finish, start
 
 MISTAKES = [
     (["bake"], 2, "there is no verb 'bake': choose from generate,"),
@@ -312,3 +313,44 @@ def test_a_terminal_obeys_no_control_character_of_a_model(monkeypatch: pytest.Mo
 
     assert isinstance(sys.stdout, Terminal)
     assert sys.stdout.getvalue() == "a�[2J\tb�\n�"
+
+
+CLOSED = "error: standard output is closed, so the result is lost"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes the streams")
+@pytest.mark.parametrize(
+    ("command", "code", "out", "err"),
+    [
+        ("generate {model} --prompt a >&-", 1, "", CLOSED),
+        ("generate {model} --prompt a --json >&-", 1, "", CLOSED),
+        ("models list >&-", 1, "", CLOSED),
+        ("--help >&-", 1, "", CLOSED),
+        ("models list >/dev/full", 1, "", "error: No space left on device"),
+        ("models list 2>&-", 0, "nanochat-tiny", ""),
+        ("generate {model} --prompt a 2>&-", 0, "\n", ""),
+        ("bake 2>&-", 2, "", ""),
+        ("generate {model} --prompt - <&-", 2, "", "error: standard input is closed: pipe"),
+        ("chat {model} <&-", 2, "", "error: standard input is closed: pipe"),
+        ("chat {model} --template - --message a <&-", 2, "", "error: standard input is closed"),
+        ("generate {model} --prompt a <&- >&- 2>&-", 1, "", ""),
+        ("info tiny <&-", 0, "parameters", ""),
+    ],
+)
+def test_a_closed_stream_is_one_line_or_nothing(
+    command: str, code: int, out: str, err: str, polite: Path
+) -> None:
+    words = command.format(model=f"'{polite}' --max-tokens 3 {' '.join(GREEDY)}")
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m nanochat {words}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    errors = [line for line in done.stderr.splitlines() if "runs on reference" not in line]
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert out in done.stdout
+    # What chat says first is no error.
+    assert "".join(errors[-1:]).startswith(err) if err else len(errors) < 2

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 # An import points to a row further down, never up or to a neighbour, wherever in a module it stands.
 ROWS = (
+    ("__main__",),
     ("cli",),
     ("serve", "rl", "train"),
     ("eval",),
@@ -27,7 +28,7 @@ ROWS = (
     ("export",),
     ("proof",),
     ("memory",),
-    ("backends", "bundle", "checkpoint", "scoring"),
+    ("backends", "bundle", "checkpoint"),
     ("generation",),
     ("cost", "init", "tensors", "text"),
     ("model", "rows"),
@@ -274,7 +275,7 @@ def _unit_of(pattern: str) -> str:
             id="upward",
         ),
         pytest.param(
-            "nanochat/scoring.py",
+            "nanochat/checkpoint.py",
             "from nanochat.backends import get",
             "nanochat.backends is in the same row",
             id="a neighbour",

@@ -10,8 +10,8 @@ from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.generation.engine import Engine, Runner
+from nanochat.generation.scoring import score
 from nanochat.init import freeze
-from nanochat.scoring import score
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
 
