@@ -27,7 +27,7 @@ __all__ = ["run", "table"]
 _ROOT = Path(__file__).parents[1]
 _FIRST_EVER, _SECOND = 20.0, 1.5
 _SLOWEST_KERNELS = 5
-_COMMAND = ("-m", "nanochat.cli", "generate", "nanochat-tiny", "--prompt", PROMPT)
+_COMMAND = ("-m", "nanochat", "generate", "nanochat-tiny", "--prompt", PROMPT)
 _OPTIONS = ("--max-tokens", "1", "--backend", "numba")
 _SMALLEST_PROGRAM = """
 import time

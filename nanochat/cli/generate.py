@@ -44,6 +44,8 @@ Examples:
 """
 # Other lines that begin with a slash are questions: a comment, a path.
 _COMMAND = re.compile(r"/[a-z]+")
+# Tokens after which the rate is measured: by then a backend has prepared the step that it repeats.
+_WARM_TOKENS = 3
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an answer."
 
 _shown = functools.partial(click.option, show_default=True)
@@ -207,6 +209,7 @@ class _Output:
         self._num_tokens = 0
         self._finish_reason = ""
         self._first_seconds = 0.0
+        self._warm_seconds = 0.0
         self._seconds = 0.0
 
     def show(self, *, silent: bool = False) -> None:
@@ -217,6 +220,8 @@ class _Output:
                 self._seconds = time.perf_counter() - start
                 self._first_seconds = self._first_seconds or self._seconds
                 self._num_tokens += 1
+                if self._num_tokens == _WARM_TOKENS:
+                    self._warm_seconds = self._seconds
                 self.text += piece.text
                 self._finish_reason = piece.finish_reason or self._finish_reason
                 if piece.text and not silent:
@@ -238,15 +243,22 @@ class _Output:
             "tokens": self._num_tokens,
             "first_token_seconds": round(self._first_seconds, 6),
             "seconds": round(self._seconds, 6),
+            "tokens_per_second": None if self._rate is None else round(self._rate, 3),
         }
+
+    @property
+    def _rate(self) -> float | None:
+        """Tokens a second of decoding alone, if there were enough."""
+        if self._num_tokens <= _WARM_TOKENS:
+            return None
+        return (self._num_tokens - _WARM_TOKENS) / (self._seconds - self._warm_seconds)
 
     def sentence(self) -> str:
         """The same for people."""
         tokens = "1 token" if self._num_tokens == 1 else f"{self._num_tokens} tokens"
         parts = [f"{tokens}, the first after {self._first_seconds:.2f} s"]
-        if self._num_tokens > 1:
-            rate = (self._num_tokens - 1) / (self._seconds - self._first_seconds)
-            parts.append(f"then {rate:.1f} tokens/s")
+        if self._rate is not None:
+            parts.append(f"from the fourth on {self._rate:,.1f} tokens/s")
         endings = {
             "stop": "the model ended the text, or a stop string did",
             "length": "as many as asked for, or the context is full",

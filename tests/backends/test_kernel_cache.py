@@ -174,3 +174,37 @@ def test_a_folder_that_fills_up_or_goes_away_stops_no_kernel(folder: Path) -> No
 
     assert answer.values == [2.0] * 3
     assert "compiled kernels cannot be kept in" in answer.said
+
+
+ENTRIES = """
+import json
+import numpy as np
+from nanochat.backends.numba.runtime import intrinsics, threads
+from package.kernel import fill
+
+written = []
+write = intrinsics._written
+intrinsics._written = lambda *given: written.append(given) or write(*given)
+x = np.zeros(3)
+threads.run_program(threads.Program([threads.Call(fill, (x,), 3, 0.0)] * 2, threads=1))
+print(json.dumps([x.tolist(), len(written)]))
+"""
+
+
+def test_what_calls_kernels_in_lists_is_kept_too(folder: Path) -> None:
+    kernel = folder / "package" / "kernel.py"
+    kernel.write_text(KERNEL.replace("fill(x):", "fill(x, first, last):"))
+
+    answers = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", ENTRIES],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(folder / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.append(json.loads(done.stdout))
+
+    assert answers == [[[2.0] * 3, 1], [[2.0] * 3, 0]]

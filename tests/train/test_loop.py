@@ -177,7 +177,7 @@ def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_
     reached = max(losses(killed))
 
     resumed = subprocess.run(
-        [sys.executable, "-m", "nanochat.cli", *options(data, killed), "--resume"],
+        [sys.executable, "-m", "nanochat", *options(data, killed), "--resume"],
         capture_output=True,
         check=False,
     )
@@ -194,7 +194,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(data: Path, tmp_path: Pa
     words = [*options(data, run), "--recipe", str(settings)]
 
     with subprocess.Popen(
-        [sys.executable, "-m", "nanochat.cli", *words], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "nanochat", *words], stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 120
         while not (run / "log.jsonl").exists() and time.monotonic() < deadline:

@@ -35,7 +35,7 @@ def repo(hub: Hub, files: dict[str, bytes]) -> Hub:
 
 def verb(hub: Hub, home: Path, *words: str, **variables: str) -> Result:
     done = subprocess.run(
-        [sys.executable, "-m", "nanochat.cli", "models", *words],
+        [sys.executable, "-m", "nanochat", "models", *words],
         env=os.environ | environment(hub, home) | {"PYTHONPATH": str(ROOT)} | variables,
         cwd=home,
         capture_output=True,

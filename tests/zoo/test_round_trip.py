@@ -45,7 +45,7 @@ RECIPE = {
 
 def command(hub: Hub, home: Path, *words: object, **variables: str) -> Result:
     done = subprocess.run(
-        [sys.executable, "-m", "nanochat.cli", *map(str, words)],
+        [sys.executable, "-m", "nanochat", *map(str, words)],
         env=os.environ | environment(hub, home / "hf") | {"PYTHONPATH": str(ROOT)} | variables,
         cwd=home,
         capture_output=True,

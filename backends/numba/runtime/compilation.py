@@ -11,6 +11,7 @@ listening costs nothing while kernels run. The two records of `logging` have an 
 "end", for a program that would rather show a moving sign between them.
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -29,8 +30,17 @@ from numba.core.event import Event, Listener, register
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
-__all__ = ["KernelCache", "Progress", "end_wait", "folder", "fused_kernel", "inlined", "kernel"]
-__all__ += ["stamp", "sum_kernel"]
+__all__ = [
+    "Files",
+    "KernelCache",
+    "Progress",
+    "end_wait",
+    "folder",
+    "fused_kernel",
+    "inlined",
+    "kernel",
+]
+__all__ += ["kept_near", "stamp", "sum_kernel"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -91,7 +101,7 @@ class KernelCache(FunctionCache):
     def __init__(self, function: Any) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]  # Numba's own has no types
         name = Path(self._cache_path) / self._impl.filename_base
-        self._cache_file: Any = _Files(name, stamp(Path(inspect.getfile(function)).parent))
+        self._cache_file: Any = Files(name, stamp(Path(inspect.getfile(function)).parent))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return a compiled kernel, or nothing if it is not kept."""
@@ -114,7 +124,13 @@ def folder(kernel: object) -> Path | None:
     return Path(cache._cache_path) if isinstance(cache, KernelCache) else None
 
 
-class _Files:
+def kept_near(kernel: object, name: str) -> "Files | None":
+    """Files of that name where a kernel is kept, for what was made like it; nothing where none can be kept."""
+    place = folder(kernel)
+    return None if place is None else Files(place / name, stamp())
+
+
+class Files:
     """One file for each kernel and types of its arguments; it takes the place of Numba's index and data files."""
 
     def __init__(self, name: Path, stamp: bytes) -> None:
@@ -130,7 +146,9 @@ class _Files:
         # Only what this checksum vouches for is unpickled, and later run.
         return pickle.loads(code) if content == self._signed(code) else None
 
+    # Numba's name.
     def save(self, key: object, data: object) -> None:
+        """Keep data if that is possible."""
         path = self._path(key)
         # Another process that starts now shall see a whole file or none.
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
@@ -138,9 +156,10 @@ class _Files:
         try:
             temporary.write_bytes(self._signed(code))
             temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            _warn_lost(str(path.parent), error.strerror or str(error))
 
     def _signed(self, code: bytes) -> bytes:
         return hashlib.sha256(self._stamp + code).digest() + code

@@ -1,13 +1,15 @@
 """This file holds what Numba has no words for: atomic memory, a pause, and calls of a kernel by its address.
 
 A kernel ``f(arrays ..., numbers ..., first, last)`` is called through a small function of one type for all kernels,
-``entry(block, first, last)``, where `block` is an int64 array with the kernel's arguments one after the other: an array
-is its address and its shape, a whole number itself, a float its bits. So one compiled loop can run any list of calls.
+``entry(block, first, last)``, where `block` is an int64 array with the kernel's address and its arguments one after the
+other: an array is its address and its shape, a whole number itself, a float its bits. So one compiled loop can run any
+list of calls, and an entry serves all kernels of its signature, in every process: it is kept as kernels are.
 """
 
 import functools
+import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +23,10 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 from numpy.typing import NDArray
 
-__all__ = ["Signature", "add", "call", "call_plain", "compare_and_swap", "entries", "load"]
+from nanochat.backends.numba.runtime.compilation import Files, kept_near
+
+__all__ = ["Signature", "add", "address", "call", "call_plain", "compare_and_swap", "entries"]
+__all__ += ["load"]
 __all__ += ["pack", "pause", "peek", "signature", "store"]
 
 _INT64 = ir.IntType(64)
@@ -38,16 +43,25 @@ def signature(arguments: tuple[object, ...]) -> Signature:
     return tuple(_type(argument) for argument in arguments)
 
 
-def entries(kernels: Sequence[tuple[Callable[..., object], Signature]]) -> list[int]:
-    """Compile kernels for arguments of these types, and give the addresses of their entries, which are never freed.
+def entries(signatures: Iterable[Signature], *, near: Callable[..., object]) -> list[int]:
+    """The addresses of the entries of kernels with these signatures, which are never freed.
 
-    Twenty entries at once take hardly longer than one.
+    Twenty new ones at once take hardly longer than one; they are kept where that kernel is.
     """
-    addresses = [_address(kernel, kinds) for kernel, kinds in kernels]
-    return cast(list[int], _link(addresses, [kinds for _, kinds in kernels]))
+    wanted = [*signatures]
+    new = sorted({kinds for kinds in wanted if kinds not in _ENTRIES}, key=str)
+    if new:
+        _ENTRIES.update(zip(new, _link(tuple(new), kept_near(near, "entries")), strict=True))
+    return [_ENTRIES[kinds] for kinds in wanted]
 
 
-def _address(kernel: Callable[..., object], kinds: Signature) -> int:
+# The addresses of entries, and their libraries, as long as which their code lives.
+_ENTRIES: dict[Signature, int] = {}
+_LIBRARIES: list[object] = []
+
+
+def address(kernel: Callable[..., object], kinds: Signature) -> int:
+    """Compile a kernel for arguments of these types, and give its address."""
     dispatcher = cast(Dispatcher, kernel)
     whole = (*kinds, types.int64, types.int64)
     dispatcher.compile(whole)
@@ -59,7 +73,8 @@ def _address(kernel: Callable[..., object], kinds: Signature) -> int:
 
 def pack(arguments: tuple[object, ...], kinds: Signature) -> NDArray[np.int64]:
     """The block of a call; its arrays must live as long as it. Types are checked here: a kernel checks nothing."""
-    words: list[int] = []
+    # The first is the kernel's address.
+    words: list[int] = [0]
     for argument, kind in zip(arguments, kinds, strict=True):
         if isinstance(argument, np.ndarray):
             if _array(argument.dtype, argument.ndim) != kind or not argument.flags.c_contiguous:
@@ -90,22 +105,38 @@ def _array(dtype: np.dtype[Any], ndim: int) -> types.Type:
 
 # Below, Numba's code generation has no types.
 @global_compiler_lock  # type: ignore[untyped-decorator]
-def _link(addresses: list[int], signatures: list[Signature]) -> list[int]:
+def _link(signatures: tuple[Signature, ...], files: Files | None) -> list[int]:
     context: Any = cpu_target.target_context
+    codegen = context.codegen()
+    key = codegen.magic_tuple(), signatures
+    kept = None if files is None else files.load(key)
+    if kept is None:
+        library = _written(context, signatures)
+        if files is not None:
+            files.save(key, library.serialize_using_object_code())
+    else:
+        library = codegen.unserialize_library(kept)
+    _LIBRARIES.append(library)
+    return [int(library.get_pointer_to_function(_name(kinds))) for kinds in signatures]
+
+
+def _written(context: Any, signatures: tuple[Signature, ...]) -> Any:
     library = context.codegen().create_library("entries")
+    library.enable_object_caching()
     module = library.create_ir_module("entries")
-    names = [
-        _write_entry(context, module, *pair) for pair in zip(addresses, signatures, strict=True)
-    ]
+    for kinds in signatures:
+        _write_entry(context, module, kinds)
     library.add_ir_module(module)
     library.finalize()
-    _LIBRARIES.append(library)
-    return [int(library.get_pointer_to_function(name)) for name in names]
+    return library
 
 
-def _write_entry(context: Any, module: Any, address: int, kinds: Signature) -> str:
-    name = f"nanochat_entry_{address:x}"
-    function = ir.Function(module, _ENTRY, name)
+def _name(kinds: Signature) -> str:
+    return f"nanochat_entry_{hashlib.sha256(str(kinds).encode()).hexdigest()[:16]}"
+
+
+def _write_entry(context: Any, module: Any, kinds: Signature) -> None:
+    function = ir.Function(module, _ENTRY, _name(kinds))
     builder = ir.IRBuilder(function.append_basic_block())
     block, first, last = function.args
     words = iter(range(2**31))
@@ -113,19 +144,15 @@ def _write_entry(context: Any, module: Any, address: int, kinds: Signature) -> s
     def word() -> ir.Instruction:
         return builder.load(builder.gep(block, [ir.Constant(_INT64, next(words))]))
 
+    address = word()
     values = [_argument(context, builder, kind, word) for kind in kinds] + [first, last]
     whole = (*kinds, types.int64, types.int64)
     callee = builder.inttoptr(
-        ir.Constant(_INT64, address),
+        address,
         context.call_conv.get_function_type(types.none, whole).as_pointer(),
     )
     context.call_conv.call_function(builder, callee, types.none, whole, values)
     builder.ret_void()
-    return name
-
-
-# Code lives as long as its library.
-_LIBRARIES: list[object] = []
 
 
 def _argument(context: Any, builder: Any, kind: types.Type, word: Callable[[], Any]) -> Any:

@@ -94,11 +94,11 @@ class Program:
         self.calls = [PackedCall.of(call) if isinstance(call, Call) else call for call in calls]
         _compile(self.calls)
         for row, packed in zip(self.table, self.calls, strict=True):
-            kinds, address, _ = _ENTRIES[id(packed.call.kernel)]
+            kinds, entry, packed.block[0], _ = _KERNELS[id(packed.call.kernel)]
             # A kernel has one signature, that of its first call.
             if packed.kinds != kinds:
                 raise TypeError(f"a kernel compiled for {kinds} got {packed.kinds}")
-            row[:5] = address, _address(packed.block), packed.call.tasks, 1, packed.call.join
+            row[:5] = entry, _address(packed.block), packed.call.tasks, 1, packed.call.join
             if packed.call.unless is not None:
                 row[_UNLESS] = _address(packed.call.unless)
         self._growing = [
@@ -355,17 +355,19 @@ def _yield_address() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-# By the number of a kernel, which is kept, so that no other gets its number.
-_ENTRIES: dict[int, tuple[intrinsics.Signature, int, object]] = {}
+# The signature, entry and address of a kernel by its number; it is kept, so that no other gets its number.
+_KERNELS: dict[int, tuple[intrinsics.Signature, int, int, object]] = {}
 
 
 def _compile(calls: Sequence[PackedCall]) -> None:
-    new = {id(c.call.kernel): c for c in calls if id(c.call.kernel) not in _ENTRIES}
+    new = {id(c.call.kernel): c for c in calls if id(c.call.kernel) not in _KERNELS}
     if not new:
         return
     kernels = [(each.call.kernel, each.kinds) for each in new.values()]
-    for (known, kinds), address in zip(kernels, intrinsics.entries(kernels), strict=True):
-        _ENTRIES[id(known)] = kinds, address, known
+    addresses = [intrinsics.address(kernel, kinds) for kernel, kinds in kernels]
+    entries = intrinsics.entries((kinds for _, kinds in kernels), near=kernels[0][0])
+    for (known, kinds), entry, address in zip(kernels, entries, addresses, strict=True):
+        _KERNELS[id(known)] = kinds, entry, address, known
 
 
 def _address(array: NDArray[np.int64]) -> int:
