@@ -36,6 +36,8 @@ def write(text: str) -> None:
     """Print a part of the result at once; on a terminal without control characters, which a model may make up."""
     global _inside_line
     shown = sys.stdout.isatty()
+    if shown:
+        NoticeHandler.stop()
     sys.stdout.write(text.translate(_CONTROLS) if shown else text)
     sys.stdout.flush()
     if shown and text:
@@ -93,21 +95,29 @@ def _scaled(count: float, units: Sequence[str]) -> str:
 class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes records to standard error.
 
-    On a terminal, a record whose attribute ``progress`` is "begin" moves until the next record comes.
+    On a terminal, a record whose attribute ``progress`` is "begin" moves until one with "end", or a part of the result,
+    comes; other records are written above it.
     """
+
+    # What moves on the terminal, of which there is one.
+    _spinner: "Live | None" = None
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self._spinner: Live | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        self._stop()
+        progress = getattr(record, "progress", "")
+        if progress:
+            self.stop()
+        elif NoticeHandler._spinner is not None:
+            NoticeHandler._spinner.console.out(self.format(record), highlight=False)
+            return
         terminal = self.stream.isatty()
         if terminal and _inside_line:
             # A part of the result stands there.
             write("\n")
-        if not terminal or getattr(record, "progress", "") != "begin":
+        if not terminal or progress != "begin":
             super().emit(record)
             return
         # Late: it takes longer to import than a command that compiles nothing takes to fail.
@@ -116,21 +126,23 @@ class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
         from rich.spinner import Spinner
 
         # The streams stay as they are: a result that comes early still goes to standard output.
-        self._spinner = Live(
+        NoticeHandler._spinner = Live(
             Spinner("dots", self.format(record)),
             console=Console(file=self.stream),
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._spinner.start()
+        NoticeHandler._spinner.start()
 
     def close(self) -> None:
         """Give the terminal back as it was."""
-        self._stop()
+        self.stop()
         super().close()
 
-    def _stop(self) -> None:
-        if self._spinner is not None:
-            self._spinner.stop()
-            self._spinner = None
+    @classmethod
+    def stop(cls) -> None:
+        """End what moves, if anything does."""
+        if NoticeHandler._spinner is not None:
+            NoticeHandler._spinner.stop()
+            NoticeHandler._spinner = None

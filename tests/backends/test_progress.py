@@ -1,13 +1,14 @@
 """What is said about compiling: when, of what, and in which order."""
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numba
 import pytest
 from numba.core.errors import TypingError
-from numba.core.event import register, unregister
+from numba.core.event import Event, EventStatus, register, unregister
 
 from nanochat.backends.numba.runtime.compilation import Progress
 
@@ -60,6 +61,32 @@ def test_a_wait_begins_before_the_first_kernel_and_ends_when_told(
     assert before == ["begin"]
     assert [vars(record)["progress"] for record in caplog.records] == ["begin", "end"]
     assert caplog.messages[1].startswith("compiled 2 kernels in ")
+
+
+def test_one_slow_kernel_is_announced_while_it_is_compiled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    progress = Progress(successor.__module__, instant=0.01)
+    event: Any = Event("numba:compile", EventStatus.START, data={"dispatcher": njit(successor)})  # type: ignore[no-untyped-call]
+
+    progress.on_start(event)
+    deadline = time.monotonic() + 10
+    while not caplog.records and time.monotonic() < deadline:
+        time.sleep(0.01)
+    said = [vars(record)["progress"] for record in caplog.records]
+    progress.on_end(event)
+
+    assert said == ["begin"]
+
+
+def test_who_looks_at_no_logs_is_told_once(
+    progress: Progress, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        njit(successor)(1)
+        progress.end_wait()
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO", "INFO"]
 
 
 def test_a_wait_that_has_ended_ends_once(

@@ -56,6 +56,26 @@ def test_a_terminal_gets_a_sign_that_makes_room_for_the_next_line(
     assert err.getvalue().endswith(f"{ERASE_LINE}compiled\n")
 
 
+def test_a_sign_moves_on_below_other_notices_until_its_end_or_a_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = replace(monkeypatch, Terminal(), Terminal())
+    handler = NoticeHandler()
+    handler.handle(record("compiling ...", "begin"))
+
+    handler.handle(record("runs on numba"))
+
+    shown = err.getvalue()
+    assert shown.rfind("compiling ...") > shown.rfind("runs on numba") >= 0
+    assert shown.rfind(SHOW_CURSOR) < shown.rfind(HIDE_CURSOR)
+
+    output.write("fn main")
+
+    shown = err.getvalue()
+    assert shown.rfind(SHOW_CURSOR) > shown.rfind(HIDE_CURSOR)
+    assert out.getvalue() == "fn main"
+
+
 def test_a_sign_whose_wait_never_ended_gives_the_cursor_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

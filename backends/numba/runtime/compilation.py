@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import logging
 import pickle
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -206,6 +207,10 @@ class Progress(Listener):
         self._depth = 0
         self._start = 0.0
         self._count, self._seconds, self._begun = 0, 0.0, False
+        # Somebody who does not look at logs at all is told once.
+        self._level = logging.WARNING
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
 
     def on_start(self, event: Event) -> None:
         """Called by Numba before it compiles."""
@@ -215,7 +220,13 @@ class Progress(Listener):
         elif _module(event).startswith(self._package):
             self._depth = 1
             self._start = time.perf_counter()
-            self._say_begin()
+            if self._seconds >= self._instant:
+                self._say_begin()
+            else:
+                # One kernel alone may take longer.
+                self._timer = threading.Timer(self._instant - self._seconds, self._say_begin)
+                self._timer.daemon = True
+                self._timer.start()
 
     def on_end(self, event: Event) -> None:
         """Called by Numba when it has compiled, or failed to."""
@@ -223,6 +234,8 @@ class Progress(Listener):
             return
         self._depth -= 1
         if not self._depth:
+            if self._timer is not None:
+                self._timer.cancel()
             seconds = time.perf_counter() - self._start
             self._count += 1
             self._seconds += seconds
@@ -242,12 +255,16 @@ class Progress(Listener):
         self._count, self._seconds, self._begun = 0, 0.0, False
 
     def _say_begin(self) -> None:
-        if self._seconds >= self._instant and not self._begun:
+        with self._lock:
+            if self._begun or not self._depth:
+                return
             self._begun = True
-            _LOG.info(
-                "compiling kernels for this processor, once: usually under 20 seconds ...",
-                extra={"progress": "begin"},
-            )
+        level, self._level = self._level, logging.INFO
+        _LOG.log(
+            level,
+            "compiling kernels for this processor, once: usually under 20 seconds ...",
+            extra={"progress": "begin"},
+        )
 
 
 def end_wait() -> None:
