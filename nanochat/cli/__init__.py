@@ -16,6 +16,7 @@ _VERBS = {
     "chat": ("nanochat.cli.generate", "chat", "Talk with a model."),
     "models": ("nanochat.cli.models", "models", "List the models that have a name."),
     "info": ("nanochat.cli.info", "info", "Show the size and cost of a preset or a model."),
+    "export": ("nanochat.cli.export", "export", "Write a model as GGUF, ONNX, MLX ... for others."),
     "data": ("nanochat.cli.data", "data", "Turn text into training data."),
     "train": ("nanochat.cli.train", "train", "Train a model."),
     "tune": ("nanochat.cli.tune", "tune", "Measure what is fastest on this processor."),
@@ -23,8 +24,8 @@ _VERBS = {
 }
 _EPILOG = """\b
 Examples:
-  nanochat generate --prompt "fn main() {"
-  nanochat chat
+  nanochat generate nanochat-tiny "fn main() {"
+  nanochat chat microsoft/bitnet-b1.58-2B-4T
   nanochat doctor
 """
 
@@ -47,15 +48,14 @@ class _LateGroup(Group):
             ) from error
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _VERBS.items()])
+    def verbs(self, ctx: click.Context) -> dict[str, str]:  # noqa: ARG002
+        return {name: text for name, (_, _, text) in _VERBS.items()}
 
 
 @click.group(cls=_LateGroup, epilog=_EPILOG)
 @click.version_option(__version__, message="nanochat %(version)s")
 def _nanochat() -> None:
-    """Ternary language models: generate, chat and train; `nanochat-export` writes GGUF and ONNX."""
+    """Ternary language models: generate, chat, train and export."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

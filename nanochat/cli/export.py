@@ -1,4 +1,4 @@
-"""This file holds `nanochat-export`: a model becomes a file or a folder for another runtime.
+"""This file holds `nanochat export`, or `nanochat-export`: a model becomes a file or a folder for another runtime.
 
 The options of the formats are made of what each format declares.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
+from nanochat import __version__
 from nanochat.cli.options import Command, as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
@@ -73,6 +74,7 @@ def _short_name(form: Format[Any]) -> str:
 
 
 @click.command(epilog=_EXAMPLES)
+@click.version_option(__version__, message="nanochat-ternary %(version)s")
 @click.argument("model")
 @click.option(
     "--format", "kind", required=True, type=click.Choice(written_names()), help="What to write."

@@ -31,15 +31,14 @@ __all__ = ["chat", "generate"]
 
 _GENERATE_EXAMPLES = """\b
 Examples:
-  nanochat generate --prompt "fn main() {"
-  nanochat generate nanochat-tiny --prompt "fn main() {" --temperature 0 --max-tokens 40
+  nanochat generate nanochat-tiny "fn main() {"
+  nanochat generate nanochat-tiny "fn main() {" --temperature 0 --max-tokens 40
   nanochat generate path/to/model --prompt - --stop "}" < prompt.txt
 """
 _CHAT_EXAMPLES = """\b
 Examples:
-  nanochat chat
-  nanochat chat nanochat-tiny --system "Answer in one line." --temperature 0.5
-  nanochat chat path/to/model --message "What is a lifetime in Rust?"
+  nanochat chat microsoft/bitnet-b1.58-2B-4T
+  nanochat chat path/to/model.gguf "Why is the sky blue?" --system "Answer in one line."
   nanochat chat path/to/model.gguf --template chatml.jinja
 """
 # Other lines that begin with a slash are questions: a comment, a path.
@@ -129,20 +128,26 @@ def _load(
 
 @click.command(epilog=_GENERATE_EXAMPLES)
 @model_argument
-@click.option("--prompt", required=True, help="Text to continue; - reads it from standard input.")
+@click.argument("text", required=False, metavar="[PROMPT]")
+@click.option("--prompt", help="The same as PROMPT; - reads it from standard input.")
 @click.option(
     "--special",
     is_flag=True,
     help="Read names of special tokens in the prompt, such as <|im_end|>, as these; else they are text.",
 )
 @_generation_options
-def generate(model: str, prompt: str, special: bool, *, as_json: bool, **values: Any) -> None:
-    """Print what MODEL writes after a prompt.
+def generate(
+    model: str, text: str | None, prompt: str | None, special: bool, *, as_json: bool, **values: Any
+) -> None:
+    """Print what MODEL writes after PROMPT.
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     Ctrl-C ends the text where it is.
     """
+    prompt = _one_of(text, prompt, "PROMPT", "--prompt")
+    if prompt is None:
+        raise click.UsageError("there is no prompt: write it behind MODEL, or pass --prompt")
     text = _standard_input() if prompt == "-" else prompt
     loaded, options = _load(model, **values)
     prompt_ids = loaded.encode_prompt(text, special=special)
@@ -158,7 +163,8 @@ def generate(model: str, prompt: str, special: bool, *, as_json: bool, **values:
 
 @click.command(epilog=_CHAT_EXAMPLES)
 @model_argument
-@click.option("--message", help="Ask this one thing and print the answer.")
+@click.argument("text", required=False, metavar="[MESSAGE]")
+@click.option("--message", help="The same as MESSAGE.")
 @click.option("--system", help="What the model is told before the conversation.")
 @click.option(
     "--template",
@@ -168,6 +174,7 @@ def generate(model: str, prompt: str, special: bool, *, as_json: bool, **values:
 @_generation_options
 def chat(
     model: str,
+    text: str | None,
     message: str | None,
     system: str | None,
     template: TextIO | None,
@@ -175,19 +182,20 @@ def chat(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Talk with MODEL; what is said stays in the conversation until the context is full.
+    """Talk with MODEL, or print its answer to one MESSAGE.
+
+    What is said stays in the conversation until the context is full.
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     """
+    message = _one_of(text, message, "MESSAGE", "--message")
     if as_json and message is None:
-        raise click.UsageError("--json prints one answer: pass --message, too")
+        raise click.UsageError("--json prints one answer: write a message behind MODEL, too")
     if message == "":
-        raise InputError(
-            "the message is empty: ask something, or leave --message out for a conversation"
-        )
-    text = None if template is None else template.read()
-    conversation = _Conversation(*_load(model, **values), system, text)
+        raise InputError("the message is empty: ask something, or leave it out for a conversation")
+    jinja = None if template is None else template.read()
+    conversation = _Conversation(*_load(model, **values), system, jinja)
     if message is None:
         _converse(conversation)
         return
@@ -198,6 +206,12 @@ def chat(
     else:
         write("\n")
     output.pass_interrupt_on()
+
+
+def _one_of(text: str | None, option: str | None, name: str, flag: str) -> str | None:
+    if text is not None and option is not None:
+        raise click.UsageError(f"{name} and {flag} are two ways to say the same: leave one out")
+    return option if text is None else text
 
 
 class _Output:

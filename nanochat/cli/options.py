@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from nanochat import backends
 from nanochat.cli.run import as_file_errors
@@ -23,7 +24,21 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-model_argument = click.argument("model", default="nanochat-tiny", metavar="[MODEL]")
+
+def _complete_model(
+    _context: click.Context, _argument: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of the catalog that ship or are published, and files."""
+    from nanochat.zoo.catalog import CATALOG
+
+    names = [entry.name for entry in CATALOG.values() if entry.files]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [*found, CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument(
+    "model", default="nanochat-tiny", metavar="[MODEL]", shell_complete=_complete_model
+)
 backend_option = click.option(
     "--backend",
     type=click.Choice(["auto", *backends.BACKENDS]),

@@ -13,9 +13,17 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 import click
+from click.shell_completion import CompletionItem, shell_complete
 
 from nanochat.cli.output import NoticeHandler
-from nanochat.errors import ConfigError, FormatError, InputError, NanochatError, SaveError
+from nanochat.errors import (
+    ConfigError,
+    FormatError,
+    InputError,
+    NanochatError,
+    SaveError,
+    did_you_mean,
+)
 
 __all__ = ["Group", "as_file_errors", "run"]
 
@@ -31,6 +39,7 @@ _EXTRAS = {
     "transformers": "runtimes",
     "triton": "cuda",
 }
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -40,6 +49,9 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     Without `arguments`, it gets those of the process.
     """
     _open_streams()
+    variable = f"_{name}_COMPLETE".replace("-", "_").upper()
+    if (instruction := os.environ.get(variable)) is not None:
+        return shell_complete(command, dict(_SETTINGS), name, variable, instruction)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character is no reason to stop.
         if hasattr(stream, "reconfigure"):
@@ -47,7 +59,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     try:
         _start_logging()
         words = list(sys.argv[1:] if arguments is None else arguments)
-        with command.make_context(name, words) as context:
+        with command.make_context(name, words, **_SETTINGS) as context:
             command.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as request:
@@ -180,7 +192,7 @@ class Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help if there is nothing to parse."""
-        if not args:
+        if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help())
             ctx.exit()
         return super().parse_args(ctx, args)
@@ -192,6 +204,25 @@ class Group(click.Group):
         verbs = self.list_commands(ctx)
         if args[0] not in verbs:
             raise click.UsageError(
-                f"there is no verb {args[0]!r}: choose from {', '.join(verbs)}", ctx
+                f"there is no verb {args[0]!r}{did_you_mean(args[0], verbs)}: choose from {', '.join(verbs)}",
+                ctx,
             )
         return super().resolve_command(ctx, args)
+
+    def verbs(self, ctx: click.Context) -> dict[str, str]:
+        """The verbs, each with its first sentence."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        return {name: verb.get_short_help_str(limit=1000) for name, verb in found if verb}
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs, with whole sentences."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([*self.verbs(ctx).items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The verbs that begin so, and the options."""
+        verbs = self.verbs(ctx).items()
+        found = [
+            CompletionItem(name, help=text) for name, text in verbs if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)

@@ -62,6 +62,68 @@ def test_generate_prints_one_json_object(run: Run, directory: Path) -> None:
     assert expected.items() <= result.last_json.items()
 
 
+def test_a_prompt_and_a_message_may_stand_behind_the_model(run: Run, polite: Path) -> None:
+    prompt, message = ("--max-tokens", 8, "--json", *GREEDY), ("--json", *GREEDY)
+
+    for verb, flag, options in (("generate", "--prompt", prompt), ("chat", "--message", message)):
+        texts = [
+            run(verb, polite, *words, *options).last_json
+            for words in (("hello",), (flag, "hello"))
+        ]
+        assert texts[0]["text"] == texts[1]["text"]
+        assert texts[0]["prompt_tokens"] == texts[1]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("words", [["-h"], ["models", "-h"], ["generate", "-h"], ["export", "-h"]])
+def test_help_has_a_short_name_and_whole_sentences(run: Run, words: list[str]) -> None:
+    result = run(*words)
+
+    assert result.out == run(*words[:-1], "--help").out
+    assert "..." not in result.out.partition("Examples")[0].replace("[ARGUMENTS]...", "").replace(
+        "MLX ...", ""
+    )
+    assert "Commands:" not in result.out
+
+
+def test_both_programs_tell_their_version(run: Run) -> None:
+    assert (
+        run("--version").out.split()[1]
+        == run("--version", program="nanochat-export").out.split()[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("nanochat ge", "plain,generate"),
+        ("nanochat models pu", "plain,pull\nplain,push"),
+        ("nanochat generate nanochat-t", "plain,nanochat-tiny\nfile,nanochat-t"),
+        ("nanochat generate nanochat-tiny --temp", "plain,--temperature"),
+        ("nanochat-export --form", "plain,--format"),
+    ],
+)
+def test_shells_complete_verbs_models_and_options(
+    run: Run, monkeypatch: pytest.MonkeyPatch, line: str, found: str
+) -> None:
+    program = line.split()[0]
+    variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
+    monkeypatch.setenv(variable, "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+
+    assert run(program=program).out.strip() == found
+
+    monkeypatch.setenv(variable, "bash_source")
+    done = subprocess.run(
+        ["bash", "-c", "source /dev/stdin && complete -p"],
+        input=run(program=program).out,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().endswith(f" {program}")
+
+
 def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:
     command = ("generate", directory, "--prompt", "<|user|>to be", "--max-tokens", 2, "--json")
 

@@ -18,9 +18,13 @@ from tests.core.command_line import GREEDY, ROOT, Run, finish, start
 
 MISTAKES = [
     (["bake"], 2, "there is no verb 'bake': choose from generate,"),
+    (["generat"], 2, "there is no verb 'generat' (did you mean generate?)"),
+    (["generate", "MODEL", "--promt", "a"], 2, "Did you mean '--prompt'?"),
+    (["generate", "MODEL", "a", "--prompt", "a"], 2, "PROMPT and --prompt are two ways"),
+    (["chat", "MODEL", "a", "--message", "a"], 2, "MESSAGE and --message are two ways"),
     (["data", "bake"], 2, "there is no verb 'bake': choose from prepare, show"),
     (["--loud"], 2, "No such option '--loud'"),
-    (["generate"], 2, "Missing option '--prompt'; see nanochat generate --help"),
+    (["generate"], 2, "there is no prompt: write it behind MODEL, or pass --prompt; see nanochat"),
     (["generate", "MODEL", "--prompt", ""], 2, "the prompt is empty"),
     (["generate", "MODEL", "--prompt", "\udcff"], 2, "lone surrogate"),
     (["generate", "MODEL", "--prompt", "a", "--temperature", "-1"], 2, "temperature=-1.0"),
@@ -44,7 +48,7 @@ MISTAKES = [
     (["generate", "EMPTY/no.gguf", "--prompt", "a"], 1, "no such directory, .gguf or .onnx file"),
     (["generate", "BROKEN", "--prompt", "a"], 1, "not valid JSON"),
     (["generate", "IMPOSSIBLE", "--prompt", "a"], 1, "num_streams"),
-    (["chat", "--json"], 2, "pass --message"),
+    (["chat", "--json"], 2, "write a message behind MODEL"),
     (["chat", "MODEL", "--message", "a" * 99], 2, "leaves no room"),
     (["chat", "MODEL", "--message", ""], 2, "the message is empty"),
     (["models", "show", "nanochat-9b"], 1, "did you mean nanochat-"),
@@ -88,7 +92,7 @@ MISTAKES = [
     ),
     (["data", "prepare", "MODEL", "--out", "MODEL", "--vocab-size", "300"], 2, "another path"),
     (["data", "show", "EMPTY"], 1, "data.json"),
-    (["export"], 2, "there is no verb 'export'"),
+    (["export"], 2, "Missing argument 'MODEL'; see nanochat export --help"),
     (["nanochat-export", "MODEL"], 2, "Missing option '--format'"),
     (["nanochat-export", "--format", "pdf", "MODEL"], 2, "'pdf' is not one of"),
     (
