@@ -6,16 +6,20 @@ says why.
 """
 
 import importlib.util
+import logging
 import os
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
 from nanochat.backends.backend import Backend
-from nanochat.errors import BackendError, InputError
+from nanochat.backends.host import num_cores
+from nanochat.errors import BackendError, InputError, counted
 from nanochat.ops import Ops
 
 __all__ = ["BACKENDS", "choose", "discover", "get", "graphs", "names", "unavailable", "wanted"]
+
+_LOGGER = logging.getLogger(__name__)
 
 _VARIABLE = "NANOCHAT_BACKEND"
 _MOST_THREADS = 256
@@ -136,6 +140,12 @@ def _check_threads(name: str, num_threads: int) -> None:
         raise InputError(
             f"num_threads={num_threads!r} is no number of threads: pass 1 to {_MOST_THREADS}, as a rule one for each "
             "physical core, or leave it out"
+        )
+    if num_threads > (cores := num_cores()):
+        _LOGGER.warning(
+            "%s for %s: more than one a core wait for each other, and are slower",
+            counted(num_threads, "thread"),
+            counted(cores, "core"),
         )
 
 

@@ -1,7 +1,7 @@
 """This file holds the export of a model: written aside, read back, run, compared, and only then put in place."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,7 @@ def export_model(
     options: object | None = None,
     verify: bool = True,
     progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write a model in a format, complete and proven or not at all.
 
@@ -79,6 +80,9 @@ def export_model(
     verify : bool
         Run what was written in the runtime of its users, too, and compare it with the reference, on fixed prompts. The
         report stands beside it as JSON. Without, the report of what stood there before goes.
+
+    announce : callable
+        Called with what is done next, such as "verifying", once all is written.
 
     Raises
     ------
@@ -105,7 +109,10 @@ def export_model(
             write_manifest(new, bundle, kind=written.kind)
         files = [path for path in aside.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
+        announce("reading back")
         digests = _require_read_back(bundle, new, written, out)
+        if verify:
+            announce("verifying")
         artefact = form.run(new, bundle, written) if verify else None
         parity = None if artefact is None else check_parity(bundle, artefact)
         if parity is not None and not parity.ok:

@@ -22,6 +22,7 @@ __all__ = [
     "ShapeError",
     "TrainingError",
     "VersionError",
+    "counted",
     "did_you_mean",
 ]
 
@@ -80,6 +81,15 @@ class DataError(NanochatError, ValueError):
 
 class TrainingError(NanochatError, RuntimeError):
     """A training run that cannot start, continue or resume."""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words for people.
+
+    >>> counted(1, "file"), counted(2048, "token")
+    ('1 file', '2,048 tokens')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

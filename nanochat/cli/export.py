@@ -16,7 +16,7 @@ from nanochat import __version__
 from nanochat.cli.options import Command, as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
-from nanochat.errors import InputError
+from nanochat.errors import InputError, counted
 from nanochat.export.format import Format, literals
 from nanochat.export.formats import FORMATS, format_named, written_names
 
@@ -165,9 +165,15 @@ def export(
     with as_file_errors():
         bundle = load(path, name=name, licence=licence)
     bundle = _transformed(bundle, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
-    with _progress(f"writing {out.name}") as progress:
+    with _progress(out.name) as (progress, announce):
         exported = export_model(
-            bundle, out, kind=kind, options=options, verify=verify, progress=progress
+            bundle,
+            out,
+            kind=kind,
+            options=options,
+            verify=verify,
+            progress=progress,
+            announce=announce,
         )
     note(f"wrote {out} ({exported.written.architecture}), {format_bytes(exported.bytes)}")
     types = exported.types
@@ -177,7 +183,9 @@ def export(
     ]
     if not as_json:
         print_table(rows, header=("tensors", "format", "count", "parameters"))
-        write(f"read back: {exported.digests} tensors, configuration and tokenizer as they were\n")
+        write(
+            f"read back: {counted(exported.digests, 'tensor')}, configuration and tokenizer as they were\n"
+        )
         unmeasured = "proven by that, as this package runs it" if verify else "not checked"
         write(f"parity: {exported.parity or unmeasured}\n")
     address = None
@@ -253,7 +261,7 @@ def _transformed(bundle: "Bundle", *, unroll_loop: bool, exit_threshold: float |
 
 
 @contextmanager
-def _progress(title: str) -> "Iterator[Progress]":
+def _progress(name: str) -> "Iterator[tuple[Progress, Callable[[str], None]]]":
     """A bar on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.markup import escape
@@ -261,9 +269,13 @@ def _progress(title: str) -> "Iterator[Progress]":
 
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(title), total=None)
+        task = bar.add_task(escape(f"writing {name}"), total=None)
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        yield update
+        def announce(work: str) -> None:
+            # How long it takes is not known.
+            bar.reset(task, total=None, description=escape(f"{work} {name}"))
+
+        yield update, announce

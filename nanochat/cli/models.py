@@ -10,7 +10,13 @@ import click
 from nanochat.cli.options import Command, as_json_option, backend_option, model_argument
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
 from nanochat.cli.run import Group, as_file_errors
-from nanochat.errors import ConfigError, FormatError, InputError, ModelNotFoundError
+from nanochat.errors import (
+    ConfigError,
+    FormatError,
+    InputError,
+    ModelNotFoundError,
+    counted,
+)
 from nanochat.publish.options import PushOptions
 
 if TYPE_CHECKING:
@@ -255,7 +261,9 @@ def _show(one: "Published", *, dry_run: bool) -> None:
         write(f"\n{one.card}\n")
         return
     total = format_bytes(sum(one.files.values()))
-    write(f"uploaded {len(one.files)} files, {total}: {one.pull_request_url or one.commit_url}\n")
+    write(
+        f"uploaded {counted(len(one.files), 'file')}, {total}: {one.pull_request_url or one.commit_url}\n"
+    )
 
 
 # What the table of `list` says besides name and size.

@@ -50,7 +50,7 @@ threads_option = click.option(
     "--threads",
     "num_threads",
     type=click.IntRange(min=1, max=256),
-    help="Threads of the CPU that share the work.  [default: one for each physical core]",
+    help="Threads of the CPU that share the work; more than cores are slower.  [default: one for each physical core]",
 )
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."

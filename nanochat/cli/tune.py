@@ -9,7 +9,7 @@ import click
 
 from nanochat.cli.options import as_json_option, find_config, threads_option
 from nanochat.cli.output import note, print_json, print_table, write
-from nanochat.errors import BackendError, InputError
+from nanochat.errors import BackendError, InputError, counted
 
 if TYPE_CHECKING:
     from nanochat.backends.numba.ops import NumbaOps
@@ -75,7 +75,7 @@ def tune(
         if as_json:
             print_json({"removed": count})
         else:
-            note(f"{count} files removed")
+            note(f"{counted(count, 'file')} removed")
         return
     found = choices.load() if show else _measure(find_config(model), numbers, num_threads)
     if as_json:

@@ -107,7 +107,7 @@ def test_what_a_kernel_calls_is_part_of_it(
     njit(lambda number: inner(number) + 1)(1)
     progress.end_wait()
 
-    assert caplog.messages[1].startswith("compiled 1 kernels in ")
+    assert caplog.messages[1].startswith("compiled 1 kernel in ")
 
 
 def test_an_instant_is_not_worth_a_word(

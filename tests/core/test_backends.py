@@ -100,3 +100,17 @@ def test_the_environment_variable_never_falls_back_silently(
 
     with pytest.raises(BackendError, match=value):
         backends.get()
+
+
+def test_more_threads_than_cores_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nanochat.backends.num_cores", lambda: 1)
+
+    backends.get("numba", num_threads=1)
+    assert not caplog.messages
+
+    backends.get("numba", num_threads=2)
+    assert caplog.messages == [
+        "2 threads for 1 core: more than one a core wait for each other, and are slower"
+    ]

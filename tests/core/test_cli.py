@@ -67,8 +67,7 @@ def test_a_prompt_and_a_message_may_stand_behind_the_model(run: Run, polite: Pat
 
     for verb, flag, options in (("generate", "--prompt", prompt), ("chat", "--message", message)):
         texts = [
-            run(verb, polite, *words, *options).last_json
-            for words in (("hello",), (flag, "hello"))
+            run(verb, polite, *words, *options).last_json for words in (("hello",), (flag, "hello"))
         ]
         assert texts[0]["text"] == texts[1]["text"]
         assert texts[0]["prompt_tokens"] == texts[1]["prompt_tokens"]
@@ -377,7 +376,7 @@ def test_tune_prints_a_table_and_forgets_when_told(run: Run, kept: Path, directo
 
     assert table.startswith("weights  rows  columns  tokens  threads  chosen")
     assert "together" in table
-    assert (cleared.code, cleared.err, list(kept.iterdir())) == (0, "1 files removed\n", [])
+    assert (cleared.code, cleared.err, list(kept.iterdir())) == (0, "1 file removed\n", [])
     assert run("tune", "--show").out == "nothing has been measured yet\n"
 
 

@@ -266,3 +266,13 @@ def test_an_export_is_a_source_again(tmp_path: Path) -> None:
     again = load(tmp_path / "x.gguf", name="random", licence="MIT")
 
     assert again.golden == STREAMS.golden
+
+
+def test_what_takes_long_is_announced(tmp_path: Path) -> None:
+    work: list[str] = []
+    for verify in (True, False):
+        export_model(
+            STREAMS, tmp_path / "model.gguf", kind="gguf", verify=verify, announce=work.append
+        )
+
+    assert work == ["reading back", "verifying", "reading back"]

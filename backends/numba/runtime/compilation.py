@@ -31,6 +31,8 @@ from numba.core.event import Event, Listener, register
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
+from nanochat.errors import counted
+
 __all__ = [
     "Files",
     "KernelCache",
@@ -247,8 +249,8 @@ class Progress(Listener):
             return
         if self._begun:
             _LOG.info(
-                "compiled %d kernels in %.1f s",
-                self._count,
+                "compiled %s in %.1f s",
+                counted(self._count, "kernel"),
                 self._seconds,
                 extra={"progress": "end"},
             )
