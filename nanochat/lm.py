@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from nanochat.ops import Ops, Storage
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
+
+if TYPE_CHECKING:
+    from nanochat.text.front_matter import Usage
 
 __all__ = ["Model", "from_pretrained"]
 
@@ -249,6 +252,14 @@ class Model(Writer):
                 )
             require_recorded(files, form, model._bundle, golden, lambda: model.engine)
         return model
+
+    @property
+    def usage(self) -> "Usage":
+        """What the model's card says of its use: a summary, an example, and whether it was trained to chat."""
+        # Late, because only some ask, and YAML takes time to import.
+        from nanochat.text.front_matter import read_usage
+
+        return read_usage(self._bundle.card)
 
     def save_pretrained(self, directory: str | Path, *, licence: str | None = None) -> None:
         """Write the model directory: weights, configuration, tokenizer, card, and the hashes and record to verify it.

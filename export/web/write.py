@@ -27,6 +27,7 @@ from nanochat.model import forward
 from nanochat.proof.golden import spread
 from nanochat.proof.parity import least_equal
 from nanochat.shapes import shapes
+from nanochat.text.front_matter import read_usage
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import named_leaves
 
@@ -54,6 +55,18 @@ _TOKENIZERS = Package(
     files=("LICENSE", "README.md", "dist/tokenizers.min.mjs"),
 )
 _RUNTIMES = {"onnxruntime-web": _ONNXRUNTIME, "tokenizers": _TOKENIZERS}
+
+# The end of the card.
+_SERVE = """
+
+## Serve this page
+
+Any server of files will do; browsers give a page its threads, and keep it, over https or from their own machine only:
+
+```sh
+python -m http.server    # in this folder; then open http://localhost:8000
+```
+"""
 
 # WASM has 4 GiB at most, and needs three times the weights while it loads them.
 _LARGEST_BYTES = 2**30
@@ -105,8 +118,9 @@ def _write_rest(folder: Path, bundle: Bundle) -> None:
     for name, content in bundle.tokenizer.files().items():
         (folder / name).write_bytes(content)
     _write_json(folder / "generation_config.json", dict(bundle.generation))
-    if bundle.card:
-        (folder / CARD).write_bytes(bundle.card)
+    card = bundle.card or f"# {bundle.name}\n".encode()
+    (folder / CARD).write_bytes(card.rstrip() + _SERVE.encode())
+    usage = read_usage(bundle.card)
     leaves = named_leaves(shapes(bundle.config))
     details = {
         "runtime": RUNTIME,
@@ -115,6 +129,10 @@ def _write_rest(folder: Path, bundle: Bundle) -> None:
         "packed_bytes": (folder / _DATA).stat().st_size,
         "least_equal": least_equal(bundle.config),
         "alone": _alone(bundle),
+        "summary": usage.summary,
+        "example": usage.example,
+        # Unless the card says that it was not trained to.
+        "chats": usage.chats is not False,
     }
     _write_json(folder / PAGE, details)
     _copy(resources.files(__package__) / _FILES, folder)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -195,7 +196,15 @@ def chat(
     if message == "":
         raise InputError("the message is empty: ask something, or leave it out for a conversation")
     jinja = None if template is None else template.read()
-    conversation = _Conversation(*_load(model, **values), system, jinja)
+    loaded, options = _load(model, **values)
+    usage = loaded.usage
+    if usage.chats is False:
+        example = shlex.quote(usage.example or "Once upon a time")
+        note(
+            f"{model} was not trained to chat, as its card says: it continues texts. Try: nanochat generate "
+            f"{shlex.quote(model)} {example}"
+        )
+    conversation = _Conversation(loaded, options, system, jinja)
     if message is None:
         _converse(conversation)
         return

@@ -14,10 +14,11 @@ from nanochat.export.formats import load
 from nanochat.publish import card_text
 from nanochat.publish.licence import LICENCE_FILES
 from nanochat.publish.measure import example_lines, measure, processor, run_examples
-from nanochat.publish.metadata import Metadata, newline, read_metadata, split_card, update_metadata
+from nanochat.publish.metadata import Metadata, newline, update_metadata
 from nanochat.publish.options import PushOptions
 from nanochat.publish.stage import Repository
 from nanochat.publish.upload import Present
+from nanochat.text.front_matter import read_metadata, split_card
 
 __all__ = ["BEGIN", "END", "describe", "own_text", "require_updatable", "update_card"]
 

@@ -4,8 +4,6 @@ Keys that are not ours keep their values, lists get and lose single words, and t
 """
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +13,12 @@ import yaml  # type: ignore[import-untyped]  # PyYAML, a part of the Hub's clien
 from nanochat.errors import FormatError, InputError
 from nanochat.publish.licence import licence_fields
 from nanochat.publish.options import Evaluation
+from nanochat.text.front_matter import read_metadata, split_card
 
-__all__ = ["HELD_OUT", "Metadata", "newline", "read_metadata", "split_card", "update_metadata"]
+__all__ = ["HELD_OUT", "Metadata", "newline", "update_metadata"]
 
 # The result that a training run measures, and that goes with the run; its value is the run's.
 HELD_OUT = Evaluation(metric="bits per byte", value=math.nan, dataset="held-out text")
-# As the Hub finds it: between two lines of three dashes, the first before anything else; it may be missing.
-_FRONT_MATTER = re.compile(
-    r"(?:([\s\ufeff]*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z)))?", re.DOTALL | re.MULTILINE
-)
-_FIX = "correct it at the Hub or in the file, or remove the lines between and with the two ---"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,39 +47,10 @@ class Metadata:
     evaluations: Sequence[Evaluation] = ()
 
 
-def split_card(card: str) -> tuple[str, str, str, str]:
-    r"""The line that opens the metadata, they themselves, the line that closes them, and the text that follows.
-
-    Examples
-    --------
-    >>> split_card("---\nlicense: mit\n---\n# Title"), split_card("# Title")
-    (('---\n', 'license: mit\n', '---\n', '# Title'), ('', '', '', '# Title'))
-    """
-    found = _FRONT_MATTER.match(card)
-    assert found is not None
-    opening, lines, closing = found.groups(default="")
-    return opening, lines, closing, card[found.end() :]
-
-
 def newline(text: str) -> str:
     """What ends the first line of a text."""
     first, separator, _ = text.partition("\n")
     return "\r\n" if separator and first.endswith("\r") else "\n"
-
-
-def read_metadata(card: str, *, where: str) -> dict[str, Any]:
-    """The metadata of a card, which is `where` for errors; empty if it has none."""
-    _, lines, _, _ = split_card(card)
-    try:
-        values = yaml.load(lines, _Loader)
-    # A date of the 31st of February is found by the calendar only, and depth by the stack.
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise FormatError(
-            f"{where}: its front matter is no YAML ({' '.join(str(error).split())[:200]}); {_FIX}"
-        ) from error
-    if not isinstance(values, dict | None):
-        raise FormatError(f"{where}: its front matter is no list of `key: value` lines; {_FIX}")
-    return values or {}
 
 
 def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
@@ -101,36 +66,6 @@ def update_metadata(card: str, metadata: Metadata, *, where: str) -> str:
         text = end + text if text and not text.startswith(("\n", "\r")) else text
     lines = yaml.safe_dump(updated, sort_keys=False, allow_unicode=True, line_break=end)
     return f"{opening}{lines}{closing}{text}"
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Reads YAML as the Hub does, to which `no` is a language and ``1:30`` is no number, and refuses what hides."""
-
-    def compose_node(self, parent: object, index: object) -> object:
-        # A few lines of them can stand for more than any memory holds.
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it refers to anchors: write each value out, without anchors")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> object:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for key, count in keys.most_common(1):
-            if count > 1:
-                raise yaml.YAMLError(f"it has the key {key!r:.80} twice")
-        return super().construct_mapping(node, deep=deep)
-
-
-_NUMBERS = {
-    "tag:yaml.org,2002:bool": re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"),
-    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"),
-    "tag:yaml.org,2002:float": re.compile(
-        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
-    ),
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, _NUMBERS.get(tag, rule)) for tag, rule in rules]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def _merged(there: Mapping[str, Any], ours: Metadata, where: str) -> dict[str, Any]:

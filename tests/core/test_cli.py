@@ -123,6 +123,15 @@ def test_shells_complete_verbs_models_and_options(
     assert done.stdout.strip().endswith(f" {program}")
 
 
+def test_a_model_that_was_not_trained_to_chat_says_so_and_what_it_can(run: Run) -> None:
+    result = run("chat", "nanochat-tiny", "Hi", "--max-tokens", 2, *GREEDY)
+
+    assert (
+        "nanochat-tiny was not trained to chat, as its card says: it continues texts. Try: nanochat generate "
+        "nanochat-tiny 'impl fmt::Display for Point {'"
+    ) in result.err
+
+
 def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:
     command = ("generate", directory, "--prompt", "<|user|>to be", "--max-tokens", 2, "--json")
 

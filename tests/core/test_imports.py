@@ -66,7 +66,7 @@ FRAMEWORKS = {
     ),
     "transformers": ("export/stock/transformers_run.py",),
     "triton": ("backends/torch/*",),
-    "yaml": ("nanochat/publish/metadata.py",),
+    "yaml": ("nanochat/publish/metadata.py", "nanochat/text/front_matter.py"),
 }
 
 # The only files in which an import may stand elsewhere than at the top of the module.

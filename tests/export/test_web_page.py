@@ -20,6 +20,8 @@ from tests.export.texts import ODD_STRINGS
 
 PROMPT = "pub fn main() {\n    let"
 NUM_TOKENS = 40
+# What the model's card shows.
+EXAMPLE = "impl fmt::Display for Point {"
 # What a person may still see after the button was pressed: a text of a quarter of a second.
 LAST_CHARACTERS = 200
 
@@ -85,6 +87,48 @@ def test_a_first_visit_writes_what_the_reference_does_and_a_second_needs_no_serv
         wait_for_model(page)
 
         assert write(page, PROMPT, temperature=0, max_tokens=NUM_TOKENS) == expected
+
+
+def test_the_page_says_what_the_model_knows_and_shows_a_prompt(
+    browser: Chromium, server: FileServer, folder: Path
+) -> None:
+    page = browser.open(server.url + QUICK)
+    wait_for_model(page)
+
+    assert shown(page, "summary").startswith("A ternary language model of 5.8M parameters")
+    assert shown(page, "chat") == "Chat (it was not trained to)"
+    assert page.evaluate("document.getElementById('prompt').value") == EXAMPLE
+    page.evaluate("document.getElementById('generate').click()")
+    page.wait(f"!{BUSY}", seconds=60)
+    assert shown(page, "log").startswith(EXAMPLE)
+    assert len(shown(page, "log")) > len(EXAMPLE)
+    assert "python -m http.server" in (folder / "README.md").read_text()
+
+
+def test_a_text_stops_where_it_shall(page: Page, expected: str) -> None:
+    part = expected[len(PROMPT) :]
+    stop = part[20:23]
+    fill(page, "stop-at", stop)
+    try:
+        text = write(page, PROMPT, temperature=0, max_tokens=NUM_TOKENS)
+    finally:
+        fill(page, "stop-at", "")
+
+    assert text == PROMPT + part[: part.index(stop)]
+    assert shown(page, "speed").endswith("the text to stop at came")
+
+
+def test_top_p_leaves_the_most_probable_token_only(page: Page, expected: str) -> None:
+    try:
+        text = write(page, PROMPT, temperature=1, max_tokens=NUM_TOKENS, top_p=0.01)
+    finally:
+        fill(page, "top-p", "1")
+
+    assert text == expected
+
+
+def fill(page: Page, field: str, value: str) -> None:
+    page.evaluate(f"document.getElementById('{field}').value = {json.dumps(value)}")
 
 
 def test_the_choice_is_told_with_what_else_was_tried(page: Page) -> None:

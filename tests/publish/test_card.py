@@ -14,8 +14,9 @@ from nanochat.presets import preset
 from nanochat.publish import card_text
 from nanochat.publish.card import BEGIN, END, own_text, update_card
 from nanochat.publish.measure import BackendRow, Example
-from nanochat.publish.metadata import HELD_OUT, Metadata, read_metadata
+from nanochat.publish.metadata import HELD_OUT, Metadata
 from nanochat.publish.options import Evaluation
+from nanochat.text.front_matter import read_metadata
 
 OURS = Metadata(name="name", licence="MIT", library="nanochat-ternary", tags=["ternary", "mhc"])
 BODY = "## Size\n\n5 bytes"

@@ -19,11 +19,12 @@ from nanochat.lm import Model
 from nanochat.proof.manifest import read_manifest, write_manifest
 from nanochat.publish.card import BEGIN, END, update_card
 from nanochat.publish.measure import run_examples
-from nanochat.publish.metadata import Metadata, read_metadata
+from nanochat.publish.metadata import Metadata
 from nanochat.publish.options import Evaluation, PushOptions
 from nanochat.publish.push import push_model
 from nanochat.publish.stage import open_original, require_publishable, stage
 from nanochat.publish.upload import Present, stale_files
+from nanochat.text.front_matter import read_metadata
 from tests.publish.publishing import QUICK, REPO, content, push
 from tests.zoo.hub_state import FOREVER, Hub
 

@@ -83,13 +83,13 @@ export class Engine {
   }
 
   /** Write on after `ids`, and call `onToken` with each token; see `generate` of worker.js, which a signal ends. */
-  async generate(ids, { maxTokens, temperature, seed, ends, onToken, signal }) {
+  async generate(ids, { maxTokens, temperature, topP, seed, ends, onToken, signal }) {
     this.#fits(ids);
     const { remote } = this.chosen;
     const room = this.contextLength - ids.length;
     const stop = () => remote.call("stop");
     signal?.addEventListener("abort", stop);
-    const options = { ids, maxTokens: Math.min(maxTokens, room), temperature, seed, ends };
+    const options = { ids, maxTokens: Math.min(maxTokens, room), temperature, topP, seed, ends };
     let result;
     try {
       result = await remote.call("generate", options, onToken);

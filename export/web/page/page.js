@@ -13,6 +13,7 @@ const ENDS = {
   length: "that is the most tokens allowed",
   context: "the model's context is full",
   stopped: "stopped",
+  text: "the text to stop at came",
 };
 
 const element = (id) => document.getElementById(id);
@@ -64,6 +65,10 @@ async function load() {
     ),
   );
   text = new Text(json, config);
+  element("summary").textContent = details.summary;
+  element("summary").hidden = !details.summary;
+  element("prompt").value = details.example;
+  if (!details.chats) element("chat").textContent = "Chat (it was not trained to)";
   ends = [generation.eos_token_id ?? []].flat();
   const wanted = Object.fromEntries(
     [...new URLSearchParams(location.search)].filter(([key]) => ["device", "weights", "threads"].includes(key)),
@@ -148,16 +153,28 @@ async function write(ids, place) {
   stopping = new AbortController();
   const decoder = text.decoder();
   const log = element("log");
+  const stopAt = element("stop-at").value;
   let count = 0;
   let begin;
+  let written = "";
+  let ended = false;
   const show = (piece) => {
+    if (ended) return;
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    place.append(piece);
+    written += piece;
+    const end = stopAt ? written.indexOf(stopAt) : -1;
+    if (end < 0) place.append(piece);
+    else {
+      place.textContent = written.slice(0, end);
+      ended = true;
+      stopping.abort();
+    }
     if (atEnd) log.scrollTop = log.scrollHeight;
   };
   const result = await engine.generate(ids, {
     maxTokens: element("max-tokens").valueAsNumber,
     temperature: element("temperature").valueAsNumber,
+    topP: element("top-p").valueAsNumber,
     seed: element("seed").valueAsNumber,
     ends,
     signal: stopping.signal,
@@ -171,7 +188,7 @@ async function write(ids, place) {
   show(decoder());
   const prompt = `prompt of ${ids.length} tokens in ${(result.promptMs / 1000).toFixed(2)} s`;
   const done = result.count ? `${rate(result.count, result.tokensMs)}; ` : "";
-  element("speed").textContent = `${done}${prompt}; ${ENDS[result.reason]}`;
+  element("speed").textContent = `${done}${prompt}; ${ENDS[ended ? "text" : result.reason]}`;
   return place.textContent;
 }
 
@@ -194,7 +211,7 @@ async function logits(ids) {
 async function greedy(ids, maxTokens) {
   const tokens = [];
   const onToken = (token) => tokens.push(token);
-  const result = await engine.generate(ids, { maxTokens, temperature: 0, seed: 0, ends: [], onToken });
+  const result = await engine.generate(ids, { maxTokens, temperature: 0, topP: 1, seed: 0, ends: [], onToken });
   return { ...result, tokens };
 }
 

@@ -9,13 +9,18 @@ export function greedy(logits) {
   return best;
 }
 
-/** A function that chooses a token with its probability; the same seed gives the same tokens. */
-export function sampler(temperature, seed) {
+/**
+ * A function that chooses a token with its probability; the same seed gives the same tokens.
+ *
+ * @param topP Only the fewest most probable tokens of this total probability are chosen from; 1 is all.
+ */
+export function sampler(temperature, seed, topP) {
   if (temperature === 0) return greedy;
   const random = xorshift(seed);
   return (logits) => {
     const largest = logits[greedy(logits)];
     const weights = Float64Array.from(logits, (logit) => Math.exp((logit - largest) / temperature));
+    if (topP < 1) keepNucleus(weights, topP);
     let left = random() * weights.reduce((sum, weight) => sum + weight, 0);
     for (let token = 0; token < weights.length; token++) {
       left -= weights[token];
@@ -23,6 +28,16 @@ export function sampler(temperature, seed) {
     }
     return greedy(logits);
   };
+}
+
+/** Set the weights to 0 that are not among the fewest largest ones of this share of their sum. */
+function keepNucleus(weights, share) {
+  const order = Uint32Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a] || a - b);
+  let left = share * weights.reduce((sum, weight) => sum + weight, 0);
+  for (const token of order) {
+    if (left <= 0) weights[token] = 0;
+    else left -= weights[token];
+  }
 }
 
 // Numbers from 0 to 1; G. Marsaglia, "Xorshift RNGs", Journal of Statistical Software 8(14), 2003.

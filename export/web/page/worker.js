@@ -61,9 +61,9 @@ const methods = {
    * @param ends Tokens that end the text; they are not told.
    * @returns Why the text ended, the number of its tokens, and the milliseconds that prompt and tokens took.
    */
-  async generate({ ids, maxTokens, temperature, seed, ends }, tell) {
+  async generate({ ids, maxTokens, temperature, topP, seed, ends }, tell) {
     stopped = false;
-    const choose = sampler(temperature, seed);
+    const choose = sampler(temperature, seed, topP);
     const begin = performance.now();
     model.reset();
     let logits;
