@@ -18,7 +18,7 @@ from nanochat.export.run import choose_backend, start
 from nanochat.generation.engine import Runner
 from nanochat.proof.check import compare_golden, require_digests
 from nanochat.proof.golden import tensor_digests
-from nanochat.proof.manifest import NAME, Manifest, check_files
+from nanochat.proof.manifest import NAME, Manifest, check_files, read_manifest
 from nanochat.weights import named_leaves
 
 __all__ = ["Verified", "require_recorded", "verify_model"]
@@ -71,6 +71,10 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
     BackendError
         If the backend is unknown or cannot run here.
     """
+    beside = read_manifest(path.parent) if path.is_file() else None
+    if beside is not None and path.name in beside.files:
+        # A folder that opens by its graph, such as a page: all of it is what was written.
+        path = path.parent
     files = ModelFiles(path)
     manifest = files.manifest
     if manifest is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.bundle import Bundle
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, FormatError
 from nanochat.export.onnx.forms import packed_form
 from nanochat.export.onnx.leaves import BLOCK, Parameter
 from nanochat.export.onnx.standard import StandardOps
+from nanochat.export.verify import verify_model
 from nanochat.export.web import write as web
 from nanochat.export.web.write import write_web
+from nanochat.proof.manifest import read_manifest
 from nanochat.weights import Ternary
+from nanochat.zoo.hub import resolve
 from tests.export.pages import tiny, write_page
 
 ROWS, COLUMNS = 24, 2 * BLOCK
@@ -149,3 +153,16 @@ def test_progress_is_told_to_the_end(source: Bundle, tmp_path: Path) -> None:
 
     assert told == [(number + 1, len(told)) for number in range(len(told))]
     assert json.loads((tmp_path / "page.json").read_text())["runtime"] == "onnxruntime-web 1.30.0"
+
+
+def test_a_page_is_verified_with_all_of_its_files(folder: Path, tmp_path: Path) -> None:
+    verified = verify_model(resolve(str(folder)))
+
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert verified.files == len(manifest.files) > 20
+
+    page = shutil.copytree(folder, tmp_path / "page")
+    (page / "page.js").write_text("alert()")
+    with pytest.raises(FormatError, match=r"page\.js: 7 bytes that are not the"):
+        verify_model(resolve(str(page)))
