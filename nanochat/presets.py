@@ -1,10 +1,15 @@
 """This file holds the presets: functions that return a model's configuration, by name.
 
 A number in a name is the count of trained numbers, embedding and all, within 3 percent (`shapes.num_parameters`).
+
+All but `tiny_plain` have four residual streams, which this package runs and llama.cpp, mlx-lm and transformers cannot:
+for a model that shall run there, too, set `num_streams` to 1.
 """
 
+from dataclasses import replace
+
 from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, did_you_mean
 
 __all__ = ["PRESETS", "preset"]
 
@@ -18,7 +23,9 @@ def preset(name: str) -> ModelConfig:
     768
     """
     if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"unknown preset {name!r}{did_you_mean(name, PRESETS)}: choose one of {', '.join(PRESETS)}"
+        )
     return PRESETS[name]()
 
 
@@ -34,6 +41,11 @@ def tiny() -> ModelConfig:
         context_length=1024,
         mixer_bias=-6.0,
     )
+
+
+def tiny_plain() -> ModelConfig:
+    """`tiny` with one residual stream: llama.cpp, mlx-lm and transformers run it as it is."""
+    return replace(tiny(), num_streams=1)
 
 
 def nano_125m() -> ModelConfig:
@@ -129,6 +141,7 @@ def large_7b() -> ModelConfig:
 
 PRESETS = {
     "tiny": tiny,
+    "tiny-plain": tiny_plain,
     "nano-125m": nano_125m,
     "small-560m": small_560m,
     "d20": d20,

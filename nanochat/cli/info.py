@@ -1,11 +1,15 @@
 """This file holds `nanochat info`: how large a model is and what a token costs."""
 
 import dataclasses
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from nanochat.cli.options import as_json_option, find_config
 from nanochat.cli.output import format_bytes, format_count, print_json, print_table, write
+
+if TYPE_CHECKING:
+    from nanochat.config import ModelConfig
 
 __all__ = ["info"]
 
@@ -50,9 +54,11 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
                 "cost": dataclasses.asdict(costs),
                 "tensors": [vars(c) for c in classes],
                 "config": config_to_dict(config),
+                "runs_in": _runtimes(config),
             }
         )
         return
+    _print_shape(config)
     rows = [(c.name, c.format, c.tensors, c.parameters, format_bytes(c.bytes)) for c in classes]
     print_table(rows, header=("tensors", "format", "count", "parameters", "bytes"))
     write("\n")
@@ -74,3 +80,34 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
             ("  state of a sequence besides", format_bytes(costs.state_bytes)),
         ]
     )
+
+
+def _print_shape(config: "ModelConfig") -> None:
+    heads = f"{config.num_heads} of {config.head_dim}, {config.num_kv_heads} for keys and values"
+    loops = f", {config.loop_count} loops" if config.loop_count > 1 else ""
+    network = f"{config.ffn_width} wide"
+    if config.num_experts:
+        network = f"{config.num_experts} experts {config.expert_width} wide, {config.experts_per_token} a token"
+    print_table(
+        [
+            ("layers", f"{config.num_layers}{loops}"),
+            ("width", config.width),
+            ("heads", heads),
+            ("network", network),
+            ("residual streams", config.num_streams),
+            ("vocabulary", config.vocab_size),
+            *((f"runs in stock {name}", text) for name, text in _runtimes(config).items()),
+        ]
+    )
+    write("\n")
+
+
+def _runtimes(config: "ModelConfig") -> dict[str, str]:
+    """Which stock runtimes run an export of the model, and why the others do not."""
+    from nanochat.export.stock.architectures import Runtime, obstacles
+
+    found = {}
+    for runtime in get_args(Runtime):
+        reasons = obstacles(config, runtime)
+        found[runtime] = f"no: {'; '.join(reasons)}" if reasons else "yes"
+    return found

@@ -276,7 +276,11 @@ def _describe(entry: "Entry", here: "Cached | None") -> dict[str, object]:
 
     config = preset(entry.preset)
     classes = tensor_classes(config)
-    published = "not published" if entry.repo is None else f"{entry.repo} on the Hub"
+    published = (
+        f"none yet: nanochat train --preset {entry.preset}"
+        if entry.repo is None
+        else f"{entry.repo} on the Hub"
+    )
     return {
         **dataclasses.asdict(entry),
         "weights": "included" if entry.ships else "cached" if here else published,
@@ -355,8 +359,11 @@ def _print_short(description: dict[str, object]) -> None:
     """Print what is for programs readably: sizes with a unit, and files as a number."""
     for key, value in description.items():
         if isinstance(value, int) and key in ("bytes", "parameters"):
-            text = format_bytes(value) if key == "bytes" else format_count(value)
-            description[key] = text
+            description[key] = format_bytes(value) if key == "bytes" else format_count(value)
+        elif isinstance(value, bool):
+            description[key] = "yes" if value else "no"
+        elif value is None or value in ("", {}, []):
+            description[key] = "none"
         elif isinstance(value, dict | list) and key == "files":
             description[key] = f"{len(value)}, compared with their record when they are opened"
     print_table(list(description.items()))

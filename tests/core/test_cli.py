@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,26 @@ def test_a_model_that_was_not_trained_to_chat_says_so_and_what_it_can(run: Run) 
         "nanochat-tiny was not trained to chat, as its card says: it continues texts. Try: nanochat generate "
         "nanochat-tiny 'impl fmt::Display for Point {'"
     ) in result.err
+
+
+def test_info_says_the_shape_and_which_runtimes_take_it(run: Run) -> None:
+    tiny, plain = (run("info", name).out for name in ("tiny", "tiny-plain"))
+
+    assert re.search(r"^layers +6$", tiny, re.MULTILINE)
+    assert re.search(r"^heads +4 of 64, 2 for keys and values$", tiny, re.MULTILINE)
+    assert re.search(r"^runs in stock llama\.cpp +no: num_streams=4", tiny, re.MULTILINE)
+    runtimes = run("info", "tiny-plain", "--json").last_json["runs_in"]
+    assert runtimes == dict.fromkeys(("llama.cpp", "mlx-lm", "transformers"), "yes")
+    assert plain.count(" yes\n") == 3
+
+
+def test_what_is_not_published_says_how_to_train_it_in_words(run: Run) -> None:
+    listed, shown = run("models", "list").out, run("models", "show", "nanochat-1b").out
+
+    assert "none yet: nanochat train --preset nano-1b" in listed
+    assert re.search(r"^repo +none$", shown, re.MULTILINE)
+    assert re.search(r"^cached +no$", shown, re.MULTILINE)
+    assert "None" not in shown
 
 
 def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_preset_has_the_parameters_that_its_name_says(name: str) -> None:
 
 
 def test_every_number_in_a_name_is_tested() -> None:
-    assert set(PRESETS) == {"tiny", "d20"} | set(NAMED_COUNTS)
+    assert set(PRESETS) == {"tiny", "tiny-plain", "d20"} | set(NAMED_COUNTS)
 
 
 def test_the_tiny_model_has_about_six_million_parameters() -> None:
@@ -57,7 +57,7 @@ def test_the_widths_of_a_preset_suit_every_format(name: str) -> None:
     assert config.head_dim in (64, 128)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny-plain"])
 def test_a_preset_has_four_static_lite_streams(name: str) -> None:
     config = preset(name)
 
@@ -65,5 +65,5 @@ def test_a_preset_has_four_static_lite_streams(name: str) -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_names_of_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown preset 'nano': choose one of tiny, nano-125m"):
+    with pytest.raises(ConfigError, match=r"unknown preset 'nano'.*choose one of tiny, tiny-plain"):
         preset("nano")

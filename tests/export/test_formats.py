@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nanochat.export.export import export_model
 from nanochat.export.formats import FORMATS, format_named, load
 from nanochat.export.mhc import read_mhc
 from nanochat.export.verify import verify_model
+from nanochat.presets import preset
 from nanochat.proof.manifest import NAME, check_files, read_manifest
 from nanochat.weights import named_leaves
 from tests.parity.random_models import random_bundle
@@ -266,6 +268,26 @@ def test_an_export_is_a_source_again(tmp_path: Path) -> None:
     again = load(tmp_path / "x.gguf", name="random", licence="MIT")
 
     assert again.golden == STREAMS.golden
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"), [("gguf", "llama.cpp"), ("mlx", "mlx-lm"), ("hf", "transformers")]
+)
+def test_the_plain_preset_runs_in_stock_runtimes(kind: str, runtime: str, tmp_path: Path) -> None:
+    # Fewer layers only, so that it is soon done.
+    config = vars(replace(preset("tiny-plain"), num_layers=2))
+    form = format_named(kind)
+
+    exported = export_model(
+        random_bundle(**config),
+        tmp_path / f"model{form.suffix}",
+        kind=kind,
+        options=form.choose(runtime=runtime),
+    )
+
+    assert exported.parity is not None
+    assert exported.parity.ok
+    assert exported.parity.runtime.startswith(runtime)
 
 
 def test_what_takes_long_is_announced(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_an_entry_has_a_preset_and_a_place_or_none(entry: catalog.Entry) -> None
 
 
 def test_every_preset_has_a_name() -> None:
-    assert {entry.preset for entry in CATALOG.values()} == set(PRESETS)
+    # One is there to be trained for other runtimes.
+    assert {entry.preset for entry in CATALOG.values()} == set(PRESETS) - {"tiny-plain"}
 
 
 def test_a_directory_is_itself(model: Path) -> None:
