@@ -74,9 +74,11 @@ class GraphFormat(Format[Options], Generic[Options]):
 
     def adapt(self, bundle: Bundle, options: Options) -> Bundle:
         """See `Format.adapt`: heads that predict further tokens are left out, as only training uses them."""
-        del options
+        from nanochat.export.onnx.write import require_possible
         from nanochat.export.transform import without_ahead
 
+        # A page has ONNX Runtime's fast operators, too.
+        require_possible(bundle.config, getattr(options, "target", "ort"))
         return without_ahead(bundle)
 
     def run(self, path: Path, bundle: Bundle, written: Written) -> Artefact | None:

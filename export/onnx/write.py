@@ -40,13 +40,16 @@ from nanochat.export.transform import without_ahead
 from nanochat.files import atomic_directory
 from nanochat.model import forward, slots
 from nanochat.proof.golden import with_golden
+from nanochat.shapes import layer_kinds
 from nanochat.weights import Dense, Stored, Weights, named_leaves
 
-__all__ = ["Target", "export_onnx", "onnx_model"]
+__all__ = ["Target", "export_onnx", "onnx_model", "require_possible", "save_graph"]
 
 Target = Literal["ort", "standard"]
 
 _TARGETS: dict[str, type[OrtOps] | type[StandardOps]] = {"ort": OrtOps, "standard": StandardOps}
+# Of features of a head that is rotated in `GroupQueryAttention`, in ONNX Runtime 1.32.
+_HEADS = 16
 # A protocol buffer cannot be longer than 2 GiB; the graph without its tensors fits in what this leaves.
 _LARGEST_FILE = 2**31 - 2**24
 
@@ -98,7 +101,7 @@ def onnx_model(
 
     `tell` is called with the layers done.
     """
-    _require_possible(bundle.config, target)
+    require_possible(bundle.config, target)
     bundle = without_ahead(bundle)
     graph = _graph(bundle, target, tell)
     metadata = {
@@ -113,7 +116,8 @@ def onnx_model(
     return model
 
 
-def _require_possible(config: ModelConfig, target: str) -> None:
+def require_possible(config: ModelConfig, target: str) -> None:
+    """Refuse a model that ONNX Runtime cannot run, or would compute otherwise."""
     if target not in _TARGETS:
         raise InputError(f"target={target!r}: choose one of {', '.join(_TARGETS)}")
     if config.activation_block != BLOCK:
@@ -125,6 +129,12 @@ def _require_possible(config: ModelConfig, target: str) -> None:
         raise ConfigError(
             f"exit_threshold={config.exit_threshold} lets each token choose its number of loop steps, but the graph "
             f"has a fixed number: pass exit_threshold=1 to export all {config.loop_count} steps for every token"
+        )
+    if target == "ort" and "attention" in layer_kinds(config) and config.head_dim % _HEADS:
+        raise ConfigError(
+            f"head_dim={config.head_dim}: ONNX Runtime's fast attention takes multiples of {_HEADS} only; export the "
+            "target standard (nanochat export --format onnx --target standard), run the model on another backend, or "
+            f"train with a multiple of {_HEADS}"
         )
 
 

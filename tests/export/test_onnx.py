@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.bundle import Bundle, golden_from_json
 from nanochat.config import ModelConfig, config_from_dict
 from nanochat.errors import ConfigError, InputError, SaveError
+from nanochat.export.export import export_model
+from nanochat.export.formats import format_named
 from nanochat.export.onnx import write as exporter
 from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import MISPLACED, memory_shapes, present_name
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import with_exit_threshold
 from nanochat.init import freeze
+from nanochat.lm import Model
 from nanochat.model import forward, slots
 from nanochat.proof.golden import record
 from nanochat.weights import Dense, named_leaves
@@ -348,6 +352,52 @@ def test_a_model_that_a_graph_cannot_compute_is_refused(
         export_onnx(source(width=256, ffn_width=256, head_dim=64, **changes), path, target=target)
 
     assert path.read_bytes() == b"what stood there"
+
+
+@pytest.mark.parametrize("head_dim", [2, 8, 12, 24, 40, 72, 264])
+def test_heads_that_the_fast_attention_cannot_take_are_refused_and_the_standard_takes_them(
+    head_dim: int, tmp_path: Path
+) -> None:
+    heads = 128 // math.gcd(128, head_dim)
+    small = source(
+        vocab_size=320,
+        width=128,
+        ffn_width=128,
+        weight_block=128,
+        head_dim=head_dim,
+        num_heads=heads,
+        num_kv_heads=heads,
+    )
+    with pytest.raises(ConfigError, match=f"head_dim={head_dim}.*--target standard"):
+        export_onnx(small, tmp_path / "model.onnx")
+    for kind, verify in (("onnx", False), ("web", False)):
+        with pytest.raises(ConfigError, match=f"head_dim={head_dim}: ONNX Runtime's fast"):
+            export_model(small, tmp_path / kind, kind=kind, verify=verify)
+    with pytest.raises(ConfigError, match="run the model on another backend"):
+        Model.from_bundle(small, backend="onnx")
+    assert not list(tmp_path.iterdir())
+
+    # What the message says.
+    options = format_named("onnx").choose(target="standard")
+    exported = export_model(small, tmp_path / "standard", kind="onnx", options=options)
+
+    assert exported.parity is not None
+    assert exported.parity.ok
+
+
+@pytest.mark.parametrize("head_dim", [16, 48, 80, 112, 320])
+def test_other_heads_run(head_dim: int, tmp_path: Path) -> None:
+    heads = 128 // math.gcd(128, head_dim)
+    shape = {"head_dim": head_dim, "num_heads": heads, "num_kv_heads": heads}
+
+    exported = export_model(
+        source(vocab_size=320, width=128, ffn_width=128, weight_block=128, **shape),
+        tmp_path / "m",
+        kind="onnx",
+    )
+
+    assert exported.parity is not None
+    assert exported.parity.ok
 
 
 def test_an_unknown_target_is_an_error(tmp_path: Path) -> None:
