@@ -112,7 +112,7 @@ def require_recorded(
     found = tensor_digests(bundle.weights)
     require_digests(golden, found, bundle.config, bundle.tokenizer, where=where)
     form.require_as_written(files, bundle)
-    return compare_golden(golden, engine(), where=where)
+    return compare_golden(golden, engine(), bundle.weights, where=where)
 
 
 def _require_agreement(

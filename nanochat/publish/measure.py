@@ -103,7 +103,7 @@ def _measure(bundle: Bundle, backend: str, *, where: str) -> BackendRow:
     """Run a model's golden record and a text on a backend."""
     assert bundle.golden is not None
     runner = start(bundle, backend)
-    error = compare_golden(bundle.golden, runner, where=f"{where}, on {backend}")
+    error = compare_golden(bundle.golden, runner, bundle.weights, where=f"{where}, on {backend}")
     here = describe(runner)
     return BackendRow(
         backend=f"{backend} ({here.get('instructions') or here['device']})",

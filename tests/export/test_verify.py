@@ -48,7 +48,7 @@ def written(source: Bundle, folder: Path) -> Path:
 def compare(source: Bundle, ops: ReferenceOps, *, golden: Golden) -> float:
     """Compare a model at work on a backend with a record."""
     engine = Engine(source.config, ops.prepare(source.weights), ops)
-    return compare_golden(golden, engine, where="x")
+    return compare_golden(golden, engine, source.weights, where="x")
 
 
 def changed(source: Bundle, name: str, change: Any) -> Bundle:
