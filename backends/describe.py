@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from nanochat import backends
 from nanochat.backends.host import has_apple_gpu, has_cuda_driver
+from nanochat.errors import how_to_install
 from nanochat.ops import Described
 
 __all__ = ["describe", "faster", "summary"]
@@ -92,7 +93,7 @@ def _gpu(name: str, reason: str) -> str:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "the NVIDIA GPU is not used: unset CUDA_VISIBLE_DEVICES, which hides it"
     if backends.unavailable("torch") is not None:
-        return "the NVIDIA GPU is not used: pip install 'nanochat-ternary[cuda]'"
+        return f"the NVIDIA GPU is not used: {how_to_install('cuda')}"
     if _sees_cuda() is False:
         return (
             "the NVIDIA GPU is not used, because this build of torch finds none: install one for CUDA, see "

@@ -1,11 +1,13 @@
-"""This file holds every exception that the package raises on purpose.
+"""This file holds every exception that the package raises on purpose, and words that their messages share.
 
 Each message names the offending value, the rule that it breaks, and the fix. Classes that stand for a bad
 value are also a `ValueError`, so that callers who know nothing of this package can catch them.
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "BackendError",
@@ -24,6 +26,7 @@ __all__ = [
     "VersionError",
     "counted",
     "did_you_mean",
+    "how_to_install",
 ]
 
 
@@ -90,6 +93,17 @@ def counted(number: int, noun: str) -> str:
     ('1 file', '2,048 tokens')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def how_to_install(extra: str) -> str:
+    """The command that brings what an extra needs, in a checkout or not, and what to know of it before."""
+    root = Path(__file__).parents[1]
+    place = f"-e '{root}" if (root / "pyproject.toml").is_file() else "'nanochat-ternary"
+    command = f"pip install {place}[{extra}]'"
+    if extra in ("torch", "train") and sys.platform == "linux":
+        cpu = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        return f"{command} (a torch for GPUs of several GB; where there is none, first {cpu})"
+    return command
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

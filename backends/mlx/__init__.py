@@ -6,6 +6,7 @@ from typing import Any
 from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_apple_gpu
 from nanochat.backends.mlx.groups import GROUPS
+from nanochat.errors import how_to_install
 from nanochat.ops import Ops
 from nanochat.weights import Spec
 
@@ -38,7 +39,7 @@ def _kept(spec: Spec) -> int:
 
 BACKEND = Backend(
     module="mlx.core",
-    fix="pip install 'nanochat-ternary[mlx]'",
+    fix=how_to_install("mlx"),
     libraries=("mlx.core",),
     rank=2,
     suits=_suits,

@@ -2,6 +2,7 @@
 
 from nanochat.backends.backend import Backend, Footprint
 from nanochat.cost import leaf_bytes
+from nanochat.errors import how_to_install
 
 __all__ = ["BACKEND"]
 
@@ -9,7 +10,7 @@ _RUNTIME, _PER_FEATURE = 100_000_000, 32
 
 BACKEND = Backend(
     module="onnxruntime",
-    fix="pip install 'nanochat-ternary[onnx]'",
+    fix=how_to_install("onnx"),
     libraries=("onnxruntime",),
     takes_threads=True,
     load=None,

@@ -5,6 +5,7 @@ from typing import Any
 
 from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_cuda_driver
+from nanochat.errors import how_to_install
 from nanochat.ops import Ops
 from nanochat.weights import Spec
 
@@ -41,7 +42,7 @@ def _kept(spec: Spec) -> int:
 
 BACKEND = Backend(
     module="torch",
-    fix="pip install 'nanochat-ternary[torch]'",
+    fix=how_to_install("torch"),
     libraries=("torch", "triton"),
     takes_threads=True,
     rank=1,

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TextIO, cast
 
 import click
@@ -23,9 +24,10 @@ from nanochat.errors import (
     NanochatError,
     SaveError,
     did_you_mean,
+    how_to_install,
 )
 
-__all__ = ["Group", "as_file_errors", "run"]
+__all__ = ["Group", "as_file_errors", "missing", "run"]
 
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
@@ -79,8 +81,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         package = (error.name or "").split(".")[0]
         if package not in _EXTRAS:
             raise
-        fix = f"pip install 'nanochat-ternary[{_EXTRAS[package]}]'"
-        return _fail(f"the package {package} is needed but not installed: {fix}", 1)
+        return _fail(missing(package), 1)
     except MemoryError:
         return _fail("out of memory: use a smaller model, a shorter context or fewer prompts", 1)
     except OSError as error:
@@ -94,6 +95,15 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     finally:
         _stop_logging()
     return 0
+
+
+def missing(package: str, extra: str | None = None) -> str:
+    """What to say where a package is missing: all that are of its extra, and the command that brings them."""
+    extra = extra or _EXTRAS[package]
+    absent = [name for name, of in _EXTRAS.items() if of == extra and find_spec(name) is None]
+    names = sorted({package, *absent})
+    are = "package" if len(names) == 1 else "packages"
+    return f"the {are} {' and '.join(names)} must be installed: {how_to_install(extra)}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from nanochat.backends import host
 from nanochat.backends.describe import describe, faster, summary
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.cli.doctor import doctor
+from nanochat.errors import how_to_install
 from nanochat.ops import Ops
 
 NUMBA = {"backend": "numba", "device": "cpu, 2 threads", "instructions": "avx2", "threads": 2}
@@ -75,9 +76,7 @@ def test_a_gpu_whose_package_is_missing_is_named_with_the_package(
 ) -> None:
     here.has_driver()
 
-    assert faster(described)[0] == (
-        "the NVIDIA GPU is not used: pip install 'nanochat-ternary[cuda]'"
-    )
+    assert faster(described)[0] == (f"the NVIDIA GPU is not used: {how_to_install('cuda')}")
 
 
 def test_a_torch_without_cuda_is_named_as_the_reason(here: Machine) -> None:
@@ -126,7 +125,7 @@ def test_torch_on_the_cpu_beside_a_gpu_is_told_of_it(here: Machine) -> None:
 def test_apple_silicon_without_mlx_is_told_of_it(here: Machine) -> None:
     here.has_apple_gpu()
 
-    assert faster(NUMBA) == ("the Apple GPU is not used: pip install 'nanochat-ternary[mlx]'",)
+    assert faster(NUMBA) == (f"the Apple GPU is not used: {how_to_install('mlx')}",)
 
 
 def test_mlx_on_apple_silicon_is_all_that_there_is(here: Machine) -> None:

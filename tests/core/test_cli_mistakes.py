@@ -14,6 +14,8 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli.output import write
+from nanochat.cli.run import missing
+from nanochat.errors import how_to_install
 from tests.core.command_line import GREEDY, ROOT, Run, finish, start
 
 MISTAKES = [
@@ -206,7 +208,7 @@ def test_a_verb_that_is_not_installed_leaves_the_others_alone(
     [
         (OSError(28, "No space left on device", "out.bin"), 1, "No space left on device (out.bin)"),
         (MemoryError(), 1, "out of memory"),
-        (ModuleNotFoundError(name="onnxruntime"), 1, "pip install 'nanochat-ternary[onnx]'"),
+        (ModuleNotFoundError(name="onnxruntime"), 1, how_to_install("onnx")),
         (KeyboardInterrupt(), 130, ""),
     ],
     ids=["disk", "memory", "package", "interrupt"],
@@ -358,3 +360,28 @@ def test_a_closed_stream_is_one_line_or_nothing(
     assert out in done.stdout
     # What chat says first is no error.
     assert "".join(errors[-1:]).startswith(err) if err else len(errors) < 2
+
+
+def test_all_missing_packages_of_an_extra_are_named_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(missing.__globals__, "find_spec", lambda _: None)
+    monkeypatch.setattr("sys.platform", "linux")
+
+    assert missing("onnx") == (
+        f"the packages onnx and onnxruntime must be installed: pip install -e '{ROOT}[onnx]'"
+    )
+    assert (
+        "GPUs of several GB; where there is none, first pip install torch --index-url"
+        in missing("torch")
+    )
+    monkeypatch.setitem(missing.__globals__, "find_spec", lambda _: True)
+    assert missing("mlx").startswith("the package mlx must be installed: pip install")
+
+
+def test_an_installed_package_is_named_for_the_index(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("nanochat.errors.__file__", str(tmp_path / "nanochat" / "errors.py"))
+
+    assert how_to_install("mlx") == "pip install 'nanochat-ternary[mlx]'"
