@@ -31,7 +31,7 @@ __all__ = [
     "require_file",
 ]
 
-# A JSON integer beyond 64 bits is no count of anything, and quadratic to parse.
+# Digits of the largest JSON integers that are counts of anything; longer ones are quadratic to parse.
 _MAX_DIGITS = 20
 
 
@@ -120,11 +120,13 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, object]:
-    """Return the one JSON object in `data`, in which no key is there twice; `name` is where it comes from."""
+    """Return the one JSON object in `data`; `name` is where it comes from.
+
+    As everybody reads it: of a key that is there twice the last value counts, and a number beyond 64 bits, such as the
+    ``int(1e30)`` that transformers writes for "no limit", is a float, infinite if that cannot hold it.
+    """
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_without_repeats, parse_int=_integer
-        )
+        value = json.loads(data.decode("utf-8"), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{name}: not valid JSON ({error}); fetch the file again") from error
     if not isinstance(value, dict):
@@ -214,16 +216,5 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
-    return int(digits)
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {key!r:.80} is there twice")
-        values[key] = value
-    return values
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)

@@ -171,7 +171,6 @@ def test_a_directory_that_cannot_be_written_is_a_save_error(tmp_path: Path) -> N
         pytest.param(b'{"model": {"type": "BPE", "vo', id="truncated"),
         pytest.param(b"[" * 100_000, id="nested"),
         pytest.param(b"\xff\xfe\x00", id="binary"),
-        pytest.param(b'{"model": ' + b"9" * 5000 + b"}", id="long number"),
     ],
 )
 def test_a_file_that_is_not_json_is_refused(tmp_path: Path, contents: bytes) -> None:
@@ -188,7 +187,6 @@ def test_a_file_that_is_not_json_is_refused(tmp_path: Path, contents: bytes) -> 
         pytest.param("null", "holds no JSON object", id="null"),
         pytest.param("{}", "no object 'model'", id="no model"),
         pytest.param('{"model": []}', "no object 'model'", id="list for a model"),
-        pytest.param('{"model": {}, "model": {}}', "is there twice", id="two models"),
     ],
 )
 def test_json_without_a_model_is_refused(tmp_path: Path, contents: str, message: str) -> None:

@@ -189,7 +189,8 @@ def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
         ({"intermediate_size": -4}, "intermediate_size is -4"),
         ({"num_attention_heads": 4.0}, "num_attention_heads is 4.0"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"rope_theta": 10**400, "rope_parameters": None}, "an integer of 401 digits"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta=inf"),
+        ({"hidden_size": 10**30}, r"hidden_size is 1e\+30: must be a whole number"),
     ],
 )
 def test_what_this_package_does_not_compute_is_refused(

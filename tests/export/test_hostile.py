@@ -87,7 +87,20 @@ NUMBERS = [
     2**64 - 1,
 ]
 VALUES: list[Any] = [
-    *[None, True, False, -1, 1.5, 1e308, float("nan"), float("inf"), -0.0, *NUMBERS, 10**25],
+    *[
+        None,
+        True,
+        False,
+        -1,
+        1.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        -0.0,
+        *NUMBERS,
+        10**25,
+        10**400,
+    ],
     *[
         "",
         "x",
