@@ -19,6 +19,7 @@ from nanochat.errors import InputError
 from nanochat.files import exists, parse_json, read_bytes, require_file
 from nanochat.proof.manifest import Manifest, read_manifest
 from nanochat.proof.parity import Artefact
+from nanochat.tensors import MAX_INDEX_BYTES
 
 __all__ = [
     "OURS",
@@ -161,6 +162,26 @@ class Layout(ABC):
     def may_hold(self, name: str) -> bool:
         """Whether weights of that path in a model's folder may belong to the model."""
 
+    def complete(
+        self,
+        found: Found,
+        is_there: Callable[[str], bool],
+        read: Callable[[str], bytes],
+        *,
+        where: str,
+    ) -> Found:
+        """The same with the files that its own files name, whose names alone tell nothing.
+
+        Parameters
+        ----------
+        is_there, read : callable
+            Whether the folder has a file of a name, and its content.
+        where : str
+            The folder, for messages.
+        """
+        del is_there, read, where
+        return found
+
     def obstacle(self, names: Set[str]) -> str | None:
         """What is there instead of a model, and what to do, if it is a known mistake."""
         del names
@@ -288,8 +309,17 @@ class Format(ABC, Generic[Options]):
 
     def found(self, files: ModelFiles) -> list[Found]:
         """What of the files makes the model."""
-        everything = self.layout.find(files.names)
-        return [f for f in everything if files.path.is_dir() or f.place in ("", files.path.name)]
+        folder = files.folder
+        return [
+            self.layout.complete(
+                one,
+                files.names.__contains__,
+                lambda name: read_bytes(folder / name, limit=MAX_INDEX_BYTES),
+                where=str(folder),
+            )
+            for one in self.layout.find(files.names)
+            if files.path.is_dir() or one.place in ("", files.path.name)
+        ]
 
     def graph(self, files: ModelFiles) -> Path | None:
         """The file that a runtime of graphs runs as it is, if there is one."""

@@ -1,15 +1,16 @@
 """This file holds the layouts of model files: safetensors beside a configuration, a single file, graphs and pages.
 
-It is the one list of the files of a model. Only files of these names are ever fetched, so nothing that could be run is;
-pickled weights are not opened.
+It is the one list of the files of a model. Only files of these names are ever fetched, and the ``.safetensors`` that an
+index names, so nothing that could be run is; pickled weights are not opened.
 """
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from nanochat.export.format import Found, Layout
-from nanochat.tensors import is_weights
+from nanochat.tensors import INDEX, find_tensors, is_weights
 
 __all__ = ["GRAPH", "ONNX", "PAGE", "SAFETENSORS", "WEB", "SingleFile"]
 
@@ -41,6 +42,18 @@ class _Safetensors(Layout):
         tensors = frozenset(filter(is_weights, names))
         if tensors and _CONFIG in names:
             yield _found("", names, tensors)
+
+    def complete(
+        self,
+        found: Found,
+        is_there: Callable[[str], bool],
+        read: Callable[[str], bytes],
+        *,
+        where: str,
+    ) -> Found:
+        """See `Layout.complete`: an index names files of tensors."""
+        tensors = find_tensors(is_there, read, where=where)
+        return replace(found, weights=tensors.files | ({INDEX} if tensors.homes else set()))
 
     def preference(self, place: str, folder: str) -> tuple[int, int]:
         """See `Layout.preference`; a folder inside of another comes after GGUF."""

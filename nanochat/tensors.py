@@ -23,8 +23,12 @@ from nanochat.files import atomic_directory, exists, parse_json, read_bytes, req
 __all__ = [
     "CHECKSUMS",
     "DTYPES",
+    "INDEX",
+    "MAX_INDEX_BYTES",
     "MAX_SHARD_BYTES",
     "Tensor",
+    "TensorFiles",
+    "find_tensors",
     "is_weights",
     "load_tensors",
     "read_tensors",
@@ -46,9 +50,12 @@ DTYPES: Mapping[str, type[np.generic]] = {
 # Key of a file's metadata under which the CRC-32 of each tensor stands, as JSON: the metadata hold only text.
 CHECKSUMS = "crc32"
 # 12,000 tensors of a mixture of 64 experts in 32 layers need 2 MB.
-_MAX_HEADER_BYTES = 32 * 2**20
+_MAX_HEADER_BYTES = MAX_INDEX_BYTES = 32 * 2**20
 _MAX_DIMENSIONS = 8
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# The file of tensors that needs no index, and the index, which may name files of other names.
+_SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SUFFIX = ".safetensors"
+_PLAIN = re.compile(rf"[^/\\:\0]+{re.escape(_SUFFIX)}")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # The Hub's own default, bytes.
 MAX_SHARD_BYTES = 5 * 10**9
@@ -206,7 +213,7 @@ def save_tensors(
             "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
             "weight_map": {key: name for name, keys in shards.items() for key in keys},
         }
-        texts = {**texts, _INDEX: index}
+        texts = {**texts, INDEX: index}
     contents = {name: _json(value, name) for name, value in texts.items()}
     with atomic_directory(directory) as new:
         for name, content in {**contents, **others}.items():
@@ -220,39 +227,67 @@ def save_tensors(
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor that `save_tensors` has written, by key: mapped, not read."""
-    single, index = directory / _SINGLE, directory / _INDEX
-    if exists(single) and exists(index):
-        raise FormatError(
-            f"{directory}: holds both {_SINGLE} and {_INDEX}; delete the one that is older"
-        )
-    if not exists(index):
-        return read_tensors(single)
-    data = parse_json(read_bytes(index, limit=_MAX_HEADER_BYTES), str(index))
-    homes = data.get("weight_map")
-    if not isinstance(homes, dict):
-        raise FormatError(f"{index}: no object 'weight_map'; fetch the file again")
+    """Every tensor of a folder by its key: mapped, not read."""
+    found = find_tensors(
+        lambda name: exists(directory / name),
+        lambda name: read_bytes(directory / name, limit=MAX_INDEX_BYTES),
+        where=str(directory),
+    )
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, homes.values()))):
-        # Only names of this form, so that no index can lead out of its directory.
-        if not _SHARD.fullmatch(name):
-            raise FormatError(
-                f"{index}: names the file {name!r:.80}, must be model-00001-of-00002.safetensors "
-                "or alike; do not use this model"
-            )
+    for name in sorted(found.files):
         for key, tensor in read_tensors(directory / name).items():
-            if homes.get(key) != name:
+            # What an index does not know is read all the same, as by everybody.
+            if found.homes.get(key, name) != name or key in tensors:
                 raise FormatError(
-                    f"{directory / name}: holds {key!r:.80}, which {_INDEX} does not place there; "
-                    "fetch both again"
+                    f"{directory / name}: holds {key!r:.80}, which {INDEX} places in another file; fetch both again"
                 )
             tensors[key] = tensor
-    missing = sorted(homes.keys() - tensors.keys())
+    missing = sorted(found.homes.keys() - tensors.keys())
     if missing:
         raise FormatError(
-            f"{directory / homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
+            f"{directory / found.homes[missing[0]]}: lacks {missing[0]!r:.80}; fetch the file again"
         )
     return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFiles:
+    """Which files of a folder hold its tensors; `homes` are those of the keys, empty if no index says them."""
+
+    files: frozenset[str]
+    homes: Mapping[str, str]
+
+
+def find_tensors(
+    is_there: Callable[[str], bool], read: Callable[[str], bytes], *, where: str
+) -> TensorFiles:
+    """The files that hold the tensors of a folder: those that its index names, if it has one, else the one.
+
+    Parameters
+    ----------
+    is_there : callable
+        Whether the folder has a file of a name.
+    read : callable
+        Content of the file of a name.
+    where : str
+        The folder, for messages.
+    """
+    single = TensorFiles(files=frozenset({_SINGLE}), homes={})
+    if not is_there(INDEX):
+        return single
+    homes = _read_index(read(INDEX), f"{where}/{INDEX}")
+    files = frozenset(homes.values())
+    if _SINGLE in files or not is_there(_SINGLE):
+        return TensorFiles(files=files, homes=homes)
+    there = sorted(filter(is_there, files))
+    if there:
+        raise FormatError(
+            f"{where}: holds both {_SINGLE} and {there[0]} of {INDEX}, two models of which other programs read one or "
+            f"the other; delete the one that is older, with {INDEX} if that is the one in parts"
+        )
+    # transformers deletes the parts of a model that it replaces by one file, but not their index.
+    _LOGGER.warning("%s: %s is of a model that is not there, and is not read", where, INDEX)
+    return single
 
 
 def is_weights(name: str) -> bool:
@@ -263,7 +298,22 @@ def is_weights(name: str) -> bool:
     >>> is_weights("model.safetensors"), is_weights("model-00002-of-00003.safetensors"), is_weights("x.safetensors")
     (True, True, False)
     """
-    return name in (_SINGLE, _INDEX) or _SHARD.fullmatch(name) is not None
+    return name in (_SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
+
+
+def _read_index(content: bytes, where: str) -> dict[str, str]:
+    """The file of each key."""
+    homes = parse_json(content, where).get("weight_map")
+    if not isinstance(homes, dict) or not homes:
+        raise FormatError(f"{where}: no object 'weight_map' of tensors; fetch the file again")
+    for key, name in homes.items():
+        # No index can lead out of its folder, nor to what is no file of tensors.
+        if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+            raise FormatError(
+                f"{where}: places {key!r:.80} in {name!r:.80}, must be the name of a {_SUFFIX} file beside it; do not "
+                "use this model"
+            )
+    return homes
 
 
 def _checksums(path: Path, metadata: object) -> dict[str, object]:

@@ -16,8 +16,9 @@ import io
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from time import sleep
 from typing import BinaryIO
@@ -38,7 +39,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from nanochat import __version__
 from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
 from nanochat.export.formats import Candidate, candidates
-from nanochat.files import atomic_write, exists, record_file
+from nanochat.files import atomic_write, exists, read_bytes, record_file
+from nanochat.tensors import MAX_INDEX_BYTES
 from nanochat.zoo.cache import storage
 from nanochat.zoo.candidates import Fetched, Request, choose, fitting, require_inside, require_model
 from nanochat.zoo.client import (
@@ -79,11 +81,11 @@ def fetch(request: Request) -> Fetched:
         return _open_here(request)
     snapshot = _snapshot(request, commit)
     listed = _files_here(request, commit)
-    model, wanted = _chosen(request, listed or _files_there(request, commit))
+    model, wanted = _chosen(request, snapshot, listed or _files_there(request, commit))
     if request.force_download or listed is None or not _is_here(model, snapshot):
         if listed is not None:
             # The client's copy of a listing leaves out what large files are recognized by.
-            model, wanted = _chosen(request, _files_there(request, commit))
+            model, wanted = _chosen(request, snapshot, _files_there(request, commit))
         _require_space(request, wanted.values())
         if not request.force_download:
             with hub_errors(request.repo, revision=request.revision):
@@ -95,13 +97,28 @@ def fetch(request: Request) -> Fetched:
 
 
 def _chosen(
-    request: Request, files: Mapping[str, RepoFile]
+    request: Request, snapshot: Path, files: Mapping[str, RepoFile]
 ) -> tuple[Candidate, dict[str, RepoFile]]:
     """The model to open among the files of a commit, and the Hub's record of what it needs."""
     _require_record(files, where=request.repo)
     found = candidates(files)
     require_model(found, files, where=request.repo)
     model = choose(found, backend=request.backend, part=request.part, where=_name(request))
+
+    def read(name: str) -> bytes:
+        wanted = {name: files[name]}
+        if not (snapshot / name).is_file():
+            _transfer(request, snapshot.name, wanted, force=False)
+        _repair(request, snapshot, wanted)
+        return read_bytes(snapshot / name, limit=MAX_INDEX_BYTES)
+
+    model = model.complete(files.__contains__, read, where=request.repo)
+    missing = sorted(set(model.files) - files.keys())
+    if missing:
+        raise FormatError(
+            f"{request.repo} lacks {missing[0]}, which another of its files names: the upload is incomplete; choose "
+            "another repository or revision"
+        )
     return model, {name: files[name] for name in model.files}
 
 
@@ -115,7 +132,7 @@ def _open_here(request: Request) -> Fetched:
         )
     _require_record(files, where=request.repo)
     found = candidates(files)
-    here = [candidate for candidate in found if _is_here(candidate, snapshot)]
+    here = list(_here(found, snapshot, files))
     if not fitting(here, request.part) and fitting(found, request.part):
         there = ", ".join(c.place or c.kind for c in here) or "nothing of it"
         raise ModelNotFoundError(
@@ -141,6 +158,23 @@ def _fetched(
         model=model,
         bytes=sum(file.size for file in wanted.values()),
     )
+
+
+def _here(
+    found: Iterable[Candidate], snapshot: Path, files: Mapping[str, RepoFile]
+) -> Iterator[Candidate]:
+    """The models of a commit of which all files are on this disk."""
+
+    def read(name: str) -> bytes:
+        if not (snapshot / name).is_file():
+            raise FileNotFoundError(name)
+        return read_bytes(snapshot / name, limit=MAX_INDEX_BYTES)
+
+    for one in found:
+        with suppress(FileNotFoundError):
+            whole = one.complete(files.__contains__, read, where=str(snapshot))
+            if _is_here(whole, snapshot):
+                yield whole
 
 
 def _is_here(model: Candidate, snapshot: Path) -> bool:

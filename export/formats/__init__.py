@@ -3,7 +3,7 @@
 A module here that has a `FORMAT` is a format: there is no list to add it to. See `nanochat.export.format`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,7 @@ from typing import Any
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
-from nanochat.export.format import OWN, Format, Layout, ModelFiles
+from nanochat.export.format import OWN, Format, Found, Layout, ModelFiles
 
 __all__ = [
     "FORMATS",
@@ -49,23 +49,45 @@ class Candidate:
     ----------
     layout : Layout
         What its files are; which of the formats of that layout it is, they say inside.
-    place : str
-        The file or folder to open, with slashes; empty for the folder itself.
     folder : str
-        The folder in which it lies; empty for the outermost.
-    files : tuple of str
-        What has to be there.
+        The folder in which it lies, with slashes; empty for the outermost.
+    found : Found
+        The model in that folder.
     """
 
     layout: Layout
-    place: str
     folder: str
-    files: tuple[str, ...]
+    found: Found
 
     @property
     def kind(self) -> str:
         """What a user calls its layout."""
         return self.layout.name
+
+    @property
+    def place(self) -> str:
+        """The file or folder to open; empty for the outermost folder."""
+        return self._path(self.found.place)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What has to be there."""
+        return tuple(sorted(map(self._path, self.found.files)))
+
+    def complete(
+        self, is_there: Callable[[str], bool], read: Callable[[str], bytes], *, where: str
+    ) -> "Candidate":
+        """The same with the files that its own files name; see `Layout.complete`, but for paths."""
+        found = self.layout.complete(
+            self.found,
+            lambda name: is_there(self._path(name)),
+            lambda name: read(self._path(name)),
+            where=f"{where}/{self.folder}".rstrip("/"),
+        )
+        return replace(self, found=found)
+
+    def _path(self, name: str) -> str:
+        return _join(PurePosixPath(self.folder, name))
 
 
 def format_named(kind: str) -> Format[Any]:
@@ -160,12 +182,7 @@ def candidates(names: Iterable[str]) -> list[Candidate]:
         path = PurePosixPath(name)
         folders.setdefault(_join(path.parent), set()).add(path.name)
     return [
-        Candidate(
-            layout=layout,
-            place=_join(PurePosixPath(folder, found.place)),
-            folder=folder,
-            files=tuple(sorted(_join(PurePosixPath(folder, name)) for name in found.files)),
-        )
+        Candidate(layout=layout, folder=folder, found=found)
         for folder in sorted(folders, key=lambda folder: (folder.count("/") + bool(folder), folder))
         for layout in layouts()
         for found in layout.find(folders[folder])
