@@ -120,27 +120,23 @@ class LibraryTokenizer:
 
     def decode(self, tokens: Iterable[int], *, skip_specials: bool = True) -> str:
         """See `TextCodec.decode`; the space that the tokenizer puts before a text is taken off."""
-        parts = [
-            self._texts[token].encode()
-            if not skip_specials and token in self.special_ids
-            else self.token_bytes(token)
-            for token in tokens
-        ]
-        text = b"".join(parts).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._pieces.strips_space else text
+        skipped = self.special_ids if skip_specials else frozenset()
+        pieces = [self._piece(token) for token in tokens if token not in skipped]
+        return self._pieces.decode(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
+        """See `TextCodec.token_bytes`; an added token is decoded as every other, as the library does."""
+        piece = self._piece(token)
+        return b"" if token in self.special_ids else self._pieces.bytes_of(piece)
+
+    def _piece(self, token: int) -> str:
         if not 0 <= token < self.vocab_size:
             raise InputError(
                 f"token {token} is outside this vocabulary of {self.vocab_size} tokens: decode with the tokenizer "
                 "that encoded the text"
             )
-        if token in self.special_ids:
-            return b""
-        if token in self._texts:
-            return self._texts[token].encode()
         # The library knows no piece where the numbers of a vocabulary have a gap.
-        return self._pieces.bytes_of(self._library.id_to_token(token) or "")
+        return self._library.id_to_token(token) or ""
 
     @cached_property
     def _with_specials(self) -> tokenizers.Tokenizer:
@@ -251,20 +247,18 @@ class Pieces:
     decoder : object
         ``decoder`` of a ``tokenizer.json``.
 
-    Attributes
-    ----------
-    strips_space : bool
-        Whether a text begins with a space that is not its own.
-
     Examples
     --------
-    >>> Pieces({"type": "Metaspace", "replacement": "_"}).bytes_of("_be")
-    b' be'
+    >>> pieces = Pieces({"type": "Metaspace", "replacement": "_"})
+    >>> pieces.bytes_of("_be"), pieces.decode(["_to", "_be"])
+    (b' be', b'to be')
     """
 
     def __init__(self, decoder: object) -> None:
-        self.strips_space = False
         self._byte_level = self._byte_pieces = False
+        # Whether a text begins with a space that is not its own, and what of its first piece is none either.
+        self._strips_space = self._is_fused = False
+        self._first_mark = ""
         self._replacements: list[tuple[str, str]] = []
         match decoder:
             case {"type": "Sequence", "decoders": [*steps]}:
@@ -275,6 +269,13 @@ class Pieces:
             self._add(step)
         if not self._byte_level and not self._replacements:
             raise _unknown_step(decoder)
+
+    def decode(self, pieces: Sequence[str]) -> bytes:
+        """Bytes of a whole text."""
+        if self._first_mark and pieces:
+            pieces = [pieces[0].replace(self._first_mark, ""), *pieces[1:]]
+        text = b"".join(map(self.bytes_of, pieces))
+        return text.removeprefix(b" ") if self._strips_space else text
 
     def bytes_of(self, piece: str) -> bytes:
         """Bytes of a piece inside a text."""
@@ -293,15 +294,20 @@ class Pieces:
                 self._byte_level = True
             case {"type": "Metaspace", "replacement": str(mark), **others}:
                 self._replacements.append((mark, " "))
-                self.strips_space = others.get("prepend_scheme", "always") != "never"
+                # The library takes all marks off the first piece, however many there are.
+                if others.get("prepend_scheme", "always") != "never":
+                    self._first_mark = mark
             case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
                 self._replacements.append((old, new))
             case {"type": "ByteFallback"}:
                 self._byte_pieces = True
-            case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
-                self.strips_space = start == 1
-            case {"type": "Fuse"}:
+            case {"type": "Strip", "content": " ", "start": 0, "stop": 0}:
                 pass
+            # Before, it would be every piece that loses a space.
+            case {"type": "Strip", "content": " ", "start": 1, "stop": 0} if self._is_fused:
+                self._strips_space = True
+            case {"type": "Fuse"}:
+                self._is_fused = True
             case _:
                 raise _unknown_step(step)
 

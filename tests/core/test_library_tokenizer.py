@@ -1,5 +1,6 @@
 """Other people's tokenizers encode as their library does, lose nothing, and let no text forge a special token."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def test_a_text_is_encoded_and_decoded_as_the_library_does(name: str, text: str)
     assert ids == library.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids) == library.decode(ids)
     assert tokenizer.encode_batch([text]) == [ids]
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "unigram"])
+def test_an_added_token_is_decoded_as_the_library_does(name: str) -> None:
+    library = tokenizers.Tokenizer.from_str(LIBRARIES[name].to_str())
+    # Gemma's are such: runs of spaces, in a vocabulary that writes spaces otherwise.
+    added = ["▁▁", "▁▁▁▁", "a▁b"]
+    library.add_tokens([tokenizers.AddedToken(piece, normalized=False) for piece in added])
+    tokenizer, vocabulary = codec(library), library.get_vocab()
+    ids = [vocabulary[piece] for piece in (*added, "▁", "o")]
+    runs = [list(run) for length in (1, 2, 3) for run in itertools.product(ids, repeat=length)]
+
+    assert [tokenizer.decode(run) for run in runs] == [library.decode(run) for run in runs]
+    assert tokenizer.token_bytes(ids[1]) == b" " * 4
+    assert tokenizer.token_bytes(ids[2]) == b"a b"
 
 
 def test_a_name_that_the_vocabulary_itself_holds_is_spelled_in_other_tokens() -> None:
@@ -173,6 +189,19 @@ def test_a_token_outside_the_vocabulary_is_refused() -> None:
             id="decoder",
         ),
         pytest.param({"decoder": None}, "become text by None", id="no decoder"),
+        pytest.param(
+            {
+                "decoder": {
+                    "type": "Sequence",
+                    "decoders": [
+                        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+                        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                    ],
+                }
+            },
+            "become text by",
+            id="every piece loses a space",
+        ),
         pytest.param({"added_tokens": [{"id": 1}]}, "no content and id", id="a token's name"),
         pytest.param({"added_tokens": {"a": 1}}, "must be a list", id="tokens"),
         pytest.param(
