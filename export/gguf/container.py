@@ -9,6 +9,7 @@ References
 .. [1] github.com/ggml-org/ggml, docs/gguf.md, version 3.
 """
 
+import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ MetadataValue = bool | int | float | str | list[str] | NDArray[np.generic]
 Field = str | np.generic | Sequence[str] | NDArray[np.generic]
 
 _VERSION = 3
+# The one before has the same layout, in little-endian order only.
+_VERSIONS = (2, _VERSION)
 # Metadata of a vocabulary of 2**20 tokens need 50 MB.
 _MAX_METADATA_BYTES = 128 * 2**20
 _MAX_DIMENSIONS = 4
@@ -58,6 +61,10 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
     _TYPE.INT64: np.dtype("<i8"),
     _TYPE.FLOAT64: np.dtype("<f8"),
 }
+
+# Types of a fork of llama.cpp, under numbers that llama.cpp has given up.
+_OF_BITNET_CPP: Mapping[int, str] = {36: "I2_S", 37: "I8_S", 38: "TL1"}
+_LOGGER = logging.getLogger(__name__)
 
 # Of what is written, whose bytes are in the machine's order until then.
 _KINDS = {dtype.newbyteorder("="): kind for kind, dtype in _DTYPES.items()}
@@ -81,9 +88,10 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The metadata and tensors of a GGUF file of version 3."""
-    if require_file(path) < 24:
-        raise FormatError(f"{path}: too short for a GGUF file; fetch the file again")
+    """The metadata and tensors of a GGUF file of version 2 or 3."""
+    size = require_file(path)
+    if size < 24:
+        raise FormatError(f"{path}: {size} bytes are too short for a GGUF file; fetch it again")
     try:
         mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))
     except OSError as error:
@@ -103,21 +111,28 @@ def read_gguf(path: Path) -> GgufFile:
         raise FormatError(
             f"{path}: alignment is {alignment!r:.40}, must be a power of 2; fetch it again"
         )
-    data = mapped[_round_up(cursor.position, alignment) :]
+    begin = _round_up(cursor.position, alignment)
+    data = mapped[begin:]
+    needed = max((start + kind.num_bytes(shape) for _, kind, shape, start in described), default=0)
+    if needed > data.size:
+        raise FormatError(
+            f"{path}: {mapped.size} bytes, of the {begin + needed} that its tensors take: the file was cut, such as by "
+            "a download that did not end; fetch it again"
+        )
     tensors: dict[str, GgufTensor] = {}
     position = 0
     for name, kind, shape, start in described:
-        size = kind.num_bytes(shape)
-        if name in tensors or start != position or start + size > data.size:
+        if name in tensors or start != position:
             raise FormatError(
-                f"{path}: {name!r:.80}, {kind.name} of shape {list(shape)}, is at byte {start} of {data.size}: "
-                f"must be there once, at {position}, and fit; fetch the file again"
+                f"{path}: {name!r:.80}, {kind.name} of shape {list(shape)}, is at byte {start}: must be there once, "
+                f"and at {position}, behind the tensor before it; fetch the file again"
             )
-        tensors[name] = GgufTensor(kind=kind, shape=shape, data=data[start : start + size])
-        position = _round_up(start + size, alignment)
+        end = start + kind.num_bytes(shape)
+        tensors[name] = GgufTensor(kind=kind, shape=shape, data=data[start:end])
+        position = _round_up(end, alignment)
     if data.size > position:
-        raise FormatError(
-            f"{path}: {data.size - position} bytes follow the last tensor; fetch the file again"
+        _LOGGER.warning(
+            "%s: %d bytes follow the last tensor, and are not read", path, data.size - position
         )
     return GgufFile(metadata=metadata, tensors=tensors)
 
@@ -174,9 +189,11 @@ class _Cursor:
         """Return the next `size` bytes."""
         end = self.position + size
         if end > len(self._data):
+            length = len(self._data)
+            ends = f"of more than {length} bytes" if length == _MAX_METADATA_BYTES else "cut"
             raise FormatError(
-                f"{self.path}: {size} bytes at {self.position} reach over the end of the file or of the "
-                f"{_MAX_METADATA_BYTES} bytes that metadata may have; fetch the file again"
+                f"{self.path}: the metadata are {ends}: the value at byte {self.position} takes {size} bytes, and "
+                f"{length - self.position} follow; fetch the file again"
             )
         taken = self._data[self.position : end]
         self.position = end
@@ -221,13 +238,13 @@ class _Cursor:
 def _check_version(path: Path, magic: bytes, version: int) -> None:
     if magic != b"GGUF":
         raise FormatError(f"{path}: begins with {magic!r}, not with GGUF; pass a GGUF file")
-    if version == _VERSION:
+    if version in _VERSIONS:
         return
     # Where the low half is zero, the bytes are the other way round.
     if version & 0xFFFF == 0:
         raise FormatError(f"{path}: a big-endian GGUF file; fetch the little-endian one")
     kind = VersionError if version > _VERSION else FormatError
-    raise kind(f"{path}: GGUF version {version}, must be {_VERSION}; convert the file, or upgrade")
+    raise kind(f"{path}: GGUF version {version}, must be 2 or 3; convert the file, or upgrade")
 
 
 def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
@@ -242,9 +259,7 @@ def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
     shape = tuple(cursor.integer("<Q") for _ in range(num_dimensions))[::-1]
     number = cursor.integer("<I")
     if number not in TYPES:
-        raise FormatError(
-            f"{cursor.path}: {name!r:.80} is of the unknown type {number}; upgrade nanochat-ternary"
-        )
+        raise FormatError(f"{cursor.path}: {name!r:.80} is of type {number}, {_unknown(number)}")
     kind = TYPES[number]
     if shape[-1] % kind.columns:
         raise FormatError(
@@ -252,6 +267,19 @@ def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
             "fetch the file again"
         )
     return name, kind, shape, cursor.integer("<Q")
+
+
+def _unknown(number: int) -> str:
+    """What a type is that is not in `TYPES`, and what to do."""
+    if number in _OF_BITNET_CPP:
+        return (
+            f"which is {_OF_BITNET_CPP[number]} in files for bitnet.cpp and is not read here: pass the model's Hugging "
+            "Face folder instead, such as microsoft/bitnet-b1.58-2B-4T"
+        )
+    return (
+        "which neither this version nor its gguf library knows: pass a file of the same model whose linears are TQ1_0, "
+        "TQ2_0 or Q2_0, or upgrade nanochat-ternary"
+    )
 
 
 def _round_up(position: int, alignment: int) -> int:

@@ -302,7 +302,7 @@ def _dequantize(name: str, tensor: GgufTensor) -> NDArray[np.float32]:
     # The library knows no such type, or has no way back from it.
     except (NotImplementedError, ValueError, KeyError) as error:
         raise FormatError(
-            f"{name} is of type {kind.name}, which the gguf library cannot turn into numbers; pass a file with another "
-            "type of tables, such as Q8_0 or F16"
+            f"{name} is of type {kind.name}, which the gguf library cannot turn into numbers, as is done here with "
+            "tables, norms and routers: pass a file of the same model in which it is F16, Q8_0 or Q6_K"
         ) from error
     return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)

@@ -104,6 +104,9 @@ class _Keys:
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number; 0 only where that is the default."""
         value = self._metadata.get(self.name(key), default)
+        if isinstance(value, np.ndarray) and len({*value.tolist()}) == 1:
+            # Each layer has its own, and all are equal.
+            value = value[0].item()
         least = 0 if default == 0 else 1
         if type(value) is not int or value < least:
             raise self._wrong(key, value, f"a whole number, {least} or more, for all layers")

@@ -8,6 +8,7 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/llama-vocab.cpp, commit 0c1e570.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,14 @@ _QWEN_2 = (
     r"|\s+(?!\S)|\s+"
 )
 _LLAMA_3 = _QWEN_2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_DEEPSEEK_3 = (
+    r"\p{N}{1,3}",
+    r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# What llama.cpp takes where a file has no name for it.
+_DEFAULT = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +60,28 @@ class _Split:
 
 
 _SPLITS = {
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), _Split(patterns=(_GPT_2,))),
+    _DEFAULT: _Split(patterns=(r"[\p{P}$+<=>^~|]+", _GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "falcon": _Split(patterns=(r"[\p{P}$+<=>^~|`]+", _GPT_2, r"[0-9][0-9][0-9]")),
     **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "gigachat", "mellum"),
+        _Split(patterns=(_GPT_2,)),
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
         _Split(patterns=(r"\p{N}", _GPT_2)),
     ),
-    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), _Split(patterns=(_QWEN_2,))),
+    **dict.fromkeys(
+        ("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"),
+        _Split(patterns=(_QWEN_2,)),
+    ),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Split(patterns=(_LLAMA_3,))),
     **dict.fromkeys(
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"),
         _Split(patterns=(_LLAMA_3,), whole=True, adds_bos=True),
     ),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), _Split(patterns=_DEEPSEEK_3)),
 }
+_LOGGER = logging.getLogger(__name__)
 
 
 def read_vocabulary(metadata: Mapping[str, MetadataValue], *, rows: int) -> TextCodec:
@@ -134,11 +154,17 @@ class _Vocabulary:
 
 
 def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) -> TextCodec:
-    name = metadata.get(_KEYS.PRE)
+    name = metadata.get(_KEYS.PRE) or _DEFAULT
+    if name == _DEFAULT:
+        _LOGGER.warning(
+            "the file does not say by %s how texts are split: they are split as llama.cpp does then, which may not be "
+            "what the model was trained with",
+            _KEYS.PRE,
+        )
     if not isinstance(name, str) or name not in _SPLITS:
         raise FormatError(
-            f"{_KEYS.PRE} is {name!r:.80}: of the ways to split a text this package knows {', '.join(_SPLITS)}; pass a "
-            "model with one of these, or its Hugging Face folder"
+            f"{_KEYS.PRE} is {name!r:.80}, a way to split texts that this package does not know: pass the model's "
+            "Hugging Face folder, whose tokenizer.json says it itself"
         )
     split = _SPLITS[name]
     merges: list[list[str]] = []

@@ -175,7 +175,7 @@ def test_scales_of_64_columns_are_refused(tmp_path: Path) -> None:
         ({"qwen3.logit_scale": 0.5}, "logit_scale is 0.5"),
         ({"qwen3.rope.dimension_count": 32}, "rope.dimension_count is 32"),
         ({"qwen3.attention.value_length": 32}, "attention.value_length is 32"),
-        ({"qwen3.attention.head_count": [4, 4]}, "attention.head_count is array"),
+        ({"qwen3.attention.head_count": [4, 2]}, "attention.head_count is array"),
         ({"qwen3.attention.head_count": 0}, "attention.head_count is 0"),
         ({"qwen3.block_count": None}, "block_count is None"),
         ({"qwen3.block_count": 2**31}, "num_layers=2147483648"),
@@ -199,7 +199,6 @@ def test_what_this_package_does_not_compute_is_refused(
         ({"general.architecture": "gpt2"}, "architecture is 'gpt2'"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'"),
-        ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is None"),
         ({"tokenizer.ggml.tokens": ["a"] * 3}, "is no list of 3 numbers"),
         ({"tokenizer.ggml.tokens": ["a"] * ROWS}, "two tokens have the same text"),
         ({"tokenizer.ggml.tokens": list(map(str, range(ROWS + 1)))}, "only 320 rows"),
@@ -357,6 +356,75 @@ def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any
 
     assert [tokenizer.encode(text) for text in texts] == expected
     assert (tokenizer.bos, tokenizer.eos, tokenizer.opening) == (bos, eos, (bos,))
+
+
+# One of each kind, and what a file has that says nothing.
+SPLITS = [
+    None,
+    "default",
+    "falcon",
+    "gpt-2",
+    "starcoder",
+    "qwen2",
+    "dbrx",
+    "llama-bpe",
+    "deepseek-v3",
+]
+SPLIT_TEXTS = [
+    *ODD_TEXTS,
+    "$+<=>^~|` ,.!? (a) [b] {c}",
+    "日本語のテキスト。中文\uff0c한국어 abc",
+    "1 12 123 1234 12345 1234567 ٣٤٥",
+    "e\u0301a\u0308 _a_b__c___ a\u3000b",
+    "!a .b -c\n\n  d\r\n\te   ",
+]
+
+
+@on_linux_x86
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_text_is_split_as_llama_cpp_does_by_that_name(tmp_path: Path, name: str | None) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.pre": name})
+    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
+
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        expected = {text: theirs.tokenize(text) for text in SPLIT_TEXTS}
+
+    assert {text: tokenizer.encode(text) for text in SPLIT_TEXTS} == expected
+
+
+def test_a_file_that_does_not_say_how_texts_are_split_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.pre": None})
+
+    with caplog.at_level(logging.WARNING):
+        load_foreign_gguf(path, read_gguf(path))
+
+    assert "the file does not say by tokenizer.ggml.pre how texts are split" in caplog.text
+
+
+def test_a_number_for_each_layer_is_one_number_where_all_are_equal(tmp_path: Path) -> None:
+    changes = {"qwen3.attention.head_count": [HEADS] * LAYERS}
+    path = write(tmp_path / "model.gguf", CASE, changes=changes)
+
+    config, _, _ = load_foreign_gguf(path, read_gguf(path))
+
+    assert config.num_heads == HEADS
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (36, r"type 36, which is I2_S in files for bitnet\.cpp .* Hugging Face folder instead"),
+        (99, r"type 99, which neither this version nor its gguf library knows: pass a file"),
+    ],
+)
+def test_a_type_that_is_not_read_is_named(tmp_path: Path, number: int, message: str) -> None:
+    changed = {Q: ((256, 256), number, np.zeros(256 * 64 + 32, np.uint8))}
+    path = write(tmp_path / "model.gguf", CASE, changed_tensors=changed)
+
+    with pytest.raises(FormatError, match=message):
+        read_gguf(path)
 
 
 @pytest.mark.parametrize(

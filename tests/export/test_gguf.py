@@ -1,5 +1,6 @@
 """A GGUF file holds the model exactly, other readers agree, and no file does more than raise."""
 
+import logging
 import struct
 import subprocess
 import sys
@@ -333,11 +334,11 @@ def test_a_hostile_header_is_refused(
         (b"", FormatError, "too short"),
         (b"PK\x03\x04" + bytes(100), FormatError, "begins with"),
         (b"GGUF" + struct.pack("<I", 4) + bytes(100), VersionError, "version 4"),
-        (b"GGUF" + struct.pack("<I", 2) + bytes(100), FormatError, "version 2"),
+        (b"GGUF" + struct.pack("<I", 1) + bytes(100), FormatError, "version 1, must be 2 or 3"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(100), FormatError, "big-endian"),
     ],
 )
-def test_what_is_no_gguf_of_version_3_is_refused(
+def test_what_is_no_gguf_of_a_known_version_is_refused(
     data: bytes, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "x.gguf").write_bytes(data)
@@ -351,12 +352,43 @@ def test_a_missing_file_is_a_format_error(tmp_path: Path) -> None:
         load(tmp_path / "x.gguf")
 
 
-def test_bytes_after_the_last_tensor_are_refused(written: Path) -> None:
+def test_bytes_after_the_last_tensor_are_said_and_not_read(
+    written: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(written)
     with written.open("ab") as file:
-        file.write(bytes(32))
+        file.write(bytes(33))
 
-    with pytest.raises(FormatError, match="follow the last tensor"):
+    with caplog.at_level(logging.WARNING):
+        found = load(written)
+
+    assert "33 bytes follow the last tensor" in caplog.text
+    assert found.golden == expected.golden
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (-1, r"bytes, of the \d+ that its tensors take: the file was cut"),
+        (-1000, r"bytes, of the \d+ that its tensors take: the file was cut"),
+        (300, r"the metadata are cut: the value at byte \d+ takes \d+ bytes, and \d+ follow"),
+        (20, "20 bytes are too short for a GGUF file"),
+    ],
+)
+def test_a_file_that_was_cut_is_said_to_be(written: Path, kept: int, message: str) -> None:
+    written.write_bytes(written.read_bytes()[:kept])
+
+    with pytest.raises(FormatError, match=message):
         load(written)
+
+
+def test_version_2_is_read_as_3_is(written: Path) -> None:
+    expected = load(written)
+    with written.open("rb+") as file:
+        file.seek(4)
+        file.write(struct.pack("<I", 2))
+
+    assert load(written).golden == expected.golden
 
 
 @pytest.mark.parametrize(
