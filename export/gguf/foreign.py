@@ -37,6 +37,7 @@ __all__ = ["load_foreign_gguf"]
 _LOGGER = logging.getLogger(__name__)
 
 _TERNARY = {kind.number: kind for kind in (TQ1_0, TQ2_0, Q2_0)}
+_ROPE_FACTORS = "rope_freqs.weight"
 # Blocks of weights and of activations.
 _Blocks = tuple[Literal[256, 128, "row"], Literal[256, 128, "token"]]
 _LARGE: _Blocks = (256, 256)
@@ -173,10 +174,15 @@ class _Reader:
             )
         linears = [name for name, leaves in places.items() if specs[leaves[0]].kind == "ternary"]
         others = self._tensors.keys() - places.keys() - {_companion(name) for name in linears}
+        if _ROPE_FACTORS in others:
+            raise FormatError(
+                f"{_ROPE_FACTORS} scales the frequencies of positions, as Llama 3.1's for longer texts: this package "
+                "has no such scaling; pass a model without it"
+            )
         if others:
             raise FormatError(
                 f"{len(others)} tensors have no place in this model, the first is {min(others)!r:.80}: linears here "
-                "have no biases, and positions no factors of their own; pass a model without it"
+                "have no biases; pass a model without it"
             )
 
     def _matrices(self, name: str, count: int, spec: Spec) -> list[_Matrix]:

@@ -21,6 +21,8 @@ __all__ = ["MODEL_TYPES", "StoredScale", "read_model", "read_quantization"]
 StoredScale = Literal["inverse", "direct", "none"]
 
 _ACTIVATIONS: dict[str, Activation] = {"relu2": "relu2_glu", "silu": "swiglu", "swish": "swiglu"}
+# Scalings that change nothing where their factor is 1.
+_SCALED_BY_FACTOR = ("linear", "llama3")
 # Names of modules that are no ternary linears, which alone may be left as they are.
 _NOT_TERNARY = {"lm_head", "model.embed_tokens", "embed_tokens", "model.norm", "norm"}
 
@@ -120,9 +122,15 @@ def _rope_theta(fields: Mapping[str, object], family: _Family) -> float:
         if not isinstance(rope, dict):
             raise ConfigError(f"{name} is {rope!r:.80}: must be an object or null")
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        is_scaled = kind not in _SCALED_BY_FACTOR or rope.get("factor") != 1.0
+        if kind != "default" and is_scaled:
             raise ConfigError(
-                f'{name} is {rope!r:.200}: this package rotates whole heads, as "rope_type": "default" does'
+                f"{name} is {rope!r:.200}: this package rotates heads by rope_theta alone, and has no scaling of kind "
+                f'{kind!r:.40} for longer texts; pass a model without one, whose rope_type is "default"'
+            )
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ConfigError(
+                f"{name} is {rope!r:.200}: this package rotates whole heads; pass a model without partial_rotary_factor"
             )
         theta = rope.get("rope_theta", theta)
     return _number("rope_theta", theta)

@@ -43,10 +43,11 @@ def build(
     tied: bool = True,
     exact: bool = True,
     vocabulary: int = VOCABULARY,
+    **fields: object,
 ) -> PreTrainedModel:
     """A model in float32 that computes as transformers does with a checkpoint of this layout.
 
-    The scales are powers of 2 if `exact`, so that no format rounds them.
+    The scales are powers of 2 if `exact`, so that no format rounds them; `fields` are more of its configuration.
     """
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -61,6 +62,7 @@ def build(
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": None,
+        **fields,
     }
     classes: dict[Family, tuple[Any, Any, dict[str, int]]] = {
         "bitnet": (BitNetForCausalLM, BitNetConfig, {}),

@@ -262,7 +262,7 @@ Q = "blk.1.attn_q.weight"
         pytest.param(
             {"rope_freqs.weight": ((32,), 0, np.zeros(128, np.uint8))},
             FormatError,
-            "positions no factors",
+            "rope_freqs.weight scales the frequencies of positions, as Llama 3.1's",
             id="factors of positions",
         ),
         pytest.param(
