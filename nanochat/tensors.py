@@ -100,8 +100,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise FormatError(
-                    f"{path}: a header of {length} bytes in a file of {size}: it must fit, and be at most "
-                    f"{_MAX_HEADER_BYTES} bytes; fetch the file again"
+                    f"{path}: begins as a safetensors file with a header of {length} bytes, which {size} bytes or the "
+                    f"limit of {_MAX_HEADER_BYTES} do not hold: the file was cut, or is another kind of file; fetch it "
+                    "again"
                 )
             header = parse_json(file.read(length), str(path))
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))[8 + length :]
@@ -128,9 +129,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             data=data[start:end],
             checksum=checksums.get(key),
         )
-    if position != data.size:
+    if position > data.size:
         raise FormatError(
-            f"{path}: {data.size} bytes follow the header, which describes {position}; fetch the file again"
+            f"{path}: {size} bytes, of the {8 + length + position} that its tensors take: the file was cut, such as by "
+            "a download that did not end; fetch it again"
+        )
+    if position < data.size:
+        _LOGGER.warning(
+            "%s: %d bytes follow the last tensor, and are not read", path, data.size - position
         )
     return tensors
 

@@ -494,11 +494,34 @@ def test_what_is_no_model_is_refused(data: bytes, saved: Path) -> None:
         checkpoint.load(saved)
 
 
-def test_bytes_after_the_last_tensor_are_refused(saved: Path) -> None:
+def test_bytes_after_the_last_tensor_are_said_and_not_read(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, expected = checkpoint.load(saved)
     with (saved / "model.safetensors").open("ab") as file:
-        file.write(b"1")
+        file.write(b"123")
 
-    with pytest.raises(FormatError, match="follow the header"):
+    with caplog.at_level(logging.WARNING):
+        _, found = checkpoint.load(saved)
+
+    assert "3 bytes follow the last tensor" in caplog.text
+    for (_, leaf), (_, other) in zip(named_leaves(found), named_leaves(expected), strict=True):
+        assert all(np.array_equal(values, vars(other)[name]) for name, values in vars(leaf).items())
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (-1, r"bytes, of the \d+ that its tensors take: the file was cut"),
+        (200, "which 200 bytes or the limit of .* do not hold: the file was cut"),
+        (7, "which 7 bytes or the limit of .* do not hold: the file was cut"),
+    ],
+)
+def test_a_file_that_was_cut_is_said_to_be(kept: int, message: str, saved: Path) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(FormatError, match=message):
         checkpoint.load(saved)
 
 
