@@ -16,7 +16,6 @@ from nanochat.weights import Stored, Weights, named_leaves
 
 __all__ = ["read_folder", "save_model", "write_own"]
 
-_TOKENIZER = "tokenizer.json"
 _MAX_CARD_BYTES = 2**20
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,10 +67,6 @@ def write_own(directory: Path, bundle: Bundle, progress: Progress | None) -> Wri
 def read_folder(files: ModelFiles, config: ModelConfig, weights: Weights[Stored]) -> Bundle:
     """What a folder says of a model whose weights have been read."""
     folder, manifest = files.folder, files.manifest
-    if not exists(folder / _TOKENIZER):
-        raise FormatError(
-            f"{files.path}: no {_TOKENIZER} beside the model; copy the one that it was exported with to there"
-        )
     tokenizer = load_tokenizer(folder)
     return Bundle(
         name=files.name,

@@ -94,6 +94,10 @@ class ModelFiles:
             return None
         return parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))
 
+    def is_file(self, suffix: str) -> bool:
+        """Whether they are one file, whose name ends so in small or capital letters."""
+        return self.path.suffix.lower() == suffix and not self.path.is_dir()
+
     def once(self, read: Callable[[Path], T], path: Path | None = None) -> T:
         """What a function gives for a path, by default this one; it is called when that is first asked for."""
         key = (read, path or self.path)

@@ -31,6 +31,8 @@ __all__ = [
     "require_file",
 ]
 
+# What git keeps in place of a large file begins so, in less than a kilobyte.
+_POINTER, _MAX_POINTER_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 # Digits of the largest JSON integers that are counts of anything; longer ones are quadratic to parse.
 _MAX_DIGITS = 20
 
@@ -96,13 +98,18 @@ def exists(path: Path) -> bool:
 
 
 def require_file(path: Path) -> int:
-    """Return the size of `path` in bytes; links are followed, pipes and devices refused."""
+    """Return the size of `path` in bytes; links are followed, pipes, devices and pointers of Git LFS refused."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: {_reason(error)}; copy or fetch the file again") from error
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(f"{path}: not a regular file; put a copy of the file there")
+    if status.st_size < _MAX_POINTER_BYTES and _is_pointer(path):
+        raise FormatError(
+            f"{path}: a Git LFS pointer of {status.st_size} bytes, in place of the file: run `git lfs pull` in the "
+            "clone, or fetch the model with `hf download` or `nanochat models pull`"
+        )
     return status.st_size
 
 
@@ -210,6 +217,15 @@ def _aside(path: Path, parent: Path) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        # Whoever reads it says why it cannot.
+        return False
 
 
 def _reason(error: Exception) -> str:

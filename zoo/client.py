@@ -113,8 +113,8 @@ def _not_read(error: Exception, repo: str, revision: str) -> NanochatError:
             why = f"was disabled by the Hub: see {url}"
         case errors.RepositoryNotFoundError():
             why = (
-                f"is no directory here and no model at {url}: check the name, or run `hf auth login` or set HF_TOKEN "
-                "if it is private"
+                f"is no directory or file here, and no model at {url}: check the name, or run `hf auth login` or set "
+                "HF_TOKEN if it is private"
             )
         case errors.RevisionNotFoundError():
             why = f"has no revision {revision!r:.80}: choose a branch, tag or commit at {url}/tree/main"

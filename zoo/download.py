@@ -226,8 +226,8 @@ def _commit_here(request: Request, why: str = "") -> str:
             "connect and try again" if why else f"`nanochat models pull {request.repo}` does that"
         )
         raise ModelNotFoundError(
-            f"{_name(request)} is no directory here, was not fetched before{why and ', '}{why}: {advice}, or pass the "
-            "path of a model"
+            f"{_name(request)} is no directory or file here, was not fetched before{why and ', '}{why}: {advice}, or "
+            "pass the path of a model"
         )
     return commit
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanochat.backends import wanted as wanted_backend
 from nanochat.bundle import CARD
 from nanochat.errors import FormatError, ModelNotFoundError
-from nanochat.export.formats import candidates, file_suffixes, model_path
+from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
 from nanochat.zoo.catalog import CATALOG, Entry, advice, directory, require_pinned, similar
@@ -65,7 +65,7 @@ def locate(
     if path is not None:
         if name in CATALOG:
             _LOGGER.warning("%s is a directory here, and comes before the model of that name", name)
-        elif is_repo(name):
+        elif is_repo(name) and path.is_dir():
             _LOGGER.info("%s is a directory here, and comes before a model of the Hub", name)
         if revision:
             raise _without_revisions(name, revision, f"it is at {path}")
@@ -133,7 +133,7 @@ def _on_disk(name: str) -> Path | None:
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = Path(name).expanduser()
         # An empty name would be the current directory.
-        if (name and path.is_dir()) or (path.suffix in file_suffixes() and path.is_file()):
+        if (name and path.is_dir()) or (is_file_name(path.name) and path.is_file()):
             return path
     return None
 
@@ -200,7 +200,7 @@ def _unknown(name: str) -> ModelNotFoundError:
     address = _ADDRESS.fullmatch(f"{name.rstrip('/')}/")
     if address is not None and is_repo(address[1]):
         return ModelNotFoundError(f"{name:.200} is no name of a model: did you mean {address[1]}?")
-    if name.startswith(("/", ".", "~")) or name.endswith(file_suffixes()):
+    if name.startswith(("/", ".", "~")) or is_file_name(name):
         return ModelNotFoundError(f"{name:.200}: no such {model_path()}; pass the path of a model")
     close = similar(name)
     if close:

@@ -22,6 +22,7 @@ __all__ = [
     "detect",
     "file_suffixes",
     "format_named",
+    "is_file_name",
     "layouts",
     "load",
     "load_config",
@@ -192,6 +193,15 @@ def candidates(names: Iterable[str]) -> list[Candidate]:
 def layouts() -> list[Layout]:
     """All layouts, each once."""
     return list(dict.fromkeys(form.layout for form in FORMATS.values()))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of that name is a model by itself.
+
+    >>> is_file_name("x-TQ2_0.GGUF"), is_file_name("model.safetensors")
+    (True, False)
+    """
+    return name.lower().endswith(file_suffixes())
 
 
 def file_suffixes() -> tuple[str, ...]:

@@ -66,8 +66,7 @@ class GgufFormat(Format[GgufOptions]):
     # The library that knows the types of GGUF takes long to load, so what needs it is imported when it is used.
 
     def refusal(self, files: ModelFiles) -> str | None:
-        is_file = files.path.suffix == self.suffix and not files.path.is_dir()
-        return None if is_file else f"no {self.suffix} file"
+        return None if files.is_file(self.suffix) else f"no {self.suffix} file"
 
     def read(self, files: ModelFiles) -> Bundle:
         """See `Format.read`; what a golden record has digests of is compared with them on the way."""

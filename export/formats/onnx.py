@@ -99,7 +99,7 @@ class OnnxFormat(GraphFormat[OnnxOptions]):
 
     def refusal(self, files: ModelFiles) -> str | None:
         if not files.path.is_dir():
-            return None if files.path.suffix == _SUFFIX else f"no {_SUFFIX} file"
+            return None if files.is_file(_SUFFIX) else f"no {_SUFFIX} file"
         if GRAPH not in files.names:
             return f"no {GRAPH}"
         if PAGE in files.names:

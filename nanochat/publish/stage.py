@@ -20,7 +20,7 @@ from nanochat.bundle import CARD, Bundle
 from nanochat.errors import FormatError, InputError, ModelNotFoundError
 from nanochat.export.export import export_model
 from nanochat.export.format import OURS, Format, ModelFiles
-from nanochat.export.formats import FORMATS, detect, file_suffixes, format_named, load, model_path
+from nanochat.export.formats import FORMATS, detect, format_named, is_file_name, load, model_path
 from nanochat.export.verify import verify_model
 from nanochat.files import exists, own_file, read_bytes, require_file
 from nanochat.proof.manifest import NAME, read_manifest, write_manifest
@@ -97,7 +97,7 @@ def open_original(path: Path) -> Original:
     """Say what a path is, for its publication."""
     if not exists(path):
         raise ModelNotFoundError(f"{path}: no such model {model_path()}")
-    if not path.is_dir() and path.suffix not in file_suffixes():
+    if not path.is_dir() and not is_file_name(path.name):
         raise InputError(f"{path} is no model {model_path()}: pass one")
     files = ModelFiles(path)
     form = detect(files)
@@ -300,7 +300,7 @@ def _require_kind(files: ModelFiles, form: Format[Any]) -> None:
             f"{form.name}: export the model again"
         )
     for name in manifest.files:
-        is_weights = PurePosixPath(name).suffix in (".safetensors", *file_suffixes())
+        is_weights = is_file_name(name) or PurePosixPath(name).suffix == ".safetensors"
         if is_weights and not form.layout.may_hold(name):
             raise FormatError(
                 f"{path / NAME} names {name}, which is no part of the {kind} model there: export the model again, "

@@ -23,6 +23,8 @@ __all__ = ["LibraryTokenizer", "Pieces", "load_tokenizer"]
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _OTHERS = ("generation_config.json", "config.json")
+# What is there without a file for the library: of SentencePiece, of slow tokenizers, of tiktoken, of Mistral.
+_OLDER = ("tokenizer.model", "vocab.json", "tiktoken.model", "tekken.json")
 # Some list every one of their added tokens.
 _MAX_SETTINGS_BYTES = 4 * 2**20
 # Special tokens that end a turn or a text in whatever model has them; files often name one of the two only.
@@ -32,6 +34,8 @@ _ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|
 def load_tokenizer(directory: str | Path) -> TextCodec:
     """The tokenizer of a folder: one of ours if its special tokens are, else another's."""
     path = Path(directory) / _TOKENIZER
+    if not exists(path):
+        raise FormatError(_without_tokenizer(Path(directory)))
     content = read_bytes(path, limit=MAX_FILE_BYTES)
     data = parse_json(content, str(path))
     try:
@@ -166,6 +170,16 @@ class LibraryTokenizer:
         starts = range(len(whole) - len(bare) + 1)
         first = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:first])
+
+
+def _without_tokenizer(directory: Path) -> str:
+    there = [name for name in _OLDER if exists(directory / name)]
+    if not there:
+        return f"{directory}: no {_TOKENIZER} beside the model; copy the one that it was made with to there"
+    return (
+        f"{directory}: no {_TOKENIZER} beside {there[0]}, which is not read here: transformers makes one, by "
+        f"AutoTokenizer.from_pretrained({str(directory)!r}).save_pretrained({str(directory)!r})"
+    )
 
 
 def _contents(entries: list[object]) -> tuple[object, ...]:

@@ -39,7 +39,7 @@ class ToyFormat(Format[ToyOptions]):
 
     def refusal(self, files: ModelFiles) -> str | None:
         """See `Format.refusal`."""
-        return None if files.path.suffix == self.suffix else "no .toy file"
+        return None if files.is_file(self.suffix) else "no .toy file"
 
     def read(self, files: ModelFiles) -> Bundle:
         """See `Format.read`; what is mapped outlives the folder."""

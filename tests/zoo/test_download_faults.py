@@ -36,7 +36,7 @@ REFUSALS = {
     "who": Refusal(401, "", "run `hf auth login`"),
     "forbidden": Refusal(403, "", "may not be read with this token"),
     "gated": Refusal(403, "GatedRepo", "asks you to accept its terms: do so at http"),
-    "gone": Refusal(404, "RepoNotFound", "no directory here and no model at http"),
+    "gone": Refusal(404, "RepoNotFound", "no directory or file here, and no model at http"),
     "odd": Refusal(418, "", "check HF_ENDPOINT"),
 }
 
