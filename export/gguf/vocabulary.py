@@ -25,7 +25,8 @@ __all__ = ["read_vocabulary"]
 
 _KEYS = gguf.Keys.Tokenizer
 _KINDS = gguf.TokenType
-_ROLES = (_KEYS.BOS_ID, _KEYS.EOS_ID, _KEYS.EOT_ID, _KEYS.EOM_ID)
+_ENDS = (_KEYS.EOT_ID, _KEYS.EOM_ID)
+_BOUNDS = (_KEYS.BOS_ID, _KEYS.EOS_ID, *_ENDS)
 # SentencePiece's own limit is 16 characters, some models' runs of spaces have 64.
 _MAX_PIECE = 1024
 _SPACE = "▁"
@@ -110,23 +111,36 @@ class _Vocabulary:
         kinds = metadata.get(_KEYS.TOKEN_TYPE)
         if kinds is None:
             kinds = np.full(len(self.tokens), int(_KINDS.NORMAL))
-        if not isinstance(kinds, np.ndarray) or len(kinds) != len(self.tokens):
+        if not isinstance(kinds, np.ndarray) or len(kinds) < len(self.tokens):
             raise FormatError(
                 f"{_KEYS.TOKEN_TYPE} is no list of {len(self.tokens)} numbers; fetch the file again"
             )
-        self.kinds: list[int] = kinds.tolist()
-        for key in _ROLES:
-            token = _token(metadata, key, None)
+        self.kinds: list[int] = kinds[: len(self.tokens)].tolist()
+        self.roles = {key: self._role(metadata, key) for key in (*_BOUNDS, _KEYS.PAD_ID)}
+        for token in map(self.roles.get, _BOUNDS):
             # What starts or ends a text is no part of it, whatever its kind.
-            if token is not None and token < len(self.kinds):
+            if token is not None:
                 self.kinds[token] = _KINDS.CONTROL
-        self.used = {
-            piece: token
+        named = [
+            (piece, token)
             for token, (piece, kind) in enumerate(zip(self.tokens, self.kinds, strict=True))
-            if kind != _KINDS.UNUSED
-        }
-        if len(self.used) < len(self.tokens) - self.kinds.count(_KINDS.UNUSED):
+            if piece and kind != _KINDS.UNUSED
+        ]
+        self.used = dict(named)
+        if len(self.used) < len(named):
             raise FormatError("two tokens have the same text; fetch the file again")
+
+    def _role(self, metadata: Mapping[str, MetadataValue], key: str) -> int | None:
+        """The token of a role; one that is not in the vocabulary is none, as in llama.cpp."""
+        value = metadata.get(key)
+        if value is None:
+            return None
+        if type(value) is not int:
+            raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
+        if not 0 <= value < len(self.tokens):
+            _LOGGER.warning("%s is %d, and the vocabulary has %d", key, value, len(self.tokens))
+            return None
+        return value
 
     def of_kind(self, *kinds: gguf.TokenType) -> Iterator[tuple[str, int]]:
         """Pieces and numbers of the used tokens of some kinds."""
@@ -182,7 +196,7 @@ def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) 
     model = {"ignore_merges": split.whole, "vocab": vocabulary.used, "merges": merges}
     return _tokenizer(
         vocabulary,
-        _roles(metadata, adds_bos=split.adds_bos),
+        _roles(vocabulary, metadata, adds_bos=split.adds_bos),
         model=model,
         pre_tokenizer={
             "type": "Sequence",
@@ -218,7 +232,7 @@ def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return _tokenizer(
         vocabulary,
-        _roles(metadata, adds_bos=True, bos=1, eos=2),
+        _roles(vocabulary, metadata, adds_bos=True, bos=1, eos=2),
         model=model,
         normalizer={"type": "Sequence", "normalizers": spaces},
         decoder={"type": "Sequence", "decoders": back},
@@ -265,6 +279,7 @@ def _tokenizer(
 
 
 def _roles(
+    vocabulary: _Vocabulary,
     metadata: Mapping[str, MetadataValue],
     *,
     adds_bos: bool,
@@ -272,23 +287,16 @@ def _roles(
     eos: int | None = None,
 ) -> Roles:
     template = metadata.get(_KEYS.CHAT_TEMPLATE, "")
-    further = {_token(metadata, key, None) for key in (_KEYS.EOT_ID, _KEYS.EOM_ID)}
+    roles, further = vocabulary.roles, {vocabulary.roles[key] for key in _ENDS}
     return Roles(
-        bos=_token(metadata, _KEYS.BOS_ID, bos),
+        bos=bos if roles[_KEYS.BOS_ID] is None else roles[_KEYS.BOS_ID],
         # Without a number llama.cpp takes 11 for byte-level BPE, which is somebody's ordinary token.
-        eos=_token(metadata, _KEYS.EOS_ID, eos),
-        pad=_token(metadata, _KEYS.PAD_ID, None),
+        eos=eos if roles[_KEYS.EOS_ID] is None else roles[_KEYS.EOS_ID],
+        pad=roles[_KEYS.PAD_ID],
         stops=frozenset(token for token in further if token is not None),
         adds_bos=bool(metadata.get(_KEYS.ADD_BOS, adds_bos)),
         chat_template=template if isinstance(template, str) else "",
     )
-
-
-def _token(metadata: Mapping[str, MetadataValue], key: str, default: int | None) -> int | None:
-    value = metadata.get(key, default)
-    if value is not None and (type(value) is not int or value < 0):
-        raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
-    return value
 
 
 def _texts(metadata: Mapping[str, MetadataValue], key: str) -> list[str]:

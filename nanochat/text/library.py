@@ -66,7 +66,7 @@ class LibraryTokenizer:
         added = added_tokens(data)
         numbers = {token.name: token.token for token in added}
         stops = {roles.eos, *roles.stops, *(numbers.get(name) for name in _ENDS)} - {None}
-        named = {roles.bos, roles.pad, *stops} - {None}
+        named = {roles.bos, *stops} - {None}
         # Nothing ends an answer that a text could hold.
         special = {token.name for token in added if token.special or token.token in named}
         self._json = json.dumps(_without_limits(data, special))
@@ -79,7 +79,9 @@ class LibraryTokenizer:
                     f"token {number} starts or ends texts, but the vocabulary has {self.vocab_size}: the files are of "
                     "two tokenizers; fetch them again"
                 )
-        self.bos, self.eos, self.pad = roles.bos, roles.eos, roles.pad
+        self.bos, self.eos = roles.bos, roles.eos
+        # Nothing here is padded, so that one of another vocabulary does no harm.
+        self.pad = roles.pad if roles.pad in range(self.vocab_size) else None
         self.chat_template = roles.chat_template
         self._pieces = Pieces(data.get("decoder"))
         self._texts = {token: name for name, token in numbers.items()}

@@ -45,14 +45,16 @@ class Roles:
 def added_tokens(data: Mapping[str, object]) -> list[AddedToken]:
     """The entries under ``added_tokens`` of a ``tokenizer.json``, checked."""
     found: list[AddedToken] = []
+    # The library leaves out what has no text.
     entries = data.get("added_tokens") or []
     if not isinstance(entries, list):
         raise FormatError(f"added_tokens is {entries!r:.80}, must be a list; fetch the file again")
     for entry in entries:
         match entry:
-            case {"content": str(name), "id": int(token), **others} if name and token >= 0:
+            case {"content": str(name), "id": int(token), **others} if token >= 0:
                 special = others.get("special") is True
-                found.append(AddedToken(name=name, token=token, special=special))
+                if name:
+                    found.append(AddedToken(name=name, token=token, special=special))
             case _:
                 raise FormatError(
                     f"the added token {entry!r:.80} has no content and id; fetch the file again"
@@ -125,7 +127,8 @@ def _ids(value: object, file: str) -> list[int]:
     tokens = [token for token in ids if type(token) is int]
     if len(tokens) < len(ids):
         raise FormatError(f"{file}: {value!r:.80} is no token or list of tokens; fetch it again")
-    return tokens
+    # Older configurations have -1 for none.
+    return [token for token in tokens if token >= 0]
 
 
 def _named(value: object, names: Mapping[str, int]) -> int | None:

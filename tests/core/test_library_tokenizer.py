@@ -221,12 +221,42 @@ def test_a_damaged_file_is_an_error_that_names_it(
     assert "tokenizer.json" in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["one", [1, "two"], 5000, [-1]])
+@pytest.mark.parametrize("value", ["one", [1, "two"], 5000])
 def test_an_end_that_is_no_token_is_refused(tmp_path: Path, value: object) -> None:
     write(llama_3(), tmp_path, generation={"eos_token_id": value})
 
     with pytest.raises(FormatError, match="token"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("value", [-1, [-1]])
+def test_a_negative_token_is_none(tmp_path: Path, value: object) -> None:
+    roles = {f"{role}_token_id": value for role in ("bos", "eos", "pad")}
+    write(unigram(), tmp_path, generation=roles)
+
+    tokenizer = load_tokenizer(tmp_path)
+
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (None, None, None)
+    assert tokenizer.stop_ids == frozenset()
+
+
+def test_padding_of_another_vocabulary_does_no_harm(tmp_path: Path) -> None:
+    write(llama_3(), tmp_path, generation={"pad_token_id": 128_004})
+
+    assert load_tokenizer(tmp_path).pad is None
+
+
+def test_an_added_token_without_a_text_is_left_out_as_by_the_library(tmp_path: Path) -> None:
+    data = json.loads(llama_3().to_str())
+    data["added_tokens"].append({**data["added_tokens"][0], "id": 400, "content": ""})
+    write(llama_3(), tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+    tokenizer = load_tokenizer(tmp_path)
+
+    assert tokenizer.vocab_size == library.get_vocab_size()
+    assert tokenizer.encode("to be") == library.encode("to be", add_special_tokens=False).ids
 
 
 def test_a_library_that_gives_up_is_an_error(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.export.foreign_ggufs import (
     Case,
     pack,
     tensors,
+    vocabulary,
     write,
 )
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
@@ -199,12 +200,11 @@ def test_what_this_package_does_not_compute_is_refused(
         ({"general.architecture": "gpt2"}, "architecture is 'gpt2'"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'"),
-        ({"tokenizer.ggml.tokens": ["a"] * 3}, "is no list of 3 numbers"),
+        ({"tokenizer.ggml.token_type": [1] * 3}, "is no list of 320 numbers"),
         ({"tokenizer.ggml.tokens": ["a"] * ROWS}, "two tokens have the same text"),
         ({"tokenizer.ggml.tokens": list(map(str, range(ROWS + 1)))}, "only 320 rows"),
         ({"tokenizer.ggml.merges": ["ab"]}, "the merge 'ab' is no pair"),
         ({"tokenizer.ggml.merges": ["to nonsense"]}, "cannot read this tokenizer"),
-        ({"tokenizer.ggml.eos_token_id": 100_000}, "token 100000 starts or ends texts"),
         ({"tokenizer.ggml.bos_token_id": "one"}, "bos_token_id is 'one'"),
     ],
 )
@@ -455,6 +455,33 @@ def test_what_starts_and_ends_texts_is_special_whatever_its_kind(tmp_path: Path)
 
     assert set(tokenizer.specials) == {"<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"}
     assert tokenizer.special_ids.isdisjoint(tokenizer.encode("<|eot_id|>"))
+
+
+@on_linux_x86
+def test_what_llama_cpp_overlooks_in_a_vocabulary_is_overlooked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = [*vocabulary()["tokenizer.ggml.tokens"]]
+    tokens[-3:] = ["", "", ""]
+    changes = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [*vocabulary()["tokenizer.ggml.token_type"][:-3], *[1] * 9],
+        # What a converter made of -1.
+        "tokenizer.ggml.padding_token_id": 2**32 - 1,
+        "tokenizer.ggml.eom_token_id": 100_000,
+    }
+    path = write(tmp_path / "model.gguf", CASE, changes=changes)
+
+    with caplog.at_level(logging.WARNING):
+        _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        expected = [theirs.tokenize(text) for text in ODD_TEXTS]
+        roles = (theirs.bos, theirs.eos, theirs.eot, theirs.pad)
+
+    assert "tokenizer.ggml.padding_token_id is 4294967295" in caplog.text
+    assert [tokenizer.encode(text) for text in ODD_TEXTS] == expected
+    assert roles == (tokenizer.bos, tokenizer.eos, tokenizer.specials["<|eot_id|>"], -1)
+    assert tokenizer.pad is None
 
 
 def test_no_prompt_forges_a_special_token(tmp_path: Path) -> None:
