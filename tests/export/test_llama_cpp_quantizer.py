@@ -1,0 +1,97 @@
+"""Files that llama.cpp's own quantiser has written of float16 ones are the models that llama.cpp runs."""
+
+import ctypes
+import platform
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat.export import formats
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.llama_cpp_library import last_error, library
+from nanochat.export.run import start
+from nanochat.weights import Ternary, named_leaves
+from tests.export.foreign_ggufs import Case, write
+from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
+from tests.export.stock_models import ODD_TEXTS, rms_ratio
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the prebuilt llama.cpp is for Linux x86-64",
+)
+# Types of files, by their names on the command line of llama-quantize.
+TYPES = {"TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
+IDS = np.random.default_rng(0).integers(0, 300, 40).tolist()
+
+
+class Parameters(ctypes.Structure):
+    """What the quantiser may be told; only the first two are set here, and it knows the size of the rest."""
+
+    _fields_ = (
+        ("nthread", ctypes.c_int32),
+        ("ftype", ctypes.c_int32),
+        ("rest", ctypes.c_byte * 248),
+    )
+
+
+def quantize(source: Path, target: Path, kind: str) -> Path:
+    functions = library()
+    defaults = functions.llama_model_quantize_default_params
+    defaults.restype = Parameters
+    run = functions.llama_model_quantize
+    run.restype, run.argtypes = (
+        ctypes.c_uint32,
+        (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters)),
+    )
+    parameters = defaults()
+    parameters.nthread, parameters.ftype = 1, TYPES[kind]
+
+    code = run(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+
+    assert code == 0, last_error()
+    return target
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    ("architecture", "tied"), [("llama", False), ("qwen3", True), ("qwen2", True), ("bitnet", True)]
+)
+def test_a_quantised_file_is_the_model_that_llama_cpp_runs(
+    tmp_path: Path, architecture: str, tied: bool, kind: str
+) -> None:
+    case = Case(architecture=architecture, kind="F16", tied=tied)
+    path = quantize(write(tmp_path / "source.gguf", case), tmp_path / "x.gguf", kind)
+
+    bundle = formats.load(path)
+    ours = start(bundle, "reference").logits(IDS)
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        expected = theirs.logits(IDS)
+        tokens = [theirs.tokenize(text) for text in ODD_TEXTS]
+
+    linears = {
+        tensor.kind.name
+        for name, tensor in read_gguf(path).tensors.items()
+        if "attn_q." in name or ("ffn_" in name and "norm" not in name)
+    }
+    assert linears == {kind}
+    assert rms_ratio(ours, expected) < 3e-2
+    assert [bundle.tokenizer.encode(text) for text in ODD_TEXTS] == tokens
+
+
+def test_a_matrix_that_is_ternary_is_quantised_without_loss(tmp_path: Path) -> None:
+    case = Case(architecture="qwen3", kind="TQ2_0")
+    direct = formats.load(write(tmp_path / "direct.gguf", case))
+    source = write(tmp_path / "source.gguf", Case(architecture="qwen3", kind="F16"))
+
+    bundle = formats.load(quantize(source, tmp_path / "x.gguf", "TQ2_0"))
+
+    expected = dict(named_leaves(direct.weights))
+    for name, leaf in named_leaves(bundle.weights):
+        if isinstance(leaf, Ternary):
+            other = expected[name]
+            assert isinstance(other, Ternary)
+            np.testing.assert_array_equal(leaf.packed, other.packed)
+            np.testing.assert_array_equal(leaf.scales, other.scales)
