@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from nanochat.export.format import Found, Layout
-from nanochat.tensors import INDEX, find_tensors, is_weights
+from nanochat.tensors import INDEX, PICKLES, find_tensors, is_weights
 
 __all__ = ["GRAPH", "ONNX", "PAGE", "SAFETENSORS", "WEB", "SingleFile"]
 
@@ -28,7 +28,6 @@ _READ = frozenset(
     }
 )
 _MANIFEST = "nanochat.json"
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _OTHERS = frozenset({"README.md", _MANIFEST, "recipe.json", "special_tokens_map.json"})
 
 
@@ -65,7 +64,7 @@ class _Safetensors(Layout):
         return "/" not in name and name.endswith(".safetensors")
 
     def obstacle(self, names: Set[str]) -> str | None:
-        if not any(name.endswith(_PICKLES) for name in names):
+        if not any(name.endswith(PICKLES) for name in names):
             return None
         return (
             "its weights are pickles, which can run code and are not opened: convert them to safetensors, or choose a "

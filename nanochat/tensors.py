@@ -26,6 +26,7 @@ __all__ = [
     "INDEX",
     "MAX_INDEX_BYTES",
     "MAX_SHARD_BYTES",
+    "PICKLES",
     "Tensor",
     "TensorFiles",
     "find_tensors",
@@ -55,6 +56,8 @@ _MAX_DIMENSIONS = 8
 # The file of tensors that needs no index, and the index, which may name files of other names.
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+# Endings of files of tensors that are never opened.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _PLAIN = re.compile(rf"[^/\\:\0]+{re.escape(_SUFFIX)}")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # The Hub's own default, bytes.
@@ -98,11 +101,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            if size < 8:
                 raise FormatError(
-                    f"{path}: begins as a safetensors file with a header of {length} bytes, which {size} bytes or the "
-                    f"limit of {_MAX_HEADER_BYTES} do not hold: the file was cut, or is another kind of file; fetch it "
-                    "again"
+                    f"{path}: {size} bytes are too short for a safetensors file; fetch it again"
+                )
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise FormatError(
+                    f"{path}: {size} bytes, of which the first eight tell of a header of {length} bytes (at most "
+                    f"{_MAX_HEADER_BYTES}): the file was cut, or is no safetensors file; fetch it again"
                 )
             header = parse_json(file.read(length), str(path))
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))[8 + length :]
@@ -234,6 +240,8 @@ def save_tensors(
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a folder by its key: mapped, not read."""
+    if not exists(directory / _SINGLE) and not exists(directory / INDEX):
+        raise FormatError(_without_tensors(directory))
     found = find_tensors(
         lambda name: exists(directory / name),
         lambda name: read_bytes(directory / name, limit=MAX_INDEX_BYTES),
@@ -305,6 +313,24 @@ def is_weights(name: str) -> bool:
     (True, True, False)
     """
     return name in (_SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
+
+
+def _without_tensors(directory: Path) -> str:
+    """What is there instead of tensors that could be read, and what to do."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    others = [name for name in names if name.endswith(_SUFFIX)]
+    why = f"{directory}: no {_SINGLE}"
+    if any(map(_SHARD.fullmatch, others)):
+        return f"{why}, and no {INDEX} beside {others[0]}: fetch that file, too"
+    if others:
+        return f"{why}, and no {INDEX} that names {others[0]}: if that one is the whole model, rename it to {_SINGLE}"
+    if pickles:
+        return (
+            f"{why}, but {pickles[0]}: pickles can run code and are not opened; convert it to safetensors, or choose "
+            "a model that has"
+        )
+    return f"{why}: the download is incomplete; fetch the model again"
 
 
 def _read_index(content: bytes, where: str) -> dict[str, str]:

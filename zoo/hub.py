@@ -200,6 +200,12 @@ def _unknown(name: str) -> ModelNotFoundError:
     address = _ADDRESS.fullmatch(f"{name.rstrip('/')}/")
     if address is not None and is_repo(address[1]):
         return ModelNotFoundError(f"{name:.200} is no name of a model: did you mean {address[1]}?")
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = Path(name).expanduser()
+        if name and path.is_file():
+            return ModelNotFoundError(
+                f"{name:.200} is a file, but no model by itself: pass its folder, {path.parent}, or a {model_path()}"
+            )
     if name.startswith(("/", ".", "~")) or is_file_name(name):
         return ModelNotFoundError(f"{name:.200}: no such {model_path()}; pass the path of a model")
     close = similar(name)

@@ -76,7 +76,8 @@ def read_model(fields: Mapping[str, object]) -> ModelConfig:
             f"num_attention_heads={num_heads} of head_dim={head_dim}: the norm of what attention gives has "
             f"hidden_size={width} numbers, which must be their product"
         )
-    tied = fields.get("tie_word_embeddings", False)
+    tied = fields.get("tie_word_embeddings")
+    tied = False if tied is None else tied
     if not isinstance(tied, bool):
         raise ConfigError(f"tie_word_embeddings is {tied!r:.80}: write true or false")
     context_length = _optional(fields, "max_position_embeddings")

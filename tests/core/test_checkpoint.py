@@ -513,8 +513,11 @@ def test_bytes_after_the_last_tensor_are_said_and_not_read(
     ("kept", "message"),
     [
         (-1, r"bytes, of the \d+ that its tensors take: the file was cut"),
-        (200, "which 200 bytes or the limit of .* do not hold: the file was cut"),
-        (7, "which 7 bytes or the limit of .* do not hold: the file was cut"),
+        (
+            200,
+            r"200 bytes, of which the first eight tell of a header of \d+ bytes .*: the file was cut",
+        ),
+        (7, "7 bytes are too short for a safetensors file"),
     ],
 )
 def test_a_file_that_was_cut_is_said_to_be(kept: int, message: str, saved: Path) -> None:

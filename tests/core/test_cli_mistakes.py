@@ -132,7 +132,7 @@ MISTAKES = [
         1,
         "can be read (nanochat: no config.json; bitnet: no config",
     ),
-    (["models", "verify", "FILE"], 1, "no such directory, .gguf or .onnx file"),
+    (["models", "verify", "FILE"], 1, "is a file, but no model by itself: pass its folder"),
     (
         ["nanochat-export", "--format", "gguf", "EMPTY"],
         1,

@@ -87,6 +87,38 @@ def test_a_missing_file_with_a_suffix_in_capital_letters_is_missing() -> None:
         locate("x.GGUF")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "model.fp16.safetensors",
+            "if that one is the whole model, rename it to model.safetensors",
+        ),
+        (
+            "model-00001-of-00002.safetensors",
+            r"no model\.safetensors\.index\.json beside model-00001",
+        ),
+        ("pytorch_model.bin", r"but pytorch_model\.bin: pickles can run code"),
+        ("README.md", "the download is incomplete; fetch the model again"),
+    ],
+)
+def test_what_is_there_instead_of_tensors_is_told(folder: Path, name: str, message: str) -> None:
+    for path in folder.glob("model*"):
+        path.unlink()
+    (folder / name).write_bytes(b"some")
+
+    with pytest.raises(FormatError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00013.safetensors"])
+def test_who_passes_one_file_of_a_folder_is_told_to_pass_the_folder(
+    folder: Path, name: str
+) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"no model by itself: pass its folder, {folder}"):
+        locate(str(folder / name))
+
+
 def test_a_tokenizer_of_another_kind_is_made_one_as_the_message_says(tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS * 8),

@@ -177,3 +177,22 @@ def test_a_folder_that_the_hub_s_client_fetched_is_read(
     assert (here / ".cache" / "huggingface").is_dir()
     assert locate(str(here)).path == here
     require_same(here, tmp_path / "model")
+
+
+def test_a_variant_of_transformers_is_read_when_it_is_renamed_as_the_message_says(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path / "expected", "autobitlinear")
+    written(tmp_path / "model", "autobitlinear")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    config = (tmp_path / "model" / "config.json").read_bytes()
+    model = build("autobitlinear", vocabulary=VOCABULARY)
+    model.save_pretrained(tmp_path / "model", variant="fp16")
+    (tmp_path / "model" / "config.json").write_bytes(config)
+    (name,) = (path.name for path in (tmp_path / "model").glob("*.safetensors"))
+
+    with pytest.raises(FormatError, match=f"names {name}: .* rename it to model.safetensors"):
+        load(tmp_path / "model")
+
+    (tmp_path / "model" / name).rename(tmp_path / "model" / "model.safetensors")
+    require_same(tmp_path / "model", tmp_path / "expected")
