@@ -64,6 +64,14 @@ class _Safetensors(Layout):
         return "/" not in name and name.endswith(".safetensors")
 
     def obstacle(self, names: Set[str]) -> str | None:
+        """See `Layout.obstacle`: tensors of other names, such as of one of transformers' variants, or pickles."""
+        paths = map(PurePosixPath, sorted(names))
+        others = [p for p in paths if p.suffix == ".safetensors" and not is_weights(p.name)]
+        if others:
+            return (
+                f"its tensors are in {others[0]}, and a model's are in model.safetensors or in what {INDEX} names, "
+                f"beside {_CONFIG}: if that file is a whole model, fetch it with `hf download`, and rename it"
+            )
         if not any(name.endswith(PICKLES) for name in names):
             return None
         return (

@@ -126,6 +126,11 @@ def test_graphs_and_tensors_in_one_folder_are_two_models() -> None:
         (["README.md"], "check the name"),
         ([], "check the name"),
         (["config.json", "pytorch_model.bin"], "pickles, which can run code"),
+        (
+            ["config.json", "model.fp16.safetensors"],
+            "its tensors are in model.fp16.safetensors, and",
+        ),
+        (["config.json", "x/adapter.safetensors", "y.bin"], "its tensors are in x/adapter.safe"),
         (["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"], "merge them"),
         (["model.safetensors"], "check the name"),
     ],
