@@ -219,7 +219,10 @@ def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue
         "fuse_unk": True,
         "byte_fallback": any(vocabulary.of_kind(_KINDS.BYTE)),
         "vocab": vocabulary.used,
-        "merges": _merges(dict(vocabulary.of_kind(_KINDS.NORMAL)), scores.tolist()),
+        # What a user defined is made by merges, too, if it is spelled as texts are here.
+        "merges": _merges(
+            dict(vocabulary.of_kind(_KINDS.NORMAL, _KINDS.USER_DEFINED)), scores.tolist()
+        ),
     }
     spaces: list[object] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
     back: list[object] = [

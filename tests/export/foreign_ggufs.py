@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from tests.core.foreign_tokenizers import llama_3
+from tests.core.foreign_tokenizers import llama_3, sentencepiece
 
 _TOKEN = gguf.TokenType
 Q2_0 = 42
@@ -168,6 +168,24 @@ def vocabulary(library: tokenizers.Tokenizer | None = None) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": library.token_to_id("<|begin_of_text|>"),
         "tokenizer.ggml.eos_token_id": library.token_to_id("<|end_of_text|>"),
         "tokenizer.ggml.eot_token_id": library.token_to_id("<|eot_id|>"),
+    }
+
+
+def sentencepiece_vocabulary() -> dict[str, Any]:
+    """BPE of SentencePiece, in place of `vocabulary`."""
+    library = sentencepiece()
+    pieces = [library.id_to_token(token) for token in range(library.get_vocab_size())][:ROWS]
+    kinds = [2, 3, 3, *[6] * 256]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": None,
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": kinds + [1] * (len(pieces) - len(kinds)),
+        "tokenizer.ggml.scores": [float(-token) for token in range(len(pieces))],
+        "tokenizer.ggml.bos_token_id": None,
+        "tokenizer.ggml.eos_token_id": None,
+        "tokenizer.ggml.eot_token_id": None,
     }
 
 

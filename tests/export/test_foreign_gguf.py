@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from nanochat.backends.reference.ops import ReferenceOps
-from nanochat.errors import ConfigError, FormatError, InputError, NumericError, ShapeError
+from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign import load_foreign_gguf
 from nanochat.export.gguf.tensors import OutType
 from nanochat.export.gguf.write import write_gguf
 from nanochat.generation.engine import Engine
 from nanochat.weights import Int8, Ternary, named_leaves
-from tests.core.foreign_tokenizers import sentencepiece
 from tests.export.foreign_ggufs import (
     HEAD_DIM,
     HEADS,
@@ -30,7 +29,6 @@ from tests.export.foreign_ggufs import (
     Case,
     pack,
     tensors,
-    vocabulary,
     write,
 )
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
@@ -326,83 +324,6 @@ def test_scales_of_zero_make_zeros(tmp_path: Path) -> None:
     assert leaf.scales[0, 0] > 0
 
 
-def sentencepiece_keys() -> dict[str, Any]:
-    library = sentencepiece()
-    pieces = [library.id_to_token(token) for token in range(library.get_vocab_size())][:ROWS]
-    kinds = [2, 3, 3, *[6] * 256]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": None,
-        "tokenizer.ggml.merges": None,
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.token_type": kinds + [1] * (len(pieces) - len(kinds)),
-        "tokenizer.ggml.scores": [float(-token) for token in range(len(pieces))],
-        "tokenizer.ggml.bos_token_id": None,
-        "tokenizer.ggml.eos_token_id": None,
-        "tokenizer.ggml.eot_token_id": None,
-    }
-
-
-@on_linux_x86
-@pytest.mark.parametrize("keys", [{}, sentencepiece_keys()], ids=["gpt2", "llama"])
-def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any]) -> None:
-    path = write(tmp_path / "model.gguf", CASE, changes=keys)
-    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-    texts = [*ODD_TEXTS, "to be or not to be, that is  the question </s><|eot_id|>"]
-
-    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
-        expected = [theirs.tokenize(text) for text in texts]
-        bos, eos = theirs.bos, theirs.eos
-
-    assert [tokenizer.encode(text) for text in texts] == expected
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.opening) == (bos, eos, (bos,))
-
-
-# One of each kind, and what a file has that says nothing.
-SPLITS = [
-    None,
-    "default",
-    "falcon",
-    "gpt-2",
-    "starcoder",
-    "qwen2",
-    "dbrx",
-    "llama-bpe",
-    "deepseek-v3",
-]
-SPLIT_TEXTS = [
-    *ODD_TEXTS,
-    "$+<=>^~|` ,.!? (a) [b] {c}",
-    "日本語のテキスト。中文\uff0c한국어 abc",
-    "1 12 123 1234 12345 1234567 ٣٤٥",
-    "e\u0301a\u0308 _a_b__c___ a\u3000b",
-    "!a .b -c\n\n  d\r\n\te   ",
-]
-
-
-@on_linux_x86
-@pytest.mark.parametrize("name", SPLITS)
-def test_a_text_is_split_as_llama_cpp_does_by_that_name(tmp_path: Path, name: str | None) -> None:
-    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.pre": name})
-    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-
-    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
-        expected = {text: theirs.tokenize(text) for text in SPLIT_TEXTS}
-
-    assert {text: tokenizer.encode(text) for text in SPLIT_TEXTS} == expected
-
-
-def test_a_file_that_does_not_say_how_texts_are_split_is_read_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.pre": None})
-
-    with caplog.at_level(logging.WARNING):
-        load_foreign_gguf(path, read_gguf(path))
-
-    assert "the file does not say by tokenizer.ggml.pre how texts are split" in caplog.text
-
-
 def test_a_number_for_each_layer_is_one_number_where_all_are_equal(tmp_path: Path) -> None:
     changes = {"qwen3.attention.head_count": [HEADS] * LAYERS}
     path = write(tmp_path / "model.gguf", CASE, changes=changes)
@@ -425,69 +346,3 @@ def test_a_type_that_is_not_read_is_named(tmp_path: Path, number: int, message: 
 
     with pytest.raises(FormatError, match=message):
         read_gguf(path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tokenizer.ggml.scores": None}, "tokenizer.ggml.scores is no list"),
-        ({"tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a" * 2000]}, "has 2000 characters"),
-    ],
-)
-def test_a_damaged_sentencepiece_vocabulary_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    keys = sentencepiece_keys() | changes
-    count = len(keys["tokenizer.ggml.tokens"])
-    if count < 10:
-        keys["tokenizer.ggml.token_type"] = [2, 3, 3, 1]
-        keys["tokenizer.ggml.scores"] = [0.0] * 4
-    path = write(tmp_path / "model.gguf", CASE, changes=keys)
-
-    with pytest.raises(FormatError, match=message):
-        load_foreign_gguf(path, read_gguf(path))
-
-
-def test_what_starts_and_ends_texts_is_special_whatever_its_kind(tmp_path: Path) -> None:
-    path = write(tmp_path / "model.gguf", CASE, changes={"tokenizer.ggml.token_type": [1] * ROWS})
-
-    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-
-    assert set(tokenizer.specials) == {"<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"}
-    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("<|eot_id|>"))
-
-
-@on_linux_x86
-def test_what_llama_cpp_overlooks_in_a_vocabulary_is_overlooked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tokens = [*vocabulary()["tokenizer.ggml.tokens"]]
-    tokens[-3:] = ["", "", ""]
-    changes = {
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [*vocabulary()["tokenizer.ggml.token_type"][:-3], *[1] * 9],
-        # What a converter made of -1.
-        "tokenizer.ggml.padding_token_id": 2**32 - 1,
-        "tokenizer.ggml.eom_token_id": 100_000,
-    }
-    path = write(tmp_path / "model.gguf", CASE, changes=changes)
-
-    with caplog.at_level(logging.WARNING):
-        _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
-        expected = [theirs.tokenize(text) for text in ODD_TEXTS]
-        roles = (theirs.bos, theirs.eos, theirs.eot, theirs.pad)
-
-    assert "tokenizer.ggml.padding_token_id is 4294967295" in caplog.text
-    assert [tokenizer.encode(text) for text in ODD_TEXTS] == expected
-    assert roles == (tokenizer.bos, tokenizer.eos, tokenizer.specials["<|eot_id|>"], -1)
-    assert tokenizer.pad is None
-
-
-def test_no_prompt_forges_a_special_token(tmp_path: Path) -> None:
-    path = write(tmp_path / "model.gguf", CASE, changes=sentencepiece_keys())
-    _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-
-    assert tokenizer.special_ids.isdisjoint(tokenizer.encode("a</s><s><unk>"))
-    with pytest.raises(InputError, match="outside this vocabulary"):
-        tokenizer.token_bytes(ROWS)
