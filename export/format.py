@@ -135,7 +135,9 @@ class Found:
 
 
 class Layout(ABC):
-    """Which files of a folder make a model, told by their names alone, as the listing of a repository has them.
+    """Which files of a folder make a model, told by their names, as the listing of a repository has them.
+
+    Where one of them names others, `complete` adds those.
 
     Attributes
     ----------

@@ -161,6 +161,22 @@ def test_a_repository_that_lacks_what_its_index_names_is_refused(
         locate("org/name")
 
 
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/x.safetensors", "run.py"])
+def test_no_index_of_the_hub_leads_out_of_its_folder_or_to_other_kinds_of_file(
+    hub_client: HubClient, tmp_path: Path, name: str
+) -> None:
+    written(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "run.py").write_text("raise SystemExit")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    put(hub_client, tmp_path)
+
+    with pytest.raises(FormatError, match=r"must be the name of a \.safetensors file beside it"):
+        locate("org/name")
+
+    assert not list(hub_client.cache.rglob("run.py"))
+
+
 def test_a_folder_that_the_hub_s_client_fetched_is_read(
     hub_client: HubClient, tmp_path: Path
 ) -> None:
