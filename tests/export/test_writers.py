@@ -102,6 +102,22 @@ def test_a_tensor_that_the_index_does_not_know_is_one_of_the_model_s(tmp_path: P
     require_same(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_tensor_that_only_the_index_knows_is_missed_if_the_model_has_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "whole")
+    written(tmp_path / "parts", shard="20KB")
+    index = json.loads((tmp_path / "parts" / INDEX).read_text())
+    # Heads that predict further tokens, say, which a converter has left out.
+    index["weight_map"]["mtp.fc.weight"] = index["weight_map"]["model.norm.weight"]
+    (tmp_path / "parts" / INDEX).write_text(json.dumps(index))
+
+    with caplog.at_level(logging.WARNING):
+        require_same(tmp_path / "parts", tmp_path / "whole")
+
+    assert f"{INDEX} places 'mtp.fc.weight' in model-000" in caplog.text
+
+
 def test_an_index_that_transformers_left_behind_is_not_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
