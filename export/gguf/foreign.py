@@ -8,6 +8,7 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/models and convert_hf_to_gguf.py, commit 0c1e570.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -147,7 +148,7 @@ class _Reader:
             spec = specs[members[0]]
             shape = (len(members), *spec.shape) if "_exps." in name else spec.shape
             found = self._tensors[name].shape
-            if found != shape:
+            if _without_ones(found) != _without_ones(shape):
                 raise ShapeError(
                     f"{name} has shape {list(found)} but the metadata ask for {list(shape)}: fetch the file again"
                 )
@@ -210,7 +211,7 @@ class _Reader:
         if name not in self._tensors:
             return [None] * count
         tensor = self._tensors[name]
-        if tensor.shape != (count,):
+        if _without_ones(tensor.shape) != _without_ones((count,)):
             raise ShapeError(
                 f"{name} has shape {list(tensor.shape)}, must be [{count}]: fetch the file again"
             )
@@ -237,7 +238,7 @@ class _Reader:
         if spec.kind == "int8":
             codes, scales = unpack_q8_0(tensor.data.reshape(spec.shape[0], -1), name=name)
             return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
-        return Dense(values=_dequantize(name, tensor))
+        return Dense(values=_dequantize(name, tensor).reshape(spec.shape))
 
     def _blocks(self, matrices: Mapping[str, _Matrix]) -> _Blocks:
         """The block sizes that hold every scale, as near to llama.cpp's as there are."""
@@ -267,6 +268,11 @@ class _Reader:
                 error,
                 name,
             )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as llama.cpp compares it: the outer dimensions of 1 may be written or not."""
+    return tuple(itertools.dropwhile(lambda size: size == 1, shape))
 
 
 def _companion(name: str) -> str:

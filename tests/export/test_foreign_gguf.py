@@ -324,6 +324,22 @@ def test_scales_of_zero_make_zeros(tmp_path: Path) -> None:
     assert leaf.scales[0, 0] > 0
 
 
+@on_linux_x86
+def test_outer_dimensions_of_1_may_be_written_or_not(tmp_path: Path) -> None:
+    case = replace(CASE, scaled=True)
+    norm, factor = "blk.0.attn_norm.weight", "blk.1.ffn_up.scale"
+    kept = {name: tensors(case)[name] for name in (norm, factor)}
+    changed = {name: ((1, *shape), kind, data) for name, (shape, kind, data) in kept.items()}
+    path = write(tmp_path / "model.gguf", case, changed_tensors=changed)
+    plain = write(tmp_path / "plain.gguf", case)
+
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        expected = theirs.logits(IDS)
+
+    assert rms_ratio(engine(path).logits(IDS), expected) < 3e-2
+    np.testing.assert_array_equal(engine(path).logits(IDS), engine(plain).logits(IDS))
+
+
 def test_a_number_for_each_layer_is_one_number_where_all_are_equal(tmp_path: Path) -> None:
     changes = {"qwen3.attention.head_count": [HEADS] * LAYERS}
     path = write(tmp_path / "model.gguf", CASE, changes=changes)
