@@ -289,5 +289,5 @@ def test_a_configuration_that_mlx_lm_cannot_run_is_refused(folder: Path) -> None
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(FormatError, match=r"no model\.safetensors: the download is incomplete"):
         load_mlx(tmp_path, CONFIG)
