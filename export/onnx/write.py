@@ -123,7 +123,8 @@ def require_possible(config: ModelConfig, target: str) -> None:
     if config.activation_block != BLOCK:
         raise ConfigError(
             f"activation_block={config.activation_block!r}: ONNX Runtime rounds activations in blocks of {BLOCK} only, "
-            f"and would compute something else, slowly; train with activation_block={BLOCK}"
+            "and would compute something else, slowly; export it in another format, or, if it is yours to train, with "
+            f"activation_block={BLOCK}"
         )
     if config.exit_threshold < 1.0:
         raise ConfigError(

@@ -44,7 +44,7 @@ def stock_architecture(config: ModelConfig, runtime: Runtime) -> str:
     if reasons:
         raise ConfigError(
             f"stock {runtime} cannot run this model: {'; '.join(reasons)}. Export it for nanochat-ternary instead, "
-            "or train a model without these options"
+            f"or train a model without these options; what was made for {runtime} runs there as it is"
         )
     return _ARCHITECTURES[runtime][_family(config)]
 
@@ -56,7 +56,10 @@ def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
     """
     family = _family(config)
     if family not in _ARCHITECTURES[runtime]:
-        no_place = ["sub_norm=true: it has no norms before output linears"]
+        written = " and ".join(_ARCHITECTURES[runtime].values())
+        no_place = [
+            f"sub_norm=true: models are written for it as {written}, which have no norms before output linears"
+        ]
         return [*_everywhere(config), *no_place]
     return [
         *_everywhere(config),

@@ -1,6 +1,7 @@
 """What a stock architecture can express, the unmodified llama.cpp computes; all else is refused with its reason."""
 
 import platform
+import re
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -280,9 +281,13 @@ def test_an_option_without_a_place_in_llama_cpp_is_refused_with_its_reason(
 
 @pytest.mark.parametrize("runtime", ["mlx-lm", "transformers"])
 def test_sub_norms_have_a_place_in_llama_cpp_alone(runtime: Runtime) -> None:
-    assert obstacles(ModelConfig(**BASE | BITNET), runtime) == [
-        "sub_norm=true: it has no norms before output linears"
-    ]
+    (reason,) = obstacles(ModelConfig(**BASE | BITNET), runtime)
+
+    # transformers itself has a BitNet with such norms, which is only read here.
+    assert re.match(
+        "sub_norm=true: models are written for it as qwen3 and llama and qwen3_?moe, which have no norms",
+        reason,
+    )
 
 
 def test_every_reason_is_said_and_nothing_is_written(tmp_path: Path) -> None:
