@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from nanochat.export.format import Found, Layout
-from nanochat.tensors import INDEX, PICKLES, find_tensors, is_weights
+from nanochat.tensors import INDEX, PICKLES, SINGLE, find_tensors, is_weights
 
 __all__ = ["GRAPH", "ONNX", "PAGE", "SAFETENSORS", "WEB", "SingleFile"]
 
@@ -38,9 +38,9 @@ class _Safetensors(Layout):
     needs = f"{_CONFIG} with safetensors"
 
     def find(self, names: Set[str]) -> Iterator[Found]:
-        tensors = frozenset(filter(is_weights, names))
-        if tensors and _CONFIG in names:
-            yield _found("", names, tensors)
+        # Parts without an index could be of several models.
+        if names & {SINGLE, INDEX} and _CONFIG in names:
+            yield _found("", names, frozenset(filter(is_weights, names)))
 
     def complete(
         self,
@@ -66,7 +66,7 @@ class _Safetensors(Layout):
     def obstacle(self, names: Set[str]) -> str | None:
         """See `Layout.obstacle`: tensors of other names, such as of one of transformers' variants, or pickles."""
         paths = map(PurePosixPath, sorted(names))
-        others = [p for p in paths if p.suffix == ".safetensors" and not is_weights(p.name)]
+        others = [p for p in paths if p.suffix == ".safetensors" and p.name != SINGLE]
         if others:
             return (
                 f"its tensors are in {others[0]}, and a model's are in model.safetensors or in what {INDEX} names, "

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_INDEX_BYTES",
     "MAX_SHARD_BYTES",
     "PICKLES",
+    "SINGLE",
     "Tensor",
     "TensorFiles",
     "find_tensors",
@@ -54,7 +55,7 @@ CHECKSUMS = "crc32"
 _MAX_HEADER_BYTES = MAX_INDEX_BYTES = 32 * 2**20
 _MAX_DIMENSIONS = 8
 # The file of tensors that needs no index, and the index, which may name files of other names.
-_SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 # Endings of files of tensors that are never opened.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -240,7 +241,7 @@ def save_tensors(
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a folder by its key: mapped, not read."""
-    if not exists(directory / _SINGLE) and not exists(directory / INDEX):
+    if not exists(directory / SINGLE) and not exists(directory / INDEX):
         raise FormatError(_without_tensors(directory))
     found = find_tensors(
         lambda name: exists(directory / name),
@@ -253,7 +254,8 @@ def load_tensors(directory: Path) -> dict[str, Tensor]:
             # What an index does not know is read all the same, as by everybody.
             if found.homes.get(key, name) != name or key in tensors:
                 raise FormatError(
-                    f"{directory / name}: holds {key!r:.80}, which {INDEX} places in another file; fetch both again"
+                    f"{directory / name}: holds {key!r:.80}, which is in another file, by {INDEX} or in fact; fetch "
+                    "all of them again"
                 )
             tensors[key] = tensor
     missing = sorted(found.homes.keys() - tensors.keys())
@@ -292,17 +294,17 @@ def find_tensors(
     where : str
         The folder, for messages.
     """
-    single = TensorFiles(files=frozenset({_SINGLE}), homes={})
+    single = TensorFiles(files=frozenset({SINGLE}), homes={})
     if not is_there(INDEX):
         return single
     homes = _read_index(read(INDEX), f"{where}/{INDEX}")
     files = frozenset(homes.values())
-    if _SINGLE in files or not is_there(_SINGLE):
+    if SINGLE in files or not is_there(SINGLE):
         return TensorFiles(files=files, homes=homes)
     there = sorted(filter(is_there, files))
     if there:
         raise FormatError(
-            f"{where}: holds both {_SINGLE} and {there[0]} of {INDEX}, two models of which other programs read one or "
+            f"{where}: holds both {SINGLE} and {there[0]} of {INDEX}, two models of which other programs read one or "
             f"the other; delete the one that is older, with {INDEX} if that is the one in parts"
         )
     # transformers deletes the parts of a model that it replaces by one file, but not their index.
@@ -318,7 +320,7 @@ def is_weights(name: str) -> bool:
     >>> is_weights("model.safetensors"), is_weights("model-00002-of-00003.safetensors"), is_weights("x.safetensors")
     (True, True, False)
     """
-    return name in (_SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
+    return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def _without_tensors(directory: Path) -> str:
@@ -326,11 +328,11 @@ def _without_tensors(directory: Path) -> str:
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     pickles = [name for name in names if name.endswith(PICKLES)]
     others = [name for name in names if name.endswith(_SUFFIX)]
-    why = f"{directory}: no {_SINGLE}"
+    why = f"{directory}: no {SINGLE}"
     if any(map(_SHARD.fullmatch, others)):
         return f"{why}, and no {INDEX} beside {others[0]}: fetch that file, too"
     if others:
-        return f"{why}, and no {INDEX} that names {others[0]}: if that one is the whole model, rename it to {_SINGLE}"
+        return f"{why}, and no {INDEX} that names {others[0]}: if that one is the whole model, rename it to {SINGLE}"
     if pickles:
         return (
             f"{why}, but {pickles[0]}: pickles can run code and are not opened; convert it to safetensors, or choose "
@@ -384,7 +386,7 @@ def _split(tensors: Mapping[str, NDArray[np.generic]], limit: int) -> dict[str, 
         groups[-1].append(key)
         size += array.nbytes
     if len(groups) == 1:
-        return {_SINGLE: groups[0]}
+        return {SINGLE: groups[0]}
     count = len(groups)
     return {f"model-{i + 1:05}-of-{count:05}.safetensors": keys for i, keys in enumerate(groups)}
 

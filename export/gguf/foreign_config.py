@@ -104,7 +104,7 @@ class _Keys:
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number; 0 only where that is the default."""
         value = self._metadata.get(self.name(key), default)
-        if isinstance(value, np.ndarray) and len({*value.tolist()}) == 1:
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             # Each layer has its own, and all are equal.
             value = value[0].item()
         least = 0 if default == 0 else 1

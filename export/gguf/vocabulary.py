@@ -138,7 +138,9 @@ class _Vocabulary:
         if type(value) is not int:
             raise FormatError(f"{key} is {value!r:.80}, must be a token; fetch the file again")
         if not 0 <= value < len(self.tokens):
-            _LOGGER.warning("%s is %d, and the vocabulary has %d", key, value, len(self.tokens))
+            _LOGGER.warning(
+                "%s is %d, and the vocabulary has %d: overlooked", key, value, len(self.tokens)
+            )
             return None
         return value
 
@@ -168,19 +170,19 @@ class _Vocabulary:
 
 
 def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) -> TextCodec:
-    name = metadata.get(_KEYS.PRE) or _DEFAULT
-    if name == _DEFAULT:
+    name = metadata.get(_KEYS.PRE, "")
+    if not isinstance(name, str) or (name or _DEFAULT) not in _SPLITS:
+        raise FormatError(
+            f"{_KEYS.PRE} is {name!r:.80}, a way to split texts that this package does not know: pass the model's "
+            "Hugging Face folder, whose tokenizer.json says it itself"
+        )
+    if name in ("", _DEFAULT):
         _LOGGER.warning(
             "the file does not say by %s how texts are split: they are split as llama.cpp does then, which may not be "
             "what the model was trained with",
             _KEYS.PRE,
         )
-    if not isinstance(name, str) or name not in _SPLITS:
-        raise FormatError(
-            f"{_KEYS.PRE} is {name!r:.80}, a way to split texts that this package does not know: pass the model's "
-            "Hugging Face folder, whose tokenizer.json says it itself"
-        )
-    split = _SPLITS[name]
+    split = _SPLITS[name or _DEFAULT]
     merges: list[list[str]] = []
     for merge in _texts(metadata, _KEYS.MERGES):
         # A piece may begin with a space, where it stands for one.

@@ -198,6 +198,7 @@ def test_what_this_package_does_not_compute_is_refused(
         ({"general.architecture": "gpt2"}, "architecture is 'gpt2'"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'"),
+        ({"tokenizer.ggml.pre": [1, 2]}, "tokenizer.ggml.pre is array"),
         ({"tokenizer.ggml.token_type": [1] * 3}, "is no list of 320 numbers"),
         ({"tokenizer.ggml.tokens": ["a"] * ROWS}, "two tokens have the same text"),
         ({"tokenizer.ggml.tokens": list(map(str, range(ROWS + 1)))}, "only 320 rows"),

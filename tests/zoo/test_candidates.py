@@ -125,6 +125,7 @@ def test_graphs_and_tensors_in_one_folder_are_two_models() -> None:
     [
         (["README.md"], "check the name"),
         ([], "check the name"),
+        (["config.json", *SHARDS], "its tensors are in model-00001-of-00002.safetensors, and a"),
         (["config.json", "pytorch_model.bin"], "pickles, which can run code"),
         (
             ["config.json", "model.fp16.safetensors"],
