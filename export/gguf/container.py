@@ -26,6 +26,7 @@ from nanochat.export.gguf.types import TYPES, TensorType
 from nanochat.files import require_file
 
 __all__ = [
+    "FOLDER_INSTEAD",
     "Field",
     "GgufFile",
     "GgufTensor",
@@ -64,6 +65,10 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
 
 # Types of a fork of llama.cpp, under numbers that llama.cpp has given up.
 _OF_BITNET_CPP: Mapping[int, str] = {36: "I2_S", 37: "I8_S", 38: "TL1"}
+# What to do with that fork's files.
+FOLDER_INSTEAD = (
+    "pass the model's Hugging Face folder instead, such as microsoft/bitnet-b1.58-2B-4T"
+)
 _LOGGER = logging.getLogger(__name__)
 
 # Of what is written, whose bytes are in the machine's order until then.
@@ -273,8 +278,8 @@ def _unknown(number: int) -> str:
     """What a type is that is not in `TYPES`, and what to do."""
     if number in _OF_BITNET_CPP:
         return (
-            f"which is {_OF_BITNET_CPP[number]} in files for bitnet.cpp and is not read here: pass the model's Hugging "
-            "Face folder instead, such as microsoft/bitnet-b1.58-2B-4T"
+            f"which is {_OF_BITNET_CPP[number]} in files for bitnet.cpp and is not read here: "
+            f"{FOLDER_INSTEAD}"
         )
     return (
         "which neither this version nor its gguf library knows: pass a file of the same model whose linears are TQ1_0, "

@@ -24,7 +24,7 @@ from nanochat import ternary
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
-from nanochat.export.gguf.container import GgufFile, GgufTensor
+from nanochat.export.gguf.container import FOLDER_INSTEAD, GgufFile, GgufTensor
 from nanochat.export.gguf.foreign_config import ARCHITECTURES, read_hyperparameters
 from nanochat.export.gguf.tensors import tensor_members
 from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0, unpack_ternary
@@ -38,6 +38,8 @@ __all__ = ["load_foreign_gguf"]
 _LOGGER = logging.getLogger(__name__)
 
 _TERNARY = {kind.number: kind for kind in (TQ1_0, TQ2_0, Q2_0)}
+# What a fork of llama.cpp calls BitNet, of which it computes another form than `bitnet` is.
+_OF_BITNET_CPP = "bitnet-b1.58"
 _ROPE_FACTORS = "rope_freqs.weight"
 # Blocks of weights and of activations.
 _Blocks = tuple[Literal[256, 128, "row"], Literal[256, 128, "token"]]
@@ -49,9 +51,12 @@ def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[
     """A model of a file that another program wrote; `path` is for messages."""
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        advice = "pass one of these"
+        if isinstance(architecture, str) and architecture == _OF_BITNET_CPP:
+            advice = FOLDER_INSTEAD
         raise FormatError(
             f"{path}: architecture is {architecture!r:.80}: of other people's GGUF files this package reads those of "
-            f"{', '.join(ARCHITECTURES)}; pass one of these"
+            f"{', '.join(ARCHITECTURES)}; {advice}"
         )
     try:
         config, weights = _Reader(path, architecture, file).model()

@@ -195,7 +195,8 @@ def test_what_this_package_does_not_compute_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "gpt2"}, "architecture is 'gpt2'"),
+        ({"general.architecture": "gpt2"}, "architecture is 'gpt2'.*; pass one of these"),
+        ({"general.architecture": "bitnet-b1.58"}, "bitnet-b1.58'.*Hugging Face folder instead"),
         ({"tokenizer.ggml.model": "t5"}, "tokenizer.ggml.model is 't5'"),
         ({"tokenizer.ggml.pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of'"),
         ({"tokenizer.ggml.pre": [1, 2]}, "tokenizer.ggml.pre is array"),
