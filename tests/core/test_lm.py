@@ -35,6 +35,7 @@ from nanochat.tensors import save_tensors
 from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Int8, Stored, map_leaves
+from tests.parity.backends import backends_under_test
 from tests.parity.random_models import (
     answering_bundle,
     random_bundle,
@@ -614,9 +615,8 @@ def test_the_description_names_the_format_of_every_class_of_tensors(model: Model
     assert formats["layers.mixer_site.norm"] == (2, "float32")
 
 
-@pytest.mark.parametrize("name", ["numba", "torch", "mlx", "onnx"])
+@pytest.mark.parametrize("name", [*backends_under_test(), "onnx"])
 def test_every_backend_embeds_or_says_that_it_cannot(name: str, directory: Path) -> None:
-    backends.get("reference" if name == "onnx" else name)
     model = from_pretrained(directory, backend=name)
 
     if name == "onnx":
