@@ -1,7 +1,7 @@
 """This file holds the run of a command: every mistake of a user becomes one line and an exit code.
 
-Codes: 0 done, 1 the work failed, 2 wrong use, 3 nothing proven (of `models verify`), 130 interrupted (Ctrl-C), 141 the
-reader of the output went away.
+Codes: 0 done, 1 the work failed, 2 wrong use, 3 nothing proven (of `models verify`), 130 interrupted (Ctrl-C; of
+`train`, SIGTERM too, for what is saved goes on alike), 141 the reader of the output went away.
 """
 
 import io
@@ -27,7 +27,9 @@ from nanochat.errors import (
     how_to_install,
 )
 
-__all__ = ["Group", "as_file_errors", "missing", "run"]
+__all__ = ["INTERRUPTED", "Group", "as_file_errors", "missing", "run"]
+
+INTERRUPTED = 130
 
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
@@ -71,7 +73,7 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (InputError, ConfigError) as error:
         return _fail(str(error), 2)
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return 141

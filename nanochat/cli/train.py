@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nanochat.cli.output import note, print_json
+from nanochat.cli.run import INTERRUPTED
 from nanochat.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ def train(
 ) -> None:
     """Train a model on prepared data, and write it as a model directory.
 
-    The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C ends the run after the current
-    step with a snapshot; --resume goes on from it, exactly.
+    The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
+    current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import load_snapshot
@@ -117,21 +118,28 @@ def train(
         num_threads=threads,
         compile_model=compile_model,
     )
+    if resume and trainer.step == recipe.steps:
+        note(
+            f"{out} has reached its last step, {recipe.steps}: what is missing of its end is done; to train on, begin "
+            f"another run with --start {out} and more --set steps"
+        )
     last: dict[str, object] = {}
-    with _progress(recipe, trainer.step) as show:
+    with _progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
 
         def keep(entry: "LogEntry") -> None:
             if "held_out_bits_per_byte" in entry.values:
                 last.update(step=entry.step, **entry.values)
             show(entry)
 
-        finished = trainer.run(keep)
+        finished = trainer.run(keep, watch)
     if not finished:
-        note(f"stopped after step {trainer.step}; go on with --resume")
+        note(f"stopped after step {trainer.step}, which is saved; go on with --resume")
     elif recipe.precision == "ternary":
         note(f"wrote {out / 'model'}")
     if as_json:
         print_json(last)
+    if not finished:
+        raise click.exceptions.Exit(INTERRUPTED)
 
 
 def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
@@ -169,8 +177,10 @@ def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]
 
 
 @contextmanager
-def _progress(recipe: "Recipe", step: int) -> "Iterator[Callable[[LogEntry], None]]":
-    """A progress bar on standard error, which is moved by what the log says."""
+def _progress(
+    recipe: "Recipe", step: int, *, compiling: bool
+) -> "Iterator[tuple[Callable[[LogEntry], None], Callable[[int, int], None]]]":
+    """Two progress bars on standard error, for what the log says and for the sequences of an evaluation."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -181,26 +191,35 @@ def _progress(recipe: "Recipe", step: int) -> "Iterator[Callable[[LogEntry], Non
     )
 
     bar = Progress(
-        TextColumn("step"),
+        TextColumn("{task.fields[unit]}"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    task = bar.add_task("compiling", total=recipe.steps, completed=step)
-    held_out = ""
+    begin = "compiling" if compiling else "starting"
+    steps = bar.add_task(begin, total=recipe.steps, completed=step, unit="step")
+    evaluation = bar.add_task("", total=None, visible=False, unit="evaluating")
+    speed = held_out = ""
 
     def show(entry: "LogEntry") -> None:
-        nonlocal held_out
+        nonlocal speed, held_out
         bits = entry.values.get("held_out_bits_per_byte")
         if isinstance(bits, float):
             held_out = f"  held out {bits:.4f} bits/byte"
             bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
         if "cross_entropy" in entry.values:
-            loss, speed = entry.values["cross_entropy"], entry.values["tokens_per_second"]
-            text = f"{loss:.3f} nats/token  {speed:.0f} tokens/s{held_out}"
-            bar.update(task, completed=entry.step, description=text)
+            loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
+            speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
+        if speed or held_out:
+            bar.update(steps, completed=entry.step, description=f"{speed}{held_out}")
+
+    def watch(done: int, total: int) -> None:
+        if not done and not bar.console.is_terminal:
+            # A bar that does not move is shown once, at the end of the run.
+            bar.console.print(f"evaluating {total} held-out sequences")
+        bar.update(evaluation, completed=done, total=total, visible=done < total, refresh=not done)
 
     with bar:
-        yield show
+        yield show, watch

@@ -130,6 +130,11 @@ class Shards:
             starts.append(int(order[number]))
         return self._read(starts, length)
 
+    def window_starts(self, length: int) -> range:
+        """Return where the windows of :meth:`windows` start in the stream."""
+        self.num_windows(length)
+        return range(0, self.num_tokens - length, length)
+
     def windows(
         self, batch_size: int, length: int
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
@@ -146,8 +151,7 @@ class Shards:
         """
         if batch_size < 1:
             raise DataError(f"batch_size={batch_size}: pass 1 or more")
-        self.num_windows(length)
-        starts = range(0, self.num_tokens - length, length)
+        starts = self.window_starts(length)
         for first in range(0, len(starts), batch_size):
             inputs, targets = self._read(starts[first : first + batch_size], length)
             yield inputs, targets, self.tokenizer.num_bytes[targets].sum(axis=1)

@@ -1,10 +1,9 @@
 """This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
 
+import itertools
 import json
 import math
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
 from nanochat.train.data import Shards
+from nanochat.train.interruption import Interruption
 from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
@@ -36,6 +36,10 @@ from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
+
+
+def _ignore(*_: int) -> None:
+    """What is told nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +104,42 @@ class Trainer:
         self.step = 0
         if start is not None:
             self._restore(start)
-        # A branch is a run of its own, with a recipe of its own in its log.
+        # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
         resumed = start is not None and start.resolve().parent == directory.resolve()
+        if self.step >= recipe.steps and not resumed:
+            raise TrainingError(
+                f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more steps"
+            )
         self._first_step = None if resumed else self.step
         self._compiled = torch.compile(self._terms) if compile_model else self._terms
+        self._interruption = Interruption()
+        # The steps of the last snapshot and of the last evaluation that stand in the directory.
+        self._saved = self.step if resumed else -1
+        self._evaluated = -1
 
-    def run(self, show: Callable[[LogEntry], None]) -> bool:
+    def run(
+        self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
+    ) -> bool:
         """Train to the recipe's last step; every entry is written to the log and shown.
 
-        SIGINT and SIGTERM end the run after the current step, with a snapshot.
+        SIGINT and SIGTERM end the run with a snapshot, after the current step or batch of an evaluation; a second
+        signal does not wait for that.
+
+        Parameters
+        ----------
+        show : callable
+            Is called with every entry.
+        watch : callable
+            Is called with the number of sequences done and of all of them, at the start of an evaluation and after
+            every batch of it.
 
         Returns
         -------
         bool
-            Whether the last step was reached; the model directory is then written.
+            Whether the last step was reached and evaluated; the model directory is then written.
         """
         # Whoever sees the log may interrupt the run.
-        with _interruption() as interrupted, self._log() as log:
+        with self._interruption, self._log() as log:
 
             def report(values: dict[str, object]) -> None:
                 log.write(json.dumps({"step": self.step, **values}) + "\n")
@@ -125,39 +148,55 @@ class Trainer:
 
             if self.step == self._first_step:
                 report({"recipe": recipe_to_dict(self.recipe), "machine": _machine()})
-            while self.step < self.recipe.steps and not interrupted.is_set():
-                report(self._advance())
-                last = self.step == self.recipe.steps
-                if last or self.step % self.recipe.evaluate_every == 0:
-                    windows = None if last else self.recipe.evaluation_windows
-                    report(self.evaluate(windows))
-                if last or self.step % self.recipe.snapshot_every == 0:
+            try:
+                # First what a run that goes on has still to do at the step of its snapshot.
+                while True:
+                    self._interruption.check()
+                    if self._is_evaluation_due():
+                        report(self.evaluate(self._num_windows(), watch))
+                        self._evaluated = self.step
+                    if self.step == self.recipe.steps:
+                        break
+                    report(self._advance())
+                    # An evaluation may take longer than all the steps before it, and fail.
+                    if self.step == self.recipe.steps or not self.step % self.recipe.snapshot_every:
+                        self.save()
+            except KeyboardInterrupt:
+                self.model.zero_grad()
+                if self._saved != self.step:
                     self.save()
-            if interrupted.is_set():
-                self.save()
-        if self.step < self.recipe.steps:
-            return False
+                # Another call goes on.
+                self._first_step = None
+                return False
         if self.recipe.precision == "ternary":
             self.write_model(self.directory / "model")
         return True
 
-    def evaluate(self, num_windows: int | None) -> dict[str, object]:
-        """Bits per byte of the held-out text in its first windows, or in all of them, and the state of mHC.
+    def evaluate(
+        self, num_windows: int, watch: Callable[[int, int], None] = _ignore
+    ) -> dict[str, object]:
+        """Bits per byte of the held-out text in its first windows, and the state of mHC; `watch` is that of `run`.
 
-        Whole windows of the recipe's length are scored, each without what stood before it.
+        Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
         """
-        nats, num_bytes, num_tokens = 0.0, 0, 0
-        batches = self.held_out.windows(self.recipe.batch_size, self.recipe.length)
+        nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
+        batch_size, length = self.recipe.batch_size, self.recipe.length
+        num_batches = math.ceil(num_windows / batch_size)
+        total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
+        batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
+        watch(0, total)
         with torch.no_grad(), self.model.rounded():
             for inputs, targets, lengths in batches:
-                if num_windows is not None and num_tokens >= num_windows * self.recipe.length:
-                    break
                 # A last batch of another size would be compiled anew.
-                run = self._compiled if len(inputs) == self.recipe.batch_size else self._terms
-                found = run(self._tensor(inputs), self._tensor(targets))
-                nats += float(found["cross_entropy"]) * targets.size
+                run = self._compiled if len(inputs) == batch_size else self._terms
+                with self._interruption.abandonable():
+                    found = run(self._tensor(inputs), self._tensor(targets))
+                    nats += float(found["cross_entropy"]) * targets.size
                 num_tokens += targets.size
                 num_bytes += int(lengths.sum())
+                done += len(inputs)
+                watch(done, total)
+                self._interruption.check()
         values: dict[str, object] = {
             "held_out_bits_per_byte": nats / math.log(2) / num_bytes,
             "held_out_nats_per_token": nats / num_tokens,
@@ -186,6 +225,7 @@ class Trainer:
         largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
         save_snapshot(self.directory / "snapshot", snapshot)
+        self._saved = self.step
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
@@ -207,10 +247,21 @@ class Trainer:
         model, objective = self.recipe.model, self.recipe.objective
         return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
 
+    def _is_evaluation_due(self) -> bool:
+        if self.step in (0, self._first_step, self._evaluated):
+            return False
+        return self.step == self.recipe.steps or not self.step % self.recipe.evaluate_every
+
+    def _num_windows(self) -> int:
+        if self.step < self.recipe.steps:
+            return self.recipe.evaluation_windows
+        # A short run on much data would be evaluated for longer than it was trained.
+        return max(self.recipe.evaluation_windows, self.recipe.steps * self.recipe.batch_size)
+
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
-        with self.model.rounded():
+        with self.model.rounded(), self._interruption.abandonable():
             found = self._compiled(self._tensor(inputs), self._tensor(targets))
             found["loss"].backward()
         norms = gradient_norms(self.updater.gradients())
@@ -232,9 +283,14 @@ class Trainer:
     def _require_finite(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
+                again = (
+                    f"begin another run with --start {self.directory}"
+                    if self._saved >= 0
+                    else "begin again"
+                )
                 raise TrainingError(
-                    f"{name} is {value} at step {self.step}: must be finite, so nothing is saved; resume "
-                    f"from {self.directory / 'snapshot'} with a lower matrix_rate"
+                    f"{name} is {value} at step {self.step}: must be finite, so nothing is saved; {again} and a lower "
+                    "rate, such as --set matrix_rate=0.01"
                 )
 
     def _restore(self, start: Path) -> None:
@@ -254,11 +310,9 @@ class Trainer:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
-        if snapshot.step >= self.recipe.steps:
-            raise TrainingError(
-                f"{start} is at step {snapshot.step} and the recipe ends at {self.recipe.steps}: ask for more steps"
-            )
-        self.updater.restore(snapshot.optimizer, str(start))
+        # Nothing has been updated before the first step.
+        if snapshot.step:
+            self.updater.restore(snapshot.optimizer, str(start))
         self.step = snapshot.step
 
     def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
@@ -274,6 +328,8 @@ class Trainer:
             kept = [
                 line for line in lines if self._first_step is None and _step_of(line) <= self.step
             ]
+            if kept and "held_out_bits_per_byte" in json.loads(kept[-1]):
+                self._evaluated = int(_step_of(kept[-1]))
             atomic_write(path, "".join(kept).encode())
             with path.open("a") as file:
                 yield file
@@ -290,29 +346,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-@contextmanager
-def _interruption() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, while the block runs; a second SIGINT interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(number: int, _: object) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    for number in previous:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _machine() -> dict[str, object]:

@@ -40,7 +40,8 @@ class Recipe:
     evaluate_every, snapshot_every : int
         Steps between held-out evaluations and between training checkpoints.
     evaluation_windows : int
-        Held-out sequences in an evaluation during the run; the last one uses all of them.
+        Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
+        on.
     """
 
     model: ModelConfig

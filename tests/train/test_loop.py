@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,53 +15,10 @@ from nanochat import checkpoint
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.train.corpus import prepare
-from nanochat.train.loop import LogEntry, Trainer
+from nanochat.train.loop import Trainer
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.train.snapshot import load_snapshot
-
-MODEL = {
-    "width": 128,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "ffn_width": 128,
-    "weight_block": 128,
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty small files of repetitive code."""
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = [f"fn f{i}(x: u32) -> u32 {{ x * {i} + f{i // 2}(x) }}\n" for i in range(400)]
-    for i in range(20):
-        (folder / f"{i}.rs").write_text("".join(lines[i * 20 :] + lines[: i * 20]))
-    prepare([str(folder)], folder / "tokens", 300, held_out=0.1)
-    return folder / "tokens"
-
-
-def recipe(**changes: object) -> Recipe:
-    fields = {
-        "model": {"vocab_size": 300, **MODEL},
-        "steps": 30,
-        "batch_size": 2,
-        "length": 64,
-        "warmup_steps": 2,
-        "decay_steps": 10,
-        "evaluate_every": 10,
-        "snapshot_every": 5,
-        "evaluation_windows": 8,
-    }
-    return recipe_from_dict({**fields, **changes})
-
-
-def losses(run: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-
-def quiet(_: LogEntry) -> None:
-    pass
+from tests.train.runs import MODEL, losses, options, quiet, recipe
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +119,6 @@ main(sys.argv[1:])
 """
 
 
-def options(data: Path, run: Path) -> list[str]:
-    return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
-
-
 def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_path: Path) -> None:
     settings, killed = tmp_path / "recipe.json", tmp_path / "killed"
     settings.write_text(json.dumps(recipe_to_dict(recipe())))
@@ -185,27 +137,6 @@ def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_
     assert (first.returncode, reached) == (-signal.SIGKILL, 12)
     assert resumed.returncode == 0, resumed.stderr.decode()
     assert losses(killed) == losses(whole)
-
-
-def test_an_interrupted_run_saves_and_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "recipe.json"
-    settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, snapshot_every=100_000))))
-    run = tmp_path / "run"
-    words = [*options(data, run), "--recipe", str(settings)]
-
-    with subprocess.Popen(
-        [sys.executable, "-m", "nanochat", *words], stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (run / "log.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=60)
-
-    assert process.returncode == 0
-    assert "--resume" in messages
-    assert "Traceback" not in messages
-    assert (run / "snapshot" / "snapshot.json").is_file()
 
 
 def test_a_branch_starts_from_another_runs_snapshot(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""This file holds small runs for tests: their recipe, their command line, and what their logs say."""
+
+import json
+from pathlib import Path
+
+from nanochat.train.loop import LogEntry
+from nanochat.train.recipe import Recipe, recipe_from_dict
+
+__all__ = ["MODEL", "entries", "losses", "options", "quiet", "recipe"]
+
+MODEL = {
+    "width": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "ffn_width": 128,
+    "weight_block": 128,
+}
+
+
+def recipe(**changes: object) -> Recipe:
+    fields = {
+        "model": {"vocab_size": 300, **MODEL},
+        "steps": 30,
+        "batch_size": 2,
+        "length": 64,
+        "warmup_steps": 2,
+        "decay_steps": 10,
+        "evaluate_every": 10,
+        "snapshot_every": 5,
+        "evaluation_windows": 8,
+    }
+    return recipe_from_dict({**fields, **changes})
+
+
+def entries(run: Path) -> list[dict[str, object]]:
+    """The lines of a run's log, without what depends on the machine."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def quiet(_: LogEntry) -> None:
+    pass
+
+
+def options(data: Path, run: Path) -> list[str]:
+    return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
