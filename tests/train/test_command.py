@@ -1,0 +1,62 @@
+"""What `nanochat train` shows, and how it answers what people type."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat.train.recipe import recipe_to_dict
+from tests.train.runs import entries, options, recipe
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """The recipe of a run of two steps."""
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe_to_dict(recipe(steps=2, decay_steps=0))))
+    return path
+
+
+def train(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nanochat.cli", *map(str, words)],
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_the_last_bar_shows_the_last_held_out_value(
+    data: Path, settings: Path, tmp_path: Path
+) -> None:
+    result = train(*options(data, tmp_path / "run"), "--recipe", settings)
+
+    bits = entries(tmp_path / "run")[-1]["held_out_bits_per_byte"]
+    bars = [line for line in result.stderr.splitlines() if line.startswith("step 2/2")]
+    assert len(bars) == 1
+    assert f"held out {bits:.4f} bits/byte" in bars[0]
+
+
+def test_an_evaluation_has_a_bar_with_an_end(data: Path, settings: Path, tmp_path: Path) -> None:
+    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+
+    result = train(*words, TTY_COMPATIBLE="1", TERM="xterm")
+
+    assert re.search(r"evaluating +0/8", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
+
+
+def test_a_run_that_is_not_compiled_begins_with_another_word(
+    data: Path, settings: Path, tmp_path: Path
+) -> None:
+    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+
+    result = train(*words, TTY_COMPATIBLE="1", TERM="xterm")
+
+    assert "starting" in result.stderr
+    assert "compiling" not in result.stderr
