@@ -69,7 +69,7 @@ Examples:
     "compile_model",
     default=True,
     show_default=True,
-    help="Run through torch.compile: a minute to start, then several times faster.",
+    help="Run through torch.compile: a C++ compiler and a minute to start, then several times faster.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the last evaluation as JSON.")

@@ -25,6 +25,7 @@ from nanochat.files import atomic_write
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
+from nanochat.train.compilation import compiled, compiling
 from nanochat.train.data import Shards
 from nanochat.train.interruption import Interruption
 from nanochat.train.loss import terms
@@ -111,7 +112,7 @@ class Trainer:
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more steps"
             )
         self._first_step = None if resumed else self.step
-        self._compiled = torch.compile(self._terms) if compile_model else self._terms
+        self._compiled = compiled(self._terms) if compile_model else self._terms
         self._interruption = Interruption()
         # The steps of the last snapshot and of the last evaluation that stand in the directory.
         self._saved = self.step if resumed else -1
@@ -189,7 +190,7 @@ class Trainer:
             for inputs, targets, lengths in batches:
                 # A last batch of another size would be compiled anew.
                 run = self._compiled if len(inputs) == batch_size else self._terms
-                with self._interruption.abandonable():
+                with self._interruption.abandonable(), compiling():
                     found = run(self._tensor(inputs), self._tensor(targets))
                     nats += float(found["cross_entropy"]) * targets.size
                 num_tokens += targets.size
@@ -261,7 +262,7 @@ class Trainer:
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
-        with self.model.rounded(), self._interruption.abandonable():
+        with self.model.rounded(), self._interruption.abandonable(), compiling():
             found = self._compiled(self._tensor(inputs), self._tensor(targets))
             found["loss"].backward()
         norms = gradient_norms(self.updater.gradients())

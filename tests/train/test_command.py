@@ -60,3 +60,36 @@ def test_a_run_that_is_not_compiled_begins_with_another_word(
 
     assert "starting" in result.stderr
     assert "compiling" not in result.stderr
+
+
+BROKEN_COMPILER = """#!/bin/sh
+case "$*" in *--version*) echo "g++ 12.2.0"; exit 0;; esac
+echo "header.hpp:1:10: fatal error: Python.h: No such file or directory" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("compiler", ["none", "without headers"])
+def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
+    compiler: str, data: Path, settings: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "g++"
+    if compiler == "without headers":
+        program.write_text(BROKEN_COMPILER)
+        program.chmod(0o755)
+    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+    words.remove("--no-compile")
+
+    # What was compiled before is in no cache.
+    cache = str(tmp_path / "cache")
+    refused = train(*words, CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
+    followed = train(*words, "--no-compile", CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
+
+    reason = {"none": "No working C\\+\\+ compiler", "without headers": "fatal error: Python.h"}
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert re.match(
+        rf"error: torch.compile cannot run here \(.*{reason[compiler]}.*\): install a C\+\+ compiler",
+        refused.stderr.splitlines()[-1],
+    )
+    assert followed.returncode == 0
