@@ -26,6 +26,7 @@ Examples:
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat train --preset tiny --data data/rust --out runs/tiny --set steps=1000
   nanochat train --resume --data data/rust --out runs/tiny
+  nanochat train --start runs/tiny --data data/rust --out runs/longer --set steps=2000
 """
 
 
@@ -55,7 +56,7 @@ Examples:
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Branch off a snapshot of another run of the same model, at its step.",
+    help="Branch off the snapshot in another run's directory, at its step, and with its recipe if none is given.",
 )
 @click.option(
     "--device",
@@ -95,20 +96,19 @@ def train(
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import load_snapshot
 
-    snapshot = out / "snapshot"
     if resume:
         if preset or recipe_file or start or changes:
             raise click.UsageError(
                 "--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set"
             )
-        recipe = load_snapshot(snapshot).recipe
-        start = snapshot
+        recipe = load_snapshot(out).recipe
+        start = out
     else:
-        if snapshot.exists():
+        if (out / "snapshot").exists():
             raise TrainingError(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
-        recipe = _recipe(preset, recipe_file, changes)
+        recipe = _recipe(preset, recipe_file, start, changes)
     trainer = Trainer(
         recipe,
         data,
@@ -142,19 +142,26 @@ def train(
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _recipe(preset_name: str | None, file: Path | None, changes: tuple[str, ...]) -> "Recipe":
+def _recipe(
+    preset_name: str | None, file: Path | None, start: Path | None, changes: tuple[str, ...]
+) -> "Recipe":
     from nanochat.config import config_to_dict
     from nanochat.files import parse_json, read_bytes
     from nanochat.presets import preset
-    from nanochat.train.recipe import recipe_from_dict
+    from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
+    from nanochat.train.snapshot import load_snapshot
 
-    if (preset_name is None) == (file is None):
-        raise click.UsageError("pass one of --preset and --recipe")
     fields: dict[str, object] = {}
+    if preset_name is not None and file is not None:
+        raise click.UsageError("pass one of --preset and --recipe")
     if preset_name is not None:
         fields["model"] = config_to_dict(preset(preset_name))
-    if file is not None:
+    elif file is not None:
         fields = parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file))
+    elif start is not None:
+        fields = recipe_to_dict(load_snapshot(start).recipe)
+    else:
+        raise click.UsageError("pass --preset or --recipe: what to train")
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:

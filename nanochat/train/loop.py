@@ -33,7 +33,7 @@ from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
 from nanochat.train.optimizers import Updater
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
-from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
+from nanochat.train.snapshot import Snapshot, find_snapshot, load_snapshot, save_snapshot
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
@@ -61,7 +61,7 @@ class Trainer:
     directory : Path
         Of the run: ``log.jsonl``, ``snapshot/`` and in the end ``model/``.
     start : Path, optional
-        A snapshot to go on from; its step counts.
+        A run, or its snapshot, to go on from; its step counts.
     device : str
         "auto", "cpu", "cuda".
     num_threads : int, optional
@@ -106,10 +106,11 @@ class Trainer:
         if start is not None:
             self._restore(start)
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
-        resumed = start is not None and start.resolve().parent == directory.resolve()
+        resumed = start is not None and find_snapshot(start).resolve().parent == directory.resolve()
         if self.step >= recipe.steps and not resumed:
             raise TrainingError(
-                f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more steps"
+                f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
+                f"--set steps={2 * self.step}, say"
             )
         self._first_step = None if resumed else self.step
         self._compiled = compiled(self._terms) if compile_model else self._terms
@@ -298,7 +299,8 @@ class Trainer:
         snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
             raise TrainingError(
-                f"{start} is a snapshot of another model: pass that model's configuration"
+                f"{start} is a snapshot of another model than the recipe's: leave out --preset, --recipe and settings "
+                "of the model, and that of the snapshot is taken"
             )
         for name, parameter in self.model.named_parameters():
             found = snapshot.parameters.get(name)

@@ -17,9 +17,10 @@ from nanochat.errors import FormatError, TrainingError, VersionError
 from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
-__all__ = ["Snapshot", "load_snapshot", "save_snapshot"]
+__all__ = ["Snapshot", "find_snapshot", "load_snapshot", "save_snapshot"]
 
 _FORMAT = 1
+_FILE_NAME = "snapshot.json"
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -50,16 +51,23 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     with atomic_directory(directory) as new:
         _save(dict(snapshot.parameters), new / "parameters.safetensors")
         _save(flat, new / "optimizer.safetensors")
-        (new / "snapshot.json").write_text(json.dumps(text, indent=1))
+        (new / _FILE_NAME).write_text(json.dumps(text, indent=1))
+
+
+def find_snapshot(directory: Path) -> Path:
+    """The directory of a snapshot: that of its run stands for it, too."""
+    for found in (directory, directory / "snapshot"):
+        if (found / _FILE_NAME).is_file():
+            return found
+    raise TrainingError(
+        f"{directory} holds no snapshot/{_FILE_NAME}: pass the directory of a run that has saved a snapshot"
+    )
 
 
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
-    """Read a snapshot."""
-    path = directory / "snapshot.json"
-    if not path.is_file():
-        raise TrainingError(
-            f"{directory} holds no snapshot.json: pass the directory of a run that has saved a snapshot"
-        )
+    """Read the snapshot in a directory of its own or in that of its run."""
+    directory = find_snapshot(directory)
+    path = directory / _FILE_NAME
     text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
     if text.get("format") != _FORMAT:
         raise VersionError(

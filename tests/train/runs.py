@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from nanochat.train.loop import LogEntry
 from nanochat.train.recipe import Recipe, recipe_from_dict
@@ -33,7 +34,7 @@ def recipe(**changes: object) -> Recipe:
     return recipe_from_dict({**fields, **changes})
 
 
-def entries(run: Path) -> list[dict[str, object]]:
+def entries(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, without what depends on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]

@@ -93,3 +93,44 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
         refused.stderr.splitlines()[-1],
     )
     assert followed.returncode == 0
+
+
+@pytest.mark.parametrize("named", ["run", "run/snapshot"])
+def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
+    named: str, data: Path, settings: Path, tmp_path: Path
+) -> None:
+    first, branch = options(data, tmp_path / "run"), options(data, tmp_path / "branch")
+    train(*first, "--recipe", settings)
+
+    result = train(*branch, "--start", tmp_path / named, "--set", "steps=3")
+
+    assert result.returncode == 0, result.stderr
+    assert entries(tmp_path / "branch")[0]["recipe"] == {
+        **entries(tmp_path / "run")[0]["recipe"],
+        "steps": 3,
+    }
+    assert [entry["step"] for entry in entries(tmp_path / "branch")] == [2, 3, 3]
+
+
+def test_a_directory_without_a_snapshot_is_named(
+    data: Path, settings: Path, tmp_path: Path
+) -> None:
+    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+
+    result = train(*words, "--start", data)
+
+    assert result.returncode == 1
+    assert f"error: {data} holds no snapshot/snapshot.json: pass the directory" in result.stderr
+
+
+def test_a_finished_run_that_is_resumed_says_how_to_train_on(
+    data: Path, settings: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(*options(data, run), "--recipe", settings)
+
+    resumed = train(*options(data, run), "--resume")
+    branch = train(*options(data, tmp_path / "on"), "--start", run, "--set", "steps=4")
+
+    assert f"another run with --start {run} and more --set steps" in resumed.stderr
+    assert (resumed.returncode, branch.returncode) == (0, 0)
