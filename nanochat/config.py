@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, did_you_mean
 
 __all__ = [
     "Activation",
@@ -14,6 +14,7 @@ __all__ = [
     "Mixer",
     "ModelConfig",
     "TableFormat",
+    "check_field",
     "config_from_dict",
     "config_to_dict",
     "hybrid_pattern",
@@ -46,6 +47,24 @@ _LIMITS = {
     "delta_value_dim": 1 << 10,
     "delta_conv_width": 64,
     "sinkhorn_iterations": 1 << 10,
+}
+# Of those, the ones that may be 0, some of them with or without experts only.
+_MAY_BE_ZERO = ("ffn_width", "num_experts", "expert_width", "shared_expert_width", "num_ahead")
+_RANGES = {
+    "rope_theta": (1.0, 1e12),
+    "rope_scale": (1.0, 1e6),
+    "norm_eps": (1e-20, 1.0),
+    "mixer_bias": (-30.0, 30.0),
+    "exit_threshold": (1e-6, 1.0),
+}
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "activation": get_args(Activation),
+    "coefficients": get_args(Coefficients),
+    "mixer": get_args(Mixer),
+    "table_format": get_args(TableFormat),
+    "num_streams": (1, 2, 4),
+    "weight_block": ("row", 128, 256),
+    "activation_block": ("token", 128, 256),
 }
 # Experts of all layers. The largest published models have about 25,000.
 _MOST_EXPERTS = 1 << 15
@@ -137,72 +156,50 @@ class ModelConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_ranges(self)
+        for field in dataclasses.fields(self):
+            check_field(field.name, getattr(self, field.name))
+        _check_zeros(self)
         _check_blocks(self)
         _check_structure(self)
 
 
-def _check_types(config: ModelConfig) -> None:
-    choices: dict[str, tuple[object, ...]] = {
-        "activation": get_args(Activation),
-        "coefficients": get_args(Coefficients),
-        "mixer": get_args(Mixer),
-        "table_format": get_args(TableFormat),
-        "num_streams": (1, 2, 4),
-        "weight_block": ("row", 128, 256),
-        "activation_block": ("token", 128, 256),
-    }
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in choices:
-            # 256.0 equals 256 and True equals 1, but neither can stand for it.
-            if not any(type(value) is type(c) and value == c for c in choices[field.name]):
-                raise ConfigError(
-                    f"{field.name}={value!r}: choose one of {list(choices[field.name])}"
-                )
-        elif field.type is bool and not isinstance(value, bool):
-            raise ConfigError(f"{field.name}={value!r}: write true or false")
-        elif field.type is int and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(f"{field.name}={value!r}: write a whole number")
-        elif field.type is float and (
-            isinstance(value, bool) or not isinstance(value, (int, float))
-        ):
-            raise ConfigError(f"{field.name}={value!r}: write a number")
-    pattern = config.layer_pattern
-    if (
-        not isinstance(pattern, tuple)
-        or not pattern
-        or any(k not in get_args(LayerKind) for k in pattern)
-    ):
-        raise ConfigError(
-            f"layer_pattern={pattern!r}: write a non-empty tuple of {list(get_args(LayerKind))}"
-        )
+_FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 
 
-def _check_ranges(config: ModelConfig) -> None:
-    may_be_zero = {
-        "ffn_width": config.num_experts > 0,
-        "num_experts": True,
-        "expert_width": config.num_experts == 0,
-        "shared_expert_width": True,
-        "num_ahead": True,
-    }
-    for name, limit in _LIMITS.items():
-        value = getattr(config, name)
-        least = 0 if may_be_zero.get(name, False) else 1
-        if not least <= value <= limit:
-            raise ConfigError(f"{name}={value}: must lie between {least} and {limit}")
-    for name, low, high in (
-        ("rope_theta", 1.0, 1e12),
-        ("rope_scale", 1.0, 1e6),
-        ("norm_eps", 1e-20, 1.0),
-        ("mixer_bias", -30.0, 30.0),
-        ("exit_threshold", 1e-6, 1.0),
-    ):
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise ConfigError(f"{name}={value}: must lie between {low} and {high}")
+def check_field(name: str, value: object) -> None:
+    """Refuse a value that a field has in no configuration."""
+    field = _FIELDS[name]
+    if name == "layer_pattern":
+        kinds = get_args(LayerKind)
+        if not isinstance(value, tuple) or not value or any(k not in kinds for k in value):
+            raise ConfigError(f"layer_pattern={value!r}: write a non-empty tuple of {list(kinds)}")
+    elif name in _CHOICES:
+        # 256.0 equals 256 and True equals 1, but neither can stand for it.
+        if not any(type(value) is type(c) and value == c for c in _CHOICES[name]):
+            raise ConfigError(f"{name}={value!r}: choose one of {list(_CHOICES[name])}")
+    elif field.type is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r}: write true or false")
+    elif field.type is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name}={value!r}: write a whole number")
+        if name in _LIMITS:
+            _check_range(name, value, 0 if name in _MAY_BE_ZERO else 1, _LIMITS[name])
+    else:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name}={value!r}: write a number")
+        _check_range(name, value, *_RANGES[name])
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{name}={value}: must lie between {least} and {most}")
+
+
+def _check_zeros(config: ModelConfig) -> None:
+    """A dense network has a width, and so has an expert."""
+    for name in ("expert_width",) if config.num_experts else ("ffn_width",):
+        _check_range(name, getattr(config, name), 1, _LIMITS[name])
 
 
 def _check_blocks(config: ModelConfig) -> None:
@@ -305,13 +302,15 @@ def config_to_dict(config: ModelConfig) -> dict[str, object]:
 
 def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
     """Rebuild a configuration from `config_to_dict`; absent optional fields take their defaults."""
-    known = {field.name: field for field in dataclasses.fields(ModelConfig)}
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"unknown configuration field {unknown[0]!r}: remove it, or upgrade nanochat-ternary"
-        )
-    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
+    for name in fields:
+        if name not in _FIELDS:
+            raise ConfigError(
+                f"unknown configuration field {name!r}{did_you_mean(name, _FIELDS)}: remove it, or upgrade "
+                "nanochat-ternary"
+            )
+    missing = [
+        n for n, f in _FIELDS.items() if f.default is dataclasses.MISSING and n not in fields
+    ]
     if missing:
         raise ConfigError(
             f"configuration field {missing[0]!r} is missing: it has no default, so write it"
@@ -323,5 +322,5 @@ def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
     # ModelConfig itself checks the type of every value.
     config = ModelConfig(**values)  # type: ignore[arg-type]
     # JSON may write 10000.0 as 10000; only now is it known to fit a float.
-    floats = {name: float(getattr(config, name)) for name, f in known.items() if f.type is float}
+    floats = {name: float(getattr(config, name)) for name, f in _FIELDS.items() if f.type is float}
     return dataclasses.replace(config, **floats)  # type: ignore[arg-type]  # fields of type float

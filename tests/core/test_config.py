@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -260,9 +261,15 @@ def test_a_float_may_be_written_without_its_point() -> None:
     assert config.rope_theta == 5e5
 
 
-def test_an_unknown_field_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="unknown configuration field 'num_streamz': remove it"):
-        config_from_dict(SMALL | {"num_streamz": 4})
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("num_streamz", " (did you mean num_streams?)"), ("colour", "")],
+)
+def test_an_unknown_field_is_refused_by_name(name: str, hint: str) -> None:
+    message = f"unknown configuration field '{name}'{hint}: remove it, or upgrade nanochat-ternary"
+
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config_from_dict(SMALL | {name: 4})
 
 
 @pytest.mark.parametrize("field", sorted(SMALL))
