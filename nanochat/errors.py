@@ -27,6 +27,7 @@ __all__ = [
     "counted",
     "did_you_mean",
     "how_to_install",
+    "nearest",
 ]
 
 
@@ -112,5 +113,10 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     >>> did_you_mean("max_token", ["max_tokens", "top_k"])
     ' (did you mean max_tokens?)'
     """
-    near = difflib.get_close_matches(str(word), list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(str(word), known)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that resembles another one most; empty if none does."""
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.output import note, print_json
+from nanochat.cli.output import note, print_json, write
 from nanochat.cli.run import INTERRUPTED
-from nanochat.errors import ConfigError, TrainingError
+from nanochat.errors import TrainingError
 
 if TYPE_CHECKING:
     from nanochat.train.loop import LogEntry
@@ -30,6 +30,28 @@ Examples:
 """
 
 
+def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if not asked or context.resilient_parsing:
+        return
+    from nanochat.train.settings import setting_groups
+
+    listing = context.make_formatter()
+    for prefix, title in (
+        ("", "Settings of a run, for --set NAME=VALUE, with their defaults"),
+        ("objective.", "Factors in its loss"),
+        ("model.", "Its model, whose defaults a preset replaces by its own values"),
+    ):
+        with listing.section(title):
+            listing.write_dl(
+                [
+                    (group.names, f"{group.meaning}  [{group.kind}]")
+                    for group in setting_groups(prefix)
+                ]
+            )
+    write(listing.getvalue().lstrip("\n"))
+    context.exit()
+
+
 @click.command(epilog=_EXAMPLES)
 @click.option("--preset", help="Start from this preset's shape, such as tiny.")
 @click.option(
@@ -43,7 +65,15 @@ Examples:
     "changes",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Change a number of the recipe, or model.NAME of the model; repeatable.",
+    help="Change a setting of the recipe, or model.NAME of the model; repeatable.  [see --settings]",
+)
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_settings,
+    help="List all settings with their defaults, and exit.",
 )
 @click.option(
     "--data",
@@ -149,6 +179,7 @@ def _recipe(
     from nanochat.files import parse_json, read_bytes
     from nanochat.presets import preset
     from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
+    from nanochat.train.settings import change_setting
     from nanochat.train.snapshot import load_snapshot
 
     fields: dict[str, object] = {}
@@ -170,16 +201,10 @@ def _recipe(
             value = json.loads(text)
         except ValueError:
             value = text
-        target = fields
-        *groups, name = name.split(".")
-        for group in groups:
-            inner = target.setdefault(group, {})
-            if not isinstance(inner, dict):
-                raise click.UsageError(f"--set {change}: {group} is not a group of settings")
-            target = inner
-        target[name] = value
-    if not isinstance(fields.get("steps"), int):
-        raise ConfigError("the recipe needs a number of steps: add --set steps=1000, say")
+        change_setting(fields, name, value)
+    if "steps" not in fields:
+        # What was written is looked at before what was not.
+        recipe_from_dict({**fields, "steps": 2**31})
     return recipe_from_dict(fields)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args, get_type_hints
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, did_you_mean
 from nanochat.train.loss import Objective
 from nanochat.train.module import Precision
 
-__all__ = ["Recipe", "learning_rate_factor", "recipe_from_dict", "recipe_to_dict"]
+__all__ = ["Recipe", "check_setting", "learning_rate_factor", "recipe_from_dict", "recipe_to_dict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,9 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_types(self.objective)
-        for name, kind in get_type_hints(Recipe).items():
-            value = getattr(self, name)
-            if kind is int and name in ("warmup_steps", "decay_steps", "seed"):
-                if value < 0:
-                    raise ConfigError(f"{name}={value}: must not be negative")
-            elif kind is int and value < 1:
-                raise ConfigError(f"{name}={value}: must be at least 1")
-            elif kind is float and name != "weight_decay" and not value:
-                raise ConfigError(f"{name}={value}: must be a positive number")
-            elif get_args(kind) and value not in get_args(kind):
-                raise ConfigError(f"{name}={value!r}: choose one of {list(get_args(kind))}")
+        for settings in (self, self.objective):
+            for setting in dataclasses.fields(settings):
+                check_setting(type(settings), setting.name, getattr(settings, setting.name))
         if self.warmup_steps + self.decay_steps > self.steps:
             raise ConfigError(
                 f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed steps={self.steps}: "
@@ -93,16 +83,28 @@ class Recipe:
             )
 
 
-def _check_types(settings: Recipe | Objective) -> None:
-    for name, kind in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if kind is int and not whole:
+def check_setting(owner: type[Recipe | Objective], name: str, value: object) -> None:
+    """Refuse a value that a setting has in no recipe."""
+    kind = get_type_hints(owner)[name]
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{name}={value!r}: write a whole number")
-        if kind is float and not (
-            (whole or isinstance(value, float)) and 0 <= value < float("inf")
+        if name in ("warmup_steps", "decay_steps", "seed"):
+            if value < 0:
+                raise ConfigError(f"{name}={value}: must not be negative")
+        elif value < 1:
+            raise ConfigError(f"{name}={value}: must be at least 1")
+    elif kind is float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < float("inf")
         ):
             raise ConfigError(f"{name}={value!r}: write a number that is not negative")
+        if owner is Recipe and name != "weight_decay" and not value:
+            raise ConfigError(f"{name}={value}: must be a positive number")
+    elif get_args(kind) and value not in get_args(kind):
+        raise ConfigError(f"{name}={value!r}: choose one of {list(get_args(kind))}")
 
 
 def learning_rate_factor(recipe: Recipe, step: int) -> float:
@@ -127,15 +129,28 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
 
 def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
     """Rebuild a recipe from `recipe_to_dict`."""
-    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(Recipe)})
     model, terms = fields.get("model"), fields.get("objective", {})
-    if unknown or not isinstance(model, Mapping) or not isinstance(terms, Mapping):
-        raise ConfigError(
-            f"not a recipe (unknown fields {unknown}, model of type {type(model).__name__}): it was written by another "
-            "version or edited; start a new run"
-        )
-    try:
-        whole = {**fields, "model": config_from_dict(model), "objective": Objective(**terms)}
-        return Recipe(**whole)  # type: ignore[arg-type]  # checked above and by the recipe
-    except TypeError as error:
-        raise ConfigError(f"not a recipe: {error}; start a new run") from error
+    for group, found in (("model", model), ("objective", terms)):
+        if not isinstance(found, Mapping):
+            raise ConfigError(
+                f"not a recipe: its {group} is {found!r:.40}, not a group of settings; "
+                "use a recipe of `nanochat train` as it was written"
+            )
+    assert isinstance(model, Mapping)
+    assert isinstance(terms, Mapping)
+    for owner, found in ((Recipe, fields), (Objective, terms)):
+        _require_known(owner, found)
+    whole = {**fields, "model": config_from_dict(model), "objective": Objective(**terms)}
+    if "steps" not in fields:
+        raise ConfigError("the recipe needs a number of steps: add --set steps=1000, say")
+    return Recipe(**whole)  # type: ignore[arg-type]  # checked above and by the recipe
+
+
+def _require_known(owner: type[Recipe | Objective], fields: Mapping[str, object]) -> None:
+    known = [field.name for field in dataclasses.fields(owner)]
+    for name in fields:
+        if name not in known:
+            raise ConfigError(
+                f"there is no setting {name!r:.80} in a recipe{did_you_mean(name, known)}: correct or remove it, or "
+                "upgrade nanochat-ternary"
+            )

@@ -1,13 +1,16 @@
 """This file holds small runs for tests: their recipe, their command line, and what their logs say."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from nanochat.train.loop import LogEntry
 from nanochat.train.recipe import Recipe, recipe_from_dict
 
-__all__ = ["MODEL", "entries", "losses", "options", "quiet", "recipe"]
+__all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe"]
 
 MODEL = {
     "width": 128,
@@ -51,3 +54,15 @@ def quiet(_: LogEntry) -> None:
 
 def options(data: Path, run: Path) -> list[str]:
     return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
+
+
+def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`nanochat` in a process of its own, whose lines are wide."""
+    return subprocess.run(
+        [sys.executable, "-m", "nanochat", *map(str, words)],
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

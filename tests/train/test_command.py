@@ -1,16 +1,13 @@
 """What `nanochat train` shows, and how it answers what people type."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nanochat.train.recipe import recipe_to_dict
-from tests.train.runs import entries, options, recipe
+from tests.train.runs import command, entries, options, recipe
 
 
 @pytest.fixture
@@ -21,21 +18,10 @@ def settings(tmp_path: Path) -> Path:
     return path
 
 
-def train(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "nanochat.cli", *map(str, words)],
-        env={**os.environ, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
-
 def test_the_last_bar_shows_the_last_held_out_value(
     data: Path, settings: Path, tmp_path: Path
 ) -> None:
-    result = train(*options(data, tmp_path / "run"), "--recipe", settings)
+    result = command(*options(data, tmp_path / "run"), "--recipe", settings)
 
     bits = entries(tmp_path / "run")[-1]["held_out_bits_per_byte"]
     bars = [line for line in result.stderr.splitlines() if line.startswith("step 2/2")]
@@ -46,7 +32,7 @@ def test_the_last_bar_shows_the_last_held_out_value(
 def test_an_evaluation_has_a_bar_with_an_end(data: Path, settings: Path, tmp_path: Path) -> None:
     words = [*options(data, tmp_path / "run"), "--recipe", settings]
 
-    result = train(*words, TTY_COMPATIBLE="1", TERM="xterm")
+    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
 
     assert re.search(r"evaluating +0/8", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
 
@@ -56,7 +42,7 @@ def test_a_run_that_is_not_compiled_begins_with_another_word(
 ) -> None:
     words = [*options(data, tmp_path / "run"), "--recipe", settings]
 
-    result = train(*words, TTY_COMPATIBLE="1", TERM="xterm")
+    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
 
     assert "starting" in result.stderr
     assert "compiling" not in result.stderr
@@ -82,8 +68,8 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
 
     # What was compiled before is in no cache.
     cache = str(tmp_path / "cache")
-    refused = train(*words, CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
-    followed = train(*words, "--no-compile", CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
+    refused = command(*words, CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
+    followed = command(*words, "--no-compile", CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
 
     reason = {"none": "No working C\\+\\+ compiler", "without headers": "fatal error: Python.h"}
     assert refused.returncode == 1
@@ -100,9 +86,9 @@ def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
     named: str, data: Path, settings: Path, tmp_path: Path
 ) -> None:
     first, branch = options(data, tmp_path / "run"), options(data, tmp_path / "branch")
-    train(*first, "--recipe", settings)
+    command(*first, "--recipe", settings)
 
-    result = train(*branch, "--start", tmp_path / named, "--set", "steps=3")
+    result = command(*branch, "--start", tmp_path / named, "--set", "steps=3")
 
     assert result.returncode == 0, result.stderr
     assert entries(tmp_path / "branch")[0]["recipe"] == {
@@ -117,7 +103,7 @@ def test_a_directory_without_a_snapshot_is_named(
 ) -> None:
     words = [*options(data, tmp_path / "run"), "--recipe", settings]
 
-    result = train(*words, "--start", data)
+    result = command(*words, "--start", data)
 
     assert result.returncode == 1
     assert f"error: {data} holds no snapshot/snapshot.json: pass the directory" in result.stderr
@@ -127,10 +113,10 @@ def test_a_finished_run_that_is_resumed_says_how_to_train_on(
     data: Path, settings: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    train(*options(data, run), "--recipe", settings)
+    command(*options(data, run), "--recipe", settings)
 
-    resumed = train(*options(data, run), "--resume")
-    branch = train(*options(data, tmp_path / "on"), "--start", run, "--set", "steps=4")
+    resumed = command(*options(data, run), "--resume")
+    branch = command(*options(data, tmp_path / "on"), "--start", run, "--set", "steps=4")
 
     assert f"another run with --start {run} and more --set steps" in resumed.stderr
     assert (resumed.returncode, branch.returncode) == (0, 0)
