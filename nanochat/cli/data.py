@@ -48,7 +48,11 @@ def data() -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Use the tokenizer in this directory of a model or of prepared data instead.",
 )
-@_shown("--held-out", default=0.02, help="Share of the files that is kept for evaluation.")
+@_shown(
+    "--held-out",
+    default=0.02,
+    help="Share of the files that is kept for evaluation; where files are too few, of the text of each.",
+)
 @_shown("--shard-tokens", default=2**26, help="Tokens of one file.")
 @_shown("--max-file-bytes", default=2**30, help="Leave out files that are larger.")
 @_shown(
@@ -115,7 +119,7 @@ def _print(index: "DataIndex", *, as_json: bool) -> None:
         )
         for name, split in index.splits.items()
     ]
-    print_table(rows, header=("split", "files", "text", "tokens", "bytes/token", "shards"))
+    print_table(rows, header=("split", "documents", "text", "tokens", "bytes/token", "shards"))
     print_table(
         [
             ("vocabulary", f"{index.vocab_size} tokens"),

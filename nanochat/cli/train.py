@@ -250,7 +250,7 @@ def _progress(
     def watch(done: int, total: int) -> None:
         if not done and not bar.console.is_terminal:
             # A bar that does not move is shown once, at the end of the run.
-            bar.console.print(f"evaluating {total} held-out sequences")
+            bar.console.print(f"evaluating held-out sequences: {total}")
         bar.update(evaluation, completed=done, total=total, visible=done < total, refresh=not done)
 
     with bar:

@@ -1,18 +1,21 @@
 """This file holds the way from text files to training data: one file, one document.
 
 Every file belongs to one split, by a hash of its path relative to its pattern. So a file stays in its split when the
-corpus moves, grows or is read again.
+corpus moves, grows or is read again. Where files are too few for that, one file most of all, pieces of each are held
+out.
 """
 
 import glob
 import hashlib
 import itertools
 import logging
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,15 +23,21 @@ from nanochat.errors import DataError, InputError, SaveError
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.train.data import FILE_NAME, DataIndex, Shard, Split, Tokens, token_type
 
-__all__ = ["Document", "documents", "find_files", "is_held_out", "position", "prepare"]
+__all__ = ["Document", "Unit", "documents", "find_files", "is_held_out", "position", "prepare"]
+
+Unit = Literal["file", "piece"]
 
 _BATCH_CHARACTERS = 4_000_000
+# Of a file, each of which ends with a piece that is held out.
+_SECTION_CHARACTERS = 2**20
+# How far before its place a cut may be, to be at the start of a line.
+_LINE_CHARACTERS = 1000
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The text of one file, unchanged, its path relative to the pattern, and whether it is for evaluation."""
+    """The text of one file or piece, unchanged, its path relative to the pattern, and whether it is for evaluation."""
 
     path: str
     text: str
@@ -48,7 +57,7 @@ def prepare(
 ) -> DataIndex:
     """Write the tokens of all files that `patterns` match, their tokenizer and ``data.json``, which is returned.
 
-    The directory appears complete or not at all.
+    The directory appears complete or not at all. Files are held out whole, unless that leaves a split without any.
 
     Parameters
     ----------
@@ -75,10 +84,13 @@ def prepare(
             raise InputError(f"{name}={size} leaves no room: pass 1 or more")
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
+    unit = _choose_unit(patterns, held_out, max_file_bytes)
     if isinstance(tokenizer, int):
-        texts = _sample(patterns, held_out, max_file_bytes, sample_bytes)
+        texts = _sample(patterns, held_out, max_file_bytes, sample_bytes, unit)
         tokenizer = Tokenizer.train(texts, tokenizer)
-    read = documents(patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped)
+    read = documents(
+        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped, unit=unit
+    )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
@@ -115,8 +127,9 @@ def documents(
     held_out: float = 0.02,
     max_file_bytes: int = 2**30,
     dropped: Counter[str] | None = None,
+    unit: Unit = "file",
 ) -> Iterator[Document]:
-    """Yield the files that `patterns` match, in order of their paths, each contents once.
+    """Yield the files that `patterns` match, or pieces of them, in order of their paths, each contents once.
 
     Left out and counted: files that are not UTF-8, are empty, are larger than `max_file_bytes`, or
     equal an earlier file but for whitespace.
@@ -126,11 +139,14 @@ def documents(
     patterns : sequence of str or Path
         Files, directories (all files below them) and globs (``**`` crosses directories).
     held_out : float
-        Share of the files that is for evaluation, at least 0 and below 1.
+        Share of the files, or of each file's text, that is for evaluation, at least 0 and below 1.
     max_file_bytes : int
         Largest file that is read, bytes. Large source files are mostly generated tables.
     dropped : Counter, optional
         Receives the number of files left out, by reason. Without it, the log does.
+    unit : {"file", "piece"}
+        What is held out whole: files, chosen by a hash of their paths; or the ends of sections of every file, which
+        are a million characters long, or shorter.
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
     seen: set[bytes] = set()
@@ -143,7 +159,10 @@ def documents(
             counts["duplicate"] += 1
             continue
         seen.add(contents)
-        yield Document(path=name, text=text, held_out=is_held_out(name, held_out))
+        if unit == "piece":
+            yield from _pieces(name, text, held_out)
+        else:
+            yield Document(path=name, text=text, held_out=is_held_out(name, held_out))
     if dropped is None:
         _log_dropped(counts)
 
@@ -217,18 +236,68 @@ def _read(path: Path, max_file_bytes: int, dropped: Counter[str]) -> str | None:
     return text
 
 
+def _choose_unit(patterns: Sequence[str | Path], held_out: float, max_file_bytes: int) -> Unit:
+    """Files, if there are some for either split; this reads as many as it takes to see that."""
+    found = set()
+    num_files = 0
+    dropped: Counter[str] = Counter()
+    for document in documents(
+        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped
+    ):
+        found.add(document.held_out)
+        num_files += 1
+        if len(found) == 2:
+            return "file"
+    if not held_out or not num_files:
+        return "file"
+    _LOGGER.warning(
+        "too few files to hold some of them out (files: %d, share: %s): the end of each, or of every million "
+        "characters in it, is held out instead",
+        num_files,
+        held_out,
+    )
+    return "piece"
+
+
+def _pieces(name: str, text: str, share: float) -> Iterator[Document]:
+    """Cut a text into sections, and each into a part to train on and the last `share` of it."""
+    count = math.ceil(len(text) / _SECTION_CHARACTERS)
+    ends = [
+        _line_start(text, len(text) * number // count, _LINE_CHARACTERS)
+        for number in range(1, count)
+    ]
+    for number, (start, end) in enumerate(itertools.pairwise([0, *ends, len(text)])):
+        length = round((end - start) * share)
+        # A share that is small beside the lines would otherwise grow.
+        cut = _line_start(text, end - length, min(length, _LINE_CHARACTERS, end - length - start))
+        for part, held_out in ((text[start:cut], False), (text[cut:end], True)):
+            if part:
+                yield Document(path=f"{name}#{number}", text=part, held_out=held_out)
+
+
+def _line_start(text: str, index: int, reach: int) -> int:
+    """Where the line begins that holds `index`, if it is not further back than `reach`."""
+    return text.rfind("\n", index - reach, index) + 1 or index
+
+
 def _sample(
-    patterns: Sequence[str | Path], held_out: float, max_file_bytes: int, sample_bytes: int
+    patterns: Sequence[str | Path],
+    held_out: float,
+    max_file_bytes: int,
+    sample_bytes: int,
+    unit: Unit,
 ) -> Iterator[str]:
-    """Yield the text of training files, chosen by a hash, of about `sample_bytes` in all."""
+    """Yield the text to train on, chosen by a hash, of about `sample_bytes` in all."""
     sizes = {
         name: path.stat().st_size
         for name, path in find_files(patterns)
-        if not is_held_out(name, held_out)
+        if unit == "piece" or not is_held_out(name, held_out)
     }
     total = sum(size for size in sizes.values() if size <= max_file_bytes)
     share = sample_bytes / max(1, total)
-    read = documents(patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=Counter())
+    read = documents(
+        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=Counter(), unit=unit
+    )
     for document in read:
         if not document.held_out and position(document.path, "sample") < share:
             yield document.text
@@ -323,11 +392,14 @@ def _check_splits(splits: dict[str, Split], held_out: float) -> None:
         raise DataError("the files hold no text: pass patterns that match UTF-8 text")
     if not splits["train"].tokens:
         raise DataError(
-            f"no text for training: all {splits['held_out'].files} files are held out at "
-            f"held_out={held_out}; add files or pass a smaller share"
+            f"no text is left to train on at held_out={held_out}: pass a smaller share, or more text"
         )
     if held_out and not splits["held_out"].tokens:
         raise DataError(
-            f"none of {splits['train'].files} files is held out at held_out={held_out}: pass a larger "
-            "share, more and smaller files, or 0"
+            f"no text is held out at held_out={held_out}: pass a larger share, or more text"
+        )
+    if not held_out:
+        _LOGGER.warning(
+            "nothing is held out: to train on this data, which needs text to evaluate on, prepare it with "
+            "--held-out 0.02 (held_out=0.02 in Python)"
         )

@@ -72,8 +72,8 @@ class Shards:
         self.num_tokens = self.index.splits[split].tokens
         if not self.num_tokens:
             raise DataError(
-                f"{self.directory}: split {split!r} is empty; prepare the data again with "
-                "0 < held_out < 1"
+                f"{self.directory}: split {split!r} is empty; prepare the data again with --held-out 0.02 "
+                "(held_out=0.02 in Python)"
             )
         self._seed = seed
         self._shards = self.index.splits[split].shards
@@ -100,8 +100,9 @@ class Shards:
         """Return the number of windows of `length` tokens in one epoch of :meth:`batch`."""
         if not 1 <= length < self.num_tokens:
             raise DataError(
-                f"no window of {length} tokens in {self.num_tokens} tokens: a window and its next "
-                f"token must fit; pass a length from 1 to {self.num_tokens - 1}, or more text"
+                f"{self.directory}: no window of {length} tokens in {self.num_tokens} tokens: a window and its "
+                f"next token must fit; pass a length from 1 to {self.num_tokens - 1} (--set length of a run), or "
+                "prepare more text"
             )
         return max(1, (self.num_tokens - length) // length)
 
@@ -256,7 +257,8 @@ class Split:
     Parameters
     ----------
     files, bytes, tokens : int
-        Number of documents, size of their text in UTF-8, number of their tokens, one ``<|bos|>`` each included.
+        Number of documents, which are files or pieces of them, size of their text in UTF-8, number of their tokens, one
+        ``<|bos|>`` each included.
     """
 
     files: int

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import platform
 import time
@@ -37,6 +38,9 @@ from nanochat.train.snapshot import Snapshot, find_snapshot, load_snapshot, save
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
+
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def _ignore(*_: int) -> None:
@@ -92,10 +96,24 @@ class Trainer:
         self.directory = directory
         self.shards = Shards(data, "train", seed=recipe.seed)
         self.held_out = Shards(data, "held_out", seed=recipe.seed)
-        if self.shards.tokenizer.vocab_size > recipe.model.vocab_size:
+        vocab_size = self.shards.tokenizer.vocab_size
+        if vocab_size > recipe.model.vocab_size:
             raise ConfigError(
-                f"the tokenizer of {data} has {self.shards.tokenizer.vocab_size} tokens but vocab_size="
-                f"{recipe.model.vocab_size}: train a smaller tokenizer or a wider model"
+                f"the tokenizer of {data} has {vocab_size} tokens but the model has vocab_size="
+                f"{recipe.model.vocab_size}: pass --set model.vocab_size={vocab_size}, or prepare the data with a "
+                "smaller --vocab-size"
+            )
+        # Now, not when the first batch or evaluation asks for one.
+        self.shards.num_windows(recipe.length)
+        self._evaluation_length = min(recipe.length, self.held_out.num_tokens - 1)
+        self.held_out.num_windows(self._evaluation_length)
+        if self._evaluation_length < recipe.length:
+            _LOGGER.warning(
+                "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "
+                "training: prepare the data with a larger --held-out for a number that says more",
+                data,
+                self.held_out.num_tokens,
+                recipe.length,
             )
         ops = TorchOps(device, getattr(torch, recipe.products))
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
@@ -182,15 +200,16 @@ class Trainer:
         Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
         """
         nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
-        batch_size, length = self.recipe.batch_size, self.recipe.length
+        batch_size, length = self.recipe.batch_size, self._evaluation_length
         num_batches = math.ceil(num_windows / batch_size)
         total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
         batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
         watch(0, total)
         with torch.no_grad(), self.model.rounded():
             for inputs, targets, lengths in batches:
-                # A last batch of another size would be compiled anew.
-                run = self._compiled if len(inputs) == batch_size else self._terms
+                # Another size than in training would be compiled anew.
+                usual = inputs.shape == (batch_size, self.recipe.length)
+                run = self._compiled if usual else self._terms
                 with self._interruption.abandonable(), compiling():
                     found = run(self._tensor(inputs), self._tensor(targets))
                     nats += float(found["cross_entropy"]) * targets.size

@@ -263,8 +263,12 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"held_out": 1e-9}, "none of 60 files is held out", id="nothing held out"),
-        pytest.param({"held_out": 1 - 1e-9}, "no text for training", id="all held out"),
+        pytest.param(
+            {"held_out": 1e-9},
+            "no text is held out at held_out=1e-09: pass a larger share",
+            id="nothing held out",
+        ),
+        pytest.param({"held_out": 1 - 1e-9}, "no text is left to train on", id="all held out"),
     ],
 )
 def test_shares_that_leave_a_split_without_text_are_refused(
