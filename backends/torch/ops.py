@@ -30,7 +30,7 @@ from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
-__all__ = ["TorchOps", "cuda_is_available"]
+__all__ = ["TorchOps", "cuda_is_available", "mhc_logits"]
 
 
 class TorchOps:
@@ -299,17 +299,7 @@ class TorchOps:
         self, streams: Tensor, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         n = streams.shape[2]
-        read, write = _dense(site.read), _dense(site.write)
-        mix = None if site.mix is None else _dense(site.mix)
-        if site.projection is not None and site.gates is not None:
-            flat = streams.flatten(2)
-            root = torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
-            found = functional.linear(flat, _dense(site.projection)) * root
-            gates = _dense(site.gates)
-            read = read + gates[0] * found[..., :n]
-            write = write + gates[1] * found[..., n : 2 * n]
-            if mix is not None:
-                mix = mix + gates[2] * found[..., 2 * n :]
+        read, write, mix = mhc_logits(streams, site, eps)
         u = (read.sigmoid()[..., :, None] * streams).sum(dim=2)
         return u, 2 * write.sigmoid(), None if mix is None else _mix(mix, n, mixer, iterations)
 
@@ -423,6 +413,25 @@ def _by_group(state: TorchState, compute: Callable[..., Tensor], *given: Tensor)
 def _begins(segments: Tensor) -> Tensor:
     """Where a document begins, (B, T)."""
     return functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+
+
+def mhc_logits(
+    streams: Tensor, site: Mhc[Leaf], eps: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits of reading, writing and mixing, those per token of a dynamic site included."""
+    n = streams.shape[2]
+    read, write = _dense(site.read), _dense(site.write)
+    mix = None if site.mix is None else _dense(site.mix)
+    if site.projection is not None and site.gates is not None:
+        flat = streams.flatten(2)
+        root = torch.rsqrt(flat.square().mean(dim=-1, keepdim=True) + eps)
+        found = functional.linear(flat, _dense(site.projection)) * root
+        gates = _dense(site.gates)
+        read = read + gates[0] * found[..., :n]
+        write = write + gates[1] * found[..., n : 2 * n]
+        if mix is not None:
+            mix = mix + gates[2] * found[..., 2 * n :]
+    return read, write, mix
 
 
 def _dense(leaf: Leaf) -> Tensor:

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat.backends.torch.ops import TorchOps
+from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.ops import TorchOps, mhc_logits
 from nanochat.config import Mixer
 from nanochat.model import forward
 from nanochat.train.module import LanguageModel
+from nanochat.weights import Mhc
 
-__all__ = ["gradient_norms", "stream_divergence"]
+__all__ = ["StreamProbe", "gradient_norms", "stream_divergence"]
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def stream_divergence(model: LanguageModel, tokens: Tensor) -> tuple[list[float]
         signal when every sub-layer passes its input on unchanged. Hres alone would give exactly 1 for any doubly
         stochastic mixer, and say nothing.
     """
-    probe = _Probe(model.ops)
+    probe = StreamProbe(model.ops)
     forward(tokens, model.tree(), model.config, probe)
     product = np.eye(model.config.num_streams)
     for matrix in probe.matrices:
@@ -52,8 +54,11 @@ def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {kind: torch.stack(parts).norm() for kind, parts in found.items()}
 
 
-class _Probe(TorchOps):
-    """Notes, at every site, how far the streams are from their mean, and the matrix of the site with F as identity."""
+class StreamProbe(TorchOps):
+    """Notes, at every site, how far the streams are from their mean, and the matrix of the site with F as identity.
+
+    Of a site whose coefficients depend on the token, it is the matrix of their means.
+    """
 
     def __init__(self, ops: TorchOps) -> None:
         super().__init__(str(ops.device), ops.dtype)
@@ -61,15 +66,16 @@ class _Probe(TorchOps):
         self.matrices: list[NDArray[np.float64]] = []
         self._read: Tensor | None = None
 
-    def mhc_read(  # type: ignore[no-untyped-def]
-        self, streams: Tensor, site, *, mixer: Mixer, iterations: int, eps: float
+    def mhc_read(
+        self, streams: Tensor, site: Mhc[Leaf], *, mixer: Mixer, iterations: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        u, post, mix = super().mhc_read(streams, site, mixer=mixer, iterations=iterations, eps=eps)
-        # The read weights, from what a basis of streams is read as.
-        self._read = site.read.sigmoid()
-        return u, post, mix
+        """As in torch; the read weights are kept for the matrix."""
+        read, _, _ = mhc_logits(streams, site, eps)
+        self._read = read.sigmoid().reshape(-1, streams.shape[2]).mean(dim=0)
+        return super().mhc_read(streams, site, mixer=mixer, iterations=iterations, eps=eps)
 
     def mhc_write(self, streams: Tensor, y: Tensor, post: Tensor, mix: Tensor | None) -> Tensor:
+        """As in torch; the distance and the matrix are noted."""
         out = super().mhc_write(streams, y, post, mix)
         mean = out.mean(dim=2, keepdim=True)
         self.divergence.append(
