@@ -218,6 +218,8 @@ class Trainer:
                 done += len(inputs)
                 watch(done, total)
                 self._interruption.check()
+        # JSON has no word for what is not finite, and no model is worth more steps after it.
+        self._require_finite({"held_out_nats_per_token": nats / num_tokens})
         values: dict[str, object] = {
             "held_out_bits_per_byte": nats / math.log(2) / num_bytes,
             "held_out_nats_per_token": nats / num_tokens,

@@ -90,6 +90,14 @@ def test_nothing_is_updated_or_saved_after_a_number_that_is_not_finite(
         assert torch.equal(p.nan_to_num(), before[name].nan_to_num()), name
 
 
+def test_an_evaluation_that_is_not_finite_is_not_logged(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
+    trainer.model.get_parameter("norm").data[3] = float("nan")
+
+    with pytest.raises(TrainingError, match=r"^held_out_nats_per_token is nan at step 0"):
+        trainer.evaluate(2)
+
+
 def test_a_parameter_that_is_not_finite_is_not_saved(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
     trainer.save()
