@@ -1,7 +1,9 @@
 """This file holds training checkpoints: everything from which a run goes on exactly.
 
-A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters.safetensors`` (latent weights by name)
-and ``optimizer.safetensors``. The data order is a function of the seed and the step, and nothing else is random.
+A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters-STEP.safetensors`` (latent weights by
+name) and ``optimizer-STEP.safetensors``. The data order is a function of the seed and the step, and nothing else is
+random. The first file is replaced last, and the files of another step stay until then: a run that is killed at any
+moment has one whole snapshot.
 """
 
 import json
@@ -19,7 +21,8 @@ from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
 
 __all__ = ["Snapshot", "find_snapshot", "load_snapshot", "save_snapshot"]
 
-_FORMAT = 1
+# The files of the first version had no step in their names.
+_FORMAT = 2
 _FILE_NAME = "snapshot.json"
 _MAX_JSON_BYTES = 1 << 20
 
@@ -49,9 +52,14 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
         "recipe": recipe_to_dict(snapshot.recipe),
     }
     with atomic_directory(directory) as new:
-        _save(dict(snapshot.parameters), new / "parameters.safetensors")
-        _save(flat, new / "optimizer.safetensors")
+        parameters, optimizer = _tensor_files(new, _FORMAT, snapshot.step)
+        _save(dict(snapshot.parameters), parameters)
+        _save(flat, optimizer)
+        # In the order of the alphabet, the last to be moved.
         (new / _FILE_NAME).write_text(json.dumps(text, indent=1))
+    for file in directory.glob("*.safetensors"):
+        if file.name not in (parameters.name, optimizer.name):
+            file.unlink()
 
 
 def find_snapshot(directory: Path) -> Path:
@@ -69,9 +77,10 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     directory = find_snapshot(directory)
     path = directory / _FILE_NAME
     text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
-    if text.get("format") != _FORMAT:
+    version = text.get("format")
+    if type(version) is not int or version not in range(1, _FORMAT + 1):
         raise VersionError(
-            f"{path}: format {text.get('format')!r} is not {_FORMAT}: upgrade nanochat-ternary or start a new run"
+            f"{path}: format {version!r} is none of 1 to {_FORMAT}: upgrade nanochat-ternary or start a new run"
         )
     step, recipe, data = text.get("step"), text.get("recipe"), text.get("data")
     if (
@@ -83,17 +92,24 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
+    parameters_file, optimizer_file = _tensor_files(directory, version, step)
     optimizer: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _load(directory / "optimizer.safetensors", device).items():
+    for key, tensor in _load(optimizer_file, device).items():
         group, _, name = key.rpartition("|")
         optimizer.setdefault(group, {})[name] = tensor
     return Snapshot(
         step=step,
         recipe=recipe_from_dict(recipe),
         data=data,
-        parameters=_load(directory / "parameters.safetensors", device),
+        parameters=_load(parameters_file, device),
         optimizer=optimizer,
     )
+
+
+def _tensor_files(directory: Path, version: int, step: int) -> tuple[Path, Path]:
+    """Those of the parameters and of the optimizer."""
+    end = ".safetensors" if version == 1 else f"-{step}.safetensors"
+    return directory / f"parameters{end}", directory / f"optimizer{end}"
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

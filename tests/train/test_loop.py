@@ -168,10 +168,10 @@ def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
     Trainer(recipe(steps=5, decay_steps=0), data, tmp_path, num_threads=1, compile_model=False).run(
         quiet
     )
-    file = tmp_path / "snapshot" / "parameters.safetensors"
+    file = tmp_path / "snapshot" / "parameters-5.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
 
-    with pytest.raises(ValueError, match=r"parameters\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"parameters-5\.safetensors is damaged"):
         Trainer(recipe(), data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
 
 
@@ -204,7 +204,7 @@ def test_a_recipe_that_ends_before_the_snapshot_is_refused(
 def test_a_snapshot_without_its_optimizer_is_refused(
     stopped: Path, data: Path, tmp_path: Path
 ) -> None:
-    save_file({}, stopped / "optimizer.safetensors")
+    save_file({}, stopped / "optimizer-12.safetensors")
 
     with pytest.raises(TrainingError, match="no optimizer state"):
         Trainer(recipe(), data, tmp_path / "branch", start=stopped, compile_model=False)
