@@ -192,7 +192,7 @@ def _recipe(
     elif start is not None:
         fields = recipe_to_dict(load_snapshot(start).recipe)
     else:
-        raise click.UsageError("pass --preset or --recipe: what to train")
+        raise click.UsageError("pass what to train: --preset, --recipe, or --start with a run")
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:
