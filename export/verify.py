@@ -13,7 +13,7 @@ from nanochat.bundle import Bundle, Golden
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.format import OWN, Format, ModelFiles
-from nanochat.export.formats import detect
+from nanochat.export.formats import FORMATS, detect
 from nanochat.export.run import choose_backend, start
 from nanochat.generation.engine import Runner
 from nanochat.proof.check import compare_golden, require_digests
@@ -71,24 +71,27 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
     BackendError
         If the backend is unknown or cannot run here.
     """
+    files = whole = ModelFiles(path)
+    manifest = files.manifest
     beside = read_manifest(path.parent) if path.is_file() else None
     if beside is not None and path.name in beside.files:
-        # A folder that opens by its graph, such as a page: all of it is what was written.
-        path = path.parent
-    files = ModelFiles(path)
-    manifest = files.manifest
+        # The file that opens a folder, such as a page: all of it is what was written.
+        whole, manifest = ModelFiles(path.parent), beside
+        named = FORMATS.get(beside.kind)
+        if named is not None and named.refusal(whole) is None:
+            files = whole
     if manifest is not None:
-        check_files(path, manifest)
+        check_files(whole.path, manifest)
     form = detect(files)
     bundle = form.read(files)
     if manifest is not None:
-        _require_agreement(files, manifest, form, bundle.config)
+        _require_agreement(whole, manifest, form, bundle.config)
     name, _ = choose_backend(bundle, backend)
     golden, worst = bundle.golden, None
     if golden is not None:
         worst = require_recorded(files, form, bundle, golden, lambda: start(bundle, name))
     return Verified(
-        path=str(path),
+        path=str(files.path),
         backend=name,
         tensors=len(list(named_leaves(bundle.weights))),
         files=None if manifest is None else len(manifest.files),

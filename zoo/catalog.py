@@ -126,10 +126,20 @@ CATALOG: Mapping[str, Entry] = {
 def directory(entry: Entry) -> Path:
     """The directory of a model that ships."""
     path = _WEIGHTS / entry.name
+    if not _WEIGHTS.parent.is_dir():
+        raise ModelNotFoundError(
+            f"nanochat-ternary runs from inside {_archive(_WEIGHTS)}, which is not unpacked, so {entry.name} cannot be "
+            "opened: install that file with pip"
+        )
     if not entry.ships or not path.is_dir():
         missing = "is not in this installation" if entry.ships else "has no published weights yet"
         raise ModelNotFoundError(f"{entry.name} {missing}: {advice(entry.preset)}")
     return path
+
+
+def _archive(path: Path) -> Path:
+    """The file that a path leads into."""
+    return next((parent for parent in path.parents if parent.is_file()), path)
 
 
 def require_pinned(entry: Entry, folder: Path) -> None:

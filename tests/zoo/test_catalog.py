@@ -93,6 +93,15 @@ def test_a_model_that_was_left_out_says_so(model: Path, monkeypatch: pytest.Monk
         resolve("nanochat-tiny")
 
 
+def test_a_wheel_that_is_not_unpacked_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = model / "nanochat.whl"
+    wheel.touch()
+    monkeypatch.setattr(catalog, "_WEIGHTS", wheel / "nanochat" / "zoo" / "weights")
+
+    with pytest.raises(ModelNotFoundError, match=r"from inside .*nanochat\.whl, .*with pip"):
+        resolve("nanochat-tiny")
+
+
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     "entry", [e for e in CATALOG.values() if not e.ships and e.repo is None], ids=lambda e: e.name
