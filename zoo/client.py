@@ -22,7 +22,7 @@ __all__ = [
 
 LIBRARY = "nanochat-ternary"
 LOGIN = "run `hf auth login` with a token that may write, or pass one"
-_LATER = "try again later, or set HF_HUB_OFFLINE if it was fetched before"
+_LATER = "try again later"
 _BEARER = re.compile(r"(Bearer )[^\s'\"]+")
 _SHOWN = "***"
 

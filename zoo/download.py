@@ -37,7 +37,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 )
 
 from nanochat import __version__
-from nanochat.errors import FormatError, InputError, ModelNotFoundError, SaveError
+from nanochat.errors import (
+    FormatError,
+    InputError,
+    ModelNotFoundError,
+    NanochatError,
+    SaveError,
+)
 from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists, read_bytes, record_file
 from nanochat.tensors import MAX_INDEX_BYTES
@@ -76,7 +82,23 @@ def fetch(request: Request) -> Fetched:
         raise InputError(
             "force_download fetches again, which local_files_only and HF_HUB_OFFLINE forbid: leave one of them out"
         )
-    commit = None if is_offline else _commit(request)
+    if is_offline:
+        return _open_here(request)
+    try:
+        return _fetch_or_open(request)
+    except ModelNotFoundError as error:
+        # A repository may be gone, closed or refuse, and what was fetched before is still the model.
+        try:
+            _open_here(request)
+        except NanochatError:
+            raise error from error.__cause__
+        raise ModelNotFoundError(
+            f"{error}; a copy that was fetched before is here: HF_HUB_OFFLINE=1, or local_files_only, opens it"
+        ) from error
+
+
+def _fetch_or_open(request: Request) -> Fetched:
+    commit = _commit(request)
     if commit is None:
         return _open_here(request)
     snapshot = _snapshot(request, commit)
@@ -128,7 +150,7 @@ def _open_here(request: Request) -> Fetched:
     files = _files_here(request, snapshot.name)
     if files is None:
         raise ModelNotFoundError(
-            f"what is here of {request.repo} has no record to be compared with: connect and load it again"
+            f"what is here of {request.repo} has no record to be compared with: {_reconnect()} and load it again"
         )
     _require_record(files, where=request.repo)
     found = candidates(files)
@@ -136,17 +158,22 @@ def _open_here(request: Request) -> Fetched:
     if not fitting(here, request.part) and fitting(found, request.part):
         there = ", ".join(c.place or c.kind for c in here) or "nothing of it"
         raise ModelNotFoundError(
-            f"{_name(request, request.part)} was not fetched completely before; {there} is here: connect and try again"
+            f"{_name(request, request.part)} was not fetched completely before; {there} is here: {_reconnect()} and "
+            "try again"
         )
     model = choose(here, backend=request.backend, part=request.part, where=_name(request))
     wanted = {name: files[name] for name in model.files}
     damaged = _damaged_files(snapshot, wanted)
     if damaged:
         raise FormatError(
-            f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: connect, and load "
+            f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: {_reconnect()} and load "
             f"{request.repo} again"
         )
     return _fetched(request, snapshot, model, wanted)
+
+
+def _reconnect() -> str:
+    return "unset HF_HUB_OFFLINE, connect" if constants.is_offline_mode() else "connect"
 
 
 def _fetched(
@@ -223,7 +250,9 @@ def _commit_here(request: Request, why: str = "") -> str:
         if constants.is_offline_mode():
             why = "and HF_HUB_OFFLINE is set"
         advice = (
-            "connect and try again" if why else f"`nanochat models pull {request.repo}` does that"
+            f"{_reconnect()} and try again"
+            if why
+            else f"`nanochat models pull {request.repo}` does that"
         )
         raise ModelNotFoundError(
             f"{_name(request)} is no directory or file here, was not fetched before{why and ', '}{why}: {advice}, or "

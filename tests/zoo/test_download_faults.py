@@ -347,7 +347,7 @@ def test_offline_a_damaged_file_of_a_commit_is_left_where_it_is(client: HubClien
     path.write_bytes(b"[]")
     client.set_offline()
 
-    with pytest.raises(FormatError, match="damaged: connect"):
+    with pytest.raises(FormatError, match="damaged: unset HF_HUB_OFFLINE, connect"):
         locate(f"org/name@{location.fetched.commit}")
 
     assert path.read_bytes() == b"[]"
@@ -399,3 +399,29 @@ def test_a_full_disk_is_said_before_the_transfer(
         locate("org/name")
 
     assert not repo.asked("/cdn/*")
+
+
+@pytest.mark.parametrize("refusal", ["forbidden", "gated", "gone", "too many"])
+def test_what_was_fetched_before_a_refusal_is_said_to_be_here_and_opens(
+    refusal: str, repo: Hub, client: HubClient
+) -> None:
+    online = locate("org/name")
+    answer = REFUSALS[refusal]
+    repo.fault("/api/models/*", times=FOREVER, status=answer.status, code=answer.code)
+
+    with pytest.raises(ModelNotFoundError, match=answer.message) as raised:
+        locate("org/name")
+    assert str(raised.value).endswith(
+        "a copy that was fetched before is here: HF_HUB_OFFLINE=1, or local_files_only, opens it"
+    )
+
+    assert locate("org/name", local_files_only=True) == online
+    client.set_offline()
+    assert locate("org/name") == online
+
+
+def test_offline_the_switch_is_named(client: HubClient) -> None:
+    client.set_offline()
+
+    with pytest.raises(ModelNotFoundError, match="unset HF_HUB_OFFLINE, connect and try again"):
+        locate("org/name")
