@@ -11,14 +11,14 @@ References
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.weights import named_leaves
 
-__all__ = ["Runtime", "obstacles", "stock_architecture"]
+__all__ = ["Runtime", "obstacles", "stock_architecture", "stock_runtimes"]
 
 Runtime = Literal["llama.cpp", "mlx-lm", "transformers"]
 
@@ -66,6 +66,11 @@ def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
         *_of_family(config, family),
         *_of_runtime(config, family, runtime),
     ]
+
+
+def stock_runtimes(config: ModelConfig) -> dict[str, str]:
+    """Each stock runtime, and why it cannot run models of this configuration; empty if it can."""
+    return {name: "; ".join(obstacles(config, name)) for name in get_args(Runtime)}
 
 
 def _family(config: ModelConfig) -> str:

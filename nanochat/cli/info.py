@@ -1,12 +1,13 @@
 """This file holds `nanochat info`: how large a model is and what a token costs."""
 
 import dataclasses
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import click
 
 from nanochat.cli.options import as_json_option, find_config
 from nanochat.cli.output import format_bytes, format_count, print_json, print_table, write
+from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
@@ -54,7 +55,7 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
                 "cost": dataclasses.asdict(costs),
                 "tensors": [vars(c) for c in classes],
                 "config": config_to_dict(config),
-                "runs_in": _runtimes(config),
+                "obstacles": stock_runtimes(config),
             }
         )
         return
@@ -96,18 +97,10 @@ def _print_shape(config: "ModelConfig") -> None:
             ("network", network),
             ("residual streams", config.num_streams),
             ("vocabulary", config.vocab_size),
-            *((f"runs in stock {name}", text) for name, text in _runtimes(config).items()),
+            *(
+                (f"runs in stock {name}", f"no: {text}" if text else "yes")
+                for name, text in stock_runtimes(config).items()
+            ),
         ]
     )
     write("\n")
-
-
-def _runtimes(config: "ModelConfig") -> dict[str, str]:
-    """Which stock runtimes run an export of the model, and why the others do not."""
-    from nanochat.export.stock.architectures import Runtime, obstacles
-
-    found = {}
-    for runtime in get_args(Runtime):
-        reasons = obstacles(config, runtime)
-        found[runtime] = f"no: {'; '.join(reasons)}" if reasons else "yes"
-    return found

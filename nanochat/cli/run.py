@@ -27,7 +27,7 @@ from nanochat.errors import (
     how_to_install,
 )
 
-__all__ = ["INTERRUPTED", "Group", "as_file_errors", "missing", "run"]
+__all__ = ["INTERRUPTED", "Group", "as_file_errors", "missing", "require_packages", "run"]
 
 INTERRUPTED = 130
 
@@ -99,11 +99,22 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     return 0
 
 
-def missing(package: str, extra: str | None = None) -> str:
+def require_packages(extra: str, *packages: str) -> None:
+    """Refuse to begin what needs packages of an extra that are not installed, naming all of them."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        raise click.ClickException(_missing(extra, absent))
+
+
+def missing(package: str) -> str:
     """What to say where a package is missing: all that are of its extra, and the command that brings them."""
-    extra = extra or _EXTRAS[package]
+    extra = _EXTRAS[package]
     absent = [name for name, of in _EXTRAS.items() if of == extra and find_spec(name) is None]
-    names = sorted({package, *absent})
+    return _missing(extra, [package, *absent])
+
+
+def _missing(extra: str, packages: Sequence[str]) -> str:
+    names = sorted(set(packages))
     are = "package" if len(names) == 1 else "packages"
     return f"the {are} {' and '.join(names)} must be installed: {how_to_install(extra)}"
 

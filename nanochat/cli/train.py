@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from nanochat.cli.output import note, print_json, write
-from nanochat.cli.run import INTERRUPTED
+from nanochat.cli.run import INTERRUPTED, require_packages
 from nanochat.errors import TrainingError
+from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
+    from nanochat.config import ModelConfig
     from nanochat.train.loop import LogEntry
     from nanochat.train.recipe import Recipe
 
@@ -123,6 +125,7 @@ def train(
     The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
+    require_packages("train", "torch", "safetensors")
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import load_snapshot
 
@@ -139,6 +142,7 @@ def train(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
         recipe = _recipe(preset, recipe_file, start, changes)
+        _say_who_cannot_run(recipe.model)
     trainer = Trainer(
         recipe,
         data,
@@ -170,6 +174,18 @@ def train(
         print_json(last)
     if not finished:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _say_who_cannot_run(config: "ModelConfig") -> None:
+    """Say before the work, and not at an export after it, which stock runtimes have no place for the model."""
+    reasons = {name: text for name, text in stock_runtimes(config).items() if text}
+    if not reasons:
+        return
+    advice = "; one with --set model.num_streams=1 they can" if config.num_streams > 1 else ""
+    note(
+        f"{', '.join(reasons)} cannot run this model ({next(iter(reasons.values()))}){advice}: nanochat-ternary and "
+        "ONNX Runtime can"
+    )
 
 
 def _recipe(

@@ -19,6 +19,7 @@ from nanochat.export.formats import format_named
 from nanochat.export.transform import unroll, with_exit_threshold
 from nanochat.lm import Model, from_pretrained
 from nanochat.train.recipe import Recipe
+from nanochat.train.settings import change_setting
 from tests.core.foreign_tokenizers import llama_3
 from tests.core.test_chat_template import tokenizer
 from tests.parity.random_models import random_bundle, random_model
@@ -122,6 +123,19 @@ def test_commands_in_messages_exist() -> None:
         )
     ]
     assert unknown == []
+
+
+def test_settings_in_messages_and_documents_exist() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").iterdir()]
+    texts = [path.read_text(encoding="utf-8") for path in documents]
+    texts += [(ROOT / "nanochat" / "cli" / "train.py").read_text(encoding="utf-8")]
+    named = {name for text in texts for name in re.findall(r"--set ([a-z_.]+)=", text)}
+
+    assert {"steps", "model.num_streams"} <= named
+    for name in named:
+        fields: dict[str, object] = {}
+        change_setting(fields, name, {"steps": 5, "precision": "float"}.get(name, 1))
+        assert fields
 
 
 def test_what_messages_say_to_pass_is_a_parameter_or_a_field() -> None:

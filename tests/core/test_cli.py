@@ -139,8 +139,8 @@ def test_info_says_the_shape_and_which_runtimes_take_it(run: Run) -> None:
     assert re.search(r"^layers +6$", tiny, re.MULTILINE)
     assert re.search(r"^heads +4 of 64, 2 for keys and values$", tiny, re.MULTILINE)
     assert re.search(r"^runs in stock llama\.cpp +no: num_streams=4", tiny, re.MULTILINE)
-    runtimes = run("info", "tiny-plain", "--json").last_json["runs_in"]
-    assert runtimes == dict.fromkeys(("llama.cpp", "mlx-lm", "transformers"), "yes")
+    obstacles = run("info", "tiny-plain", "--json").last_json["obstacles"]
+    assert obstacles == dict.fromkeys(("llama.cpp", "mlx-lm", "transformers"), "")
     assert plain.count(" yes\n") == 3
 
 

@@ -120,3 +120,19 @@ def test_a_finished_run_that_is_resumed_says_how_to_train_on(
 
     assert f"another run with --start {run} and more --set steps" in resumed.stderr
     assert (resumed.returncode, branch.returncode) == (0, 0)
+
+
+@pytest.mark.parametrize(("streams", "said"), [(4, True), (1, False)])
+def test_who_cannot_run_the_model_is_said_before_it_is_trained(
+    streams: int, said: bool, data: Path, settings: Path, tmp_path: Path
+) -> None:
+    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+
+    result = command(*words, "--set", f"model.num_streams={streams}")
+
+    assert result.returncode == 0
+    line = (
+        "llama.cpp, mlx-lm, transformers cannot run this model (num_streams=4: it has one residual stream, and no "
+        "mHC); one with --set model.num_streams=1 they can: nanochat-ternary and ONNX Runtime can"
+    )
+    assert (line in result.stderr) is said
