@@ -11,13 +11,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.draws import Draws
-from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
+from nanochat.errors import (
+    BackendError,
+    ContextLengthError,
+    InputError,
+    MemoryShortageError,
+)
 from nanochat.ops import Slot
 
 __all__ = ["PAGE", "Group", "RowState", "Snapshot", "Step", "num_pages", "step_of_sequences"]
@@ -29,6 +34,9 @@ Recurrent = TypeVar("Recurrent")
 PAGE = 128
 
 _Ints = NDArray[np.int64]
+_UNREADABLE = (
+    "this backend cannot give out what a row has read: load the model with another, such as numba"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -240,6 +248,24 @@ class RowState(ABC, Generic[Recurrent]):
         self._require_own(snapshot)
         self._snapshots.remove(snapshot)
         self._let_go(snapshot.pages)
+
+    def read_row(self, row: int) -> list[NDArray[Any]]:
+        """All that a row has read, in arrays for `write_row` of such a state, in this process or another."""
+        self.length(row)
+        raise BackendError(_UNREADABLE)
+
+    def write_row(self, length: int, arrays: Sequence[NDArray[Any]]) -> int:
+        """Begin a row that has read so many positions, of which `read_row` gave the arrays; its number.
+
+        Raises
+        ------
+        FormatError
+            If they are of another state; no row is held then.
+        MemoryShortageError
+            If there are not enough free pages.
+        """
+        del length, arrays
+        raise BackendError(_UNREADABLE)
 
     def begin(self, rows: Sequence[int], counts: Sequence[int]) -> Step:
         """Make room for so many tokens of some rows, and make this the step that operations see.

@@ -1,19 +1,22 @@
 """This file holds what the MLX backend remembers between calls."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
+from nanochat.backends.arrays import ArrayState
 from nanochat.ops import Slot
-from nanochat.rows import PAGE, Group, RowState, num_pages
+from nanochat.rows import PAGE, Group, num_pages
 
 __all__ = ["MlxState"]
 
 _TYPES = {"float32": mx.float32, "float16": mx.float16, "int8": mx.int8}
 
 
-class MlxState(RowState[list[mx.array]]):
+class MlxState(ArrayState[mx.array]):
     """Keys and values of every attention slot, (G, pages * `PAGE`, K), and other slots' arrays, by row.
 
     Keys and values are in the slot's storage; int8 has scales (G, pages * `PAGE`, 1).
@@ -23,7 +26,7 @@ class MlxState(RowState[list[mx.array]]):
         self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
     ) -> None:
         super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
-        self.arrays: list[list[mx.array]] = []
+        self.arrays = []
         for slot in slots:
             if slot.kind == "attention":
                 places = (self.num_pages + 1) * PAGE
@@ -83,29 +86,29 @@ class MlxState(RowState[list[mx.array]]):
         kept = [arrays for slot, arrays in pairs if slot.kind != "attention" and slot.taps != 1]
         return [array for arrays in kept for array in arrays]
 
-    def _of_pages(self) -> list[mx.array]:
-        pairs = zip(self.slots, self.arrays, strict=True)
-        return [array for slot, arrays in pairs if slot.kind == "attention" for array in arrays]
-
-    def _clear(self, row: int) -> None:
-        for array in self._of_rows():
-            array[row] = 0
-
-    def _save(self, row: int) -> list[mx.array]:
-        return [array[row] for array in self._of_rows()]
-
-    def _restore(self, row: int, recurrent: list[mx.array]) -> None:
-        for array, saved in zip(self._of_rows(), recurrent, strict=True):
-            array[row] = saved
-
     def _clear_page(self, page: int) -> None:
         for array in self._of_pages():
             array[:, page * PAGE : (page + 1) * PAGE] = 0
 
-    def _copy_page(self, source: int, target: int) -> None:
-        old, new = (slice(page * PAGE, (page + 1) * PAGE) for page in (source, target))
-        for array in self._of_pages():
-            array[:, new] = array[:, old]
+    def _pages_of(self, array: mx.array, pages: Sequence[int]) -> mx.array:
+        return array[:, _places(pages)]
+
+    def _set_pages(self, array: mx.array, pages: Sequence[int], values: mx.array) -> None:
+        array[:, _places(pages)] = values
+
+    def _copied(self, array: mx.array) -> mx.array:
+        # Arrays of MLX do not change: what is written to is another.
+        return array
+
+    def _numpy(self, array: mx.array) -> NDArray[Any]:
+        return np.array(array)
+
+    def _array(self, values: NDArray[Any]) -> mx.array:
+        return mx.array(values)
+
+
+def _places(pages: Sequence[int]) -> mx.array:
+    return mx.array((np.array(pages)[:, None] * PAGE + np.arange(PAGE)).reshape(-1))
 
 
 def _quantized(x: mx.array) -> tuple[mx.array, mx.array]:

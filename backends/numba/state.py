@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.backends.arrays import ArrayState
 from nanochat.backends.numba.attention.attention import QUERIES
 from nanochat.backends.numba.pending import Array, Values
 from nanochat.backends.numba.runtime.isa import has_half
@@ -19,7 +20,6 @@ from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.rows import (
     PAGE,
-    RowState,
     Step,
     num_pages,
     step_of_segments,
@@ -92,7 +92,7 @@ class Repeated:
     num_replaced: int
 
 
-class NumbaState(RowState[list[Values]]):
+class NumbaState(ArrayState[Values]):
     """The buffers of every slot, with pages or rows in front, and the steps that are repeated.
 
     A step of one token a row keeps its numbers where they are: it has the arrays of a bucket, which is as large as it
@@ -133,26 +133,14 @@ class NumbaState(RowState[list[Values]]):
         step.positions[:number] = starts
         return step
 
-    def _of_rows(self) -> list[Values]:
-        pairs = zip(self.slots, self.arrays, strict=True)
-        return [array for slot, arrays in pairs if slot.kind != "attention" for array in arrays]
+    def _copied(self, array: Values) -> Values:
+        return array.copy()
 
-    def _clear(self, row: int) -> None:
-        for array in self._of_rows():
-            array[row] = 0
+    def _numpy(self, array: Values) -> Values:
+        return array
 
-    def _save(self, row: int) -> list[Values]:
-        return [array[row].copy() for array in self._of_rows()]
-
-    def _restore(self, row: int, recurrent: list[Values]) -> None:
-        for array, saved in zip(self._of_rows(), recurrent, strict=True):
-            array[row] = saved
-
-    def _copy_page(self, source: int, target: int) -> None:
-        for slot, arrays in zip(self.slots, self.arrays, strict=True):
-            if slot.kind == "attention":
-                for array in arrays:
-                    array[target] = array[source]
+    def _array(self, values: Values) -> Values:
+        return values
 
 
 def bucket(rows: int) -> int:

@@ -6,15 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.backends.arrays import ArrayState
 from nanochat.ops import Slot, Storage
-from nanochat.rows import PAGE, RowState, num_pages
+from nanochat.rows import PAGE, num_pages
 
 __all__ = ["ReferenceState"]
 
 Array = NDArray[np.float32]
 
 
-class ReferenceState(RowState[list[Array]]):
+class ReferenceState(ArrayState[Array]):
     """Keys and values of every attention slot, each (pages, `PAGE`, G, K), and other slots' arrays, by row.
 
     Keys and values are float32, rounded to what the slot's storage can hold.
@@ -24,7 +25,7 @@ class ReferenceState(RowState[list[Array]]):
         self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
     ) -> None:
         super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
-        self.arrays: list[list[Array]] = []
+        self.arrays = []
         for slot in slots:
             shape: tuple[int, ...]
             if slot.kind == "attention":
@@ -51,26 +52,14 @@ class ReferenceState(RowState[list[Array]]):
         )
         return keys, values
 
-    def _of_rows(self) -> list[Array]:
-        pairs = zip(self.slots, self.arrays, strict=True)
-        return [array for slot, arrays in pairs if slot.kind != "attention" for array in arrays]
+    def _copied(self, array: Array) -> Array:
+        return array.copy()
 
-    def _clear(self, row: int) -> None:
-        for array in self._of_rows():
-            array[row] = 0
+    def _numpy(self, array: Array) -> Array:
+        return array
 
-    def _save(self, row: int) -> list[Array]:
-        return [array[row].copy() for array in self._of_rows()]
-
-    def _restore(self, row: int, recurrent: list[Array]) -> None:
-        for array, saved in zip(self._of_rows(), recurrent, strict=True):
-            array[row] = saved
-
-    def _copy_page(self, source: int, target: int) -> None:
-        for slot, arrays in zip(self.slots, self.arrays, strict=True):
-            if slot.kind == "attention":
-                for array in arrays:
-                    array[target] = array[source]
+    def _array(self, values: Array) -> Array:
+        return values
 
 
 def _kept(x: Array, storage: Storage) -> Array:

@@ -213,7 +213,7 @@ class TorchOps:
             return convolve(functional.pad(x, (0, 0, taps - 1, 0)))
 
         def of_group(group: Group, x: Tensor) -> Tensor:
-            rows, (before,) = state.tell(("rows", group.count), group.rows), state.tensors[slot]
+            rows, (before,) = state.tell(("rows", group.count), group.rows), state.arrays[slot]
             padded = torch.cat([before[rows], x], dim=1)
             before[rows] = padded[:, padded.shape[1] - (taps - 1) :]
             return convolve(padded)
@@ -246,7 +246,7 @@ class TorchOps:
             return chunked_delta_rule(q, k, v, beta.sigmoid(), log_keep, None)[0]
 
         def of_group(group: Group, *given: Tensor) -> Tensor:
-            rows, (memory,) = state.tell(("rows", group.count), group.rows), state.tensors[slot]
+            rows, (memory,) = state.tell(("rows", group.count), group.rows), state.arrays[slot]
             q, k, v, rate, log_keep = given
             rule = delta_step if group.count == 1 else chunked_delta_rule
             y, memory[rows] = rule(q, k, v, rate, log_keep, memory[rows])

@@ -1,22 +1,24 @@
 """This file holds what the torch backend remembers between calls."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nanochat.backends.arrays import ArrayState
 from nanochat.backends.torch.linears import quantize_activations
 from nanochat.ops import Slot
-from nanochat.rows import PAGE, Group, RowState, Step, num_pages
+from nanochat.rows import PAGE, Group, Step, num_pages
 
 __all__ = ["TorchState"]
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
-class TorchState(RowState[list[Tensor]]):
+class TorchState(ArrayState[Tensor]):
     """Keys and values of every attention slot, (pages, `PAGE`, G, K), and other slots' tensors, by row.
 
     Keys and values are in the slot's storage; int8 has scales (pages, `PAGE`, G, 1).
@@ -33,7 +35,7 @@ class TorchState(RowState[list[Tensor]]):
     ) -> None:
         super().__init__(slots, rows=rows, capacity=capacity, pages=pages)
         self.device = device
-        self.tensors: list[list[Tensor]] = []
+        self.arrays = []
         for slot in slots:
             if slot.kind == "attention":
                 shape: tuple[int, ...] = (self.num_pages + 1, PAGE, slot.heads, slot.key_dim)
@@ -41,13 +43,13 @@ class TorchState(RowState[list[Tensor]]):
                 tensors = [torch.zeros(shape, dtype=kind, device=device) for _ in range(2)]
                 if slot.storage == "int8":
                     tensors += [torch.zeros((*shape[:3], 1), device=device) for _ in range(2)]
-                self.tensors.append(tensors)
+                self.arrays.append(tensors)
                 continue
             if slot.kind == "conv":
                 shape = (rows + 1, slot.taps - 1, slot.features)
             else:
                 shape = (rows + 1, slot.heads, slot.key_dim, slot.value_dim)
-            self.tensors.append([torch.zeros(shape, device=device)])
+            self.arrays.append([torch.zeros(shape, device=device)])
         # What the device is told of a step, once for all layers.
         self._told: dict[object, Tensor] = {}
 
@@ -67,7 +69,7 @@ class TorchState(RowState[list[Tensor]]):
         assert step is not None
         pages = self.table[step.token_rows, step.positions // PAGE]
         places = self.tell("places", pages * PAGE + step.positions % PAGE)
-        tensors = [tensor.flatten(0, 1) for tensor in self.tensors[slot]]
+        tensors = [tensor.flatten(0, 1) for tensor in self.arrays[slot]]
         if self.slots[slot].storage != "int8":
             tensors[0][places] = k.to(tensors[0].dtype)
             tensors[1][places] = v.to(tensors[1].dtype)
@@ -85,38 +87,25 @@ class TorchState(RowState[list[Tensor]]):
         first, count = int(pages[0, 0]), pages.shape[1]
         if len(pages) == 1 and (pages[0] == first + np.arange(count)).all():
             # They lie in order, as a rule, and need not be copied.
-            tensors = [tensor[first : first + count][None] for tensor in self.tensors[slot]]
+            tensors = [tensor[first : first + count][None] for tensor in self.arrays[slot]]
         else:
             index = self.tell(("pages", group.count), pages)
-            tensors = [tensor[index] for tensor in self.tensors[slot]]
+            tensors = [tensor[index] for tensor in self.arrays[slot]]
         tensors = [tensor.flatten(1, 2) for tensor in tensors]
         if self.slots[slot].storage != "int8":
             return tensors[0].float(), tensors[1].float()
         return tensors[0] * tensors[2], tensors[1] * tensors[3]
 
-    def _of_rows(self) -> list[Tensor]:
-        pairs = zip(self.slots, self.tensors, strict=True)
-        return [tensor for slot, tensors in pairs if slot.kind != "attention" for tensor in tensors]
-
-    def _pages_of_slots(self) -> list[Tensor]:
-        pairs = zip(self.slots, self.tensors, strict=True)
-        return [tensor for slot, tensors in pairs if slot.kind == "attention" for tensor in tensors]
-
-    def _clear(self, row: int) -> None:
-        for tensor in self._of_rows():
-            tensor[row] = 0
-
-    def _save(self, row: int) -> list[Tensor]:
-        return [tensor[row].clone() for tensor in self._of_rows()]
-
-    def _restore(self, row: int, recurrent: list[Tensor]) -> None:
-        for tensor, saved in zip(self._of_rows(), recurrent, strict=True):
-            tensor[row] = saved
-
     def _clear_page(self, page: int) -> None:
-        for tensor in self._pages_of_slots():
+        for tensor in self._of_pages():
             tensor[page] = 0
 
-    def _copy_page(self, source: int, target: int) -> None:
-        for tensor in self._pages_of_slots():
-            tensor[target] = tensor[source]
+    def _copied(self, array: Tensor) -> Tensor:
+        return array.clone()
+
+    def _numpy(self, array: Tensor) -> NDArray[Any]:
+        values: NDArray[Any] = array.cpu().numpy()
+        return values
+
+    def _array(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)

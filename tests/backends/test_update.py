@@ -123,7 +123,7 @@ def test_another_tree_of_the_same_leaves_stays_as_it_was(ops: AnyOps) -> None:
             "layers.0.mixer.p",
             (128, 128),
             InputError,
-            r"'layers.0.mixer.p': did you mean layers.0.mixer.[qkvo]\?",
+            r"'layers.0.mixer.p' \(did you mean layers.0.mixer.[qkvo]\?\)",
         ),
         ("weights", (1,), InputError, "there is no parameter 'weights': names are like layers.0"),
         (
