@@ -4,6 +4,9 @@ Everything else is below: a `Model` joins a configuration, stored weights, a tok
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
+from nanochat.generation.cache import CacheOwner
 from nanochat.generation.engine import Engine, Runner, check_ids
 from nanochat.generation.prompts import Prompts, read_prompts
 from nanochat.generation.scoring import Score, score
@@ -30,6 +34,7 @@ from nanochat.generation.writer import Writer
 from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
+from nanochat.proof.golden import config_digest, tensor_digests
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
@@ -252,6 +257,16 @@ class Model(Writer):
                 )
             require_recorded(files, form, model._bundle, golden, lambda: model.engine)
         return model
+
+    @functools.cached_property
+    def cache_owner(self) -> CacheOwner:  # type: ignore[override]  # computed when it is asked for
+        """See `Writer`; by a digest of all weights, which takes half a second for a gigabyte."""
+        digests = json.dumps([config_digest(self.config), tensor_digests(self.weights)])
+        return CacheOwner(
+            model=hashlib.sha256(digests.encode()).hexdigest()[:16],
+            backend=self.engine.name,
+            kv_cache=self.engine.kv_cache,
+        )
 
     @property
     def usage(self) -> "Usage":

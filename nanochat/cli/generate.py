@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -20,9 +21,10 @@ from nanochat.cli.options import (
 )
 from nanochat.cli.output import note, print_json, write
 from nanochat.cli.run import as_file_errors
-from nanochat.errors import ContextLengthError, InputError
+from nanochat.errors import ContextLengthError, InputError, counted
 
 if TYPE_CHECKING:
+    from nanochat.generation.cache import PromptCache
     from nanochat.generation.options import GenerationOptions, Piece
     from nanochat.lm import Model
     from nanochat.ops import Storage
@@ -132,13 +134,25 @@ def _load(
 @click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("--prompt", help="The same as PROMPT; - reads it from standard input.")
 @click.option(
+    "--prompt-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Go on from this file if the prompt begins as the one in it; made of the prompt if it is not there.",
+)
+@click.option(
     "--special",
     is_flag=True,
     help="Read names of special tokens in the prompt, such as <|im_end|>, as these; else they are text.",
 )
 @_generation_options
 def generate(
-    model: str, text: str | None, prompt: str | None, special: bool, *, as_json: bool, **values: Any
+    model: str,
+    text: str | None,
+    prompt: str | None,
+    prompt_cache: Path | None,
+    special: bool,
+    *,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Print what MODEL writes after PROMPT.
 
@@ -152,6 +166,8 @@ def generate(
     text = _standard_input() if prompt == "-" else prompt
     loaded, options = _load(model, **values)
     prompt_ids = loaded.encode_prompt(text, special=special)
+    if prompt_cache is not None:
+        options["cache"] = _cache(loaded, prompt_cache, prompt_ids)
     output = _Output(loaded.pieces([prompt_ids], **options))
     output.show(silent=as_json)
     if as_json:
@@ -215,6 +231,15 @@ def chat(
     else:
         write("\n")
     output.pass_interrupt_on()
+
+
+def _cache(model: "Model", path: Path, ids: list[int]) -> "PromptCache":
+    """What the file has, or, if it is not there, what the model reads of the prompt now, and keeps in it."""
+    if not path.exists():
+        # The last token is read again, for what follows it.
+        count = model.save_cache(path, ids[:-1] or ids)
+        note(f"wrote {path}, {counted(count, 'token')}")
+    return model.load_cache(path)
 
 
 def _one_of(text: str | None, option: str | None, name: str, flag: str) -> str | None:

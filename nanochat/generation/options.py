@@ -13,6 +13,7 @@ import numpy as np
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError, NanochatError, did_you_mean
+from nanochat.generation.cache import PromptCache
 from nanochat.generation.sampling import Sampling
 
 __all__ = [
@@ -61,6 +62,8 @@ class GenerationOptions(TypedDict, total=False):
     seed : int, sequence of int, or None
         On one backend, the same seed gives the same text; 0. Row i draws with ``seed + i``, or with a seed of its own
         if there is one for each. None draws one, and tells it in the log.
+    cache : PromptCache or None
+        What was read before of prompts that begin so, from `nanochat.lm.Model.load_cache`; nothing.
     """
 
     max_tokens: int | None
@@ -77,6 +80,7 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     logprobs: int | None
     seed: int | Sequence[int] | None
+    cache: PromptCache | None
 
 
 class TemplateOptions(TypedDict, total=False):
@@ -101,6 +105,7 @@ class Wanted:
     n: int
     logprobs: int | None
     seed: object
+    cache: PromptCache | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,9 @@ def read_options(options: GenerationOptions) -> Wanted:
         raise InputError(
             f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {_MOST_LOGPROBS}, or None for none at all"
         )
+    cache = given.get("cache")
+    if cache is not None and not isinstance(cache, PromptCache):
+        raise InputError(f"cache={cache!r:.80} is none: pass what model.load_cache(path) returns")
     return Wanted(
         sampling=Sampling(
             **{"temperature": 0.0, **{n: given[n] for n in _OF_SAMPLING if n in given}}
@@ -160,6 +168,7 @@ def read_options(options: GenerationOptions) -> Wanted:
         n=_count_of(given.get("n", 1), "n", _MOST_SAMPLES),
         logprobs=logprobs,
         seed=options.get("seed", 0),
+        cache=cache,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 from nanochat.draws import Draws
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
+from nanochat.generation.cache import PromptCache
 from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.generation.options import (
     GenerationOptions,
@@ -95,6 +96,27 @@ class Session(Generic[State]):
         """
         return self._add([ids], options)
 
+    def restore(self, cache: PromptCache) -> None:
+        """Keep what was read before, so that a prompt that begins with it is read from there on.
+
+        Raises
+        ------
+        FormatError
+            If another backend made it, or with another storage of keys and values.
+        InputError
+            If the session keeps no rows, or none of that length.
+        """
+        if not self._keep or len(cache.ids) > self.capacity:
+            raise InputError(
+                f"a cache of {len(cache.ids)} tokens, for a session with capacity={self.capacity} and "
+                f"keep={self._keep}: make it with as much capacity, and keep=1 or more"
+            )
+        while len(self._kept) >= self._keep or not self._state.free_rows:
+            if not self._forget():
+                raise InputError("all rows are being written: restore a cache before texts begin")
+        place = self._state.write_row(len(cache.ids), cache.arrays)
+        self._kept.append(Kept(ids=[*cache.ids], place=place))
+
     def cancel(self, row: int) -> None:
         """End a text at once: it gives no more pieces, and its memory is free.
 
@@ -174,6 +196,8 @@ class Session(Generic[State]):
 
     def _add(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
         wanted = read_options(options)
+        if wanted.cache is not None:
+            raise InputError("a session has one cache for all prompts: pass it to its `restore`")
         if not prompts:
             raise InputError("there is no prompt: pass at least one")
         for ids in prompts:
@@ -367,6 +391,11 @@ def generate(
     longest = max(map(len, prompts))
     max_tokens = tokens_after(longest, wanted.max_tokens, engine.config)
     texts = len(prompts) * wanted.n
-    capacity = longest + max_tokens - 1
-    session = Session(engine, tokenizer, rows=min(texts, _MOST_ROWS), capacity=capacity)
-    return session.pieces(prompts, **options)
+    cache = wanted.cache
+    capacity = max(longest + max_tokens - 1, len(cache.ids) if cache else 0)
+    rows, keep = min(texts, _MOST_ROWS), int(cache is not None)
+    session = Session(engine, tokenizer, rows=rows, capacity=capacity, keep=keep)
+    if cache is not None:
+        session.restore(cache)
+    rest: GenerationOptions = {**options, "cache": None}
+    return session.pieces(prompts, **rest)

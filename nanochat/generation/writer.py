@@ -1,9 +1,17 @@
 """This file holds texts by a model and its tokenizer: prompts and conversations in, text out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Unpack, overload
 
 from nanochat.errors import InputError
+from nanochat.generation.cache import (
+    CacheOwner,
+    PromptCache,
+    load_cache,
+    read_prompt,
+    save_cache,
+)
 from nanochat.generation.engine import Runner
 from nanochat.generation.options import (
     ChatOptions,
@@ -29,10 +37,13 @@ class Writer:
         The model at work, for callers that bring their own tokens.
     tokenizer : TextCodec
         The one that the model was trained with.
+    cache_owner : CacheOwner
+        Whose prompt caches these are.
     """
 
     engine: Runner[Any]
     tokenizer: TextCodec
+    cache_owner: CacheOwner
 
     @overload
     def generate(
@@ -145,7 +156,42 @@ class Writer:
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
     ) -> Iterator[Piece]:
         """Continue prompts that are tokens already; see `nanochat.generation.session.generate`."""
+        cache = read_options(options).cache
+        if cache is not None:
+            cache.require_of(self.cache_owner, where="the cache")
         return generate(self.engine, self.tokenizer, prompts, **options)
+
+    def save_cache(
+        self, path: str | Path, prompt: str | Sequence[int], *, special: bool = False
+    ) -> int:
+        """Read a prompt, and keep what the model remembers then in a file; the number of its tokens.
+
+        Prompts that begin with it need not be read again: pass what `load_cache` returns as option `cache`.
+
+        Raises
+        ------
+        BackendError
+            If the backend cannot give that out.
+        SaveError
+            If the file cannot be written.
+        """
+        (ids,), _ = read_prompts([prompt], self.tokenizer, special=special)
+        save_cache(Path(path), read_prompt(self.engine, ids, self.cache_owner))
+        return len(ids)
+
+    def load_cache(self, path: str | Path) -> PromptCache:
+        """What `save_cache` kept of a prompt, for the option `cache` of generate, stream and chat.
+
+        Raises
+        ------
+        FormatError
+            If the file is no prompt cache, or damaged.
+        InputError
+            If it is not there, or another model made it, on another backend, or with another `kv_cache`.
+        """
+        cache = load_cache(Path(path))
+        cache.require_of(self.cache_owner, where=str(path))
+        return cache
 
     def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
         """Texts that begin and end at different times, at most so many at once; see `Session`."""

@@ -153,6 +153,21 @@ def test_what_is_not_published_says_how_to_train_it_in_words(run: Run) -> None:
     assert "None" not in shown
 
 
+def test_a_prompt_that_was_read_before_is_read_from_a_file(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    command = ("generate", directory, "to be, or", "--max-tokens", 6, *GREEDY)
+    path = tmp_path / "prompt.npz"
+
+    plain, first = run(*command), run(*command, "--prompt-cache", path)
+    second = run(*command, "--prompt-cache", path)
+
+    assert plain.out == first.out == second.out
+    assert f"wrote {path}, " in first.err
+    assert "wrote" not in second.err
+    assert run("generate", directory, "wörld", "--prompt-cache", path, *GREEDY).code == 0
+
+
 def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:
     command = ("generate", directory, "--prompt", "<|user|>to be", "--max-tokens", 2, "--json")
 
