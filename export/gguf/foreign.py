@@ -27,7 +27,15 @@ from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
 from nanochat.export.gguf.container import FOLDER_INSTEAD, GgufFile, GgufTensor
 from nanochat.export.gguf.foreign_config import ARCHITECTURES, read_hyperparameters
 from nanochat.export.gguf.tensors import tensor_members
-from nanochat.export.gguf.types import Q2_0, TQ1_0, TQ2_0, TensorType, unpack_q8_0, unpack_ternary
+from nanochat.export.gguf.types import (
+    Q2_0,
+    TQ1_0,
+    TQ2_0,
+    TensorType,
+    dequantize_q2_0,
+    unpack_q8_0,
+    unpack_ternary,
+)
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
@@ -311,11 +319,11 @@ def _leaf(other: Stored | None, matrix: _Matrix | None, spec: Spec) -> Stored:
 def _dequantize(name: str, tensor: GgufTensor) -> NDArray[np.float32]:
     """A tensor's numbers, whatever its type."""
     kind = tensor.kind
-    rows = math.prod(tensor.shape[:-1])
+    data = tensor.data.reshape(math.prod(tensor.shape[:-1]), -1)
+    if kind == Q2_0:
+        return dequantize_q2_0(data).reshape(tensor.shape)
     try:
-        values = gguf.dequantize(
-            tensor.data.reshape(rows, -1), gguf.GGMLQuantizationType(kind.number)
-        )
+        values = gguf.dequantize(data, gguf.GGMLQuantizationType(kind.number))
     # The library knows no such type, or has no way back from it.
     except (NotImplementedError, ValueError, KeyError) as error:
         raise FormatError(

@@ -28,6 +28,7 @@ __all__ = [
     "TQ2_0",
     "TYPES",
     "TensorType",
+    "dequantize_q2_0",
     "pack_q8_0",
     "pack_ternary",
     "unpack_q8_0",
@@ -146,6 +147,14 @@ def unpack_q8_0(
     blocks = data.reshape(rows, -1, Q8_0.bytes)
     codes = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1)
     return codes, _shared_scales(blocks[:, :, :2], 1, name)[:, 0]
+
+
+def dequantize_q2_0(data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The numbers of `Q2_0`, (R, C), whose digit 3, which no ternary matrix has, stands for twice the scale."""
+    blocks = data.reshape(len(data), -1, Q2_0.bytes)
+    scales = np.ascontiguousarray(blocks[:, :, : _SCALE.itemsize]).view(_SCALE).astype(np.float32)
+    codes = _split(blocks[:, :, _SCALE.itemsize :, None], _SHIFTS).reshape(*scales.shape[:2], -1)
+    return (codes * scales).astype(np.float32).reshape(len(data), -1)
 
 
 # Each packs digits 0, 1 and 2, (R, B, columns of a block), to the bytes of a block without its scale; and the inverse

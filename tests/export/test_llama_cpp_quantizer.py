@@ -12,6 +12,7 @@ import pytest
 from nanochat.export import formats
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library
+from nanochat.export.gguf.types import Q2_0, Q8_0, TQ1_0, TQ2_0, TensorType
 from nanochat.export.run import start
 from nanochat.weights import Ternary, named_leaves
 from tests.export.foreign_ggufs import Case, write
@@ -28,16 +29,19 @@ IDS = np.random.default_rng(0).integers(0, 300, 40).tolist()
 
 
 class Parameters(ctypes.Structure):
-    """What the quantiser may be told; only the first two are set here, and it knows the size of the rest."""
+    """What the quantiser may be told; only the first four are set here, and it knows the size of the rest."""
 
     _fields_ = (
         ("nthread", ctypes.c_int32),
         ("ftype", ctypes.c_int32),
-        ("rest", ctypes.c_byte * 248),
+        # Of the head and of the embedding.
+        ("output_tensor_type", ctypes.c_int32),
+        ("token_embedding_type", ctypes.c_int32),
+        ("rest", ctypes.c_byte * 240),
     )
 
 
-def quantize(source: Path, target: Path, kind: str) -> Path:
+def quantize(source: Path, target: Path, kind: str, *, tables: TensorType | None = None) -> Path:
     functions = library()
     defaults = functions.llama_model_quantize_default_params
     defaults.restype = Parameters
@@ -48,6 +52,8 @@ def quantize(source: Path, target: Path, kind: str) -> Path:
     )
     parameters = defaults()
     parameters.nthread, parameters.ftype = 1, TYPES[kind]
+    if tables is not None:
+        parameters.output_tensor_type = parameters.token_embedding_type = tables.number
 
     code = run(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
 
@@ -79,6 +85,24 @@ def test_a_quantised_file_is_the_model_that_llama_cpp_runs(
     assert linears == {kind}
     assert rms_ratio(ours, expected) < 3e-2
     assert [bundle.tokenizer.encode(text) for text in ODD_TEXTS] == tokens
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tables", [Q2_0, TQ1_0, TQ2_0, Q8_0], ids=lambda kind: kind.name)
+def test_tables_may_be_of_such_types_too(tmp_path: Path, tables: TensorType, tied: bool) -> None:
+    case = Case(architecture="qwen3", kind="F16", tied=tied)
+    path = quantize(
+        write(tmp_path / "source.gguf", case), tmp_path / "x.gguf", "Q2_0", tables=tables
+    )
+
+    ours = start(formats.load(path), "reference").logits(IDS)
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        expected = theirs.logits(IDS)
+
+    kinds = {name: tensor.kind for name, tensor in read_gguf(path).tensors.items()}
+    assert kinds["token_embd.weight"] == tables
+    assert kinds.get("output.weight", tables) == tables
+    assert rms_ratio(ours, expected) < 6e-2
 
 
 def test_a_matrix_that_is_ternary_is_quantised_without_loss(tmp_path: Path) -> None:
