@@ -13,7 +13,7 @@ from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
-from nanochat.zoo.catalog import CATALOG, Entry, advice, directory, require_pinned, similar
+from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar
 
 __all__ = ["is_repo", "locate", "resolve"]
 
@@ -214,5 +214,6 @@ def _unknown(name: str) -> ModelNotFoundError:
             f"no model is named {name!r:.200}: did you mean {' or '.join(close)}?"
         )
     return ModelNotFoundError(
-        f"no model is named {name!r:.200}: choose one of {', '.join(CATALOG)}, or {advice('NAME')}"
+        f"no model is named {name!r:.200}: pass {' or '.join(e.name for e in CATALOG.values() if e.files)}, a model of "
+        f"the Hugging Face Hub as owner/name, or the path of a {model_path()}"
     )

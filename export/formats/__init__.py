@@ -111,7 +111,7 @@ def detect(files: ModelFiles) -> Format[Any]:
     Raises
     ------
     ModelNotFoundError
-        If none claims them, with the reason of each.
+        If none claims them; of what might be a model, with the reason of each.
     FormatError
         If a file that says it is damaged.
     """
@@ -124,6 +124,12 @@ def detect(files: ModelFiles) -> Format[Any]:
         if reason is None:
             return form
         reasons[form.name] = reason
+    if files.config is None and files.path.is_dir():
+        suffixes = " or ".join(file_suffixes())
+        raise ModelNotFoundError(
+            f"{files.path} holds no model, which is a config.json with tensors beside it, or a {suffixes} file: pass "
+            "the folder or the file of one"
+        )
     said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     # A folder with a configuration is a model, if none of ours.
     error = FormatError if files.config is not None else ModelNotFoundError

@@ -21,7 +21,7 @@ from tests.core.command_line import GREEDY, ROOT, Run, finish, start
 MISTAKES = [
     (["bake"], 2, "there is no verb 'bake': choose from generate,"),
     (["generat"], 2, "there is no verb 'generat' (did you mean generate?)"),
-    (["generate", "MODEL", "--promt", "a"], 2, "Did you mean '--prompt'?"),
+    (["generate", "MODEL", "--spcial", "a"], 2, "Did you mean '--special'?"),
     (["generate", "MODEL", "a", "--prompt", "a"], 2, "PROMPT and --prompt are two ways"),
     (["chat", "MODEL", "a", "--message", "a"], 2, "MESSAGE and --message are two ways"),
     (["data", "bake"], 2, "there is no verb 'bake': choose from prepare, show"),
@@ -45,7 +45,7 @@ MISTAKES = [
     (
         ["generate", "EMPTY", "--prompt", "a"],
         1,
-        "can be read (nanochat: no config.json; bitnet: no config",
+        "holds no model, which is a config.json with tensors beside it, or a .gguf or .onnx",
     ),
     (["generate", "EMPTY/no.gguf", "--prompt", "a"], 1, "no such directory, .gguf or .onnx file"),
     (["generate", "BROKEN", "--prompt", "a"], 1, "not valid JSON"),
@@ -130,13 +130,13 @@ MISTAKES = [
     (
         ["models", "verify", "EMPTY"],
         1,
-        "can be read (nanochat: no config.json; bitnet: no config",
+        "holds no model, which is a config.json with tensors beside it, or a .gguf or .onnx",
     ),
     (["models", "verify", "FILE"], 1, "is a file, but no model by itself: pass its folder"),
     (
         ["nanochat-export", "--format", "gguf", "EMPTY"],
         1,
-        "can be read (nanochat: no config.json; bitnet: no config",
+        "holds no model, which is a config.json with tensors beside it, or a .gguf or .onnx",
     ),
 ]
 

@@ -79,10 +79,14 @@ def test_verifying_reads_nothing_twice(written: Path) -> None:
     assert calls["read_gguf"] == 1
 
 
-@pytest.mark.parametrize("name", ["model.bin", "folder"])
-def test_what_no_format_claims_is_told_with_the_reason_of_each(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(b"\x80\x04") if name == "model.bin" else path.mkdir()
+def test_a_folder_without_a_model_says_what_one_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"holds no model, which is .* or \.onnx file"):
+        load(tmp_path)
+
+
+def test_what_no_format_claims_is_told_with_the_reason_of_each(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"\x80\x04")
 
     with pytest.raises(ModelNotFoundError) as error:
         load(path)

@@ -124,7 +124,7 @@ def test_a_model_without_weights_names_the_ways_on(entry: catalog.Entry) -> None
         ("nanochat-tyni", "did you mean nanochat-tiny"),
         ("small-560m", "did you mean nanochat-560m"),
         ("Tiny", "did you mean nanochat-tiny"),
-        ("llama", "choose one of nanochat-tiny, nanochat-d20"),
+        ("llama", "pass nanochat-tiny, a model of the Hugging Face Hub as owner/name"),
         ("", "no model is named ''"),
         ("./missing", "no such directory"),
         ("/missing/model", "no such directory"),
