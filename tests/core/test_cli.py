@@ -15,9 +15,10 @@ import pytest
 from nanochat import backends, cli
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
-from nanochat.cli import export
+from nanochat.cli import export, generate
 from nanochat.cli.output import format_count, print_table
 from nanochat.cost import cost
+from nanochat.generation.options import GenerationOptions, read_options
 from nanochat.ops import Slot
 from nanochat.presets import preset
 from nanochat.shapes import num_parameters
@@ -637,3 +638,17 @@ def test_a_table_has_numbers_on_the_right(capsys: pytest.CaptureFixture[str]) ->
         "a         5  1.5 MB\n"
         "bcd    1000   20 kB\n"
     )  # fmt: skip
+
+
+def test_options_have_the_words_and_defaults_of_python_but_for_the_temperature() -> None:
+    wanted = read_options({})
+    python = {**vars(wanted.sampling), "seed": wanted.seed}
+    for verb in (generate.generate, generate.chat):
+        with click.Context(verb) as context:
+            given = {option.name: option.get_default(context) for option in verb.params}
+        shared = given.keys() & python.keys() & GenerationOptions.__annotations__.keys()
+
+        assert {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"} <= shared
+        assert {name for name in shared if given[name] != python[name]} == {"temperature"}
+    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
+    assert "The command line samples at temperature 0.7; Python is greedy" in " ".join(text.split())
