@@ -76,11 +76,11 @@ CATALOG: Mapping[str, Entry] = {
                 ),
                 "nanochat.json": FileRecord(
                     bytes=16307,
-                    sha256="dc7eb088b98fdcbac5ad937085dd5001d7e31ccb6c56053439d80c901302ba65",
+                    sha256="afb406716fc1b0f6c80e51512cd545383796bb2aa05abddff39f658c76fe30c3",
                 ),
                 "tokenizer.json": FileRecord(
-                    bytes=259837,
-                    sha256="4eb82df1f12bc6c2394329db1ca71d7bd186ccd91456f421fdf5b84348511bd6",
+                    bytes=260571,
+                    sha256="93fe2e2376b0c551acd07f2822bbee32c1b5da25e128df730099cf9ac49d04c0",
                 ),
                 "tokenizer_config.json": FileRecord(
                     bytes=718,

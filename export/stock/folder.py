@@ -4,7 +4,6 @@ Both take the layout of the Hugging Face Hub, in which a model of this package i
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from nanochat.export.transform import without_ahead
 from nanochat.model import ntk_theta
 from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors, save_tensors
-from nanochat.text.tokenizer import BEGINNING, Tokenizer
 from nanochat.weights import Spec, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["Array", "Packing", "load_folder", "module_name", "write_folder"]
@@ -53,7 +51,6 @@ _IN_LAYER = {
     "network.router": "mlp.gate",
 }
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +113,8 @@ def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progr
     held = {module: specs[members[0]] for module, members in modules.items()}
     texts["config.json"] |= packing.fields(held)
     metadata = {"format": packing.framework}
-    save_tensors(folder, tensors, texts=texts, others=_other_files(bundle), metadata=metadata)
+    others = bundle.tokenizer.files() | ({CARD: bundle.card} if bundle.card else {})
+    save_tensors(folder, tensors, texts=texts, others=others, metadata=metadata)
     return str(texts["config.json"]["model_type"])
 
 
@@ -206,19 +204,6 @@ def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
             "mlp_only_layers": [],
         }
     return {"config.json": fields, "generation_config.json": generation}
-
-
-def _other_files(bundle: Bundle) -> dict[str, bytes]:
-    """The tokenizer's files, with the chat template, and the card if there is one.
-
-    Both runtimes ask ``tokenizer.json`` alone what stands before a text, and nothing else about it.
-    """
-    files = dict(bundle.tokenizer.files())
-    if isinstance(bundle.tokenizer, Tokenizer):
-        bpe = json.loads(files[_TOKENIZER])
-        content = json.dumps(bpe | {"post_processor": BEGINNING}, indent=2, ensure_ascii=False)
-        files[_TOKENIZER] = content.encode()
-    return {**files, CARD: bundle.card} if bundle.card else files
 
 
 def _take(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nanochat.errors import FormatError
 
-__all__ = ["AddedToken", "Roles", "added_tokens", "read_roles", "write_roles"]
+__all__ = ["AddedToken", "Roles", "added_tokens", "read_roles", "starting", "write_roles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +103,39 @@ def read_roles(
     )
 
 
-def write_roles(roles: Roles, names: Mapping[int, str]) -> bytes:
-    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops` and tokens not in `names`."""
+def write_roles(
+    roles: Roles, names: Mapping[int, str], given: Mapping[str, object] | None = None
+) -> bytes:
+    """Content of a ``tokenizer_config.json`` that says the same, save for `Roles.stops` and tokens not in `names`.
+
+    What the tokenizer's own file says, `given`, stays. Its class does not: transformers has some that read no more
+    of a ``tokenizer.json`` than pieces and merges, and split texts in their own way.
+    """
+    settings = {"clean_up_tokenization_spaces": False, **(given or {})}
     tokens = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
-    settings: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{
-            key: names[token]
-            for key, token in tokens.items()
-            if token is not None and names.get(token)
-        },
-        "clean_up_tokenization_spaces": False,
-    }
+    for key, token in tokens.items():
+        if settings.get(key) is None and token is not None and names.get(token):
+            settings[key] = names[token]
     if roles.adds_bos is not None:
         settings["add_bos_token"] = roles.adds_bos
     if roles.chat_template:
-        settings["chat_template"] = roles.chat_template
+        settings.setdefault("chat_template", roles.chat_template)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def starting(tokens: Mapping[str, int]) -> dict[str, object]:
+    """The post-processor of a ``tokenizer.json`` that puts these tokens, by name, before a text, and no others."""
+    before = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            name: {"id": name, "ids": [token], "tokens": [name]} for name, token in tokens.items()
+        },
+    }
 
 
 def _ids(value: object, file: str) -> list[int]:

@@ -25,8 +25,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from nanochat.errors import FormatError, InputError
 from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, call, check_text
+from nanochat.text.roles import starting
 
-__all__ = ["BEGINNING", "CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "PRE_TOKENIZER", "SPECIALS", "StreamDecoder", "Tokenizer"]
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
 PRE_TOKENIZER = "gpt-2"
@@ -44,21 +45,6 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|' + 'assistant' + '|>' }}{%- endif %}"
 )
-
-# Makes other runtimes begin a text with <|bos|>, as models of this package expect; `Tokenizer.encode` does not.
-BEGINNING: Mapping[str, object] = {
-    "type": "TemplateProcessing",
-    "single": [
-        {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-    ],
-    "pair": [
-        {"SpecialToken": {"id": "<|bos|>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 0}},
-    ],
-    "special_tokens": {"<|bos|>": {"id": "<|bos|>", "ids": [0], "tokens": ["<|bos|>"]}},
-}
 
 _MIN_VOCABULARY = len(SPECIALS) + 256
 _LOGGER = logging.getLogger(__name__)
@@ -193,8 +179,11 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         }
+        # Other runtimes begin a text as a file says; `encode` does not.
+        start = {SPECIALS[self.bos]: self.bos}
+        data = json.loads(self._bpe.to_str()) | {"post_processor": starting(start)}
         return {
-            "tokenizer.json": self._bpe.to_str(pretty=True).encode(),
+            "tokenizer.json": json.dumps(data, indent=2, ensure_ascii=False).encode(),
             "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
         }
 
@@ -349,7 +338,7 @@ def _parse(data: Mapping[str, object]) -> tuple[list[str], list[tuple[str, str]]
         "model.continuing_subword_prefix": (model.get("continuing_subword_prefix") or None, None),
         "model.end_of_word_suffix": (model.get("end_of_word_suffix") or None, None),
         "normalizer": (data.get("normalizer"), None),
-        "post_processor": (None if after == BEGINNING else after, None),
+        "post_processor": (None if _begins_texts(after) else after, None),
         "pre_tokenizer.type": (split.get("type"), "ByteLevel"),
         "pre_tokenizer.add_prefix_space": (split.get("add_prefix_space"), False),
         "pre_tokenizer.use_regex": (split.get("use_regex", True), True),
@@ -361,6 +350,17 @@ def _parse(data: Mapping[str, object]) -> tuple[list[str], list[tuple[str, str]]
                 "use a tokenizer that this package trained"
             )
     return _parse_vocabulary(model.get("vocab")), _parse_merges(model.get("merges"))
+
+
+def _begins_texts(after: object) -> bool:
+    """Whether a post-processor adds the start, or leaves it to the runtime: either way our models' texts have it."""
+    match after:
+        case None:
+            return True
+        case {"type": "TemplateProcessing", "single": parts}:
+            starts: tuple[dict[str, int], ...] = ({}, {SPECIALS[Tokenizer.bos]: Tokenizer.bos})
+            return parts in [starting(start)["single"] for start in starts]
+    return False
 
 
 def _parse_vocabulary(vocabulary: object) -> list[str]:

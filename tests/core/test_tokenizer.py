@@ -7,15 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
 
 from nanochat.errors import FormatError, InputError, SaveError
+from nanochat.text.library import load_tokenizer
 from nanochat.text.tokenizer import SPECIALS, StreamDecoder, Tokenizer
 
 TEXT = 'fn main() { println!("Hello, wörld 🙂"); } // to be or not to be, that is the question\n'
 TOKENIZER = Tokenizer.train([TEXT] * 4, vocab_size=320)
+# Puts a token behind a text.
+END = {
+    "type": "TemplateProcessing",
+    "single": [
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "<|eos|>", "type_id": 0}},
+    ],
+}
 
 
 @pytest.fixture
@@ -151,6 +162,30 @@ def test_the_config_names_the_specials_and_the_template(saved: Path) -> None:
     assert "<|end|>" in config["chat_template"]
 
 
+def test_other_programs_begin_a_text_as_our_models_do(saved: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
+
+    assert library.encode("to be").ids == [TOKENIZER.bos, *TOKENIZER.encode("to be")]
+
+
+def test_files_that_begin_no_text_load_and_are_written_so_that_they_do(saved: Path) -> None:
+    rewrite(saved, post_processor=None)
+
+    assert b'"post_processor": null' not in Tokenizer.load(saved).files()["tokenizer.json"]
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_what_transformers_saves_again_loads(saved: Path, start: bool) -> None:
+    if not start:
+        rewrite(saved, post_processor=None)
+    AutoTokenizer.from_pretrained(saved).save_pretrained(saved)
+
+    loaded = load_tokenizer(saved)
+
+    assert isinstance(loaded, Tokenizer)
+    assert loaded.files() == TOKENIZER.files()
+
+
 def test_merges_written_as_strings_load(saved: Path) -> None:
     rewrite(saved, model__merges=[" ".join(pair) for pair in TOKENIZER.merges])
 
@@ -203,6 +238,7 @@ def test_json_without_a_model_is_refused(tmp_path: Path, contents: str, message:
         pytest.param({"model__ignore_merges": True}, "model.ignore_merges is True", id="merging"),
         pytest.param({"normalizer": {"type": "NFC"}}, "normalizer is", id="normalizer"),
         pytest.param({"pre_tokenizer": None}, "pre_tokenizer.type is None", id="no split"),
+        pytest.param({"post_processor": END}, "post_processor is .*, must be None", id="an end"),
         pytest.param({"model__vocab": None}, "no object 'vocab'", id="no vocabulary"),
         pytest.param({"model__vocab": {"a": 0, "b": 2}}, "piece 'b' has id 2", id="gap"),
         pytest.param({"model__vocab": {"a": 0, "b": 0}}, "used twice", id="duplicate id"),
