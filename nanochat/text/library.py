@@ -16,7 +16,7 @@ import tokenizers
 from nanochat.errors import FormatError, InputError
 from nanochat.files import exists, parse_json, read_bytes
 from nanochat.text.codec import BYTES, MAX_FILE_BYTES, TextCodec, call, check_text
-from nanochat.text.roles import Roles, added_tokens, read_roles, write_roles
+from nanochat.text.roles import Roles, added_tokens, read_roles, starting, write_roles
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 
 __all__ = ["LibraryTokenizer", "Pieces", "load_tokenizer"]
@@ -57,7 +57,7 @@ class LibraryTokenizer:
     roles : Roles
         What its tokens are for.
     files : mapping, optional
-        What `files` gives back; absent is made of the other two.
+        Content of its files, which `files` gives back unless other programs would encode otherwise by them.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class LibraryTokenizer:
         named = {roles.bos, *stops} - {None}
         # Nothing ends an answer that a text could hold.
         special = {token.name for token in added if token.special or token.token in named}
-        self._json = json.dumps(_without_limits(data, special))
-        self._library = _library(self._json, specials=False)
+        plain = _without_limits(data, special)
+        self._library = _library(json.dumps(plain), specials=False)
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         for number in named:
@@ -89,11 +89,20 @@ class LibraryTokenizer:
         self.special_ids = frozenset(self.specials.values())
         self.stop_ids = frozenset(token for token in stops if token is not None)
         self._not_from_text = self.special_ids - {_unknown(data, vocabulary)}
-        self.opening = self._find_opening(roles)
-        self._files = files or {
-            _TOKENIZER: self._json.encode(),
-            _SETTINGS: write_roles(roles, self._texts),
-        }
+        bare, whole = self._encoded("a", starts=False), self._encoded("a", starts=True)
+        self.opening = _opening(roles, bare, whole)
+        # Some programs look for the start of a text here alone.
+        if whole != [*self.opening, *bare]:
+            plain["post_processor"] = starting(
+                {self._piece(token): token for token in self.opening}
+            )
+        self._json = json.dumps(plain)
+        given = dict(files or {})
+        if _TOKENIZER not in given or plain != data:
+            given[_TOKENIZER] = self._json.encode()
+        settings = parse_json(given.get(_SETTINGS, b"{}"), _SETTINGS)
+        given[_SETTINGS] = write_roles(roles, self._texts, settings)
+        self._files = given
 
     @property
     def fingerprint(self) -> str:
@@ -162,16 +171,19 @@ class LibraryTokenizer:
             )
         return tokens
 
-    def _find_opening(self, roles: Roles) -> tuple[int, ...]:
-        if roles.adds_bos is not None:
-            return (roles.bos,) if roles.adds_bos and roles.bos is not None else ()
+    def _encoded(self, text: str, *, starts: bool) -> list[int]:
         with _without_panic():
-            bare = self._library.encode("a", add_special_tokens=False).ids
-            whole = self._library.encode("a", add_special_tokens=True).ids
-        # Some put a token behind the text, too, which belongs to training.
-        starts = range(len(whole) - len(bare) + 1)
-        first = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
-        return tuple(whole[:first])
+            return self._library.encode(text, add_special_tokens=starts).ids
+
+
+def _opening(roles: Roles, bare: list[int], whole: list[int]) -> tuple[int, ...]:
+    """What stands before a text, by its tokens with and without what the library adds."""
+    if roles.adds_bos is not None:
+        return (roles.bos,) if roles.adds_bos and roles.bos is not None else ()
+    # Some put a token behind the text, too, which belongs to training.
+    starts = range(len(whole) - len(bare) + 1)
+    first = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
+    return tuple(whole[:first])
 
 
 def _without_tokenizer(directory: Path) -> str:
@@ -246,10 +258,12 @@ def _load(directory: Path, content: bytes, data: Mapping[str, object]) -> Librar
 
 def _without_limits(data: Mapping[str, object], special: set[str]) -> dict[str, object]:
     """The same, for texts that are encoded whole and alone, and with these special tokens."""
-    entries = data.get("added_tokens") or []
-    assert isinstance(entries, list)
-    added = [{**entry, "special": entry["content"] in special} for entry in entries]
-    return {**data, "truncation": None, "padding": None, "added_tokens": added}
+    plain = {**data, **{key: None for key in ("truncation", "padding") if key in data}}
+    entries = data.get("added_tokens")
+    if entries:
+        assert isinstance(entries, list)
+        plain["added_tokens"] = [{**e, "special": e["content"] in special} for e in entries]
+    return plain
 
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")

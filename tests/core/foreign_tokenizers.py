@@ -129,7 +129,7 @@ def write_llama_3(directory: Path) -> Path:
         directory,
         settings={
             "bos_token": "<|begin_of_text|>",
-            "eos_token": {"content": "<|end_of_text|>"},
+            "eos_token": {"__type": "AddedToken", "content": "<|end_of_text|>"},
             "chat_template": CHAT_TEMPLATE,
         },
         generation={

@@ -158,6 +158,28 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     assert again.fingerprint == tokenizer.fingerprint
 
 
+def test_files_by_which_others_do_the_same_stay_as_they_are(tmp_path: Path) -> None:
+    write_llama_3(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 77}))
+
+    files = load_tokenizer(tmp_path).files()
+
+    assert files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
+    assert json.loads(files["tokenizer_config.json"])["model_max_length"] == 77
+
+
+def test_a_start_that_is_no_added_token_is_written_by_its_piece(tmp_path: Path) -> None:
+    write(llama_3(), tmp_path, settings={"add_bos_token": True}, generation={"bos_token_id": 65})
+    tokenizer = load_tokenizer(tmp_path)
+    for name, content in tokenizer.files().items():
+        (tmp_path / name).write_bytes(content)
+
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+    assert library.encode("to").ids == [65, *tokenizer.encode("to")]
+
+
 def test_our_own_tokenizer_is_known_by_its_specials(tmp_path: Path) -> None:
     random_tokenizer().save(tmp_path)
 
