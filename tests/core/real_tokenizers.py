@@ -15,26 +15,6 @@ _DIGESTS = {
 }
 NAMES = tuple(_DIGESTS)
 _VERSION = "3.7.2"
-# What tokenizers of these kinds have been known to read or write differently.
-TEXTS = [
-    "",
-    " ",
-    "  ",
-    "   three   spaces ",
-    "a  b   c    d     e        f                g",
-    "\t\ttabs\t\n\n\n\nand\r\n\r\n lines ",
-    "don't we'll I'M it's",
-    "naïve café, 東京 и Москва, العربية, ไทย, 한국어",
-    "👩‍👩‍👧 🏳️‍🌈 e\u0301 \u00e9 \u200b\ufeff\u00a0x",
-    "1234567890 ½ ² Ⅷ 0x1F_u8 1e-10",
-    'let x: Vec<&\'static str> = vec!["a", r#"b"#];\n    x.len()\n',
-    "\x00\x01\x7f\x85\u2028",
-    "<table><td>x</td></table> <unused5> <0x41>",
-    "▁▁▁ ▁x\uff5cy",
-    "<think>a</think> <tool_call>{}</tool_call>",
-    "<s> </s> <bos> <|begin_of_text|> <|im_end|> <\uff5cUser\uff5c> <end_of_turn>",
-    "a" * 300,
-]
 
 
 def real_tokenizer(name: str) -> Path:

@@ -65,19 +65,6 @@ REFUSED = {
     "shared_expert_width": ModelConfig(**BASE | EXPERTS, shared_expert_width=256),
     "qk_norm=false with experts": ModelConfig(**BASE | EXPERTS, qk_norm=False),
 }
-ODD_TEXTS = [
-    "",
-    " ",
-    "Hello, wörld",
-    "  two  spaces \t\n\n\ttabs\r\n",
-    "ne\u0301 \u00e9 \u1e9b\u0323 fi",
-    "日本語と한국어 и русский עִבְרִית",
-    "🦀👩\u200d👩\u200d👧 \U0001f1e9\U0001f1ea",
-    "it's we'll I'd THEY'RE 's",
-    "1234567890 3.14e-10 0x1F",
-    "\x00\x01\x7f\ufeff\u00a0\u2028",
-    "a" * 300,
-]
 CHAT: list[Message] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "  Hi,\n\nwörld "},

@@ -32,7 +32,8 @@ from tests.export.foreign_ggufs import (
     write,
 )
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
-from tests.export.stock_models import ODD_TEXTS, make_bundle, rms_ratio
+from tests.export.stock_models import make_bundle, rms_ratio
+from tests.export.texts import ODD_STRINGS
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -115,8 +116,8 @@ def test_our_own_stock_exports_are_read_as_anybody_s(
         source.config.qk_norm,
         source.config.table_format,
     )
-    assert [tokenizer.encode(text) for text in ODD_TEXTS] == [
-        source.tokenizer.encode(text) for text in ODD_TEXTS
+    assert [tokenizer.encode(text) for text in ODD_STRINGS] == [
+        source.tokenizer.encode(text) for text in ODD_STRINGS
     ]
     assert tokenizer.opening == source.tokenizer.opening
     assert tokenizer.special_ids == source.tokenizer.special_ids

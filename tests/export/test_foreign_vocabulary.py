@@ -14,7 +14,7 @@ from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign import load_foreign_gguf
 from tests.export.foreign_ggufs import ROWS, Case, sentencepiece_vocabulary, vocabulary, write
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
-from tests.export.stock_models import ODD_TEXTS
+from tests.export.texts import ODD_STRINGS
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -28,7 +28,7 @@ CASE = Case(architecture="qwen3")
 def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any]) -> None:
     path = write(tmp_path / "model.gguf", CASE, changes=keys)
     _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
-    texts = [*ODD_TEXTS, "to be or not to be, that is  the question </s><|eot_id|>"]
+    texts = [*ODD_STRINGS, "to be or not to be, that is  the question </s><|eot_id|>"]
 
     with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = [theirs.tokenize(text) for text in texts]
@@ -51,7 +51,7 @@ SPLITS = [
     "deepseek-v3",
 ]
 SPLIT_TEXTS = [
-    *ODD_TEXTS,
+    *ODD_STRINGS,
     "$+<=>^~|` ,.!? (a) [b] {c}",
     "日本語のテキスト。中文\uff0c한국어 abc",
     "1 12 123 1234 12345 1234567 ٣٤٥",
@@ -106,7 +106,7 @@ def test_tokens_that_users_defined_are_found_as_by_llama_cpp(
     path = write(tmp_path / "model.gguf", CASE, changes=keys)
     _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
     texts = [
-        *ODD_TEXTS,
+        *ODD_STRINGS,
         *SPLIT_TEXTS,
         " ",
         "  ",
@@ -168,11 +168,11 @@ def test_what_llama_cpp_overlooks_in_a_vocabulary_is_overlooked(
     with caplog.at_level(logging.WARNING):
         _, _, tokenizer = load_foreign_gguf(path, read_gguf(path))
     with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
-        expected = [theirs.tokenize(text) for text in ODD_TEXTS]
+        expected = [theirs.tokenize(text) for text in ODD_STRINGS]
         roles = (theirs.bos, theirs.eos, theirs.eot, theirs.pad)
 
     assert "tokenizer.ggml.padding_token_id is 4294967295" in caplog.text
-    assert [tokenizer.encode(text) for text in ODD_TEXTS] == expected
+    assert [tokenizer.encode(text) for text in ODD_STRINGS] == expected
     assert roles == (tokenizer.bos, tokenizer.eos, tokenizer.specials["<|eot_id|>"], -1)
     assert tokenizer.pad is None
 

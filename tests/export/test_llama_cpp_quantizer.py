@@ -17,7 +17,8 @@ from nanochat.export.run import start
 from nanochat.weights import Ternary, named_leaves
 from tests.export.foreign_ggufs import Case, write
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
-from tests.export.stock_models import ODD_TEXTS, rms_ratio
+from tests.export.stock_models import rms_ratio
+from tests.export.texts import ODD_STRINGS
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -75,7 +76,7 @@ def test_a_quantised_file_is_the_model_that_llama_cpp_runs(
     ours = start(bundle, "reference").logits(IDS)
     with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = theirs.logits(IDS)
-        tokens = [theirs.tokenize(text) for text in ODD_TEXTS]
+        tokens = [theirs.tokenize(text) for text in ODD_STRINGS]
 
     linears = {
         tensor.kind.name
@@ -84,7 +85,7 @@ def test_a_quantised_file_is_the_model_that_llama_cpp_runs(
     }
     assert linears == {kind}
     assert rms_ratio(ours, expected) < 3e-2
-    assert [bundle.tokenizer.encode(text) for text in ODD_TEXTS] == tokens
+    assert [bundle.tokenizer.encode(text) for text in ODD_STRINGS] == tokens
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -8,12 +8,10 @@ import pytest
 from nanochat.export.stock.mlx import write_mlx
 from nanochat.export.stock.mlx_run import MlxLm
 from nanochat.proof.parity import check_parity
-from nanochat.text.chat import render
 from tests.export.stock_models import (
     CHAT,
     CONFIGS,
     IDS,
-    ODD_TEXTS,
     make_bundle,
     reference_greedy,
     reference_logits,
@@ -53,21 +51,6 @@ def test_parity_is_that_of_float32(tmp_path: Path) -> None:
     assert parity.report.rms_ratio < 1e-5
     assert parity.rounding_error > 1e-3
     assert parity.runtime.startswith("mlx-lm 0.")
-
-
-@pytest.mark.parametrize("text", ODD_TEXTS)
-def test_the_tokenizer_gives_the_same_tokens(text: str, polite: MlxLm) -> None:
-    ours = random_tokenizer()
-
-    assert polite.tokenizer.encode(text, add_special_tokens=False) == ours.encode(text)
-    assert polite.tokenizer.encode(text) == [ours.bos, *ours.encode(text)]
-    assert polite.tokenizer.decode(ours.encode(text)) == text
-
-
-def test_the_chat_template_gives_the_tokens_of_a_conversation(polite: MlxLm) -> None:
-    tokens = polite.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)
-
-    assert tokens == render(CHAT, random_tokenizer())
 
 
 def test_an_answer_ends_where_the_turn_does(polite: MlxLm) -> None:

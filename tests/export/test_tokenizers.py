@@ -1,0 +1,311 @@
+"""What stock programs make of a text by the tokenizer of an export are the tokens that this package makes of it.
+
+They differ where a program cannot be told better, which docs/export.md says; that is shown with the files of the
+tokenizer's publisher, by which the program makes the same of the same texts.
+"""
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.utils import logging
+
+from nanochat.bundle import Bundle, default_generation
+from nanochat.config import ModelConfig
+from nanochat.export.formats import format_named
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.vocabulary import read_vocabulary
+from nanochat.proof.golden import with_golden
+from nanochat.text.chat import Message, render
+from nanochat.text.codec import TextCodec
+from nanochat.text.library import load_tokenizer
+from tests.core.foreign_tokenizers import llama_3, write, write_llama_3
+from tests.core.real_tokenizers import NAMES, real_tokenizer
+from tests.export import foreign_ggufs
+from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
+from tests.export.pages import tiny
+from tests.export.texts import MARKS, ODD_STRINGS
+from tests.export.tokenizer_readers import READERS, Genai, Reader, Transformers
+from tests.parity.random_models import random_packed_weights
+
+on_linux_x86 = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="the prebuilt llama.cpp is for Linux x86-64",
+)
+TEXTS = [*ODD_STRINGS, *MARKS]
+# So many texts are the same even to a program with faults of its own.
+LEAST = 230
+EXPORTS: dict[str, tuple[str, dict[str, object]]] = {
+    "nanochat": ("nanochat", {}),
+    "hf": ("transformers", {}),
+    "hf for transformers": ("transformers", {"runtime": "transformers"}),
+    "mlx": ("mlx", {"runtime": "mlx-lm"}),
+    "mlx for nanochat": ("mlx", {"runtime": "nanochat"}),
+    "onnx": ("onnx", {}),
+    "onnx standard": ("onnx", {"target": "standard"}),
+    "web": ("web", {}),
+    "gguf": ("gguf", {"outtype": "q2_0"}),
+}
+FOLDERS = [name for name in EXPORTS if name != "gguf"]
+OWN = "ours"
+
+
+def _as_others_write_it(folder: Path) -> TextCodec:
+    """A tokenizer whose files leave more to their reader than its tokens."""
+    library = type(llama_3()).from_str(llama_3().to_str())
+    library.enable_truncation(8)
+    library.enable_padding(length=16)
+    # The start is asked for beside it.
+    library.post_processor = None
+    start = "<|begin_of_text|>"
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": start, "add_bos_token": True}
+    return load_tokenizer(write(library, folder, settings=settings))
+
+
+def _of_gguf(folder: Path, changes: dict[str, Any]) -> TextCodec:
+    case = foreign_ggufs.Case(architecture="qwen3")
+    path = foreign_ggufs.write(folder / "x.gguf", case, changes=changes)
+    return read_vocabulary(read_gguf(path).metadata, rows=foreign_ggufs.ROWS)
+
+
+def _without_settings(folder: Path) -> TextCodec:
+    start = llama_3().token_to_id("<|begin_of_text|>")
+    return load_tokenizer(write(llama_3(), folder, generation={"bos_token_id": start}))
+
+
+SMALL: dict[str, Callable[[Path], TextCodec]] = {
+    OWN: lambda _: tiny().tokenizer,
+    "a chat model's": lambda folder: load_tokenizer(write_llama_3(folder)),
+    "settings apart": _as_others_write_it,
+    "no settings": _without_settings,
+    "of a GGUF file": lambda folder: _of_gguf(folder, {}),
+    "of a GGUF file, SentencePiece": lambda folder: _of_gguf(
+        folder, foreign_ggufs.sentencepiece_vocabulary()
+    ),
+}
+
+
+def _published(name: str) -> Callable[[Path], TextCodec]:
+    return lambda _: load_tokenizer(real_tokenizer(name))
+
+
+KINDS = {**SMALL, **{name: _published(name) for name in NAMES}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model, and the tokens of all texts by its own tokenizer."""
+
+    kind: str
+    bundle: Bundle
+    tokens: dict[str, list[int]]
+
+    @property
+    def tokenizer(self) -> TextCodec:
+        return self.bundle.tokenizer
+
+    def started(self, text: str) -> list[int]:
+        return [*self.tokenizer.opening, *self.tokens[text]]
+
+
+@pytest.fixture(scope="module")
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
+    kind: str = request.param
+    # It says which class it takes instead of one that the folder names.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the library's
+    tokenizer = KINDS[kind](tmp_path_factory.mktemp("tokenizer"))
+    config = ModelConfig(
+        # More rows than tokens.
+        vocab_size=tokenizer.vocab_size + 3,
+        width=128,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=64,
+        ffn_width=128,
+        context_length=64,
+        num_streams=1,
+        weight_block=128,
+        activation_block=128,
+    )
+    bundle = Bundle(
+        name="odd",
+        config=config,
+        weights=random_packed_weights(config, 0),
+        tokenizer=tokenizer,
+        generation=default_generation(tokenizer),
+    )
+    yield Source(kind=kind, bundle=bundle, tokens={text: tokenizer.encode(text) for text in TEXTS})
+    logging.set_verbosity_warning()  # type: ignore[no-untyped-call]  # the library's
+
+
+@pytest.fixture(scope="module")
+def exported(
+    request: pytest.FixtureRequest, source: Source, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    kind, chosen = EXPORTS[request.param]
+    form = format_named(kind)
+    path = tmp_path_factory.mktemp("export") / f"model{form.suffix}"
+    if kind == "web":
+        path.mkdir()
+    options = form.choose(**chosen)
+    form.write(path, with_golden(form.adapt(source.bundle, options)), options, None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reader(request: pytest.FixtureRequest, exported: Path) -> Reader:
+    return READERS[request.param](exported)
+
+
+def _case(*parts: str) -> Any:
+    return pytest.param(*parts, id=", ".join(parts))
+
+
+# Files of a tokenizer are the same in all folders, so that large ones are not read by all programs from each.
+CASES = [
+    *(_case(OWN, export, reader) for export in FOLDERS for reader in READERS),
+    *(
+        _case(kind, export, reader)
+        for kind in KINDS
+        if kind != OWN
+        for export, reader in (
+            ("hf", "transformers"),
+            ("hf for transformers", "transformers"),
+            ("hf for transformers", "tokenizers"),
+            ("mlx", "mlx-lm"),
+            ("onnx", "tokenizers"),
+        )
+    ),
+]
+of_every_kind = pytest.mark.parametrize(("source", "exported", "reader"), CASES, indirect=True)
+
+
+@of_every_kind
+def test_texts_have_our_tokens_behind_their_start(source: Source, reader: Reader) -> None:
+    found = {text: reader.encode(text, specials=False) for text in TEXTS}
+
+    assert [text for text in TEXTS if found[text] != source.started(text)] == []
+
+
+@of_every_kind
+def test_names_of_special_tokens_are_tokens_where_that_is_asked_for(
+    source: Source, reader: Reader
+) -> None:
+    tokenizer = source.tokenizer
+
+    found = {text: reader.encode(text, specials=True) for text in TEXTS}
+
+    expected = {
+        text: [*tokenizer.opening, *tokenizer.encode(text, specials=True)] for text in TEXTS
+    }
+    assert [text for text in TEXTS if found[text] != expected[text]] == []
+
+
+@of_every_kind
+def test_tokens_have_our_text(source: Source, reader: Reader) -> None:
+    found = {text: reader.decode(source.tokens[text]) for text in TEXTS}
+
+    expected = {text: source.tokenizer.decode(source.tokens[text]) for text in TEXTS}
+    assert [text for text in TEXTS if found[text] != expected[text]] == []
+
+
+@of_every_kind
+def test_what_starts_and_ends_texts_has_no_text(source: Source, reader: Reader) -> None:
+    tokenizer = source.tokenizer
+    tokens = tokenizer.encode("to be, or not")
+
+    found = reader.decode([*tokenizer.opening, *tokens, *sorted(tokenizer.stop_ids)])
+
+    assert found == tokenizer.decode(tokens) == "to be, or not"
+
+
+CONVERSATION: list[Message] = [
+    {"role": "user", "content": "Hi,\n\nwörld 🦀"},
+    {"role": "assistant", "content": "yes  no"},
+    {"role": "user", "content": "'s 日本 12345 it's"},
+]
+WITH_TEMPLATE = {OWN, "a chat model's", *NAMES} - {"llama2"}
+
+
+@pytest.mark.parametrize(
+    ("source", "exported", "reader"),
+    [
+        case
+        for case in CASES
+        if case.values[0] in WITH_TEMPLATE and case.values[2] in ("transformers", "mlx-lm")
+    ],
+    indirect=True,
+)
+@pytest.mark.parametrize("reply", [True, False])
+def test_conversations_have_our_tokens(source: Source, reader: Transformers, reply: bool) -> None:
+    assert reader.chat(CONVERSATION, reply=reply) == render(
+        CONVERSATION, source.tokenizer, reply=reply
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "exported"), [_case(kind, "onnx") for kind in (OWN, *NAMES)], indirect=True
+)
+def test_onnxruntime_genai_differs_by_faults_of_its_own_only(
+    source: Source, exported: Path
+) -> None:
+    theirs, tokenizer = Genai(exported), source.tokenizer
+    # To it, a text ends at the first NUL.
+    cut = {text: text.partition("\0")[0] for text in TEXTS}
+
+    ids = {text: theirs.encode(text) for text in TEXTS}
+    texts = {text: theirs.decode(source.tokens[text]) for text in TEXTS}
+
+    expected = {
+        text: [*tokenizer.opening, *tokenizer.encode(cut[text], specials=True)] for text in TEXTS
+    }
+    other_ids = [text for text in TEXTS if ids[text] != expected[text]]
+    # It leaves the space of SentencePiece before a text.
+    spaces = " " if source.kind == "llama2" else ""
+    other_texts = [
+        text
+        for text in TEXTS
+        if texts[text] != (text and spaces) + tokenizer.decode(source.tokens[text])
+        # Nor does it know these, in a text that it writes.
+        and not any(character in text for character in "\0\ufffe")
+    ]
+    if source.kind == OWN:
+        assert (other_ids, other_texts) == ([], [])
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(real_tokenizer(source.kind) / name, exported / name)
+    published = Genai(exported)
+    assert min(len(TEXTS) - len(other) for other in (other_ids, other_texts)) >= LEAST
+    assert {text: published.encode(text) for text in other_ids} == {
+        text: ids[text] for text in other_ids
+    }
+    assert {text: published.decode(source.tokens[text]) for text in other_texts} == {
+        text: texts[text] for text in other_texts
+    }
+
+
+@on_linux_x86
+@pytest.mark.parametrize(("source", "exported"), [_case(OWN, "gguf")], indirect=True)
+def test_llama_cpp_has_our_tokens_and_texts(source: Source, exported: Path) -> None:
+    with closing(LlamaCppVocabulary(exported, threads=1, context=64)) as theirs:
+        ids = {text: theirs.tokenize(text, start=True) for text in TEXTS}
+        named = {text: theirs.tokenize(text, start=True, specials=True) for text in TEXTS}
+        texts = {text: theirs.detokenize(source.tokens[text]) for text in TEXTS}
+
+    tokenizer = source.tokenizer
+    assert [text for text in TEXTS if ids[text] != source.started(text)] == []
+    assert [
+        text
+        for text in TEXTS
+        if named[text] != [*tokenizer.opening, *tokenizer.encode(text, specials=True)]
+    ] == []
+    assert [text for text in TEXTS if texts[text] != tokenizer.decode(source.tokens[text])] == []
