@@ -10,13 +10,13 @@ References
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import gguf
 import numpy as np
 
 from nanochat.errors import FormatError
 from nanochat.export.gguf.container import MetadataValue
+from nanochat.export.gguf.splits import DEFAULT, SPLITS
 from nanochat.text.codec import TextCodec
 from nanochat.text.library import LibraryTokenizer
 from nanochat.text.roles import Roles
@@ -30,58 +30,6 @@ _BOUNDS = (_KEYS.BOS_ID, _KEYS.EOS_ID, *_ENDS)
 # SentencePiece's own limit is 16 characters, some models' runs of spaces have 64.
 _MAX_PIECE = 1024
 _SPACE = "▁"
-
-_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_QWEN_2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_LLAMA_3 = _QWEN_2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_DEEPSEEK_3 = (
-    r"\p{N}{1,3}",
-    r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
-# What llama.cpp takes where a file has no name for it.
-_DEFAULT = "default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Split:
-    """How a text is split before it is encoded: by one expression after the other.
-
-    `whole`: a part that is a token becomes that one, whatever the merges say. `adds_bos`: whether a text has a start
-    where the file says nothing of it.
-    """
-
-    patterns: tuple[str, ...]
-    whole: bool = False
-    adds_bos: bool = False
-
-
-_SPLITS = {
-    _DEFAULT: _Split(patterns=(r"[\p{P}$+<=>^~|]+", _GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "falcon": _Split(patterns=(r"[\p{P}$+<=>^~|`]+", _GPT_2, r"[0-9][0-9][0-9]")),
-    **dict.fromkeys(
-        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "gigachat", "mellum"),
-        _Split(patterns=(_GPT_2,)),
-    ),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-        _Split(patterns=(r"\p{N}", _GPT_2)),
-    ),
-    **dict.fromkeys(
-        ("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"),
-        _Split(patterns=(_QWEN_2,)),
-    ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Split(patterns=(_LLAMA_3,))),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"),
-        _Split(patterns=(_LLAMA_3,), whole=True, adds_bos=True),
-    ),
-    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), _Split(patterns=_DEEPSEEK_3)),
-}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -171,18 +119,18 @@ class _Vocabulary:
 
 def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, MetadataValue]) -> TextCodec:
     name = metadata.get(_KEYS.PRE, "")
-    if not isinstance(name, str) or (name or _DEFAULT) not in _SPLITS:
+    if not isinstance(name, str) or (name or DEFAULT) not in SPLITS:
         raise FormatError(
             f"{_KEYS.PRE} is {name!r:.80}, a way to split texts that this package does not know: pass the model's "
             "Hugging Face folder, whose tokenizer.json says it itself"
         )
-    if name in ("", _DEFAULT):
+    if name in ("", DEFAULT):
         _LOGGER.warning(
             "the file does not say by %s how texts are split: they are split as llama.cpp does then, which may not be "
             "what the model was trained with",
             _KEYS.PRE,
         )
-    split = _SPLITS[name or _DEFAULT]
+    split = SPLITS[name or DEFAULT]
     merges: list[list[str]] = []
     for merge in _texts(metadata, _KEYS.MERGES):
         # A piece may begin with a space, where it stands for one.
