@@ -19,9 +19,9 @@ from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError, VersionError
 from nanochat.export.gguf.container import Field, GgufFile, MetadataValue
 from nanochat.export.gguf.tensors import OUTTYPES, OutType, tensor_members
+from nanochat.export.gguf.tokenizer import new_tokenizer
 from nanochat.model import ntk_theta
 from nanochat.shapes import shapes
-from nanochat.text.tokenizer import CHAT_TEMPLATE, PRE_TOKENIZER, Tokenizer
 from nanochat.weights import Ternary, named_leaves
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "new_metadata",
     "read_config",
     "read_licence",
-    "read_tokenizer",
     "require_as_recomputed",
 ]
 
@@ -50,13 +49,9 @@ _FILE_TYPES: Mapping[OutType, int] = {
 }
 # What may be called otherwise; and the record, with which everything else has been compared.
 _FREE = frozenset({_KEYS.General.NAME, _KEYS.General.LICENSE, GOLDEN})
-# The pieces hold no space, so these names are free.
-_UNUSED = "<|unused {}|>"
 
 
-def new_metadata(
-    bundle: Bundle, tokenizer: Tokenizer, architecture: str, *, outtype: OutType
-) -> dict[str, Field]:
+def new_metadata(bundle: Bundle, architecture: str, *, outtype: OutType) -> dict[str, Field]:
     """Everything of a file but its tensors."""
     general, fields = _KEYS.General, config_to_dict(bundle.config)
     return {
@@ -67,7 +62,7 @@ def new_metadata(
         general.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
         general.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
         **_hyperparameters(bundle.config, architecture),
-        **_tokenizer(tokenizer, bundle.config.vocab_size),
+        **new_tokenizer(bundle.tokenizer, bundle.config.vocab_size),
         _FORMAT: np.uint32(FORMAT),
         **{_CONFIG + name: _field(value) for name, value in fields.items()},
         **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
@@ -108,34 +103,6 @@ def read_config(path: Path, metadata: Mapping[str, MetadataValue]) -> ModelConfi
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_tokenizer(path: Path, metadata: Mapping[str, MetadataValue], vocab_size: int) -> Tokenizer:
-    """The tokenizer in a file that `is_ours`."""
-    keys = _KEYS.Tokenizer
-    for key, required in ((keys.MODEL, "gpt2"), (keys.PRE, PRE_TOKENIZER)):
-        if metadata.get(key) != required:
-            raise FormatError(
-                f"{path}: {key} is {metadata.get(key)!r:.80}, must be {required!r}: "
-                "export the model again with nanochat-ternary"
-            )
-    pieces, merges = metadata.get(keys.LIST), metadata.get(keys.MERGES, [])
-    if not isinstance(pieces, list) or not isinstance(merges, list) or len(pieces) != vocab_size:
-        raise FormatError(
-            f"{path}: no lists of {vocab_size} tokens and of merges; fetch the file again"
-        )
-    pieces = list(pieces)
-    while pieces and pieces[-1] == _UNUSED.format(len(pieces) - 1):
-        pieces.pop()
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if len(set(pieces)) < len(pieces) or any(len(pair) != 2 for pair in pairs):
-        raise FormatError(
-            f"{path}: tokens that repeat, or merges that are no pairs; fetch the file again"
-        )
-    try:
-        return Tokenizer(pieces, [(pair[0], pair[1]) for pair in pairs])
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-
 def read_licence(metadata: Mapping[str, MetadataValue]) -> str:
     """The SPDX identifier that a file gives as the licence of its weights, or "unknown"."""
     licence = metadata.get(_KEYS.General.LICENSE)
@@ -147,12 +114,11 @@ def require_as_recomputed(path: Path, file: GgufFile, bundle: Bundle) -> None:
 
     llama.cpp and other tools read keys that this package does not, such as the base of the rotation.
     """
-    metadata, tokenizer = file.metadata, bundle.tokenizer
+    metadata = file.metadata
     if not is_ours(metadata):
         return
-    assert isinstance(tokenizer, Tokenizer)
     architecture = str(metadata[_KEYS.General.ARCHITECTURE])
-    wanted = new_metadata(bundle, tokenizer, architecture, outtype=_outtype(file, bundle))
+    wanted = new_metadata(bundle, architecture, outtype=_outtype(file, bundle))
     for key in sorted(metadata.keys() | wanted.keys()):
         found, expected = metadata.get(key), wanted.get(key)
         if key not in _FREE and not _is_same(found, expected):
@@ -207,28 +173,6 @@ def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]
     return {
         **{key.format(arch=architecture): np.uint32(value) for key, value in counts.items()},
         **{key.format(arch=architecture): np.float32(value) for key, value in numbers.items()},
-    }
-
-
-def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Field]:
-    keys = _KEYS.Tokenizer
-    kinds = np.full(vocab_size, gguf.TokenType.UNUSED, np.int32)
-    kinds[: tokenizer.vocab_size] = gguf.TokenType.NORMAL
-    kinds[sorted(tokenizer.special_ids)] = gguf.TokenType.CONTROL
-    # Readers take the number of tokens for the number of rows of the embedding.
-    unused = map(_UNUSED.format, range(tokenizer.vocab_size, vocab_size))
-    return {
-        keys.MODEL: "gpt2",
-        keys.PRE: PRE_TOKENIZER,
-        keys.LIST: [*tokenizer.pieces, *unused],
-        keys.TOKEN_TYPE: kinds,
-        keys.MERGES: [" ".join(merge) for merge in tokenizer.merges],
-        keys.BOS_ID: np.uint32(tokenizer.bos),
-        keys.EOS_ID: np.uint32(tokenizer.eos),
-        keys.EOT_ID: np.uint32(tokenizer.end),
-        keys.PAD_ID: np.uint32(tokenizer.pad),
-        keys.ADD_BOS: np.bool_(True),
-        keys.CHAT_TEMPLATE: CHAT_TEMPLATE,
     }
 
 

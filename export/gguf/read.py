@@ -9,8 +9,9 @@ from nanochat.errors import FormatError
 from nanochat.export.format import ModelFiles
 from nanochat.export.gguf.container import GgufFile
 from nanochat.export.gguf.foreign import load_foreign_gguf
-from nanochat.export.gguf.metadata import GOLDEN, is_ours, read_config, read_licence, read_tokenizer
+from nanochat.export.gguf.metadata import GOLDEN, is_ours, read_config, read_licence
 from nanochat.export.gguf.tensors import ARCHITECTURE, read_leaves
+from nanochat.export.gguf.tokenizer import read_tokenizer
 from nanochat.export.stock.architectures import obstacles, stock_architecture
 from nanochat.proof.check import require_digests
 from nanochat.proof.golden import tensor_digest

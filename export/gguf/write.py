@@ -10,16 +10,16 @@ from typing import Literal
 from nanochat.bundle import Bundle
 from nanochat.checkpoint import require_complete
 from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError, FormatError, InputError
+from nanochat.errors import ConfigError, InputError
 from nanochat.export.format import Progress
 from nanochat.export.gguf.container import write_container
 from nanochat.export.gguf.metadata import new_metadata
 from nanochat.export.gguf.tensors import ARCHITECTURE, OutType, new_tensors, require_exact
+from nanochat.export.gguf.tokenizer import new_tokenizer, warn_of_tokenizer
 from nanochat.export.stock.architectures import obstacles, stock_architecture
 from nanochat.export.transform import with_float16_tables, without_ahead
 from nanochat.files import atomic_file
 from nanochat.proof.golden import with_golden
-from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["adapted", "gguf_architecture", "write_gguf"]
 
@@ -51,12 +51,12 @@ def write_gguf(
     bundle = adapted(bundle, tables=tables, runtime=runtime)
     architecture = gguf_architecture(bundle.config, runtime=runtime)
     require_exact(bundle.config, outtype)
-    tokenizer = _own_tokenizer(bundle)
+    warn_of_tokenizer(bundle.tokenizer)
     bundle = bundle if bundle.golden else with_golden(bundle)
     with atomic_file(path) as new:
         write_container(
             new,
-            new_metadata(bundle, tokenizer, architecture, outtype=outtype),
+            new_metadata(bundle, architecture, outtype=outtype),
             new_tensors(bundle, architecture, outtype=outtype, half_tables=tables == "f16"),
             progress=progress,
         )
@@ -82,6 +82,8 @@ def adapted(bundle: Bundle, *, tables: Literal["q8_0", "f16"] | None, runtime: s
             'table_format="dense": Q8_0 would round embedding and head to 8 bits, which changes the model; pass '
             "tables=f16, leave the option out, or save the model with 8-bit tables"
         )
+    # Refused before anything is computed or written.
+    new_tokenizer(bundle.tokenizer, bundle.config.vocab_size)
     return with_float16_tables(bundle) if tables == "f16" else bundle
 
 
@@ -95,18 +97,3 @@ def gguf_architecture(config: ModelConfig, *, runtime: str = "auto") -> str:
         loses = config.num_ahead > 0 or bool(obstacles(config, "llama.cpp"))
         runtime = ARCHITECTURE if loses else "llama.cpp"
     return ARCHITECTURE if runtime == ARCHITECTURE else stock_architecture(config, "llama.cpp")
-
-
-def _own_tokenizer(bundle: Bundle) -> Tokenizer:
-    tokenizer = bundle.tokenizer
-    if not isinstance(tokenizer, Tokenizer):
-        raise ConfigError(
-            f"{bundle.name} has another program's tokenizer: a GGUF file can hold only those of this package, which "
-            "llama.cpp is known to run alike; export ONNX, MLX or HF, which keep its tokenizer.json"
-        )
-    if tokenizer.vocab_size > bundle.config.vocab_size:
-        raise FormatError(
-            f"{bundle.name}: {tokenizer.vocab_size} tokens, more than the {bundle.config.vocab_size} of the "
-            "model: pass the model's own tokenizer"
-        )
-    return tokenizer

@@ -118,8 +118,8 @@ def write_roles(
             settings[key] = names[token]
     if roles.adds_bos is not None:
         settings["add_bos_token"] = roles.adds_bos
-    if roles.chat_template:
-        settings.setdefault("chat_template", roles.chat_template)
+    if roles.chat_template != _template(settings.get("chat_template")):
+        settings["chat_template"] = roles.chat_template
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     return (json.dumps(settings, indent=2) + "\n").encode()
 
