@@ -70,7 +70,8 @@ class LibraryTokenizer:
         # Nothing ends an answer that a text could hold.
         special = {token.name for token in added if token.special or token.token in named}
         plain = _without_limits(data, special)
-        self._library = _library(json.dumps(plain), specials=False)
+        self._json = json.dumps(plain)
+        self._library = _library(self._json, specials=False)
         vocabulary = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         for number in named:
