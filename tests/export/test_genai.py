@@ -1,6 +1,5 @@
 """An exported folder is loaded by onnxruntime-genai as it is, and writes what the model writes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from nanochat.export.onnx.engine import OnnxEngine
 from nanochat.export.onnx.genai import genai_config, write_genai
 from nanochat.export.onnx.write import Target
 from nanochat.proof.parity import check_parity
-from nanochat.text.chat import Message, render
 from tests.export.pages import tiny
 from tests.parity.random_models import random_bundle, random_tokenizer, reciting_bundle
 
@@ -82,19 +80,6 @@ def test_it_generates_what_the_model_generates(case: str, target: Target, tmp_pa
     # Tokens that end a text end it here, too.
     assert len(tokens) >= min([7, *ends])
     assert tokens == expected[: len(tokens)]
-
-
-def test_conversations_have_the_same_tokens(source: Bundle, tokenizer: Any) -> None:
-    messages: list[Message] = [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "hello"},
-        {"role": "user", "content": "write Rust"},
-    ]
-
-    text = tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
-
-    assert list(tokenizer.encode(text)) == render(messages, source.tokenizer)
 
 
 def test_prompts_of_different_lengths_share_a_batch(

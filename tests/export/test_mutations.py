@@ -5,6 +5,7 @@ among them; nor is the golden record, which is what all else is compared with.
 """
 
 import dataclasses
+import json
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -22,6 +23,9 @@ from nanochat.export.formats import FORMATS
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.verify import verify_model
 from nanochat.proof.golden import with_golden
+from nanochat.text.library import LibraryTokenizer
+from nanochat.text.roles import Roles
+from tests.core.foreign_tokenizers import llama_3
 from tests.parity.random_models import random_bundle
 
 FREE = {"general.name", "general.license", "nanochat.golden"}
@@ -37,7 +41,13 @@ SCALARS = {
 
 
 def models() -> dict[str, Bundle]:
-    return {"stock": random_bundle(tie_embeddings=False), "own": random_bundle(num_streams=2)}
+    tokenizer = LibraryTokenizer(json.loads(llama_3().to_str()), Roles(chat_template="x"))
+    others = dataclasses.replace(random_bundle(), tokenizer=tokenizer, golden=None)
+    return {
+        "stock": random_bundle(tie_embeddings=False),
+        "own": random_bundle(num_streams=2),
+        "others": with_golden(others),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +70,14 @@ def refuse(path: Path) -> None:
 
 
 def test_what_is_not_changed_passes(files: Path) -> None:
-    paths = ["stock.gguf", "own.gguf", "ort/model.onnx", "standard/model.onnx", "directory"]
+    paths = [
+        "stock.gguf",
+        "own.gguf",
+        "others.gguf",
+        "ort/model.onnx",
+        "standard/model.onnx",
+        "directory",
+    ]
 
     found = [verify_model(files / path, backend="reference") for path in paths]
 
@@ -72,18 +89,20 @@ def test_what_is_not_changed_passes(files: Path) -> None:
 
 @cache
 def keys() -> list[tuple[str, str]]:
-    """Each key of the two files; they are known without writing one."""
+    """Each key of the files; they are known without writing one."""
     from nanochat.export.gguf.metadata import new_metadata
 
     found = []
-    for name, architecture in (("stock", "qwen3"), ("own", "nanochat")):
+    for name, architecture in (("stock", "qwen3"), ("own", "nanochat"), ("others", "qwen3")):
         model = models()[name]
         metadata = new_metadata(model, architecture, outtype="tq2_0")
-        # The configuration is the same in both, under the same names.
+        # The configuration is in all, under the same names; and the others differ by their tokenizer only.
         found += [
             (name, key)
             for key in metadata
-            if key not in FREE and not (name == "own" and key.startswith("nanochat.config."))
+            if key not in FREE
+            and not (name == "own" and key.startswith("nanochat.config."))
+            and not (name == "others" and "tokenizer" not in key)
         ]
     return found
 

@@ -27,6 +27,7 @@ from nanochat.errors import ConfigError, FormatError
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named, load
 from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.splits import SPLITS
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.export.gguf.write import write_gguf
 from nanochat.export.verify import verify_model
@@ -265,6 +266,22 @@ def test_conversations_have_our_tokens(source: Source, reader: Transformers, rep
 
 
 @pytest.mark.parametrize(
+    ("source", "exported"),
+    [_case(kind, "onnx") for kind in KINDS if kind in WITH_TEMPLATE],
+    indirect=True,
+)
+@pytest.mark.parametrize("reply", [True, False])
+def test_onnxruntime_genai_has_our_tokens_of_conversations(
+    source: Source, exported: Path, reply: bool
+) -> None:
+    theirs = Genai(exported, starts=False)
+
+    tokens = theirs.encode(theirs.chat(CONVERSATION, reply=reply))
+
+    assert tokens == render(CONVERSATION, source.tokenizer, reply=reply)
+
+
+@pytest.mark.parametrize(
     ("source", "exported"), [_case(kind, "onnx") for kind in (OWN, *NAMES)], indirect=True
 )
 def test_onnxruntime_genai_differs_by_faults_of_its_own_only(
@@ -336,6 +353,20 @@ def test_llama_cpp_has_our_tokens_and_texts(source: Source, exported: Path) -> N
     assert [text for text in texts if ids[text] != source.started(text)] == []
     assert [t for t in texts if named[t] != [*tokenizer.opening, *specials[t]]] == []
     assert [t for t in texts if written[t] != streams[t].decode("utf-8", "replace")] == []
+
+
+@on_linux_x86
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_text_is_split_by_the_name_that_is_written(name: str, tmp_path: Path) -> None:
+    tokenizer = _of_gguf(tmp_path, {"tokenizer.ggml.pre": name})
+    path = tmp_path / "again.gguf"
+    write_gguf(path, dataclasses.replace(random_bundle(), tokenizer=tokenizer))
+
+    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
+        ids = {text: theirs.tokenize(text) for text in TEXTS}
+
+    assert SPLITS[str(read_gguf(path).metadata["tokenizer.ggml.pre"])] == SPLITS[name]
+    assert [text for text in TEXTS if ids[text] != tokenizer.encode(text)] == []
 
 
 @pytest.mark.parametrize(

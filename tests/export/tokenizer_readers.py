@@ -1,5 +1,6 @@
 """This file holds the programs that read the tokenizer of an export, as their users call them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,13 +67,18 @@ class _Library:
 class Genai:
     """onnxruntime-genai, which knows no text in which the names of special tokens are data."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, starts: bool = True) -> None:
         self.tokenizer: Any = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(path)))
         # It begins texts where it is asked to, as prompts of its examples are conversations.
-        self.tokenizer.update_options(add_special_tokens="true")
+        self.tokenizer.update_options(add_special_tokens=str(starts).lower())
 
     def encode(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text)]
+
+    def chat(self, messages: list[Message], *, reply: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=reply)
+        )
 
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(np.array(tokens, np.int32)))
