@@ -23,12 +23,13 @@ _READ = frozenset(
         _CONFIG,
         "chat_template.jinja",
         "generation_config.json",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }
 )
 _MANIFEST = "nanochat.json"
-_OTHERS = frozenset({"README.md", _MANIFEST, "recipe.json", "special_tokens_map.json"})
+_OTHERS = frozenset({"README.md", _MANIFEST, "recipe.json"})
 
 
 class _Safetensors(Layout):

@@ -23,6 +23,8 @@ __all__ = ["LibraryTokenizer", "Pieces", "load_tokenizer"]
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _OTHERS = ("generation_config.json", "config.json")
+# Where older tokenizers name their special tokens, which comes first in files without the newer list.
+_NAMES, _NEWER = "special_tokens_map.json", "added_tokens_decoder"
 # What is there without a file for the library: of SentencePiece, of slow tokenizers, of tiktoken, of Mistral.
 _OLDER = ("tokenizer.model", "vocab.json", "tiktoken.model", "tekken.json")
 # Some list every one of their added tokens.
@@ -245,11 +247,13 @@ def _load(directory: Path, content: bytes, data: Mapping[str, object]) -> Librar
             files[name] = read_bytes(directory / name, limit=_MAX_SETTINGS_BYTES)
     others = {
         name: parse_json(read_bytes(directory / name, limit=_MAX_SETTINGS_BYTES), name)
-        for name in _OTHERS
+        for name in (*_OTHERS, _NAMES)
         if exists(directory / name)
     }
+    settings = parse_json(files.get(_SETTINGS, b"{}"), _SETTINGS)
+    older = others.pop(_NAMES, {})
     roles = read_roles(
-        parse_json(files[_SETTINGS], _SETTINGS) if _SETTINGS in files else {},
+        settings if _NEWER in settings else {**settings, **older},
         others,
         names={added.name: added.token for added in added_tokens(data)},
         template=files.get(_TEMPLATE, b"").decode("utf-8", "replace"),

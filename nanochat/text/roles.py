@@ -114,8 +114,9 @@ def write_roles(
     settings = {"clean_up_tokenization_spaces": False, **(given or {})}
     tokens = {"bos_token": roles.bos, "eos_token": roles.eos, "pad_token": roles.pad}
     for key, token in tokens.items():
-        if settings.get(key) is None and token is not None and names.get(token):
-            settings[key] = names[token]
+        name = None if token is None else names.get(token)
+        if name and _content(settings.get(key)) != name:
+            settings[key] = name
     if roles.adds_bos is not None:
         settings["add_bos_token"] = roles.adds_bos
     if roles.chat_template != _template(settings.get("chat_template")):
@@ -149,8 +150,12 @@ def _ids(value: object, file: str) -> list[int]:
 
 def _named(value: object, names: Mapping[str, int]) -> int | None:
     """The token of a name, which stands alone or in an object."""
-    name = value.get("content") if isinstance(value, dict) else value
+    name = _content(value)
     return names.get(name) if isinstance(name, str) else None
+
+
+def _content(value: object) -> object:
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def _template(value: object) -> str:

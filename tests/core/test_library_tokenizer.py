@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from nanochat.errors import FormatError, InputError
 from nanochat.text.codec import TextCodec
@@ -122,6 +123,24 @@ def test_a_template_of_its_own_file_comes_first(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("of its own")
 
     assert load_tokenizer(tmp_path).chat_template == "of its own"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bos_token": "<|eot_id|>"}, {"bos_token": "<|eot_id|>", "added_tokens_decoder": {}}],
+    ids=["no", "other", "newer"],
+)
+def test_older_names_of_special_tokens_count_where_transformers_reads_them(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    write(llama_3(), tmp_path, settings={"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>"}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+
+    ours = load_tokenizer(tmp_path)
+
+    assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 @pytest.mark.parametrize("adds", [True, False])

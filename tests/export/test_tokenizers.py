@@ -35,7 +35,7 @@ from nanochat.proof.golden import tokenizer_digest, with_golden
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
 from nanochat.text.library import load_tokenizer
-from tests.core.foreign_tokenizers import llama_3, unigram, write, write_llama_3
+from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3, unigram, write, write_llama_3
 from tests.core.real_tokenizers import NAMES, real_tokenizer
 from tests.export import foreign_ggufs
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
@@ -86,6 +86,16 @@ def _of_gguf(folder: Path, changes: dict[str, Any]) -> TextCodec:
     return read_vocabulary(read_gguf(path).metadata, rows=foreign_ggufs.ROWS)
 
 
+def _of_older_files(folder: Path) -> TextCodec:
+    start = "<|begin_of_text|>"
+    names = {"bos_token": start, "eos_token": {"content": "<|eot_id|>", "lstrip": False}}
+    settings = {"bos_token": "<|end_of_text|>", "chat_template": CHAT_TEMPLATE}
+    (write(llama_3(), folder, settings=settings) / "special_tokens_map.json").write_text(
+        json.dumps(names)
+    )
+    return load_tokenizer(folder)
+
+
 def _without_settings(folder: Path) -> TextCodec:
     start = llama_3().token_to_id("<|begin_of_text|>")
     return load_tokenizer(write(llama_3(), folder, generation={"bos_token_id": start}))
@@ -95,6 +105,7 @@ SMALL: dict[str, Callable[[Path], TextCodec]] = {
     OWN: lambda _: tiny().tokenizer,
     "a chat model's": lambda folder: load_tokenizer(write_llama_3(folder)),
     "settings apart": _as_others_write_it,
+    "older files": _of_older_files,
     "no settings": _without_settings,
     "no files but one": lambda folder: load_tokenizer(write(llama_3(), folder)),
     "of a GGUF file": lambda folder: _of_gguf(folder, {}),
@@ -246,7 +257,7 @@ CONVERSATION: list[Message] = [
     {"role": "assistant", "content": "yes  no"},
     {"role": "user", "content": "'s 日本 12345 it's"},
 ]
-WITH_TEMPLATE = {OWN, "a chat model's", *NAMES} - {"llama2"}
+WITH_TEMPLATE = {OWN, "a chat model's", "older files", *NAMES} - {"llama2"}
 
 
 @pytest.mark.parametrize(
