@@ -130,6 +130,9 @@ def _library(tokenizer: LibraryTokenizer, rows: int) -> dict[str, Field]:
     own = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
     bounds = [-1 if token is None else token for token in own]
     ends = sorted(tokenizer.stop_ids - {tokenizer.eos})
+    if not tokenizer.stop_ids and tokenizer.vocab_size < rows:
+        # Without a number, llama.cpp takes one that is some ordinary token.
+        ends = [rows - 1]
     roles = {
         _KEYS.BOS_ID: tokenizer.opening[0] if tokenizer.opening else tokenizer.bos,
         _KEYS.EOS_ID: ends.pop(0) if tokenizer.eos is None and ends else tokenizer.eos,

@@ -11,6 +11,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.vocabulary import read_vocabulary
+from nanochat.text.codec import TextCodec
 from tests.core.foreign_tokenizers import llama_3, sentencepiece
 
 _TOKEN = gguf.TokenType
@@ -187,6 +190,12 @@ def sentencepiece_vocabulary() -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": None,
         "tokenizer.ggml.eot_token_id": None,
     }
+
+
+def vocabulary_again(folder: Path, changes: dict[str, Any]) -> TextCodec:
+    """The tokenizer of a file with these keys, as this package reads it."""
+    path = write(folder / "x.gguf", Case(architecture="qwen3"), changes=changes)
+    return read_vocabulary(read_gguf(path).metadata, rows=ROWS)
 
 
 def write(

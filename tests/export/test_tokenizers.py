@@ -4,7 +4,6 @@ They differ where a program cannot be told better, which docs/export.md says; th
 tokenizer's publisher, by which the program makes the same of the same texts.
 """
 
-import dataclasses
 import json
 import platform
 import shutil
@@ -18,31 +17,26 @@ from typing import Any
 
 import gguf
 import pytest
-import tokenizers
 from transformers.utils import logging
 
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError, FormatError
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named, load
 from nanochat.export.gguf.container import read_gguf
-from nanochat.export.gguf.splits import SPLITS
-from nanochat.export.gguf.vocabulary import read_vocabulary
-from nanochat.export.gguf.write import write_gguf
 from nanochat.export.verify import verify_model
 from nanochat.proof.golden import tokenizer_digest, with_golden
 from nanochat.text.chat import Message, render
 from nanochat.text.codec import TextCodec
 from nanochat.text.library import load_tokenizer
-from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3, unigram, write, write_llama_3
+from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3, write, write_llama_3
 from tests.core.real_tokenizers import NAMES, real_tokenizer
 from tests.export import foreign_ggufs
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.export.pages import tiny
 from tests.export.texts import MARKS, ODD_STRINGS
 from tests.export.tokenizer_readers import READERS, Genai, Reader, Transformers
-from tests.parity.random_models import random_bundle, random_packed_weights
+from tests.parity.random_models import random_packed_weights
 
 on_linux_x86 = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -80,12 +74,6 @@ def _as_others_write_it(folder: Path) -> TextCodec:
     return load_tokenizer(write(library, folder, settings=settings))
 
 
-def _of_gguf(folder: Path, changes: dict[str, Any]) -> TextCodec:
-    case = foreign_ggufs.Case(architecture="qwen3")
-    path = foreign_ggufs.write(folder / "x.gguf", case, changes=changes)
-    return read_vocabulary(read_gguf(path).metadata, rows=foreign_ggufs.ROWS)
-
-
 def _of_older_files(folder: Path) -> TextCodec:
     start = "<|begin_of_text|>"
     names = {"bos_token": start, "eos_token": {"content": "<|eot_id|>", "lstrip": False}}
@@ -108,8 +96,8 @@ SMALL: dict[str, Callable[[Path], TextCodec]] = {
     "older files": _of_older_files,
     "no settings": _without_settings,
     "no files but one": lambda folder: load_tokenizer(write(llama_3(), folder)),
-    "of a GGUF file": lambda folder: _of_gguf(folder, {}),
-    "of a GGUF file, SentencePiece": lambda folder: _of_gguf(
+    "of a GGUF file": lambda folder: foreign_ggufs.vocabulary_again(folder, {}),
+    "of a GGUF file, SentencePiece": lambda folder: foreign_ggufs.vocabulary_again(
         folder, foreign_ggufs.sentencepiece_vocabulary()
     ),
 }
@@ -366,20 +354,6 @@ def test_llama_cpp_has_our_tokens_and_texts(source: Source, exported: Path) -> N
     assert [t for t in texts if written[t] != streams[t].decode("utf-8", "replace")] == []
 
 
-@on_linux_x86
-@pytest.mark.parametrize("name", SPLITS)
-def test_a_text_is_split_by_the_name_that_is_written(name: str, tmp_path: Path) -> None:
-    tokenizer = _of_gguf(tmp_path, {"tokenizer.ggml.pre": name})
-    path = tmp_path / "again.gguf"
-    write_gguf(path, dataclasses.replace(random_bundle(), tokenizer=tokenizer))
-
-    with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
-        ids = {text: theirs.tokenize(text) for text in TEXTS}
-
-    assert SPLITS[str(read_gguf(path).metadata["tokenizer.ggml.pre"])] == SPLITS[name]
-    assert [text for text in TEXTS if ids[text] != tokenizer.encode(text)] == []
-
-
 @pytest.mark.parametrize(
     ("source", "exported"), [_case(kind, "gguf") for kind in NAMES], indirect=True
 )
@@ -418,76 +392,3 @@ def test_a_model_with_another_program_s_tokenizer_is_exported_as_gguf_and_verifi
     assert exported.parity is not None
     assert exported.parity.ok
     assert verify_model(path, backend="reference").golden is not None
-
-
-@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_a_token_that_llama_cpp_would_find_elsewhere_is_refused(tmp_path: Path, flag: str) -> None:
-    library = type(llama_3()).from_str(llama_3().to_str())
-    library.add_tokens([tokenizers.AddedToken("<odd>", **{flag: True})])
-    tokenizer = load_tokenizer(write(library, tmp_path / "tokenizer"))
-    source = dataclasses.replace(random_bundle(), tokenizer=tokenizer)
-
-    with pytest.raises(ConfigError, match="'<odd>' is found by what stands beside it"):
-        write_gguf(tmp_path / "x.gguf", source)
-
-
-def test_accents_that_llama_cpp_does_not_compose_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write(llama_3(), tmp_path / "tokenizer") / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
-    source = dataclasses.replace(random_bundle(), tokenizer=load_tokenizer(path.parent))
-
-    with caplog.at_level("WARNING"):
-        write_gguf(tmp_path / "x.gguf", source)
-
-    assert caplog.text.count("composes accents with their letters (NFC)") == 1
-
-
-def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(write(unigram(), tmp_path / "tokenizer"))
-    source = dataclasses.replace(random_bundle(), tokenizer=tokenizer)
-
-    with pytest.raises(ConfigError, match=r"llama\.cpp has no tokenizer that does what this"):
-        write_gguf(tmp_path / "x.gguf", source)
-
-    assert not (tmp_path / "x.gguf").exists()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"normalizer": {"type": "Lowercase"}},
-        {"pre_tokenizer": {"type": "Whitespace"}},
-        {
-            "pre_tokenizer": {
-                "type": "Split",
-                "pattern": {"Regex": " "},
-                "behavior": "Removed",
-                "invert": False,
-            }
-        },
-    ],
-    ids=["case", "words", "bytes"],
-)
-def test_a_way_to_read_texts_that_llama_cpp_does_not_know_is_refused(
-    tmp_path: Path, changes: dict[str, object]
-) -> None:
-    path = write(llama_3(), tmp_path / "tokenizer") / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    source = dataclasses.replace(random_bundle(), tokenizer=load_tokenizer(path.parent))
-
-    with pytest.raises(ConfigError, match="splits or changes texts in a way for which"):
-        write_gguf(tmp_path / "x.gguf", source)
-
-
-@pytest.mark.parametrize("key", ["settings", "roles"])
-def test_a_file_without_all_of_a_tokenizer_is_refused(tmp_path: Path, key: str) -> None:
-    tokenizer = load_tokenizer(write_llama_3(tmp_path / "tokenizer"))
-    path = tmp_path / "x.gguf"
-    write_gguf(path, dataclasses.replace(random_bundle(), tokenizer=tokenizer))
-    name = f"nanochat.tokenizer.{key}".encode()
-    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"_"))
-
-    with pytest.raises(FormatError, match=f"not all of .*nanochat.tokenizer.{key}"):
-        load(path)

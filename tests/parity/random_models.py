@@ -15,6 +15,7 @@ from nanochat.init import freeze, init, initial_leaf
 from nanochat.lm import Model
 from nanochat.proof.golden import with_golden
 from nanochat.shapes import shapes
+from nanochat.text.codec import TextCodec
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
 from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
 
@@ -85,7 +86,7 @@ def random_tokenizer() -> Tokenizer:
     return Tokenizer.train([_TEXT] * 4, vocab_size=300)
 
 
-def random_bundle(*, tokenizer: Tokenizer | None = None, seed: int = 0, **options: Any) -> Bundle:
+def random_bundle(*, tokenizer: TextCodec | None = None, seed: int = 0, **options: Any) -> Bundle:
     """Two layers of random weights with one stream and a tied head, but for `options`."""
     tokenizer = tokenizer or random_tokenizer()
     simplest: dict[str, Any] = {
