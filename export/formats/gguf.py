@@ -98,8 +98,11 @@ class GgufFormat(Format[GgufOptions]):
         return OURS if own else self.library
 
     def adapt(self, bundle: Bundle, options: GgufOptions) -> Bundle:
+        from nanochat.export.gguf.tokenizer import new_tokenizer
         from nanochat.export.gguf.write import adapted
 
+        # Refused before anything is computed.
+        new_tokenizer(bundle.tokenizer, bundle.config.vocab_size)
         return adapted(bundle, tables=options.tables, runtime=options.runtime)
 
     def write(

@@ -31,7 +31,6 @@ _SPACE = "▁"
 # SentencePiece's normalizers: each space becomes a mark, and a text may get one before it.
 _MARKS = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _PREFIX = {"type": "Prepend", "prepend": _SPACE}
-_COMPOSES = {"type": "NFC"}
 # Behind all merges.
 _LAST = 10**9
 _LOGGER = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def new_tokenizer(tokenizer: TextCodec, rows: int) -> dict[str, Field]:
 
 def warn_of_tokenizer(tokenizer: TextCodec) -> None:
     """Say what llama.cpp does otherwise, whatever a file says."""
-    if isinstance(tokenizer, LibraryTokenizer) and _data(tokenizer).get("normalizer") == _COMPOSES:
+    if tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9"):
         _LOGGER.warning(
             "this tokenizer composes accents with their letters (NFC), which llama.cpp does not: it gives other tokens "
             "to texts in which they stand apart"
@@ -121,7 +120,8 @@ def _read_own(path: Path, metadata: Mapping[str, MetadataValue], vocab_size: int
 
 
 def _library(tokenizer: LibraryTokenizer, rows: int) -> dict[str, Field]:
-    content, data = tokenizer.files(), _data(tokenizer)
+    content = tokenizer.files()
+    data = parse_json(content["tokenizer.json"], "tokenizer.json")
     model = data.get("model")
     assert isinstance(model, dict)
     vocabulary = _merged(data, model, rows)
@@ -150,10 +150,6 @@ def _library(tokenizer: LibraryTokenizer, rows: int) -> dict[str, Field]:
         _SETTINGS: content["tokenizer_config.json"].decode(),
         _ROLES: np.array([*bounds, *sorted(tokenizer.stop_ids)], np.int32),
     }
-
-
-def _data(tokenizer: LibraryTokenizer) -> dict[str, object]:
-    return parse_json(tokenizer.files()["tokenizer.json"], "tokenizer.json")
 
 
 def _read_library(path: Path, metadata: Mapping[str, MetadataValue]) -> TextCodec:
@@ -242,7 +238,7 @@ def _merges(model: Mapping[str, object]) -> list[list[str] | str]:
 
 
 def _is_known(normalizer: object) -> bool:
-    return normalizer in (None, {"type": "Sequence", "normalizers": []}, _COMPOSES)
+    return normalizer in (None, {"type": "Sequence", "normalizers": []}, {"type": "NFC"})
 
 
 def _space_prefix(data: Mapping[str, object]) -> bool | None:

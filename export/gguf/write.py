@@ -15,7 +15,7 @@ from nanochat.export.format import Progress
 from nanochat.export.gguf.container import write_container
 from nanochat.export.gguf.metadata import new_metadata
 from nanochat.export.gguf.tensors import ARCHITECTURE, OutType, new_tensors, require_exact
-from nanochat.export.gguf.tokenizer import new_tokenizer, warn_of_tokenizer
+from nanochat.export.gguf.tokenizer import warn_of_tokenizer
 from nanochat.export.stock.architectures import obstacles, stock_architecture
 from nanochat.export.transform import with_float16_tables, without_ahead
 from nanochat.files import atomic_file
@@ -82,8 +82,6 @@ def adapted(bundle: Bundle, *, tables: Literal["q8_0", "f16"] | None, runtime: s
             'table_format="dense": Q8_0 would round embedding and head to 8 bits, which changes the model; pass '
             "tables=f16, leave the option out, or save the model with 8-bit tables"
         )
-    # Refused before anything is computed or written.
-    new_tokenizer(bundle.tokenizer, bundle.config.vocab_size)
     return with_float16_tables(bundle) if tables == "f16" else bundle
 
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.formats import load
+from nanochat.export.formats import format_named, load
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.splits import SPLITS
 from nanochat.export.gguf.write import write_gguf
@@ -75,6 +75,8 @@ def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"llama\.cpp has no tokenizer that does what this"):
         write_gguf(tmp_path / "x.gguf", source)
 
+    with pytest.raises(ConfigError, match="its model is 'Unigram'"):
+        format_named("gguf").adapt(source, format_named("gguf").choose())
     assert not (tmp_path / "x.gguf").exists()
 
 
