@@ -356,5 +356,5 @@ def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+    with pytest.raises(ModelNotFoundError, match=r"holds no model, which is a config.json"):
         formats.load(tmp_path)
