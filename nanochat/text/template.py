@@ -1,7 +1,8 @@
 """This file holds chat templates at work: Jinja that came with somebody's model, within limits.
 
 A template is a program. It cannot reach Python behind its variables (Jinja's sandbox), and here it cannot take much
-time or memory either: every repeated step, call, filter and operator asks first.
+time or memory either: steps that repeat, calls, filters, operators on texts and lists, and lists that are made ask
+first, and what is written is counted.
 
 References
 ----------
@@ -21,7 +22,6 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.filters import do_format
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -39,8 +39,12 @@ _MAX_STEPS = 200_000
 _MAX_SIZE = 2**20
 _MAX_WORK = 2**26
 _MAX_BITS = 4096
-_WIDE = re.compile(r"\d{5}")
+_NUMBERS = re.compile(r"\d+")
 _MAX_LOREM_WORDS = 10_000
+# Of JSON's indentation and separators, which stand at every place.
+_MAX_JSON_GAP = 16
+# Of what goes into filters whose time grows with the square.
+_SLOW = {"urlize": 2**13, "wordwrap": 2**14, "sum": 2**12}
 
 
 class _LimitError(Exception):
@@ -118,10 +122,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         self._size = size
+        self._written = 0
         self._steps = 0
         self._end = time.monotonic() + _MAX_SECONDS
-        filters = {**self.filters, "tojson": _to_json, "format": _format}
-        self.filters = {name: self._limited(function) for name, function in filters.items()}
+        filters = {**self.filters, "tojson": _to_json}
+        self.filters = {name: self._limited(name, function) for name, function in filters.items()}
         self.globals.update(
             namespace=_Namespace,
             lipsum=_lorem_ipsum,
@@ -145,6 +150,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise _LimitError(f"a value of over {self._size} characters")
         return value
 
+    def written(self, value: object) -> object:
+        """Count what is about to be written, also to a variable or a macro's result; give it back."""
+        self.count(len(value) if isinstance(value, str) else _size(value, self._size))
+        return value
+
+    def count(self, characters: int) -> None:
+        """Count characters that are about to be written."""
+        self._written += characters
+        if self._written > 16 * self._size:
+            raise _LimitError(f"over {16 * self._size} characters written")
+
     def joined(self, *values: object) -> object:
         """What ``~`` makes."""
         self._afford(values, total=True)
@@ -157,7 +173,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.step()
             self._afford((own, *args, *kwargs.values()))
             if getattr(function, "__name__", "") in ("format", "format_map"):
-                _require_narrow(own)
+                self._require_narrow(own)
         return self.small(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -165,18 +181,32 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "**" and max(bits, 1) * abs(right) > _MAX_BITS:
             raise _LimitError(f"a power of over {_MAX_BITS} bits")
         if operator == "%":
-            _require_narrow(left)
-        if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
+            self._require_narrow(left)
+        if any(isinstance(value, str | bytes | list | tuple) for value in (left, right)):
             self._afford((left, right), total=operator == "+")
         return self.small(super().call_binop(context, operator, left, right))
 
-    def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _require_narrow(self, form: object) -> None:
+        """Refuse a format that may make far more than it is."""
+        if (
+            isinstance(form, str)
+            and sum(map(int, _NUMBERS.findall(form[: self._size]))) > self._size
+        ):
+            raise _LimitError(f"a format of over {self._size} characters")
+
+    def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        most = _SLOW.get(name, self._size)
+
         @wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
             self.step()
             # What is made on demand has no size yet.
             ready = [self._list(arg) if isinstance(arg, Iterator) else arg for arg in args]
             self._afford((*ready, *kwargs.values()))
+            if name in _SLOW and any(_size(value, most) > most for value in ready):
+                raise _LimitError(f"more than {most} characters or items for {name}")
+            if name == "format":
+                self._require_narrow(ready[0])
             return self.small(function(*ready, **kwargs))
 
         return limited
@@ -238,6 +268,22 @@ class _Limits(NodeTransformer):
     # Jinja's names.
     visit_For = visit_Macro = visit_CallBlock = _counted  # noqa: N815
 
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802
+        self.generic_visit(node)
+        fixed = sum(len(each.data) for each in node.nodes if isinstance(each, nodes.TemplateData))
+        node.nodes = [
+            each if isinstance(each, nodes.TemplateData) else _ask("written", each)
+            for each in node.nodes
+        ]
+        return [nodes.ExprStmt(_ask("count", nodes.Const(fixed))), node] if fixed else [node]
+
+    def _made(self, node: nodes.List | nodes.Dict | nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        # A tuple may also stand for what is assigned to.
+        return node if getattr(node, "ctx", "load") != "load" else _ask("small", node)
+
+    visit_List = visit_Dict = visit_Tuple = _made  # noqa: N815
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _ask("joined", *node.nodes)
@@ -258,7 +304,7 @@ def _ask(name: str, *args: nodes.Expr) -> nodes.Call:
 def _size(value: object, limit: int) -> int:
     """Characters of a value, whole numbers counting as what they may repeat; beyond `limit`, any number above it."""
     match value:
-        case str() | range():
+        case str() | bytes() | range():
             return len(value)
         case int() if not isinstance(value, bool):
             return min(abs(value), limit + 1)
@@ -279,11 +325,6 @@ def _compiled(template: str) -> CodeType:
     return environment.compile(_Limits().visit(environment.parse(template)))
 
 
-def _require_narrow(form: object) -> None:
-    if isinstance(form, str) and _WIDE.search(form):
-        raise _LimitError("a format of over 9999 characters")
-
-
 def _require_plain(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r:.40}: rename it")
@@ -296,18 +337,16 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    for gap in (indent, *(separators or ())):
+        if (len(gap) if isinstance(gap, str) else abs(gap or 0)) > _MAX_JSON_GAP:
+            raise _LimitError(f"JSON with gaps of over {_MAX_JSON_GAP} characters")
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
-def _format(form: object, *args: Any, **kwargs: Any) -> str:
-    _require_narrow(form)
-    return do_format(str(form), *args, **kwargs)
-
-
 def _lorem_ipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
-    if n * max > _MAX_LOREM_WORDS:
+    if n * (1 + abs(min) + abs(max)) > _MAX_LOREM_WORDS:
         raise _LimitError(f"over {_MAX_LOREM_WORDS} words")
     return generate_lorem_ipsum(n, html, min, max)
 
