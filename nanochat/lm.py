@@ -138,6 +138,8 @@ class Model(Writer):
         _LOGGER.info("%s", summary(name, self._reason, describe(self.engine)))
 
     def __repr__(self) -> str:
+        if isinstance(self.engine, _Closed):
+            return f"Model({self.name!r}, closed)"
         parameters = sum(c.parameters for c in tensor_classes(self.config))
         return (
             f"Model({self.name!r}, {parameters / 1e6:.1f}M parameters, context of {self.config.context_length} tokens, "

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -160,6 +160,8 @@ def generate(
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     Ctrl-C ends the text where it is.
     """
+    from nanochat.generation.options import tokens_after
+
     prompt = _one_of(text, prompt, "PROMPT", "--prompt")
     if prompt is None:
         raise click.UsageError("there is no prompt: write it behind MODEL, or pass --prompt")
@@ -167,6 +169,8 @@ def generate(
     loaded, options = _load(model, **values)
     prompt_ids = loaded.encode_prompt(text, special=special)
     if prompt_cache is not None:
+        # Before a prompt is read for nothing.
+        tokens_after(len(prompt_ids), options.get("max_tokens"), loaded.config)
         options["cache"] = _cache(loaded, prompt_cache, prompt_ids)
     output = _Output(loaded.pieces([prompt_ids], **options))
     output.show(silent=as_json)
@@ -251,7 +255,7 @@ def _one_of(text: str | None, option: str | None, name: str, flag: str) -> str |
 class _Output:
     """The pieces of one text, counted and timed on their way to the user."""
 
-    def __init__(self, pieces: "Iterator[Piece]") -> None:
+    def __init__(self, pieces: "Generator[Piece, None, None]") -> None:
         self.text = ""
         self._pieces = pieces
         self._num_tokens = 0
@@ -276,6 +280,8 @@ class _Output:
                     write(piece.text)
         except KeyboardInterrupt:
             self._finish_reason = "interrupted"
+            # It may have come while a piece was written, and the session waits for the next question.
+            self._pieces.close()
 
     def pass_interrupt_on(self) -> None:
         """Raise the interrupt that ended the text, if one did: the process shall say so."""

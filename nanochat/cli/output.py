@@ -17,6 +17,7 @@ __all__ = [
     "note",
     "print_json",
     "print_table",
+    "without_controls",
     "write",
 ]
 
@@ -38,15 +39,20 @@ def write(text: str) -> None:
     shown = sys.stdout.isatty()
     if shown:
         NoticeHandler.stop()
-    sys.stdout.write(text.translate(_CONTROLS) if shown else text)
+    sys.stdout.write(without_controls(text) if shown else text)
     sys.stdout.flush()
     if shown and text:
         _inside_line = not text.endswith("\n")
 
 
+def without_controls(text: str) -> str:
+    """A text that a terminal shows, and does not obey: models, templates and cards are other people's."""
+    return text.translate(_CONTROLS)
+
+
 def note(text: str) -> None:
     """Tell the user something that is no result."""
-    print(text, file=sys.stderr, flush=True)
+    print(without_controls(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Mapping[str, object]) -> None:
@@ -117,7 +123,9 @@ class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
         if terminal and _inside_line:
             # A part of the result stands there.
             write("\n")
-        if not terminal or progress != "begin":
+        # Its end comes as information.
+        moves = logging.getLogger("nanochat").isEnabledFor(logging.INFO)
+        if not terminal or progress != "begin" or not moves:
             super().emit(record)
             return
         # Late: it takes longer to import than a command that compiles nothing takes to fail.

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from nanochat.cli.output import NoticeHandler
+from nanochat.cli.output import NoticeHandler, without_controls
 from nanochat.errors import (
     ConfigError,
     FormatError,
@@ -203,7 +203,7 @@ def _with_help(error: click.ClickException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {without_controls(' '.join(message.split()))}", err=True)
     return code
 
 

@@ -101,7 +101,7 @@ def load_cache(path: Path) -> PromptCache:
             about = json.loads(str(file[_ABOUT]))
             arrays = tuple(file[str(number)] for number in range(len(file.files) - 1))
     # Whatever NumPy, ZIP and JSON say of a file that is none.
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile, EOFError) as error:
         raise FormatError(
             f"{path} is no prompt cache, or damaged ({error!s:.80}): save it again"
         ) from error

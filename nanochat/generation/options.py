@@ -150,9 +150,8 @@ def read_options(options: GenerationOptions) -> Wanted:
     if len(named) > 1:
         raise InputError("max_tokens and max_new_tokens are two names of one number: pass one")
     logprobs = options.get("logprobs")
-    if logprobs is not None and (
-        type(logprobs) is bool or logprobs not in range(_MOST_LOGPROBS + 1)
-    ):
+    whole = isinstance(logprobs, int | np.integer) and not isinstance(logprobs, bool)
+    if logprobs is not None and not (whole and logprobs in range(_MOST_LOGPROBS + 1)):
         raise InputError(
             f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {_MOST_LOGPROBS}, or None for none at all"
         )

@@ -9,6 +9,8 @@ from nanochat.text.codec import TextCodec
 
 __all__ = ["Prompts", "encode_prompt", "read_prompts"]
 
+# What can be iterated over, and is no list of tokens or texts.
+_NONE = (bytes, bytearray, memoryview, Mapping)
 # One prompt, or several.
 Prompts = str | Sequence[int] | Iterable[str] | Iterable[Sequence[int]]
 
@@ -23,9 +25,11 @@ def read_prompts(
     InputError
         If it is nothing of the kind, or one is empty.
     """
+    if isinstance(prompt, np.ndarray):
+        prompt = prompt.tolist()
     if isinstance(prompt, str):
         return [encode_prompt(prompt, tokenizer, special=special)], True
-    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+    if isinstance(prompt, _NONE) or not isinstance(prompt, Iterable):
         raise InputError(
             f"{prompt!r:.80} is no prompt: pass a text, a list of token ids, or a list of either"
         )
@@ -53,7 +57,7 @@ def encode_prompt(text: str, tokenizer: TextCodec, *, special: bool = False) -> 
 def _one(item: object, tokenizer: TextCodec, special: bool) -> list[int]:
     if isinstance(item, str):
         return encode_prompt(item, tokenizer, special=special)
-    tokens = [] if isinstance(item, bytes | Mapping) or not isinstance(item, Iterable) else [*item]
+    tokens = [] if isinstance(item, _NONE) or not isinstance(item, Iterable) else [*item]
     if tokens and all(_is_token(token) for token in tokens):
         return [int(token) for token in tokens]
     raise InputError(f"{item!r:.80} is no prompt: pass a text, or a list of token ids")

@@ -4,7 +4,7 @@ A `Session` holds the texts that are being written, each a row of one state: the
 none changes another's tokens. `generate` is a session for some prompts that begin together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
@@ -99,6 +99,8 @@ class Session(Generic[State]):
     def restore(self, cache: PromptCache) -> None:
         """Keep what was read before, so that a prompt that begins with it is read from there on.
 
+        That this model read it is for the caller to see to, as `nanochat.lm.Model.load_cache` does.
+
         Raises
         ------
         FormatError
@@ -106,6 +108,10 @@ class Session(Generic[State]):
         InputError
             If the session keeps no rows, or none of that length.
         """
+        if not isinstance(cache, PromptCache):
+            raise InputError(
+                f"{cache!r:.80} is no prompt cache: pass what model.load_cache(path) returns"
+            )
         if not self._keep or len(cache.ids) > self.capacity:
             raise InputError(
                 f"a cache of {len(cache.ids)} tokens, for a session with capacity={self.capacity} and "
@@ -172,7 +178,7 @@ class Session(Generic[State]):
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Continue prompts until all their texts have ended; see `generate`. No other text may be in the session."""
         if not self.is_idle:
             raise InputError("other texts are being written in this session: use `add` and `step`")
@@ -180,7 +186,7 @@ class Session(Generic[State]):
         rows = set(self._add(prompts, options))
         return self._run(rows, first)
 
-    def _run(self, rows: set[int], first: int) -> Iterator[Piece]:
+    def _run(self, rows: set[int], first: int) -> Generator[Piece, None, None]:
         try:
             while rows:
                 for piece in self.step():
@@ -364,7 +370,7 @@ def generate(
     tokenizer: TextCodec,
     prompts: Sequence[Sequence[int]],
     **options: Unpack[GenerationOptions],
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Continue every prompt until it stops; the pieces of the rows arrive in turn, one token each.
 
     The tokenizer's stop tokens end a row. Closing the iterator, or an interrupt (Ctrl-C) inside

@@ -43,7 +43,8 @@ class Prompt:
         self, text: "Text", logits: NDArray[np.float32] | None, row: int, state: RowState[Any]
     ) -> None:
         """Note that a text has read it, and the logits after it, which are in a row of these."""
-        if self.unread > 1 and not text.has_begun:
+        # Of a prompt of one token, which nobody waits for, several have read it at once.
+        if self.unread > 1 and not text.has_begun and self.snapshot is None:
             assert logits is not None
             self.snapshot, self.logits = state.snapshot(text.place), logits[row].copy()
         self.leave(text, state)

@@ -1,6 +1,6 @@
 """This file holds texts by a model and its tokenizer: prompts and conversations in, text out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -154,7 +154,7 @@ class Writer:
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Continue prompts that are tokens already; see `nanochat.generation.session.generate`."""
         cache = read_options(options).cache
         if cache is not None:

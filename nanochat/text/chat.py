@@ -27,6 +27,9 @@ from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["Message", "render"]
 
+# What a template is given besides.
+_GIVEN = {"add_generation_prompt", "messages", "tools"}
+
 
 def render(
     messages: str | Sequence[Message],
@@ -67,10 +70,21 @@ def render(
     '<|bos|><|user|>hi<|end|><|assistant|>'
     """
     schemas = checked_tools(tools)
+    if chat_template is not None and not isinstance(chat_template, str):
+        raise InputError(f"chat_template is {chat_template!r:.80}: pass the text of a template")
+    if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+        raise InputError(
+            f"chat_template_kwargs is {chat_template_kwargs!r:.80}: pass a mapping, such as "
+            '{"enable_thinking": False}'
+        )
     variables = {
         str(name): plain(value, "chat_template_kwargs")
         for name, value in (chat_template_kwargs or {}).items()
     }
+    for name in _GIVEN & variables.keys():
+        raise InputError(
+            f"chat_template_kwargs holds {name!r}, which has an argument of its own: pass it as that"
+        )
     if chat_template is None and isinstance(tokenizer, Tokenizer):
         if schemas or variables:
             raise InputError(

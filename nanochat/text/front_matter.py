@@ -80,8 +80,16 @@ def read_metadata(card: str, *, where: str) -> dict[str, Any]:
     _, lines, _, _ = split_card(card)
     try:
         values = yaml.load(lines, _Loader)
-    # A date of the 31st of February is found by the calendar only, and depth by the stack.
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    # A date of the 31st of February is found by the calendar only, depth by the stack, and what a tag says falsely of
+    # a value by whatever reads that.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+        LookupError,
+        AttributeError,
+    ) as error:
         raise FormatError(
             f"{where}: its front matter is no YAML ({' '.join(str(error).split())[:200]}); {_FIX}"
         ) from error

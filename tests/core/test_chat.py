@@ -117,6 +117,17 @@ def test_our_own_format_knows_no_tools_but_a_template_may() -> None:
     with pytest.raises(InputError, match=r"tools is .*pass a list of JSON schemas"):
         render("Hello", TOKENIZER, tools=[render])  # type: ignore[list-item]  # as transformers takes
 
+    wrong: Any
+    for wrong, message in (
+        ({"chat_template": 5}, "chat_template is 5: pass the text"),
+        ({"chat_template": b"x"}, "chat_template is b'x': pass the text"),
+        ({"chat_template_kwargs": ["a"]}, "pass a mapping"),
+        ({"chat_template_kwargs": {"tools": []}}, "'tools', which has an argument of its own"),
+        ({"chat_template_kwargs": {"messages": []}}, "'messages', which has an argument"),
+    ):
+        with pytest.raises(InputError, match=message):
+            render("Hello", TOKENIZER, **wrong)
+
     tokens = render("Hello", TOKENIZER, tools=tools, chat_template=names)
 
     assert tokens == [TOKENIZER.bos, *TOKENIZER.encode("f")]

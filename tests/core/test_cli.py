@@ -169,6 +169,17 @@ def test_a_prompt_that_was_read_before_is_read_from_a_file(
     assert run("generate", directory, "wörld", "--prompt-cache", path, *GREEDY).code == 0
 
 
+def test_a_prompt_that_does_not_fit_is_not_read_for_a_cache(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompt.npz"
+
+    result = run("generate", directory, "7" * 99, "--prompt-cache", path, *GREEDY)
+
+    assert "leaves no room for an answer" in result.err
+    assert not path.exists()
+
+
 def test_names_of_special_tokens_are_read_on_request(run: Run, directory: Path) -> None:
     command = ("generate", directory, "--prompt", "<|user|>to be", "--max-tokens", 2, "--json")
 

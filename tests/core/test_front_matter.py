@@ -19,6 +19,9 @@ OWN = "---\nlibrary_name: nanochat-ternary\n"
         ("---\nwidget: [{text: 7}]\n---\n", Usage()),
         ("---\n: :\n  - {\n---\nText", Usage(summary="Text")),
         ("\udcff", Usage(summary="?")),
+        ("---\nx: !!int ''\n---\nText", Usage(summary="Text")),
+        ("---\nx: !!bool x\n---\nText", Usage(summary="Text")),
+        ("---\nx: !!timestamp x\n---\nText", Usage(summary="Text")),
     ],
 )
 def test_usage(card: str, usage: Usage) -> None:

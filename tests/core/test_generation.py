@@ -280,6 +280,10 @@ def test_none_is_the_default_and_max_new_tokens_another_name() -> None:
     assert read_options({"max_new_tokens": 3}).max_tokens == 3
     with pytest.raises(InputError, match="max_new_tokens=0 is not a number of tokens"):
         read_options({"max_new_tokens": 0})
+    for logprobs in (1.0, True, 21, "2"):
+        with pytest.raises(InputError, match="is no number of alternatives"):
+            read_options({"logprobs": logprobs})  # type: ignore[typeddict-item]  # a mistake
+    assert read_options({"logprobs": np.int64(2)}).logprobs == 2  # type: ignore[typeddict-item]
     with pytest.raises(InputError, match="two names of one number"):
         read_options({"max_new_tokens": 3, "max_tokens": 3})
 
@@ -315,7 +319,7 @@ def test_closing_the_iterator_frees_the_state() -> None:
     next(pieces), next(pieces)
     before = ops.num_living()
 
-    pieces.close()  # type: ignore[attr-defined] # it is a generator
+    pieces.close()
 
     assert (before, ops.num_living()) == (1, 0)
 

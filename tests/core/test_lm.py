@@ -120,6 +120,8 @@ def test_prompts_may_be_tokens_and_come_in_any_iterable(model: Model) -> None:
 
     assert model.generate(ids, max_tokens=8) == text
     array: Any = np.array([ids, ids])
+    word: Any = np.array("to be")
+    assert model.generate(word, max_tokens=8) == text
     assert model.generate(array[0], max_tokens=8) == text
     for prompts in (("to be", "to be"), iter(["to be"] * 2), [ids, ids], array):
         assert model.generate(prompts, max_tokens=8) == [text, text]
@@ -172,7 +174,16 @@ def test_an_empty_text_is_refused(model: Model, call: Callable[[Model, str], obj
 
 
 def test_what_is_no_text_is_refused(model: Model) -> None:
-    wrong: list[Any] = [5, b"to be", {"to": "be"}, [["to"]], [5, "to"], [[]]]
+    wrong: list[Any] = [
+        5,
+        bytearray(b"x"),
+        memoryview(b"x"),
+        b"to be",
+        {"to": "be"},
+        [["to"]],
+        [5, "to"],
+        [[]],
+    ]
     for prompt in wrong:
         with pytest.raises(InputError, match="is no prompt: pass a text"):
             model.generate(prompt)
@@ -201,9 +212,10 @@ def test_a_closed_model_gives_its_memory_back_and_says_so() -> None:
 
     gc.collect()
     assert weights() is None
-    for call in (model.generate, model.score, model.embed, Model.describe, repr):
+    for call in (model.generate, model.score, model.embed, Model.describe):
         with pytest.raises(InputError, match="model was closed: load it again"):
-            call(model if call in (Model.describe, repr) else "to be")  # type: ignore[arg-type]
+            call(model if call == Model.describe else "to be")  # type: ignore[arg-type]
+    assert repr(model) == "Model('model', closed)"
 
 
 def test_a_tokenizer_has_a_length_and_is_called_as_in_transformers(model: Model) -> None:

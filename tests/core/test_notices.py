@@ -16,6 +16,11 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "nanochat")
+
+
 def replace(
     monkeypatch: pytest.MonkeyPatch, out: io.StringIO, err: io.StringIO
 ) -> tuple[io.StringIO, io.StringIO]:
@@ -74,6 +79,23 @@ def test_a_sign_moves_on_below_other_notices_until_its_end_or_a_result(
     shown = err.getvalue()
     assert shown.rfind(SHOW_CURSOR) > shown.rfind(HIDE_CURSOR)
     assert out.getvalue() == "fn main"
+
+
+def test_where_its_end_is_not_told_a_wait_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, err = replace(monkeypatch, Terminal(), Terminal())
+
+    with caplog.at_level(logging.WARNING, "nanochat"):
+        NoticeHandler().handle(record("compiling ...", "begin"))
+
+    assert err.getvalue() == "compiling ...\n"
+
+
+def test_what_others_wrote_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.note("\x1b]0;title\x07text")
+
+    assert capsys.readouterr().err == "\ufffd]0;title\ufffdtext\n"
 
 
 def test_a_sign_whose_wait_never_ended_gives_the_cursor_back(

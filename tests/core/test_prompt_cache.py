@@ -125,6 +125,10 @@ def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="no prompt cache, or damaged"):
             source.load_cache(path)
     with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(FormatError, match="no prompt cache, or damaged"):
+        source.load_cache(path)
+    with path.open("wb") as file:
         np.savez(file, about=np.array('{"format": 2}'))
     with pytest.raises(FormatError, match="no prompt cache of this version"):
         source.load_cache(path)
@@ -148,6 +152,9 @@ def test_arrays_of_another_shape_are_refused_and_no_row_is_lost(tmp_path: Path) 
     session.restore(cache)
 
     assert list(session.pieces([[*cache.ids, 9]], max_tokens=1))
+    wrong: Any = 5
+    with pytest.raises(InputError, match="5 is no prompt cache"):
+        session.restore(wrong)
     with pytest.raises(InputError, match="keep=0: make it with as much capacity"):
         source.session(rows=1).restore(cache)
     with pytest.raises(InputError, match="pass it to its `restore`"):

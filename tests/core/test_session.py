@@ -282,3 +282,13 @@ def test_a_call_that_waits_for_its_texts_is_alone_in_a_session() -> None:
 
     with pytest.raises(InputError, match="other texts are being written"):
         session.pieces([[6]])
+
+
+def test_samples_of_a_prompt_of_one_token_give_their_pages_back() -> None:
+    session = Session(engine_of(ReferenceOps(), "attention"), TOKENIZER, rows=4)
+    free = session._state.free_pages
+
+    for _ in range(3):
+        assert len([*session.pieces([[9]], n=4, max_tokens=3, temperature=1.0)]) <= 12
+
+    assert session._state.free_pages == free

@@ -247,26 +247,29 @@ class Progress(Listener):
         """Say that the wait is over, if there was one that has been announced."""
         if not self._count or self._depth:
             return
-        if self._begun:
+        with self._lock:
+            begun, self._begun = self._begun, False
+        if begun:
             _LOG.info(
                 "compiled %s in %.1f s",
                 counted(self._count, "kernel"),
                 self._seconds,
                 extra={"progress": "end"},
             )
-        self._count, self._seconds, self._begun = 0, 0.0, False
+        self._count, self._seconds = 0, 0.0
 
     def _say_begin(self) -> None:
+        # The timer's thread says it before anybody can say that it has ended.
         with self._lock:
             if self._begun or not self._depth:
                 return
             self._begun = True
-        level, self._level = self._level, logging.INFO
-        _LOG.log(
-            level,
-            "compiling kernels for this processor, once: usually under 20 seconds ...",
-            extra={"progress": "begin"},
-        )
+            level, self._level = self._level, logging.INFO
+            _LOG.log(
+                level,
+                "compiling kernels for this processor, once: usually under 20 seconds ...",
+                extra={"progress": "begin"},
+            )
 
 
 def end_wait() -> None:

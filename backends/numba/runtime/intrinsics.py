@@ -262,7 +262,7 @@ def _call(_typing, address, block, first, last):  # type: ignore[no-untyped-def]
 
 
 call = cast(Callable[[int, int, int, int], None], intrinsic(_call))
-"""Call the entry at `address`; see `entry`."""
+"""Call the entry at `address`; see `entries`."""
 
 
 def _call_plain(_typing, address):  # type: ignore[no-untyped-def]
