@@ -104,7 +104,7 @@ def _near(golden: Golden, weights: Weights[Stored], config: ModelConfig) -> NDAr
 
 
 def _is_near(margins: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return margins <= NEAR * _TOLERANCE
+    return margins <= NEAR * TOLERANCES["logits"].limit
 
 
 def _compare_greedy(
