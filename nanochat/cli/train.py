@@ -142,7 +142,6 @@ def train(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
         recipe = _recipe(preset, recipe_file, start, changes)
-        _say_who_cannot_run(recipe.model)
     trainer = Trainer(
         recipe,
         data,
@@ -152,6 +151,8 @@ def train(
         num_threads=threads,
         compile_model=compile_model,
     )
+    if not resume:
+        _say_who_cannot_run(recipe.model)
     if resume and trainer.step == recipe.steps:
         note(
             f"{out} has reached its last step, {recipe.steps}: what is missing of its end is done; to train on, begin "
