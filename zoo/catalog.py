@@ -12,17 +12,19 @@ from pathlib import Path
 from nanochat.errors import ModelNotFoundError
 from nanochat.files import FileRecord, require_as_recorded
 
-__all__ = ["CATALOG", "Entry", "advice", "directory", "require_pinned", "similar"]
+__all__ = ["CATALOG", "Entry", "advice", "canonical", "directory", "require_pinned", "similar"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A model with a name that users write.
+    """A model with a name that users write: its preset's, until it is published.
 
     Parameters
     ----------
+    aliases : tuple of str
+        What it may be called besides.
     preset : str
         Its configuration; see `nanochat.presets`.
     repo : str or None
@@ -38,6 +40,7 @@ class Entry:
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
     preset: str
     repo: str | None = None
     revision: str = ""
@@ -90,37 +93,51 @@ CATALOG: Mapping[str, Entry] = {
             description="6M parameters, to try everything at once",
         ),
         Entry(
-            name="nanochat-d20",
+            name="d20",
             preset="d20",
+            aliases=("nanochat-d20",),
             description="560M parameters in the shape of nanochat's d20",
         ),
         Entry(
-            name="nanochat-125m",
+            name="nano-125m",
             preset="nano-125m",
+            aliases=("nanochat-125m",),
             description="125M parameters, the size of GPT-2 small",
         ),
         Entry(
-            name="nanochat-560m",
+            name="small-560m",
             preset="small-560m",
+            aliases=("nanochat-560m",),
             description="560M parameters, most of them in the layers",
         ),
         Entry(
-            name="nanochat-1b",
+            name="nano-1b",
             preset="nano-1b",
+            aliases=("nanochat-1b",),
             description="1B parameters, for phones and laptops",
         ),
         Entry(
-            name="nanochat-3b-moe",
+            name="medium-3b-moe",
             preset="medium-3b-moe",
+            aliases=("nanochat-3b-moe",),
             description="3B parameters in a mixture of experts, half of them active",
         ),
         Entry(
-            name="nanochat-7b",
+            name="large-7b",
             preset="large-7b",
+            aliases=("nanochat-7b",),
             description="7B parameters, the usual large shape",
         ),
     )
 }
+
+
+_ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
+
+
+def canonical(name: str) -> str:
+    """The name in the catalog of what may have another; any other name as it is."""
+    return _ALIASES.get(name, name)
 
 
 def directory(entry: Entry) -> Path:
@@ -154,12 +171,12 @@ def similar(name: str) -> list[str]:
     Examples
     --------
     >>> similar("nano-125m"), similar("tiny"), similar("llama")
-    (['nanochat-125m', 'nanochat-1b'], ['nanochat-tiny'], [])
+    (['nano-125m', 'nano-1b'], ['nanochat-tiny'], [])
     """
     spellings = {
         spelling: entry.name
         for entry in CATALOG.values()
-        for spelling in (entry.name, entry.preset, entry.name.removeprefix("nanochat-"))
+        for spelling in (entry.name, entry.preset, *entry.aliases)
     }
     # A name can be near by several of its spellings; each counts once.
     close = get_close_matches(name.lower(), spellings)

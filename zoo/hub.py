@@ -13,7 +13,7 @@ from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
-from nanochat.zoo.catalog import CATALOG, Entry, directory, require_pinned, similar
+from nanochat.zoo.catalog import CATALOG, Entry, canonical, directory, require_pinned, similar
 
 __all__ = ["is_repo", "locate", "resolve"]
 
@@ -63,7 +63,7 @@ def locate(
     backend = wanted_backend(backend)
     path = _on_disk(name)
     if path is not None:
-        if name in CATALOG:
+        if canonical(name) in CATALOG:
             _LOGGER.warning("%s is a directory here, and comes before the model of that name", name)
         elif is_repo(name) and path.is_dir():
             _LOGGER.info("%s is a directory here, and comes before a model of the Hub", name)
@@ -74,7 +74,7 @@ def locate(
     parsed = _NAME.fullmatch(name)
     assert parsed is not None
     model, suffix, part = (parsed[group] or "" for group in ("model", "revision", "part"))
-    entry = CATALOG.get(model)
+    entry = CATALOG.get(canonical(model))
     if entry is not None and entry.repo is None:
         if suffix or revision:
             raise _without_revisions(model, suffix or revision, "it is part of this package")

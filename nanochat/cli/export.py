@@ -139,7 +139,7 @@ def export(
     from nanochat.publish.licence import choose_licence, find_licence_file, hub_name
     from nanochat.publish.options import PushOptions
     from nanochat.publish.push import repositories, require_ready
-    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.catalog import CATALOG, canonical
     from nanochat.zoo.hub import locate
 
     if upload_repo is not None:
@@ -150,8 +150,8 @@ def export(
     out = out or Path(f"{name}{format_named(kind).suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):
         raise InputError(f"{out} is the model itself: pass another path as --out")
-    if licence is None and model in CATALOG:
-        licence = CATALOG[model].licence
+    if licence is None and canonical(model) in CATALOG:
+        licence = CATALOG[canonical(model)].licence
     text = None
     if upload_repo is not None:
         text = find_licence_file(path if path.is_dir() else path.parent)

@@ -62,12 +62,22 @@ def list_models(*, as_json: bool) -> None:
 
     here = {model.repo: model for model in cached()}
     named = [_describe(entry, here.pop(entry.repo or "", None)) for entry in CATALOG.values()]
+    also = {
+        entry.name: f" (also {' and '.join(entry.aliases)})"
+        for entry in CATALOG.values()
+        if entry.aliases
+    }
     fetched = [_describe_cached(model) for model in here.values()]
     if as_json:
         print_json({"models": [*named, *fetched]})
         return
     rows = [
-        (m["name"], format_bytes(int(str(m["bytes"]))), *(str(m[key]) for key in _COLUMNS))
+        (
+            m["name"],
+            format_bytes(int(str(m["bytes"]))),
+            *(str(m[key]) for key in _COLUMNS[:-1]),
+            f"{m['description']}{also.get(str(m['name']), '')}",
+        )
         for m in (*named, *fetched)
     ]
     print_table(rows, header=("name", "size", *_COLUMNS))
@@ -79,11 +89,12 @@ def list_models(*, as_json: bool) -> None:
 def show(name: str, *, as_json: bool) -> None:
     """Show one model: of the catalog, on this disk, or fetched from the Hub before."""
     from nanochat.zoo.cache import cached
-    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.catalog import CATALOG, canonical
 
-    if name in CATALOG and not Path(name).is_dir():
+    entry = CATALOG.get(canonical(name))
+    if entry is not None and not Path(name).is_dir():
         here = {model.repo: model for model in cached()}
-        description = _describe(CATALOG[name], here.get(CATALOG[name].repo or ""))
+        description = _describe(entry, here.get(entry.repo or ""))
     else:
         description = _describe_located(name)
     if as_json:
@@ -166,11 +177,11 @@ def _findings(verified: "Verified") -> Iterator[tuple[str, str]]:
 def remove(name: str, *, as_json: bool) -> None:
     """Delete what was fetched of a model from the Hub; NAME is OWNER/NAME, perhaps with @REVISION."""
     from nanochat.zoo.cache import remove as remove_fetched
-    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.catalog import CATALOG, canonical
     from nanochat.zoo.hub import is_repo
 
     model, _, revision = name.partition("@")
-    entry = CATALOG.get(model)
+    entry = CATALOG.get(canonical(model))
     if entry is not None and entry.repo is None:
         reason = "comes with the package" if entry.ships else "is not published"
         raise InputError(f"{model} {reason}: there is nothing to remove")
@@ -283,6 +294,7 @@ def _describe(entry: "Entry", here: "Cached | None") -> dict[str, object]:
     )
     return {
         **dataclasses.asdict(entry),
+        "aliases": list(entry.aliases),
         "weights": "included" if entry.ships else "cached" if here else published,
         "cached": entry.ships or here is not None,
         "backend": _backend(),
@@ -364,6 +376,8 @@ def _print_short(description: dict[str, object]) -> None:
             description[key] = "yes" if value else "no"
         elif value is None or value in ("", {}, []):
             description[key] = "none"
+        elif key == "aliases" and isinstance(value, list):
+            description[key] = ", ".join(value)
         elif isinstance(value, dict | list) and key == "files":
             description[key] = f"{len(value)}, compared with their record when they are opened"
     print_table(list(description.items()))

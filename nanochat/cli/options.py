@@ -61,13 +61,14 @@ def find_config(name: str) -> "ModelConfig":
     """The configuration of a preset or a model; no weights are loaded."""
     from nanochat.export.formats import load_config
     from nanochat.presets import PRESETS, preset
-    from nanochat.zoo.catalog import CATALOG
+    from nanochat.zoo.catalog import CATALOG, canonical
     from nanochat.zoo.hub import resolve
 
     if name in PRESETS:
         return preset(name)
-    if name in CATALOG and not CATALOG[name].ships and not Path(name).is_dir():
-        return preset(CATALOG[name].preset)
+    entry = CATALOG.get(canonical(name))
+    if entry is not None and not entry.ships and not Path(name).is_dir():
+        return preset(entry.preset)
     path = resolve(name)
     with as_file_errors():
         return load_config(path)

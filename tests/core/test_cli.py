@@ -149,6 +149,8 @@ def test_what_is_not_published_says_how_to_train_it_in_words(run: Run) -> None:
     listed, shown = run("models", "list").out, run("models", "show", "nanochat-1b").out
 
     assert "none yet: nanochat train --preset nano-1b" in listed
+    assert re.search(r"^name +nano-1b$", shown, re.MULTILINE)
+    assert re.search(r"^aliases +nanochat-1b$", shown, re.MULTILINE)
     assert re.search(r"^repo +none$", shown, re.MULTILINE)
     assert re.search(r"^cached +no$", shown, re.MULTILINE)
     assert "None" not in shown

@@ -53,7 +53,7 @@ MISTAKES = [
     (["chat", "--json"], 2, "write a message behind MODEL"),
     (["chat", "MODEL", "--message", "a" * 99], 2, "leaves no room"),
     (["chat", "MODEL", "--message", ""], 2, "the message is empty"),
-    (["models", "show", "nanochat-9b"], 1, "did you mean nanochat-"),
+    (["models", "show", "nanochat-9b"], 1, "did you mean "),
     (["info"], 2, "Missing argument 'PRESET-OR-MODEL'"),
     (["info", "tiny", "--context", "9999"], 2, "context=9999"),
     (["info", "huge"], 1, "no model is named 'huge'"),

@@ -102,6 +102,20 @@ def test_a_wheel_that_is_not_unpacked_is_told(model: Path, monkeypatch: pytest.M
         resolve("nanochat-tiny")
 
 
+@pytest.mark.parametrize("entry", CATALOG.values(), ids=CATALOG)
+def test_a_name_is_the_preset_s_until_there_are_weights(entry: catalog.Entry) -> None:
+    assert entry.files or entry.name == entry.preset
+    for alias in entry.aliases:
+        assert catalog.canonical(alias) == entry.name
+        assert alias not in CATALOG
+
+
+@pytest.mark.usefixtures("model")
+def test_an_alias_leads_where_the_name_does() -> None:
+    with pytest.raises(ModelNotFoundError, match="nano-1b has no published weights yet"):
+        resolve("nanochat-1b")
+
+
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize(
     "entry", [e for e in CATALOG.values() if not e.ships and e.repo is None], ids=lambda e: e.name
@@ -122,7 +136,7 @@ def test_a_model_without_weights_names_the_ways_on(entry: catalog.Entry) -> None
     ("name", "message"),
     [
         ("nanochat-tyni", "did you mean nanochat-tiny"),
-        ("small-560m", "did you mean nanochat-560m"),
+        ("small-560", "did you mean small-560m"),
         ("Tiny", "did you mean nanochat-tiny"),
         ("llama", "pass nanochat-tiny, a model of the Hugging Face Hub as owner/name"),
         ("", "no model is named ''"),
