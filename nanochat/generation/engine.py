@@ -291,7 +291,7 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
     def update(self, name: str, values: NDArray[np.float32]) -> None:
         """Put new values of one parameter to work: the next call uses them, also with a state that was there before.
 
-        What a state remembers of its tokens was computed with the old ones.
+        What a state or a prompt cache remembers of its tokens was computed with the old ones.
 
         Parameters
         ----------
