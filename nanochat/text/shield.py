@@ -9,6 +9,7 @@ such a name, as no known one does, can write it for a caller.
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from nanochat.errors import InputError
 from nanochat.text.codec import TextCodec
@@ -48,7 +49,7 @@ class Shield:
             )
         self._before, self._after, self._between, *self._digits = free[: 3 + _DIGITS]
         self._tokenizer = tokenizer
-        self._names = sorted(tokenizer.specials, key=len, reverse=True)
+        self._names = tuple(sorted(tokenizer.specials, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self._names)) or "(?!)")
         self._behind = re.compile(f"{self._after}([{''.join(self._digits)}]*)")
         marks = "".join(free[: 3 + _DIGITS])
@@ -94,8 +95,10 @@ class Shield:
             return text
         # A template may ask for a plain word, and writes roles between the signs of a name.
         inside = not _is_word(bare) and any(bare in name for name in self._names)
-        ends = any(bare.endswith(name[:i]) for name in self._names for i in range(1, len(name)))
-        starts = any(bare.startswith(name[i:]) for name in self._names for i in range(1, len(name)))
+        beginnings, endings, longest = _pieces(self._names)
+        lengths = range(1, min(longest, len(bare)) + 1)
+        ends = any(bare[-length:] in beginnings for length in lengths)
+        starts = any(bare[:length] in endings for length in lengths)
         text = self._pattern.sub(
             lambda found: f"{self._before}{found[0]}{self._after}{self._code(found[0])}", text
         )
@@ -132,6 +135,14 @@ class Shield:
         behind = self._behind.match(text, found.end())
         # Another name's marks may stand behind what the template wrote; what is left of a code may be any's.
         return behind is not None and self._code(found[0]).startswith(behind[1])
+
+
+@lru_cache(maxsize=8)
+def _pieces(names: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], int]:
+    """What names begin with, what they end with, neither of them whole, and the length of the longest of these."""
+    beginnings = frozenset(name[:i] for name in names for i in range(1, len(name)))
+    endings = frozenset(name[i:] for name in names for i in range(1, len(name)))
+    return beginnings, endings, max(map(len, beginnings), default=0)
 
 
 def _is_word(value: object) -> bool:
