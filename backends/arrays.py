@@ -35,21 +35,19 @@ class ArrayState(RowState[list[Array]], Generic[Array]):
                 "release rows, or make the state with more pages"
             )
         row = self.admit()
-        pages = list(self._free[: -count - 1 : -1])
-        of_pages = self._of_pages()
-        expected = [self._pages_of(array, pages) for array in of_pages] + self._save(row)
+        self._grow(row, count)
+        self._lengths[row] = length
         found = [(array.shape, array.dtype) for array in arrays]
-        if found != [(a.shape, a.dtype) for a in map(self._numpy, expected)]:
+        if found != [(array.shape, array.dtype) for array in self.read_row(row)]:
             self.release(row)
             raise FormatError(
                 "the arrays are not those of such a state: use a cache with the model, backend and kv_cache that "
                 "made it"
             )
-        self._grow(row, count)
+        of_pages = self._of_pages()
         for array, values in zip(of_pages, arrays[: len(of_pages)], strict=True):
-            self._set_pages(array, pages, self._array(values))
+            self._set_pages(array, self._pages[row], self._array(values))
         self._restore(row, [self._array(values) for values in arrays[len(of_pages) :]])
-        self._lengths[row] = length
         return row
 
     def _of_rows(self) -> list[Array]:

@@ -62,11 +62,6 @@ def list_models(*, as_json: bool) -> None:
 
     here = {model.repo: model for model in cached()}
     named = [_describe(entry, here.pop(entry.repo or "", None)) for entry in CATALOG.values()]
-    also = {
-        entry.name: f" (also {' and '.join(entry.aliases)})"
-        for entry in CATALOG.values()
-        if entry.aliases
-    }
     fetched = [_describe_cached(model) for model in here.values()]
     if as_json:
         print_json({"models": [*named, *fetched]})
@@ -76,7 +71,7 @@ def list_models(*, as_json: bool) -> None:
             m["name"],
             format_bytes(int(str(m["bytes"]))),
             *(str(m[key]) for key in _COLUMNS[:-1]),
-            f"{m['description']}{also.get(str(m['name']), '')}",
+            _with_aliases(m),
         )
         for m in (*named, *fetched)
     ]
@@ -275,6 +270,13 @@ def _show(one: "Published", *, dry_run: bool) -> None:
     write(
         f"uploaded {counted(len(one.files), 'file')}, {total}: {one.pull_request_url or one.commit_url}\n"
     )
+
+
+def _with_aliases(description: dict[str, object]) -> str:
+    """What is said of a model, and what else it is called."""
+    aliases = description.get("aliases")
+    also = f" (also {' and '.join(aliases)})" if isinstance(aliases, list) and aliases else ""
+    return f"{description['description']}{also}"
 
 
 # What the table of `list` says besides name and size.

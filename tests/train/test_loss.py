@@ -15,6 +15,7 @@ from nanochat.model import TrainingOutputs
 from nanochat.train.loss import Objective, exit_distribution, terms
 from nanochat.train.module import LanguageModel
 from nanochat.weights import named_leaves
+from tests.train.runs import MODEL
 
 OPS = TorchOps("cpu")
 TARGETS = torch.arange(10).reshape(2, 5) % 8
@@ -172,15 +173,7 @@ def test_a_batch_without_targets_costs_nothing() -> None:
     assert losses(outputs(), Objective(), torch.full((2, 5), -1)) == (0, 0)
 
 
-SMALL = {
-    "vocab_size": 16,
-    "width": 128,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "ffn_width": 128,
-    "weight_block": 128,
-}
+SMALL = {"vocab_size": 16, **MODEL}
 
 
 def unquantised(**changes: object) -> LanguageModel:
