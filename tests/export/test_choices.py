@@ -176,3 +176,16 @@ def test_what_chooses(options: dict[str, Any], expected: bool) -> None:
     config = ModelConfig(**shape | {"num_kv_heads": 2, "ffn_width": 256} | options)
 
     assert chooses(config) is expected
+
+
+@pytest.mark.parametrize(("margin", "near"), [(0.05, True), (0.07, False), (1.0, False)])
+def test_a_token_that_is_off_is_left_out_only_if_it_was_near(margin: float, near: bool) -> None:
+    expected = np.random.default_rng(0).standard_normal((10, 17), np.float32)
+    found = expected.copy()
+    found[3] += 1
+    margins = np.full(10, 1.0)
+    margins[3] = margin
+
+    report = compare(expected, found, tolerance=LIMIT, margins=margins)
+
+    assert (report.ok, report.share_parted) == (near, 0.1 if near else 0.0)
