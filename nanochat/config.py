@@ -13,6 +13,7 @@ __all__ = [
     "LayerKind",
     "Mixer",
     "ModelConfig",
+    "RopeScaling",
     "TableFormat",
     "check_field",
     "config_from_dict",
@@ -24,6 +25,7 @@ Activation = Literal["swiglu", "relu2", "relu2_glu"]
 Coefficients = Literal["static", "dynamic"]
 LayerKind = Literal["attention", "delta"]
 Mixer = Literal["lite", "sinkhorn", "identity"]
+RopeScaling = Literal["ntk", "linear", "llama3", "yarn", "factors"]
 TableFormat = Literal["int8", "dense"]
 
 # Largest accepted values. They bound what a hostile `config.json` can make a reader allocate.
@@ -36,6 +38,8 @@ _LIMITS = {
     "head_dim": 1 << 10,
     "ffn_width": 1 << 18,
     "context_length": 1 << 24,
+    "rope_dims": 1 << 10,
+    "rope_original_context": 1 << 24,
     "loop_count": 64,
     "num_ahead": 16,
     "num_experts": 1 << 10,
@@ -49,10 +53,21 @@ _LIMITS = {
     "sinkhorn_iterations": 1 << 10,
 }
 # Of those, the ones that may be 0, some of them with or without experts only.
-_MAY_BE_ZERO = ("ffn_width", "num_experts", "expert_width", "shared_expert_width", "num_ahead")
+_MAY_BE_ZERO = (
+    "ffn_width",
+    "num_experts",
+    "expert_width",
+    "shared_expert_width",
+    "num_ahead",
+    "rope_dims",
+    "rope_original_context",
+)
 _RANGES = {
     "rope_theta": (1.0, 1e12),
     "rope_scale": (1.0, 1e6),
+    "rope_low": (1e-3, 1e6),
+    "rope_high": (1e-3, 1e6),
+    "rope_magnitude": (1e-3, 1e3),
     "norm_eps": (1e-20, 1.0),
     "mixer_bias": (-30.0, 30.0),
     "exit_threshold": (1e-6, 1.0),
@@ -61,11 +76,13 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "activation": get_args(Activation),
     "coefficients": get_args(Coefficients),
     "mixer": get_args(Mixer),
+    "rope_scaling": get_args(RopeScaling),
     "table_format": get_args(TableFormat),
     "num_streams": (1, 2, 4),
     "weight_block": ("row", 128, 256),
     "activation_block": ("token", 128, 256),
 }
+_FACTORS = (1e-3, 1e6)
 # Experts of all layers. The largest published models have about 25,000.
 _MOST_EXPERTS = 1 << 15
 
@@ -88,8 +105,18 @@ class ModelConfig:
         RMSNorm of each query and key head; RMSNorm before the output linears (BitNet); sigmoid-gated attention.
     layer_pattern : tuple of {"attention", "delta"}
         Kinds of the layers, repeated until all layers have one. See `hybrid_pattern`.
-    rope_theta, rope_scale : float
-        Base of the rotation, and the NTK-aware context factor (1 is none).
+    rope_theta, rope_dims : float, int
+        Base of the rotation, and the features of a head that are rotated, from the first on; 0 is all.
+    rope_scale, rope_scaling : float, {"ntk", "linear", "llama3", "yarn", "factors"}
+        Context factor (1 is none), and how it slows the rotation down; see `nanochat.rotary.rotation`.
+    rope_original_context : int
+        Tokens that the model was first trained for, of which *llama3* and *yarn* count the turns.
+    rope_low, rope_high : float
+        Turns in them up to which a frequency is divided by the whole factor, and from which on by 1.
+    rope_factors : tuple of float
+        What *factors* divides each frequency by.
+    rope_magnitude : float
+        What cosine and sine are multiplied with.
     delta_heads, delta_key_dim, delta_value_dim, delta_conv_width : int
         Heads, key and value features, and taps of the short convolution of Gated DeltaNet layers.
     num_experts, experts_per_token, expert_width, shared_expert_width : int
@@ -131,6 +158,13 @@ class ModelConfig:
     layer_pattern: tuple[LayerKind, ...] = ("attention",)
     rope_theta: float = 10_000.0
     rope_scale: float = 1.0
+    rope_scaling: RopeScaling = "ntk"
+    rope_dims: int = 0
+    rope_original_context: int = 0
+    rope_low: float = 1.0
+    rope_high: float = 32.0
+    rope_factors: tuple[float, ...] = ()
+    rope_magnitude: float = 1.0
     delta_heads: int = 4
     delta_key_dim: int = 64
     delta_value_dim: int = 64
@@ -161,6 +195,7 @@ class ModelConfig:
         _check_zeros(self)
         _check_blocks(self)
         _check_structure(self)
+        _check_rotation(self)
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
@@ -173,6 +208,11 @@ def check_field(name: str, value: object) -> None:
         kinds = get_args(LayerKind)
         if not isinstance(value, tuple) or not value or any(k not in kinds for k in value):
             raise ConfigError(f"layer_pattern={value!r}: write a non-empty tuple of {list(kinds)}")
+    elif name == "rope_factors":
+        if not isinstance(value, tuple) or any(type(v) not in (int, float) for v in value):
+            raise ConfigError(f"rope_factors={value!r:.80}: write a tuple of numbers")
+        for number in value:
+            _check_range(name, number, *_FACTORS)
     elif name in _CHOICES:
         # 256.0 equals 256 and True equals 1, but neither can stand for it.
         if not any(type(value) is type(c) and value == c for c in _CHOICES[name]):
@@ -246,10 +286,6 @@ def _check_structure(config: ModelConfig) -> None:
             f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}: "
             "each key head must serve the same number of query heads"
         )
-    if config.head_dim % 2:
-        raise ConfigError(
-            f"head_dim={config.head_dim} is odd: the rotation needs pairs of features"
-        )
     if config.num_experts and config.experts_per_token not in range(1, config.num_experts + 1):
         raise ConfigError(
             f"experts_per_token={config.experts_per_token}: must lie between 1 and num_experts={config.num_experts}"
@@ -280,6 +316,39 @@ def _check_structure(config: ModelConfig) -> None:
             )
 
 
+def _check_rotation(config: ModelConfig) -> None:
+    name = "rope_dims" if config.rope_dims else "head_dim"
+    dims = getattr(config, name)
+    if dims % 2:
+        raise ConfigError(f"{name}={dims} is odd: the rotation needs pairs of features")
+    if dims > config.head_dim:
+        raise ConfigError(
+            f"rope_dims={dims} is more than head_dim={config.head_dim}: rotate at most all features of a head"
+        )
+    scaling = config.rope_scaling
+    if scaling in ("llama3", "yarn"):
+        if config.rope_original_context < 1:
+            raise ConfigError(
+                f'rope_scaling="{scaling}" without rope_original_context: write the tokens that the model was first '
+                "trained for"
+            )
+        if config.rope_low >= config.rope_high:
+            raise ConfigError(
+                f"rope_low={config.rope_low} is not below rope_high={config.rope_high}: write the smaller number of "
+                "turns first"
+            )
+        if scaling == "yarn" and config.rope_theta == 1:
+            raise ConfigError(
+                'rope_theta=1.0 with rope_scaling="yarn": all pairs turn alike; choose a larger base'
+            )
+    expected = dims // 2 if scaling == "factors" else 0
+    if len(config.rope_factors) != expected:
+        raise ConfigError(
+            f'rope_factors has {len(config.rope_factors)} numbers with rope_scaling="{scaling}": write {expected}, one '
+            "for each pair of rotated features with factors, and none without"
+        )
+
+
 def hybrid_pattern(*, delta: int, attention: int = 1) -> tuple[LayerKind, ...]:
     """Pattern of `delta` Gated DeltaNet layers followed by `attention` attention layers.
 
@@ -296,8 +365,7 @@ def hybrid_pattern(*, delta: int, attention: int = 1) -> tuple[LayerKind, ...]:
 def config_to_dict(config: ModelConfig) -> dict[str, object]:
     """All fields by name, with tuples as lists, ready for JSON."""
     fields = dataclasses.asdict(config)
-    fields["layer_pattern"] = list(config.layer_pattern)
-    return fields
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
 
 def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
@@ -315,12 +383,11 @@ def config_from_dict(fields: Mapping[str, object]) -> ModelConfig:
         raise ConfigError(
             f"configuration field {missing[0]!r} is missing: it has no default, so write it"
         )
-    pattern = fields.get("layer_pattern", ())
-    values = dict(fields)
-    if isinstance(pattern, list):
-        values["layer_pattern"] = tuple(pattern)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
     # ModelConfig itself checks the type of every value.
     config = ModelConfig(**values)  # type: ignore[arg-type]
     # JSON may write 10000.0 as 10000; only now is it known to fit a float.
     floats = {name: float(getattr(config, name)) for name, f in _FIELDS.items() if f.type is float}
-    return dataclasses.replace(config, **floats)  # type: ignore[arg-type]  # fields of type float
+    factors = tuple(map(float, config.rope_factors))
+    # Fields of type float.
+    return dataclasses.replace(config, rope_factors=factors, **floats)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from nanochat.config import ModelConfig
 from nanochat.ops import Ops, Slot, Storage, feed_forward
+from nanochat.rotary import rotation
 from nanochat.shapes import layer_kinds, run_order
 from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
 
@@ -20,7 +21,6 @@ __all__ = [
     "forward",
     "hidden_states",
     "losses",
-    "ntk_theta",
     "slots",
     "training_outputs",
 ]
@@ -263,9 +263,9 @@ class _Walk(Generic[Array, Leaf, State]):
         if w.q_norm is not None and w.k_norm is not None:
             q = ops.rms_norm(q, w.q_norm, eps=config.norm_eps)
             k = ops.rms_norm(k, w.k_norm, eps=config.norm_eps)
-        theta = ntk_theta(config)
-        q = ops.rope(q, theta=theta, state=self.state, segments=self.segments)
-        k = ops.rope(k, theta=theta, state=self.state, segments=self.segments)
+        turned = rotation(config)
+        q = ops.rope(q, rotation=turned, state=self.state, segments=self.segments)
+        k = ops.rope(k, rotation=turned, state=self.state, segments=self.segments)
         k, v = self._of_remaining(k, v)
         y = ops.attention(q, k, v, state=self.state, slot=next(self.slot), segments=self.segments)
         y = ops.merge_heads(y)
@@ -368,11 +368,3 @@ class _Walk(Generic[Array, Leaf, State]):
                 slot = next(self.slot)
                 if self.state is not None:
                     self.ops.append_kv(k, v, state=self.state, slot=slot)
-
-
-def ntk_theta(config: ModelConfig) -> float:
-    """Base of the rotation after NTK-aware scaling: ``theta * scale**(K / (K - 2))``."""
-    if config.head_dim == 2:
-        return config.rope_theta
-    exponent = config.head_dim / (config.head_dim - 2)
-    return config.rope_theta * float(config.rope_scale**exponent)

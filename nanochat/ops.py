@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
+from nanochat.rotary import Rotation
 from nanochat.weights import FeedForward, Mhc, Stored, Weights
 
 __all__ = ["Described", "Ops", "Repeats", "Slot", "Storage", "feed_forward", "leaving_loop"]
@@ -174,12 +175,11 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         ...
 
     def rope(
-        self, x: Array, *, theta: float, state: State | None, segments: Array | None = None
+        self, x: Array, *, rotation: Rotation, state: State | None, segments: Array | None = None
     ) -> Array:
-        """Rotate feature pairs (i, i + K/2) of (B, T, H, K) by ``position * theta**(-2 i / K)`` radians.
+        """Rotate the first K features of each head of (B, T, H, ...), the pairs (i, i + K/2) of `Rotation`.
 
-        Positions count from the row's in `state`, or from 0. Angles are float32 products of the position
-        and the frequency, which is computed in float64 and rounded once.
+        Positions count from the row's in `state`, or from 0; `Rotation.tables` gives cosine and sine.
 
         References
         ----------

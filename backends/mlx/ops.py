@@ -29,6 +29,7 @@ from nanochat.backends.reference.ops import pieces
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward, leaving_loop
+from nanochat.rotary import Rotation
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
@@ -56,7 +57,7 @@ class MlxOps:
         # Elementwise functions become one GPU kernel each; on a CPU that would call a C++ compiler.
         fused: Callable[[_Elementwise], _Elementwise] = mx.compile if on_gpu else _unchanged
         self._most_columns = 1 << 30 if on_gpu else _MOST_COLUMNS_ON_CPU
-        self._angles: dict[tuple[int, float], tuple[mx.array, mx.array]] = {}
+        self._angles: dict[Rotation, tuple[mx.array, mx.array]] = {}
         self._sites: dict[int, tuple[Leaf, mx.array, mx.array, mx.array | None]] = {}
         self._round = fused(round_blocks)
         self._swiglu = fused(_swiglu)
@@ -142,18 +143,19 @@ class MlxOps:
         self,
         x: mx.array,
         *,
-        theta: float,
+        rotation: Rotation,
         state: MlxState | None,
         segments: mx.array | None = None,
     ) -> mx.array:
-        half = x.shape[-1] // 2
-        cos, sin = self._rotations(half, theta, x.shape[1], state)
+        cos, sin = self._rotations(rotation, x.shape[1], state)
         if segments is not None:
             index = mx.arange(x.shape[1])[None]
             starts = mx.cummax(mx.where(_begins(segments), index, 0), axis=1)
             cos, sin = (table[0, :, 0][index - starts][:, :, None] for table in (cos, sin))
-        first, second = x[..., :half], x[..., half:]
-        return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        half, dims = rotation.dims // 2, rotation.dims
+        first, second, rest = x[..., :half], x[..., half:dims], x[..., dims:]
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        return mx.concatenate([*turned, rest], axis=-1)
 
     def attention(
         self,
@@ -392,16 +394,18 @@ class MlxOps:
         return replace_leaf(weights, name, prepare_leaf(name, leaf))
 
     def _rotations(
-        self, half: int, theta: float, length: int, state: MlxState | None
+        self, rotation: Rotation, length: int, state: MlxState | None
     ) -> tuple[mx.array, mx.array]:
         """Cosines and sines of the angles of `length` tokens, (1, T, 1, half)."""
         step = None if state is None else _step(state)
         end = length if step is None else int(step.positions.max()) + 1
-        whole = self._angles.get((half, theta))
+        whole = self._angles.get(rotation)
         if whole is None or whole[0].shape[0] < end:
             # Powers of two: a growing sequence fills few tables.
-            whole = _angle_table(half, theta, 1 << end.bit_length())
-            self._angles[half, theta] = whole
+            # By NumPy: a GPU's cosines are less exact at large angles.
+            places = np.arange(1 << end.bit_length(), dtype=np.float32)
+            cosines, sines = rotation.tables(places)
+            whole = self._angles[rotation] = mx.array(cosines), mx.array(sines)
         if step is None:
             cos, sin = (table[None, :length, None] for table in whole)
             return cos, sin
@@ -472,13 +476,6 @@ def _gate(x: mx.array, logits: mx.array) -> mx.array:
 def _dense(leaf: Leaf) -> mx.array:
     assert not isinstance(leaf, PackedLinear)
     return leaf
-
-
-def _angle_table(half: int, theta: float, count: int) -> tuple[mx.array, mx.array]:
-    """Cosines and sines, (positions, half), made by NumPy: a GPU's are less exact at large angles."""
-    frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-    angle = np.arange(count, dtype=np.float32)[:, None] * frequency
-    return mx.array(np.cos(angle)), mx.array(np.sin(angle))
 
 
 def _unit(x: mx.array) -> mx.array:

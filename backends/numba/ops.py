@@ -46,6 +46,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_rows
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, leaving_loop
+from nanochat.rotary import Rotation
 from nanochat.weights import (
     FeedForward,
     Mhc,
@@ -271,14 +272,14 @@ class NumbaOps:
         self,
         x: Array,
         *,
-        theta: float,
+        rotation: Rotation,
         state: NumbaState | None,
         segments: Array | None = None,
     ) -> Array:
         x = realize(x)
         # A step that is repeated comes to the last position some time.
         positions = x.shape[1] if state is None else state.capacity
-        tables = self._rotations.of(theta, x.shape[3] // 2, positions=positions)
+        tables = self._rotations.of(rotation, positions=positions)
         return attention.rotate(self.launch, x, tables, spans_of(x, state, segments))
 
     def attention(

@@ -13,6 +13,7 @@ from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward, leaving_loop
+from nanochat.rotary import Rotation
 from nanochat.rows import Step, step_of_segments, step_of_sequences
 from nanochat.weights import (
     Dense,
@@ -109,17 +110,15 @@ class ReferenceOps:
         self,
         x: Array,
         *,
-        theta: float,
+        rotation: Rotation,
         state: ReferenceState | None,
         segments: Array | None = None,
     ) -> Array:
-        half = x.shape[-1] // 2
-        frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
         positions = _step(x, state, segments).positions.reshape(x.shape[:2])
-        angle = positions.astype(np.float32)[:, :, None, None] * frequency
-        cos, sin = np.cos(angle), np.sin(angle)
-        first, second = x[..., :half], x[..., half:]
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        cos, sin = rotation.tables(positions.astype(np.float32)[:, :, None])
+        first, second, rest = np.split(x, [rotation.dims // 2, rotation.dims], axis=-1)
+        turned = [first * cos - second * sin, second * cos + first * sin]
+        return np.concatenate([*turned, rest], axis=-1)
 
     def attention(
         self,

@@ -27,6 +27,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, feed_forward, leaving_loop
+from nanochat.rotary import Rotation
 from nanochat.rows import Group, Step
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, replace_leaf
 
@@ -137,13 +138,11 @@ class TorchOps:
         self,
         x: Tensor,
         *,
-        theta: float,
+        rotation: Rotation,
         state: TorchState | None,
         segments: Tensor | None = None,
     ) -> Tensor:
-        half = x.shape[-1] // 2
-        exponents = -torch.arange(half, device=x.device, dtype=torch.float64) / half
-        frequency = (theta**exponents).float()
+        frequency = torch.tensor(rotation.frequencies, device=x.device)
         if state is None:
             positions = torch.arange(x.shape[1], device=x.device)[None, :]
             if segments is not None:
@@ -152,9 +151,10 @@ class TorchOps:
         else:
             positions = state.tell("positions", _step(state).positions)[None, :]
         angle = positions.float()[:, :, None, None] * frequency
-        cos, sin = angle.cos(), angle.sin()
-        first, second = x[..., :half], x[..., half:]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        cos, sin = angle.cos() * rotation.magnitude, angle.sin() * rotation.magnitude
+        half, dims = rotation.dims // 2, rotation.dims
+        first, second, rest = x[..., :half], x[..., half:dims], x[..., dims:]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
     def attention(
         self,

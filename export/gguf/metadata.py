@@ -20,7 +20,7 @@ from nanochat.errors import ConfigError, FormatError, VersionError
 from nanochat.export.gguf.container import Field, GgufFile, MetadataValue
 from nanochat.export.gguf.tensors import OUTTYPES, OutType, tensor_members
 from nanochat.export.gguf.tokenizer import new_tokenizer
-from nanochat.model import ntk_theta
+from nanochat.rotary import ntk_theta
 from nanochat.shapes import shapes
 from nanochat.weights import Ternary, named_leaves
 
@@ -88,15 +88,10 @@ def read_config(path: Path, metadata: Mapping[str, MetadataValue]) -> ModelConfi
             "upgrade nanochat-ternary"
         )
     fields = {
-        key.removeprefix(_CONFIG): value
+        key.removeprefix(_CONFIG): value.tolist() if isinstance(value, np.ndarray) else value
         for key, value in metadata.items()
         if key.startswith(_CONFIG)
     }
-    arrays = [name for name, value in fields.items() if isinstance(value, np.ndarray)]
-    if arrays:
-        raise FormatError(
-            f"{path}: the field {arrays[0]!r:.80} is an array of numbers, which no field is; fetch the file again"
-        )
     try:
         return config_from_dict(fields)
     except ConfigError as error:
@@ -121,7 +116,10 @@ def require_as_recomputed(path: Path, file: GgufFile, bundle: Bundle) -> None:
     wanted = new_metadata(bundle, architecture, outtype=_outtype(file, bundle))
     for key in sorted(metadata.keys() | wanted.keys()):
         found, expected = metadata.get(key), wanted.get(key)
-        if key not in _FREE and not _is_same(found, expected):
+        # The fields made the model; one that a later version added is in no file of an earlier one.
+        if key.startswith(_CONFIG) or key in _FREE:
+            continue
+        if not _is_same(found, expected):
             raise FormatError(
                 f"{path}: the key {key!r:.80} is {found!r:.80}, and the model of this file asks for {expected!r:.80}: "
                 "the file was changed; fetch it again, or export the model again"
@@ -187,6 +185,8 @@ def _field(value: object) -> Field:
             return np.float64(value)
         case str():
             return value
+        case [float(), *_]:
+            return np.array(value, np.float64)
         case [*items]:
             return list(map(str, items))
     raise AssertionError(value)

@@ -22,6 +22,7 @@ from nanochat.export.onnx.mhc import Coefficients, dynamic_coefficients, static_
 from nanochat.export.onnx.state import OnnxState
 from nanochat.init import freeze
 from nanochat.ops import Slot, feed_forward
+from nanochat.rotary import Rotation
 from nanochat.weights import Dense, FeedForward, Mhc, Stored, Weights, map_leaves
 
 __all__ = ["PACKED", "OnnxOps"]
@@ -69,7 +70,7 @@ class OnnxOps(ABC):
         self,
         x: Value,
         *,
-        theta: float,
+        rotation: Rotation,
         state: OnnxState | None,
         segments: Value | None = None,
     ) -> Value: ...

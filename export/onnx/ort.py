@@ -20,6 +20,7 @@ from nanochat.export.onnx.leaves import BLOCK, Parameter, block_constants, proje
 from nanochat.export.onnx.ops import PACKED, OnnxOps
 from nanochat.export.onnx.state import OnnxState
 from nanochat.ops import Slot
+from nanochat.rotary import Rotation
 from nanochat.weights import Dense
 
 __all__ = ["OrtOps"]
@@ -36,7 +37,7 @@ class OrtOps(OnnxOps):
     def __init__(self) -> None:
         super().__init__(opset=_OPSET)
         # Inputs and base of what has been rotated, by the name of the result.
-        self._rotated: dict[str, tuple[Value, float]] = {}
+        self._rotated: dict[str, tuple[Value, Rotation]] = {}
 
     def new_state(
         self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
@@ -71,25 +72,27 @@ class OrtOps(OnnxOps):
         self,
         x: Value,
         *,
-        theta: float,
+        rotation: Rotation,
         state: OnnxState | None,
         segments: Value | None = None,
     ) -> Value:
         assert segments is None, PACKED
         assert isinstance(state, OrtState)
-        heads, half = x.size(2), x.size(3) // 2
+        heads = x.size(2)
         flat = self.merge_heads(x)
         y = self.graph.node(
             "RotaryEmbedding",
             flat,
             state.positions,
-            *state.rotation(theta, half),
+            *state.tables(rotation),
             shape=flat.shape,
             domain=CONTRIB,
             num_heads=heads,
+            # 0 is all features.
+            rotary_embedding_dim=rotation.dims if rotation.dims < x.size(3) else 0,
         )
         y = self.split_heads(y, heads)
-        self._rotated[y.name] = x, theta
+        self._rotated[y.name] = x, rotation
         return y
 
     def attention(
@@ -109,8 +112,8 @@ class OrtOps(OnnxOps):
         caches: tuple[Value, ...] = ()
         if q.name in self._rotated and k.name in self._rotated:
             # The operator rotates by itself; the nodes that did are no longer needed.
-            (q, theta), (k, _) = self._rotated[q.name], self._rotated[k.name]
-            caches = state.rotation(theta, features // 2)
+            (q, rotation), (k, _) = self._rotated[q.name], self._rotated[k.name]
+            caches = state.tables(rotation)
         flat: list[Value | None] = [self.merge_heads(x) for x in (q, k, v)]
         packed = self._packed(flat)
         shape = ("batch", kv_heads, "present", features)

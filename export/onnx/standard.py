@@ -21,6 +21,7 @@ from nanochat.export.onnx.leaves import BLOCK, Parameter
 from nanochat.export.onnx.ops import PACKED, OnnxOps
 from nanochat.export.onnx.state import OnnxState
 from nanochat.ops import Slot
+from nanochat.rotary import Rotation
 from nanochat.weights import Dense
 
 __all__ = ["SESSION_CONFIG", "StandardOps"]
@@ -93,16 +94,23 @@ class StandardOps(OnnxOps):
         self,
         x: Value,
         *,
-        theta: float,
+        rotation: Rotation,
         state: OnnxState | None,
         segments: Value | None = None,
     ) -> Value:
         assert segments is None, PACKED
         assert isinstance(state, StandardState)
-        heads, half = x.size(2), x.size(3) // 2
+        heads = x.size(2)
         flat = self.merge_heads(x)
-        cos, sin = state.rotation(theta, half)
-        y = self.graph.node("RotaryEmbedding", flat, cos, sin, shape=flat.shape, num_heads=heads)
+        y = self.graph.node(
+            "RotaryEmbedding",
+            flat,
+            *state.tables(rotation),
+            shape=flat.shape,
+            num_heads=heads,
+            # 0 is all features.
+            rotary_embedding_dim=rotation.dims if rotation.dims < x.size(3) else 0,
+        )
         return self.split_heads(y, heads)
 
     def attention(

@@ -13,6 +13,7 @@ import numpy as np
 
 from nanochat.export.onnx.graph import Dim, Graph, Value
 from nanochat.ops import Slot
+from nanochat.rotary import Rotation
 
 __all__ = ["MISPLACED", "OnnxState", "memory_shapes", "present_name"]
 
@@ -42,7 +43,7 @@ class OnnxState(ABC):
         self._presents: list[tuple[str, Value]] = []
         self._inputs: list[Value] = []
         self._places_of_last_inputs: Value | None = None
-        self._rotations: dict[tuple[float, int], tuple[Value, Value]] = {}
+        self._rotations: dict[Rotation, tuple[Value, Value]] = {}
         given = [graph.input(*item, dtype=np.float32) for item in memory_shapes(slots).items()]
         inputs = iter(given)
         for number, slot in enumerate(slots):
@@ -98,17 +99,21 @@ class OnnxState(ABC):
 
     @abstractmethod
     def angle_positions(self) -> Value:
-        """The places, float32, whose angles `rotation` gives."""
+        """The places, float32, whose angles `tables` gives."""
 
-    def rotation(self, theta: float, half: int) -> tuple[Value, Value]:
-        """Cosine and sine of the angles, (..., half); see :meth:`nanochat.ops.Ops.rope`."""
-        if (theta, half) not in self._rotations:
+    def tables(self, rotation: Rotation) -> tuple[Value, Value]:
+        """Cosine and sine of the angles, (..., pairs), times the magnitude; see `Rotation.tables`."""
+        if rotation not in self._rotations:
             graph = self.graph
             places = self.angle_positions()
-            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-            angles = graph.binary("Mul", graph.unsqueeze(places, -1), graph.literal(frequency))
-            self._rotations[theta, half] = graph.unary("Cos", angles), graph.unary("Sin", angles)
-        return self._rotations[theta, half]
+            frequencies = graph.literal(np.array(rotation.frequencies, np.float32))
+            angles = graph.binary("Mul", graph.unsqueeze(places, -1), frequencies)
+            cos, sin = graph.unary("Cos", angles), graph.unary("Sin", angles)
+            if rotation.magnitude != 1:
+                magnitude = graph.literal(np.array(rotation.magnitude, np.float32))
+                cos, sin = (graph.binary("Mul", table, magnitude) for table in (cos, sin))
+            self._rotations[rotation] = cos, sin
+        return self._rotations[rotation]
 
     @cached_property
     def of_call(self) -> Value:

@@ -95,6 +95,12 @@ def _everywhere(config: ModelConfig) -> Iterator[str]:
         yield "attention_gate=true: it does not gate what attention gives"
     if config.activation != "swiglu":
         yield f'activation="{config.activation}": its networks are SwiGLU'
+    if config.rope_scaling != "ntk":
+        yield f'rope_scaling="{config.rope_scaling}": models are written for it with a rotation of one base'
+    if config.rope_dims not in (0, config.head_dim):
+        yield f"rope_dims={config.rope_dims}: it rotates all {config.head_dim} features of a head"
+    if config.rope_magnitude != 1:
+        yield f"rope_magnitude={config.rope_magnitude}: its rotation has no magnitude"
 
 
 def _of_family(config: ModelConfig, family: str) -> Iterator[str]:

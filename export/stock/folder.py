@@ -19,7 +19,7 @@ from nanochat.errors import FormatError, ShapeError
 from nanochat.export.format import Progress
 from nanochat.export.stock.architectures import Runtime, stock_architecture
 from nanochat.export.transform import without_ahead
-from nanochat.model import ntk_theta
+from nanochat.rotary import ntk_theta
 from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors, save_tensors
 from nanochat.weights import Spec, Stored, Weights, map_leaves, named_leaves

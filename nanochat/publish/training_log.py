@@ -3,13 +3,13 @@
 `nanochat train` writes ``model/`` and ``log.jsonl`` into the directory of a run.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanochat.config import ModelConfig, config_to_dict
+from nanochat.config import ModelConfig, config_from_dict
+from nanochat.errors import ConfigError
 from nanochat.files import exists, parse_json, read_bytes
 from nanochat.publish.metadata import HELD_OUT
 from nanochat.publish.options import Evaluation
@@ -48,12 +48,11 @@ def _read_log(path: Path, config: ModelConfig) -> Training:
     """What the lines say with which a run begins and ends."""
     lines = read_bytes(path, limit=_MAX_LOG_BYTES).splitlines() or [b"{}"]
     first, last = (parse_json(lines[number], str(path)) for number in (0, -1))
-    ours = json.loads(json.dumps(config_to_dict(config)))
     match first, last:
         case (
             {"recipe": dict(recipe)},
             {"step": int(step), "held_out_bits_per_byte": float(value)},
-        ) if recipe.get("model") == ours:
+        ) if _is_of(recipe.get("model"), config):
             # A run that was resumed may have ended at another step than its first line says.
             return Training(
                 recipe={**recipe, "steps": step}, evaluations=[replace(HELD_OUT, value=value)]
@@ -63,3 +62,11 @@ def _read_log(path: Path, config: ModelConfig) -> Training:
         path,
     )
     return Training()
+
+
+def _is_of(fields: object, config: ModelConfig) -> bool:
+    """Whether a configuration in a log is this one, where fields that were added later have their defaults."""
+    try:
+        return isinstance(fields, dict) and config_from_dict(fields) == config
+    except ConfigError:
+        return False

@@ -11,16 +11,29 @@ import pytest
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot
 from nanochat.proof.tolerances import TOLERANCES, rms_error
+from nanochat.rotary import Rotation
 from nanochat.weights import Dense
 from tests.backends.leaves import AnyOps, Lockstep, Values, normal, prepared
 from tests.parity.rows import flat, state_of_lengths, stepping
 
-THETA = 10_000.0
+
+def rotation(dims: int, *, theta: float = 10_000.0, magnitude: float = 1.0) -> Rotation:
+    frequencies = theta ** (-2 * np.arange(dims // 2) / dims)
+    return Rotation(frequencies=tuple(frequencies.tolist()), magnitude=magnitude)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 7, 3, 10), (1, 129, 2, 64)], ids=str)
 def test_rope(lockstep: Lockstep, shape: tuple[int, ...]) -> None:
-    lockstep.rope(lockstep.array(normal(*shape)), theta=THETA, state=None)
+    lockstep.rope(lockstep.array(normal(*shape)), rotation=rotation(shape[3]), state=None)
+
+    lockstep.check()
+
+
+@pytest.mark.parametrize("dims", [2, 6, 64])
+def test_rope_of_some_features_with_a_magnitude(lockstep: Lockstep, dims: int) -> None:
+    x = lockstep.array(normal(2, 7, 3, 70))
+
+    lockstep.rope(x, rotation=rotation(dims, magnitude=1.1386), state=None)
 
     lockstep.check()
 
@@ -32,7 +45,7 @@ def test_rope_after_other_tokens(lockstep: Lockstep, lengths: list[int], tokens:
 
     with stepping(state, [0, 1], [tokens, tokens]):
         x = lockstep.array(flat(normal(2, tokens, 3, 64)))
-        lockstep.rope(x, theta=500_000.0, state=state)
+        lockstep.rope(x, rotation=rotation(64, theta=500_000.0), state=state)
 
     lockstep.check()
 

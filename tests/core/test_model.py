@@ -14,6 +14,7 @@ from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs, forward, losses, slots, training_outputs
 from nanochat.ops import Slot
+from nanochat.rotary import Rotation, rotation
 from nanochat.ternary import dequantize
 from nanochat.weights import (
     Site,
@@ -135,15 +136,15 @@ class Recorder(ReferenceOps):
         self.num_projects = 0
         self.streams: list[Float] = []
         self.masks: list[Float] = []
-        self.thetas: set[float] = set()
+        self.rotations: set[Rotation] = set()
 
     def project(self, x: Float, *linears: Leaf) -> tuple[Float, ...]:
         self.num_projects += 1
         return super().project(x, *linears)
 
-    def rope(self, x: Float, *, theta: float, **place: Any) -> Float:
-        self.thetas.add(theta)
-        return super().rope(x, theta=theta, **place)
+    def rope(self, x: Float, *, rotation: Rotation, **place: Any) -> Float:
+        self.rotations.add(rotation)
+        return super().rope(x, rotation=rotation, **place)
 
     def attention(self, q: Float, k: Float, v: Float, *, slot: int, **place: Any) -> Float:
         self.used.append(slot)
@@ -402,7 +403,7 @@ def plain_residual(config: ModelConfig, weights: Weights[Leaf]) -> Float:
 
     def heads(x: Float, name: str, count: int) -> Float:
         y = norm(linear(x, name).reshape(3, 9, count, 32), f"{name}_norm")
-        return OPS.rope(y, theta=config.rope_theta, state=None)
+        return OPS.rope(y, rotation=rotation(config), state=None)
 
     x = OPS.embed(OPS.tokens(TOKENS), weights.embedding)
     for i in range(config.num_layers):
@@ -435,9 +436,10 @@ def test_the_ntk_scale_stretches_the_slowest_rotation_and_leaves_the_fastest() -
 
     run(config, weights, TOKENS, ops=ops)
 
-    (theta,) = ops.thetas
-    slowest, original = theta ** (-30 / 32), 1e4 ** (-30 / 32)
-    assert slowest == pytest.approx(original / 4)
+    (turned,) = ops.rotations
+    original = 1e4 ** (-30 / 32)
+    assert turned.frequencies[0] == 1
+    assert turned.frequencies[-1] == pytest.approx(original / 4)
 
 
 def test_an_untied_head_is_read_in_place_of_the_embedding() -> None:

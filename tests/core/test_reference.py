@@ -19,6 +19,7 @@ from nanochat.backends.reference.ops import (
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot, Storage
+from nanochat.rotary import Rotation
 from nanochat.ternary import quantize, quantize_activations, quantize_rows
 from nanochat.weights import FeedForward, Mhc
 from tests.parity.rows import flat, state_of_lengths, stepping
@@ -262,14 +263,20 @@ def test_last_keeps_only_the_last_token_of_every_row() -> None:
 # Attention.
 
 
-def rotated(x: Float, positions: list[list[int]], theta: float) -> Double:
-    y = np.empty(x.shape)
-    half = x.shape[3] // 2
+def plain_rotation(dims: int, theta: float, magnitude: float = 1.0) -> Rotation:
+    frequencies = [theta ** (-2 * i / dims) for i in range(dims // 2)]
+    return Rotation(frequencies=tuple(frequencies), magnitude=magnitude)
+
+
+def rotated(x: Float, positions: list[list[int]], rotation: Rotation) -> Double:
+    y = x.astype(np.float64)
+    half = rotation.dims // 2
     for b, t, h, i in np.ndindex(*x.shape[:3], half):
-        angle = positions[b][t] * theta ** (-2 * i / x.shape[3])
+        angle = positions[b][t] * rotation.frequencies[i]
         pair = complex(x[b, t, h, i], x[b, t, h, i + half]) * complex(
             math.cos(angle), math.sin(angle)
         )
+        pair *= rotation.magnitude
         y[b, t, h, i], y[b, t, h, i + half] = pair.real, pair.imag
     return y
 
@@ -279,20 +286,32 @@ def rotated(x: Float, positions: list[list[int]], theta: float) -> Double:
 def test_rope_rotates_half_split_pairs(features: int, theta: float) -> None:
     x = normal(0, 2, 5, 3, features)
 
-    y = OPS.rope(x, theta=theta, state=None)
+    y = OPS.rope(x, rotation=plain_rotation(features, theta), state=None)
 
     assert y.dtype == np.float32
-    assert error(y, rotated(x, [[0, 1, 2, 3, 4]] * 2, theta)) < 1e-6
+    expected = rotated(x, [[0, 1, 2, 3, 4]] * 2, plain_rotation(features, theta))
+    assert error(y, expected) < 1e-6
+
+
+def test_rope_leaves_further_features_and_lengthens_those_that_it_rotates() -> None:
+    x = normal(0, 2, 5, 3, 10)
+    rotation = plain_rotation(6, 100.0, magnitude=1.25)
+
+    y = OPS.rope(x, rotation=rotation, state=None)
+
+    assert error(y, rotated(x, [[0, 1, 2, 3, 4]] * 2, rotation)) < 1e-6
+    assert np.array_equal(y[..., 6:], x[..., 6:])
 
 
 def test_rope_counts_positions_from_the_length_of_each_sequence() -> None:
     x = normal(0, 2, 2, 1, 8)
+    rotation = plain_rotation(8, 100.0)
 
     state = state_of(lengths=(3, 11))
     with stepping(state, [0, 1], [2, 2]):
-        y = OPS.rope(flat(x), theta=100.0, state=state).reshape(x.shape)
+        y = OPS.rope(flat(x), rotation=rotation, state=state).reshape(x.shape)
 
-    assert error(y, rotated(x, [[3, 4], [11, 12]], 100.0)) < 1e-6
+    assert error(y, rotated(x, [[3, 4], [11, 12]], rotation)) < 1e-6
 
 
 def attended(q: Float, k: Float, v: Float, start: int) -> Double:

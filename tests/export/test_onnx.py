@@ -41,6 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
     "weight block 256": {"width": 256, "ffn_width": 256, "head_dim": 64, "weight_block": 256},
     "a scale per row": {"width": 384, "ffn_width": 384, "weight_block": "row"},
     "NTK scale": {"rope_scale": 4.0, "rope_theta": 500.0},
+    "rotation of some features, with a magnitude": {
+        "rope_scaling": "factors",
+        "rope_factors": (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5),
+        "rope_dims": 16,
+        "rope_magnitude": 1.2,
+    },
     "no QK norm": {"qk_norm": False},
     "as many key heads": {"num_kv_heads": 4},
     "gated attention, sub-norms": {"attention_gate": True, "sub_norm": True},

@@ -20,6 +20,7 @@ from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
 from nanochat.ops import Ops, Slot
 from nanochat.proof.tolerances import TOLERANCES, rms_error
+from nanochat.rotary import Rotation
 from nanochat.rows import RowState
 from nanochat.weights import FeedForward, Mhc, Stored, Weights, map_leaves, named_leaves
 
@@ -234,17 +235,20 @@ class LockstepOps(Generic[Array, Leaf, State]):
         self,
         x: Arrays[Array],
         *,
-        theta: float,
+        rotation: Rotation,
         state: States[State] | None,
         segments: Arrays[Array] | None = None,
     ) -> Arrays[Array]:
         return self._run(
             "rope",
             lambda: self.reference.rope(
-                x.reference, theta=theta, state=_reference(state), segments=_reference(segments)
+                x.reference,
+                rotation=rotation,
+                state=_reference(state),
+                segments=_reference(segments),
             ),
             lambda: self.other.rope(
-                x.other, theta=theta, state=_other(state), segments=_other(segments)
+                x.other, rotation=rotation, state=_other(state), segments=_other(segments)
             ),
         )
 

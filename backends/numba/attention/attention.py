@@ -63,16 +63,20 @@ _of_queries = scratch(types.float32, 3 * QUERIES)
 def rotate(
     x: _Array, cosines: _Array, sines: _Array, positions: _Ints, y: _Array, first: int, last: int
 ) -> None:
-    """Rotate the halves of each head of x (N, H, K); the tables are (positions, K / 2); a task is one token."""
-    half = x.shape[2] // 2
+    """Rotate the first features of each head of x (N, H, K), twice as many as there are columns of the tables.
+
+    Those are (positions, pairs); a task is one token.
+    """
+    half = cosines.shape[1]
     for n in range(first, last):
         cosine, sine = cosines[positions[n]], sines[positions[n]]
         for h in range(x.shape[1]):
-            left, right = x[n, h, :half], x[n, h, half:]
-            y_left, y_right = y[n, h, :half], y[n, h, half:]
+            left, right = x[n, h, :half], x[n, h, half : 2 * half]
+            y_left, y_right = y[n, h, :half], y[n, h, half : 2 * half]
             for i in range(half):
                 y_left[i] = left[i] * cosine[i] - right[i] * sine[i]
                 y_right[i] = right[i] * cosine[i] + left[i] * sine[i]
+            y[n, h, 2 * half :] = x[n, h, 2 * half :]
 
 
 @functools.cache

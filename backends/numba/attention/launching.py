@@ -13,6 +13,7 @@ from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.state import Spans
 from nanochat.ops import Storage
+from nanochat.rotary import Rotation
 
 __all__ = ["Rotations", "append", "attend", "convolve", "delta_inputs", "delta_rule", "keep"]
 __all__ += ["rotate"]
@@ -22,17 +23,15 @@ class Rotations:
     """Cosines and sines of positions, which are kept."""
 
     def __init__(self) -> None:
-        self._tables: dict[tuple[float, int], tuple[Values, Values]] = {}
+        self._tables: dict[Rotation, tuple[Values, Values]] = {}
 
-    def of(self, theta: float, half: int, *, positions: int) -> tuple[Values, Values]:
-        """Tables of at least so many positions, (positions, half)."""
-        tables = self._tables.get((theta, half))
+    def of(self, rotation: Rotation, *, positions: int) -> tuple[Values, Values]:
+        """Tables of at least so many positions, (positions, K / 2)."""
+        tables = self._tables.get(rotation)
         if tables is None or len(tables[0]) < positions:
             count = max(256, 1 << (positions - 1).bit_length())
-            frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
-            angle = np.arange(count, dtype=np.float32)[:, None] * frequency
-            tables = np.cos(angle), np.sin(angle)
-            self._tables[theta, half] = tables
+            tables = rotation.tables(np.arange(count, dtype=np.float32))
+            self._tables[rotation] = tables
         return tables
 
 

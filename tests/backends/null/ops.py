@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
 from nanochat.ops import Slot, feed_forward, leaving_loop
+from nanochat.rotary import Rotation
 from nanochat.rows import RowState
 from nanochat.weights import FeedForward, Mhc, Stored, Ternary, Weights, map_leaves, replace_leaf
 
@@ -132,7 +133,12 @@ class NullOps:
         return (*x[:-2], x[-2] * x[-1])
 
     def rope(
-        self, x: Array, *, theta: float, state: NullState | None, segments: Array | None = None
+        self,
+        x: Array,
+        *,
+        rotation: Rotation,
+        state: NullState | None,
+        segments: Array | None = None,
     ) -> Array:
         self._use("rope")
         return x
