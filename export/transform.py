@@ -75,7 +75,7 @@ def with_float16_tables(bundle: Bundle) -> Bundle:
 
     def rounded(name: str, leaf: Stored) -> Stored:
         if isinstance(leaf, Int8):
-            values = ternary.dequantize(leaf.codes, leaf.scales[:, None])
+            values = ternary.dequantize(leaf.codes, leaf.scales)
         else:
             assert isinstance(leaf, Dense)
             values = leaf.values.astype(np.float32, copy=False)

@@ -9,6 +9,7 @@ Nothing that a file says is believed before it is checked: sizes before memory i
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from nanochat.files import exists, parse_json, read_bytes
 from nanochat.shapes import shapes
 from nanochat.tensors import DTYPES, MAX_SHARD_BYTES, Tensor, load_tensors, release, save_tensors
 from nanochat.weights import (
+    DENSE_DTYPES,
     Dense,
     Int8,
     Latent,
@@ -220,7 +222,7 @@ def _tensors(
         )
     for name, leaf in leaves.items():
         arrays = _arrays(name, leaf)
-        found = {key: (_dtype(array), array.shape) for key, array in arrays.items()}
+        found = {key: (_file_type(array.dtype), array.shape) for key, array in arrays.items()}
         asked = {key: (dtypes[0], shape) for key, dtypes, shape in _parts(name, specs[name])}
         if found != asked:
             raise ShapeError(
@@ -241,7 +243,8 @@ def _arrays(name: str, leaf: Stored) -> dict[str, NDArray[np.generic]]:
         case Ternary():
             return {f"{name}.codes": leaf.packed, f"{name}.scales": leaf.scales}
         case Int8():
-            return {f"{name}.codes": leaf.codes, f"{name}.scales": leaf.scales}
+            scales = leaf.scales if leaf.scales.shape[1] > 1 else leaf.scales[:, 0]
+            return {f"{name}.codes": leaf.codes, f"{name}.scales": scales}
         case Dense():
             return {name: leaf.values}
         case Latent():
@@ -251,19 +254,24 @@ def _arrays(name: str, leaf: Stored) -> dict[str, NDArray[np.generic]]:
             )
 
 
-def _dtype(array: NDArray[np.generic]) -> str:
-    return next((name for name, dtype in DTYPES.items() if array.dtype == dtype), str(array.dtype))
+def _file_type(dtype: np.dtype[Any]) -> str:
+    return next((name for name, known in DTYPES.items() if dtype == known), str(dtype))
 
 
 def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """Yield key, accepted types (the written one first) and shape of the tensors of one leaf."""
     if spec.kind == "dense":
-        yield name, ("F16", "F32") if spec.dtype == "float16" else ("F32", "F16"), spec.shape
+        written = _file_type(DENSE_DTYPES[spec.dtype])
+        others = {_file_type(dtype) for dtype in DENSE_DTYPES.values()} - {written}
+        yield name, (written, *sorted(others)), spec.shape
         return
     rows, columns = spec.shape
     if spec.kind == "int8":
+        blocks = columns // spec.weight_block
         yield f"{name}.codes", ("I8",), spec.shape
-        yield f"{name}.scales", ("F16",), (rows,)
+        # Most tables have one for each row.
+        scales = _file_type(DENSE_DTYPES[spec.dtype])
+        yield f"{name}.scales", (scales,), (rows, blocks) if blocks > 1 else (rows,)
     else:
         yield f"{name}.codes", ("U8",), (rows, -(-columns // 4))
         yield f"{name}.scales", ("F16",), (rows, columns // spec.weight_block)
@@ -314,12 +322,12 @@ def _decode(name: str, spec: Spec, tensors: Mapping[str, Tensor]) -> Stored:
     if spec.kind == "dense":
         # A number beyond float16 becomes infinite, which is refused with all others.
         with np.errstate(over="ignore"):
-            return Dense(values=tensors[name].array().astype(spec.dtype, copy=False))
+            return Dense(values=tensors[name].array().astype(DENSE_DTYPES[spec.dtype], copy=False))
     codes, scales = tensors[f"{name}.codes"].array(), tensors[f"{name}.scales"].array()
     if spec.kind == "int8":
         return Int8(
             codes=codes.astype(np.int8, copy=False),
-            scales=scales.astype(np.float16, copy=False),
+            scales=scales.astype(DENSE_DTYPES[spec.dtype], copy=False).reshape(len(codes), -1),
             activation_block=spec.activation_block,
         )
     return Ternary(

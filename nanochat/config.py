@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from nanochat.errors import ConfigError, did_you_mean
 
 __all__ = [
+    "TABLE_BLOCKS",
     "Activation",
     "Coefficients",
     "LayerKind",
@@ -26,7 +27,10 @@ Coefficients = Literal["static", "dynamic"]
 LayerKind = Literal["attention", "delta"]
 Mixer = Literal["lite", "sinkhorn", "identity"]
 RopeScaling = Literal["ntk", "linear", "llama3", "yarn", "factors"]
-TableFormat = Literal["int8", "dense"]
+TableFormat = Literal["int8", "int8_32", "int8_16", "ternary", "dense", "float16", "bfloat16"]
+
+# Columns that share a scale in tables of codes that have several in a row.
+TABLE_BLOCKS: Mapping[str, int] = {"int8_32": 32, "int8_16": 16}
 
 # Largest accepted values. They bound what a hostile `config.json` can make a reader allocate.
 _LIMITS = {
@@ -79,8 +83,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "rope_scaling": get_args(RopeScaling),
     "table_format": get_args(TableFormat),
     "num_streams": (1, 2, 4),
-    "weight_block": ("row", 128, 256),
-    "activation_block": ("token", 128, 256),
+    "head_format": ("table", *get_args(TableFormat)),
+    "weight_block": ("row", 64, 128, 256),
+    "activation_block": ("token", 64, 128, 256),
 }
 _FACTORS = (1e-3, 1e6)
 # Experts of all layers. The largest published models have about 25,000.
@@ -133,8 +138,9 @@ class ModelConfig:
         Residual streams (mHC); 1 is the ordinary residual, for which the other three have no effect.
     mixer_bias : float
         Initial logit of the other permutations (or entries) relative to the identity.
-    table_format : {"int8", "dense"}
-        Storage of embedding and head.
+    table_format, head_format : {"int8", "int8_32", "int8_16", "ternary", "dense", "float16", "bfloat16"}
+        Storage of the embedding, and of an untied head, for which "table" is that of the embedding: 8-bit codes with a
+        scale for each row, or for 32 or 16 of its columns; ternary codes; float32 numbers, or those of 16 bits.
     weight_block : int or "row"
         Columns of a ternary matrix that share a scale.
     activation_block : int or "token"
@@ -185,6 +191,7 @@ class ModelConfig:
     sinkhorn_iterations: int = 20
     mixer_bias: float = -8.0
     table_format: TableFormat = "int8"
+    head_format: TableFormat | Literal["table"] = "table"
     weight_block: int | Literal["row"] = 256
     activation_block: int | Literal["token"] = 128
     norm_eps: float = 1e-6
@@ -255,7 +262,7 @@ def _check_blocks(config: ModelConfig) -> None:
     ):
         raise ConfigError(
             f"activation_block={config.activation_block} does not divide weight_block={config.weight_block}: "
-            "pass activation_block=128"
+            f"pass activation_block={min(128, config.weight_block)}"
         )
     block = 4
     if isinstance(config.activation_block, int):
@@ -273,14 +280,26 @@ def _check_blocks(config: ModelConfig) -> None:
     if "delta" in config.layer_pattern:
         inputs["delta_heads * delta_value_dim"] = config.delta_heads * config.delta_value_dim
     for name, value in inputs.items():
-        if value % block:
-            raise ConfigError(
-                f"{name}={value} is the input width of a ternary linear and not a multiple of its block of {block}: "
-                f"use {-(-value // block) * block}, or another weight_block"
-            )
+        _check_multiple(name, value, block, "ternary linear", "weight_block")
+    for name in ("table_format", "head_format"):
+        columns = TABLE_BLOCKS.get(getattr(config, name), 1)
+        _check_multiple("width", config.width, columns, f"{name} of that kind", name)
+
+
+def _check_multiple(name: str, value: int, block: int, what: str, option: str) -> None:
+    if value % block:
+        raise ConfigError(
+            f"{name}={value} is the input width of a {what} and not a multiple of its block of {block}: "
+            f"use {-(-value // block) * block}, or another {option}"
+        )
 
 
 def _check_structure(config: ModelConfig) -> None:
+    if config.tie_embeddings and config.head_format != "table":
+        raise ConfigError(
+            f"head_format={config.head_format!r} with tie_embeddings=True: the head is the embedding; write "
+            "table_format"
+        )
     if config.num_heads % config.num_kv_heads:
         raise ConfigError(
             f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}: "

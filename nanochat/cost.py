@@ -5,8 +5,8 @@ and the chosen ones; the whole head, and one row of an embedding that is not the
 tokens may leave early. It uses no extra heads. For n streams of width C, H query and G key heads of K features, and D
 heads of K key and V value features:
 
-* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R``, dense 4 for each number, 2 in mHC
-  projections;
+* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R C / block``, dense 4 for each number, 2 in mHC
+  projections and in tables of 16 bits;
 * *active parameters*: the numbers in all uses, counted at every use;
 * *operations*: 2 for each active parameter; attention ``4 H K`` for each position in sight; the delta rule ``7 D K V``
   (1 to decay, 2 each to read, write and answer); an mHC site ``2 n C (n + 2)``, or ``4 n C`` if it does not mix. Norms,
@@ -26,12 +26,11 @@ from nanochat.errors import InputError
 from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.shapes import run_order, shapes
-from nanochat.weights import Experts, Layer, LeafKind, Spec, named_leaves
+from nanochat.weights import DENSE_DTYPES, Experts, Layer, LeafKind, Spec, named_leaves
 
 __all__ = ["Cost", "TensorClass", "cost", "leaf_bytes", "tensor_classes"]
 
 _FLOAT32_BYTES = 4
-_FLOAT16_BYTES = 2
 _SCALE_BYTES = 2
 
 
@@ -144,7 +143,10 @@ def _format(spec: Spec) -> str:
     if spec.kind == "dense":
         return spec.dtype
     if spec.kind == "int8":
-        return "int8, a float16 scale per row"
+        whole = spec.weight_block == spec.shape[1]
+        return (
+            f"int8, a {spec.dtype} scale per {'row' if whole else f'{spec.weight_block} columns'}"
+        )
     return f"ternary, 2 bits, a float16 scale per {spec.weight_block} columns"
 
 
@@ -158,13 +160,14 @@ def _bytes(leaves: Iterable[Spec], kind: LeafKind) -> int:
 
 def leaf_bytes(spec: Spec) -> int:
     """Bytes of a leaf in a model directory."""
+    size = DENSE_DTYPES[spec.dtype].itemsize
     if spec.kind == "dense":
-        size = _FLOAT16_BYTES if spec.dtype == "float16" else _FLOAT32_BYTES
         return math.prod(spec.shape) * size
     rows, columns = spec.shape
+    blocks = columns // spec.weight_block
     if spec.kind == "int8":
-        return rows * (columns + _SCALE_BYTES)
-    return rows * (-(-columns // 4) + columns // spec.weight_block * _SCALE_BYTES)
+        return rows * (columns + blocks * size)
+    return rows * (-(-columns // 4) + blocks * _SCALE_BYTES)
 
 
 def _used(config: ModelConfig) -> list[Spec]:

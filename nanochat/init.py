@@ -10,6 +10,7 @@ from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.shapes import run_order, shapes
 from nanochat.weights import (
+    DENSE_DTYPES,
     Dense,
     Int8,
     Latent,
@@ -19,6 +20,7 @@ from nanochat.weights import (
     Weights,
     leaf_of,
     map_leaves,
+    scale_dtype,
 )
 
 __all__ = ["freeze", "freeze_leaf", "init", "initial_leaf"]
@@ -53,8 +55,12 @@ def freeze_leaf(name: str, leaf: Stored) -> Stored:
     if not isinstance(leaf, Latent):
         return leaf
     if leaf.kind == "int8":
-        codes, scales = ternary.quantize_rows(leaf.values, name=name)
-        return Int8(codes=codes, scales=scales, activation_block=leaf.activation_block)
+        codes, scales = ternary.quantize_table(leaf.values, block=leaf.weight_block, name=name)
+        return Int8(
+            codes=codes,
+            scales=scales.astype(DENSE_DTYPES[scale_dtype(leaf.weight_block)]),
+            activation_block=leaf.activation_block,
+        )
     codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
     return Ternary(
         packed=ternary.pack(codes, name=name),

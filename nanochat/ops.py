@@ -133,7 +133,7 @@ class Ops(Described, Protocol[Array, Leaf, State]):
     # Tables, norms, linears.
 
     def embed(self, tokens: Array, table: Leaf) -> Array:
-        """Rows of the table, (B, T, C). An 8-bit table gives codes times the row's scale."""
+        """Rows of the table, (B, T, C), in float32. A table of codes gives codes times the scales of their blocks."""
         ...
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
@@ -147,7 +147,7 @@ class Ops(Described, Protocol[Array, Leaf, State]):
 
             y[r] = sum over activation blocks b of float32(int32 sum of code * q) * s[b] * scale[r, block of b]
 
-        Int8: the same with 8-bit codes and one scale per row. Dense: a float32 product; x is not rounded.
+        Int8: the same with 8-bit codes, most often of one scale per row. Dense: a float32 product; x is not rounded.
         Latent: as the leaf that it stands for, with straight-through gradients for both roundings.
         """
         ...

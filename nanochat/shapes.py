@@ -2,7 +2,7 @@
 
 import math
 
-from nanochat.config import LayerKind, ModelConfig
+from nanochat.config import TABLE_BLOCKS, LayerKind, ModelConfig, TableFormat
 from nanochat.weights import (
     Attention,
     Delta,
@@ -15,9 +15,10 @@ from nanochat.weights import (
     Spec,
     Weights,
     named_leaves,
+    scale_dtype,
 )
 
-__all__ = ["layer_kinds", "mix_size", "num_parameters", "run_order", "shapes"]
+__all__ = ["head_format", "layer_kinds", "mix_size", "num_parameters", "run_order", "shapes"]
 
 
 def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
@@ -31,6 +32,11 @@ def run_order(config: ModelConfig) -> list[int]:
     first, last = config.loop_prelude, config.num_layers - config.loop_coda
     looped = list(range(first, last)) * config.loop_count
     return [*range(first), *looped, *range(last, config.num_layers)]
+
+
+def head_format(config: ModelConfig) -> TableFormat:
+    """How the table is stored that reads out the last layer."""
+    return config.table_format if config.head_format == "table" else config.head_format
 
 
 def mix_size(config: ModelConfig) -> int:
@@ -55,10 +61,10 @@ def shapes(config: ModelConfig) -> Weights[Spec]:
     """The tree of weights with a `Spec` for every leaf."""
     layers = tuple(_layer(config, kind, config.num_streams) for kind in layer_kinds(config))
     return Weights(
-        embedding=_table(config, "embedding"),
+        embedding=_table(config, config.table_format, "embedding"),
         layers=layers,
         norm=_dense("ones", config.width),
-        head=None if config.tie_embeddings else _table(config, "head"),
+        head=None if config.tie_embeddings else _table(config, head_format(config), "head"),
         exit=_exit(config) if config.loop_count > 1 else None,
         # The extra heads read the collapsed stream, so they are ordinary residual layers.
         ahead=tuple(_layer(config, "attention", 1) for _ in range(config.num_ahead)),
@@ -80,13 +86,24 @@ def _linear(config: ModelConfig, rows: int, columns: int, initial: str = "linear
     )
 
 
-def _table(config: ModelConfig, initial: str) -> Spec:
-    activation = config.activation_block
+def _table(config: ModelConfig, form: TableFormat, initial: str) -> Spec:
+    if form == "ternary":
+        return _linear(config, config.vocab_size, config.width, initial)
+    shape, activation = (config.vocab_size, config.width), config.activation_block
+    if form == "dense":
+        return Spec(kind="dense", shape=shape, initial=initial)
+    if form == "float16" or form == "bfloat16":
+        return Spec(kind="dense", shape=shape, initial=initial, dtype=form)
+    columns = config.width if activation == "token" else activation
+    block = TABLE_BLOCKS.get(form, config.width)
     return Spec(
-        kind=config.table_format,
-        shape=(config.vocab_size, config.width),
+        kind="int8",
+        shape=shape,
         initial=initial,
-        activation_block=config.width if activation == "token" else activation,
+        weight_block=block,
+        # An activation block lies inside one weight block.
+        activation_block=min(columns, block),
+        dtype=scale_dtype(block),
     )
 
 

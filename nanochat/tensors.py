@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,13 +40,12 @@ __all__ = [
     "write_tensors",
 ]
 
-# Types of a model's tensors, by their names in the format. NumPy has no bfloat16: those bits are the high half of a
-# float32's.
+# Types of a model's tensors, by their names in the format.
 DTYPES: Mapping[str, type[np.generic]] = {
     "F32": np.float32,
     "U32": np.uint32,
     "F16": np.float16,
-    "BF16": np.uint16,
+    "BF16": ml_dtypes.bfloat16,
     "I8": np.int8,
     "U8": np.uint8,
 }
@@ -78,12 +78,8 @@ class Tensor:
     checksum: object
 
     def array(self) -> NDArray[np.generic]:
-        """Its numbers, a view of the file; those of type BF16 as float32, a copy."""
+        """Its numbers, a view of the file."""
         values = self.data.view(DTYPES[self.dtype]).reshape(self.shape)
-        if self.dtype == "BF16":
-            bits = values.astype(np.uint32)
-            bits <<= np.uint32(16)
-            return bits.view(np.float32)
         # Kernels take aligned pointers; a file that was padded otherwise costs a copy.
         return np.require(values, requirements="A")
 
@@ -159,7 +155,7 @@ def write_tensors(
     names = {np.dtype(dtype): (order, name) for order, (name, dtype) in enumerate(DTYPES.items())}
     arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
     order = sorted(arrays, key=lambda key: (names[arrays[key].dtype], key))
-    checksums = json.dumps({key: zlib.crc32(array.data) for key, array in arrays.items()})
+    checksums = json.dumps({key: zlib.crc32(_bytes(array)) for key, array in arrays.items()})
     header: dict[str, object] = {"__metadata__": {CHECKSUMS: checksums, **metadata}}
     end = 0
     for key in order:
@@ -174,7 +170,12 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key in order:
-            file.write(arrays[key].data)
+            file.write(_bytes(arrays[key]))
+
+
+def _bytes(array: NDArray[np.generic]) -> memoryview:
+    """Those of a whole array; a buffer has no element type for all that NumPy has."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def release(array: NDArray[Any]) -> None:

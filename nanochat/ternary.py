@@ -24,7 +24,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_activations",
-    "quantize_rows",
+    "quantize_table",
     "recover",
     "recover_rows",
     "require_finite",
@@ -119,7 +119,9 @@ def quantize(
     return codes.reshape(rows, columns), scales
 
 
-def dequantize(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+def dequantize(
+    codes: NDArray[np.int8], scales: NDArray[np.float16 | np.float32]
+) -> NDArray[np.float32]:
     """Codes times the scale of their block, float32, shape (R, C)."""
     columns, count = codes.shape[1], scales.shape[1]
     if columns % count:
@@ -186,45 +188,46 @@ def recover(
     return np.sign(blocks).astype(np.int8).reshape(rows, columns), scales
 
 
-def quantize_rows(
-    table: NDArray[np.float32], *, name: str = "table"
+def quantize_table(
+    table: NDArray[np.float32], *, block: int, name: str = "table"
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Round each row of an embedding or head to 8 bits.
+    """Round each block of an embedding or head, most often a row, to 8 bits.
 
     Returns
     -------
     codes : int8 array, shape (R, C)
         ``clip(rint(w / scale), -127, 127)``, half to even.
-    scales : float16 array, shape (R,)
+    scales : float16 array, shape (R, C / block)
         ``float16(max(max |w| / 127, 2**-14))``.
     """
     require_finite(table, name)
-    largest = np.abs(table).max(axis=1) / np.float32(127)
+    blocks = table.reshape(len(table), num_blocks(table.shape[1], block), block)
+    largest = np.abs(blocks).max(axis=2) / np.float32(127)
     if largest.size and largest.max() > np.finfo(np.float16).max:
         raise NumericError(
-            f"{name} has a row of magnitude {largest.max() * 127:.3g}: scales are float16; rescale the table"
+            f"{name} has a block of magnitude {largest.max() * 127:.3g}: scales are float16; rescale the table"
         )
     scales = np.maximum(largest, np.float32(SMALLEST_SCALE)).astype(np.float16)
-    codes = np.clip(np.rint(table / scales.astype(np.float32)[:, None]), -127, 127)
-    return codes.astype(np.int8), scales
+    codes = np.clip(np.rint(blocks / scales.astype(np.float32)[:, :, None]), -127, 127)
+    return codes.astype(np.int8).reshape(table.shape), scales
 
 
 def recover_rows(
     table: NDArray[np.float32], *, name: str = "table"
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Undo codes times scales of an 8-bit table exactly, for tables that `quantize_rows` made.
+    """Undo codes times scales of an 8-bit table exactly, for tables that `quantize_table` made of whole rows.
 
     Returns
     -------
     codes : int8 array, shape (R, C)
-    scales : float16 array, shape (R,)
+    scales : float16 array, shape (R, 1)
         Of all that fit a row the smallest from ``2**-14`` on, with which its largest code is 127 if it can be.
 
     Examples
     --------
     >>> codes, scales = recover_rows(np.array([[0.25, 31.75, -0.5]], np.float32))
     >>> codes.tolist(), scales.tolist()
-    ([[1, 127, -2]], [0.25])
+    ([[1, 127, -2]], [[0.25]])
     """
     require_finite(table, name)
     codes = np.zeros(table.shape, np.int8)
@@ -246,9 +249,9 @@ def recover_rows(
     if left.size:
         raise NumericError(
             f"{name} has row {left[0]}, which is not whole codes of at most 127 times one number of float16: "
-            "round the table with quantize_rows"
+            "round the table with quantize_table"
         )
-    return codes, scales
+    return codes, scales[:, None]
 
 
 def quantize_activations(

@@ -6,14 +6,16 @@ The tree is generic in its leaves: `shapes` gives a tree of `Spec`, a checkpoint
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "DENSE_DTYPES",
     "Attention",
     "Delta",
     "Dense",
@@ -36,10 +38,16 @@ __all__ = [
     "map_leaves",
     "named_leaves",
     "replace_leaf",
+    "scale_dtype",
 ]
 
 LeafKind = Literal["ternary", "int8", "dense"]
-DenseType = Literal["float32", "float16"]
+DenseType = Literal["float32", "float16", "bfloat16"]
+DENSE_DTYPES: Mapping[DenseType, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,8 @@ class Spec:
     """What a leaf must be, without its numbers.
 
     `shape` is (rows, columns) for linears and tables, `initial` the name of a distribution in `nanochat.init`. Columns
-    share a scale in blocks, in the weights (ternary only) and in the input (ternary and int8); `dtype` is for dense.
+    share a scale in blocks, in the weights and in the input, of which dense leaves have none; `dtype` is that of dense
+    numbers, and of the scales of 8-bit tables.
     """
 
     kind: LeafKind
@@ -62,7 +71,7 @@ class Spec:
 class Latent:
     """Float weights that are rounded in every forward pass, with straight-through gradients.
 
-    `kind` says to what: ternary codes in blocks, or 8 bits with one scale per row.
+    `kind` says to what: ternary codes or 8 bits, in blocks.
     """
 
     values: NDArray[np.float32]
@@ -89,31 +98,46 @@ class Ternary:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Int8:
-    """An embedding or head: codes (R, C) and one float16 scale per row."""
+    """An embedding or head: codes (R, C) and scales (R, C / weight_block), of which most tables have one for each row.
+
+    Scales are float16, those of blocks of 16 columns float32: in files they are products of two numbers.
+    """
 
     codes: NDArray[np.int8]
-    scales: NDArray[np.float16]
+    scales: NDArray[np.float16 | np.float32]
     activation_block: int
+
+    @property
+    def weight_block(self) -> int:
+        """Columns that share a scale."""
+        columns: int = self.codes.shape[1]
+        num_blocks: int = self.scales.shape[1]
+        return columns // num_blocks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dense:
-    """Numbers used as they are, in float32, with an input that is not rounded.
+    """Numbers used in float32, with an input that is not rounded, and kept in any of `DENSE_DTYPES`.
 
-    Those of an mHC projection are float16, for every decoded token reads all of them at every site. Training keeps them
-    in float32 and rounds them in every forward pass, half to even, with straight-through gradients.
+    Those of an mHC projection are float16, for every decoded token reads all of them at every site. Training keeps what
+    has 16 bits in float32 and rounds it in every forward pass, half to even, with straight-through gradients.
     """
 
-    values: NDArray[np.float32 | np.float16]
+    values: NDArray[Any]
 
 
 Stored = Latent | Ternary | Int8 | Dense
 
 
+def scale_dtype(block: int) -> DenseType:
+    """The type of the scales of an 8-bit table; see `Int8`."""
+    return "float32" if block == 16 else "float16"
+
+
 def leaf_of(spec: Spec, values: NDArray[np.float32]) -> Latent | Dense:
     """The leaf in training of such values: latent, or dense and of the type that it has in the file."""
     if spec.kind == "dense":
-        return Dense(values=values.astype(np.dtype(spec.dtype).type, copy=False))
+        return Dense(values=values.astype(DENSE_DTYPES[spec.dtype], copy=False))
     return Latent(
         values=values,
         kind=spec.kind,

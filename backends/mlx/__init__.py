@@ -8,7 +8,7 @@ from nanochat.backends.host import has_apple_gpu
 from nanochat.backends.mlx.groups import GROUPS
 from nanochat.errors import how_to_install
 from nanochat.ops import Ops
-from nanochat.weights import Spec
+from nanochat.weights import DENSE_DTYPES, Spec
 
 __all__ = ["BACKEND"]
 
@@ -29,9 +29,9 @@ def _load() -> Ops[Any, Any, Any]:
 
 def _kept(spec: Spec) -> int:
     if spec.kind == "dense":
-        return 4 * math.prod(spec.shape)
+        return DENSE_DTYPES[spec.dtype].itemsize * math.prod(spec.shape)
     rows, columns = spec.shape
-    group = GROUPS[0]
+    group = next((size for size in GROUPS if spec.weight_block % size == 0), GROUPS[-1])
     # A scale and a bias for each group.
     size = group // (4 if spec.kind == "ternary" else 1) + 2 * 4
     return rows * -(-columns // group) * size

@@ -19,7 +19,7 @@ from nanochat.backends.mlx.groups import GROUPS
 from nanochat.errors import ShapeError
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
-__all__ = ["Leaf", "PackedLinear", "packed_product", "prepare_leaf", "round_blocks"]
+__all__ = ["Leaf", "PackedLinear", "WideLinear", "packed_product", "prepare_leaf", "round_blocks"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,19 +37,48 @@ class PackedLinear:
     columns: int
     activation_block: int
 
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.words)
 
-Leaf = PackedLinear | mx.array
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WideLinear:
+    """Float32 numbers (R, C) of codes in blocks that MLX has no groups for, with an input that is rounded."""
+
+    values: mx.array
+    activation_block: int
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.values)
+
+
+Leaf = PackedLinear | WideLinear | mx.array
 
 
 def prepare_leaf(name: str, leaf: Stored) -> Leaf:
     """The leaf for the GPU: codes stay packed, latent weights are rounded."""
     if isinstance(leaf, Dense):
-        return mx.array(leaf.values.astype(np.float32))
+        return _dense(name, leaf)
     if isinstance(leaf, Int8):
+        if leaf.weight_block < GROUPS[-1] < leaf.codes.shape[1]:
+            values = mx.array(ternary.dequantize(leaf.codes, leaf.scales))
+            return WideLinear(values=values, activation_block=leaf.activation_block)
         return _pack_bytes(name, leaf.codes, leaf.scales, leaf.activation_block)
     if isinstance(leaf, Ternary):
         return _pack_ternary(name, leaf)
     return _round_latent(name, leaf)
+
+
+def _dense(name: str, leaf: Dense) -> mx.array:
+    # A projection is small, and read at every site.
+    if leaf.values.dtype == np.float32 or name.endswith("projection"):
+        return mx.array(leaf.values.astype(np.float32))
+    dtype = getattr(mx, leaf.values.dtype.name)
+    return mx.array(leaf.values.view(np.uint16)).view(dtype)
 
 
 def round_blocks(blocks: mx.array) -> mx.array:
@@ -88,7 +117,7 @@ def packed_product(x: mx.array, linear: PackedLinear, *, most_columns: int) -> m
 
 def _round_latent(name: str, leaf: Latent) -> PackedLinear:
     if leaf.kind == "int8":
-        codes, scales = ternary.quantize_rows(leaf.values, name=name)
+        codes, scales = ternary.quantize_table(leaf.values, block=leaf.weight_block, name=name)
         return _pack_bytes(name, codes, scales, leaf.activation_block)
     codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
     packed = Ternary(
@@ -116,12 +145,15 @@ def _pack_ternary(name: str, leaf: Ternary) -> PackedLinear:
 
 
 def _pack_bytes(
-    name: str, codes: NDArray[np.int8], scales: NDArray[np.float16], activation_block: int
+    name: str,
+    codes: NDArray[np.int8],
+    scales: NDArray[np.float16 | np.float32],
+    activation_block: int,
 ) -> PackedLinear:
     return _grouped(
         name,
         (codes.astype(np.int16) + 128).astype(np.uint8),
-        scales[:, None],
+        scales,
         columns=codes.shape[1],
         activation_block=activation_block,
         bits=8,
@@ -133,7 +165,7 @@ def _pack_bytes(
 def _grouped(
     name: str,
     packed: NDArray[np.uint8],
-    scales: NDArray[np.float16],
+    scales: NDArray[np.float16 | np.float32],
     *,
     columns: int,
     activation_block: int,

@@ -19,6 +19,7 @@ from nanochat.backends.mlx.delta import chunked_delta_rule, stepwise_delta_rule
 from nanochat.backends.mlx.linears import (
     Leaf,
     PackedLinear,
+    WideLinear,
     packed_product,
     prepare_leaf,
     round_blocks,
@@ -93,8 +94,10 @@ class MlxOps:
         return MlxState(slots, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: mx.array, table: Leaf) -> mx.array:
+        if isinstance(table, WideLinear):
+            return table.values[tokens]
         if not isinstance(table, PackedLinear):
-            return table[tokens]
+            return table[tokens].astype(mx.float32)
         rows = mx.dequantize(
             table.words[tokens],
             table.scales[tokens],
@@ -111,13 +114,16 @@ class MlxOps:
         rounded: dict[int, mx.array] = {}
         results = []
         for linear in linears:
-            if not isinstance(linear, PackedLinear):
-                results.append(x @ linear.T)
+            if isinstance(linear, mx.array):
+                results.append(x @ linear.T.astype(mx.float32))
                 continue
             block = linear.activation_block
             if block not in rounded:
                 blocks = x.reshape(*x.shape[:-1], -1, block)
                 rounded[block] = self._round(blocks).reshape(x.shape)
+            if isinstance(linear, WideLinear):
+                results.append(rounded[block] @ linear.values.T)
+                continue
             results.append(packed_product(rounded[block], linear, most_columns=self._most_columns))
         return tuple(results)
 
@@ -376,7 +382,7 @@ class MlxOps:
     ) -> mx.array:
         """See :meth:`nanochat.ops.Ops.cross_entropy`; packed tables have no gradient."""
         rows, ids = x.flatten(0, 1), mx.maximum(targets.flatten(), 0)
-        vocabulary = len(table.words if isinstance(table, PackedLinear) else table)
+        vocabulary = len(table) if isinstance(table, mx.array) else table.rows
         losses = []
         for part in pieces(len(rows), vocabulary):
             (logits,) = self.project(rows[part], table)
@@ -474,7 +480,7 @@ def _gate(x: mx.array, logits: mx.array) -> mx.array:
 
 
 def _dense(leaf: Leaf) -> mx.array:
-    assert not isinstance(leaf, PackedLinear)
+    assert isinstance(leaf, mx.array)
     return leaf
 
 

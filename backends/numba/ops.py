@@ -237,7 +237,7 @@ class NumbaOps:
                 rounded = products.rounded(self.launch, x, leaf.activation_block)
                 made.append(products.integer_product(self.launch, self.tuner, rounded, leaf))
             else:
-                made.append(products.dense_product(self.launch, x.array(), dense(leaf)))
+                made.append(products.dense_product(self.launch, x.array(), leaf))
         self.launch.together([call for call, _ in made])
         return tuple(y.reshape(*x.shape[:-1], y.shape[1]) for _, y in made)
 

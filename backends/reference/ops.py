@@ -40,7 +40,7 @@ class IntegerLinear:
     """Unpacked codes (R, C) with scales (R, blocks), from a ternary matrix or an 8-bit table."""
 
     codes: NDArray[np.int8]
-    scales: NDArray[np.float16]
+    scales: NDArray[np.float16 | np.float32]
     activation_block: int
 
 
@@ -79,9 +79,9 @@ class ReferenceOps:
     def embed(self, tokens: Array, table: Leaf) -> Array:
         ids = cast(NDArray[np.int64], tokens)
         if isinstance(table, IntegerLinear):
-            return table.codes[ids].astype(np.float32) * table.scales[ids].astype(np.float32)
-        rows: Array = table[ids]
-        return rows
+            rows = ternary.dequantize(table.codes[ids.ravel()], table.scales[ids.ravel()])
+            return rows.reshape(*ids.shape, -1)
+        return np.asarray(table[ids], np.float32)
 
     def rms_norm(self, x: Array, gain: Leaf, *, eps: float) -> Array:
         mean = np.mean(x * x, axis=-1, keepdims=True)
@@ -338,7 +338,7 @@ def _prepare_leaf(name: str, leaf: Stored) -> Leaf:
         return leaf.values.astype(np.float32)
     if isinstance(leaf, Int8):
         return IntegerLinear(
-            codes=leaf.codes, scales=leaf.scales[:, None], activation_block=leaf.activation_block
+            codes=leaf.codes, scales=leaf.scales, activation_block=leaf.activation_block
         )
     if isinstance(leaf, Ternary):
         codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
@@ -352,8 +352,7 @@ def _round_latent(name: str, leaf: Latent) -> IntegerLinear:
     if leaf.kind == "ternary":
         codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
     else:
-        codes, row_scales = ternary.quantize_rows(leaf.values, name=name)
-        scales = row_scales[:, None]
+        codes, scales = ternary.quantize_table(leaf.values, block=leaf.weight_block, name=name)
     return IntegerLinear(codes=codes, scales=scales, activation_block=leaf.activation_block)
 
 

@@ -7,7 +7,7 @@ from nanochat.backends.backend import Backend, Footprint
 from nanochat.backends.host import has_cuda_driver
 from nanochat.errors import how_to_install
 from nanochat.ops import Ops
-from nanochat.weights import Spec
+from nanochat.weights import DENSE_DTYPES, Spec
 
 __all__ = ["BACKEND"]
 
@@ -33,10 +33,10 @@ def _load(*, num_threads: int | None = None) -> Ops[Any, Any, Any]:
 
 def _kept(spec: Spec) -> int:
     if spec.kind == "dense":
-        return 4 * math.prod(spec.shape)
+        return DENSE_DTYPES[spec.dtype].itemsize * math.prod(spec.shape)
     rows, columns = spec.shape
     if spec.kind == "int8":
-        return rows * (columns + 4)
+        return rows * (columns + columns // spec.weight_block * 4)
     return rows * (-(-columns // 4) + columns // spec.weight_block * 4)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "FloatLinear",
     "Leaf",
     "PackedLinear",
+    "RoundedKind",
     "TableLinear",
     "copied",
     "prepare_leaf",
@@ -25,7 +26,11 @@ __all__ = [
     "rounded_activations",
     "rounded_values",
     "rounded_weights",
+    "rows_of",
 ]
+
+# What latent weights are rounded to.
+RoundedKind = Literal["ternary", "int8", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,27 +56,28 @@ class PackedLinear:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TableLinear:
-    """An 8-bit table: codes (R, C) and scales (R, 1), float32."""
+    """An 8-bit table: codes (R, C) and scales (R, blocks), float32."""
 
     codes: Tensor
     scales: Tensor
     activation_block: int
 
 
+# Dense numbers may have 16 bits.
 Leaf = FloatLinear | PackedLinear | TableLinear | Tensor
 
 
 def prepare_leaf(name: str, leaf: Stored, device: torch.device) -> Leaf:
     """The leaf on the device: ternary codes stay packed, latent weights are rounded and stay floats."""
     if isinstance(leaf, Dense):
-        return copied(leaf.values.astype(np.float32), device)
+        return _dense(name, leaf, device)
     if isinstance(leaf, Latent):
         values = rounded_values(copied(leaf.values, device), leaf.kind, leaf.weight_block)
         return FloatLinear(values=values, activation_block=leaf.activation_block)
     if isinstance(leaf, Int8):
         return TableLinear(
             codes=copied(leaf.codes, device),
-            scales=copied(leaf.scales[:, None].astype(np.float32), device),
+            scales=copied(leaf.scales.astype(np.float32), device),
             activation_block=leaf.activation_block,
         )
     ternary.require_legal(leaf.packed, name)
@@ -81,6 +87,30 @@ def prepare_leaf(name: str, leaf: Stored, device: torch.device) -> Leaf:
         columns=leaf.columns,
         activation_block=leaf.activation_block,
     )
+
+
+def _dense(name: str, leaf: Dense, device: torch.device) -> Tensor:
+    # A projection is small, and read at every site.
+    if leaf.values.dtype == np.float32 or name.endswith("projection"):
+        return copied(leaf.values.astype(np.float32), device)
+    dtype: torch.dtype = getattr(torch, leaf.values.dtype.name)
+    return copied(leaf.values.view(np.int16), device).view(dtype)
+
+
+def rows_of(table: Leaf, ids: Tensor) -> Tensor:
+    """Rows of a table, (..., C), in float32."""
+    if isinstance(table, FloatLinear):
+        return functional.embedding(ids, table.values)
+    if isinstance(table, Tensor):
+        return functional.embedding(ids, table).float()
+    if isinstance(table, PackedLinear):
+        packed = table.packed[ids]
+        codes = _unpack(packed.flatten(0, -2), table.columns).view(*ids.shape, table.columns)
+    else:
+        codes = table.codes[ids]
+    scales = table.scales[ids]
+    blocks: Tensor = codes.unflatten(-1, (scales.shape[-1], -1)) * scales[..., None]
+    return blocks.flatten(-2)
 
 
 def copied(values: NDArray[np.generic], device: torch.device) -> Tensor:
@@ -95,7 +125,7 @@ def products(x: Tensor, linears: Sequence[Leaf], dtype: torch.dtype) -> tuple[Te
 
     def product(linear: Leaf) -> Tensor:
         if isinstance(linear, Tensor):
-            return functional.linear(x, linear)
+            return functional.linear(x, linear.to(x.dtype))
         block = linear.activation_block
         if isinstance(linear, FloatLinear):
             if block not in rounded:
@@ -135,18 +165,19 @@ def _straight_through(values: Tensor, rounded: Tensor) -> Tensor:
     return values + (rounded - values).detach()
 
 
-def rounded_values(
-    values: Tensor, kind: Literal["ternary", "int8", "float16"], weight_block: int
-) -> Tensor:
-    """What latent weights (R, C) stand for, to the last bit as in the file; `weight_block` is for ternary ones."""
+def rounded_values(values: Tensor, kind: RoundedKind, weight_block: int) -> Tensor:
+    """What latent weights (R, C) stand for, to the last bit as in the file; `weight_block` is for codes."""
     if kind == "float16":
         return values.half().float()
+    if kind == "bfloat16":
+        return values.bfloat16().float()
     floor = ternary.SMALLEST_SCALE
-    if kind == "int8":
-        scales = (values.abs().amax(dim=1, keepdim=True) / 127).clamp(min=floor).half().float()
-        return (values / scales).round_().clamp_(-127, 127).mul_(scales)
-    # As in `ternary.quantize`, to the last bit.
     blocks = values.unflatten(1, (-1, weight_block))
+    if kind == "int8":
+        scales = (blocks.abs().amax(dim=2, keepdim=True) / 127).clamp(min=floor).half().float()
+        codes: Tensor = (blocks / scales).round_().clamp_(-127, 127).mul_(scales).flatten(1)
+        return codes
+    # As in `ternary.quantize`, to the last bit.
     mean = blocks.abs().mean(dim=2, keepdim=True, dtype=torch.float64).float()
     scales = mean.clamp(min=floor).half().float()
     rounded: Tensor = (blocks / scales).round_().clamp_(-1, 1).mul_(scales).flatten(1)
@@ -160,7 +191,7 @@ def rounded_weights(values: Tensor, kind: str, weight_block: int) -> Tensor:
     A compiler must not look inside: it takes a conversion to float16 and back for none, and scales stay unrounded.
     """
     # An operator's arguments have simple types.
-    return rounded_values(values, cast(Literal["ternary", "int8", "float16"], kind), weight_block)
+    return rounded_values(values, cast(RoundedKind, kind), weight_block)
 
 
 @rounded_weights.register_fake

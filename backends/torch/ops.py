@@ -14,12 +14,11 @@ from nanochat.backends.torch.delta import chunked_delta_rule, delta_step
 from nanochat.backends.torch.linears import (
     FloatLinear,
     Leaf,
-    PackedLinear,
-    TableLinear,
     copied,
     prepare_leaf,
     products,
     rounded_activations,
+    rows_of,
 )
 from nanochat.backends.torch.loss import token_losses
 from nanochat.backends.torch.state import TorchState
@@ -104,11 +103,7 @@ class TorchOps:
         return TorchState(slots, self.torch_device, rows=rows, capacity=capacity, pages=pages)
 
     def embed(self, tokens: Tensor, table: Leaf) -> Tensor:
-        if isinstance(table, TableLinear):
-            return table.codes[tokens].float() * table.scales[tokens]
-        assert not isinstance(table, PackedLinear)
-        values = table.values if isinstance(table, FloatLinear) else table
-        return functional.embedding(tokens, values)
+        return rows_of(table, tokens)
 
     def rms_norm(self, x: Tensor, gain: Leaf, *, eps: float) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * _dense(gain)
@@ -364,7 +359,7 @@ class TorchOps:
             rows = rounded_activations(rows, table.activation_block)
             losses = token_losses(rows, table.values, ids, self.dtype)
         elif isinstance(table, Tensor):
-            losses = token_losses(rows, table, ids, rows.dtype)
+            losses = token_losses(rows, table.to(rows.dtype), ids, rows.dtype)
         else:
             parts = []
             for part in pieces(len(rows), len(table.scales)):

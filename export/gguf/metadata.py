@@ -64,7 +64,8 @@ def new_metadata(bundle: Bundle, architecture: str, *, outtype: OutType) -> dict
         **_hyperparameters(bundle.config, architecture),
         **new_tokenizer(bundle.tokenizer, bundle.config.vocab_size),
         _FORMAT: np.uint32(FORMAT),
-        **{_CONFIG + name: _field(value) for name, value in fields.items()},
+        # What is empty has no type.
+        **{_CONFIG + name: _field(value) for name, value in fields.items() if value != []},
         **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
     }
 

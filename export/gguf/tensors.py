@@ -151,6 +151,12 @@ def require_exact(config: ModelConfig, outtype: OutType) -> None:
     kind = OUTTYPES[outtype]
     for name, spec in named_leaves(shapes(config)):
         columns = spec.shape[-1]
+        shares = spec.kind == "int8" and spec.weight_block < columns
+        if shares or spec.dtype == "bfloat16":
+            raise ConfigError(
+                f"{name} is a table of {spec.dtype if spec.kind == 'dense' else 'blocks of 8-bit codes'}, for which "
+                "this package writes no type of GGUF; pass tables=f16"
+            )
         if spec.kind == "int8" and columns % Q8_0.columns:
             raise ConfigError(
                 f"{name} has {columns} columns: Q8_0 packs {Q8_0.columns} at a time; pass tables=f16, or train with a "
@@ -214,7 +220,7 @@ def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:
             codes = ternary.unpack(leaf.packed, columns=leaf.columns)
             return pack_ternary(kind, codes, leaf.scales)
         case Int8():
-            return pack_q8_0(leaf.codes, leaf.scales)
+            return pack_q8_0(leaf.codes, leaf.scales[:, 0].astype(np.float16, copy=False))
         case Dense():
             dtype = np.dtype("<f2" if kind == F16 else "<f4")
             return np.ascontiguousarray(leaf.values, dtype).reshape(-1).view(np.uint8)
@@ -233,7 +239,7 @@ def _unpack(path: Path, name: str, spec: Spec, kind: TensorType, data: NDArray[n
     matrix = data.reshape(rows, -1)
     if spec.kind == "int8":
         codes, row_scales = unpack_q8_0(matrix, name=name)
-        return Int8(codes=codes, scales=row_scales, activation_block=spec.activation_block)
+        return Int8(codes=codes, scales=row_scales[:, None], activation_block=spec.activation_block)
     count = columns // spec.weight_block
     codes, scales = unpack_ternary(kind, matrix, num_scales=count, name=name)
     return Ternary(

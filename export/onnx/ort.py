@@ -53,7 +53,10 @@ class OrtOps(OnnxOps):
         if isinstance(table.leaf, Dense):
             return graph.node("Gather", table.dense(graph), tokens, shape=(*tokens.shape, columns))
         # The tensors are those that a tied head multiplies with, so the file holds the table once.
-        codes, scales = block_constants(graph, table.name, table.integers())
+        tensors = table.integers()
+        codes, scales = block_constants(graph, table.name, tensors)
+        if tensors.bits == 2:
+            return self._embed_pairs(tokens, codes, scales)
         rows = graph.node(
             "GatherBlockQuantized",
             codes,
@@ -67,6 +70,24 @@ class OrtOps(OnnxOps):
             quantize_axis=2,
         )
         return graph.reshape(rows, (*tokens.shape, columns))
+
+    def _embed_pairs(self, tokens: Value, codes: Value, scales: Value) -> Value:
+        """Rows of a ternary table: `GatherBlockQuantized` has no 2 bits."""
+        graph = self.graph
+        _, blocks, size = codes.shape
+        packed = graph.node("Gather", codes, tokens, shape=(*tokens.shape, blocks, size))
+        shape = (*tokens.shape, blocks, size, 4)
+        shifts = graph.literal(np.array([0, 2, 4, 6], np.uint8))
+        pairs = graph.node(
+            "BitShift", graph.unsqueeze(packed, -1), shifts, shape=shape, direction="RIGHT"
+        )
+        pairs = graph.node("BitwiseAnd", pairs, graph.literal(np.array(3, np.uint8)), shape=shape)
+        numbers = graph.reshape(graph.cast(pairs, np.float32), (*tokens.shape, blocks, BLOCK))
+        # A pair is code + 2.
+        numbers = graph.binary("Sub", numbers, graph.literal(np.array(2, np.float32)))
+        factors = graph.node("Gather", scales, tokens, shape=(*tokens.shape, blocks))
+        x = graph.binary("Mul", numbers, graph.unsqueeze(factors, -1))
+        return graph.reshape(x, (*tokens.shape, scales.size(-1) * BLOCK))
 
     def rope(
         self,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
@@ -29,7 +30,17 @@ from nanochat.export.onnx.digest import GOLDEN, graph_digest
 from nanochat.export.onnx.leaves import BLOCK, members
 from nanochat.files import parse_json, read_bytes, require_file
 from nanochat.shapes import shapes
-from nanochat.weights import Dense, Int8, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
+from nanochat.weights import (
+    DENSE_DTYPES,
+    Dense,
+    Int8,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+    named_leaves,
+)
 
 __all__ = [
     "read_bundle",
@@ -44,11 +55,13 @@ _LARGEST_FILE = 2**31
 _TYPES: Mapping[int, type[np.generic]] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
+    TensorProto.BFLOAT16: ml_dtypes.bfloat16,
     TensorProto.UINT8: np.uint8,
 }
 _BITS: Mapping[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16,
     TensorProto.UINT8: 8,
     TensorProto.UINT2: 2,
 }
@@ -202,7 +215,7 @@ class _Reader:
             raise self._error(f"{name}.codes", f"has type {tensor.type} and shape {tensor.shape}")
         # The byte is code + 128.
         codes = (tensor.data ^ np.uint8(0x80)).view(np.int8).reshape(rows, columns)
-        scales = self._scales(name, rows, columns, 1)[:, 0]
+        scales = self._scales(name, rows, columns, 1)
         return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
 
     def _scales(self, whole: str, rows: int, columns: int, groups: int) -> NDArray[np.float16]:
@@ -220,11 +233,11 @@ class _Reader:
             )
         return scales
 
-    def _dense(self, whole: str, name: str, spec: Spec) -> NDArray[np.float32 | np.float16]:
+    def _dense(self, whole: str, name: str, spec: Spec) -> NDArray[Any]:
         first, total = self._place(whole, name)
         shape = (total, *spec.shape[1:])
         stored = (total, 1, *shape[1:]) if name.endswith("_conv") else shape
-        numbers = self._numbers(whole, np.dtype(spec.dtype), stored).reshape(shape)
+        numbers = self._numbers(whole, DENSE_DTYPES[spec.dtype], stored).reshape(shape)
         return numbers[first : first + spec.shape[0]]
 
     def _other(self, name: str, spec: Spec) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from nanochat.export.onnx.ops import PACKED, OnnxOps
 from nanochat.export.onnx.state import OnnxState
 from nanochat.ops import Slot
 from nanochat.rotary import Rotation
-from nanochat.weights import Dense
+from nanochat.weights import Dense, Ternary
 
 __all__ = ["SESSION_CONFIG", "StandardOps"]
 
@@ -44,6 +44,7 @@ class StandardOps(OnnxOps):
         super().__init__(opset=_OPSET)
         # What is rounded already, by the name of the value that it is made from.
         self._rounded: dict[str, Value] = {}
+        self._wide: dict[str, Value] = {}
 
     def new_state(
         self, slots: Sequence[Slot], *, rows: int, capacity: int, pages: int | None = None
@@ -51,15 +52,24 @@ class StandardOps(OnnxOps):
         return StandardState(self.graph, slots, self.input_ids, capacity=capacity)
 
     def product(self, x: Value, linear: Parameter) -> Value:
-        graph = self.graph
-        rows, columns = linear.shape
-        codes, scales, zero = self._tensors(linear)
-        weight = graph.node(
-            "DequantizeLinear", codes, scales, zero, shape=(rows, columns), axis=1, block_size=BLOCK
+        weight = self._widened(linear)
+        shape = (*x.shape[:-1], linear.shape[0])
+        return self.graph.node(
+            "MatMul", self.rounded(x), self.graph.transpose(weight, 1, 0), shape=shape
         )
-        return graph.node(
-            "MatMul", self.rounded(x), graph.transpose(weight, 1, 0), shape=(*x.shape[:-1], rows)
-        )
+
+    def _widened(self, linear: Parameter) -> Value:
+        """The numbers that codes stand for, (R, C)."""
+        if linear.name not in self._wide:
+            codes, scales, zero = self._tensors(linear)
+            self._wide[linear.name] = self.graph.node(
+                "DequantizeLinear",
+                *(codes, scales, zero),
+                shape=linear.shape,
+                axis=1,
+                block_size=BLOCK,
+            )
+        return self._wide[linear.name]
 
     def rounded(self, x: Value) -> Value:
         """``rint(x * (127 / max |x|)) * (max |x| / 127)`` in each block of x."""
@@ -81,6 +91,10 @@ class StandardOps(OnnxOps):
         columns = table.shape[1]
         if isinstance(table.leaf, Dense):
             return graph.node("Gather", table.dense(graph), tokens, shape=(*tokens.shape, columns))
+        if isinstance(table.leaf, Ternary):
+            # No runtime looks up pairs of bits.
+            shape = (*tokens.shape, columns)
+            return graph.node("Gather", self._widened(table), tokens, shape=shape)
         codes, scales, _ = self._tensors(table)
         rows = graph.node("Gather", codes, tokens, shape=(*tokens.shape, columns))
         zero = graph.literal(np.array(128, np.float32))

@@ -28,7 +28,7 @@ import onnx
 
 from nanochat import __version__
 from nanochat.bundle import Bundle
-from nanochat.config import ModelConfig, config_to_dict
+from nanochat.config import TABLE_BLOCKS, ModelConfig, config_to_dict
 from nanochat.errors import ConfigError, InputError
 from nanochat.export.format import Progress
 from nanochat.export.onnx.digest import seal
@@ -125,6 +125,17 @@ def require_possible(config: ModelConfig, target: str) -> None:
             f"activation_block={config.activation_block!r}: ONNX Runtime rounds activations in blocks of {BLOCK} only, "
             "and would compute something else, slowly; export it in another format, or, if it is yours to train, with "
             f"activation_block={BLOCK}"
+        )
+    for name in ("table_format", "head_format"):
+        form = getattr(config, name)
+        if form in TABLE_BLOCKS:
+            raise ConfigError(
+                f'{name}="{form}": ONNX Runtime has 8-bit tables of one scale for {BLOCK} columns, and none for '
+                f"{TABLE_BLOCKS[form]}; export it in another format, or with tables of its Hugging Face form"
+            )
+    if config.weight_block == 64:
+        raise ConfigError(
+            f"weight_block=64: ONNX Runtime multiplies in blocks of {BLOCK}; export it in another format"
         )
     if config.exit_threshold < 1.0:
         raise ConfigError(

@@ -66,7 +66,7 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
             return _quantized(leaf.packed, leaf.scales, _TERNARY_ZERO, columns=leaf.columns)
         case Int8():
             codes = leaf.codes.view(np.uint8) ^ np.uint8(_TABLE_ZERO)
-            return _quantized(codes, leaf.scales[:, None], _TABLE_ZERO, columns=codes.shape[1])
+            return _quantized(codes, leaf.scales, _TABLE_ZERO, columns=codes.shape[1])
         case Dense():
             return {"weight": leaf.values}
         case Latent():
@@ -74,7 +74,7 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
 
 
 def _quantized(
-    bytes_: NDArray[np.uint8], scales: NDArray[np.float16], zero: int, *, columns: int
+    bytes_: NDArray[np.uint8], scales: NDArray[np.float16 | np.float32], zero: int, *, columns: int
 ) -> dict[str, Array]:
     groups = columns // _group(columns) // scales.shape[1]
     repeated = np.repeat(scales.astype(np.float32), groups, axis=1)
@@ -104,7 +104,7 @@ def _unpack(name: str, spec: Spec, arrays: Mapping[str, Array]) -> Stored:
     if spec.kind == "int8":
         return Int8(
             codes=(words ^ np.uint8(_TABLE_ZERO)).view(np.int8),
-            scales=_scales(name, arrays, _TABLE_ZERO, num_blocks=1)[:, 0],
+            scales=_scales(name, arrays, _TABLE_ZERO, num_blocks=1),
             activation_block=spec.activation_block,
         )
     num_blocks = spec.shape[1] // spec.weight_block

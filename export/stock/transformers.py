@@ -43,7 +43,7 @@ def _dense(name: str, leaf: Stored) -> Array:
             codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
             return ternary.dequantize(codes, leaf.scales).astype(np.float16)
         case Int8():
-            values = ternary.dequantize(leaf.codes, leaf.scales[:, None])
+            values = ternary.dequantize(leaf.codes, leaf.scales)
             _require_same(name, leaf, values)
             return values
         case Dense():
@@ -58,7 +58,7 @@ def _require_same(name: str, leaf: Int8, values: NDArray[np.float32]) -> None:
     if not (np.array_equal(codes, leaf.codes) and np.array_equal(scales, leaf.scales)):
         raise ConfigError(
             f"{name} has rows whose largest code is not 127, so that dense numbers do not tell its codes: export it "
-            "for nanochat, or round the table with quantize_rows"
+            "for nanochat, or round the table with quantize_table"
         )
 
 

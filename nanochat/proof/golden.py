@@ -148,7 +148,8 @@ def tensor_digest(leaf: Stored) -> str:
             raise AssertionError
     sha = hashlib.sha256()
     for array in arrays:
-        sha.update(np.ascontiguousarray(array).data)
+        # As bytes: a buffer has no element type for bfloat16.
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()[:_DIGITS]
 
 

@@ -259,7 +259,7 @@ def _dense(name: str, leaf: Stored) -> Leaf:
             codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
             return ternary.dequantize(codes, leaf.scales)
         case Int8():
-            return ternary.dequantize(leaf.codes, leaf.scales[:, None])
+            return ternary.dequantize(leaf.codes, leaf.scales)
         case Dense():
             return leaf.values.astype(np.float32)
         case Latent():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nanochat.backends.torch.linears import (
     FloatLinear,
     Leaf,
+    RoundedKind,
     rounded_values,
     rounded_weights,
 )
@@ -144,8 +145,11 @@ class _Sharded(Protocol):
     def reshard(self) -> None: ...
 
 
-def _kind(spec: Spec) -> Literal["ternary", "int8", "float16"]:
-    return "float16" if spec.kind == "dense" else spec.kind
+def _kind(spec: Spec) -> RoundedKind:
+    if spec.kind != "dense":
+        return spec.kind
+    assert spec.dtype != "float32"
+    return spec.dtype
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

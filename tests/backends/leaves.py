@@ -51,7 +51,7 @@ def ternary_leaf(rows: int, columns: int, *, block: int, activation_block: int) 
 
 
 def int8_leaf(rows: int, columns: int, *, activation_block: int) -> Int8:
-    codes, scales = ternary.quantize_rows(normal(rows, columns, seed=3))
+    codes, scales = ternary.quantize_table(normal(rows, columns, seed=3), block=columns)
     return Int8(codes=codes, scales=scales, activation_block=activation_block)
 
 

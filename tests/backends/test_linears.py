@@ -159,7 +159,7 @@ def test_integer_sums_are_exact(ops: AnyOps, tokens: int, columns: int) -> None:
     scales = np.ones((65, 1), np.float16)
     leaves: list[Stored] = [
         Ternary(packed=ternary.pack(codes), scales=scales, columns=columns, activation_block=128),
-        Int8(codes=table, scales=scales[:, 0], activation_block=128),
+        Int8(codes=table, scales=scales, activation_block=128),
     ]
 
     results = ops.project(

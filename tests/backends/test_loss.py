@@ -20,7 +20,7 @@ def tables(rows: int) -> dict[str, Stored]:
         "dense": Dense(values=normal(rows, 128, seed=4)),
         "int8": int8_leaf(rows, 128, activation_block=128),
         "latent": Latent(
-            values=normal(rows, 128, seed=4), kind="int8", weight_block=0, activation_block=128
+            values=normal(rows, 128, seed=4), kind="int8", weight_block=128, activation_block=128
         ),
         "ternary": ternary_leaf(rows, 128, block=128, activation_block=128),
     }

@@ -53,7 +53,7 @@ class Rounded:
 
 def leaf_of(codes: Codes, scales: NDArray[np.float16], block: int, kind: Kind) -> TiledLinear:
     columns = codes.shape[1]
-    leaf: Stored = Int8(codes=codes, scales=scales[:, 0], activation_block=block)
+    leaf: Stored = Int8(codes=codes, scales=scales, activation_block=block)
     if kind == "ternary":
         packed = ternary.pack(codes)
         leaf = Ternary(packed=packed, scales=scales, columns=columns, activation_block=block)
@@ -368,7 +368,7 @@ def test_an_embedding_is_its_row_of_codes_times_its_scale(columns: int, block: i
     ids = np.array([0, 64, 31, 32, 64])
 
     y = np.empty((5, columns), np.float32)
-    linear.embed(leaf.codes, leaf.scales, ids, block, y, 0, 5)
+    linear.embed()(leaf.codes, leaf.scales, ids, block, y, 0, 5)
 
     np.testing.assert_array_equal(y, codes[ids] * scales[ids].astype(np.float32))
 

@@ -431,7 +431,7 @@ def test_an_impossible_number_is_refused_with_its_name(key: str, value: float, s
         (
             lambda t: t.update(norm=t["norm"].astype(np.int8)),
             FormatError,
-            "norm is of type I8, must be F32 or F16",
+            "norm is of type I8, must be F32 or BF16 or F16",
         ),
         (
             lambda t: t.update(norm=t["norm"].astype(np.float64)),

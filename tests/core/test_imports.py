@@ -51,6 +51,7 @@ FRAMEWORKS = {
     "jinja2": ("nanochat/text/template.py",),
     "llvmlite": ("backends/numba/*",),
     "mlx": ("backends/mlx/*", "nanochat/train/*mlx*", "export/stock/mlx_run.py"),
+    "ml_dtypes": ("nanochat/tensors.py", "nanochat/weights.py", "export/*"),
     "mlx_lm": ("export/stock/mlx_run.py",),
     "numba": ("backends/numba/*",),
     "onnx": ("export/onnx/*",),

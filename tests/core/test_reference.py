@@ -20,7 +20,7 @@ from nanochat.backends.reference.state import ReferenceState
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot, Storage
 from nanochat.rotary import Rotation
-from nanochat.ternary import quantize, quantize_activations, quantize_rows
+from nanochat.ternary import quantize, quantize_activations, quantize_table
 from nanochat.weights import FeedForward, Mhc
 from tests.parity.rows import flat, state_of_lengths, stepping
 
@@ -133,12 +133,15 @@ def test_embed_gives_the_rows_of_a_dense_table() -> None:
 
 
 def test_embed_gives_codes_times_scale_of_an_8_bit_table() -> None:
-    codes, scales = quantize_rows(normal(0, 5, 8))
-    table = IntegerLinear(codes=codes, scales=scales[:, None], activation_block=8)
+    codes, scales = quantize_table(normal(0, 5, 8), block=4)
+    table = IntegerLinear(codes=codes, scales=scales, activation_block=4)
 
     x = OPS.embed(OPS.tokens(np.array([[4, 0, 2]])), table)
 
-    expected = [[float(code) * float(scales[i]) for code in codes[i]] for i in (4, 0, 2)]
+    expected = [
+        [float(code) * float(scales[i, c // 4]) for c, code in enumerate(codes[i])]
+        for i in (4, 0, 2)
+    ]
     assert x.dtype == np.float32
     assert np.array_equal(x, np.array([expected], np.float32))
 
@@ -193,8 +196,8 @@ def test_project_follows_the_numerics_contract(
 
 def test_project_with_an_8_bit_table_follows_the_same_contract() -> None:
     x = normal(0, 1, 2, 256)
-    codes, scales = quantize_rows(normal(1, 5, 256))
-    table = IntegerLinear(codes=codes, scales=scales[:, None], activation_block=128)
+    codes, scales = quantize_table(normal(1, 5, 256), block=256)
+    table = IntegerLinear(codes=codes, scales=scales, activation_block=128)
 
     (logits,) = OPS.project(x, table)
 

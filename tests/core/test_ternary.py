@@ -13,7 +13,7 @@ from nanochat.ternary import (
     pack,
     quantize,
     quantize_activations,
-    quantize_rows,
+    quantize_table,
     recover,
     recover_rows,
     require_legal,
@@ -299,9 +299,9 @@ def test_a_row_is_within_half_a_step_of_its_codes(
 ) -> None:
     table = normal(seed, rows, columns, exponent=exponent)
 
-    codes, scales = quantize_rows(table)
+    codes, scales = quantize_table(table, block=columns)
 
-    steps = table / scales.astype(np.float32)[:, None]
+    steps = table / scales.astype(np.float32)
     # A scale that float16 rounded down leaves at most 127 * 2**-11 of a step beyond code 127.
     assert np.abs(steps - codes).max() <= 0.5 + 127 * 2.0**-11
 
@@ -313,17 +313,28 @@ def test_the_largest_of_a_row_has_code_127(seed: int, rows: int, columns: int) -
     # A row this large is above the smallest scale.
     table[:, 0] = 1
 
-    codes, scales = quantize_rows(table)
+    codes, scales = quantize_table(table, block=columns)
 
     assert np.array_equal(np.abs(codes).max(axis=1), np.full(rows, 127))
-    assert np.array_equal(scales, (np.abs(table).max(axis=1) / np.float32(127)).astype(np.float16))
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    assert np.array_equal(scales, (largest / np.float32(127)).astype(np.float16))
+
+
+def test_each_block_of_a_row_is_rounded_for_itself() -> None:
+    table = normal(0, 3, 64)
+
+    codes, scales = quantize_table(table, block=16)
+
+    of_blocks = quantize_table(table.reshape(12, 16), block=16)
+    assert np.array_equal(codes, of_blocks[0].reshape(3, 64))
+    assert np.array_equal(scales, of_blocks[1].reshape(3, 4))
 
 
 def test_a_row_of_zeros_has_codes_of_zero() -> None:
-    codes, scales = quantize_rows(np.zeros((2, 5), np.float32))
+    codes, scales = quantize_table(np.zeros((2, 5), np.float32), block=5)
 
     assert not codes.any()
-    assert scales.tolist() == [2.0**-14] * 2
+    assert scales.tolist() == [[2.0**-14]] * 2
 
 
 @UNHURRIED
@@ -333,8 +344,8 @@ def test_recover_rows_undoes_the_rounding_of_a_table(
 ) -> None:
     table = normal(seed, rows, columns, exponent=exponent)
     table[0] = 0
-    codes, scales = quantize_rows(table)
-    values = codes * scales.astype(np.float32)[:, None]
+    codes, scales = quantize_table(table, block=columns)
+    values = codes.astype(np.float32) * scales.astype(np.float32)
 
     again, scales_again = recover_rows(values)
 
@@ -350,7 +361,7 @@ def test_recover_rows_finds_the_scale_of_a_row_without_the_code_127() -> None:
     codes, scales = recover_rows(values)
 
     assert codes.tolist() == [[3, 7, -101, 0]]
-    assert scales.tolist() == [np.float16(0.3)]
+    assert scales.tolist() == [[np.float16(0.3)]]
 
 
 @pytest.mark.parametrize(
@@ -369,17 +380,17 @@ def test_recover_rows_names_the_table_that_is_not_finite() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_quantize_rows_names_the_table_that_is_not_finite(bad: float) -> None:
+def test_quantize_table_names_the_table_that_is_not_finite(bad: float) -> None:
     table = np.zeros((3, 5), np.float32)
     table[2, 4] = bad
 
     with pytest.raises(NumericError, match=rf"embedding holds {bad} at \[2, 4\]"):
-        quantize_rows(table, name="embedding")
+        quantize_table(table, block=5, name="embedding")
 
 
-def test_quantize_rows_refuses_a_scale_beyond_float16() -> None:
-    with pytest.raises(NumericError, match=r"head has a row of magnitude .*float16"):
-        quantize_rows(np.full((1, 4), 1e8, np.float32), name="head")
+def test_quantize_table_refuses_a_scale_beyond_float16() -> None:
+    with pytest.raises(NumericError, match=r"head has a block of magnitude .*float16"):
+        quantize_table(np.full((1, 4), 1e8, np.float32), block=4, name="head")
 
 
 # Activations.

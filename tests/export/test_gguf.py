@@ -175,7 +175,7 @@ def dequantized(leaf: Stored) -> Any:
             codes = ternary.unpack(leaf.packed, columns=leaf.columns)
             return ternary.dequantize(codes, leaf.scales)
         case Int8():
-            return ternary.dequantize(leaf.codes, leaf.scales[:, None])
+            return ternary.dequantize(leaf.codes, leaf.scales)
         case Dense():
             return leaf.values
     raise AssertionError

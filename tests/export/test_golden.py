@@ -106,7 +106,9 @@ def test_the_digest_of_a_ternary_leaf_depends_on_every_code_and_scale() -> None:
 
 
 def test_the_digest_of_other_leaves_depends_on_their_numbers() -> None:
-    table = Int8(codes=np.ones((2, 4), np.int8), scales=np.ones(2, np.float16), activation_block=4)
+    table = Int8(
+        codes=np.ones((2, 4), np.int8), scales=np.ones((2, 1), np.float16), activation_block=4
+    )
     dense = Dense(values=np.ones(4, np.float32))
 
     assert tensor_digest(

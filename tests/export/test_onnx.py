@@ -38,6 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
     "untied head": {"tie_embeddings": False},
     "dense tables": {"table_format": "dense"},
     "dense untied tables": {"table_format": "dense", "tie_embeddings": False},
+    "ternary table": {"table_format": "ternary"},
+    "ternary tables": {"table_format": "ternary", "tie_embeddings": False},
+    "float16 table, bfloat16 head": {
+        "table_format": "float16",
+        "head_format": "bfloat16",
+        "tie_embeddings": False,
+    },
     "weight block 256": {"width": 256, "ffn_width": 256, "head_dim": 64, "weight_block": 256},
     "a scale per row": {"width": 384, "ffn_width": 384, "weight_block": "row"},
     "NTK scale": {"rope_scale": 4.0, "rope_theta": 500.0},

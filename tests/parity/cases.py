@@ -80,6 +80,18 @@ CASES = {
     "untied": _config(tie_embeddings=False),
     "dense_table": _config(table_format="dense"),
     "dense_tables": _config(table_format="dense", tie_embeddings=False),
+    "ternary_table": _config(table_format="ternary"),
+    "ternary_tables": _config(table_format="ternary", tie_embeddings=False, num_streams=2),
+    "table_of_blocks_of_32": _config(table_format="int8_32"),
+    "table_of_blocks_of_16": _config(table_format="int8_16"),
+    "float16_table": _config(table_format="float16"),
+    "bfloat16_table_and_ternary_head": _config(
+        table_format="bfloat16", head_format="ternary", tie_embeddings=False
+    ),
+    "ternary_table_and_bfloat16_head": _config(
+        table_format="ternary", head_format="bfloat16", tie_embeddings=False
+    ),
+    "blocks_of_64": _config(weight_block=64, activation_block=64, table_format="ternary"),
     "weight_block_256": _config(width=256, num_heads=8, num_kv_heads=4, weight_block=256),
     "both_blocks_256": _config(
         width=256, head_dim=64, weight_block=256, activation_block=256, tie_embeddings=False

@@ -17,7 +17,17 @@ from nanochat.proof.golden import with_golden
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
-from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights, map_leaves
+from nanochat.weights import (
+    DENSE_DTYPES,
+    Dense,
+    Int8,
+    Latent,
+    Spec,
+    Stored,
+    Ternary,
+    Weights,
+    map_leaves,
+)
 
 __all__ = [
     "answering_bundle",
@@ -198,7 +208,9 @@ def _leaf(name: str, spec: Spec, config: ModelConfig, generator: np.random.Gener
     if spec.kind == "int8":
         return Int8(
             codes=generator.integers(-127, 128, spec.shape, np.int8),
-            scales=_scales((rows,), deviation / _INT8_VARIANCE**0.5, generator),
+            scales=_scales(
+                (rows, columns // spec.weight_block), deviation / _INT8_VARIANCE**0.5, generator
+            ).astype(DENSE_DTYPES[spec.dtype]),
             activation_block=spec.activation_block,
         )
     # Every input width of a ternary linear is a multiple of 4.

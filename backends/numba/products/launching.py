@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.pending import Pending, Rounded, Values
-from nanochat.backends.numba.products import activation, linear
-from nanochat.backends.numba.products.packing import Leaf, TiledLinear, dense
+from nanochat.backends.numba.products import activation, linear, trits
+from nanochat.backends.numba.products.packing import Leaf, NarrowMatrix, TiledLinear, dense
 from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT, INTEGER
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.threads import Call
@@ -44,8 +44,19 @@ def embed(launch: Launcher, ids: NDArray[np.int64], table: Leaf) -> Values:
     y = launch.empty((*ids.shape, columns))
     result, flat = y.reshape(-1, columns), ids.reshape(-1)
     run = functools.partial(launch, tasks=ids.size, nanoseconds=y.size * ELEMENT)
-    if isinstance(table, TiledLinear):
-        run(linear.embed, table.codes, table.scales, flat, table.activation_block, result)
+    if isinstance(table, NarrowMatrix):
+        run(linear.gather_narrow(brain=table.brain), table.bits, flat, result)
+    elif isinstance(table, TiledLinear) and table.layout == "five_trits":
+        run(trits.embed_trits, table.codes, table.scales, flat, trits.codes_of(), result)
+    elif isinstance(table, TiledLinear):
+        run(
+            linear.embed(wide=table.is_wide),
+            table.codes,
+            table.scales,
+            flat,
+            table.activation_block,
+            result,
+        )
     else:
         run(linear.gather, dense(table), flat, result)
     return y
@@ -101,7 +112,7 @@ def integer_product(
     choice = tuner.choice(leaf, tokens)
     nanoseconds = tokens * leaf.rows * leaf.columns * INTEGER
     call = Call(
-        linear.integer_product(choice.isa, leaf.layout),
+        linear.integer_product(choice.isa, leaf.layout, wide=leaf.is_wide),
         (leaf.codes, leaf.scales, x.codes, x.sums, x.scales, y, choice.variant),
         tasks=linear.num_tasks(leaf.codes, tokens),
         nanoseconds=0.0 if choice.alone else nanoseconds,
@@ -109,13 +120,17 @@ def integer_product(
     return call, y
 
 
-def dense_product(launch: Launcher, x: Values, weight: Values) -> tuple[Call, Values]:
-    """The call that multiplies x (..., C) with a weight (R, C) in float32, and its result (N, R)."""
+def dense_product(launch: Launcher, x: Values, weight: Leaf) -> tuple[Call, Values]:
+    """The call that multiplies x (..., C) with a dense weight (R, C) in float32, and its result (N, R)."""
     rows = x.reshape(-1, x.shape[-1])
-    assert rows.shape[1] == weight.shape[1]
-    y = launch.empty((len(rows), len(weight)))
-    nanoseconds = rows.size * len(weight) * FLOAT
-    return Call(linear.dense_product, (weight, rows, y), len(weight), nanoseconds), y
+    count, columns = weight.shape
+    assert rows.shape[1] == columns
+    y = launch.empty((len(rows), count))
+    nanoseconds = rows.size * count * FLOAT
+    if isinstance(weight, NarrowMatrix):
+        kernel, numbers = linear.narrow_product(brain=weight.brain), weight.bits
+        return Call(kernel, (numbers, rows, y), count, nanoseconds), y
+    return Call(linear.dense_product, (dense(weight), rows, y), count, nanoseconds), y
 
 
 def elementwise(launch: Launcher, kernel: Callable[..., None], *inputs: Values) -> Values:

@@ -28,13 +28,13 @@ from nanochat.backends.numba.products.trits import (
 )
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba.runtime.isa import Isa
-from nanochat.backends.numba.runtime.vectors import LANES, ask
+from nanochat.backends.numba.runtime.vectors import LANES, ask, float32, widened
 
-__all__ = ["AHEAD", "TOKENS", "VARIANTS", "dense_product", "embed", "gather", "integer_product"]
-__all__ += ["num_tasks", "plain_product"]
+__all__ = ["AHEAD", "TOKENS", "VARIANTS", "dense_product", "embed", "gather", "gather_narrow"]
+__all__ += ["integer_product", "narrow_product", "num_tasks", "plain_product"]
 
 _Codes = NDArray[np.uint8]
-_Scales = NDArray[np.uint16]
+_Scales = NDArray[np.uint16 | np.float32]
 _Float32 = NDArray[np.float32]
 _Int32 = NDArray[np.int32]
 _Int8 = NDArray[np.int8]
@@ -64,22 +64,29 @@ def num_tasks(codes: _Codes, tokens: int) -> int:
     return len(codes) * -(-tokens // TOKENS)
 
 
-def integer_product(isa: Isa, layout: CodeLayout = "two_bits") -> Callable[..., None]:
+def integer_product(
+    isa: Isa, layout: CodeLayout = "two_bits", *, wide: bool = False
+) -> Callable[..., None]:
     """The kernel for an instruction set, which the CPU must have, and for a layout, which it must allow.
+
+    Scales are float32, if they are `wide`, or the bits of float16.
 
     ``kernel(codes, scales, x, sums, x_scales, y, variant, first, last)`` writes y (N, R): the int32 sum of each
     activation block, times both scales, added in float32 from left to right. codes are (tiles, B, G, L, 4) for packed
     weights, (tiles, B / 2, WORDS, L, 4) for those in five trits, and (tiles, B, 4 G, L, 4) for 8-bit ones, whatever the
-    layout of the others; scales (tiles, weight blocks, L) are the bits of float16; x
-    (N, B, 16 G), sums (N, B) and x_scales (N, B) are from `quantize`; variant is one of `VARIANTS`. A task is one tile
-    for `TOKENS` tokens; tiles change fastest. Every kernel and variant writes the bits of `plain_product`.
+    layout of the others; scales are (tiles, weight blocks, L); x (N, B, 16 G), sums (N, B) and x_scales (N, B) are from
+    `quantize`; variant is one of `VARIANTS`. A task is one tile for `TOKENS` tokens; tiles change fastest. Every kernel
+    and variant writes the bits of `plain_product`.
     """
-    return trit_product if layout == "five_trits" else _integer_product(isa)
+    return trit_product if layout == "five_trits" else _integer_product(isa, wide)
 
 
 @functools.cache
-def _integer_product(isa: Isa) -> Callable[..., None]:
-    # Numba's cache tells the kernels apart by the value of `isa`.
+def _integer_product(isa: Isa, wide: bool) -> Callable[..., None]:
+    # A kernel has one signature, so what has other scales is another kernel. Numba's cache tells those of instruction
+    # sets apart by the value of `isa`.
+    del wide
+
     @kernel
     def integer_product(
         codes: _Codes,
@@ -205,40 +212,91 @@ def plain_product(
                     else:
                         code = np.int32(np.int8(codes[tile, b, 4 * group + f, lane, j]))
                     total = np.int32(total + code * x[n, b, i])
-                scale = _float32(scales[tile, b // share, lane])
+                scale = widened(scales[tile, b // share, lane])
                 result = result + np.float32(total) * x_scales[n, b] * scale
             y[n, r] = result
 
 
-@kernel
-def embed(
-    codes: _Codes,
-    scales: _Scales,
-    tokens: NDArray[np.int64],
-    block: int,
-    y: _Float32,
-    first: int,
-    last: int,
-) -> None:
-    """Rows of an 8-bit table (tiles, B, 4 G, L, 4), one task a token: y (N, columns) is code times the row's scale."""
-    for n in range(first, last):
-        tile, lane = tokens[n] // LANES, tokens[n] % LANES
-        scale = _float32(scales[tile, 0, lane])
-        for b in range(codes.shape[1]):
-            y_b = y[n, b * block : (b + 1) * block]
-            for part in range(codes.shape[2]):
-                for j in range(4):
-                    column = part // 4 * 16 + 4 * j + part % 4
-                    if column < block:
-                        y_b[column] = np.float32(np.int8(codes[tile, b, part, lane, j])) * scale
+@functools.cache
+def embed(*, wide: bool = False) -> Callable[..., None]:
+    """The kernel for scales in float32, if they are `wide`, or in the bits of float16.
+
+    ``kernel(codes, scales, tokens, block, y, first, last)`` writes rows of codes times the scales of their blocks to y
+    (N, columns). Codes and scales are those of `integer_product`, but none in `five_trits`; a task is one token.
+    """
+    # As in `_integer_product`.
+    del wide
+
+    @kernel
+    def embed(
+        codes: _Codes,
+        scales: _Scales,
+        tokens: NDArray[np.int64],
+        block: int,
+        y: _Float32,
+        first: int,
+        last: int,
+    ) -> None:
+        # A block of 8-bit codes has four parts for each 16 columns.
+        packed = codes.shape[2] * 16 < block + 16
+        share = codes.shape[1] // scales.shape[1]
+        for n in range(first, last):
+            tile, lane = tokens[n] // LANES, tokens[n] % LANES
+            for b in range(codes.shape[1]):
+                scale = widened(scales[tile, b // share, lane])
+                y_b = y[n, b * block : (b + 1) * block]
+                for column in range(block):
+                    group, j, f = column // 16, column % 16 // 4, column % 4
+                    if packed:
+                        code = np.int32(codes[tile, b, group, lane, j] >> 2 * f & 3) - 1
+                    else:
+                        code = np.int32(np.int8(codes[tile, b, 4 * group + f, lane, j]))
+                    y_b[column] = np.float32(code) * scale
+
+    return embed
 
 
 @inlined
-def _float32(bits: np.uint16) -> np.float32:
-    """A finite float16 number, given by its bits."""
-    # As bits of float32, its exponent is 112 too small.
-    magnitude = np.int32((bits & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
-    return -magnitude if bits & 0x8000 else magnitude
+def _brain_float32(bits: np.uint16) -> np.float32:
+    """A number of bfloat16, given by its bits: the upper ones of float32."""
+    return np.int32(np.int32(bits) << 16).view(np.float32)
+
+
+@functools.cache
+def gather_narrow(*, brain: bool) -> Callable[..., None]:
+    """`gather` of a table of 16 bits, given as such: bfloat16 (`brain`) or float16."""
+
+    @kernel
+    def gather_narrow(
+        table: NDArray[np.uint16], ids: NDArray[np.int64], y: _Float32, first: int, last: int
+    ) -> None:
+        for n in range(first, last):
+            row, y_n = table[ids[n]], y[n]
+            for c in range(row.shape[0]):
+                y_n[c] = _brain_float32(row[c]) if brain else float32(row[c])
+
+    return gather_narrow
+
+
+@functools.cache
+def narrow_product(*, brain: bool) -> Callable[..., None]:
+    """`dense_product` with a weight of 16 bits, given as such: bfloat16 (`brain`) or float16."""
+
+    @sum_kernel
+    def narrow_product(
+        weight: NDArray[np.uint16], x: _Float32, y: _Float32, first: int, last: int
+    ) -> None:
+        for r in range(first, last):
+            weight_r = weight[r]
+            for n in range(x.shape[0]):
+                x_n = x[n]
+                total = np.float32(0)
+                for c in range(weight_r.shape[0]):
+                    bits = weight_r[c]
+                    total += (_brain_float32(bits) if brain else float32(bits)) * x_n[c]
+                y[n, r] = total
+
+    return narrow_product
 
 
 @kernel

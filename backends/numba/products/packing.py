@@ -7,6 +7,7 @@ Legend: see `linear`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
 __all__ = [
     "Leaf",
+    "NarrowMatrix",
     "TiledLinear",
     "TiledProjection",
     "dense",
@@ -47,8 +49,8 @@ class TiledLinear:
     # (tiles, blocks, groups, LANES, 4) for ternary codes in two bits, (tiles, blocks / 2, WORDS, LANES, 4) for five to
     # a byte, and (tiles, blocks, 4 groups, LANES, 4) for 8-bit ones, in the order that `linear` describes.
     codes: NDArray[np.uint8]
-    # Bits of float16, (tiles, weight blocks, LANES).
-    scales: NDArray[np.uint16]
+    # Bits of float16, or float32, (tiles, weight blocks, LANES).
+    scales: NDArray[np.uint16 | np.float32]
     rows: int
     columns: int
     activation_block: int
@@ -64,6 +66,11 @@ class TiledLinear:
         # Two bits of 208 columns have as many groups as a pair of blocks of 128 has words.
         there = self.activation_block == 128 and self.codes.shape[2] == WORDS
         return "five_trits" if there else "two_bits"
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether scales are float32."""
+        return self.scales.dtype == np.float32
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +98,26 @@ class TiledProjection:
         return self.numbers.nbytes
 
 
-Leaf = TiledLinear | TiledProjection | NDArray[np.float32]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NarrowMatrix:
+    """A dense matrix of 16 bits a number, (R, C), given as such."""
+
+    bits: NDArray[np.uint16]
+    # Whether they are bfloat16, or else float16.
+    brain: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        return self.bits.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.bits.nbytes
+
+
+Leaf = TiledLinear | NarrowMatrix | NDArray[np.float32]
 
 
 def dense(leaf: Leaf) -> NDArray[np.float32]:
@@ -141,14 +167,17 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
 def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout) -> Leaf:
     match leaf:
         case Dense():
-            if leaf.values.dtype == np.float16:
-                return tile_projection(leaf.values)
+            if leaf.values.itemsize == 2:
+                brain = leaf.values.dtype != np.float16
+                return NarrowMatrix(bits=np.array(leaf.values.view(np.uint16)), brain=brain)
             return np.array(leaf.values, np.float32, order="C")
         case Int8():
             return _eight_bits(memory, leaf.codes, leaf.scales, leaf.activation_block)
         case Latent(kind="int8"):
-            table, row_scales = ternary.quantize_rows(leaf.values, name=name)
-            return _eight_bits(memory, table, row_scales, leaf.activation_block)
+            table, table_scales = ternary.quantize_table(
+                leaf.values, block=leaf.weight_block, name=name
+            )
+            return _eight_bits(memory, table, table_scales, leaf.activation_block)
         case Latent():
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
             packed = ternary.pack(codes, name=name)
@@ -189,7 +218,10 @@ def _ternary(
 
 
 def _eight_bits(
-    memory: WeightMemory, table: NDArray[np.int8], scales: NDArray[np.float16], block: int
+    memory: WeightMemory,
+    table: NDArray[np.int8],
+    scales: NDArray[np.float16 | np.float32],
+    block: int,
 ) -> TiledLinear:
     rows, columns = table.shape
     tiles, blocks = -(-rows // LANES), ternary.num_blocks(columns, block)
@@ -197,21 +229,24 @@ def _eight_bits(
     lay_bytes(_read_only(table.view(np.uint8)), block, codes, 0, tiles)
     return TiledLinear(
         codes=codes,
-        scales=_scales(memory, scales[:, None]),
+        scales=_scales(memory, scales),
         rows=rows,
         columns=columns,
         activation_block=block,
     )
 
 
-def _scales(memory: WeightMemory, scales: NDArray[np.float16]) -> NDArray[np.uint16]:
+def _scales(
+    memory: WeightMemory, scales: NDArray[np.float16 | np.float32]
+) -> NDArray[np.uint16 | np.float32]:
     """From (rows, weight blocks), with 0 for rows that are missing in the last tile."""
     rows, blocks = scales.shape
     tiles = -(-rows // LANES)
-    padded = np.zeros((tiles * LANES, blocks), np.float16)
-    padded[:rows] = scales
-    laid: NDArray[np.uint16] = memory.empty((tiles, blocks, LANES), np.uint16)
-    laid[...] = padded.view(np.uint16).reshape(tiles, LANES, blocks).transpose(0, 2, 1)
+    kept: NDArray[Any] = scales if scales.dtype == np.float32 else scales.view(np.uint16)
+    padded = np.zeros((tiles * LANES, blocks), kept.dtype)
+    padded[:rows] = kept
+    laid = memory.empty((tiles, blocks, LANES), kept.dtype.type)
+    laid[...] = padded.reshape(tiles, LANES, blocks).transpose(0, 2, 1)
     return laid
 
 

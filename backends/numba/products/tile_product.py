@@ -46,6 +46,7 @@ def _typed(  # type: ignore[no-untyped-def]
     _context, isa, packed, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count
 ):
     constants = [kind.literal_value for kind in (isa, packed, tokens, ahead)]
+    constants.append(scales.dtype == types.float32)
     kinds = codes, scales, x, sums, x_scales, y
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
@@ -72,7 +73,7 @@ class TileProduct:
     def __init__(  # type: ignore[no-untyped-def]
         self, builder, constants, codes, scales, x, sums, x_scales, y, tile, first, count
     ) -> None:
-        isa, packed, tokens, self.looks_ahead = constants
+        isa, packed, tokens, self.looks_ahead, self.has_wide_scales = constants
         self.builder = builder
         self.isa = isa
         self.kind = arithmetic(isa, packed=packed, tokens=tokens, ahead=self.looks_ahead)
@@ -87,7 +88,8 @@ class TileProduct:
 
         tile_groups = builder.mul(blocks, self.groups)
         self.codes = self.item(codes, tile, builder.mul(tile_groups, integer(self.group_bytes)))
-        scales_size = builder.mul(self.weight_blocks, integer(2 * LANES))
+        self.scale_bytes = 4 if self.has_wide_scales else 2
+        scales_size = builder.mul(self.weight_blocks, integer(self.scale_bytes * LANES))
         self.scales = self.item(scales, tile, scales_size)
 
         last = builder.sub(count, integer(1))
@@ -219,9 +221,12 @@ class TileProduct:
         builder, lanes = self.builder, self.kind.lanes
         offset = builder.mul(block, integer(4))
         for r in range(self.kind.registers):
-            at = builder.mul(builder.add(scale, integer(lanes * r)), integer(2))
-            halves = load(builder, moved(builder, self.scales, at), vector(INT16, lanes))
-            scales = widened(builder, self.isa, halves)
+            number = builder.add(scale, integer(lanes * r))
+            here = moved(builder, self.scales, builder.mul(number, integer(self.scale_bytes)))
+            if self.has_wide_scales:
+                scales = load(builder, here, vector(FLOAT, lanes))
+            else:
+                scales = widened(builder, self.isa, load(builder, here, vector(INT16, lanes)))
             for t in range(len(self.x)):
                 x_sum = load(builder, moved(builder, self.sums[t], offset), INT32)
                 excess = builder.mul(x_sum, ir.Constant(INT32, self.kind.bias))

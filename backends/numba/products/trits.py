@@ -41,6 +41,7 @@ from nanochat.backends.numba.runtime.vectors import (
     LANES,
     call,
     filled,
+    float32,
     integer,
     load,
     moved,
@@ -62,7 +63,14 @@ __all__ = [
     "codes_of",
     "fits",
 ]
-__all__ += ["lay_trits", "possible", "spread_block", "spread_tile_product", "third_index"]
+__all__ += [
+    "embed_trits",
+    "lay_trits",
+    "possible",
+    "spread_block",
+    "spread_tile_product",
+    "third_index",
+]
 __all__ += ["trit_tile_product"]
 
 # How ternary codes lie in memory.
@@ -174,12 +182,41 @@ def lay_trits(
         legal[tile] = illegal == 0
 
 
+@kernel
+def embed_trits(
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.uint16],
+    tokens: NDArray[np.int64],
+    codes_of: NDArray[np.uint8],
+    y: NDArray[np.float32],
+    first: int,
+    last: int,
+) -> None:
+    """Rows of a table (tiles, P, WORDS, L, 4) into y (N, columns), one task a token; codes_of is that of `trits`."""
+    share = 2 * codes.shape[1] // scales.shape[1]
+    for n in range(first, last):
+        tile, lane = tokens[n] // LANES, tokens[n] % LANES
+        for block in range(2 * codes.shape[1]):
+            pair, side = block // 2, block % 2
+            scale = float32(scales[tile, block // share, lane])
+            y_b = y[n, 128 * block : 128 * (block + 1)]
+            for j in range(4):
+                rest = codes[tile, pair, _FULL, lane, j] >> 4 * side
+                for k in range(32):
+                    if k < 5 * _FULL:
+                        byte = codes[tile, pair, (_FULL + 1) * side + k // 5, lane, j]
+                        code = np.int32(codes_of[byte, k % 5]) - 1
+                    else:
+                        code = np.int32(rest >> 2 * (k - 5 * _FULL) & 3) - 1
+                    y_b[16 * (k // 4) + 4 * j + k % 4] = np.float32(code) * scale
+
+
 # Numba's code generation has no types.
 def _typed(  # type: ignore[no-untyped-def]
     _context, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count
 ):
     kinds = codes, scales, x, sums, x_scales, y
-    constants = ["avx512vnni", True, tokens.literal_value, ahead.literal_value]
+    constants = ["avx512vnni", True, tokens.literal_value, ahead.literal_value, False]
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         values = arguments[2:8]
@@ -202,7 +239,9 @@ def _typed_spread_product(  # type: ignore[no-untyped-def]
             context.make_array(k)(context, builder, v)
             for k, v in zip(kinds, arguments[:6], strict=True)
         ]
-        product = TileProduct(builder, ["avx512vnni", True, 4, False], *arrays, *arguments[6:])
+        product = TileProduct(
+            builder, ["avx512vnni", True, 4, False, False], *arrays, *arguments[6:]
+        )
         product.codes = pointer(builder, arrays[0].data)
         product.write()
         return context.get_dummy_value()

@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
@@ -25,8 +25,17 @@ from nanochat.backends.numba.runtime.lanes import LANES
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "ask", "call", "exp"]
 __all__ += ["filled"]
-__all__ += ["float32_lanes", "integer", "load", "moved", "pointer", "precise_exp", "prefetch"]
-__all__ += ["scratch", "sigmoid", "splat", "store", "vector"]
+__all__ += [
+    "float32",
+    "float32_lanes",
+    "integer",
+    "load",
+    "moved",
+    "pointer",
+    "precise_exp",
+    "prefetch",
+]
+__all__ += ["scratch", "sigmoid", "splat", "store", "vector", "widened"]
 
 
 @kernel
@@ -82,6 +91,27 @@ def precise_exp(x: float) -> float:
 def sigmoid(x: np.float32) -> np.float32:
     """``1 / (1 + e**-x)``."""
     return np.float32(1) / (np.float32(1) + exp(-x))
+
+
+@inlined
+def float32(bits: np.uint16) -> np.float32:
+    """A finite float16 number, given by its bits."""
+    # As bits of float32, its exponent is 112 too small.
+    magnitude = np.int32((bits & 0x7FFF) << 13).view(np.float32) * np.float32(2.0**112)
+    return -magnitude if bits & 0x8000 else magnitude
+
+
+def widened(scale: np.uint16 | np.float32) -> np.float32:
+    """A scale as it lies in memory, the bits of float16 or float32 itself, as a number; in kernels only."""
+    raise NotImplementedError
+
+
+# Numba asks for the code of each type.
+@overload(widened)
+def _widened(scale):  # type: ignore[no-untyped-def]
+    if isinstance(scale, types.Float):
+        return lambda scale: scale
+    return lambda scale: float32(scale)
 
 
 # Bytes.

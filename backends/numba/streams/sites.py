@@ -11,6 +11,7 @@ import numpy as np
 from nanochat.backends.numba.pending import Values
 from nanochat.backends.numba.products.packing import (
     Leaf,
+    NarrowMatrix,
     TiledProjection,
     dense,
     tile_projection,
@@ -79,10 +80,13 @@ def _prepared(leaves: Mhc[Leaf], n: int, mixer: Mixer, iterations: int) -> Site:
     gates = np.zeros_like(bias)
     if leaves.gates is not None:
         gates = np.repeat(dense(leaves.gates)[: len(parts)], [len(part) for part in parts])
-    projection = leaves.projection
-    if projection is not None and not isinstance(projection, TiledProjection):
+    projection = None
+    if isinstance(leaves.projection, NarrowMatrix):
+        assert not leaves.projection.brain, "those of a projection are float16"
+        projection = tile_projection(leaves.projection.bits.view(np.float16))
+    elif leaves.projection is not None:
         # Float32 numbers come from weights that were made by hand.
-        projection = tile_projection(dense(projection))
+        projection = tile_projection(dense(leaves.projection))
     return Site(
         leaves=leaves,
         matrices=matrices,

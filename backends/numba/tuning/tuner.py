@@ -240,7 +240,7 @@ class _Product:
         tasks = linear.num_tasks(matrix.codes, tokens)
         calls = [
             Call(
-                linear.integer_product(way.isa, matrix.layout),
+                linear.integer_product(way.isa, matrix.layout, wide=matrix.is_wide),
                 (*arrays, way.variant),
                 tasks=tasks,
                 nanoseconds=0.0 if way.alone else nanoseconds,
