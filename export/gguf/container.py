@@ -64,7 +64,7 @@ _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
 }
 
 # Types of a fork of llama.cpp, under numbers that llama.cpp has given up.
-_OF_BITNET_CPP: Mapping[int, str] = {36: "I2_S", 37: "I8_S", 38: "TL1"}
+_OF_BITNET_CPP: Mapping[int, str] = {37: "I8_S", 38: "TL1"}
 # What to do with that fork's files.
 FOLDER_INSTEAD = (
     "pass the model's Hugging Face folder instead, such as microsoft/bitnet-b1.58-2B-4T"

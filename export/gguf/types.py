@@ -1,16 +1,20 @@
 """This file holds the types of GGUF tensors, and the block formats that carry a model exactly.
 
-Ternary matrices go into TQ2_0, TQ1_0, Q2_0 or F16, 8-bit tables into Q8_0. All but F16 interleave codes with a float16
-scale per block. Codes are moved, never rounded again. Shapes are written with R rows, C columns and B blocks of a row.
+Ternary matrices are in TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0, Q1_0, I2_S or F16, 8-bit tables in Q8_0. All but F16
+interleave codes with a float16 scale per block; I2_S has one scale for all, behind them. Codes are moved, never rounded
+again. Shapes are written with R rows, C columns and B blocks of a row.
 
 References
 ----------
 .. [1] github.com/ggml-org/llama.cpp, ggml/src/ggml-common.h and gguf-py/gguf/quants.py, commit 0c1e570.
+.. [2] github.com/PrismML-Eng/llama.cpp, ggml/src/ggml-common.h, branch prism: PQ2_0 and PTQ1_0.
+.. [3] github.com/microsoft/BitNet, src/ggml-bitnet-mad.cpp: I2_S.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import gguf
 import numpy as np
@@ -18,10 +22,27 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.errors import FormatError, NumericError, ShapeError
+from nanochat.export.gguf.checks import OTHER_BYTES, count_zeros
+from nanochat.export.gguf.trits import (
+    PTQ1_0_PARTS,
+    TQ1_0_PARTS,
+    Parts,
+    has_digit_beyond,
+    pack_quarters,
+    pack_trits,
+    unpack_bits,
+    unpack_high_quarters,
+    unpack_quarters,
+    unpack_trits,
+)
 
 __all__ = [
     "F16",
     "F32",
+    "I2_S",
+    "PQ2_0",
+    "PTQ1_0",
+    "Q1_0",
     "Q2_0",
     "Q8_0",
     "TQ1_0",
@@ -31,6 +52,8 @@ __all__ = [
     "dequantize_q2_0",
     "pack_q8_0",
     "pack_ternary",
+    "packed_blocks",
+    "packed_i2_s",
     "unpack_q8_0",
     "unpack_ternary",
 ]
@@ -38,16 +61,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TensorType:
-    """A type of tensors: its name, its number in files, and the columns and bytes of a block."""
+    """A type of tensors: its name, its number in files, columns and bytes of a block, and bytes behind all blocks."""
 
     name: str
     number: int
     columns: int
     bytes: int
+    tail: int = 0
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor whose rows are whole blocks."""
-        return math.prod(shape) // self.columns * self.bytes
+        return math.prod(shape) // self.columns * self.bytes + self.tail
 
 
 def _library_type(kind: gguf.GGMLQuantizationType) -> TensorType:
@@ -60,50 +84,48 @@ F16 = _library_type(gguf.GGMLQuantizationType.F16)
 Q8_0 = _library_type(gguf.GGMLQuantizationType.Q8_0)
 TQ1_0 = _library_type(gguf.GGMLQuantizationType.TQ1_0)
 TQ2_0 = _library_type(gguf.GGMLQuantizationType.TQ2_0)
-# In llama.cpp since July 2026; version 0.19 of the gguf library does not know it.
+# In llama.cpp since 2026; version 0.19 of the gguf library does not know the first, and 0.17 neither.
 Q2_0 = TensorType(name="Q2_0", number=42, columns=64, bytes=18)
+Q1_0 = TensorType(name="Q1_0", number=41, columns=128, bytes=18)
+# Of a fork of llama.cpp, whose older files have PQ2_0 under the number of Q2_0: see `nanochat.export.gguf.offsets`.
+PQ2_0 = TensorType(name="PQ2_0", number=142, columns=128, bytes=34)
+PTQ1_0 = TensorType(name="PTQ1_0", number=143, columns=128, bytes=28)
+# Of another fork, bitnet.cpp. A float32 scale of the whole tensor stands behind it, and 28 bytes that mean nothing.
+I2_S = TensorType(name="I2_S", number=36, columns=128, bytes=32, tail=32)
 # Every type by its number.
 TYPES: Mapping[int, TensorType] = {
     **{kind.value: _library_type(kind) for kind in gguf.GGMLQuantizationType},
-    Q2_0.number: Q2_0,
+    **{kind.number: kind for kind in (I2_S, Q1_0, Q2_0, PQ2_0, PTQ1_0)},
 }
 
 _SCALE = np.dtype("<f2")
-# Bit positions of four codes in a byte.
-_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
-# TQ1_0: parts of a block as (codes of a byte, bytes), in the order in which they stand in it.
-_PARTS = ((5, 32), (5, 16), (4, 4))
-_DIGITS = 5
-# A byte is the next whole number above its five digits' share of 256, so that multiplying by 3 shifts a digit out.
-_NUMBER_TO_BYTE = np.array(
-    [-(-number * 256 // 3**_DIGITS) for number in range(3**_DIGITS)], np.uint8
-)
-_BYTE_TO_CODES = np.array(
-    [[((byte * 3**n & 255) * 3 >> 8) - 1 for n in range(_DIGITS)] for byte in range(256)], np.int8
-)
+# Blocks that are converted at once: what lies between two passes stays in the cache.
+_AT_ONCE = 2**12
 
 
 def pack_ternary(
     kind: TensorType, codes: NDArray[np.int8], scales: NDArray[np.float16]
 ) -> NDArray[np.uint8]:
-    """A ternary matrix in `TQ2_0`, `TQ1_0`, `Q2_0` or `F16`, which hold it exactly, (R, bytes of a row).
+    """A ternary matrix in one of the types that hold it exactly, (R, bytes of a row).
 
-    Of codes (R, C) and scales (R, S), of which each is repeated for the blocks that it covers.
+    Of codes (R, C) and scales (R, S), of which each is repeated for the blocks that it covers. Not in `Q1_0`, which has
+    no zeros, nor in `I2_S`, which has one scale.
     """
     rows, columns = codes.shape
     if kind == F16:
         return ternary.dequantize(codes, scales).astype(_SCALE).view(np.uint8)
-    pack, _, scale_first = _FORMATS[kind]
+    pack = _PACKERS[kind]
     count = ternary.num_blocks(columns, kind.columns)
     if count % scales.shape[1]:
         raise ShapeError(
             f"a scale for every {columns // scales.shape[1]} columns: {kind.name} has one for every "
             f"{kind.columns}; use a format with smaller blocks, or train with a weight_block of {kind.columns}"
         )
-    digits = (codes + np.int8(1)).view(np.uint8).reshape(rows, count, kind.columns)
+    packed = pack(ternary.pack(codes).reshape(rows * count, -1)).reshape(rows, count, -1)
     repeated = np.repeat(scales.astype(_SCALE), count // scales.shape[1], axis=1)
-    parts = [pack(digits), repeated[:, :, None].view(np.uint8)]
-    return np.concatenate(parts[::-1] if scale_first else parts, axis=2).reshape(rows, -1)
+    parts = [packed, repeated[:, :, None].view(np.uint8)]
+    order = parts[::-1] if kind in _SCALE_FIRST else parts
+    return np.concatenate(order, axis=2).reshape(rows, -1)
 
 
 def unpack_ternary(
@@ -117,14 +139,72 @@ def unpack_ternary(
     if kind == F16:
         values = np.ascontiguousarray(data).view(_SCALE)
         return ternary.recover(values, block=values.shape[1] // num_scales, name=name)
-    _, unpack, scale_first = _FORMATS[kind]
-    blocks = data.reshape(rows, -1, kind.bytes)
+    packed, scales = packed_blocks(kind, data, name=name)
+    count_zeros(packed, name=name)
+    columns = scales.shape[1] * kind.columns
+    codes = ternary.unpack(packed.reshape(rows, -1), columns=columns, name=name)
+    return codes, _shared_scales(scales, num_scales, name)
+
+
+def packed_blocks(
+    kind: TensorType, data: NDArray[np.uint8], *, name: str
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """The packed codes of every block of a ternary matrix, (R, B, columns of a block / 4), and its scales, (R, B).
+
+    Scales are views of `data`, and so are codes in `Q2_0` and `PQ2_0`, which have this package's bytes: none is read.
+    The caller checks both, with `nanochat.export.gguf.checks` or while it lays them out.
+
+    Raises
+    ------
+    NumericError
+        If a byte holds more trits than its block has; the name is for this.
+    """
+    blocks = data.reshape(len(data), -1, kind.bytes)
     size = _SCALE.itemsize
-    if scale_first:
-        scales, packed = blocks[:, :, :size], blocks[:, :, size:]
+    if kind in _SCALE_FIRST:
+        scales, codes = blocks[:, :, :size], blocks[:, :, size:]
     else:
-        packed, scales = blocks[:, :, :-size], blocks[:, :, -size:]
-    return unpack(packed, name).reshape(rows, -1), _shared_scales(scales, num_scales, name)
+        codes, scales = blocks[:, :, :-size], blocks[:, :, -size:]
+    factors: NDArray[np.float16] = scales.view(_SCALE)[:, :, 0]
+    if kind in _OUR_BYTES:
+        return codes, factors
+    beyond = has_digit_beyond(codes, _PARTS[kind]) if kind in _PARTS else np.zeros(0, np.bool_)
+    if beyond.any():
+        row, block = (int(i) for i in np.argwhere(beyond)[0])
+        raise NumericError(
+            f"{name} has a digit where a block of {kind.name} ends, in row {row}, block {block}: {OTHER_BYTES}"
+        )
+    return _converted(codes, _UNPACKERS[kind], kind.columns // 4), factors
+
+
+def packed_i2_s(
+    data: NDArray[np.uint8], tail: NDArray[np.uint8], *, name: str
+) -> tuple[NDArray[np.uint8], np.float32]:
+    """The packed codes of an `I2_S` matrix, (R, C / 128, 32), and its one scale, of its blocks and what follows them.
+
+    Files have three layouts under this type's number, by the machine that wrote them. This is the one of x86 and of the
+    converter, of 128 codes; the others hold the same codes in another order, which nothing in a file tells.
+
+    Raises
+    ------
+    NumericError
+        If a code is 3, none or nearly all are 0, or the scale is not finite and positive: what is read is damaged, or
+        is not this type.
+    """
+    rows = len(data)
+    scale = tail[:4].copy().view("<f4")[0]
+    if not 0 < scale < np.inf:
+        raise NumericError(
+            f"{name} has the scale {scale:g}: must be finite and positive; fetch the file again"
+        )
+    packed = _converted(data.reshape(rows, -1, I2_S.bytes), unpack_high_quarters, I2_S.bytes)
+    zeros, size = int(count_zeros(packed, name=name).sum(dtype=np.int64)), 4 * packed.size
+    if not 0 < zeros < _NEARLY_ALL * size:
+        raise NumericError(
+            f"{name} has {zeros} zeros in {size} codes: a trained matrix has about a third; the file has another "
+            "layout of I2_S or is corrupt: pass the model's Hugging Face folder instead"
+        )
+    return packed, scale
 
 
 def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
@@ -146,90 +226,35 @@ def unpack_q8_0(
     rows = len(data)
     blocks = data.reshape(rows, -1, Q8_0.bytes)
     codes = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1)
-    return codes, _shared_scales(blocks[:, :, :2], 1, name)[:, 0]
+    return codes, _shared_scales(blocks[:, :, :2].view(_SCALE)[:, :, 0], 1, name)[:, 0]
 
 
 def dequantize_q2_0(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The numbers of `Q2_0`, (R, C), whose digit 3, which no ternary matrix has, stands for twice the scale."""
-    blocks = data.reshape(len(data), -1, Q2_0.bytes)
-    scales = np.ascontiguousarray(blocks[:, :, : _SCALE.itemsize]).view(_SCALE).astype(np.float32)
-    codes = _split(blocks[:, :, _SCALE.itemsize :, None], _SHIFTS).reshape(*scales.shape[:2], -1)
-    return (codes * scales).astype(np.float32).reshape(len(data), -1)
+    packed, scales = packed_blocks(Q2_0, data, name="")
+    # Four shifts, as the table of `ternary.unpack` has no such digit.
+    digits = packed[:, :, :, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+    codes = (digits.view(np.int8) - np.int8(1)).reshape(*scales.shape, -1)
+    return (codes * scales.astype(np.float32)[:, :, None]).astype(np.float32).reshape(len(data), -1)
 
 
-# Each packs digits 0, 1 and 2, (R, B, columns of a block), to the bytes of a block without its scale; and the inverse
-# gives codes -1, 0 and 1.
+def _converted(
+    codes: NDArray[np.uint8], unpack: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], size: int
+) -> NDArray[np.uint8]:
+    """Return what `unpack` makes of the bytes of blocks, (R, B, bytes), a few at a time: (R, B, size)."""
+    rows, count, _ = codes.shape
+    packed = np.empty((rows, count, size), np.uint8)
+    at_once = max(1, _AT_ONCE // max(1, count))
+    for start in range(0, rows, at_once):
+        part = codes[start : start + at_once]
+        found = unpack(part.reshape(len(part) * count, -1))
+        packed[start : start + at_once] = found.reshape(len(part), count, size)
+    return packed
 
 
-def _pack_tq2_0(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Digit n of byte 32 h + m is that of column 128 h + 32 n + m."""
-    rows, count, _ = digits.shape
-    return _join(digits.reshape(rows, count, 2, 4, 32), axis=3).reshape(rows, count, 64)
-
-
-def _unpack_tq2_0(packed: NDArray[np.uint8], name: str) -> NDArray[np.int8]:
-    ternary.require_legal(packed, name)
-    rows, count, _ = packed.shape
-    return _split(packed.reshape(rows, count, 2, 1, 32), _SHIFTS[:, None])
-
-
-def _pack_q2_0(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Digit n of byte m is that of column 4 m + n."""
-    rows, count, _ = digits.shape
-    return _join(digits.reshape(rows, count, 16, 4), axis=3)
-
-
-def _unpack_q2_0(packed: NDArray[np.uint8], name: str) -> NDArray[np.int8]:
-    ternary.require_legal(packed, name)
-    return _split(packed[:, :, :, None], _SHIFTS)
-
-
-def _pack_tq1_0(digits: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Digit n of byte m of a part of M bytes is that of the part's column M n + m, the most significant first."""
-    rows, count, _ = digits.shape
-    parts: list[NDArray[np.uint8]] = []
-    begin = 0
-    for num_digits, size in _PARTS:
-        part = digits[:, :, begin : begin + num_digits * size]
-        number = np.zeros((rows, count, size), np.uint8)
-        for n, digit in enumerate(np.moveaxis(part.reshape(rows, count, num_digits, size), 2, 0)):
-            # At most 2 * 121: no overflow.
-            number += digit * np.uint8(3 ** (_DIGITS - 1 - n))
-        parts.append(_NUMBER_TO_BYTE[number])
-        begin += num_digits * size
-    return np.concatenate(parts, axis=2)
-
-
-def _unpack_tq1_0(packed: NDArray[np.uint8], name: str) -> NDArray[np.int8]:
-    rows, count, _ = packed.shape
-    parts: list[NDArray[np.int8]] = []
-    begin = 0
-    for num_digits, size in _PARTS:
-        codes = _BYTE_TO_CODES[packed[:, :, begin : begin + size]]
-        if (codes[..., num_digits:] != -1).any():
-            raise NumericError(
-                f"{name} has a digit where a block of TQ1_0 ends: the file is corrupt, fetch it again"
-            )
-        parts.append(codes[..., :num_digits].swapaxes(2, 3).reshape(rows, count, -1))
-        begin += size
-    return np.concatenate(parts, axis=2)
-
-
-def _join(digits: NDArray[np.uint8], *, axis: int) -> NDArray[np.uint8]:
-    """Four digits to a byte, lowest bits first."""
-    shifts = _SHIFTS.reshape(-1, *[1] * (digits.ndim - 1 - axis))
-    joined: NDArray[np.uint8] = np.bitwise_or.reduce(digits << shifts, axis=axis)
-    return joined
-
-
-def _split(packed: NDArray[np.uint8], shifts: NDArray[np.uint8]) -> NDArray[np.int8]:
-    codes: NDArray[np.int8] = (packed >> shifts & np.uint8(3)).view(np.int8) - np.int8(1)
-    return codes
-
-
-def _shared_scales(data: NDArray[np.uint8], count: int, name: str) -> NDArray[np.float16]:
-    """Return `count` scales of each row, from the two bytes of each of its blocks."""
-    bits = np.ascontiguousarray(data).view("<u2").reshape(len(data), count, -1)
+def _shared_scales(scales: NDArray[np.float16], count: int, name: str) -> NDArray[np.float16]:
+    """Return `count` scales of each row, from those of its blocks."""
+    bits = np.ascontiguousarray(scales).view("<u2").reshape(len(scales), count, -1)
     different = np.argwhere(bits != bits[:, :, :1])
     if len(different):
         raise FormatError(
@@ -239,16 +264,20 @@ def _shared_scales(data: NDArray[np.uint8], count: int, name: str) -> NDArray[np
     return bits[:, :, 0].copy().view(_SCALE).astype(np.float16)
 
 
-# Whether the scale stands before the codes is the last of each.
-_FORMATS: Mapping[
-    TensorType,
-    tuple[
-        Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-        Callable[[NDArray[np.uint8], str], NDArray[np.int8]],
-        bool,
-    ],
-] = {
-    TQ2_0: (_pack_tq2_0, _unpack_tq2_0, False),
-    TQ1_0: (_pack_tq1_0, _unpack_tq1_0, False),
-    Q2_0: (_pack_q2_0, _unpack_q2_0, True),
+# More zeros than any training leaves.
+_NEARLY_ALL = 0.95
+_SCALE_FIRST = (Q1_0, Q2_0, PQ2_0)
+_OUR_BYTES = (Q2_0, PQ2_0)
+_PARTS: Mapping[TensorType, Parts] = {TQ1_0: TQ1_0_PARTS, PTQ1_0: PTQ1_0_PARTS}
+# From this package's bytes of blocks, and to them.
+_Codec = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+_PACKERS: Mapping[TensorType, _Codec] = {
+    TQ2_0: pack_quarters,
+    **{kind: partial(pack_trits, parts=parts) for kind, parts in _PARTS.items()},
+    **dict.fromkeys(_OUR_BYTES, np.asarray),
+}
+_UNPACKERS: Mapping[TensorType, _Codec] = {
+    Q1_0: unpack_bits,
+    TQ2_0: unpack_quarters,
+    **{kind: partial(unpack_trits, parts=parts) for kind, parts in _PARTS.items()},
 }

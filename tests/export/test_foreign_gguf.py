@@ -237,7 +237,7 @@ Q = "blk.1.attn_q.weight"
 @pytest.mark.parametrize(
     ("changed", "kind", "message"),
     [
-        pytest.param(damage(Q, 5, b"\xff"), NumericError, "pair 0b11", id="code 3"),
+        pytest.param(damage(Q, 5, b"\xff"), NumericError, "a code 3 in row 0", id="code 3"),
         pytest.param(
             damage(Q, 64, b"\x00\x7e"), NumericError, "scales of blk.1.attn_q.weight", id="NaN"
         ),
@@ -355,7 +355,7 @@ def test_a_number_for_each_layer_is_one_number_where_all_are_equal(tmp_path: Pat
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (36, r"type 36, which is I2_S in files for bitnet\.cpp .* Hugging Face folder instead"),
+        (38, r"type 38, which is TL1 in files for bitnet\.cpp .* Hugging Face folder instead"),
         (99, r"type 99, which neither this version nor its gguf library knows: pass a file"),
     ],
 )

@@ -248,7 +248,7 @@ def test_an_illegal_code_is_found(tmp_path: Path) -> None:
     old = read_gguf(path).tensors["blk.1.ffn_up.weight"].data.tobytes()
     path.write_bytes(path.read_bytes().replace(old, b"\xff" + old[1:]))
 
-    with pytest.raises(NumericError, match=r"layers\.1\.network\.up.*0b11"):
+    with pytest.raises(NumericError, match=r"layers\.1\.network\.up has a code 3"):
         verify_model(path)
 
 

@@ -1,0 +1,149 @@
+"""This file holds how GGUF's ternary blocks pack codes, and how those become the bytes of `nanochat.ternary.pack`.
+
+Bytes are moved and looked up whole: no code ever has a byte of its own, unless it is written. Shapes are written with N
+blocks of n bytes, or of c columns; a digit is a code plus 1.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, ggml/src/ggml-common.h and gguf-py/gguf/quants.py, commit 0c1e570.
+.. [2] github.com/PrismML-Eng/llama.cpp, ggml/src/ggml-common.h, branch prism: PTQ1_0.
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "PTQ1_0_PARTS",
+    "TQ1_0_PARTS",
+    "Parts",
+    "has_digit_beyond",
+    "pack_quarters",
+    "pack_trits",
+    "unpack_bits",
+    "unpack_high_quarters",
+    "unpack_quarters",
+    "unpack_trits",
+]
+
+# Parts of a block of trits as (digits of a byte, bytes), in the order in which they stand in it.
+Parts = tuple[tuple[int, int], ...]
+TQ1_0_PARTS: Parts = ((5, 32), (5, 16), (4, 4))
+PTQ1_0_PARTS: Parts = ((5, 16), (5, 8), (4, 2))
+
+_DIGITS = 5
+# A byte is the next whole number above its five digits' share of 256, so that multiplying by 3 shifts a digit out.
+_NUMBER_TO_BYTE = np.array(
+    [-(-number * 256 // 3**_DIGITS) for number in range(3**_DIGITS)], np.uint8
+)
+_BYTE_TO_DIGITS = np.array(
+    [[(byte * 3**n & 255) * 3 >> 8 for n in range(_DIGITS)] for byte in range(256)], np.uint64
+)
+# The four digits of a packed byte, as the bytes of one number.
+_FOUR_DIGITS = np.array([[byte >> 2 * i & 3 for i in range(4)] for byte in range(256)], np.uint8)
+# Eight bits as eight packed codes: set is 1, clear is -1.
+_BITS_TO_PACKED = np.array(
+    [sum(2 << 2 * i for i in range(8) if byte >> i & 1) for byte in range(256)], "<u2"
+)
+# Columns of a quarter of a group of 128.
+_QUARTER = 32
+
+
+def unpack_quarters(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Undo `pack_quarters`."""
+    digits = _transpose_digits(data).reshape(len(data), -1, _QUARTER // 4, 4)
+    return digits.swapaxes(2, 3).reshape(len(data), -1)
+
+
+def unpack_high_quarters(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The packed codes of bytes whose digits are those of `pack_quarters`, highest bits first."""
+    digits = _transpose_digits(data).reshape(len(data), -1, _QUARTER // 4, 4)
+    return digits[..., ::-1].swapaxes(2, 3).reshape(len(data), -1)
+
+
+def pack_quarters(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bytes, (N, n), of packed codes (N, n): digit n of byte 32 h + m is that of column 128 h + 32 n + m."""
+    columns = packed.reshape(len(packed), -1, 4, _QUARTER // 4).swapaxes(2, 3)
+    return _transpose_digits(columns.reshape(len(packed), -1))
+
+
+def unpack_bits(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The packed codes, (N, 2 n), of bits, (N, n): bit i of byte m is column 8 m + i's, set for 1, clear for -1."""
+    return _BITS_TO_PACKED.take(data).view(np.uint8)
+
+
+def pack_trits(packed: NDArray[np.uint8], parts: Parts) -> NDArray[np.uint8]:
+    """Bytes of packed codes (N, c / 4).
+
+    Digit n of byte m of a part of M bytes is that of the part's column M n + m, the most significant first.
+    """
+    digits = _FOUR_DIGITS[packed].reshape(len(packed), -1)
+    found: list[NDArray[np.uint8]] = []
+    begin = 0
+    for num_digits, size in parts:
+        end = begin + num_digits * size
+        number = np.zeros((len(packed), size), np.uint8)
+        for n in range(num_digits):
+            # At most 2 * 121: no overflow.
+            digit = digits[:, begin + n * size : begin + (n + 1) * size]
+            number += digit * np.uint8(3 ** (_DIGITS - 1 - n))
+        found.append(_NUMBER_TO_BYTE[number])
+        begin = end
+    return np.concatenate(found, axis=1)
+
+
+def has_digit_beyond(data: NDArray[np.uint8], parts: Parts) -> NDArray[np.bool_]:
+    """Whether a byte of four trits holds a fifth, of the bytes of blocks, (..., n): `pack_trits` writes none."""
+    begin = 0
+    found = np.zeros(data.shape[:-1], np.bool_)
+    for num_digits, size in parts:
+        if num_digits < _DIGITS:
+            too_many = _BYTE_TO_DIGITS[:, num_digits:].sum(axis=1) > 0
+            found |= too_many[data[..., begin : begin + size]].any(axis=-1)
+        begin += size
+    return found
+
+
+def unpack_trits(data: NDArray[np.uint8], parts: Parts) -> NDArray[np.uint8]:
+    """Undo `pack_trits`."""
+    table = _pair_table()
+    packed = np.empty((len(data), sum(digits * size for digits, size in parts) // 4), np.uint8)
+    begin = place = 0
+    for num_digits, size in parts:
+        pairs = table.take(data[:, begin : begin + size].view("<u2"))
+        if size == 2:
+            # Two digits of each byte make one of ours: of the even bytes of the sum.
+            both = (pairs | pairs >> np.uint64(4)).view(np.uint8)
+            packed[:, place : place + num_digits // 2] = both[:, :num_digits:2]
+            place += num_digits // 2
+        else:
+            words = pairs[:, ::2] | pairs[:, 1::2] << np.uint64(4)
+            found = words.view(np.uint8).reshape(len(data), size // 4, 8)
+            for n in range(num_digits):
+                # Byte by byte: far faster than inner loops over so few.
+                for m in range(size // 4):
+                    packed[:, place] = found[:, m, n]
+                    place += 1
+        begin += size
+    return packed
+
+
+@cache
+def _pair_table() -> NDArray[np.uint64]:
+    """Of two bytes of trits the digits: byte n holds digit n of the first in its lowest bits, then of the second."""
+    shifts = np.arange(0, 8 * _DIGITS, 8, dtype=np.uint64)
+    one = (_BYTE_TO_DIGITS << shifts).sum(axis=1, dtype=np.uint64)
+    # The first byte is the lower half of the index.
+    table: NDArray[np.uint64] = (one << np.uint64(2))[:, None] | one
+    return table.reshape(-1).astype("<u8")
+
+
+def _transpose_digits(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Digit n of byte i of every four bytes becomes digit i of byte n, of a copy."""
+    words = data.astype(np.uint8, order="C").view("<u4")
+    # Digits off the diagonal of each quarter change places, and then the quarters off the diagonal.
+    for shift, mask in ((6, 0x00CC_00CC), (12, 0x0000_F0F0)):
+        moved = (words ^ words >> np.uint32(shift)) & np.uint32(mask)
+        words ^= moved ^ moved << np.uint32(shift)
+    return words.view(np.uint8)
