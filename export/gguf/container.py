@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from nanochat.errors import FormatError, VersionError
 from nanochat.export.format import Progress
+from nanochat.export.gguf.offsets import Entry, find_kinds, round_up
 from nanochat.export.gguf.types import TYPES, TensorType
 from nanochat.files import require_file
 
@@ -77,11 +78,12 @@ _KINDS = {dtype.newbyteorder("="): kind for kind, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GgufTensor:
-    """A tensor of the file: its bytes mapped, its shape with rows first."""
+    """A tensor of the file: its shape with rows first; its blocks, and what its type has behind them, mapped."""
 
     kind: TensorType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    tail: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,34 +112,30 @@ def read_gguf(path: Path) -> GgufFile:
         if key in metadata:
             raise FormatError(f"{path}: the key {key!r:.80} is there twice; fetch the file again")
         metadata[key] = cursor.value()
-    described = [_describe(cursor) for _ in range(num_tensors)]
+    entries = [_describe(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment not in {2**n for n in range(17)}:
         raise FormatError(
             f"{path}: alignment is {alignment!r:.40}, must be a power of 2; fetch it again"
         )
-    begin = _round_up(cursor.position, alignment)
+    begin = round_up(cursor.position, alignment)
     data = mapped[begin:]
-    needed = max((start + kind.num_bytes(shape) for _, kind, shape, start in described), default=0)
-    if needed > data.size:
-        raise FormatError(
-            f"{path}: {mapped.size} bytes, of the {begin + needed} that its tensors take: the file was cut, such as by "
-            "a download that did not end; fetch it again"
-        )
+    kinds = find_kinds(path, entries, data, begin=begin, alignment=alignment)
     tensors: dict[str, GgufTensor] = {}
-    position = 0
-    for name, kind, shape, start in described:
-        if name in tensors or start != position:
-            raise FormatError(
-                f"{path}: {name!r:.80}, {kind.name} of shape {list(shape)}, is at byte {start}: must be there once, "
-                f"and at {position}, behind the tensor before it; fetch the file again"
-            )
-        end = start + kind.num_bytes(shape)
-        tensors[name] = GgufTensor(kind=kind, shape=shape, data=data[start:end])
-        position = _round_up(end, alignment)
-    if data.size > position:
+    end = 0
+    for entry, kind in zip(entries, kinds, strict=True):
+        end = entry.start + kind.num_bytes(entry.shape)
+        tensors[entry.name] = GgufTensor(
+            kind=kind,
+            shape=entry.shape,
+            data=data[entry.start : end - kind.tail],
+            tail=data[end - kind.tail : end],
+        )
+    if data.size > round_up(end, alignment):
         _LOGGER.warning(
-            "%s: %d bytes follow the last tensor, and are not read", path, data.size - position
+            "%s: %d bytes follow the last tensor, and are not read",
+            path,
+            data.size - round_up(end, alignment),
         )
     return GgufFile(metadata=metadata, tensors=tensors)
 
@@ -170,7 +168,7 @@ def write_container(
             header = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
             file.write(_text(tensor.name) + header)
             file.write(struct.pack("<IQ", tensor.kind.number, position))
-            position += _round_up(tensor.kind.num_bytes(tensor.shape), _ALIGNMENT)
+            position += round_up(tensor.kind.num_bytes(tensor.shape), _ALIGNMENT)
         _pad(file)
         for number, tensor in enumerate(tensors, 1):
             end = file.tell() + tensor.kind.num_bytes(tensor.shape)
@@ -252,8 +250,8 @@ def _check_version(path: Path, magic: bytes, version: int) -> None:
     raise kind(f"{path}: GGUF version {version}, must be 2 or 3; convert the file, or upgrade")
 
 
-def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
-    """Return name, type, shape and offset of the next tensor."""
+def _describe(cursor: _Cursor) -> Entry:
+    """Return what the header says of the next tensor."""
     name = cursor.text()
     num_dimensions = cursor.integer("<I")
     if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
@@ -265,13 +263,7 @@ def _describe(cursor: _Cursor) -> tuple[str, TensorType, tuple[int, ...], int]:
     number = cursor.integer("<I")
     if number not in TYPES:
         raise FormatError(f"{cursor.path}: {name!r:.80} is of type {number}, {_unknown(number)}")
-    kind = TYPES[number]
-    if shape[-1] % kind.columns:
-        raise FormatError(
-            f"{cursor.path}: {name!r:.80} has rows of {shape[-1]} columns, must be a multiple of {kind.columns}; "
-            "fetch the file again"
-        )
-    return name, kind, shape, cursor.integer("<Q")
+    return Entry(name=name, number=number, shape=shape, start=cursor.integer("<Q"))
 
 
 def _unknown(number: int) -> str:
@@ -285,10 +277,6 @@ def _unknown(number: int) -> str:
         "which neither this version nor its gguf library knows: pass a file of the same model whose linears are TQ1_0, "
         "TQ2_0 or Q2_0, or upgrade nanochat-ternary"
     )
-
-
-def _round_up(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment
 
 
 def _value(value: Field) -> bytes:
@@ -315,4 +303,4 @@ def _text(text: str) -> bytes:
 
 
 def _pad(file: BinaryIO) -> None:
-    file.write(bytes(_round_up(file.tell(), _ALIGNMENT) - file.tell()))
+    file.write(bytes(round_up(file.tell(), _ALIGNMENT) - file.tell()))
