@@ -37,6 +37,7 @@ from nanochat.export.gguf.trits import (
 )
 
 __all__ = [
+    "BF16",
     "F16",
     "F32",
     "I2_S",
@@ -44,6 +45,8 @@ __all__ = [
     "PTQ1_0",
     "Q1_0",
     "Q2_0",
+    "Q4_0",
+    "Q6_K",
     "Q8_0",
     "TQ1_0",
     "TQ2_0",
@@ -81,6 +84,9 @@ def _library_type(kind: gguf.GGMLQuantizationType) -> TensorType:
 
 F32 = _library_type(gguf.GGMLQuantizationType.F32)
 F16 = _library_type(gguf.GGMLQuantizationType.F16)
+BF16 = _library_type(gguf.GGMLQuantizationType.BF16)
+Q4_0 = _library_type(gguf.GGMLQuantizationType.Q4_0)
+Q6_K = _library_type(gguf.GGMLQuantizationType.Q6_K)
 Q8_0 = _library_type(gguf.GGMLQuantizationType.Q8_0)
 TQ1_0 = _library_type(gguf.GGMLQuantizationType.TQ1_0)
 TQ2_0 = _library_type(gguf.GGMLQuantizationType.TQ2_0)
