@@ -8,6 +8,7 @@ import pytest
 
 from nanochat import ternary
 from nanochat.errors import FormatError, NumericError, ShapeError
+from nanochat.export.gguf.checks import count_zeros, require_scales
 from nanochat.export.gguf.types import (
     F16,
     I2_S,
@@ -27,6 +28,8 @@ from nanochat.export.gguf.types import (
     unpack_ternary,
 )
 
+# Types and masks of random bytes of which a block has a pair of 3, all but surely.
+NEVER_LEGAL = [(TQ2_0, 0xFF), (Q2_0, 0xFF), (PQ2_0, 0xFF)]
 KINDS = [TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0, F16]
 SHAPES = [(1, 256, 1), (7, 768, 3), (3, 512, 1)]
 
@@ -356,3 +359,45 @@ def test_i2_s_of_what_no_training_makes_is_refused(byte: int, message: str) -> N
 
     with pytest.raises(NumericError, match=message):
         packed_i2_s(np.full((2, 32), byte, np.uint8), tail, name="x")
+
+
+@pytest.mark.parametrize("kind", [TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0, Q1_0], ids=name_of)
+@pytest.mark.parametrize("mask", [0xFF, 0xAA], ids=["any bytes", "without pairs of 3"])
+def test_any_bytes_are_a_ternary_matrix_or_refused(kind: TensorType, mask: int) -> None:
+    generator = np.random.default_rng(0)
+    outcomes = set()
+
+    for _ in range(10_000):
+        data = generator.integers(0, 256, (1, kind.bytes), np.uint8) & np.uint8(mask)
+        try:
+            packed, scales = packed_blocks(kind, data, name="x")
+            count_zeros(packed, name="x")
+            require_scales(scales, name="x")
+        except NumericError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+            ternary.require_legal(packed, "x")
+            assert (scales >= 0).all()
+
+    # Of any bytes in pairs, none have no 3.
+    assert outcomes == {"refused", "read"} - ({"read"} if (kind, mask) in NEVER_LEGAL else set())
+
+
+def test_any_bytes_are_i2_s_or_refused() -> None:
+    generator = np.random.default_rng(0)
+    outcomes = set()
+
+    for _ in range(10_000):
+        data = generator.integers(0, 256, (2, 32), np.uint8)
+        data[0] &= 0x56
+        try:
+            packed, scale = packed_i2_s(data[:1], data[1], name="x")
+        except NumericError:
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+            ternary.require_legal(packed, "x")
+            assert 0 < scale < np.inf
+
+    assert outcomes == {"refused", "read"}

@@ -6,13 +6,27 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
+from nanochat import ternary
 from nanochat.export import formats
+from nanochat.export.gguf.checks import count_zeros, require_scales, share_of_zeros, zero_blocks
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library
-from nanochat.export.gguf.types import Q2_0, Q8_0, TQ1_0, TQ2_0, TensorType
+from nanochat.export.gguf.tables import COLUMNS_OF_SCALE, integer_table
+from nanochat.export.gguf.types import (
+    Q1_0,
+    Q2_0,
+    Q4_0,
+    Q6_K,
+    Q8_0,
+    TQ1_0,
+    TQ2_0,
+    TensorType,
+    packed_blocks,
+)
 from nanochat.export.run import start
 from nanochat.weights import Ternary, named_leaves
 from tests.export.foreign_ggufs import Case, write
@@ -25,7 +39,7 @@ pytestmark = pytest.mark.skipif(
     reason="the prebuilt llama.cpp is for Linux x86-64",
 )
 # Types of files, by their names on the command line of llama-quantize.
-TYPES = {"TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
+TYPES = {"TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41, "Q1_0": 40}
 IDS = np.random.default_rng(0).integers(0, 300, 40).tolist()
 
 
@@ -62,7 +76,7 @@ def quantize(source: Path, target: Path, kind: str, *, tables: TensorType | None
     return target
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0", "Q2_0"])
 @pytest.mark.parametrize(
     ("architecture", "tied"), [("llama", False), ("qwen3", True), ("qwen2", True), ("bitnet", True)]
 )
@@ -120,3 +134,73 @@ def test_a_matrix_that_is_ternary_is_quantised_without_loss(tmp_path: Path) -> N
             assert isinstance(other, Ternary)
             np.testing.assert_array_equal(leaf.packed, other.packed)
             np.testing.assert_array_equal(leaf.scales, other.scales)
+
+
+@pytest.mark.parametrize("kind", [Q2_0, TQ1_0, TQ2_0], ids=lambda kind: kind.name)
+def test_packed_blocks_of_its_files_are_the_matrices_that_it_was_given(
+    tmp_path: Path, kind: TensorType
+) -> None:
+    source = write(tmp_path / "source.gguf", Case(architecture="qwen3", kind="F16"))
+    path = quantize(source, tmp_path / "x.gguf", kind.name)
+    name = "blk.1.ffn_up.weight"
+    given = read_gguf(source).tensors[name]
+    values = given.data.view("<f2").reshape(given.shape).astype(np.float32)
+
+    tensor = read_gguf(path).tensors[name]
+    packed, scales = packed_blocks(tensor.kind, tensor.data.reshape(tensor.shape[0], -1), name=name)
+
+    assert tensor.kind == kind
+    zeros = count_zeros(packed, name=name)
+    require_scales(scales, name=name)
+    codes = ternary.unpack(packed.reshape(len(values), -1), columns=values.shape[1])
+    np.testing.assert_array_equal(ternary.dequantize(codes, scales), values)
+    # Row 3 begins with a block of zeros.
+    zero = zero_blocks(zeros, scales, columns=kind.columns)
+    assert np.argwhere(zero)[:, 0].tolist() == [3] * (256 // kind.columns)
+    assert share_of_zeros(zeros, scales, columns=kind.columns) == (values == 0).mean()
+
+
+def test_an_ordinary_matrix_that_it_rounds_is_nearly_all_zeros(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.gguf", Case(architecture="qwen3", kind="F16"))
+    path = quantize(source, tmp_path / "x.gguf", "Q2_0", tables=Q2_0)
+    name = "token_embd.weight"
+
+    tensor = read_gguf(path).tensors[name]
+    packed, scales = packed_blocks(tensor.kind, tensor.data.reshape(tensor.shape[0], -1), name=name)
+
+    share = share_of_zeros(count_zeros(packed, name=name), scales, columns=64)
+    assert 0.75 < share < 0.85
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0, Q6_K], ids=lambda kind: kind.name)
+def test_its_integer_tables_are_the_numbers_that_the_library_reads(
+    tmp_path: Path, kind: TensorType
+) -> None:
+    source = write(tmp_path / "source.gguf", Case(architecture="qwen3", kind="F16", tied=False))
+    path = quantize(source, tmp_path / "x.gguf", "TQ2_0", tables=kind)
+
+    for name in ("token_embd.weight", "output.weight"):
+        tensor = read_gguf(path).tensors[name]
+        data = tensor.data.reshape(tensor.shape[0], -1)
+        codes, scales = integer_table(tensor.kind, data, name=name)
+
+        assert tensor.kind == kind
+        factors = np.repeat(scales.astype(np.float32), COLUMNS_OF_SCALE[kind], axis=1)
+        expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType(kind.number))
+        np.testing.assert_array_equal(codes * factors, expected)
+
+
+def test_a_bit_of_its_q1_0_is_the_sign_of_a_weight(tmp_path: Path) -> None:
+    source = write(tmp_path / "source.gguf", Case(architecture="qwen3", kind="F16"))
+    path = quantize(source, tmp_path / "x.gguf", "Q1_0")
+    name = "blk.1.ffn_up.weight"
+    given = read_gguf(source).tensors[name]
+    values = given.data.view("<f2").reshape(given.shape)
+
+    tensor = read_gguf(path).tensors[name]
+    packed, scales = packed_blocks(tensor.kind, tensor.data.reshape(len(values), -1), name=name)
+
+    assert tensor.kind == Q1_0
+    codes = ternary.unpack(packed.reshape(len(values), -1), columns=values.shape[1])
+    np.testing.assert_array_equal(codes[values != 0], np.sign(values[values != 0]))
+    assert scales.shape == (len(values), values.shape[1] // 128)
