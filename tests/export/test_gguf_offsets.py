@@ -82,6 +82,34 @@ def test_where_padding_hides_it_the_layout_is_told_by_legal_bytes(
     assert read_gguf(path).tensors["0"].kind == kind
 
 
+# Bytes that hold no pair 3 in either layout: a scale of 2, and codes of -1.
+TWO = b"\x00\x40"
+
+
+@pytest.mark.parametrize("kind", [Q2_0, PQ2_0], ids=lambda kind: kind.name)
+def test_the_end_of_the_file_decides_where_all_bytes_are_legal(
+    kind: TensorType, tmp_path: Path
+) -> None:
+    content = (TWO + bytes(kind.columns // 4)) * (64 * 128 // kind.columns)
+    path = write(tmp_path / "x.gguf", (42, (64, 128), content))
+
+    assert read_gguf(path).tensors["0"].kind == kind
+
+
+def test_what_were_padding_is_zero_in_the_right_layout(tmp_path: Path) -> None:
+    content = TWO + bytes(16) + TWO + bytes(14) + b"\x55\x55"
+    path = write(tmp_path / "x.gguf", (42, (1, 128), content), alignment=64)
+
+    assert read_gguf(path).tensors["0"].kind == Q2_0
+
+
+def test_what_were_scales_is_not_negative_in_the_right_layout(tmp_path: Path) -> None:
+    content = TWO + bytes(16) + b"\x00\xa0" + bytes(14)
+    path = write(tmp_path / "x.gguf", (42, (1, 128), content), alignment=64)
+
+    assert read_gguf(path).tensors["0"].kind == PQ2_0
+
+
 def test_bytes_behind_the_last_tensor_do_not_hide_its_layout(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,8 +130,7 @@ def test_rows_that_are_no_blocks_of_128_are_blocks_of_64(tmp_path: Path) -> None
 
 
 def test_what_is_legal_in_both_layouts_is_refused(tmp_path: Path) -> None:
-    # A scale of 2, and then codes of -1, or zeros.
-    path = write(tmp_path / "x.gguf", (42, (1, 128), b"\x00\x40" + bytes(32)))
+    path = write(tmp_path / "x.gguf", (42, (1, 128), TWO + bytes(32)))
 
     with pytest.raises(
         FormatError,
@@ -113,7 +140,7 @@ def test_what_is_legal_in_both_layouts_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_legal_in_neither_layout_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.gguf", (42, (1, 128), b"\x00\x40" + b"\xff" * 32))
+    path = write(tmp_path / "x.gguf", (42, (1, 128), TWO + b"\xff" * 32))
 
     with pytest.raises(FormatError, match="legal in neither; fetch"):
         read_gguf(path)
