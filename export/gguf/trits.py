@@ -41,7 +41,9 @@ _BYTE_TO_DIGITS = np.array(
     [[(byte * 3**n & 255) * 3 >> 8 for n in range(_DIGITS)] for byte in range(256)], np.uint64
 )
 # The four digits of a packed byte, as the bytes of one number.
-_FOUR_DIGITS = np.array([[byte >> 2 * i & 3 for i in range(4)] for byte in range(256)], np.uint8)
+_FOUR_DIGITS: NDArray[np.uint32] = np.array(
+    [[byte >> 2 * i & 3 for i in range(4)] for byte in range(256)], np.uint8
+).view(np.uint32)[:, 0]
 # Eight bits as eight packed codes: set is 1, clear is -1.
 _BITS_TO_PACKED = np.array(
     [sum(2 << 2 * i for i in range(8) if byte >> i & 1) for byte in range(256)], "<u2"
@@ -78,17 +80,17 @@ def pack_trits(packed: NDArray[np.uint8], parts: Parts) -> NDArray[np.uint8]:
 
     Digit n of byte m of a part of M bytes is that of the part's column M n + m, the most significant first.
     """
-    digits = _FOUR_DIGITS[packed].reshape(len(packed), -1)
     found: list[NDArray[np.uint8]] = []
     begin = 0
     for num_digits, size in parts:
-        end = begin + num_digits * size
-        number = np.zeros((len(packed), size), np.uint8)
+        end = begin + num_digits * size // 4
+        digits = _FOUR_DIGITS.take(packed[:, begin:end]).view(np.uint8)
+        # As large numbers as there are: bytes do not overflow into each other, for they are at most 2 * 121.
+        lanes = digits.reshape(len(packed), num_digits, size).view(f"u{min(size, 8)}")
+        number = np.zeros((len(packed), lanes.shape[2]), lanes.dtype)
         for n in range(num_digits):
-            # At most 2 * 121: no overflow.
-            digit = digits[:, begin + n * size : begin + (n + 1) * size]
-            number += digit * np.uint8(3 ** (_DIGITS - 1 - n))
-        found.append(_NUMBER_TO_BYTE[number])
+            number += lanes[:, n] * lanes.dtype.type(3 ** (_DIGITS - 1 - n))
+        found.append(_NUMBER_TO_BYTE.take(number.view(np.uint8)))
         begin = end
     return np.concatenate(found, axis=1)
 

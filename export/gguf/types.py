@@ -52,6 +52,7 @@ __all__ = [
     "TQ2_0",
     "TYPES",
     "TensorType",
+    "block_bytes",
     "dequantize_q2_0",
     "pack_q8_0",
     "pack_ternary",
@@ -105,6 +106,8 @@ TYPES: Mapping[int, TensorType] = {
 }
 
 _SCALE = np.dtype("<f2")
+# From this package's bytes of blocks to a type's, or back.
+_Codec = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 # Blocks that are converted at once: what lies between two passes stays in the cache.
 _AT_ONCE = 2**12
 
@@ -117,21 +120,28 @@ def pack_ternary(
     Of codes (R, C) and scales (R, S), of which each is repeated for the blocks that it covers. Not in `Q1_0`, which has
     no zeros, nor in `I2_S`, which has one scale.
     """
-    rows, columns = codes.shape
     if kind == F16:
         return ternary.dequantize(codes, scales).astype(_SCALE).view(np.uint8)
-    pack = _PACKERS[kind]
+    ternary.num_blocks(codes.shape[1], kind.columns)
+    return block_bytes(kind, ternary.pack(codes), scales)
+
+
+def block_bytes(
+    kind: TensorType, packed: NDArray[np.uint8], scales: NDArray[np.float16]
+) -> NDArray[np.uint8]:
+    """The same of packed codes, (R, C / 4), which need not be taken apart: the inverse of `packed_blocks`."""
+    rows, columns = len(packed), 4 * packed.shape[1]
     count = ternary.num_blocks(columns, kind.columns)
     if count % scales.shape[1]:
         raise ShapeError(
             f"a scale for every {columns // scales.shape[1]} columns: {kind.name} has one for every "
             f"{kind.columns}; use a format with smaller blocks, or train with a weight_block of {kind.columns}"
         )
-    packed = pack(ternary.pack(codes).reshape(rows * count, -1)).reshape(rows, count, -1)
-    repeated = np.repeat(scales.astype(_SCALE), count // scales.shape[1], axis=1)
-    parts = [packed, repeated[:, :, None].view(np.uint8)]
-    order = parts[::-1] if kind in _SCALE_FIRST else parts
-    return np.concatenate(order, axis=2).reshape(rows, -1)
+    blocks = np.empty((rows, count, kind.bytes), np.uint8)
+    codes, factors = _halves(kind, blocks)
+    _convert(packed.reshape(rows, count, -1), _PACKERS[kind], codes)
+    factors[...] = np.repeat(scales, count // scales.shape[1], axis=1)
+    return blocks.reshape(rows, -1)
 
 
 def unpack_ternary(
@@ -165,22 +175,18 @@ def packed_blocks(
     NumericError
         If a byte holds more trits than its block has; the name is for this.
     """
-    blocks = data.reshape(len(data), -1, kind.bytes)
-    size = _SCALE.itemsize
-    if kind in _SCALE_FIRST:
-        scales, codes = blocks[:, :, :size], blocks[:, :, size:]
-    else:
-        codes, scales = blocks[:, :, :-size], blocks[:, :, -size:]
-    factors: NDArray[np.float16] = scales.view(_SCALE)[:, :, 0]
+    codes, scales = _halves(kind, data.reshape(len(data), -1, kind.bytes))
     if kind in _OUR_BYTES:
-        return codes, factors
+        return codes, scales
     beyond = has_digit_beyond(codes, _PARTS[kind]) if kind in _PARTS else np.zeros(0, np.bool_)
     if beyond.any():
         row, block = (int(i) for i in np.argwhere(beyond)[0])
         raise NumericError(
             f"{name} has a digit where a block of {kind.name} ends, in row {row}, block {block}: {OTHER_BYTES}"
         )
-    return _converted(codes, _UNPACKERS[kind], kind.columns // 4), factors
+    packed = np.empty((*scales.shape, kind.columns // 4), np.uint8)
+    _convert(codes, _UNPACKERS[kind], packed)
+    return packed, scales
 
 
 def packed_i2_s(
@@ -203,7 +209,9 @@ def packed_i2_s(
         raise NumericError(
             f"{name} has the scale {scale:g}: must be finite and positive; fetch the file again"
         )
-    packed = _converted(data.reshape(rows, -1, I2_S.bytes), unpack_high_quarters, I2_S.bytes)
+    blocks = data.reshape(rows, -1, I2_S.bytes)
+    packed = np.empty_like(blocks)
+    _convert(blocks, unpack_high_quarters, packed)
     zeros, size = int(count_zeros(packed, name=name).sum(dtype=np.int64)), 4 * packed.size
     if not 0 < zeros < _NEARLY_ALL * size:
         raise NumericError(
@@ -244,18 +252,23 @@ def dequantize_q2_0(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (codes * scales.astype(np.float32)[:, :, None]).astype(np.float32).reshape(len(data), -1)
 
 
-def _converted(
-    codes: NDArray[np.uint8], unpack: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], size: int
-) -> NDArray[np.uint8]:
-    """Return what `unpack` makes of the bytes of blocks, (R, B, bytes), a few at a time: (R, B, size)."""
-    rows, count, _ = codes.shape
-    packed = np.empty((rows, count, size), np.uint8)
+def _halves(
+    kind: TensorType, blocks: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Return views of the codes and of the scales, (R, B), of blocks (R, B, bytes)."""
+    size = _SCALE.itemsize
+    if kind in _SCALE_FIRST:
+        return blocks[:, :, size:], blocks[:, :, :size].view(_SCALE)[:, :, 0]
+    return blocks[:, :, :-size], blocks[:, :, -size:].view(_SCALE)[:, :, 0]
+
+
+def _convert(blocks: NDArray[np.uint8], codec: _Codec, out: NDArray[np.uint8]) -> None:
+    """Fill `out`, (R, B, n), with what a codec makes of blocks, (R, B, bytes), a few at a time."""
+    rows, count, size = blocks.shape
     at_once = max(1, _AT_ONCE // max(1, count))
     for start in range(0, rows, at_once):
-        part = codes[start : start + at_once]
-        found = unpack(part.reshape(len(part) * count, -1))
-        packed[start : start + at_once] = found.reshape(len(part), count, size)
-    return packed
+        part = blocks[start : start + at_once]
+        out[start : start + at_once] = codec(part.reshape(-1, size)).reshape(len(part), count, -1)
 
 
 def _shared_scales(scales: NDArray[np.float16], count: int, name: str) -> NDArray[np.float16]:
@@ -275,8 +288,6 @@ _NEARLY_ALL = 0.95
 _SCALE_FIRST = (Q1_0, Q2_0, PQ2_0)
 _OUR_BYTES = (Q2_0, PQ2_0)
 _PARTS: Mapping[TensorType, Parts] = {TQ1_0: TQ1_0_PARTS, PTQ1_0: PTQ1_0_PARTS}
-# From this package's bytes of blocks, and to them.
-_Codec = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 _PACKERS: Mapping[TensorType, _Codec] = {
     TQ2_0: pack_quarters,
     **{kind: partial(pack_trits, parts=parts) for kind, parts in _PARTS.items()},

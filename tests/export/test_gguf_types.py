@@ -20,6 +20,7 @@ from nanochat.export.gguf.types import (
     TQ2_0,
     TYPES,
     TensorType,
+    block_bytes,
     pack_q8_0,
     pack_ternary,
     packed_blocks,
@@ -328,6 +329,15 @@ def test_all_types_have_the_same_packed_bytes(kind: TensorType) -> None:
 
     assert np.array_equal(packed.reshape(70, -1), ternary.pack(codes))
     assert np.array_equal(scales, np.repeat(factors, 256 // kind.columns, axis=1))
+
+
+@pytest.mark.parametrize("kind", [TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0], ids=name_of)
+def test_packed_bytes_are_written_as_the_codes_are(kind: TensorType) -> None:
+    codes, factors = codes_and_scales(70, 7 * 256, 7)
+
+    written = block_bytes(kind, ternary.pack(codes), factors)
+
+    assert np.array_equal(written, pack_ternary(kind, codes, factors))
 
 
 def test_rows_are_converted_a_few_at_a_time_with_none_left_out() -> None:
