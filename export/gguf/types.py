@@ -249,7 +249,10 @@ def dequantize_q2_0(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     # Four shifts, as the table of `ternary.unpack` has no such digit.
     digits = packed[:, :, :, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
     codes = (digits.view(np.int8) - np.int8(1)).reshape(*scales.shape, -1)
-    return (codes * scales.astype(np.float32)[:, :, None]).astype(np.float32).reshape(len(data), -1)
+    # A scale that is not finite makes numbers that are not, which the caller refuses.
+    with np.errstate(invalid="ignore"):
+        values = codes * scales.astype(np.float32)[:, :, None]
+    return values.astype(np.float32).reshape(len(data), -1)
 
 
 def _halves(

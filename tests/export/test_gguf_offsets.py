@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.errors import FormatError
-from nanochat.export.gguf.container import read_gguf
-from nanochat.export.gguf.types import I2_S, PQ2_0, Q2_0, TensorType
+from nanochat.export.gguf.container import NewTensor, read_gguf, write_container
+from nanochat.export.gguf.types import I2_S, PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ1_0, TensorType
 
 # Columns of a block under the number 42, by what it is then called.
 BLOCKS = {"Q2_0": 64, "PQ2_0": 128}
@@ -225,6 +225,18 @@ def test_a_layout_is_never_taken_for_the_other(
         return
 
     assert found == kind
+
+
+@pytest.mark.parametrize("kind", [Q1_0, Q2_0, PQ2_0, PTQ1_0, TQ1_0], ids=lambda kind: kind.name)
+def test_a_file_of_this_package_has_blocks_of_any_type(kind: TensorType, tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 7 * kind.num_bytes((512,)), np.uint8)
+    blocks = [NewTensor(name="x", kind=kind, shape=(7, 512), parts=lambda: [content])]
+
+    write_container(tmp_path / "x.gguf", {}, blocks)
+
+    tensor = read_gguf(tmp_path / "x.gguf").tensors["x"]
+    assert (tensor.kind, tensor.shape, tensor.tail.size) == (kind, (7, 512), 0)
+    assert np.array_equal(tensor.data, content)
 
 
 def test_the_scale_behind_i2_s_is_no_block(tmp_path: Path) -> None:

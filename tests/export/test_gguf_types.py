@@ -21,6 +21,7 @@ from nanochat.export.gguf.types import (
     TYPES,
     TensorType,
     block_bytes,
+    dequantize_q2_0,
     pack_q8_0,
     pack_ternary,
     packed_blocks,
@@ -369,6 +370,13 @@ def test_i2_s_of_what_no_training_makes_is_refused(byte: int, message: str) -> N
 
     with pytest.raises(NumericError, match=message):
         packed_i2_s(np.full((2, 32), byte, np.uint8), tail, name="x")
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite_makes_numbers_that_are_not(scale: float) -> None:
+    packed = pack_ternary(Q2_0, np.zeros((1, 64), np.int8), np.array([[scale]], np.float16))
+
+    assert np.isnan(dequantize_q2_0(packed)).all()
 
 
 @pytest.mark.parametrize("kind", [TQ2_0, TQ1_0, Q2_0, PQ2_0, PTQ1_0, Q1_0], ids=name_of)
