@@ -91,7 +91,7 @@ Q6_K = _library_type(gguf.GGMLQuantizationType.Q6_K)
 Q8_0 = _library_type(gguf.GGMLQuantizationType.Q8_0)
 TQ1_0 = _library_type(gguf.GGMLQuantizationType.TQ1_0)
 TQ2_0 = _library_type(gguf.GGMLQuantizationType.TQ2_0)
-# In llama.cpp since 2026; version 0.19 of the gguf library does not know the first, and 0.17 neither.
+# In llama.cpp since 2026: version 0.19 of the gguf library knows the second only, and older ones neither.
 Q2_0 = TensorType(name="Q2_0", number=42, columns=64, bytes=18)
 Q1_0 = TensorType(name="Q1_0", number=41, columns=128, bytes=18)
 # Of a fork of llama.cpp, whose older files have PQ2_0 under the number of Q2_0: see `nanochat.export.gguf.offsets`.
@@ -122,6 +122,7 @@ def pack_ternary(
     """
     if kind == F16:
         return ternary.dequantize(codes, scales).astype(_SCALE).view(np.uint8)
+    # Packing fills up a row's last byte.
     ternary.num_blocks(codes.shape[1], kind.columns)
     return block_bytes(kind, ternary.pack(codes), scales)
 
