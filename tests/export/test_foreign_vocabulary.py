@@ -38,16 +38,19 @@ def test_texts_are_encoded_as_llama_cpp_does(tmp_path: Path, keys: dict[str, Any
     assert (tokenizer.bos, tokenizer.eos, tokenizer.opening) == (bos, eos, (bos,))
 
 
-# One of each kind, and what a file has that says nothing.
+# What a file has that says nothing, one of each kind, and all names in published ternary models.
 SPLITS = [
     None,
     "default",
     "falcon",
     "gpt-2",
+    "olmo",
     "starcoder",
     "qwen2",
+    "qwen35",
     "dbrx",
     "llama-bpe",
+    "falcon3",
     "deepseek-v3",
 ]
 SPLIT_TEXTS = [
@@ -68,8 +71,10 @@ def test_a_text_is_split_as_llama_cpp_does_by_that_name(tmp_path: Path, name: st
 
     with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = {text: theirs.tokenize(text) for text in SPLIT_TEXTS}
+        started = theirs.tokenize("a", start=True)
 
     assert {text: tokenizer.encode(text) for text in SPLIT_TEXTS} == expected
+    assert [*tokenizer.opening, *tokenizer.encode("a")] == started
 
 
 def test_a_file_that_does_not_say_how_texts_are_split_is_read_with_a_warning(
