@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nanochat.draws import Draws, require_finite, sample
 from nanochat.errors import InputError, ShapeError
+from nanochat.text.held import overlap
 
 __all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
 
@@ -305,7 +306,7 @@ class StopStrings:
             self._stopped = True
             return text[:start], True
 
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
 
@@ -353,9 +354,3 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
         )
         checked[int(token)] = number
     return checked
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length in characters of the longest end of `text` that `stop` starts with."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -11,6 +11,8 @@ Other people's models bring their own format as such a template. Contents are da
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from nanochat.errors import FormatError, InputError
@@ -23,12 +25,23 @@ from nanochat.text.messages import (
     text_of,
     with_texts,
 )
+from nanochat.text.thinking import Thoughts, check_budget, marks_of, require_marks
 from nanochat.text.tokenizer import Tokenizer
 
-__all__ = ["Message", "render"]
+__all__ = ["ChatPrompt", "Message", "chat_prompt", "render", "template_of", "thinking_variables"]
 
 # What a template is given besides.
 _GIVEN = {"add_generation_prompt", "messages", "tools"}
+# Variables by which templates let a model think, or not.
+_SWITCHES = ("enable_thinking", "thinking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatPrompt:
+    """The tokens of a conversation that the model shall answer, and how its thoughts are told from the answer."""
+
+    ids: list[int]
+    thoughts: Thoughts | None
 
 
 def render(
@@ -69,22 +82,8 @@ def render(
     >>> tokenizer.decode(tokens, skip_specials=False)
     '<|bos|><|user|>hi<|end|><|assistant|>'
     """
-    schemas = checked_tools(tools)
-    if chat_template is not None and not isinstance(chat_template, str):
-        raise InputError(f"chat_template is {chat_template!r:.80}: pass the text of a template")
-    if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
-        raise InputError(
-            f"chat_template_kwargs is {chat_template_kwargs!r:.80}: pass a mapping, such as "
-            '{"enable_thinking": False}'
-        )
-    variables = {
-        str(name): plain(value, "chat_template_kwargs")
-        for name, value in (chat_template_kwargs or {}).items()
-    }
-    for name in _GIVEN & variables.keys():
-        raise InputError(
-            f"chat_template_kwargs holds {name!r}, which has an argument of its own: pass it as that"
-        )
+    schemas, variables = checked_tools(tools), _checked_variables(chat_template_kwargs)
+    template = template_of(tokenizer, chat_template)
     if chat_template is None and isinstance(tokenizer, Tokenizer):
         if schemas or variables:
             raise InputError(
@@ -92,14 +91,109 @@ def render(
                 "or pass a chat_template that does"
             )
         return _render_own(checked_messages(messages), tokenizer, reply)
-    template = tokenizer.chat_template if chat_template is None else chat_template
-    if not template:
-        raise InputError(
-            "this model brings no chat template, so its format of conversations is unknown: pass one as chat_template "
-            "(--template FILE), or write the prompt in that format and generate with special=True (--special)"
+    conversation = _Conversation(template, messages, tokenizer, {**variables, "tools": schemas})
+    return conversation.tokens(reply=reply)
+
+
+def chat_prompt(
+    messages: str | Sequence[Message],
+    tokenizer: TextCodec,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    thinking: bool | None = None,
+    thinking_budget: int | None = None,
+) -> ChatPrompt:
+    """Return what the model shall answer, and how to read the answer.
+
+    Parameters
+    ----------
+    messages, tools, chat_template, chat_template_kwargs
+        See `render`.
+    thinking : bool, optional
+        Whether the model shall think before it answers, if its template can be told so; absent is as the template does.
+    thinking_budget : int, optional
+        Most tokens of thoughts, after which they are ended; absent is as many as the model likes.
+
+    Raises
+    ------
+    FormatError
+        If the template fails.
+    InputError
+        If a message is malformed, or is none for this model, or its template knows no thinking that was asked for.
+    """
+    template = template_of(tokenizer, chat_template)
+    variables = chat_template_kwargs
+    chosen = thinking_variables(template, thinking=thinking, budget=thinking_budget)
+    if chosen:
+        given = _checked_variables(variables)
+        for name in chosen.keys() & given.keys():
+            raise InputError(
+                f"thinking={thinking} and chat_template_kwargs with {name!r} say the same: pass one of them"
+            )
+        variables = {**given, **chosen}
+    marks = marks_of(template)
+    if marks is None:
+        ids = render(
+            messages,
+            tokenizer,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=variables,
         )
-    checked = checked_messages(messages, template=template)
-    return _render_template(template, checked, tokenizer, reply, {**variables, "tools": schemas})
+        return ChatPrompt(ids=ids, thoughts=None)
+    conversation = _Conversation(
+        template,
+        messages,
+        tokenizer,
+        {**_checked_variables(variables), "tools": checked_tools(tools)},
+    )
+    _, opening, rest = conversation.opening.rpartition(marks.opening)
+    ended = marks.closing in rest
+    thoughts = Thoughts(
+        marks=marks,
+        begun=rest if opening and not ended else None,
+        ended=ended,
+        budget=thinking_budget,
+    )
+    return ChatPrompt(ids=conversation.tokens(reply=True), thoughts=thoughts)
+
+
+def thinking_variables(
+    template: str, *, thinking: bool | None, budget: int | None
+) -> dict[str, bool]:
+    """The variables that tell a template whether its model shall think; none where nobody asks, or it always thinks.
+
+    Raises
+    ------
+    InputError
+        If it knows no thinking that was asked for, or cannot do without.
+    """
+    check_budget(budget)
+    if budget is not None:
+        require_marks(template, f"thinking_budget={budget} (--thinking-budget)")
+    if thinking is None:
+        return {}
+    if not isinstance(thinking, bool):
+        raise InputError(
+            f"thinking={thinking!r:.80}: pass True, False, or None for the model's way"
+        )
+    if thinking:
+        require_marks(template, "thinking=True (--think)")
+    if marks_of(template) is None:
+        return {}
+    from nanochat.text.template import template_variables
+
+    switch = next((name for name in _SWITCHES if name in template_variables(template)), None)
+    if switch is not None:
+        return {switch: thinking}
+    if not thinking:
+        raise InputError(
+            "thinking=False (--no-think), but this model's chat template has no switch for it: pass thinking_budget=0 "
+            "(--thinking-budget 0), which ends every thought at once"
+        )
+    return {}
 
 
 def _render_own(messages: list[dict[str, object]], tokenizer: Tokenizer, reply: bool) -> list[int]:
@@ -122,35 +216,85 @@ def _render_own(messages: list[dict[str, object]], tokenizer: Tokenizer, reply: 
     return [*tokens, tokenizer.assistant] if reply else tokens
 
 
-def _render_template(
-    template: str,
-    messages: list[dict[str, object]],
-    tokenizer: TextCodec,
-    reply: bool,
-    variables: Mapping[str, object],
-) -> list[int]:
-    # Late, because our own models need no template's language.
-    from nanochat.text.shield import Shield
-    from nanochat.text.template import render_template
+def template_of(tokenizer: TextCodec, given: object) -> str:
+    """The template in use; empty for our own format, which needs none."""
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"chat_template is {given!r:.80}: pass the text of a template")
+    if given is not None or not isinstance(tokenizer, Tokenizer):
+        return tokenizer.chat_template if given is None else given
+    return ""
 
-    shield = Shield(tokenizer, [messages, variables])
-    marked: Any = shield.mark(messages)
-    given: Any = shield.mark(variables)
-    names = {token: name for name, token in tokenizer.specials.items()}
-    roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
-    special = {role: names[token] for role, token in roles.items() if token in names}
 
-    def text_with(conversation: list[dict[str, object]]) -> str:
-        return render_template(template, conversation, names={**special, **given}, reply=reply)
+def _checked_variables(given: object) -> dict[str, object]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(
+            f"chat_template_kwargs is {given!r:.80}: pass a mapping, such as "
+            '{"enable_thinking": False}'
+        )
+    variables = {
+        str(name): plain(value, "chat_template_kwargs") for name, value in (given or {}).items()
+    }
+    for name in _GIVEN & variables.keys():
+        raise InputError(
+            f"chat_template_kwargs holds {name!r}, which has an argument of its own: pass it as that"
+        )
+    return variables
 
-    if not any(isinstance(message.get("content"), list) for message in messages):
-        return shield.tokens(text_with(marked))
-    # Many templates know texts only, and fail at parts or write them as Python does.
-    try:
-        text = text_with(marked)
-    except FormatError:
-        text = text_with(with_texts(marked))
-    else:
+
+class _Conversation:
+    """A conversation as a template writes it."""
+
+    def __init__(
+        self,
+        template: str,
+        messages: str | Sequence[Message],
+        tokenizer: TextCodec,
+        variables: Mapping[str, object],
+    ) -> None:
+        # Late, because our own models need no template's language.
+        from nanochat.text.shield import Shield
+
+        if not template:
+            raise InputError(
+                "this model brings no chat template, so its format of conversations is unknown: pass one as "
+                "chat_template (--template FILE), or write the prompt in that format and generate with special=True "
+                "(--special)"
+            )
+        checked = checked_messages(messages, template=template)
+        self._template = template
+        self._shield = Shield(tokenizer, [checked, variables])
+        self._messages: Any = self._shield.mark(checked)
+        given: Any = self._shield.mark(variables)
+        names = {token: name for name, token in tokenizer.specials.items()}
+        roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+        special = {role: names[token] for role, token in roles.items() if token in names}
+        self._names = {**special, **given}
+
+    def tokens(self, *, reply: bool) -> list[int]:
+        """Its tokens, with or without the opening of the assistant's turn."""
+        return self._shield.tokens(self._text(reply=reply))
+
+    @property
+    def opening(self) -> str:
+        """What the template writes to open the assistant's turn."""
+        text = self._text(reply=True)
+        # By characters, as is meant.
+        shared = commonprefix([text, self._text(reply=False)])  # noqa: RUF071
+        return text[len(shared) :]
+
+    def _text(self, *, reply: bool) -> str:
+        if not any(isinstance(message.get("content"), list) for message in self._messages):
+            return self._rendered(self._messages, reply)
+        # Many templates know texts only, and fail at parts or write them as Python does.
+        try:
+            text = self._rendered(self._messages, reply)
+        except FormatError:
+            return self._rendered(with_texts(self._messages), reply)
         if "{'type': 'text', 'text': " in text:
-            text = text_with(with_texts(marked))
-    return shield.tokens(text)
+            return self._rendered(with_texts(self._messages), reply)
+        return text
+
+    def _rendered(self, messages: list[dict[str, object]], reply: bool) -> str:
+        from nanochat.text.template import render_template
+
+        return render_template(self._template, messages, names=self._names, reply=reply)

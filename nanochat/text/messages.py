@@ -9,6 +9,7 @@ from nanochat.errors import InputError, did_you_mean
 __all__ = [
     "Message",
     "TextPart",
+    "answer_message",
     "checked_messages",
     "checked_tools",
     "plain",
@@ -75,6 +76,12 @@ def checked_messages(messages: object, *, template: str = "") -> list[dict[str, 
             '{"role": "user", "content": "..."}'
         )
     return [_checked(index, message, template) for index, message in enumerate(every)]
+
+
+def answer_message(content: str, reasoning: str) -> Message:
+    """What an assistant said, and thought before, as a turn of the conversation; templates drop thoughts themselves."""
+    message: Message = {"role": "assistant", "content": content}
+    return {**message, "reasoning_content": reasoning} if reasoning else message
 
 
 def checked_tools(tools: object) -> list[object] | None:

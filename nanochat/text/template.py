@@ -20,6 +20,7 @@ from types import CodeType
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -30,7 +31,7 @@ from jinja2.visitor import NodeTransformer
 
 from nanochat.errors import FormatError, InputError
 
-__all__ = ["render_template"]
+__all__ = ["render_template", "template_variables"]
 
 _MAX_TEMPLATE = 2**18
 _MAX_SECONDS = 5.0
@@ -108,6 +109,23 @@ def render_template(
             "(--special)"
         ) from error
     return "".join(pieces)
+
+
+@lru_cache(maxsize=8)
+def template_variables(template: str) -> frozenset[str]:
+    """Names of the variables that a template takes from its caller; none if it is no template.
+
+    >>> sorted(template_variables("{% set x = 1 %}{{ x }}{{ y }}{{ z if z is defined }}"))
+    ['y', 'z']
+    """
+    if len(template) > _MAX_TEMPLATE:
+        return frozenset()
+    environment = _Environment(_MAX_SIZE)
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(environment.parse(template)))
+    except (jinja2.TemplateError, RecursionError):
+        # Who renders it is told why.
+        return frozenset()
 
 
 class _Environment(ImmutableSandboxedEnvironment):

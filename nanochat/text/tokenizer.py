@@ -283,6 +283,11 @@ class StreamDecoder:
         """Return the characters that `token` completes, often none; specials add nothing."""
         return self._utf8.decode(self._tokenizer.token_bytes(token))
 
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether the tokens until now end with some bytes of a character."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """Return U+FFFD if the sequence ended inside a character, and start afresh."""
         rest = self._utf8.decode(b"", final=True)
