@@ -15,6 +15,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError, NanochatError, did_you_mean
 from nanochat.generation.cache import PromptCache
 from nanochat.generation.sampling import Sampling
+from nanochat.text.thinking import Thoughts
 
 __all__ = [
     "ChatOptions",
@@ -64,6 +65,9 @@ class GenerationOptions(TypedDict, total=False):
         if there is one for each. None draws one, and tells it in the log.
     cache : PromptCache or None
         What was read before of prompts that begin so, from `nanochat.lm.Model.load_cache`; nothing.
+    thoughts : Thoughts or None
+        How thoughts are told from the answer, and when they are ended, from `nanochat.text.chat.chat_prompt`; not at
+        all. They may make a text longer than `max_tokens` is by default, and no string in them stops it.
     """
 
     max_tokens: int | None
@@ -81,14 +85,17 @@ class GenerationOptions(TypedDict, total=False):
     logprobs: int | None
     seed: int | Sequence[int] | None
     cache: PromptCache | None
+    thoughts: Thoughts | None
 
 
 class TemplateOptions(TypedDict, total=False):
-    """How a conversation becomes a prompt; see `nanochat.text.chat.render`."""
+    """How a conversation becomes a prompt; see `nanochat.text.chat.chat_prompt`."""
 
     tools: Sequence[Mapping[str, Any]] | None
     chat_template: str | None
     chat_template_kwargs: Mapping[str, Any] | None
+    thinking: bool | None
+    thinking_budget: int | None
 
 
 class ChatOptions(GenerationOptions, TemplateOptions, total=False):
@@ -106,6 +113,7 @@ class Wanted:
     logprobs: int | None
     seed: object
     cache: PromptCache | None
+    thoughts: Thoughts | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,10 @@ class Piece:
     `text` is often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
     `finish_reason` is on the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`,
     "error" where no token could be chosen, for which `error` says why and `token` is -1.
+
+    `reasoning` is what the token releases of a thought, if `GenerationOptions.thoughts` tells thoughts from the answer;
+    then `text` is of the answer alone. A token that `is_forced` was not chosen, and has no `logprob`: it ends a thought
+    that is too long.
 
     `logprob` is the logarithm of the token's probability after softmax of the model's logits, and `top_logprobs` has
     the ids and those of the most probable tokens, if `GenerationOptions.logprobs` asks for them.
@@ -127,6 +139,8 @@ class Piece:
     error: NanochatError | None = None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    reasoning: str = ""
+    is_forced: bool = False
 
 
 def read_options(options: GenerationOptions) -> Wanted:
@@ -158,6 +172,11 @@ def read_options(options: GenerationOptions) -> Wanted:
     cache = given.get("cache")
     if cache is not None and not isinstance(cache, PromptCache):
         raise InputError(f"cache={cache!r:.80} is none: pass what model.load_cache(path) returns")
+    thoughts = given.get("thoughts")
+    if thoughts is not None and not isinstance(thoughts, Thoughts):
+        raise InputError(
+            f"thoughts={thoughts!r:.80} are none: pass what nanochat.text.chat.chat_prompt returns"
+        )
     return Wanted(
         sampling=Sampling(
             **{"temperature": 0.0, **{n: given[n] for n in _OF_SAMPLING if n in given}}
@@ -168,6 +187,7 @@ def read_options(options: GenerationOptions) -> Wanted:
         logprobs=logprobs,
         seed=options.get("seed", 0),
         cache=cache,
+        thoughts=thoughts,
     )
 
 
@@ -222,7 +242,9 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     return stops
 
 
-def tokens_after(length: int, max_tokens: int | None, config: ModelConfig) -> int:
+def tokens_after(
+    length: int, max_tokens: int | None, config: ModelConfig, *, thoughts: Thoughts | None = None
+) -> int:
     """The number of tokens to generate after a prompt of this length."""
     room = config.context_length - length
     holds = f"the model's context holds {config.context_length} tokens"
@@ -232,7 +254,7 @@ def tokens_after(length: int, max_tokens: int | None, config: ModelConfig) -> in
             f"shorten it to {config.context_length - 1} tokens or less"
         )
     if max_tokens is None:
-        return min(room, _MAX_TOKENS)
+        return min(room, _MAX_TOKENS + (0 if thoughts is None else thoughts.usual_tokens))
     if max_tokens > room:
         raise ContextLengthError(
             f"a prompt of {length} tokens and max_tokens={max_tokens} make {length + max_tokens}, but {holds}: "

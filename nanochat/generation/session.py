@@ -145,6 +145,7 @@ class Session(Generic[State]):
     def step(self) -> list[Piece]:
         """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
 
+        Tokens that end a thought of which `Thoughts.budget` is used up come all at once; the next step reads them.
         A text for which no token can be chosen ends with an error; the others go on.
         """
         pieces = self._admit()
@@ -172,7 +173,7 @@ class Session(Generic[State]):
             for row, text in enumerate(ends):
                 if text.read == len(text.prompt.ids):
                     text.prompt.was_read(text, choices.logits, row, self._state)
-                pieces.append(self._push(text, choices, row))
+                pieces += self._push(text, choices, row)
             break
         return sorted(pieces, key=lambda piece: piece.row)
 
@@ -209,7 +210,9 @@ class Session(Generic[State]):
         for ids in prompts:
             check_ids(ids, self.runner.config)
         longest = max(map(len, prompts))
-        max_tokens = tokens_after(longest, wanted.max_tokens, self.runner.config)
+        max_tokens = tokens_after(
+            longest, wanted.max_tokens, self.runner.config, thoughts=wanted.thoughts
+        )
         # The last token is never fed back.
         needed = longest + max_tokens - 1
         if needed > self.capacity or num_pages(needed) > self._state.num_pages:
@@ -238,6 +241,7 @@ class Session(Generic[State]):
                         stops=StopStrings(wanted.stops),
                         tokens_left=max_tokens,
                         num_alternatives=wanted.logprobs,
+                        thoughts=wanted.thoughts,
                     )
                 )
                 self._next += 1
@@ -247,7 +251,7 @@ class Session(Generic[State]):
 
     def _admit(self) -> list[Piece]:
         """Give waiting texts rows, as far as there are any, and the first token of those whose prompt has been read."""
-        pieces = []
+        pieces: list[Piece] = []
         for text in list(self._waiting):
             if len(self._running) == self._most:
                 break
@@ -267,7 +271,7 @@ class Session(Generic[State]):
                 text.prompt.leave(text, self._state)
                 vocab_size = self.tokenizer.vocab_size
                 choices = choose(logits[None], [text.sampler], vocab_size=vocab_size)
-                pieces.append(self._push(text, choices, 0))
+                pieces += self._push(text, choices, 0)
         return pieces
 
     def _source(self, text: Text) -> tuple[Text | Kept | Snapshot[Any] | None, int]:
@@ -352,17 +356,17 @@ class Session(Generic[State]):
                 spans.append((text, new))
         return spans
 
-    def _push(self, text: Text, choices: Choices, row: int) -> Piece:
-        piece = text.push(choices, row)
-        if piece.finish_reason is not None:
+    def _push(self, text: Text, choices: Choices, row: int) -> list[Piece]:
+        pieces = text.push(choices, row)
+        if pieces[-1].finish_reason is not None:
             self._running.remove(text)
-            if self._keep and piece.error is None:
+            if self._keep and pieces[-1].error is None:
                 if len(self._kept) == self._keep:
                     self._forget()
                 self._kept.append(Kept(ids=text.ids[: text.read], place=text.place))
             else:
                 self._release(text)
-        return piece
+        return pieces
 
 
 def generate(
@@ -395,7 +399,7 @@ def generate(
         check_ids(ids, engine.config)
     wanted = read_options(options)
     longest = max(map(len, prompts))
-    max_tokens = tokens_after(longest, wanted.max_tokens, engine.config)
+    max_tokens = tokens_after(longest, wanted.max_tokens, engine.config, thoughts=wanted.thoughts)
     texts = len(prompts) * wanted.n
     cache = wanted.cache
     capacity = max(longest + max_tokens - 1, len(cache.ids) if cache else 0)

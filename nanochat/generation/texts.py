@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from nanochat.draws import require_finite, top_logprobs
 from nanochat.errors import NumericError
 from nanochat.generation.engine import Choices
+from nanochat.generation.mind import Mind
 from nanochat.generation.options import FinishReason, Piece
 from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.rows import RowState, Snapshot
 from nanochat.text.codec import TextCodec
+from nanochat.text.thinking import Thoughts
 from nanochat.text.tokenizer import StreamDecoder
 
 __all__ = ["Kept", "Prompt", "Text", "shared_length"]
@@ -90,6 +92,7 @@ class Text:
     tokens_left: int
     # How many log-probabilities it tells besides that of the chosen token; None if not even that.
     num_alternatives: int | None
+    thoughts: Thoughts | None = None
     # The prompt and what was chosen; of which the row `place` of the state has read some.
     ids: list[int] = field(init=False)
     place: int = -1
@@ -99,6 +102,7 @@ class Text:
     def __post_init__(self) -> None:
         self.ids = [*self.prompt.ids]
         self._decoder = StreamDecoder(self.tokenizer)
+        self._mind = None if self.thoughts is None else Mind(self.thoughts, self.tokenizer)
 
     @property
     def needs_logits(self) -> bool:
@@ -106,8 +110,8 @@ class Text:
         is_shared = self.prompt.unread > 1 and not self.has_begun
         return is_shared or bool(self.num_alternatives)
 
-    def push(self, choices: Choices, row: int) -> Piece:
-        """Continue with the token that was chosen."""
+    def push(self, choices: Choices, row: int) -> list[Piece]:
+        """Continue with the token that was chosen, or with those that end a thought in its place."""
         token = int(choices.tokens[row])
         logits = (
             None if choices.logits is None else choices.logits[row][: self.tokenizer.vocab_size]
@@ -117,7 +121,9 @@ class Text:
             try:
                 require_finite(logits)
             except NumericError as error:
-                return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+                return [Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)]
+        if self._mind is not None and self._mind.is_over(token, self._decoder):
+            return self._force(self._mind.ending())
         logprob: float | None = None
         alternatives: tuple[tuple[int, float], ...] = ()
         if self.num_alternatives is not None:
@@ -128,22 +134,49 @@ class Text:
                 logits, self.num_alternatives, normalizer=float(choices.normalizers[row])
             )
             alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
+        return [self._continue(token, logprob=logprob, top_logprobs=alternatives)]
+
+    def _force(self, tokens: Sequence[int]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for token in tokens:
+            pieces.append(self._continue(token, is_forced=True))
+            if pieces[-1].finish_reason is not None:
+                break
+        return pieces
+
+    def _continue(
+        self,
+        token: int,
+        *,
+        logprob: float | None = None,
+        top_logprobs: tuple[tuple[int, float], ...] = (),
+        is_forced: bool = False,
+    ) -> Piece:
         self.sampler.push(token)
         self.ids.append(token)
         self.tokens_left -= 1
+        thought, said = self._told_apart(self._decoder.push(token), token)
         reason: FinishReason | None = None
-        text, stopped = self.stops.push(self._decoder.push(token))
+        text, stopped = self.stops.push(said)
         if stopped or token in self.tokenizer.stop_ids:
             reason = "stop"
         elif not self.tokens_left:
             reason = "length"
         if reason is not None:
-            text += self.stops.push(self._decoder.flush())[0] + self.stops.flush()
+            last, rest = self._told_apart(self._decoder.flush(), None)
+            thought += last
+            text += self.stops.push(rest)[0] + self.stops.flush()
         return Piece(
             row=self.row,
             token=token,
             text=text,
+            reasoning=thought,
             finish_reason=reason,
             logprob=logprob,
-            top_logprobs=alternatives,
+            top_logprobs=top_logprobs,
+            is_forced=is_forced,
         )
+
+    def _told_apart(self, text: str, token: int | None) -> tuple[str, str]:
+        """What of the thoughts, and what of the answer, a token releases; without one, all that is left."""
+        return ("", text) if self._mind is None else self._mind.push(text, token)

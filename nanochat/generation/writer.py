@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 from nanochat.errors import InputError
 from nanochat.generation.cache import (
@@ -22,8 +22,9 @@ from nanochat.generation.options import (
 )
 from nanochat.generation.prompts import Prompts, encode_prompt, read_prompts
 from nanochat.generation.session import Session, generate
-from nanochat.text.chat import Message, render
+from nanochat.text.chat import Message, chat_prompt
 from nanochat.text.codec import TextCodec
+from nanochat.text.messages import answer_message
 
 __all__ = ["Writer"]
 
@@ -124,15 +125,43 @@ class Writer:
             return _texts(pieces)
         return ((piece.row, piece.text) for piece in pieces if piece.text)
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> str:
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> Message: ...
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> str | Message:
         """Return the assistant's answer to a conversation.
 
         Parameters
         ----------
         messages : str or sequence of Message
             ``{"role": "user", "content": "..."}``, as OpenAI's clients write them; a text is one of the user's.
+        reasoning : bool
+            Return the answer as a message that goes on with the conversation, with what the model thought before as
+            ``reasoning_content``; else the text of the answer alone.
         **options : ChatOptions
-            As for `generate`, and `tools`, `chat_template` and `chat_template_kwargs`, see `nanochat.text.chat.render`.
+            As for `generate`, and `tools`, `chat_template`, `chat_template_kwargs`, `thinking` and `thinking_budget`,
+            see `nanochat.text.chat.chat_prompt`.
 
         Raises
         ------
@@ -141,16 +170,53 @@ class Writer:
         InputError
             If a message is malformed, or an option out of range.
         """
-        return "".join(self.stream_chat(messages, **options))
+        if not reasoning:
+            return "".join(self.stream_chat(messages, **options))
+        texts = {"reasoning": "", "content": ""}
+        for kind, text in self.stream_chat(messages, reasoning=True, **options):
+            texts[kind] += text
+        return answer_message(texts["content"], texts["reasoning"])
+
+    @overload
+    def stream_chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream_chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> Iterator[tuple[Literal["reasoning", "content"], str]]: ...
 
     def stream_chat(
-        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
-    ) -> Iterator[str]:
-        """Yield the assistant's answer as it is generated; see `chat`."""
+        self,
+        messages: str | Sequence[Message],
+        *,
+        reasoning: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Iterator[str] | Iterator[tuple[Literal["reasoning", "content"], str]]:
+        """Yield the assistant's answer as it is generated; see `chat`.
+
+        With `reasoning`, what the model thinks comes, too, and each part with what it is of, "reasoning" or "content".
+        """
         template, generation = split_options(options)
         if (n := read_options(generation).n) != 1:
             raise InputError(f"n={n}, but chat gives one answer: leave n out, and call it for each")
-        return _texts(self.pieces([render(messages, self.tokenizer, **template)], **generation))
+        if generation.get("thoughts") is not None:
+            raise InputError(
+                "chat finds the thoughts itself: pass thinking_budget, or reasoning=True"
+            )
+        prompt = chat_prompt(messages, self.tokenizer, **template)
+        chosen: GenerationOptions = {**generation, "thoughts": prompt.thoughts}
+        pieces = self.pieces([prompt.ids], **chosen)
+        return _parts(pieces) if reasoning else _texts(pieces)
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
@@ -210,3 +276,11 @@ class Writer:
 
 def _texts(pieces: Iterator[Piece]) -> Iterator[str]:
     return (piece.text for piece in pieces if piece.text)
+
+
+def _parts(pieces: Iterator[Piece]) -> Iterator[tuple[Literal["reasoning", "content"], str]]:
+    for piece in pieces:
+        if piece.reasoning:
+            yield "reasoning", piece.reasoning
+        if piece.text:
+            yield "content", piece.text

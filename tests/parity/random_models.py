@@ -154,12 +154,14 @@ def random_model(*, context_length: int = 64) -> Model:
     return Model(config, silent_weights(config), random_tokenizer(), backend="reference")
 
 
-def reciting_bundle(tokens: Sequence[int]) -> Bundle:
+def reciting_bundle(
+    tokens: Sequence[int], *, tokenizer: TextCodec | None = None, context_length: int = 64
+) -> Bundle:
     """A model that turns each of `tokens` into the next: no token may occur twice, except as the last.
 
     Its layers add nothing, there is one feature for each token, and the head is a table of successors.
     """
-    tokenizer = random_tokenizer()
+    tokenizer = tokenizer or random_tokenizer()
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         width=512,
@@ -167,7 +169,7 @@ def reciting_bundle(tokens: Sequence[int]) -> Bundle:
         num_heads=4,
         num_kv_heads=2,
         ffn_width=256,
-        context_length=64,
+        context_length=context_length,
         tie_embeddings=False,
         num_streams=1,
     )
