@@ -19,13 +19,13 @@ from nanochat.cli.options import (
     model_argument,
     threads_option,
 )
-from nanochat.cli.output import note, print_json, write
+from nanochat.cli.output import note, print_json, show_thought, write
 from nanochat.cli.run import as_file_errors
 from nanochat.errors import ContextLengthError, InputError, counted
 
 if TYPE_CHECKING:
     from nanochat.generation.cache import PromptCache
-    from nanochat.generation.options import GenerationOptions, Piece
+    from nanochat.generation.options import GenerationOptions, Piece, TemplateOptions
     from nanochat.lm import Model
     from nanochat.ops import Storage
     from nanochat.text.chat import Message
@@ -43,6 +43,7 @@ Examples:
   nanochat chat microsoft/bitnet-b1.58-2B-4T
   nanochat chat path/to/model.gguf "Why is the sky blue?" --system "Answer in one line."
   nanochat chat path/to/model.gguf --template chatml.jinja
+  nanochat chat path/to/model.gguf "What is 17 * 23?" --think --thinking-budget 500
 """
 # Other lines that begin with a slash are questions: a comment, a path.
 _COMMAND = re.compile(r"/[a-z]+")
@@ -192,6 +193,18 @@ def generate(
     type=click.File(encoding="utf-8"),
     help="A chat template in Jinja, to be used instead of the model's; - reads it from standard input.",
 )
+@click.option(
+    "--think/--no-think",
+    "thinking",
+    default=None,
+    help="Let the model think before it answers, or not, if its chat template has a switch for that.  "
+    "[default: as the template does]",
+)
+@click.option(
+    "--thinking-budget",
+    type=click.IntRange(min=0),
+    help="Most tokens of thoughts, after which the model is made to answer; 0 ends them at once.  [default: no limit]",
+)
 @_generation_options
 def chat(
     model: str,
@@ -199,13 +212,16 @@ def chat(
     message: str | None,
     system: str | None,
     template: TextIO | None,
+    thinking: bool | None,
+    thinking_budget: int | None,
     *,
     as_json: bool,
     **values: Any,
 ) -> None:
     """Talk with MODEL, or print its answer to one MESSAGE.
 
-    What is said stays in the conversation until the context is full.
+    What is said stays in the conversation until the context is full. What the model thinks is shown apart, on standard
+    error.
 
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
@@ -224,14 +240,20 @@ def chat(
             f"{model} was not trained to chat, as its card says: it continues texts. Try: nanochat generate "
             f"{shlex.quote(model)} {example}"
         )
-    conversation = _Conversation(loaded, options, system, jinja)
+    conversation = _Conversation(
+        loaded,
+        options,
+        system,
+        {"chat_template": jinja, "thinking": thinking, "thinking_budget": thinking_budget},
+    )
     if message is None:
         _converse(conversation)
         return
     output = conversation.ask(message)
     output.show(silent=as_json)
     if as_json:
-        print_json({"model": model, "message": message, **output.summary(conversation.length)})
+        summary = {"reasoning": output.reasoning, **output.summary(conversation.length)}
+        print_json({"model": model, "message": message, **summary})
     else:
         write("\n")
     output.pass_interrupt_on()
@@ -256,7 +278,7 @@ class _Output:
     """The pieces of one text, counted and timed on their way to the user."""
 
     def __init__(self, pieces: "Generator[Piece, None, None]") -> None:
-        self.text = ""
+        self.text = self.reasoning = ""
         self._pieces = pieces
         self._num_tokens = 0
         self._finish_reason = ""
@@ -274,14 +296,32 @@ class _Output:
                 self._num_tokens += 1
                 if self._num_tokens == _WARM_TOKENS:
                     self._warm_seconds = self._seconds
-                self.text += piece.text
                 self._finish_reason = piece.finish_reason or self._finish_reason
-                if piece.text and not silent:
-                    write(piece.text)
+                if not silent:
+                    self._show(piece)
+                self.text += piece.text
+                self.reasoning += piece.reasoning
         except KeyboardInterrupt:
             self._finish_reason = "interrupted"
             # It may have come while a piece was written, and the session waits for the next question.
             self._pieces.close()
+
+    def _show(self, piece: "Piece") -> None:
+        if piece.reasoning:
+            if not self.reasoning:
+                note("(thinking)")
+            show_thought(piece.reasoning)
+        if (self.reasoning or piece.reasoning) and not self.text:
+            if piece.text:
+                note("\n(answering)")
+            elif piece.finish_reason == "length":
+                note(
+                    "\n(no answer, for thoughts took all tokens: pass a larger --max-tokens, or a --thinking-budget)"
+                )
+            elif piece.finish_reason is not None:
+                note("\n(no answer: the model ended its turn inside a thought)")
+        if piece.text:
+            write(piece.text)
 
     def pass_interrupt_on(self) -> None:
         """Raise the interrupt that ended the text, if one did: the process shall say so."""
@@ -338,12 +378,21 @@ class _Conversation:
         model: "Model",
         options: "GenerationOptions",
         system: str | None,
-        template: str | None,
+        template: "TemplateOptions",
     ) -> None:
+        from nanochat.text.chat import template_of, thinking_variables
+
         self.length = 0
         self.turns: list[Message] = []
         self._model = model
         self._options = options
+        # Better refused now than at every question.
+        tokenizer, given = model.tokenizer, template.get("chat_template")
+        thinking_variables(
+            template_of(tokenizer, given),
+            thinking=template.get("thinking"),
+            budget=template.get("thinking_budget"),
+        )
         self._template = template
         # Each turn reads what the turns before have not.
         self._session = model.session(rows=1, keep=1)
@@ -353,26 +402,27 @@ class _Conversation:
 
     def ask(self, text: str) -> _Output:
         """Add a message of the user, and begin the answer to it."""
-        from nanochat.text.chat import render
+        from nanochat.text.chat import chat_prompt
 
         turns: list[Message] = [*self.turns, {"role": "user", "content": text}]
         while True:
-            ids = render(
-                [*self._system, *turns], self._model.tokenizer, chat_template=self._template
-            )
+            prompt = chat_prompt([*self._system, *turns], self._model.tokenizer, **self._template)
+            options: GenerationOptions = {**self._options, "thoughts": prompt.thoughts}
             try:
-                output = _Output(self._session.pieces([ids], **self._options))
+                output = _Output(self._session.pieces([prompt.ids], **options))
             except ContextLengthError:
                 if len(turns) < 3:
                     raise
                 turns = turns[2:]
                 note("(the context is full: the oldest question and its answer are forgotten)")
             else:
-                self.length, self.turns = len(ids), turns
+                self.length, self.turns = len(prompt.ids), turns
                 return output
 
 
 def _converse(conversation: _Conversation) -> None:
+    from nanochat.text.messages import answer_message
+
     # Importing it gives `input` line editing and a history; Windows has none.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
@@ -403,5 +453,5 @@ def _converse(conversation: _Conversation) -> None:
                 note(f"error: {error}")
                 continue
             output.show()
-            conversation.turns.append({"role": "assistant", "content": output.text})
+            conversation.turns.append(answer_message(output.text, output.reasoning))
             write("\n")

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from rich.live import Live
 
@@ -17,6 +19,7 @@ __all__ = [
     "note",
     "print_json",
     "print_table",
+    "show_thought",
     "without_controls",
     "write",
 ]
@@ -53,6 +56,12 @@ def without_controls(text: str) -> str:
 def note(text: str) -> None:
     """Tell the user something that is no result."""
     print(without_controls(text), file=sys.stderr, flush=True)
+
+
+def show_thought(text: str) -> None:
+    """Show a part of what a model thinks, which is no result; dimmed on a terminal."""
+    NoticeHandler.stop()
+    click.secho(without_controls(text), dim=True, nl=False, err=True)
 
 
 def print_json(value: Mapping[str, object]) -> None:
