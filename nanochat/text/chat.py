@@ -269,6 +269,7 @@ class _Conversation:
         roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
         special = {role: names[token] for role, token in roles.items() if token in names}
         self._names = {**special, **given}
+        self._texts: dict[bool, str] = {}
 
     def tokens(self, *, reply: bool) -> list[int]:
         """Its tokens, with or without the opening of the assistant's turn."""
@@ -283,6 +284,11 @@ class _Conversation:
         return text[len(shared) :]
 
     def _text(self, *, reply: bool) -> str:
+        if reply not in self._texts:
+            self._texts[reply] = self._written(reply)
+        return self._texts[reply]
+
+    def _written(self, reply: bool) -> str:
         if not any(isinstance(message.get("content"), list) for message in self._messages):
             return self._rendered(self._messages, reply)
         # Many templates know texts only, and fail at parts or write them as Python does.

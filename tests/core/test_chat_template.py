@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.errors import FormatError, InputError
-from nanochat.text.chat import Message, render
+from nanochat.text.chat import Message, chat_prompt, render
 from nanochat.text.library import LibraryTokenizer
 from nanochat.text.roles import Roles
 from nanochat.text.template import render_template
@@ -306,6 +306,8 @@ BOMBS = {
         "{% endfor %}"
     ),
     "macro": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "recursive loop": "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    "caller": "{% macro m() %}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}{{ m() }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "replace": "{% set x = 'a' * 60000 %}{{ x.replace('a', x) }}",
     "filter": "{% set x = 'a' * 60000 %}{{ x | replace('a', x) }}",
@@ -338,3 +340,11 @@ BOMBS = {
 def test_a_template_that_fails_or_takes_too_much_is_an_error(name: str) -> None:
     with pytest.raises(FormatError, match="the model's chat template"):
         render(CONVERSATION, tokenizer(BOMBS[name]))
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_switch_is_looked_for_in_any_template(name: str) -> None:
+    template = BOMBS[name] + "</think>"
+
+    with pytest.raises((FormatError, InputError)):
+        chat_prompt(CONVERSATION, TOKENIZER, chat_template=template, thinking=False)

@@ -75,6 +75,73 @@ CONVERSATIONS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 }
 
 
+# Thoughts in two forms, and calls of tools, over several turns; every beginning of it is a conversation.
+TURNS: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Weather in Paris?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "\nI need the tool.\n",
+        "tool_calls": [
+            CALL,
+            {
+                "id": "x2",
+                "type": "function",
+                "function": {
+                    "name": "weather",
+                    "arguments": {
+                        "city": "Köln <b>",
+                        "days": [1, 2],
+                        "deep": {"a": None, "b": True},
+                    },
+                },
+            },
+        ],
+    },
+    {"role": "tool", "tool_call_id": "abcdefghi", "name": "weather", "content": "22"},
+    {"role": "tool", "tool_call_id": "x2", "name": "weather", "content": '{"t": 7}'},
+    {"role": "assistant", "content": "\nIt is 22.\n", "reasoning_content": "Now I know."},
+    {"role": "user", "content": "And <think> tomorrow?"},
+    {
+        "role": "assistant",
+        "content": "<think>\nAgain.\n</think>\n\nLet me see.",
+        "tool_calls": [CALL],
+    },
+    {"role": "tool", "tool_call_id": "abcdefghi", "name": "weather", "content": "21"},
+]
+THINKERS = [name for name in real_templates() if "qwen3" in name]
+
+
+def test_qwen_3_and_3_5_are_among_them() -> None:
+    assert {"trl/qwen3", "trl/qwen3_5_think", "trl/qwen3_6", "axolotl/qwen3_5"} <= {*THINKERS}
+
+
+@pytest.mark.parametrize("name", THINKERS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"enable_thinking": True}, {"enable_thinking": False}, {"preserve_thinking": True}],
+    ids=["default", "thinking", "not thinking", "preserved"],
+)
+def test_thoughts_and_calls_over_several_turns(name: str, options: dict[str, Any]) -> None:
+    template = real_templates()[name]
+    ours = tokenizer(template)
+    theirs = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
+        tokenizer_object=llama_3(), chat_template=template, **NAMES
+    )
+    for length in range(2, len(TURNS) + 1):
+        turns: Any = TURNS[:length]
+        tools: Any = TOOLS
+        for reply in (True, False):
+            ids = theirs.apply_chat_template(
+                turns, add_generation_prompt=reply, return_dict=False, tools=tools, **options
+            )
+
+            found = render(turns, ours, reply=reply, tools=TOOLS, chat_template_kwargs=options)
+
+            assert found == ids, (length, reply)
+
+
 def test_there_are_many() -> None:
     assert len(real_templates()) > 100
 
