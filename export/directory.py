@@ -68,12 +68,14 @@ def read_folder(files: ModelFiles, config: ModelConfig, weights: Weights[Stored]
     """What a folder says of a model whose weights have been read."""
     folder, manifest = files.folder, files.manifest
     tokenizer = load_tokenizer(folder)
+    generation = checkpoint.load_generation(folder)
     return Bundle(
         name=files.name,
         config=config,
         weights=weights,
         tokenizer=tokenizer,
-        generation=checkpoint.load_generation(folder) or default_generation(tokenizer),
+        generation=generation or default_generation(tokenizer),
+        generation_from=checkpoint.GENERATION if generation else "",
         licence="unknown" if manifest is None else manifest.licence,
         card=_read_card(folder),
         golden=None if manifest is None else manifest.golden,

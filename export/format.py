@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar, get_args, get_type_hints
 
 from nanochat.bundle import Bundle
+from nanochat.checkpoint import GENERATION, load_generation
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.files import exists, parse_json, read_bytes, require_file
@@ -305,6 +306,14 @@ class Format(ABC, Generic[Options]):
     def config(self, files: ModelFiles) -> ModelConfig:
         """The configuration, without the weights where the files allow that."""
         return self.read(files).config if files.manifest is None else files.manifest.config
+
+    def generation(self, files: ModelFiles) -> tuple[Mapping[str, object], str]:
+        """Content of a ``generation_config.json``, or what says the same, and where it stands; both empty if nowhere.
+
+        No weights are read for it.
+        """
+        found = load_generation(files.folder)
+        return found, GENERATION if found else ""
 
     def copied_bytes(self, files: ModelFiles) -> int:
         """Least bytes of its own memory that `read` takes; 0 for what is mapped."""

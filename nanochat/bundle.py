@@ -91,7 +91,8 @@ class Bundle:
     """A model and what is said of it.
 
     `name` is what it is called where files show a name; no leaf of `weights` is latent; `generation` and `card` are the
-    contents of its ``generation_config.json`` and ``README.md``; `licence` is the SPDX identifier of the weights'.
+    contents of its ``generation_config.json`` and ``README.md``; `generation_from` says where the first stands, and is
+    empty if nobody has said how the model be used; `licence` is the SPDX identifier of the weights'.
     `golden` is what its files say that it computes, and `origin` where they come from, in a word or two: both are empty
     of a model that was made here. `graph` is the file that computes it in a runtime of whole graphs, if it was read
     from one.
@@ -102,6 +103,7 @@ class Bundle:
     weights: Weights[Stored]
     tokenizer: TextCodec
     generation: Mapping[str, object]
+    generation_from: str = ""
     licence: str = "unknown"
     card: bytes = b""
     golden: Golden | None = None

@@ -43,6 +43,7 @@ from nanochat.weights import (
 
 __all__ = [
     "FORMAT",
+    "GENERATION",
     "MODEL_TYPE",
     "load",
     "load_config",
@@ -57,7 +58,7 @@ __all__ = [
 MODEL_TYPE = "nanochat-ternary"
 FORMAT = 1
 
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_CONFIG, GENERATION = "config.json", "generation_config.json"
 _MAX_CONFIG_BYTES = 2**20
 
 
@@ -97,7 +98,7 @@ def save(
     """
     texts = {_CONFIG: {"model_type": MODEL_TYPE, "format": FORMAT, **config_to_dict(config)}}
     if generation is not None:
-        texts[_GENERATION] = dict(generation)
+        texts[GENERATION] = dict(generation)
     save_tensors(
         Path(directory),
         dict(_tensors(config, weights)),
@@ -179,7 +180,7 @@ def parse_config(fields: Mapping[str, object], path: Path) -> ModelConfig:
 
 def load_generation(directory: str | Path) -> dict[str, object]:
     """Read ``generation_config.json``; empty if there is none."""
-    path = Path(directory) / _GENERATION
+    path = Path(directory) / GENERATION
     if not exists(path):
         return {}
     return parse_json(read_bytes(path, limit=_MAX_CONFIG_BYTES), str(path))

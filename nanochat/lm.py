@@ -28,8 +28,10 @@ from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
 from nanochat.generation.cache import CacheOwner
 from nanochat.generation.engine import Engine, Runner, check_ids
+from nanochat.generation.options import GenerationOptions
 from nanochat.generation.prompts import Prompts, read_prompts
 from nanochat.generation.scoring import Score, score
+from nanochat.generation.stated import stated_options
 from nanochat.generation.writer import Writer
 from nanochat.init import freeze
 from nanochat.memory import require_free
@@ -270,6 +272,16 @@ class Model(Writer):
             kv_cache=self.engine.kv_cache,
         )
 
+    @functools.cached_property
+    def stated_options(self) -> GenerationOptions:
+        """How its authors say that tokens be chosen, to be passed to `generate` or `chat`; empty if they say nothing.
+
+        ``model.chat(messages, **model.stated_options)``. The command line takes them unless it is told otherwise.
+        """
+        return stated_options(
+            self._bundle.generation, where=self._bundle.generation_from or self.name
+        )
+
     @property
     def usage(self) -> "Usage":
         """What the model's card says of its use: a summary, an example, and whether it was trained to chat."""
@@ -427,6 +439,8 @@ class Model(Writer):
             "kv_cache": self.engine.kv_cache,
             "kv_bytes_per_token": costs.kv_bytes_per_token,
             "vocab_size": self.config.vocab_size,
+            "sampling": dict(self.stated_options),
+            "sampling_from": self._bundle.generation_from if self.stated_options else "",
             "tensors": [vars(c) for c in classes],
         }
 

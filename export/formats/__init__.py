@@ -3,7 +3,7 @@
 A module here that has a `FORMAT` is a format: there is no list to add it to. See `nanochat.export.format`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ __all__ = [
     "layouts",
     "load",
     "load_config",
+    "load_generation",
     "model_path",
     "written_names",
 ]
@@ -172,6 +173,12 @@ def load_config(path: Path) -> ModelConfig:
     """The configuration of a model, without its weights where its files allow that."""
     files = ModelFiles(path)
     return detect(files).config(files)
+
+
+def load_generation(path: Path) -> tuple[Mapping[str, object], str]:
+    """What is said of how a model is to generate, and where; see `nanochat.export.format.Format.generation`."""
+    files = ModelFiles(path)
+    return detect(files).generation(files)
 
 
 def candidates(names: Iterable[str]) -> list[Candidate]:

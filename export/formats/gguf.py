@@ -86,6 +86,13 @@ class GgufFormat(Format[GgufOptions]):
         metadata = _file(files).metadata
         return read_config(files.path, metadata) if is_ours(metadata) else self.read(files).config
 
+    def generation(self, files: ModelFiles) -> tuple[Mapping[str, object], str]:
+        """See `Format.generation`: keys that llama.cpp reads, too."""
+        from nanochat.export.gguf.sampling import SAMPLING, read_sampling
+
+        found = read_sampling(_file(files).metadata)
+        return found, SAMPLING if found else ""
+
     def require_as_written(self, files: ModelFiles, bundle: Bundle) -> None:
         """See `Format.require_as_written`: keys that llama.cpp and others read."""
         from nanochat.export.gguf.metadata import require_as_recomputed

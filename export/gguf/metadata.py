@@ -18,6 +18,7 @@ from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError, FormatError, VersionError
 from nanochat.export.gguf.container import Field, GgufFile, MetadataValue
+from nanochat.export.gguf.sampling import new_sampling
 from nanochat.export.gguf.tensors import OUTTYPES, OutType, tensor_members
 from nanochat.export.gguf.tokenizer import new_tokenizer
 from nanochat.rotary import ntk_theta
@@ -61,6 +62,7 @@ def new_metadata(bundle: Bundle, architecture: str, *, outtype: OutType) -> dict
         general.LICENSE: bundle.licence,
         general.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
         general.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
+        **new_sampling(bundle.generation),
         **_hyperparameters(bundle.config, architecture),
         **new_tokenizer(bundle.tokenizer, bundle.config.vocab_size),
         _FORMAT: np.uint32(FORMAT),

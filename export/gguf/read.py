@@ -10,6 +10,7 @@ from nanochat.export.format import ModelFiles
 from nanochat.export.gguf.container import GgufFile
 from nanochat.export.gguf.foreign import load_foreign_gguf
 from nanochat.export.gguf.metadata import GOLDEN, is_ours, read_config, read_licence
+from nanochat.export.gguf.sampling import SAMPLING, read_sampling
 from nanochat.export.gguf.tensors import ARCHITECTURE, read_leaves
 from nanochat.export.gguf.tokenizer import read_tokenizer
 from nanochat.export.stock.architectures import obstacles, stock_architecture
@@ -34,12 +35,14 @@ def read_bundle(files: ModelFiles, file: GgufFile) -> Bundle:
         config, weights, tokenizer = _read_ours(files, file, golden)
     else:
         config, weights, tokenizer = load_foreign_gguf(files.path, file)
+    stated = read_sampling(file.metadata)
     return Bundle(
         name=files.name,
         config=config,
         weights=weights,
         tokenizer=tokenizer,
-        generation=default_generation(tokenizer),
+        generation={**default_generation(tokenizer), **stated},
+        generation_from=SAMPLING if stated else "",
         licence=read_licence(file.metadata),
         golden=golden,
         origin=files.origin,

@@ -51,6 +51,10 @@ _COMMAND = re.compile(r"/[a-z]+")
 _WARM_TOKENS = 3
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an answer."
 
+# Where the model's authors say nothing.
+_USUAL: "GenerationOptions" = {"temperature": 0.7}
+_STATED = "what the model's authors state, or "
+
 _shown = functools.partial(click.option, show_default=True)
 _OPTIONS = (
     click.option(
@@ -58,26 +62,31 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         help="Most tokens to generate.  [default: 256, or what the context has left]",
     ),
-    _shown(
+    click.option(
         "--temperature",
-        default=0.7,
-        help="How freely to choose; 0 always takes the most probable token.",
+        type=float,
+        help=f"How freely to choose; 0 always takes the most probable token.  [default: {_STATED}0.7]",
     ),
-    _shown("--top-k", default=0, help="Choose among this many most probable tokens; 0 is off."),
-    _shown(
+    click.option(
+        "--top-k",
+        type=int,
+        help=f"Choose among this many most probable tokens; 0 is off.  [default: {_STATED}0]",
+    ),
+    click.option(
         "--top-p",
-        default=1.0,
-        help="Choose among the fewest tokens of this total probability; 1 is off.",
+        type=float,
+        help=f"Choose among the fewest tokens of this total probability; 1 is off.  [default: {_STATED}1]",
     ),
-    _shown(
+    click.option(
         "--min-p",
-        default=0.0,
-        help="Choose among tokens at least this fraction as probable as the first; 0 is off.",
+        type=float,
+        help="Choose among tokens at least this fraction as probable as the first; 0 is off.  "
+        f"[default: {_STATED}0]",
     ),
-    _shown(
+    click.option(
         "--repetition-penalty",
-        default=1.0,
-        help="Make tokens that were there before less probable; 1 is off.",
+        type=float,
+        help=f"Make tokens that were there before less probable; 1 is off.  [default: {_STATED}1]",
     ),
     _shown(
         "--presence-penalty",
@@ -115,19 +124,25 @@ def _generation_options(command: Command) -> Command:
 def _load(
     name: str, *, backend: str, kv_cache: "Storage", num_threads: int | None, **values: object
 ) -> "tuple[Model, GenerationOptions]":
-    """The model, and the options of the generation that were given or have a default."""
+    """The model, and the options of the generation: those that were given, or its authors state, or have a default."""
     from nanochat.generation.options import read_options
+    from nanochat.generation.stated import in_words
     from nanochat.lm import from_pretrained
 
     # They are declared with the names and types of the arguments.
-    options = cast(
+    given = cast(
         "GenerationOptions", {name: value for name, value in values.items() if value is not None}
     )
     # Better refused now than when a large model has been loaded.
-    read_options(options)
+    read_options(given)
     with as_file_errors():
         model = from_pretrained(name, backend=backend, kv_cache=kv_cache, num_threads=num_threads)
-    return model, options
+    stated = model.stated_options
+    taken = {name: value for name, value in stated.items() if name not in given}
+    if taken:
+        where = model.describe()["sampling_from"]
+        note(f"sampling as the model's authors state it in {where}: {in_words(taken)}")
+    return model, {**_USUAL, **stated, **given}
 
 
 @click.command(epilog=_GENERATE_EXAMPLES)

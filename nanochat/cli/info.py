@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.options import as_json_option, find_config
+from nanochat.cli.options import as_json_option, find_config, find_stated
 from nanochat.cli.output import format_bytes, format_count, print_json, print_table, write
 from nanochat.export.stock.architectures import stock_runtimes
 
@@ -38,10 +38,12 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
     """
     from nanochat.config import config_to_dict
     from nanochat.cost import cost, tensor_classes
+    from nanochat.generation.stated import in_words
 
     config = find_config(model)
     classes = tensor_classes(config)
     costs = cost(config, context=config.context_length if context is None else context)
+    stated, where = find_stated(model)
     by_format: dict[str, int] = {}
     for c in classes:
         by_format[c.format] = by_format.get(c.format, 0) + c.bytes
@@ -55,6 +57,8 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
                 "cost": dataclasses.asdict(costs),
                 "tensors": [vars(c) for c in classes],
                 "config": config_to_dict(config),
+                "sampling": stated,
+                "sampling_from": where if stated else "",
                 "obstacles": stock_runtimes(config),
             }
         )
@@ -69,6 +73,7 @@ def info(model: str, *, context: int | None, as_json: bool) -> None:
             ("bytes", format_bytes(costs.stored_bytes)),
             *((f"  {name}", format_bytes(count)) for name, count in by_format.items()),
             ("longest context", f"{config.context_length} tokens"),
+            *([("sampling", f"{in_words(stated)} ({where})")] if stated else []),
         ]
     )
     write(f"\nOne token after {costs.context - 1} others:\n")

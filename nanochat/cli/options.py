@@ -12,12 +12,14 @@ from nanochat.cli.run import as_file_errors
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
+    from nanochat.generation.options import GenerationOptions
 
 __all__ = [
     "Command",
     "as_json_option",
     "backend_option",
     "find_config",
+    "find_stated",
     "model_argument",
     "threads_option",
 ]
@@ -60,6 +62,29 @@ as_json_option = click.option(
 def find_config(name: str) -> "ModelConfig":
     """The configuration of a preset or a model; no weights are loaded."""
     from nanochat.export.formats import load_config
+
+    found = _find(name)
+    if not isinstance(found, Path):
+        return found
+    with as_file_errors():
+        return load_config(found)
+
+
+def find_stated(name: str) -> "tuple[GenerationOptions, str]":
+    """How a model's authors say that tokens be chosen, and where; nothing of a preset."""
+    from nanochat.export.formats import load_generation
+    from nanochat.generation.stated import stated_options
+
+    found = _find(name)
+    if not isinstance(found, Path):
+        return {}, ""
+    with as_file_errors():
+        generation, where = load_generation(found)
+    return stated_options(generation, where=where), where
+
+
+def _find(name: str) -> "ModelConfig | Path":
+    """The preset of that name, or the place of the model."""
     from nanochat.presets import PRESETS, preset
     from nanochat.zoo.catalog import CATALOG, canonical
     from nanochat.zoo.hub import resolve
@@ -69,6 +94,4 @@ def find_config(name: str) -> "ModelConfig":
     entry = CATALOG.get(canonical(name))
     if entry is not None and not entry.ships and not Path(name).is_dir():
         return preset(entry.preset)
-    path = resolve(name)
-    with as_file_errors():
-        return load_config(path)
+    return resolve(name)

@@ -659,9 +659,14 @@ def test_options_have_the_words_and_defaults_of_python_but_for_the_temperature()
     for verb in (generate.generate, generate.chat):
         with click.Context(verb) as context:
             given = {option.name: option.get_default(context) for option in verb.params}
+            helps = {option.name: str(getattr(option, "help", "")) for option in verb.params}
         shared = given.keys() & python.keys() & GenerationOptions.__annotations__.keys()
+        # What a model's authors may state.
+        stated = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 
-        assert {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"} <= shared
-        assert {name for name in shared if given[name] != python[name]} == {"temperature"}
+        assert {name for name in shared if given[name] != python[name]} == stated
+        for name in stated:
+            usual = 0.7 if name == "temperature" else python[name]
+            assert helps[name].endswith(f"[default: what the model's authors state, or {usual:g}]")
     text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
     assert "The command line samples at temperature 0.7; Python is greedy" in " ".join(text.split())
