@@ -149,7 +149,7 @@ def chat_prompt(
         tokenizer,
         {**_checked_variables(variables), "tools": checked_tools(tools)},
     )
-    _, opening, rest = conversation.opening.rpartition(marks.opening)
+    _, opening, rest = conversation.opening(marks.opening).rpartition(marks.opening)
     ended = marks.closing in rest
     thoughts = Thoughts(
         marks=marks,
@@ -275,10 +275,13 @@ class _Conversation:
         """Its tokens, with or without the opening of the assistant's turn."""
         return self._shield.tokens(self._text(reply=reply))
 
-    @property
-    def opening(self) -> str:
-        """What the template writes to open the assistant's turn."""
+    def opening(self, mark: str) -> str:
+        """What the template writes to open the assistant's turn, or only this mark of it."""
         text = self._text(reply=True)
+        if text == self._text(reply=False):
+            # Some open the turn whether they are asked to or not, and may write no more behind the mark.
+            start = text.rfind(mark)
+            return "" if start < 0 or text[start + len(mark) :].strip() else text[start:]
         # By characters, as is meant.
         shared = commonprefix([text, self._text(reply=False)])  # noqa: RUF071
         return text[len(shared) :]

@@ -100,8 +100,11 @@ class Thoughts:
 
 
 def marks_of(template: str) -> Marks | None:
-    """The marks of thoughts that a template knows, or None."""
-    return next((marks for marks in KNOWN_MARKS if marks.closing in template), None)
+    """The marks of thoughts of which a template has one at least, or None."""
+    # A line's end in a mark is spelled otherwise in a template.
+    return next(
+        (m for m in KNOWN_MARKS if m.closing in template or m.opening.strip() in template), None
+    )
 
 
 def require_marks(template: str, what: str) -> Marks:

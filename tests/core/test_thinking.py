@@ -13,7 +13,7 @@ from nanochat.generation.options import Piece, tokens_after
 from nanochat.generation.session import Session, generate
 from nanochat.lm import Model
 from nanochat.text.chat import chat_prompt, render
-from nanochat.text.thinking import KNOWN_MARKS, Thoughts, ThoughtSplitter
+from nanochat.text.thinking import KNOWN_MARKS, Marks, Thoughts, ThoughtSplitter, marks_of
 from nanochat.text.tokenizer import StreamDecoder
 from tests.core.real_templates import real_templates
 from tests.core.test_chat_template import TOKENIZER as LLAMA_3
@@ -55,7 +55,7 @@ def test_a_text_is_told_apart_alike_however_it_is_cut(name: str, data: st.DataOb
 
 
 @pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.opening.strip())
-def test_a_thought_that_the_prompt_begins_ends_with_the_closing_mark(marks: Any) -> None:
+def test_a_thought_that_the_prompt_begins_ends_with_the_closing_mark(marks: Marks) -> None:
     thoughts = Thoughts(marks=marks, begun="\n")
 
     assert split(thoughts, [*f"Hm.\n{marks.closing}\n\nYes"]) == ("Hm.", "Yes")
@@ -109,6 +109,23 @@ def test_a_template_that_always_begins_a_thought_has_no_switch(name: str) -> Non
         assert prompt.ids == render("Hi", LLAMA_3, chat_template=template)
     with pytest.raises(InputError, match=r"no switch for it: pass thinking_budget=0"):
         chat_prompt("Hi", LLAMA_3, chat_template=template, thinking=False)
+
+
+def test_a_template_that_opens_a_turn_without_being_asked_may_begin_a_thought() -> None:
+    always = "{{ messages[0].content }}<|eot_id|>"
+
+    for end, begun in (("<think>\n", "\n"), ("", None)):
+        prompt = chat_prompt(
+            "<think> is it?", LLAMA_3, chat_template=always + end + "{# </think> #}"
+        )
+        assert prompt.thoughts == Thoughts(marks=MARKS, begun=begun)
+
+
+@pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.opening.strip())
+def test_one_mark_is_enough_to_know_a_template_by(marks: Marks) -> None:
+    for mark in (marks.opening, marks.closing):
+        assert marks_of("{{ " + repr(mark) + " }}") == marks
+    assert marks_of("{{ 'I think' }}") is None
 
 
 def test_a_switch_gives_the_prompt_of_its_variable() -> None:
