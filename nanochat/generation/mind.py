@@ -36,7 +36,9 @@ class Mind:
         if was_inside:
             self._num_tokens += 1
             self._num_fresh += 1
-        found = self._splitter.push(text + self._names.get(token, ""))
+        if not self._splitter.is_answering:
+            text += self._names.get(token, "")
+        found = self._splitter.push(text)
         if not was_inside:
             self._num_fresh = 0
         return found

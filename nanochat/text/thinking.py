@@ -161,6 +161,11 @@ class ThoughtSplitter:
         """Whether the text ends inside a thought."""
         return self._place is _Place.INSIDE
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the answer has begun, in which no mark means anything."""
+        return self._place is _Place.BEHIND
+
     def may_end_with(self, text: str) -> bool:
         """Whether the closing mark would be there, or may have begun, if this came next."""
         closing, held = self._marks.closing, self._held + text

@@ -276,6 +276,19 @@ def test_a_thought_that_only_seems_to_begin_its_mark_is_ended() -> None:
     assert overrun("<" * 12) == [False] * 8 + [True] * 4
 
 
+def test_a_mark_that_is_a_special_token_is_no_text_of_the_answer() -> None:
+    codec = tokenizer(SWITCHED, special=True)
+    mind = Mind(Thoughts(marks=MARKS), codec)
+    text = "<think>a</think>b<think>c</think>"
+
+    found = [
+        mind.push(codec.token_bytes(token).decode(), token)
+        for token in codec.encode(text, specials=True)
+    ]
+
+    assert ["".join(parts) for parts in zip(*found, strict=True)] == ["a", "bc"]
+
+
 def test_a_stop_string_in_a_thought_ends_nothing() -> None:
     assert model(OPENED).chat("Hi", stop=["c", "z"]) == "xy"
 
