@@ -97,7 +97,9 @@ def test_there_are_hundreds() -> None:
 
 
 def test_options_in_messages_exist() -> None:
-    known = {option for c in commands().values() for p in c.params for option in p.opts}
+    options = [p for c in commands().values() for p in c.params]
+    # A flag that is switched off has another name.
+    known = {option for p in options for option in (*p.opts, *p.secondary_opts)}
     named = {
         (where, option) for where, text in messages() for option in re.findall(r"--[a-z-]+", text)
     }
@@ -225,6 +227,20 @@ ADVICE: dict[str, tuple[Callable[[Path], Any], str, Callable[[Path, str], Any]]]
         lambda _: MODEL.chat("to be", chat_template="{{ nothing.at.all }}"),
         "pass another as chat_template",
         lambda _, __: MODEL.chat("to be", chat_template=TEMPLATE, max_tokens=2),
+    ),
+    "a budget of thoughts without thoughts": (
+        lambda _: MODEL.chat("to be", thinking_budget=5),
+        "leave it out, or pass a template that does as chat_template",
+        lambda _, __: MODEL.chat(
+            "to be", chat_template=TEMPLATE + "<think>", thinking_budget=5, max_tokens=2
+        ),
+    ),
+    "a model that always thinks": (
+        lambda _: MODEL.chat("to be", chat_template=TEMPLATE + "<think>", thinking=False),
+        "pass thinking_budget=0",
+        lambda _, __: MODEL.chat(
+            "to be", chat_template=TEMPLATE + "<think>", thinking_budget=0, max_tokens=2
+        ),
     ),
     "several answers": (
         lambda _: MODEL.chat("to be", n=2),
