@@ -1,5 +1,6 @@
 """Thoughts are told from the answer, wherever a piece ends, and a budget ends them, whoever is written beside."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -174,6 +175,7 @@ def test_a_model_that_never_thinks_may_be_told_not_to() -> None:
 # Of a model.
 
 
+@cache
 def model(template: str, *, special: bool = False) -> Model:
     return Model.from_bundle(thinker(template, special=special), backend="reference")
 
@@ -329,9 +331,9 @@ PROMPTS = [[TOKENIZER.bos, *TOKENIZER.encode(text)] for text in ("fn main", "to"
 BUDGETS = (0, 5, 30, None)
 
 
-@pytest.fixture(scope="module", params=["reference", "numba"])
-def engine(request: pytest.FixtureRequest) -> Any:
-    for ops in loaded(request.param):
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    for ops in loaded("numba"):
         config = random_config(context_length=400)
         yield Engine(config, ops.prepare(silent_weights(config)), ops)
 
