@@ -120,7 +120,7 @@ def lines() -> tuple[str, ...]:
 
 @cache
 def their_tokenizer() -> Qwen3_5Tokenizer:
-    """Transformers' own, with merges of such lines."""
+    """Transformers' own, with merges of such lines that are not split."""
     tokenizer = Qwen3_5Tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=ROWS - 8,
@@ -128,7 +128,12 @@ def their_tokenizer() -> Qwen3_5Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=["<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
     )
-    tokenizer.backend_tokenizer.train_from_iterator(lines(), trainer)
+    library = tokenizer.backend_tokenizer
+    split = library.pre_tokenizer
+    # Merges that no split would allow tell where each one splits.
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.train_from_iterator(lines(), trainer)
+    library.pre_tokenizer = split
     return tokenizer
 
 
