@@ -13,8 +13,9 @@ from nanochat import ternary
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.shapes import layer_kinds
-from nanochat.weights import Dense, Int8, Stored
+from nanochat.init import widened
+from nanochat.shapes import head_format, layer_kinds
+from nanochat.weights import Dense, Stored
 
 __all__ = [
     "unroll",
@@ -72,18 +73,21 @@ def with_exit_threshold(bundle: Bundle, threshold: float) -> Bundle:
 
 def with_float16_tables(bundle: Bundle) -> Bundle:
     """Embedding and head as dense numbers, rounded to float16: the head's input is no longer rounded to 8 bits."""
+    config = bundle.config
+    if config.rotation_block and "ternary" in (config.table_format, head_format(config)):
+        raise ConfigError(
+            f"rotation_block={config.rotation_block}: the ternary tables of this model read rotated inputs, and dense "
+            "ones do not; leave tables out"
+        )
 
-    def rounded(name: str, leaf: Stored) -> Stored:
-        if isinstance(leaf, Int8):
-            values = ternary.dequantize(leaf.codes, leaf.scales)
-        else:
-            assert isinstance(leaf, Dense)
-            values = leaf.values.astype(np.float32, copy=False)
+    def rounded(name: str, leaf: Stored) -> Dense:
+        values = widened(name, leaf)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float16).astype(np.float32)
         ternary.require_finite(narrow, f"{name} in float16")
-        same = isinstance(leaf, Dense) and np.array_equal(values, narrow)
-        return leaf if same else Dense(values=narrow)
+        if isinstance(leaf, Dense) and leaf.values.dtype == np.float32:
+            return leaf if np.array_equal(leaf.values, narrow) else Dense(values=narrow)
+        return Dense(values=narrow)
 
     old = bundle.weights
     embedding = rounded("embedding", old.embedding)
@@ -92,7 +96,7 @@ def with_float16_tables(bundle: Bundle) -> Bundle:
         return bundle
     return _changed(
         bundle,
-        config=replace(bundle.config, table_format="dense"),
+        config=replace(config, table_format="dense", head_format="table"),
         weights=replace(old, embedding=embedding, head=head),
     )
 

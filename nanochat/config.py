@@ -11,6 +11,7 @@ __all__ = [
     "TABLE_BLOCKS",
     "Activation",
     "Coefficients",
+    "DeltaGates",
     "LayerKind",
     "Mixer",
     "ModelConfig",
@@ -26,6 +27,7 @@ Activation = Literal["swiglu", "relu2", "relu2_glu"]
 Coefficients = Literal["static", "dynamic"]
 LayerKind = Literal["attention", "delta"]
 Mixer = Literal["lite", "sinkhorn", "identity"]
+DeltaGates = Literal["dense", "float16", "bfloat16", "ternary"]
 RopeScaling = Literal["ntk", "linear", "llama3", "yarn", "factors"]
 TableFormat = Literal["int8", "int8_32", "int8_16", "ternary", "dense", "float16", "bfloat16"]
 
@@ -51,6 +53,7 @@ _LIMITS = {
     "expert_width": 1 << 18,
     "shared_expert_width": 1 << 18,
     "delta_heads": 1 << 10,
+    "delta_key_heads": 1 << 10,
     "delta_key_dim": 1 << 10,
     "delta_value_dim": 1 << 10,
     "delta_conv_width": 64,
@@ -65,6 +68,7 @@ _MAY_BE_ZERO = (
     "num_ahead",
     "rope_dims",
     "rope_original_context",
+    "delta_key_heads",
 )
 _RANGES = {
     "rope_theta": (1.0, 1e12),
@@ -75,12 +79,17 @@ _RANGES = {
     "norm_eps": (1e-20, 1.0),
     "mixer_bias": (-30.0, 30.0),
     "exit_threshold": (1e-6, 1.0),
+    "embedding_scale": (1e-6, 1e6),
+    "residual_scale": (1e-6, 1e6),
+    "logit_scale": (1e-6, 1e6),
 }
 _CHOICES: dict[str, tuple[object, ...]] = {
     "activation": get_args(Activation),
     "coefficients": get_args(Coefficients),
     "mixer": get_args(Mixer),
+    "delta_gates": get_args(DeltaGates),
     "rope_scaling": get_args(RopeScaling),
+    "rotation_block": (0, *(1 << power for power in range(2, 15))),
     "table_format": get_args(TableFormat),
     "num_streams": (1, 2, 4),
     "head_format": ("table", *get_args(TableFormat)),
@@ -124,6 +133,10 @@ class ModelConfig:
         What cosine and sine are multiplied with.
     delta_heads, delta_key_dim, delta_value_dim, delta_conv_width : int
         Heads, key and value features, and taps of the short convolution of Gated DeltaNet layers.
+    delta_key_heads : int
+        Heads of queries and keys there, each of which serves as many value heads; 0 is `delta_heads`.
+    delta_gates : {"dense", "float16", "bfloat16", "ternary"}
+        Storage of the linears that say how much is learned and kept there: dense is float32.
     num_experts, experts_per_token, expert_width, shared_expert_width : int
         Mixture of experts; 0 experts is a dense network, a shared width of 0 is no shared expert.
     loop_count, loop_prelude, loop_coda : int
@@ -141,6 +154,10 @@ class ModelConfig:
     table_format, head_format : {"int8", "int8_32", "int8_16", "ternary", "dense", "float16", "bfloat16"}
         Storage of the embedding, and of an untied head, for which "table" is that of the embedding: 8-bit codes with a
         scale for each row, or for 32 or 16 of its columns; ternary codes; float32 numbers, or those of 16 bits.
+    rotation_block : int
+        Every ternary matrix is one of a rotated input: signed Walsh-Hadamard transforms of so many columns; 0 is none.
+    embedding_scale, residual_scale, logit_scale : float
+        What looked-up embeddings and the results of sub-layers are multiplied with, and what logits are divided by.
     weight_block : int or "row"
         Columns of a ternary matrix that share a scale.
     activation_block : int or "token"
@@ -175,6 +192,8 @@ class ModelConfig:
     delta_key_dim: int = 64
     delta_value_dim: int = 64
     delta_conv_width: int = 4
+    delta_key_heads: int = 0
+    delta_gates: DeltaGates = "dense"
     num_experts: int = 0
     experts_per_token: int = 2
     expert_width: int = 0
@@ -192,6 +211,10 @@ class ModelConfig:
     mixer_bias: float = -8.0
     table_format: TableFormat = "int8"
     head_format: TableFormat | Literal["table"] = "table"
+    rotation_block: int = 0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     weight_block: int | Literal["row"] = 256
     activation_block: int | Literal["token"] = 128
     norm_eps: float = 1e-6
@@ -281,6 +304,8 @@ def _check_blocks(config: ModelConfig) -> None:
         inputs["delta_heads * delta_value_dim"] = config.delta_heads * config.delta_value_dim
     for name, value in inputs.items():
         _check_multiple(name, value, block, "ternary linear", "weight_block")
+        if config.rotation_block:
+            _check_multiple(name, value, config.rotation_block, "rotated linear", "rotation_block")
     for name in ("table_format", "head_format"):
         columns = TABLE_BLOCKS.get(getattr(config, name), 1)
         _check_multiple("width", config.width, columns, f"{name} of that kind", name)
@@ -304,6 +329,16 @@ def _check_structure(config: ModelConfig) -> None:
         raise ConfigError(
             f"num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}: "
             "each key head must serve the same number of query heads"
+        )
+    if "delta" in config.layer_pattern and config.delta_heads % (config.delta_key_heads or 1):
+        raise ConfigError(
+            f"delta_heads={config.delta_heads} is not a multiple of delta_key_heads={config.delta_key_heads}: each key "
+            "head must serve the same number of value heads"
+        )
+    if config.rotation_block and config.num_experts:
+        raise ConfigError(
+            f"rotation_block={config.rotation_block} with num_experts={config.num_experts}: no matrix of an expert is "
+            "rotated; use a dense network"
         )
     if config.num_experts and config.experts_per_token not in range(1, config.num_experts + 1):
         raise ConfigError(

@@ -184,6 +184,8 @@ def _used(config: ModelConfig) -> list[Spec]:
         head=tree.embedding if tree.head is None else tree.head,
         exit=None,
         ahead=(),
+        # They are few, and stay in the cache.
+        signs=None,
     )
     used = [spec for _, spec in named_leaves(tree_of_token)]
     if tree.exit is not None and config.exit_threshold < 1:

@@ -23,7 +23,7 @@ from nanochat.weights import (
     scale_dtype,
 )
 
-__all__ = ["freeze", "freeze_leaf", "init", "initial_leaf"]
+__all__ = ["freeze", "freeze_leaf", "init", "initial_leaf", "widened"]
 
 
 def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]:
@@ -70,6 +70,20 @@ def freeze_leaf(name: str, leaf: Stored) -> Stored:
     )
 
 
+def widened(name: str, leaf: Stored) -> NDArray[np.float32]:
+    """The numbers that a rounded leaf stands for."""
+    match leaf:
+        case Ternary():
+            codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
+            return ternary.dequantize(codes, leaf.scales)
+        case Int8():
+            return ternary.dequantize(leaf.codes, leaf.scales)
+        case Dense():
+            return leaf.values.astype(np.float32)
+        case Latent():
+            raise AssertionError
+
+
 def initial_leaf(
     name: str, spec: Spec, config: ModelConfig, generator: np.random.Generator
 ) -> Stored:
@@ -95,6 +109,8 @@ def _values(
             return normal(1 / math.sqrt(columns * 2 * len(run_order(config))))
         case "embedding":
             return normal(1.0 / math.sqrt(columns) if config.tie_embeddings else 1.0)
+        case "signs":
+            return (2 * generator.integers(0, 2, spec.shape) - 1).astype(np.float32)
         case "log_rate":
             return np.log(generator.uniform(1, 16, spec.shape)).astype(np.float32)
         case "time_bias":

@@ -13,8 +13,18 @@ from typing import Generic, TypeVar
 from nanochat.config import ModelConfig
 from nanochat.ops import Ops, Slot, Storage, feed_forward
 from nanochat.rotary import rotation
-from nanochat.shapes import layer_kinds, run_order
-from nanochat.weights import Attention, Delta, Exit, Experts, FeedForward, Layer, Site, Weights
+from nanochat.shapes import delta_key_heads, head_format, layer_kinds, run_order
+from nanochat.weights import (
+    Attention,
+    Delta,
+    Exit,
+    Experts,
+    FeedForward,
+    Layer,
+    Signs,
+    Site,
+    Weights,
+)
 
 __all__ = [
     "TrainingOutputs",
@@ -62,7 +72,7 @@ def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, .
     """
     kinds = layer_kinds(config)
     heads, taps = config.delta_heads, config.delta_conv_width
-    keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
+    keys, values = delta_key_heads(config) * config.delta_key_dim, heads * config.delta_value_dim
     of_kind = {
         "attention": (
             Slot(
@@ -115,7 +125,7 @@ def forward(
     observe : callable, optional
         Called with what each layer gives, (B, T, n, C), or (B, T, C) for one stream, in the order in which they run.
     """
-    walk = _Walk(config, ops, state, observe, segments)
+    walk = _Walk(config, ops, state, weights.signs, observe, segments)
     x = walk.through(tokens, weights)
     hidden = walk.hidden(ops.last(x, state=state) if only_last else x, weights)
     return ops.project(hidden, _table(weights))[0]
@@ -125,7 +135,7 @@ def hidden_states(
     tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
 ) -> Array:
     """What the head would read out after every token of whole sequences, (B, T, C)."""
-    walk = _Walk(config, ops, None)
+    walk = _Walk(config, ops, None, weights.signs)
     return walk.hidden(walk.through(tokens, weights), weights)
 
 
@@ -152,7 +162,7 @@ def training_outputs(
 
     `segments` is as in `forward`.
     """
-    walk = _Walk(config, ops, None, segments=segments)
+    walk = _Walk(config, ops, None, weights.signs, segments=segments)
     prelude, looped, coda = _stages(weights, config)
     x = walk.layers(walk.open(tokens, weights), prelude)
     steps: list[Array] = []
@@ -186,6 +196,10 @@ def _stages(
     return weights.layers[:prelude], weights.layers[prelude:coda], weights.layers[coda:]
 
 
+# Of a model whose inputs are not rotated.
+_UNTURNED: Signs[None] = Signs(stream=None, attention=None, delta=None, network=None)
+
+
 class _Walk(Generic[Array, Leaf, State]):
     """One pass over the layers: what is fixed for it, and the place in the state that comes next."""
 
@@ -194,10 +208,12 @@ class _Walk(Generic[Array, Leaf, State]):
         config: ModelConfig,
         ops: Ops[Array, Leaf, State],
         state: State | None,
+        signs: Signs[Leaf] | None,
         observe: Callable[[Array], None] | None = None,
         segments: Array | None = None,
     ) -> None:
         self.segments = segments
+        self.signs: Signs[Leaf] | Signs[None] = signs or _UNTURNED
         self.config = config
         self.ops = ops
         self.state = state
@@ -209,7 +225,12 @@ class _Walk(Generic[Array, Leaf, State]):
         self.frozen: tuple[Array, list[tuple[Array, Array]]] | None = None
 
     def open(self, tokens: Array, weights: Weights[Leaf]) -> Array:
-        x = self.ops.embed(tokens, weights.embedding)
+        ops, config = self.ops, self.config
+        x = ops.embed(tokens, weights.embedding)
+        signs = self.signs.stream
+        if signs is not None and config.table_format == "ternary":
+            x = ops.rotate(x, signs, block=config.rotation_block, inverse=True)
+        x = self.scaled(x, config.embedding_scale)
         return self.ops.mhc_open(x, self.config.num_streams) if self.config.num_streams > 1 else x
 
     def close(self, x: Array) -> Array:
@@ -225,7 +246,19 @@ class _Walk(Generic[Array, Leaf, State]):
         return self.normed(self.close(x), weights)
 
     def normed(self, x: Array, weights: Weights[Leaf]) -> Array:
-        return self.ops.rms_norm(x, weights.norm, eps=self.config.norm_eps)
+        """What the head multiplies of what the layers give, (B, T, C)."""
+        y = self.ops.rms_norm(x, weights.norm, eps=self.config.norm_eps)
+        y = self.scaled(y, 1 / self.config.logit_scale)
+        return self.turned(y, self.signs.stream) if head_format(self.config) == "ternary" else y
+
+    def scaled(self, x: Array, factor: float) -> Array:
+        return x if factor == 1 else self.ops.scale(x, factor)
+
+    def turned(self, x: Array, signs: Leaf | None) -> Array:
+        """The input of ternary linears, rotated if the model is."""
+        if signs is None:
+            return x
+        return self.ops.rotate(x, signs, block=self.config.rotation_block, inverse=False)
 
     def layers(self, x: Array, layers: tuple[Layer[Leaf], ...]) -> Array:
         for layer in layers:
@@ -243,7 +276,8 @@ class _Walk(Generic[Array, Leaf, State]):
     def site(self, x: Array, site: Site[Leaf], network: Callable[[Array], Array]) -> Array:
         ops, config = self.ops, self.config
         if site.mhc is None:
-            return ops.add(x, network(ops.rms_norm(x, site.norm, eps=config.norm_eps)))
+            y = network(ops.rms_norm(x, site.norm, eps=config.norm_eps))
+            return ops.add(x, self.scaled(y, config.residual_scale))
         u, post, mix = ops.mhc_read(
             x,
             site.mhc,
@@ -251,11 +285,13 @@ class _Walk(Generic[Array, Leaf, State]):
             iterations=config.sinkhorn_iterations,
             eps=config.norm_eps,
         )
-        return ops.mhc_write(x, network(ops.rms_norm(u, site.norm, eps=config.norm_eps)), post, mix)
+        y = network(ops.rms_norm(u, site.norm, eps=config.norm_eps))
+        return ops.mhc_write(x, self.scaled(y, config.residual_scale), post, mix)
 
     def attention(self, w: Attention[Leaf], x: Array) -> Array:
         ops, config = self.ops, self.config
         linears = (w.q, w.k, w.v) if w.gate is None else (w.q, w.k, w.v, w.gate)
+        x = self.turned(x, self.signs.stream)
         q, k, v, *gates = ops.project(x, *linears)
         q = ops.split_heads(q, config.num_heads)
         k = ops.split_heads(k, config.num_kv_heads)
@@ -271,19 +307,23 @@ class _Walk(Generic[Array, Leaf, State]):
         y = ops.merge_heads(y)
         if gates:
             y = ops.gate(y, gates[0])
-        return self._output(y, w.sub_norm, w.o)
+        return self._output(y, w.sub_norm, self.signs.attention, w.o)
 
     def delta(self, w: Delta[Leaf], x: Array) -> Array:
         ops, config, state = self.ops, self.config, self.state
-        q, k, v, gate = ops.project(x, w.q, w.k, w.v, w.gate)
-        beta, decay = ops.project(x, w.beta, w.decay)
+        key_heads = delta_key_heads(config)
+        turned = self.turned(x, self.signs.stream)
+        q, k, v, gate = ops.project(turned, w.q, w.k, w.v, w.gate)
+        # Rotated inputs are those of ternary matrices.
+        read = turned if config.delta_gates == "ternary" else x
+        beta, decay = ops.project(read, w.beta, w.decay)
         conv = partial(ops.short_conv, state=state, segments=self.segments)
         q = conv(q, w.q_conv, slot=next(self.slot))
         k = conv(k, w.k_conv, slot=next(self.slot))
         v = conv(v, w.v_conv, slot=next(self.slot))
         y = ops.delta_rule(
-            ops.split_heads(q, config.delta_heads),
-            ops.split_heads(k, config.delta_heads),
+            ops.split_heads(q, key_heads),
+            ops.split_heads(k, key_heads),
             ops.split_heads(v, config.delta_heads),
             beta,
             decay,
@@ -294,11 +334,18 @@ class _Walk(Generic[Array, Leaf, State]):
             segments=self.segments,
         )
         y = ops.merge_heads(ops.rms_norm(y, w.norm, eps=config.norm_eps))
-        return self._output(ops.swiglu(gate, y), w.sub_norm, w.o)
+        return self._output(ops.swiglu(gate, y), w.sub_norm, self.signs.delta, w.o)
 
     def feed_forward(self, w: FeedForward[Leaf], x: Array) -> Array:
         config = self.config
-        return feed_forward(x, w, self.ops, activation=config.activation, eps=config.norm_eps)
+        return feed_forward(
+            self.turned(x, self.signs.stream),
+            w,
+            self.ops,
+            activation=config.activation,
+            eps=config.norm_eps,
+            turn=lambda y: self.turned(y, self.signs.network),
+        )
 
     def experts(self, w: Experts[Leaf], x: Array) -> Array:
         ops = self.ops
@@ -314,10 +361,10 @@ class _Walk(Generic[Array, Leaf, State]):
         )
         return y if w.shared is None else ops.add(y, self.feed_forward(w.shared, x))
 
-    def _output(self, y: Array, sub_norm: Leaf | None, linear: Leaf) -> Array:
+    def _output(self, y: Array, sub_norm: Leaf | None, signs: Leaf | None, linear: Leaf) -> Array:
         if sub_norm is not None:
             y = self.ops.rms_norm(y, sub_norm, eps=self.config.norm_eps)
-        return self.ops.project(y, linear)[0]
+        return self.ops.project(self.turned(y, signs), linear)[0]
 
     def survive(self, x: Array, gate: Exit[Leaf], previous: Array | None) -> Array:
         ops = self.ops

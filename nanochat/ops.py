@@ -152,6 +152,28 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         """
         ...
 
+    def rotate(self, x: Array, signs: Leaf, *, block: int, inverse: bool) -> Array:
+        """Each block of columns of x (..., C) times the Walsh-Hadamard matrix, of which many weights are taken.
+
+        With the signs s, (C,), and H for a block of B columns, ``H[i, j] = (-1)**popcount(i & j) / sqrt(B)``, which is
+        symmetric and its own inverse:
+
+            forward: H (s * x)        inverse: s * (H x)
+
+        Sums are formed in butterflies of float32: for h = 1, 2, 4, ... B / 2 the pair (i, i + h), where i has not the
+        bit h, becomes ``x[i] + x[i + h]`` and ``x[i] - x[i + h]``. Then all are multiplied by ``float32(1 / sqrt(B))``.
+        The reference, numba, torch and MLX give the same bits; a graph multiplies with matrices.
+
+        References
+        ----------
+        .. [1] S. Ashkboos et al., "QuaRot", 2024, section 3: rotations of the inputs of linears. arXiv:2404.00456
+        """
+        ...
+
+    def scale(self, x: Array, factor: float) -> Array:
+        """``x * float32(factor)``."""
+        ...
+
     def add(self, x: Array, y: Array) -> Array:
         """``x + y``, the last axes aligned."""
         ...
@@ -236,7 +258,9 @@ class Ops(Described, Protocol[Array, Leaf, State]):
         slot: int,
         segments: Array | None = None,
     ) -> Array:
-        """Gated delta rule over q, k (B, T, H, K), v (B, T, H, V), beta and decay (B, T, H); (B, T, H, V) out.
+        """Gated delta rule over q, k (B, T, G, K), v (B, T, H, V), beta and decay (B, T, H); (B, T, H, V) out.
+
+        Head h of v reads head ``h // (H / G)`` of q and k.
 
         With ``q = q / sqrt(sum(q**2) + 1e-6) / sqrt(K)``, ``k = k / sqrt(sum(k**2) + 1e-6)``, ``b = sigmoid(beta)`` and
         ``a = exp(-exp(log_rate) * softplus(decay + time_bias))``, for each head and token, S being (K, V):
@@ -429,8 +453,12 @@ def feed_forward(
     *,
     activation: Activation,
     eps: float,
+    turn: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """A network over the features of each token: ``down(act(gate x) * (up x))``, or ``down(act(up x))``."""
+    """A network over the features of each token: ``down(act(gate x) * (up x))``, or ``down(act(up x))``.
+
+    `turn` is what the input of the last linear goes through, if it is rotated.
+    """
     if w.gate is None:
         y = ops.relu2(ops.project(x, w.up)[0], None)
     else:
@@ -438,7 +466,7 @@ def feed_forward(
         y = ops.swiglu(gate, up) if activation == "swiglu" else ops.relu2(gate, up)
     if w.sub_norm is not None:
         y = ops.rms_norm(y, w.sub_norm, eps=eps)
-    return ops.project(y, w.down)[0]
+    return ops.project(y if turn is None else turn(y), w.down)[0]
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from nanochat.weights import (
     FeedForward,
     Layer,
     Mhc,
+    Signs,
     Site,
     Spec,
     Weights,
@@ -18,7 +19,15 @@ from nanochat.weights import (
     scale_dtype,
 )
 
-__all__ = ["head_format", "layer_kinds", "mix_size", "num_parameters", "run_order", "shapes"]
+__all__ = [
+    "delta_key_heads",
+    "head_format",
+    "layer_kinds",
+    "mix_size",
+    "num_parameters",
+    "run_order",
+    "shapes",
+]
 
 
 def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
@@ -37,6 +46,11 @@ def run_order(config: ModelConfig) -> list[int]:
 def head_format(config: ModelConfig) -> TableFormat:
     """How the table is stored that reads out the last layer."""
     return config.table_format if config.head_format == "table" else config.head_format
+
+
+def delta_key_heads(config: ModelConfig) -> int:
+    """Heads of queries and keys in Gated DeltaNet layers."""
+    return config.delta_key_heads or config.delta_heads
 
 
 def mix_size(config: ModelConfig) -> int:
@@ -68,6 +82,7 @@ def shapes(config: ModelConfig) -> Weights[Spec]:
         exit=_exit(config) if config.loop_count > 1 else None,
         # The extra heads read the collapsed stream, so they are ordinary residual layers.
         ahead=tuple(_layer(config, "attention", 1) for _ in range(config.num_ahead)),
+        signs=_signs(config) if config.rotation_block else None,
     )
 
 
@@ -155,7 +170,7 @@ def _attention(config: ModelConfig) -> Attention[Spec]:
 
 def _delta(config: ModelConfig) -> Delta[Spec]:
     heads, taps = config.delta_heads, config.delta_conv_width
-    keys, values = heads * config.delta_key_dim, heads * config.delta_value_dim
+    keys, values = delta_key_heads(config) * config.delta_key_dim, heads * config.delta_value_dim
     return Delta(
         q=_linear(config, keys, config.width),
         k=_linear(config, keys, config.width),
@@ -165,12 +180,33 @@ def _delta(config: ModelConfig) -> Delta[Spec]:
         q_conv=_dense("conv", keys, taps),
         k_conv=_dense("conv", keys, taps),
         v_conv=_dense("conv", values, taps),
-        beta=_dense("linear", heads, config.width),
-        decay=_dense("linear", heads, config.width),
+        beta=_delta_gate(config, heads),
+        decay=_delta_gate(config, heads),
         log_rate=_dense("log_rate", heads),
         time_bias=_dense("time_bias", heads),
         norm=_dense("ones", config.delta_value_dim),
         sub_norm=_dense("ones", values) if config.sub_norm else None,
+    )
+
+
+def _delta_gate(config: ModelConfig, heads: int) -> Spec:
+    shape, form = (heads, config.width), config.delta_gates
+    if form == "ternary":
+        return _linear(config, *shape)
+    return Spec(
+        kind="dense", shape=shape, initial="linear", dtype="float32" if form == "dense" else form
+    )
+
+
+def _signs(config: ModelConfig) -> Signs[Spec]:
+    kinds = layer_kinds(config)
+    attention = config.num_heads * config.head_dim
+    delta = config.delta_heads * config.delta_value_dim
+    return Signs(
+        stream=_dense("signs", config.width),
+        attention=_dense("signs", attention) if "attention" in kinds or config.num_ahead else None,
+        delta=_dense("signs", delta) if "delta" in kinds else None,
+        network=_dense("signs", config.ffn_width),
     )
 
 

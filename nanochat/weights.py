@@ -29,6 +29,7 @@ __all__ = [
     "LeafKind",
     "Mhc",
     "Node",
+    "Signs",
     "Site",
     "Spec",
     "Stored",
@@ -250,8 +251,25 @@ class Exit(Node, Generic[L]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Signs(Node, Generic[L]):
+    """The signs, 1 or -1, of a rotated model's inputs, for each role; see `Ops.rotate`.
+
+    `stream`: (C,), of what a norm gives to a mixer, a network or the head, and of embeddings. `attention`: (H K,),
+    `delta`: (N V,), and `network`: (F,), of what their last linears read.
+    """
+
+    stream: L
+    attention: L | None
+    delta: L | None
+    network: L
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights(Node, Generic[L]):
-    """A whole model. `head` is absent when tied; `ahead` predicts the tokens after the next, in training."""
+    """A whole model. `head` is absent when tied; `ahead` predicts the tokens after the next, in training.
+
+    `signs` are there if `rotation_block` is.
+    """
 
     embedding: L
     layers: tuple[Layer[L], ...]
@@ -259,6 +277,7 @@ class Weights(Node, Generic[L]):
     head: L | None
     exit: Exit[L] | None
     ahead: tuple[Layer[L], ...]
+    signs: Signs[L] | None = None
 
 
 def map_leaves(function: Callable[[str, L], M], weights: Weights[L]) -> Weights[M]:

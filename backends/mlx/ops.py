@@ -25,6 +25,7 @@ from nanochat.backends.mlx.linears import (
     round_blocks,
 )
 from nanochat.backends.mlx.mixing import mixing_matrix
+from nanochat.backends.mlx.rotation import turned
 from nanochat.backends.mlx.state import MlxState
 from nanochat.backends.reference.ops import pieces
 from nanochat.config import Activation, Mixer
@@ -126,6 +127,12 @@ class MlxOps:
                 continue
             results.append(packed_product(rounded[block], linear, most_columns=self._most_columns))
         return tuple(results)
+
+    def rotate(self, x: mx.array, signs: Leaf, *, block: int, inverse: bool) -> mx.array:
+        return turned(x, _dense(signs), block=block, inverse=inverse)
+
+    def scale(self, x: mx.array, factor: float) -> mx.array:
+        return x * float(np.float32(factor))
 
     def add(self, x: mx.array, y: mx.array) -> mx.array:
         return x + y
@@ -253,7 +260,9 @@ class MlxOps:
         segments: mx.array | None = None,
     ) -> mx.array:
         q = _unit(q) * q.shape[-1] ** -0.5
-        k = _unit(k)
+        k, share = _unit(k), v.shape[2] // k.shape[2]
+        if share > 1:
+            q, k = (mx.repeat(x, share, axis=2) for x in (q, k))
         step = mx.sigmoid(beta)
         time = mx.logaddexp(decay + _dense(time_bias), mx.array(0.0))
         log_keep = -mx.exp(_dense(log_rate)) * time

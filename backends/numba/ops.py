@@ -17,7 +17,7 @@ from nanochat.backends.host import num_cores
 from nanochat.backends.numba.attention import launching as attention
 from nanochat.backends.numba.experts import launching as experts
 from nanochat.backends.numba.pending import Array, Pending, realize
-from nanochat.backends.numba.products import activation
+from nanochat.backends.numba.products import activation, turning
 from nanochat.backends.numba.products import launching as products
 from nanochat.backends.numba.products.packing import (
     Leaf,
@@ -241,6 +241,14 @@ class NumbaOps:
         self.launch.together([call for call, _ in made])
         return tuple(y.reshape(*x.shape[:-1], y.shape[1]) for _, y in made)
 
+    def rotate(self, x: Array, signs: Leaf, *, block: int, inverse: bool) -> Array:
+        if inverse:
+            return turning.turn_back(self.launch, realize(x), dense(signs), block)
+        return turning.turn(self.launch, Pending.of(x), dense(signs), block)
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return products.scale(self.launch, realize(x), float(factor))
+
     def add(self, x: Array, y: Array) -> Array:
         left, right = realize(x), realize(y)
         if left.shape == right.shape:
@@ -340,7 +348,7 @@ class NumbaOps:
         segments: Array | None = None,
     ) -> Array:
         values = realize(v)
-        alone = Slot(kind="delta", heads=k.shape[2], key_dim=k.shape[3], value_dim=v.shape[3])
+        alone = Slot(kind="delta", heads=v.shape[2], key_dim=k.shape[3], value_dim=v.shape[3])
         spans = spans_of(k, state, segments)
         _, (memory,) = kept(state, slot, alone, spans)
         given = realize(q), realize(k), realize(beta), realize(decay)

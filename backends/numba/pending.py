@@ -32,6 +32,14 @@ class Fusion(Protocol):
     def __call__(self, y: Values, block: int, rounded: Rounded) -> None: ...
 
 
+class TurningFusion(Protocol):
+    """Computes an array, rotates it by signs in turned blocks into `y`, and rounds that as `Fusion` does."""
+
+    def __call__(
+        self, y: Values, block: int, rounded: Rounded, signs: Values, turned: int
+    ) -> None: ...
+
+
 @dataclass(eq=False, kw_only=True)
 class Pending:
     """A result that is computed when it is needed, as floats or rounded to int8."""
@@ -44,6 +52,8 @@ class Pending:
     # Gives the RMSNorm of the array, from the one that pends, gains and epsilon, without computing the array. Given
     # what it is a part of, it need not hold it: a circle would keep activations until Python looks for circles.
     norm: Callable[["Pending", Values, float], "Pending"] | None = None
+    # Computes, rotates and rounds it at once.
+    turn: TurningFusion | None = None
     values: Values | None = None
     roundings: dict[int, Rounded] = field(default_factory=dict)
 

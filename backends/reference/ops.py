@@ -91,6 +91,20 @@ class ReferenceOps:
     def project(self, x: Array, *linears: Leaf) -> tuple[Array, ...]:
         return tuple(_project(x, linear) for linear in linears)
 
+    def rotate(self, x: Array, signs: Leaf, *, block: int, inverse: bool) -> Array:
+        y = x if inverse else x * _dense(signs)
+        h = 1
+        while h < block:
+            pairs = y.reshape(*y.shape[:-1], -1, 2, h)
+            lower, upper = pairs[..., 0, :], pairs[..., 1, :]
+            y = np.stack([lower + upper, lower - upper], axis=-2).reshape(y.shape)
+            h *= 2
+        y = y * np.float32(1 / np.sqrt(block))
+        return y * _dense(signs) if inverse else y
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * np.float32(factor)
+
     def add(self, x: Array, y: Array) -> Array:
         return x + y
 
@@ -187,6 +201,8 @@ class ReferenceOps:
         slot: int,
         segments: Array | None = None,
     ) -> Array:
+        share = v.shape[2] // k.shape[2]
+        q, k = np.repeat(q, share, axis=2), np.repeat(k, share, axis=2)
         queries = _flat(_unit(q)) / np.float32(np.sqrt(q.shape[-1]))
         keys, values = _flat(_unit(k)), _flat(v)
         rates = _flat(_sigmoid(beta))

@@ -111,6 +111,19 @@ class TorchOps:
     def project(self, x: Tensor, *linears: Leaf) -> tuple[Tensor, ...]:
         return products(x, linears, self.dtype)
 
+    def rotate(self, x: Tensor, signs: Leaf, *, block: int, inverse: bool) -> Tensor:
+        y = x if inverse else x * _dense(signs)
+        h = 1
+        while h < block:
+            lower, upper = y.unflatten(-1, (-1, 2, h)).unbind(-2)
+            y = torch.stack([lower + upper, lower - upper], dim=-2).flatten(-3)
+            h *= 2
+        y = y * float(np.float32(block**-0.5))
+        return y * _dense(signs) if inverse else y
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x * float(np.float32(factor))
+
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
 
@@ -229,8 +242,10 @@ class TorchOps:
         slot: int,
         segments: Tensor | None = None,
     ) -> Tensor:
-        q = _unit(q) / q.shape[-1] ** 0.5
-        k = _unit(k)
+        share = v.shape[2] // k.shape[2]
+        q, k = _unit(q) / q.shape[-1] ** 0.5, _unit(k)
+        if share > 1:
+            q, k = (x.repeat_interleave(share, dim=2) for x in (q, k))
         log_keep = -_dense(log_rate).exp() * functional.softplus(
             decay + _dense(time_bias), threshold=30.0
         )

@@ -249,8 +249,9 @@ class _Reader:
         """A norm, router or table."""
         tensor = self._tensors[name]
         if spec.kind == "int8":
-            codes, scales = unpack_q8_0(tensor.data.reshape(spec.shape[0], -1), name=name)
-            return Int8(codes=codes, scales=scales[:, None], activation_block=spec.activation_block)
+            data = tensor.data.reshape(spec.shape[0], -1)
+            codes, scales = unpack_q8_0(data, num_scales=1, name=name)
+            return Int8(codes=codes, scales=scales, activation_block=spec.activation_block)
         return Dense(values=_dequantize(name, tensor).reshape(spec.shape))
 
     def _blocks(self, matrices: Mapping[str, _Matrix]) -> _Blocks:

@@ -11,7 +11,7 @@ References
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
 from nanochat.export.gguf.container import GgufTensor, NewTensor
 from nanochat.export.gguf.types import (
+    BF16,
     F16,
     F32,
     Q2_0,
@@ -36,6 +37,7 @@ from nanochat.export.gguf.types import (
 )
 from nanochat.shapes import shapes
 from nanochat.weights import (
+    DENSE_DTYPES,
     Dense,
     Int8,
     Latent,
@@ -62,7 +64,12 @@ OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
 # This package's own, which stock llama.cpp does not know.
 ARCHITECTURE = "nanochat"
 OUTTYPES: Mapping[OutType, TensorType] = {"tq2_0": TQ2_0, "tq1_0": TQ1_0, "q2_0": Q2_0, "f16": F16}
-_FLOATS = {"float32": F32, "float16": F16}
+_FLOATS = {"float32": F32, "float16": F16, "bfloat16": BF16}
+_DTYPES: Mapping[TensorType, np.dtype[Any]] = {
+    F32: np.dtype("<f4"),
+    F16: np.dtype("<f2"),
+    BF16: DENSE_DTYPES["bfloat16"],
+}
 _TABLES = ("embedding", "head")
 _STOCK_NAMES = {
     "embedding": "token_embd",
@@ -151,16 +158,15 @@ def require_exact(config: ModelConfig, outtype: OutType) -> None:
     kind = OUTTYPES[outtype]
     for name, spec in named_leaves(shapes(config)):
         columns = spec.shape[-1]
-        shares = spec.kind == "int8" and spec.weight_block < columns
-        if shares or spec.dtype == "bfloat16":
-            raise ConfigError(
-                f"{name} is a table of {spec.dtype if spec.kind == 'dense' else 'blocks of 8-bit codes'}, for which "
-                "this package writes no type of GGUF; pass tables=f16"
-            )
         if spec.kind == "int8" and columns % Q8_0.columns:
             raise ConfigError(
                 f"{name} has {columns} columns: Q8_0 packs {Q8_0.columns} at a time; pass tables=f16, or train with a "
                 f"width that is a multiple of {Q8_0.columns}"
+            )
+        if spec.kind == "int8" and spec.weight_block % Q8_0.columns:
+            raise ConfigError(
+                f"{name} has a scale for every {spec.weight_block} columns: {Q8_0.name} has one for every "
+                f"{Q8_0.columns}; pass tables=f16"
             )
         if spec.kind != "ternary" or _fits(spec, kind):
             continue
@@ -220,10 +226,9 @@ def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:
             codes = ternary.unpack(leaf.packed, columns=leaf.columns)
             return pack_ternary(kind, codes, leaf.scales)
         case Int8():
-            return pack_q8_0(leaf.codes, leaf.scales[:, 0].astype(np.float16, copy=False))
+            return pack_q8_0(leaf.codes, leaf.scales.astype(np.float16, copy=False))
         case Dense():
-            dtype = np.dtype("<f2" if kind == F16 else "<f4")
-            return np.ascontiguousarray(leaf.values, dtype).reshape(-1).view(np.uint8)
+            return np.ascontiguousarray(leaf.values, _DTYPES[kind]).reshape(-1).view(np.uint8)
         case Latent():
             raise AssertionError
 
@@ -231,15 +236,16 @@ def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:
 def _unpack(path: Path, name: str, spec: Spec, kind: TensorType, data: NDArray[np.uint8]) -> Stored:
     _require_kind(path, name, spec, kind)
     if spec.kind == "dense":
-        stored = data.view("<f2" if kind == F16 else "<f4").reshape(spec.shape)
+        stored = data.view(_DTYPES[kind]).reshape(spec.shape)
         # No copy where the file has the type already.
-        values: NDArray[np.float32 | np.float16] = stored.astype(spec.dtype, copy=False)
-        return Dense(values=values)
+        return Dense(values=stored.astype(DENSE_DTYPES[spec.dtype], copy=False))
     rows, columns = spec.shape
     matrix = data.reshape(rows, -1)
     if spec.kind == "int8":
-        codes, row_scales = unpack_q8_0(matrix, name=name)
-        return Int8(codes=codes, scales=row_scales[:, None], activation_block=spec.activation_block)
+        codes, table_scales = unpack_q8_0(
+            matrix, num_scales=columns // spec.weight_block, name=name
+        )
+        return Int8(codes=codes, scales=table_scales, activation_block=spec.activation_block)
     count = columns // spec.weight_block
     codes, scales = unpack_ternary(kind, matrix, num_scales=count, name=name)
     return Ternary(
@@ -253,7 +259,8 @@ def _unpack(path: Path, name: str, spec: Spec, kind: TensorType, data: NDArray[n
 def _require_kind(path: Path, name: str, spec: Spec, kind: TensorType) -> None:
     allowed = {"ternary": (*OUTTYPES.values(),), "int8": (Q8_0,), "dense": ()}[spec.kind]
     if spec.kind == "dense":
-        allowed = (F32, F16) if name in _TABLES else (_FLOATS[spec.dtype],)
+        may_be_half = name in _TABLES and spec.dtype == "float32"
+        allowed = (F32, F16) if may_be_half else (_FLOATS[spec.dtype],)
     if kind not in allowed:
         raise FormatError(
             f"{path}: {name} is {kind.name}, must be {' or '.join(one.name for one in allowed)}: "

@@ -223,10 +223,10 @@ def packed_i2_s(
 
 
 def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Blocks of a scale and 32 codes, (R, C / 32 * 34), of codes (R, C) and scales (R,), repeated for every block."""
+    """Blocks of a scale and 32 codes, (R, C / 32 * 34), of codes (R, C) and scales (R, S), repeated for every block."""
     rows, columns = codes.shape
     count = ternary.num_blocks(columns, Q8_0.columns)
-    repeated = np.repeat(scales.astype(_SCALE)[:, None], count, axis=1)
+    repeated = np.repeat(scales.astype(_SCALE), count // scales.shape[1], axis=1)
     blocks = [
         repeated[:, :, None].view(np.uint8),
         codes.reshape(rows, count, Q8_0.columns).view(np.uint8),
@@ -235,13 +235,13 @@ def pack_q8_0(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[n
 
 
 def unpack_q8_0(
-    data: NDArray[np.uint8], *, name: str
+    data: NDArray[np.uint8], *, num_scales: int, name: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """The codes and scales of `pack_q8_0`."""
+    """The codes and scales of `pack_q8_0`, given how many scales a row has."""
     rows = len(data)
     blocks = data.reshape(rows, -1, Q8_0.bytes)
     codes = np.ascontiguousarray(blocks[:, :, 2:]).view(np.int8).reshape(rows, -1)
-    return codes, _shared_scales(blocks[:, :, :2].view(_SCALE)[:, :, 0], 1, name)[:, 0]
+    return codes, _shared_scales(blocks[:, :, :2].view(_SCALE)[:, :, 0], num_scales, name)
 
 
 def dequantize_q2_0(data: NDArray[np.uint8]) -> NDArray[np.float32]:

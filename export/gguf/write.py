@@ -77,9 +77,10 @@ def adapted(bundle: Bundle, *, tables: Literal["q8_0", "f16"] | None, runtime: s
     """
     if gguf_architecture(bundle.config, runtime=runtime) != ARCHITECTURE:
         bundle = without_ahead(bundle)
-    if tables == "q8_0" and bundle.config.table_format != "int8":
+    form = bundle.config.table_format
+    if tables == "q8_0" and form != "int8":
         raise ConfigError(
-            'table_format="dense": Q8_0 would round embedding and head to 8 bits, which changes the model; pass '
+            f'table_format="{form}": Q8_0 would round embedding and head to 8 bits, which changes the model; pass '
             "tables=f16, leave the option out, or save the model with 8-bit tables"
         )
     return with_float16_tables(bundle) if tables == "f16" else bundle

@@ -130,6 +130,21 @@ class OnnxOps(ABC):
             return dense_product(self.graph, x, linear)
         return self.product(x, linear)
 
+    def rotate(self, x: Value, signs: Parameter, *, block: int, inverse: bool) -> Value:
+        graph = self.graph
+        y = x if inverse else graph.binary("Mul", x, signs.dense(graph))
+        # The matrix of a block is the Kronecker product of two smaller ones.
+        rows = 1 << (block.bit_length() - 1) // 2
+        sizes = rows, block // rows
+        parts = (*x.shape[:-1], x.size(-1) // block, *sizes)
+        left, right = (graph.literal(_hadamard(size)) for size in sizes)
+        y = graph.matmul(graph.matmul(left, graph.reshape(y, parts)), right)
+        y = graph.reshape(y, x.shape)
+        return graph.binary("Mul", y, signs.dense(graph)) if inverse else y
+
+    def scale(self, x: Value, factor: float) -> Value:
+        return self.graph.binary("Mul", x, self.graph.literal(np.array(factor, np.float32)))
+
     def add(self, x: Value, y: Value) -> Value:
         return self.graph.binary("Add", x, y)
 
@@ -195,12 +210,14 @@ class OnnxOps(ABC):
         assert segments is None, PACKED
         assert state is not None
         graph = self.graph
-        features = q.size(3)
+        features, share = q.size(3), v.size(2) // q.size(2)
         # x / sqrt(sum(x**2) + 1e-6) is an RMS norm of gain 1 / sqrt(K) whose eps is K times smaller.
         root = np.full(features, 1 / math.sqrt(features), np.float32)
         eps = 1e-6 / features
         q = graph.rms_norm(q, graph.literal(root * root), eps=eps)
         k = graph.rms_norm(k, graph.literal(root), eps=eps)
+        if share > 1:
+            q, k = (self._repeated(x, share) for x in (q, k))
         time = graph.unary("Softplus", graph.binary("Add", decay, time_bias.dense(graph)))
         rate = graph.literal(-np.exp(log_rate.dense_values()))
         # Padding forgets nothing and adds nothing.
@@ -211,6 +228,18 @@ class OnnxOps(ABC):
         y, present = self.recurrence(q, k, v, strength, log_decay, past)
         state.keep(slot, present)
         return y
+
+    def _repeated(self, x: Value, share: int) -> Value:
+        """Each head of (batch, tokens, heads, features) so many times."""
+        graph = self.graph
+        batch, tokens, heads, features = x.shape
+        copies = graph.node(
+            "Expand",
+            graph.unsqueeze(x, 3),
+            graph.indices(1, 1, 1, share, 1),
+            shape=(batch, tokens, heads, share, features),
+        )
+        return graph.reshape(copies, (batch, tokens, x.size(2) * share, features))
 
     # Networks.
 
@@ -319,6 +348,14 @@ class OnnxOps(ABC):
 
     def replace(self, weights: Weights[Parameter], name: str, leaf: Stored) -> Weights[Parameter]:
         raise _meaningless("replace")
+
+
+def _hadamard(size: int) -> NDArray[np.float32]:
+    """The normalised matrix of Sylvester's construction."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix / np.sqrt(size), np.float32)
 
 
 def _meaningless(operation: str) -> AssertionError:

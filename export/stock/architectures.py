@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.shapes import shapes
+from nanochat.shapes import head_format, shapes
 from nanochat.weights import named_leaves
 
 __all__ = ["Runtime", "obstacles", "stock_architecture", "stock_runtimes"]
@@ -95,6 +95,15 @@ def _everywhere(config: ModelConfig) -> Iterator[str]:
         yield "attention_gate=true: it does not gate what attention gives"
     if config.activation != "swiglu":
         yield f'activation="{config.activation}": its networks are SwiGLU'
+    if config.rotation_block:
+        yield f"rotation_block={config.rotation_block}: it does not rotate the inputs of matrices"
+    for name in ("embedding_scale", "residual_scale", "logit_scale"):
+        if getattr(config, name) != 1:
+            yield f"{name}={getattr(config, name)}: models are written for it without scales"
+    for name, form in (("table_format", config.table_format), ("head_format", head_format(config))):
+        if form not in ("int8", "ternary", "dense"):
+            yield f'{name}="{form}": models are written for it with tables in int8, ternary or dense'
+            break
     if config.rope_scaling != "ntk":
         yield f'rope_scaling="{config.rope_scaling}": models are written for it with a rotation of one base'
     if config.rope_dims not in (0, config.head_dim):

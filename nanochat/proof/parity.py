@@ -13,19 +13,20 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat import backends, ternary
+from nanochat import backends
 from nanochat.backends.reference.ops import Leaf, ReferenceOps
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError, ShapeError
 from nanochat.generation.engine import Engine, Runner
+from nanochat.init import widened
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.choices import NEAR, chooses, logits_and_margins
 from nanochat.proof.tolerances import TOLERANCES
 from nanochat.rows import RowState
 from nanochat.shapes import num_parameters, shapes
-from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, Weights, map_leaves, named_leaves
+from nanochat.weights import Stored, Weights, map_leaves, named_leaves
 
 __all__ = [
     "Artefact",
@@ -250,20 +251,7 @@ class UnroundedOps(ReferenceOps):
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Leaf]:
         """Dequantise all leaves."""
-        return map_leaves(_dense, weights)
-
-
-def _dense(name: str, leaf: Stored) -> Leaf:
-    match leaf:
-        case Ternary():
-            codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
-            return ternary.dequantize(codes, leaf.scales)
-        case Int8():
-            return ternary.dequantize(leaf.codes, leaf.scales)
-        case Dense():
-            return leaf.values.astype(np.float32)
-        case Latent():
-            raise AssertionError
+        return map_leaves(widened, weights)
 
 
 def least_equal(config: ModelConfig) -> float:

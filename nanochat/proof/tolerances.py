@@ -34,6 +34,8 @@ TOLERANCES = {
                          "no integer ones"),
     # The project of dense leaves; routers and gates have few rows.
     "dense project": Tolerance(3e-6, "a float32 sum whose terms may cancel, and few of them to average over"),
+    "rotate": Tolerance(0, "IEEE 754 additions in an order that is specified"),
+    "scale": Tolerance(0, "IEEE 754 multiplication is correctly rounded"),
     "add": Tolerance(0, "IEEE 754 addition is correctly rounded"),
     "parameter": _COPY,
     "last": _COPY,

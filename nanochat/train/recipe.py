@@ -77,6 +77,11 @@ class Recipe:
             raise ConfigError(
                 f"length={self.length} exceeds the model's context_length={self.model.context_length}: shorten it"
             )
+        if self.model.rotation_block:
+            raise ConfigError(
+                f"rotation_block={self.model.rotation_block}: models of rotated inputs are read and run, not trained; "
+                "set model.rotation_block=0"
+            )
         if self.model.num_ahead >= self.length:
             raise ConfigError(
                 f"length={self.length} leaves no target for num_ahead={self.model.num_ahead}: lengthen it"

@@ -49,6 +49,8 @@ CONFIGS = {
     "large eps": ModelConfig(**BASE, norm_eps=1e-2),
     "rows": ModelConfig(**BASE | ROW | {"width": 320, "ffn_width": 352}, tie_embeddings=False),
     "blocks of 128": ModelConfig(**BASE | {"ffn_width": 384}, weight_block=128),
+    "ternary table": ModelConfig(**BASE, table_format="ternary"),
+    "ternary tables": ModelConfig(**BASE, table_format="ternary", tie_embeddings=False),
     "dense tables": ModelConfig(**BASE, table_format="dense", tie_embeddings=False),
     "experts": ModelConfig(**BASE | EXPERTS),
     "experts, rows": ModelConfig(**BASE | EXPERTS | ROW, tie_embeddings=False),

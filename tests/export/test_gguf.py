@@ -51,6 +51,15 @@ CONFIGS = {
     "delta": ModelConfig(**BASE, layer_pattern=("delta",), norm_eps=1e-5),
     "loop": ModelConfig(**BASE, loop_count=2, exit_threshold=0.25, num_ahead=1),
     "dense table": ModelConfig(**BASE, table_format="dense", tie_embeddings=False),
+    "ternary table, 16-bit head": ModelConfig(
+        **BASE, table_format="ternary", head_format="bfloat16", tie_embeddings=False
+    ),
+    "tables of blocks": ModelConfig(
+        **BASE, table_format="int8_32", head_format="float16", tie_embeddings=False
+    ),
+    "rotated": ModelConfig(
+        **BASE, rotation_block=256, table_format="ternary", rope_scaling="linear", rope_dims=32
+    ),
     "dynamic": ModelConfig(**BASE, coefficients="dynamic", attention_gate=True),
 }
 CONFIG = CONFIGS["dense"]

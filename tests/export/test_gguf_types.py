@@ -180,15 +180,16 @@ def test_blocks_that_should_share_a_scale_must(kind: TensorType) -> None:
         unpack_ternary(kind, packed, num_scales=1, name="x")
 
 
-def test_q8_0_means_to_the_library_what_it_means_to_us() -> None:
+@pytest.mark.parametrize("num_scales", [1, 3])
+def test_q8_0_means_to_the_library_what_it_means_to_us(num_scales: int) -> None:
     codes = np.random.default_rng(0).integers(-127, 128, (7, 96)).astype(np.int8)
-    scales = np.linspace(0.001, 3, 7).astype(np.float16)
+    scales = np.linspace(0.001, 3, 7 * num_scales).astype(np.float16).reshape(7, -1)
 
     packed = pack_q8_0(codes, scales)
-    again, scales_again = unpack_q8_0(packed, name="x")
+    again, scales_again = unpack_q8_0(packed, num_scales=num_scales, name="x")
 
     values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
-    assert np.array_equal(values, codes.astype(np.float32) * scales.astype(np.float32)[:, None])
+    assert np.array_equal(values, ternary.dequantize(codes, scales))
     assert np.array_equal(again, codes)
     assert np.array_equal(scales_again, scales)
 

@@ -66,6 +66,34 @@ CASES = {
         num_layers=3, layer_pattern=("attention", "delta", "delta"), sub_norm=True, num_streams=2
     ),
     "delta_without_taps": _delta(layer_pattern=("delta",), delta_conv_width=1),
+    "delta_of_few_key_heads": _delta(
+        num_layers=4,
+        layer_pattern=hybrid_pattern(delta=3),
+        delta_heads=6,
+        delta_key_heads=2,
+        delta_gates="bfloat16",
+        attention_gate=True,
+        rope_dims=8,
+    ),
+    "delta_with_ternary_gates": _delta(layer_pattern=("delta",), delta_gates="ternary"),
+    "rotated": _config(rotation_block=128, table_format="ternary", tie_embeddings=False),
+    "rotated_tied": _config(rotation_block=64, table_format="ternary", sub_norm=True),
+    "rotated_streams": _config(rotation_block=128, num_streams=2),
+    "rotated_delta": _delta(
+        layer_pattern=("delta", "attention"),
+        delta_heads=4,
+        delta_key_heads=2,
+        delta_gates="float16",
+        rotation_block=128,
+        table_format="ternary",
+    ),
+    "rotated_more_than_rounded": _config(
+        width=512, ffn_width=1024, num_heads=16, rotation_block=512, activation="relu2_glu"
+    ),
+    "scaled": _config(
+        embedding_scale=12.0, residual_scale=0.25, logit_scale=9.0, tie_embeddings=False
+    ),
+    "scaled_streams": _config(residual_scale=0.3, num_streams=2),
     "experts": _config(**_EXPERTS),
     "shared_expert": _config(**_EXPERTS, shared_expert_width=128, num_streams=2, sub_norm=True),
     "one_expert_per_token": _config(**_EXPERTS, experts_per_token=1, activation="relu2"),

@@ -194,6 +194,23 @@ class LockstepOps(Generic[Array, Leaf, State]):
             lambda: self.other.project(x.other, *(w.other for w in linears)),
         )
 
+    def rotate(
+        self, x: Arrays[Array], signs: Leaves[Leaf], *, block: int, inverse: bool
+    ) -> Arrays[Array]:
+        told: dict[str, Any] = {"block": block, "inverse": inverse}
+        return self._run(
+            "rotate",
+            lambda: self.reference.rotate(x.reference, signs.reference, **told),
+            lambda: self.other.rotate(x.other, signs.other, **told),
+        )
+
+    def scale(self, x: Arrays[Array], factor: float) -> Arrays[Array]:
+        return self._run(
+            "scale",
+            lambda: self.reference.scale(x.reference, factor),
+            lambda: self.other.scale(x.other, factor),
+        )
+
     def add(self, x: Arrays[Array], y: Arrays[Array]) -> Arrays[Array]:
         return self._run(
             "add",

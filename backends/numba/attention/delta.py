@@ -88,16 +88,17 @@ def delta_inputs(
     first: int,
     last: int,
 ) -> None:
-    """From the arguments of `Ops.delta_rule`: unit queries and keys (B, T, H, K'), and b and a (B, T, H).
+    """From the arguments of `Ops.delta_rule`: unit queries and keys (B, T, G, K'), and b and a (B, T, H).
 
     A task is one token.
     """
     root = np.sqrt(np.float32(q.shape[3]))
     for task in range(first, last):
         b, t = task // q.shape[1], task % q.shape[1]
-        for h in range(q.shape[2]):
-            _unit(q[b, t, h], root, queries[b, t, h])
-            _unit(k[b, t, h], np.float32(1), keys[b, t, h])
+        for g in range(q.shape[2]):
+            _unit(q[b, t, g], root, queries[b, t, g])
+            _unit(k[b, t, g], np.float32(1), keys[b, t, g])
+        for h in range(beta.shape[2]):
             steps[b, t, h] = sigmoid(beta[b, t, h])
             time = np.float64(decay[b, t, h] + time_bias[h])
             softplus = max(time, 0.0) + math.log1p(math.exp(-abs(time)))
@@ -130,11 +131,12 @@ def delta_rule(
     first: int,
     last: int,
 ) -> None:
-    """Run the recurrence over all tokens; values and y are (N, H, V).
+    """Run the recurrence over all tokens; queries and keys are (N, G, K'), values and y (N, H, V).
 
     A task is one group of lanes of one head of one span.
     """
     heads, groups = memory.shape[1], memory.shape[2]
+    share = heads // keys.shape[1]
     mistake, total = float32_lanes(), float32_lanes()
     for task in range(first, last):
         span, h, low = task // groups // heads, task // groups % heads, task % groups * LANES
@@ -142,7 +144,7 @@ def delta_rule(
         fours = memory_h.shape[0] // 4
         for n in range(offsets[span], offsets[span] + counts[span]):
             keep, step = keeps[n, h], steps[n, h]
-            key, query = keys[n, h], queries[n, h]
+            key, query = keys[n, h // share], queries[n, h // share]
             values_t, y_t = values[n, h, low : low + LANES], y[n, h, low : low + LANES]
             for lane in range(LANES):
                 mistake[lane] = total[lane] = 0

@@ -118,7 +118,7 @@ def delta_inputs(
     *,
     features: int,
 ) -> tuple[Values, Values, Values, Values]:
-    """Queries and keys (B, T, H, features) of unit length, padded, and how much is learned and kept (B, T, H)."""
+    """Queries and keys (B, T, G, features) of unit length, padded, and how much is learned and kept (B, T, H)."""
     queries = launch.empty((*k.shape[:3], features))
     keys = launch.like(queries)
     steps, keeps = launch.like(beta), launch.like(decay)

@@ -34,7 +34,8 @@ from nanochat.backends.numba.runtime.vectors import (
 from nanochat.backends.numba.streams.mhc import blend
 
 __all__ = ["add", "blend_norm_round", "gate", "norm_round", "padded_width", "quantize", "relu2"]
-__all__ += ["relu2_glu", "relu2_glu_round", "relu2_round", "rms_norm", "swiglu", "swiglu_round"]
+__all__ += ["relu2_glu", "relu2_glu_round", "relu2_round", "rms_norm", "scale", "swiglu"]
+__all__ += ["swiglu_round"]
 
 _Array = NDArray[np.float32]
 _Codes = NDArray[np.int8]
@@ -52,6 +53,15 @@ def add(x: _Array, other: _Array, y: _Array, first: int, last: int) -> None:
     x, other, y = x[first:last], other[first:last], y[first:last]
     for i in range(y.shape[0]):
         y[i] = x[i] + other[i]
+
+
+@kernel
+def scale(x: _Array, factor: float, y: _Array, first: int, last: int) -> None:
+    """``x * float32(factor)``."""
+    x, y = x[first:last], y[first:last]
+    number = np.float32(factor)
+    for i in range(y.shape[0]):
+        y[i] = x[i] * number
 
 
 @kernel

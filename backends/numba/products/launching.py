@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.pending import Pending, Rounded, Values
-from nanochat.backends.numba.products import activation, linear, trits
+from nanochat.backends.numba.products import activation, linear, trits, turning
 from nanochat.backends.numba.products.packing import Leaf, NarrowMatrix, TiledLinear, dense
 from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT, INTEGER
 from nanochat.backends.numba.runtime.launch import Launcher
@@ -23,7 +23,7 @@ from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.errors import InputError
 
 __all__ = ["dense_product", "elementwise", "embed", "integer_product", "relu2", "rms_norm"]
-__all__ += ["rounded", "swiglu"]
+__all__ += ["rounded", "scale", "swiglu"]
 
 
 def embed(launch: Launcher, ids: NDArray[np.int64], table: Leaf) -> Values:
@@ -76,7 +76,8 @@ def rms_norm(launch: Launcher, x: Values, gains: Values, eps: float) -> Pending:
         out = rounded.codes, rounded.sums, rounded.scales
         run(activation.norm_round, rows, gains, eps, y, block, *out)
 
-    return Pending(shape=x.shape, compute=compute, fusion=fusion)
+    turned = functools.partial(turning.norm_turn, launch, rows, gains, eps)
+    return Pending(shape=x.shape, compute=compute, fusion=fusion, turn=turned)
 
 
 def rounded(launch: Launcher, x: Pending, block: int) -> Rounded:
@@ -142,9 +143,19 @@ def elementwise(launch: Launcher, kernel: Callable[..., None], *inputs: Values) 
     return y
 
 
+def scale(launch: Launcher, x: Values, factor: float) -> Values:
+    """X times a number."""
+    y = launch.like(x)
+    told = x.reshape(-1), factor, y.reshape(-1)
+    launch(activation.scale, *told, tasks=y.size, nanoseconds=y.size * ELEMENT)
+    return y
+
+
 def swiglu(launch: Launcher, gate: Values, up: Values) -> Pending:
     """``gate * sigmoid(gate) * up``, computed or rounded when it is needed."""
-    return _activated(launch, activation.swiglu, activation.swiglu_round, gate, up)
+    made = _activated(launch, activation.swiglu, activation.swiglu_round, gate, up)
+    made.turn = functools.partial(turning.swiglu_turn, launch, gate, up)
+    return made
 
 
 def relu2(launch: Launcher, x: Values, up: Values | None) -> Pending:
@@ -164,9 +175,7 @@ def _activated(
 
     def fusion(y: Values, block: int, rounded: Rounded) -> None:
         # A block is rounded for itself: it may be a row, and a task.
-        rows = [array.reshape(-1, block) for array in (*inputs, y)]
-        codes = rounded.codes.reshape(len(rows[0]), 1, -1)
-        out = codes, rounded.sums.reshape(-1, 1), rounded.scales.reshape(-1, 1)
+        rows, out = turning.units([*inputs, y], rounded, block)
         tasks, nanoseconds = size // block, 2 * size * ELEMENT
         launch(fused_kernel, *rows, block, *out, tasks=tasks, nanoseconds=nanoseconds)
 

@@ -109,6 +109,14 @@ class NullOps:
         assert all(linear.shape[1] == x[-1] for linear in linears)
         return tuple((*x[:-1], linear.shape[0]) for linear in linears)
 
+    def rotate(self, x: Array, signs: Leaf, *, block: int, inverse: bool) -> Array:
+        self._use("rotate")
+        return x
+
+    def scale(self, x: Array, factor: float) -> Array:
+        self._use("scale")
+        return x
+
     def add(self, x: Array, y: Array) -> Array:
         self._use("add")
         return np.broadcast_shapes(x, y)
@@ -192,7 +200,9 @@ class NullOps:
     ) -> Array:
         self._use("delta_rule", log_rate, time_bias)
         self._remember(state, slot)
-        assert beta == decay == q[:3] == k[:3] == v[:3]
+        assert beta == decay == v[:3]
+        assert q[:3] == k[:3] == (*v[:2], k[2])
+        assert v[2] % k[2] == 0
         return v
 
     def swiglu(self, gate: Array, up: Array) -> Array:
