@@ -29,6 +29,7 @@ __all__ = [
     "LeafKind",
     "Mhc",
     "Node",
+    "Packing",
     "Signs",
     "Site",
     "Spec",
@@ -44,6 +45,8 @@ __all__ = [
 
 LeafKind = Literal["ternary", "int8", "dense"]
 DenseType = Literal["float32", "float16", "bfloat16"]
+# How a block of a file packs ternary codes; see `nanochat.blocks.packings`.
+Packing = Literal["bits", "high_quarters", "pairs", "quarters", "trits_128", "trits_256"]
 DENSE_DTYPES: Mapping[DenseType, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.blocks.checks import count_zeros, require_scales
 from nanochat.errors import FormatError, NumericError
-from nanochat.export.gguf.checks import count_zeros, require_scales
 from nanochat.export.gguf.types import PQ2_0, Q2_0, TYPES, TensorType, packed_blocks
 
 __all__ = ["Entry", "find_kinds", "round_up"]

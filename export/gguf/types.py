@@ -12,7 +12,7 @@ References
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,26 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.checks import count_zeros
+from nanochat.blocks.packings import PARTS, Codec, convert, pack_quarters, pack_trits, unpacked
 from nanochat.errors import FormatError, NumericError, ShapeError
-from nanochat.export.gguf.checks import OTHER_BYTES, count_zeros
-from nanochat.export.gguf.trits import (
-    PTQ1_0_PARTS,
-    TQ1_0_PARTS,
-    Parts,
-    has_digit_beyond,
-    pack_quarters,
-    pack_trits,
-    unpack_bits,
-    unpack_high_quarters,
-    unpack_quarters,
-    unpack_trits,
-)
+from nanochat.weights import Packing
 
 __all__ = [
     "BF16",
     "F16",
     "F32",
     "I2_S",
+    "PACKINGS",
     "PQ2_0",
     "PTQ1_0",
     "Q1_0",
@@ -105,11 +96,18 @@ TYPES: Mapping[int, TensorType] = {
     **{kind.number: kind for kind in (I2_S, Q1_0, Q2_0, PQ2_0, PTQ1_0)},
 }
 
+# How the blocks of ternary types pack their codes.
+PACKINGS: Mapping[TensorType, Packing] = {
+    I2_S: "high_quarters",
+    PQ2_0: "pairs",
+    PTQ1_0: "trits_128",
+    Q1_0: "bits",
+    Q2_0: "pairs",
+    TQ1_0: "trits_256",
+    TQ2_0: "quarters",
+}
+
 _SCALE = np.dtype("<f2")
-# From this package's bytes of blocks to a type's, or back.
-_Codec = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-# Blocks that are converted at once: what lies between two passes stays in the cache.
-_AT_ONCE = 2**12
 
 
 def pack_ternary(
@@ -140,7 +138,7 @@ def block_bytes(
         )
     blocks = np.empty((rows, count, kind.bytes), np.uint8)
     codes, factors = _halves(kind, blocks)
-    _convert(packed.reshape(rows, count, -1), _PACKERS[kind], codes)
+    convert(packed.reshape(rows, count, -1), _PACKERS[kind], codes)
     factors[...] = np.repeat(scales, count // scales.shape[1], axis=1)
     return blocks.reshape(rows, -1)
 
@@ -169,7 +167,7 @@ def packed_blocks(
     """The packed codes of every block of a ternary matrix, (R, B, columns of a block / 4), and its scales, (R, B).
 
     Scales are views of `data`, and so are codes in `Q2_0` and `PQ2_0`, which have this package's bytes: none is read.
-    The caller checks both, with `nanochat.export.gguf.checks` or while it lays them out.
+    The caller checks both, with `nanochat.blocks.checks` or while it lays them out.
 
     Raises
     ------
@@ -177,17 +175,7 @@ def packed_blocks(
         If a byte holds more trits than its block has; the name is for this.
     """
     codes, scales = _halves(kind, data.reshape(len(data), -1, kind.bytes))
-    if kind in _OUR_BYTES:
-        return codes, scales
-    beyond = has_digit_beyond(codes, _PARTS[kind]) if kind in _PARTS else np.zeros(0, np.bool_)
-    if beyond.any():
-        row, block = (int(i) for i in np.argwhere(beyond)[0])
-        raise NumericError(
-            f"{name} has a digit where a block of {kind.name} ends, in row {row}, block {block}: {OTHER_BYTES}"
-        )
-    packed = np.empty((*scales.shape, kind.columns // 4), np.uint8)
-    _convert(codes, _UNPACKERS[kind], packed)
-    return packed, scales
+    return unpacked(PACKINGS[kind], codes, name=name), scales
 
 
 def packed_i2_s(
@@ -211,8 +199,7 @@ def packed_i2_s(
             f"{name} has the scale {scale:g}: must be finite and positive; fetch the file again"
         )
     blocks = data.reshape(rows, -1, I2_S.bytes)
-    packed = np.empty_like(blocks)
-    _convert(blocks, unpack_high_quarters, packed)
+    packed = unpacked(PACKINGS[I2_S], blocks, name=name)
     zeros, size = int(count_zeros(packed, name=name).sum(dtype=np.int64)), 4 * packed.size
     if not 0 < zeros < _NEARLY_ALL * size:
         raise NumericError(
@@ -266,15 +253,6 @@ def _halves(
     return blocks[:, :, :-size], blocks[:, :, -size:].view(_SCALE)[:, :, 0]
 
 
-def _convert(blocks: NDArray[np.uint8], codec: _Codec, out: NDArray[np.uint8]) -> None:
-    """Fill `out`, (R, B, n), with what a codec makes of blocks, (R, B, bytes), a few at a time."""
-    rows, count, size = blocks.shape
-    at_once = max(1, _AT_ONCE // max(1, count))
-    for start in range(0, rows, at_once):
-        part = blocks[start : start + at_once]
-        out[start : start + at_once] = codec(part.reshape(-1, size)).reshape(len(part), count, -1)
-
-
 def _shared_scales(scales: NDArray[np.float16], count: int, name: str) -> NDArray[np.float16]:
     """Return `count` scales of each row, from those of its blocks."""
     bits = np.ascontiguousarray(scales).view("<u2").reshape(len(scales), count, -1)
@@ -290,15 +268,10 @@ def _shared_scales(scales: NDArray[np.float16], count: int, name: str) -> NDArra
 # More zeros than any training leaves.
 _NEARLY_ALL = 0.95
 _SCALE_FIRST = (Q1_0, Q2_0, PQ2_0)
-_OUR_BYTES = (Q2_0, PQ2_0)
-_PARTS: Mapping[TensorType, Parts] = {TQ1_0: TQ1_0_PARTS, PTQ1_0: PTQ1_0_PARTS}
-_PACKERS: Mapping[TensorType, _Codec] = {
+_PACKERS: Mapping[TensorType, Codec] = {
+    Q2_0: np.asarray,
+    PQ2_0: np.asarray,
     TQ2_0: pack_quarters,
-    **{kind: partial(pack_trits, parts=parts) for kind, parts in _PARTS.items()},
-    **dict.fromkeys(_OUR_BYTES, np.asarray),
-}
-_UNPACKERS: Mapping[TensorType, _Codec] = {
-    Q1_0: unpack_bits,
-    TQ2_0: unpack_quarters,
-    **{kind: partial(unpack_trits, parts=parts) for kind, parts in _PARTS.items()},
+    TQ1_0: partial(pack_trits, parts=PARTS["trits_256"]),
+    PTQ1_0: partial(pack_trits, parts=PARTS["trits_128"]),
 }

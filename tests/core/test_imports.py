@@ -33,7 +33,7 @@ ROWS = (
     ("cost", "init", "tensors", "text"),
     ("model", "rows"),
     ("ops",),
-    ("draws", "rotary", "shapes"),
+    ("blocks", "draws", "rotary", "shapes"),
     ("presets", "ternary", "weights"),
     ("config", "files"),
     ("errors",),

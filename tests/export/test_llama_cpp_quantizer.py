@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from nanochat import ternary
+from nanochat.blocks.checks import count_zeros, require_scales, share_of_zeros, zero_blocks
 from nanochat.export import formats
-from nanochat.export.gguf.checks import count_zeros, require_scales, share_of_zeros, zero_blocks
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library
 from nanochat.export.gguf.tables import COLUMNS_OF_SCALE, integer_table

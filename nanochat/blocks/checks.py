@@ -24,28 +24,31 @@ _PASS_BYTES = 2**17
 _INFINITY, _MINUS_ZERO = 0x7C00, 0x8000
 
 
-def count_zeros(packed: NDArray[np.uint8], *, name: str) -> NDArray[np.uint16]:
+def count_zeros(
+    packed: NDArray[np.uint8], *, name: str, rows: NDArray[np.int64] | None = None
+) -> NDArray[np.uint16]:
     """Zero codes of every block, (R, B), of packed ones, (R, B, n), with n a multiple of 8; a code 3 is refused.
 
     Raises
     ------
     NumericError
-        If a pair of bits is 0b11: what is read as codes is something else.
+        If a pair of bits is 0b11: what is read as codes is something else. The name is for this, and so are the numbers
+        of the rows in the matrix that is called so, if they are not those of `packed`.
     """
-    rows, blocks, size = packed.shape
-    counts = np.empty((rows, blocks), np.uint16)
+    num_rows, blocks, size = packed.shape
+    counts = np.empty((num_rows, blocks), np.uint16)
     at_once = max(1, _PASS_BYTES // max(1, blocks * size))
-    for start in range(0, rows, at_once):
+    for start in range(0, num_rows, at_once):
         words = np.ascontiguousarray(packed[start : start + at_once]).view(np.uint64)
         lower = words & _LOWER_BITS
         # Neighbouring bytes do not meet: what the shift brings over from one is masked.
         illegal = words >> _ONE & lower
         if illegal.any():
             row, block, _ = (int(i) for i in np.argwhere(illegal)[0])
-            columns = 4 * size
+            first, last = block * 4 * size, (block + 1) * 4 * size - 1
             raise NumericError(
-                f"{name} has a code 3 in row {start + row}, columns {block * columns} to {(block + 1) * columns - 1}: "
-                f"ternary codes are 0, 1 and 2; {OTHER_BYTES}"
+                f"{name} has a code 3 in row {_number(start + row, rows)}, columns {first} to {last}: ternary "
+                f"codes are 0, 1 and 2; {OTHER_BYTES}"
             )
         # What is not 3 is zero if its lower bit is set.
         zeros = np.bitwise_count(lower)
@@ -56,15 +59,20 @@ def count_zeros(packed: NDArray[np.uint8], *, name: str) -> NDArray[np.uint16]:
     return counts
 
 
-def require_scales(scales: NDArray[np.float16], *, name: str) -> None:
-    """Refuse scales, (R, B), that are not finite or that are negative; 0 makes zeros of a block."""
+def require_scales(
+    scales: NDArray[np.float16], *, name: str, rows: NDArray[np.int64] | None = None
+) -> None:
+    """Refuse scales, (R, B), that are not finite or that are negative; 0 makes zeros of a block.
+
+    Name and rows are for errors; see `count_zeros`.
+    """
     bits = scales.view(f"{scales.dtype.byteorder}u2")
     bad = (bits >= _INFINITY) & (bits != _MINUS_ZERO)
     if bad.any():
         row, block = (int(i) for i in np.argwhere(bad)[0])
         raise NumericError(
-            f"{name} has the scale {scales[row, block]:g} in row {row}, block {block}: scales are finite and not "
-            f"negative; {OTHER_BYTES}"
+            f"{name} has the scale {scales[row, block]:g} in row {_number(row, rows)}, block {block}: scales are "
+            f"finite and not negative; {OTHER_BYTES}"
         )
 
 
@@ -94,3 +102,7 @@ def share_of_zeros(
     """
     count = np.where(scales == 0, np.uint16(columns), zeros).sum(dtype=np.int64)
     return float(count) / max(1, zeros.size * columns)
+
+
+def _number(row: int, rows: NDArray[np.int64] | None) -> int:
+    return row if rows is None else int(rows[row])

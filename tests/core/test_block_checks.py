@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from nanochat import ternary
-from nanochat.errors import NumericError
-from nanochat.export.gguf.checks import (
+from nanochat.blocks.checks import (
     count_zeros,
     require_scales,
     share_of_zeros,
     zero_blocks,
 )
+from nanochat.errors import NumericError
 
 # Rows, blocks of a row and columns of a block: of Q2_0, PQ2_0 and TQ2_0, and of more rows than are looked at at once.
 SHAPES = [(1, 1, 64), (7, 3, 128), (5, 2, 256), (4099, 1, 128)]
