@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.plain import Plain, plain
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import (
     ConfigError,
@@ -194,6 +195,7 @@ def require_complete(config: ModelConfig, weights: Weights[Stored]) -> None:
 
 def require_legal(name: str, leaf: Stored) -> None:
     """Refuse a leaf with values that no arithmetic may meet."""
+    leaf = plain(leaf)
     match leaf:
         case Ternary():
             ternary.require_legal(leaf.packed, f"{name}.codes")
@@ -221,7 +223,8 @@ def _tensors(
         raise ShapeError(
             f"{name} is {'missing from' if name in specs else 'no part of'} the model: {advice}"
         )
-    for name, leaf in leaves.items():
+    for name, stored in leaves.items():
+        leaf = plain(stored)
         arrays = _arrays(name, leaf)
         found = {key: (_file_type(array.dtype), array.shape) for key, array in arrays.items()}
         asked = {key: (dtypes[0], shape) for key, dtypes, shape in _parts(name, specs[name])}
@@ -239,7 +242,7 @@ def _tensors(
         yield from arrays.items()
 
 
-def _arrays(name: str, leaf: Stored) -> dict[str, NDArray[np.generic]]:
+def _arrays(name: str, leaf: Plain) -> dict[str, NDArray[np.generic]]:
     match leaf:
         case Ternary():
             return {f"{name}.codes": leaf.packed, f"{name}.scales": leaf.scales}

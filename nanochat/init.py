@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.plain import plain
 from nanochat.config import ModelConfig
 from nanochat.shapes import run_order, shapes
 from nanochat.weights import (
@@ -72,7 +73,7 @@ def freeze_leaf(name: str, leaf: Stored) -> Stored:
 
 def widened(name: str, leaf: Stored) -> NDArray[np.float32]:
     """The numbers that a rounded leaf stands for."""
-    match leaf:
+    match leaf := plain(leaf):
         case Ternary():
             codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
             return ternary.dequantize(codes, leaf.scales)

@@ -1,7 +1,7 @@
 """This file holds the tree of a model's weights, its leaves, and the walks over it.
 
-The tree is generic in its leaves: `shapes` gives a tree of `Spec`, a checkpoint one of stored leaves (`Latent`,
-`Ternary`, `Int8`, `Dense`), a backend one of its own handles. A leaf's name is its dotted path, such as
+The tree is generic in its leaves: `shapes` gives a tree of `Spec`, a file one of stored leaves (`Latent`, `Ternary`,
+`TernaryBlocks`, `Int8`, `Dense`), a backend one of its own handles. A leaf's name is its dotted path, such as
 ``layers.0.mixer.q``; it is the key in every file.
 """
 
@@ -35,6 +35,7 @@ __all__ = [
     "Spec",
     "Stored",
     "Ternary",
+    "TernaryBlocks",
     "Weights",
     "leaf_of",
     "map_leaves",
@@ -101,6 +102,37 @@ class Ternary:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class TernaryBlocks:
+    """A ternary matrix as another program's file holds it: views of the mapped file, which nobody has read or checked.
+
+    Of F rows in B blocks there are `codes`, (F, B, bytes of a block), packed as `packing` says, and float16 `scales`,
+    (F, B), which may lie among them. Row r of the matrix is row ``rows[r]`` of the file, and its block b of columns is
+    block ``blocks[b]``. All scales are multiplied with `factor`, rounded to float16, and there is one for every
+    `weight_block` columns: blocks that share one have equal ones. `name` is the tensor's, for errors.
+
+    What does not lay out such bytes itself takes `nanochat.blocks.plain.plain` of a leaf.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    packing: Packing
+    rows: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    columns: int
+    weight_block: int
+    activation_block: int
+    name: str
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        num_rows, num_blocks, _ = self.codes.shape
+        assert self.scales.shape == (num_rows, num_blocks)
+        # Kernels check no bounds.
+        for index, count in ((self.rows, num_rows), (self.blocks, num_blocks)):
+            assert index.size == 0 or 0 <= index.min() <= index.max() < count, self.name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Int8:
     """An embedding or head: codes (R, C) and scales (R, C / weight_block), of which most tables have one for each row.
 
@@ -130,7 +162,7 @@ class Dense:
     values: NDArray[Any]
 
 
-Stored = Latent | Ternary | Int8 | Dense
+Stored = Latent | Ternary | TernaryBlocks | Int8 | Dense
 
 
 def scale_dtype(block: int) -> DenseType:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.mlx.groups import GROUPS
+from nanochat.blocks.plain import plain
 from nanochat.errors import ShapeError
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
 
@@ -61,6 +62,7 @@ Leaf = PackedLinear | WideLinear | mx.array
 
 def prepare_leaf(name: str, leaf: Stored) -> Leaf:
     """The leaf for the GPU: codes stay packed, latent weights are rounded."""
+    leaf = plain(leaf)
     if isinstance(leaf, Dense):
         return _dense(name, leaf)
     if isinstance(leaf, Int8):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.reference.state import ReferenceState
+from nanochat.blocks.plain import plain
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
 from nanochat.ops import Slot, feed_forward, leaving_loop
@@ -350,6 +351,7 @@ def permutation_matrices(n: int) -> NDArray[np.float32]:
 
 
 def _prepare_leaf(name: str, leaf: Stored) -> Leaf:
+    leaf = plain(leaf)
     if isinstance(leaf, Dense):
         return leaf.values.astype(np.float32)
     if isinstance(leaf, Int8):

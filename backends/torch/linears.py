@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat import ternary
+from nanochat.blocks.plain import plain
 from nanochat.weights import Dense, Int8, Latent, Stored
 
 __all__ = [
@@ -69,6 +70,7 @@ Leaf = FloatLinear | PackedLinear | TableLinear | Tensor
 
 def prepare_leaf(name: str, leaf: Stored, device: torch.device) -> Leaf:
     """The leaf on the device: ternary codes stay packed, latent weights are rounded and stay floats."""
+    leaf = plain(leaf)
     if isinstance(leaf, Dense):
         return _dense(name, leaf, device)
     if isinstance(leaf, Latent):

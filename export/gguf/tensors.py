@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.plain import plain
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
@@ -221,6 +222,7 @@ def _pack_all(leaves: list[Stored], kind: TensorType) -> Iterator[NDArray[np.uin
 
 
 def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:
+    leaf = plain(leaf)
     match leaf:
         case Ternary():
             codes = ternary.unpack(leaf.packed, columns=leaf.columns)

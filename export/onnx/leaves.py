@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.plain import Plain
 from nanochat.export.onnx.graph import CONTRIB, Graph, Value
-from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
+from nanochat.weights import Dense, Int8, Latent, Ternary
 
 __all__ = [
     "BLOCK",
@@ -51,7 +52,7 @@ class Parameter:
     """One leaf of the tree, with its dotted name."""
 
     name: str
-    leaf: Stored
+    leaf: Plain
 
     @property
     def shape(self) -> tuple[int, ...]:

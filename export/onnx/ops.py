@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.blocks.plain import plain
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws
 from nanochat.export.onnx.graph import Graph, Value
@@ -100,7 +101,9 @@ class OnnxOps(ABC):
     # The border.
 
     def prepare(self, weights: Weights[Stored]) -> Weights[Parameter]:
-        return map_leaves(lambda name, leaf: Parameter(name=name, leaf=leaf), freeze(weights))
+        return map_leaves(
+            lambda name, leaf: Parameter(name=name, leaf=plain(leaf)), freeze(weights)
+        )
 
     def tokens(self, ids: NDArray[np.int64]) -> Value:
         raise _meaningless("tokens")

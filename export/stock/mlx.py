@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.mlx.groups import GROUPS
+from nanochat.blocks.plain import plain
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
@@ -60,6 +61,7 @@ def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
 
 def _pack(name: str, leaf: Stored) -> dict[str, Array]:
     del name
+    leaf = plain(leaf)
     match leaf:
         case Ternary():
             # A word's first number is in its lowest bits, and the words are little-endian: the bytes are ours.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
+from nanochat.blocks.plain import plain
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
@@ -38,6 +39,7 @@ def load_transformers(folder: Path, config: ModelConfig) -> tuple[ModelConfig, W
 
 
 def _dense(name: str, leaf: Stored) -> Array:
+    leaf = plain(leaf)
     match leaf:
         case Ternary():
             codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import ReferenceOps
+from nanochat.blocks.plain import plain
 from nanochat.bundle import NUM_LOGITS, NUM_PAIRS, NUM_SAMPLES, NUM_TOKENS, Bundle, Golden
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.model import forward
@@ -133,6 +134,7 @@ def tensor_digest(leaf: Stored) -> str:
     Codes and scales count, and the type of dense numbers; the scale of a block of zeros does not, because some formats
     cannot hold it.
     """
+    leaf = plain(leaf)
     match leaf:
         case Ternary():
             rows, blocks = leaf.scales.shape

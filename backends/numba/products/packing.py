@@ -19,6 +19,7 @@ from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.vectors import LANES
+from nanochat.blocks.plain import plain
 from nanochat.errors import InputError
 from nanochat.tensors import release
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
@@ -165,6 +166,7 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
 
 
 def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout) -> Leaf:
+    leaf = plain(leaf)
     match leaf:
         case Dense():
             if leaf.values.itemsize == 2:
