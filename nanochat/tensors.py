@@ -188,10 +188,14 @@ def release(array: NDArray[Any]) -> None:
     # What was written to a private copy of a file's page would be lost.
     if not memoryview(owner).readonly:
         return
-    start = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    # Of a view that leaves bytes out, these go, too.
+    start, end = (
+        address - np.frombuffer(owner, np.uint8).ctypes.data
+        for address in np.lib.array_utils.byte_bounds(array)
+    )
     # Pages that hold the ends of neighbours stay.
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    last = end // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
         owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 

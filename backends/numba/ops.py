@@ -150,7 +150,10 @@ class NumbaOps:
         layout = self.layout_of(sum(num_ternary(leaf) for _, leaf in leaves) // 4)
         with spread_over_nodes():
             prepared = map_leaves(
-                lambda name, leaf: prepare_leaf(name, leaf, memory, layout), weights
+                lambda name, leaf: prepare_leaf(
+                    name, leaf, memory, layout, threads=self.launch.threads
+                ),
+                weights,
             )
         self.tuner.adopt(
             leaf
@@ -484,7 +487,11 @@ class NumbaOps:
         old = dict(named_leaves(weights))[name]
         with spread_over_nodes():
             new = prepare_leaf(
-                name, leaf, self._memory, old.layout if isinstance(old, TiledLinear) else "two_bits"
+                name,
+                leaf,
+                self._memory,
+                old.layout if isinstance(old, TiledLinear) else "two_bits",
+                threads=self.launch.threads,
             )
         if isinstance(old, TiledLinear) and isinstance(new, TiledLinear):
             self.tuner.replace(old, new)

@@ -17,6 +17,7 @@ from nanochat.errors import NumericError
 from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, TernaryBlocks
 
 __all__ = ["OUTSIDE", "REFUSED", "ZEROS", "Plain", "plain", "read_rows", "scale_table"]
+__all__ += ["stored_scales"]
 
 Plain = Latent | Ternary | Int8 | Dense
 
@@ -99,6 +100,15 @@ def scale_table(factor: float) -> NDArray[np.uint16]:
         table[~((products >= ternary.SMALLEST_SCALE) & (products <= _LARGEST))] = OUTSIDE
     table[~legal] = REFUSED
     table[scales == 0] = 0
+    table.flags.writeable = False
+    return table
+
+
+@functools.cache
+def stored_scales() -> NDArray[np.uint16]:
+    """The same for our own matrices: all finite scales as they are, and `REFUSED`."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    table = np.where(np.isfinite(bits.view(np.float16)), bits, np.uint16(REFUSED))
     table.flags.writeable = False
     return table
 

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba.products.activation import padded_width
-from nanochat.backends.numba.products.trits import WORDS, CodeLayout, bytes_of, fits, lay_trits
+from nanochat.backends.numba.products.blocks import COLUMNS_OF_WORD, lay
+from nanochat.backends.numba.products.trits import WORDS, CodeLayout, fits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.vectors import LANES
-from nanochat.blocks.plain import plain
+from nanochat.blocks.plain import ZEROS, plain, read_rows, scale_table, stored_scales
 from nanochat.errors import InputError
 from nanochat.tensors import release
-from nanochat.weights import Dense, Int8, Latent, Stored, Ternary
+from nanochat.weights import Dense, Int8, Latent, Stored, Ternary, TernaryBlocks
 
 __all__ = [
     "Leaf",
@@ -31,16 +32,12 @@ __all__ = [
     "TiledProjection",
     "dense",
     "lay_bytes",
-    "lay_packed",
+    "lay_padded",
     "num_ternary",
     "prepare_leaf",
     "require_trits_fit",
     "tile_projection",
 ]
-
-
-# Four codes 0.
-_ZEROS = 0b01_01_01_01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,14 +125,19 @@ def dense(leaf: Leaf) -> NDArray[np.float32]:
 
 
 def prepare_leaf(
-    name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout = "two_bits"
+    name: str,
+    leaf: Stored,
+    memory: WeightMemory,
+    layout: CodeLayout = "two_bits",
+    *,
+    threads: int = 1,
 ) -> Leaf:
     """Lay codes out, after rounding latent weights; copy dense numbers.
 
     A ternary matrix whose shape the layout does not fit is laid out in two bits. What a mapped file took of the memory
     is given back: a tensor is there twice only while it is laid out.
     """
-    prepared = _prepare(name, leaf, memory, layout)
+    prepared = _prepare(name, leaf, memory, layout, threads)
     for values in vars(leaf).values():
         if isinstance(values, np.ndarray):
             release(values)
@@ -147,6 +149,8 @@ def num_ternary(leaf: Stored) -> int:
     match leaf:
         case Ternary():
             return len(leaf.packed) * leaf.columns
+        case TernaryBlocks():
+            return len(leaf.rows) * leaf.columns
         case Latent(kind="ternary"):
             return leaf.values.size
     return 0
@@ -156,8 +160,8 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
     """Refuse a ternary matrix that cannot be kept five codes to a byte, by an `InputError`."""
     if num_ternary(leaf) == 0:
         return
-    assert isinstance(leaf, Ternary | Latent)
-    columns = leaf.columns if isinstance(leaf, Ternary) else leaf.values.shape[1]
+    assert isinstance(leaf, Ternary | TernaryBlocks | Latent)
+    columns = leaf.values.shape[1] if isinstance(leaf, Latent) else leaf.columns
     if not fits(columns, leaf.activation_block):
         raise InputError(
             f"layout='five_trits' keeps pairs of activation blocks of 128 columns, and {name} has {columns} columns in "
@@ -165,8 +169,9 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
         )
 
 
-def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout) -> Leaf:
-    leaf = plain(leaf)
+def _prepare(
+    name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout, threads: int
+) -> Leaf:
     match leaf:
         case Dense():
             if leaf.values.itemsize == 2:
@@ -182,37 +187,82 @@ def _prepare(name: str, leaf: Stored, memory: WeightMemory, layout: CodeLayout) 
             return _eight_bits(memory, table, table_scales, leaf.activation_block)
         case Latent():
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
-            packed = ternary.pack(codes, name=name)
-            columns, block = leaf.values.shape[1], leaf.activation_block
-            return _ternary(memory, name, packed, scales, columns, block, layout)
-    columns, block = leaf.columns, leaf.activation_block
-    return _ternary(memory, name, leaf.packed, leaf.scales, columns, block, layout)
+            leaf = Ternary(
+                packed=ternary.pack(codes, name=name),
+                scales=scales,
+                columns=leaf.values.shape[1],
+                activation_block=leaf.activation_block,
+            )
+    if leaf.activation_block % COLUMNS_OF_WORD:
+        return _padded(memory, name, leaf)
+    return _ternary(memory, name, leaf, layout, threads)
 
 
 def _ternary(
     memory: WeightMemory,
     name: str,
-    packed: NDArray[np.uint8],
-    scales: NDArray[np.float16],
-    columns: int,
-    block: int,
+    leaf: Ternary | TernaryBlocks,
     layout: CodeLayout,
+    threads: int,
 ) -> TiledLinear:
-    assert packed.shape[1] == -(-columns // 4)
-    rows, blocks = len(packed), ternary.num_blocks(columns, block)
-    tiles = -(-rows // LANES)
-    legal = np.empty(tiles, np.uint8)
-    if layout == "five_trits" and fits(columns, block):
-        codes = memory.empty((tiles, blocks // 2, WORDS, LANES, 4), np.uint8)
-        lay_trits(_read_only(packed), bytes_of(), codes, legal, 0, tiles)
+    columns, block = leaf.columns, leaf.activation_block
+    if isinstance(leaf, Ternary):
+        stored, table = _as_blocks(name, leaf), stored_scales()
     else:
-        codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
-        lay_packed(_read_only(packed), block, codes, legal, 0, tiles)
-    if not legal.all():
-        ternary.require_legal(packed, name)
+        stored, table = leaf, scale_table(leaf.factor)
+    rows, blocks = len(stored.rows), ternary.num_blocks(columns, block)
+    tiles = -(-rows // LANES)
+    shape = tiles, blocks, block // COLUMNS_OF_WORD, LANES, 4
+    if layout == "five_trits" and fits(columns, block):
+        shape = tiles, blocks // 2, WORDS, LANES, 4
+    else:
+        layout = "two_bits"
+    codes = memory.empty(shape, np.uint8)
+    scales = memory.empty((tiles, columns // stored.weight_block, LANES), np.uint16)
+    wrong = lay(stored, codes, scales, table=table, layout=layout, threads=threads)
+    if wrong is not None:
+        if isinstance(leaf, Ternary):
+            ternary.require_legal(leaf.packed, name)
+            ternary.require_finite(leaf.scales, f"the scales of {name}")
+        else:
+            read_rows(leaf, leaf.rows[wrong * LANES : (wrong + 1) * LANES])
+        raise AssertionError(name)
+    return TiledLinear(
+        codes=codes, scales=scales, rows=rows, columns=columns, activation_block=block
+    )
+
+
+def _as_blocks(name: str, leaf: Ternary) -> TernaryBlocks:
+    """The same matrix as blocks in the order in which they lie."""
+    assert leaf.packed.shape[1] == -(-leaf.columns // 4)
+    rows, blocks = leaf.scales.shape
+    return TernaryBlocks(
+        codes=leaf.packed.reshape(rows, blocks, -1),
+        scales=leaf.scales,
+        packing="pairs",
+        rows=np.arange(rows),
+        blocks=np.arange(blocks),
+        columns=leaf.columns,
+        weight_block=leaf.weight_block,
+        activation_block=leaf.activation_block,
+        name=name,
+    )
+
+
+def _padded(memory: WeightMemory, name: str, leaf: Ternary | TernaryBlocks) -> TiledLinear:
+    """A matrix whose blocks are no whole words."""
+    matrix = plain(leaf)
+    assert isinstance(matrix, Ternary)
+    ternary.require_legal(matrix.packed, name)
+    columns, block = matrix.columns, matrix.activation_block
+    assert matrix.packed.shape[1] == -(-columns // 4)
+    rows, blocks = len(matrix.packed), ternary.num_blocks(columns, block)
+    tiles = -(-rows // LANES)
+    codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
+    lay_padded(_read_only(matrix.packed), block, codes, 0, tiles)
     return TiledLinear(
         codes=codes,
-        scales=_scales(memory, scales),
+        scales=_scales(memory, matrix.scales),
         rows=rows,
         columns=columns,
         activation_block=block,
@@ -260,49 +310,27 @@ def _read_only(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @kernel
-def lay_packed(
-    packed: NDArray[np.uint8],
-    block: int,
-    codes: NDArray[np.uint8],
-    legal: NDArray[np.uint8],
-    first: int,
-    last: int,
+def lay_padded(
+    packed: NDArray[np.uint8], block: int, codes: NDArray[np.uint8], first: int, last: int
 ) -> None:
-    """Lay packed rows (R, bytes) out as codes (tiles, B, G, L, 4), one task a tile.
-
-    legal (tiles,) becomes 0 where a row of the tile holds the pair 0b11.
-    """
+    """Lay packed rows (R, bytes) out as codes (tiles, B, G, L, 4), whatever the block, one task a tile."""
     blocks, groups = codes.shape[1], codes.shape[2]
     for tile in range(first, last):
         codes_t = codes[tile]
-        illegal = np.uint8(0)
         for lane in range(LANES):
             r = tile * LANES + lane
             if r >= packed.shape[0]:
-                codes_t[:, :, lane] = _ZEROS
+                codes_t[:, :, lane] = ZEROS
                 continue
             row = packed[r]
-            for i in range(row.shape[0]):
-                illegal |= row[i] & row[i] >> 1 & 0b01_01_01_01
             for b in range(blocks):
-                if block % 16 == 0:
-                    row_b = row[b * (block // 4) : (b + 1) * (block // 4)]
-                    for g in range(groups):
-                        codes_t[b, g, lane, 0] = row_b[4 * g]
-                        codes_t[b, g, lane, 1] = row_b[4 * g + 1]
-                        codes_t[b, g, lane, 2] = row_b[4 * g + 2]
-                        codes_t[b, g, lane, 3] = row_b[4 * g + 3]
-                else:
-                    for i in range(4 * groups):
-                        byte = np.uint8(0)
-                        for f in range(4):
-                            column = b * block + 4 * i + f
-                            pair = (
-                                row[column // 4] >> column % 4 * 2 & 3 if 4 * i + f < block else 1
-                            )
-                            byte |= np.uint8(pair << 2 * f)
-                        codes_t[b, i // 4, lane, i % 4] = byte
-        legal[tile] = illegal == 0
+                for i in range(4 * groups):
+                    byte = np.uint8(0)
+                    for f in range(4):
+                        column = b * block + 4 * i + f
+                        pair = row[column // 4] >> column % 4 * 2 & 3 if 4 * i + f < block else 1
+                        byte |= np.uint8(pair << 2 * f)
+                    codes_t[b, i // 4, lane, i % 4] = byte
 
 
 @kernel

@@ -65,7 +65,7 @@ __all__ = [
 ]
 __all__ += [
     "embed_trits",
-    "lay_trits",
+    "lay_row",
     "possible",
     "spread_block",
     "spread_tile_product",
@@ -92,9 +92,6 @@ KEPT = 0b01010111
 WORDS = 13
 # Words of a block with five codes to a byte.
 _FULL = WORDS // 2
-# Codes 0, in two bits each.
-_ZEROS = 0b01_01_01_01_01
-
 # Registers of the product.
 _LANES = 16
 _BYTES, _NUMBERS = vector(INT8, 4 * _LANES), vector(INT32, _LANES)
@@ -139,47 +136,39 @@ def possible(isa: Isa) -> bool:
 
 
 @kernel
-def lay_trits(
-    packed: NDArray[np.uint8],
-    bytes_of: NDArray[np.uint8],
-    codes: NDArray[np.uint8],
-    legal: NDArray[np.uint8],
-    first: int,
-    last: int,
+def lay_row(
+    words: NDArray[np.uint32], bytes_of: NDArray[np.uint8], laid: NDArray[np.uint32], lane: int
 ) -> None:
-    """Lay packed rows (R, bytes) out as codes (tiles, P, WORDS, L, 4), one task a tile.
+    """Lay a row of words, of a group in two bits a code each, out in a lane of a tile (P WORDS, L).
 
-    bytes_of is that of `trits`; legal (tiles,) becomes 0 where a row of the tile holds the pair 0b11.
+    bytes_of is that of `trits`; codes that are not legal become others.
     """
-    for tile in range(first, last):
-        codes_t = codes[tile]
-        illegal = np.uint8(0)
-        for lane in range(LANES):
-            r = tile * LANES + lane
-            if r >= packed.shape[0]:
-                codes_t[:, :, lane] = bytes_of[_ZEROS]
-                codes_t[:, _FULL, lane] = np.uint8(_ZEROS & 0xFF)
-                continue
-            row = packed[r]
-            for i in range(row.shape[0]):
-                illegal |= row[i] & row[i] >> 1 & 0b01_01_01_01
-            for pair in range(codes.shape[1]):
-                for j in range(4):
-                    rest = np.uint8(0)
-                    for side in range(2):
-                        start = 64 * pair + 32 * side + j
-                        # Of each group, byte j: the 32 codes that byte j of all words is made of.
-                        stream = np.uint64(0)
-                        for group in range(8):
-                            eight = np.uint64(row[start + 4 * group])
-                            stream |= eight << np.uint64(8 * group)
-                        for word in range(_FULL):
-                            five = stream >> np.uint64(10 * word) & np.uint64(1023)
-                            place = (_FULL + 1) * side + word
-                            codes_t[pair, place, lane, j] = bytes_of[np.int64(five)]
-                        rest |= np.uint8(stream >> np.uint64(60)) << np.uint8(4 * side)
-                    codes_t[pair, _FULL, lane, j] = rest
-        legal[tile] = illegal == 0
+    for block in range(2 * (laid.shape[0] // WORDS)):
+        start = block // 2 * WORDS + block % 2 * (_FULL + 1)
+        # Of each group, byte j: the 32 codes that byte j of all words is made of.
+        s0 = s1 = s2 = s3 = np.uint64(0)
+        for group in range(8):
+            word, up = np.uint64(words[8 * block + group]), np.uint64(8 * group)
+            s0 |= (word & np.uint64(255)) << up
+            s1 |= (word >> np.uint64(8) & np.uint64(255)) << up
+            s2 |= (word >> np.uint64(16) & np.uint64(255)) << up
+            s3 |= (word >> np.uint64(24)) << up
+        for place in range(_FULL):
+            down = np.uint64(10 * place)
+            laid[start + place, lane] = (
+                np.uint32(bytes_of[np.int64(s0 >> down & np.uint64(1023))])
+                | np.uint32(bytes_of[np.int64(s1 >> down & np.uint64(1023))]) << np.uint32(8)
+                | np.uint32(bytes_of[np.int64(s2 >> down & np.uint64(1023))]) << np.uint32(16)
+                | np.uint32(bytes_of[np.int64(s3 >> down & np.uint64(1023))]) << np.uint32(24)
+            )
+        # What is left of either block, four bits of each byte.
+        down = np.uint64(60)
+        rest = s0 >> down | s1 >> down << np.uint64(8) | s2 >> down << np.uint64(16)
+        rest |= s3 >> down << np.uint64(24)
+        if block % 2:
+            laid[start - 1, lane] |= np.uint32(rest << np.uint64(4))
+        else:
+            laid[start + _FULL, lane] = np.uint32(rest)
 
 
 @kernel

@@ -1,0 +1,283 @@
+"""This file holds how the blocks of a file become tiles: in one pass over the mapped bytes, which checks them, too.
+
+A row is read once, block after block. Its codes go as words of 16 columns, in our two bits, to where `linear` or
+`trits` want them; its scales go through a table that knows which are legal. Pages of the file are given back on the
+way: only a few megabytes of a matrix are in memory twice.
+
+Legend: see `linear`; F rows of the file.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_row
+from nanochat.backends.numba.runtime.compilation import kernel
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.runtime.vectors import INT32, LANES, load, moved, pointer
+from nanochat.blocks.packings import PARTS, bits_to_packed, byte_to_digits
+from nanochat.blocks.plain import OUTSIDE, REFUSED
+from nanochat.tensors import release
+from nanochat.weights import Packing, TernaryBlocks
+
+__all__ = ["COLUMNS_OF_WORD", "lay"]
+
+# Columns of a word of two bits each, of which all tiles are made.
+COLUMNS_OF_WORD = 16
+_Bytes = NDArray[np.uint8]
+_Index = NDArray[np.int64]
+_Words = NDArray[np.uint32]
+
+# Bytes of a file that are laid out before their pages are given back.
+_PIECE = 16 * 2**20
+# Nanoseconds of a byte of the file, about.
+_BYTE = 0.3
+# Sixteen codes 0, the lower bits of sixteen codes, and the bits of the smallest scale.
+_ZEROS = _LOWER = 0x5555_5555
+_SMALLEST = 0x0400
+
+
+def lay(
+    leaf: TernaryBlocks,
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.uint16],
+    *,
+    table: NDArray[np.uint16],
+    layout: CodeLayout,
+    threads: int,
+) -> int | None:
+    """Fill tiles of codes, (tiles, ..., L, 4), and of scales, (tiles, S, L), on so many threads.
+
+    Returns
+    -------
+    int or None
+        The first tile with something that is not legal, if there is one: what is laid out then means nothing.
+    """
+    tiles = len(codes)
+    laid = codes.view(np.uint32).reshape(tiles, -1, LANES)
+    sound = np.ones(tiles, np.uint8)
+    lay_blocks = _lay_blocks(leaf.packing, layout)
+    source = (
+        _span(leaf.codes),
+        leaf.codes.strides[0],
+        leaf.codes.strides[1],
+        leaf.codes.shape[2],
+        _span(leaf.scales),
+        *leaf.scales.strides,
+    )
+    lookup, parts = _tables(leaf.packing)
+    order = np.ascontiguousarray(leaf.blocks, np.int64)
+    row_bytes = max(1, leaf.codes[:1].nbytes)
+    at_once = max(1, _PIECE // (LANES * row_bytes))
+    for first in range(0, tiles, at_once):
+        part = slice(first, first + at_once)
+        rows = leaf.rows[first * LANES : (first + at_once) * LANES]
+        arguments = (
+            *source,
+            np.ascontiguousarray(rows, np.int64),
+            order,
+            *(table, lookup, parts, bytes_of()),
+            *(laid[part], scales[part], sound[part]),
+        )
+        call = Call(lay_blocks, arguments, len(laid[part]), len(rows) * row_bytes * _BYTE)
+        run_program(Program([call], threads=threads))
+        there = slice(int(rows.min()), int(rows.max()) + 1)
+        release(leaf.codes[there])
+        release(leaf.scales[there])
+    wrong = np.flatnonzero(sound == 0)
+    return int(wrong[0]) if wrong.size else None
+
+
+def _span(view: NDArray[Any]) -> _Bytes:
+    """All bytes from the first to the last element of a view whose strides are not negative."""
+    low, high = np.lib.array_utils.byte_bounds(view)
+    first = view[(slice(1),) * view.ndim]
+    assert low == first.__array_interface__["data"][0]
+    as_bytes = first.view(np.uint8).reshape(-1)
+    return np.lib.stride_tricks.as_strided(as_bytes, (high - low,), (1,), writeable=False)
+
+
+@functools.cache
+def _tables(packing: Packing) -> tuple[NDArray[np.uint64], _Index]:
+    """What a packing looks up, and its parts."""
+    if packing in PARTS:
+        return byte_to_digits(), np.array(PARTS[packing], np.int64)
+    return bits_to_packed().astype(np.uint64), np.zeros((0, 2), np.int64)
+
+
+# Numba's code generation has no types.
+def _typed_word_at(_typing, array, _offset):  # type: ignore[no-untyped-def]
+    def generate(context, builder, kinds, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(kinds.args[0])(context, builder, arguments[0]).data
+        return load(builder, moved(builder, pointer(builder, data), arguments[1]), INT32)
+
+    return types.uint32(array, types.int64), generate
+
+
+# ``word_at(array, offset)`` in a kernel: the four bytes there, wherever that is.
+word_at = cast(Callable[[_Bytes, int], np.uint32], intrinsic(_typed_word_at))
+
+
+@functools.cache
+def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
+    """The kernel for a packing and a layout; a task is a tile.
+
+    Numba compiles neither what another packing needs, nor what another layout does: `packing` and `layout` are
+    constants to it.
+    """
+
+    @kernel
+    def lay_blocks(
+        codes: _Bytes,
+        codes_row: int,
+        codes_block: int,
+        size: int,
+        scales: _Bytes,
+        scales_row: int,
+        scales_block: int,
+        rows: _Index,
+        blocks: _Index,
+        table: NDArray[np.uint16],
+        lookup: NDArray[np.uint64],
+        parts: _Index,
+        trit_bytes: _Bytes,
+        laid: _Words,
+        laid_scales: NDArray[np.uint16],
+        sound: _Bytes,
+        first: int,
+        last: int,
+    ) -> None:
+        count = blocks.shape[0]
+        num_scales = laid_scales.shape[1]
+        # Scales of a block, or blocks of a scale.
+        repeats, share = max(1, num_scales // max(1, count)), max(1, count // num_scales)
+        words = np.empty(_MOST_WORDS, np.uint32)
+        packed = words.view(np.uint8)
+        row_words = np.empty(count * max(_MOST_WORDS, size // 4), np.uint32)
+        for tile in range(first, last):
+            wrong = False
+            for lane in range(LANES):
+                r = tile * LANES + lane
+                if r >= rows.shape[0]:
+                    if layout == "five_trits":
+                        row_words[:] = np.uint32(_ZEROS)
+                        lay_row(row_words, trit_bytes, laid[tile], lane)
+                    else:
+                        laid[tile, :, lane] = np.uint32(_ZEROS)
+                    laid_scales[tile, :, lane] = 0
+                    continue
+                place, scale_place = rows[r] * codes_row, rows[r] * scales_row
+                at, kept = 0, np.uint16(0)
+                for b in range(count):
+                    start = place + blocks[b] * codes_block
+                    if packing == "pairs":
+                        num_words = size // 4
+                    elif packing == "bits":
+                        num_words = size // 2
+                        _unpack_bits(codes, start, size, lookup, packed)
+                    elif packing == "quarters":
+                        num_words = size // 4
+                        _unpack_quarters(codes, start, size, 0, packed)
+                    elif packing == "high_quarters":
+                        num_words = size // 4
+                        _unpack_quarters(codes, start, size, 6, packed)
+                    else:
+                        end, fits = _unpack_trits(codes, start, parts, lookup, packed)
+                        num_words = end // 4
+                        wrong = wrong or not fits
+                    threes, zeros = np.uint32(0), np.uint32(_ZEROS)
+                    for w in range(num_words):
+                        word = word_at(codes, start + 4 * w) if packing == "pairs" else words[w]
+                        threes |= word & word >> np.uint32(1)
+                        zeros &= word
+                        if layout == "five_trits":
+                            row_words[at + w] = word
+                        else:
+                            laid[tile, at + w, lane] = word
+                    wrong = wrong or threes & np.uint32(_LOWER) != 0
+                    there = scale_place + blocks[b] * scales_block
+                    scale = table[np.int64(scales[there]) | np.int64(scales[there + 1]) << 8]
+                    wrong = wrong or scale == REFUSED
+                    if scale == 0 and zeros != _ZEROS:
+                        zeros = np.uint32(_ZEROS)
+                        for w in range(num_words):
+                            if layout == "five_trits":
+                                row_words[at + w] = np.uint32(_ZEROS)
+                            else:
+                                laid[tile, at + w, lane] = np.uint32(_ZEROS)
+                    at += num_words
+                    if zeros != _ZEROS:
+                        wrong = wrong or scale == OUTSIDE or (kept != 0 and kept != scale)
+                        kept = scale
+                    if (b + 1) % share == 0:
+                        for i in range(repeats):
+                            s = (b // share) * repeats + i
+                            laid_scales[tile, s, lane] = kept if kept != 0 else _SMALLEST
+                        kept = np.uint16(0)
+                if layout == "five_trits":
+                    lay_row(row_words, trit_bytes, laid[tile], lane)
+            sound[tile] = not wrong
+
+    return lay_blocks
+
+
+# Words of the largest block, of 256 columns.
+_MOST_WORDS = 16
+
+
+@kernel
+def _unpack_bits(
+    codes: _Bytes, start: int, size: int, lookup: NDArray[np.uint64], packed: _Bytes
+) -> None:
+    """See `nanochat.blocks.packings`."""
+    for m in range(size):
+        eight = lookup[codes[start + m]]
+        packed[2 * m] = eight & np.uint64(255)
+        packed[2 * m + 1] = eight >> np.uint64(8)
+
+
+@kernel
+def _unpack_quarters(codes: _Bytes, start: int, size: int, shift: int, packed: _Bytes) -> None:
+    """Digit n of a byte is in its bits from ``abs(2 n - shift)`` on."""
+    for half in range(size // 32):
+        for m in range(8):
+            word = word_at(codes, start + 32 * half + 4 * m)
+            for n in range(4):
+                digits = word >> np.uint32(abs(2 * n - shift)) & np.uint32(0x0303_0303)
+                digits |= digits >> np.uint32(6)
+                packed[32 * half + 8 * n + m] = (digits | digits >> np.uint32(12)) & np.uint32(255)
+
+
+@kernel
+def _unpack_trits(
+    codes: _Bytes, start: int, parts: _Index, lookup: NDArray[np.uint64], packed: _Bytes
+) -> tuple[int, bool]:
+    """How many packed bytes a block has, and whether no byte has more digits than its part says."""
+    out, beyond = 0, np.uint64(0)
+    for p in range(parts.shape[0]):
+        digits, size = parts[p, 0], parts[p, 1]
+        step = max(1, size // 4)
+        for m in range(step):
+            i = start + 4 * m
+            # Byte n holds digit n of four bytes, or two.
+            found = lookup[codes[i]] | lookup[codes[i + 1]] << np.uint64(2)
+            if size > 2:
+                found |= lookup[codes[i + 2]] << np.uint64(4)
+                found |= lookup[codes[i + 3]] << np.uint64(6)
+            if digits < 5:
+                beyond |= found >> np.uint64(8 * digits)
+            if size > 2:
+                for n in range(digits):
+                    packed[out + n * step + m] = found >> np.uint64(8 * n) & np.uint64(255)
+            else:
+                for n in range(digits // 2):
+                    both = found >> np.uint64(16 * n)
+                    packed[out + n] = (both | both >> np.uint64(4)) & np.uint64(255)
+        out += digits * size // 4
+        start += size
+    return out, beyond == 0
