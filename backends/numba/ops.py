@@ -311,9 +311,8 @@ class NumbaOps:
         return attention.attend(self.launch, q, kind.storage, pages, spans)
 
     def append_kv(self, k: Array, v: Array, *, state: NumbaState, slot: int) -> None:
-        storage, pages = state.slots[slot].storage, state.arrays[slot]
-        spans = spans_of(k, state)
-        attention.append(self.launch, realize(k), realize(v), storage, pages, spans)
+        kept = state.slots[slot].storage, state.arrays[slot], spans_of(k, state)
+        attention.append(self.launch, realize(k), realize(v), *kept)
 
     # Gated DeltaNet.
 
@@ -350,14 +349,12 @@ class NumbaOps:
         slot: int,
         segments: Array | None = None,
     ) -> Array:
-        values = realize(v)
         alone = Slot(kind="delta", heads=v.shape[2], key_dim=k.shape[3], value_dim=v.shape[3])
         spans = spans_of(k, state, segments)
         _, (memory,) = kept(state, slot, alone, spans)
-        given = realize(q), realize(k), realize(beta), realize(decay)
-        rates = dense(log_rate), dense(time_bias)
-        inputs = attention.delta_inputs(self.launch, *given, *rates, features=memory.shape[3])
-        return attention.delta_rule(self.launch, *inputs, values, memory, spans)
+        given = *map(realize, (q, k, beta, decay)), dense(log_rate), dense(time_bias)
+        inputs = attention.delta_inputs(self.launch, *given, features=memory.shape[3])
+        return attention.delta_rule(self.launch, *inputs, realize(v), memory, spans)
 
     # Networks.
 

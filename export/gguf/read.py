@@ -8,7 +8,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.format import ModelFiles
 from nanochat.export.gguf.container import GgufFile
-from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from nanochat.export.gguf.metadata import GOLDEN, is_ours, read_config, read_licence
 from nanochat.export.gguf.sampling import SAMPLING, read_sampling
 from nanochat.export.gguf.tensors import ARCHITECTURE, read_leaves

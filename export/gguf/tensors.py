@@ -57,6 +57,7 @@ __all__ = [
     "new_tensors",
     "read_leaves",
     "require_exact",
+    "stock_name",
     "tensor_members",
 ]
 
@@ -197,12 +198,13 @@ def tensor_members(specs: Weights[Spec], architecture: str) -> dict[str, list[st
     """The names of the leaves that each tensor of a file is made of."""
     members: dict[str, list[str]] = {}
     for name, _ in named_leaves(specs):
-        tensor = name if architecture == ARCHITECTURE else _stock_name(name)
+        tensor = name if architecture == ARCHITECTURE else stock_name(name)
         members.setdefault(tensor, []).append(name)
     return members
 
 
-def _stock_name(name: str) -> str:
+def stock_name(name: str) -> str:
+    """The tensor of a stock architecture that a leaf is, or of which it is a part."""
     if not name.startswith("layers."):
         return f"{_STOCK_NAMES[name]}.weight"
     _, layer, rest = name.split(".", 2)

@@ -49,6 +49,7 @@ __all__ = [
     "pack_ternary",
     "packed_blocks",
     "packed_i2_s",
+    "stored_blocks",
     "unpack_q8_0",
     "unpack_ternary",
 ]
@@ -174,8 +175,15 @@ def packed_blocks(
     NumericError
         If a byte holds more trits than its block has; the name is for this.
     """
-    codes, scales = _halves(kind, data.reshape(len(data), -1, kind.bytes))
+    codes, scales = stored_blocks(kind, data)
     return unpacked(PACKINGS[kind], codes, name=name), scales
+
+
+def stored_blocks(
+    kind: TensorType, data: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """The codes of every block as its type packs them, (R, B, bytes), and the scales, (R, B): views, not looked at."""
+    return _halves(kind, data.reshape(len(data), -1, kind.bytes))
 
 
 def packed_i2_s(

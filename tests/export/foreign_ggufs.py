@@ -207,21 +207,32 @@ def write(
     without: tuple[str, ...] = (),
 ) -> Path:
     """Write a file; `changes` of metadata and tensors come last."""
-    writer = gguf.GGUFWriter(path, case.architecture)
     keys = {**metadata(case), **vocabulary(), **(changes or {})}
-    for key, value in keys.items():
-        if key not in without and value is not None:
-            _add(writer, key, value)
     kept = {**tensors(case), **(changed_tensors or {})}
-    kept = {name: tensor for name, tensor in kept.items() if name not in without}
-    for name, (shape, number, data) in kept.items():
+    return write_file(
+        path,
+        case.architecture,
+        {key: value for key, value in keys.items() if key not in without},
+        {name: tensor for name, tensor in kept.items() if name not in without},
+    )
+
+
+def write_file(
+    path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write a file of these keys, but for those that are None, and tensors."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in keys.items():
+        if value is not None:
+            _add(writer, key, value)
+    for name, (shape, number, data) in tensors.items():
         # The library's own shapes for bytes do not know every type; other arrays' it writes as they are.
         kind = cast(gguf.GGMLQuantizationType, number)
         writer.add_tensor_info(name, shape, np.dtype(np.int8), data.nbytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, _, data in kept.values():
+    for _, _, data in tensors.values():
         writer.write_tensor_data(data)
     writer.close()
     return path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanochat.errors import NanochatError
 from nanochat.export.gguf.container import read_gguf
-from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from nanochat.export.stock.bitnet_config import MODEL_TYPES, read_model, read_quantization
 from nanochat.text.library import load_tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram

@@ -11,7 +11,7 @@ import pytest
 
 from nanochat.errors import FormatError, InputError
 from nanochat.export.gguf.container import read_gguf
-from nanochat.export.gguf.foreign import load_foreign_gguf
+from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from tests.export.foreign_ggufs import ROWS, Case, sentencepiece_vocabulary, vocabulary, write
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.export.texts import ODD_STRINGS

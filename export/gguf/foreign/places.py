@@ -1,0 +1,135 @@
+"""This file holds where a leaf lies in the tensors of an architecture of llama.cpp: in which rows, and in what order.
+
+Orders of heads are those of this package, so that nothing is put in order when a model runs.
+
+Legend: H query heads of D features; N value heads, M key heads, r = N / M, of K key and V value features.
+
+References
+----------
+.. [1] github.com/ggml-org/llama.cpp, src/llama-arch.cpp, src/models and conversion, commit 0c1e570.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import ModelConfig
+from nanochat.export.gguf.tensors import stock_name
+from nanochat.shapes import delta_key_heads, layer_kinds, shapes
+from nanochat.weights import named_leaves
+
+__all__ = ["NEIGHBOURS", "Place", "places"]
+
+_Index = NDArray[np.int64]
+
+# Architectures that rotate neighbouring features of a head, where this package rotates features half a head apart.
+NEIGHBOURS = ("llama", "minicpm")
+# In `qwen35`, by the leaf; the norm before a network has another name there than elsewhere.
+_DELTA = {
+    "mixer.q": "attn_qkv.weight",
+    "mixer.k": "attn_qkv.weight",
+    "mixer.v": "attn_qkv.weight",
+    "mixer.gate": "attn_gate.weight",
+    "mixer.o": "ssm_out.weight",
+    "mixer.q_conv": "ssm_conv1d.weight",
+    "mixer.k_conv": "ssm_conv1d.weight",
+    "mixer.v_conv": "ssm_conv1d.weight",
+    "mixer.beta": "ssm_beta.weight",
+    "mixer.decay": "ssm_alpha.weight",
+    "mixer.log_rate": "ssm_a",
+    "mixer.time_bias": "ssm_dt.bias",
+    "mixer.norm": "ssm_norm.weight",
+}
+_NETWORK_NORM = "post_attention_norm.weight"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Where a leaf lies: in a tensor, of which it has some rows, all if `rows` is None.
+
+    `expert` is the number of the matrix in a stack of them. If there are `heads`, the columns come head by head in that
+    order, all of the same width.
+    """
+
+    tensor: str
+    rows: _Index | None = None
+    heads: _Index | None = None
+    expert: int | None = None
+
+
+def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str, Place]:
+    """The place of every leaf, in the order of the weights.
+
+    In `qwen35`, `grouped` says that the columns of ``ssm_out`` are in the order of this package already.
+    """
+    kinds, found = layer_kinds(config), {}
+    for name, _ in named_leaves(shapes(config)):
+        if name.startswith("signs."):
+            continue
+        layer, _, rest = name.removeprefix("layers.").partition(".")
+        if name.startswith("layers.") and architecture == "qwen35":
+            if rest == "network_site.norm":
+                found[name] = Place(tensor=f"blk.{layer}.{_NETWORK_NORM}")
+                continue
+            if kinds[int(layer)] == "delta" and rest in _DELTA:
+                tensor = f"blk.{layer}.{_DELTA[rest]}"
+                found[name] = _delta_place(config, rest, tensor, grouped=grouped)
+                continue
+            if rest in ("mixer.q", "mixer.gate"):
+                rows = _gated_rows(config, gate=rest == "mixer.gate")
+                found[name] = Place(tensor=f"blk.{layer}.attn_q.weight", rows=rows)
+                continue
+        expert = rest.split(".")[2] if rest.startswith("network.networks.") else None
+        found[name] = Place(
+            tensor=stock_name(name),
+            rows=_half_split(config, rest) if architecture in NEIGHBOURS else None,
+            expert=None if expert is None else int(expert),
+        )
+    return found
+
+
+def _half_split(config: ModelConfig, rest: str) -> _Index | None:
+    """Rows of queries and keys in the order in which features of a head are rotated here: pairs half a head apart."""
+    heads = {"mixer.q": config.num_heads, "mixer.k": config.num_kv_heads}.get(rest)
+    if heads is None:
+        return None
+    dims = config.rope_dims or config.head_dim
+    of_head = np.arange(config.head_dim)
+    of_head[:dims] = of_head[:dims].reshape(-1, 2).T.reshape(-1)
+    return (config.head_dim * np.arange(heads)[:, None] + of_head).reshape(-1)
+
+
+def _gated_rows(config: ModelConfig, *, gate: bool) -> _Index:
+    """Rows of a tensor that has, for each head, D rows of query and D rows of gate."""
+    features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
+    heads = 2 * config.head_dim * np.arange(config.num_heads)
+    return (heads[:, None] + features).reshape(-1)
+
+
+def _delta_place(config: ModelConfig, rest: str, tensor: str, *, grouped: bool) -> Place:
+    keys = delta_key_heads(config) * config.delta_key_dim
+    order, values = _value_heads(config), config.delta_value_dim
+    rows = (values * order[:, None] + np.arange(values)).reshape(-1)
+    match rest:
+        case "mixer.q" | "mixer.q_conv":
+            return Place(tensor=tensor, rows=np.arange(keys))
+        case "mixer.k" | "mixer.k_conv":
+            return Place(tensor=tensor, rows=keys + np.arange(keys))
+        case "mixer.v" | "mixer.v_conv":
+            return Place(tensor=tensor, rows=2 * keys + rows)
+        case "mixer.gate":
+            return Place(tensor=tensor, rows=rows)
+        case "mixer.beta" | "mixer.decay" | "mixer.log_rate" | "mixer.time_bias":
+            return Place(tensor=tensor, rows=order)
+        case "mixer.o":
+            return Place(tensor=tensor, heads=None if grouped else order)
+    return Place(tensor=tensor)
+
+
+def _value_heads(config: ModelConfig) -> _Index:
+    """Where each value head stands in a file: those of one key head lie M apart, here they follow each other."""
+    key_heads = delta_key_heads(config)
+    share = config.delta_heads // key_heads
+    head = np.arange(config.delta_heads)
+    return head % share * key_heads + head // share
