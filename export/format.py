@@ -52,6 +52,7 @@ OWN_TYPES: Mapping[str, str] = {
     "int8": "int8, float16 scales",
     "float32": "float32",
     "float16": "float16",
+    "bfloat16": "bfloat16",
 }
 _LOGGER = logging.getLogger(__name__)
 _CONFIG = "config.json"

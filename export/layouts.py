@@ -29,6 +29,8 @@ _READ = frozenset(
     }
 )
 _MANIFEST = "nanochat.json"
+# What a name may make anybody ask for.
+_MOST_PARTS = 1000
 _OTHERS = frozenset({"README.md", _MANIFEST, "recipe.json"})
 
 
@@ -93,7 +95,8 @@ class SingleFile(Layout):
     types : sequence of str
         Words that a name may hold, by which a user may ask for the file, in the order in which they are preferred.
     parts : str
-        Regular expression of the end of names of which each file is only a part of a model.
+        Regular expression of the end of names of which each file is only a part of a model, with groups for its number,
+        from 1, and how many there are.
     order : int
         Place among all layouts; see `Layout.preference`.
     """
@@ -107,20 +110,21 @@ class SingleFile(Layout):
 
     def find(self, names: Set[str]) -> Iterator[Found]:
         for name in sorted(names):
-            if name.lower().endswith(self._suffix) and not self.is_in_parts(name):
+            if not name.lower().endswith(self._suffix):
+                continue
+            part = None if self._parts is None else self._parts.search(name)
+            if part is None:
                 yield Found(place=name, weights=frozenset({name}))
+            elif int(part[1]) == 1:
+                yield Found(place=name, weights=frozenset(self._all_parts(name, part)))
 
-    def is_in_parts(self, name: str) -> bool:
-        """Whether a file is only a part of a model."""
-        return self._parts is not None and self._parts.search(name) is not None
+    def _all_parts(self, name: str, part: re.Match[str]) -> Iterator[str]:
+        (start, end), count = part.span(1), min(int(part[2]), _MOST_PARTS)
+        for number in range(1, count + 1):
+            yield f"{name[:start]}{number:0{end - start}}{name[end:]}"
 
     def may_hold(self, name: str) -> bool:
         return "/" not in name and name.lower().endswith(self._suffix)
-
-    def obstacle(self, names: Set[str]) -> str | None:
-        if not any(map(self.is_in_parts, names)):
-            return None
-        return f"its {self._suffix} is split into parts, which are not read: merge them with llama-gguf-split"
 
     def preference(self, place: str, folder: str) -> tuple[int, int]:
         del folder

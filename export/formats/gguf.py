@@ -51,12 +51,15 @@ class GgufFormat(Format[GgufOptions]):
 
     name = "gguf"
     title = "GGUF"
-    # Fast first, and dense last.
+    # Fast to open first, of few bits before many, and dense last.
     layout = SingleFile(
         "gguf",
         ".gguf",
-        types=("TQ2_0", "Q2_0", "TQ1_0", "F16", "BF16", "F32"),
-        parts=r"-\d{5}-of-\d{5}\.gguf",
+        types=(
+            *("TQ2_0", "PQ2_0", "Q2_0", "Q2_0_G64", "Q2_G64", "I2_S", "PTQ1_0", "TQ1_0", "Q1_0"),
+            *("F16", "BF16", "F32"),
+        ),
+        parts=r"-(\d{5})-of-(\d{5})\.gguf",
     )
     suffix = ".gguf"
     file_suffixes = (suffix,)
@@ -148,6 +151,7 @@ class GgufFormat(Format[GgufOptions]):
             "int8": (options.tables or "q8_0").upper(),
             "float32": "F32",
             "float16": "F16",
+            "bfloat16": "BF16",
         }
 
     def file_name(self, name: str, options: GgufOptions) -> str:
@@ -155,9 +159,9 @@ class GgufFormat(Format[GgufOptions]):
 
 
 def _file(files: ModelFiles) -> "GgufFile":
-    from nanochat.export.gguf.container import read_gguf
+    from nanochat.export.gguf.parts import read_whole
 
-    return files.once(read_gguf)
+    return files.once(read_whole)
 
 
 FORMAT = GgufFormat()
