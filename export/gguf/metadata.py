@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
@@ -22,12 +23,14 @@ from nanochat.export.gguf.sampling import new_sampling
 from nanochat.export.gguf.tensors import OUTTYPES, OutType, tensor_members
 from nanochat.export.gguf.tokenizer import new_tokenizer
 from nanochat.rotary import ntk_theta
-from nanochat.shapes import shapes
-from nanochat.weights import Ternary, named_leaves
+from nanochat.shapes import delta_key_heads, layer_kinds
+from nanochat.weights import Dense, Ternary, named_leaves
 
 __all__ = [
     "FORMAT",
     "GOLDEN",
+    "LOG_RATES",
+    "QWEN35",
     "is_ours",
     "new_metadata",
     "read_config",
@@ -49,6 +52,9 @@ _FILE_TYPES: Mapping[OutType, int] = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
 }
 # What may be called otherwise; and the record, with which everything else has been compared.
+# The architecture with Gated DeltaNet, and the key of what its tensors do not hold.
+QWEN35 = "qwen35"
+LOG_RATES = "nanochat.log_rates"
 _FREE = frozenset({_KEYS.General.NAME, _KEYS.General.LICENSE, GOLDEN})
 
 
@@ -69,7 +75,18 @@ def new_metadata(bundle: Bundle, architecture: str, *, outtype: OutType) -> dict
         # What is empty has no type.
         **{_CONFIG + name: _field(value) for name, value in fields.items() if value != []},
         **({} if bundle.golden is None else {GOLDEN: bundle.golden.to_json()}),
+        **({LOG_RATES: _log_rates(bundle)} if architecture == QWEN35 else {}),
     }
+
+
+def _log_rates(bundle: Bundle) -> NDArray[np.float32]:
+    """The logarithms of all rates of decay: the architecture has the rates, which do not give them back to the bit."""
+    rates = [
+        leaf.values
+        for name, leaf in named_leaves(bundle.weights)
+        if name.endswith(".log_rate") and isinstance(leaf, Dense)
+    ]
+    return np.concatenate(rates)
 
 
 def is_ours(metadata: Mapping[str, MetadataValue]) -> bool:
@@ -133,7 +150,7 @@ def _outtype(file: GgufFile, bundle: Bundle) -> OutType:
     """The type of the first ternary matrix."""
     architecture = str(file.metadata[_KEYS.General.ARCHITECTURE])
     first = next(name for name, leaf in named_leaves(bundle.weights) if isinstance(leaf, Ternary))
-    members = tensor_members(shapes(bundle.config), architecture)
+    members = tensor_members(bundle.config, architecture)
     tensor = next(tensor for tensor, names in members.items() if first in names)
     return next(name for name, kind in OUTTYPES.items() if kind == file.tensors[tensor].kind)
 
@@ -158,7 +175,7 @@ def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]
         attention.HEAD_COUNT_KV: config.num_kv_heads,
         attention.KEY_LENGTH: config.head_dim,
         attention.VALUE_LENGTH: config.head_dim,
-        rope.DIMENSION_COUNT: config.head_dim,
+        rope.DIMENSION_COUNT: config.rope_dims or config.head_dim,
     }
     if config.num_experts:
         counts |= {
@@ -171,10 +188,25 @@ def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]
         # The base after NTK-aware scaling, for which llama.cpp has no option.
         rope.FREQ_BASE: ntk_theta(config),
     }
-    return {
-        **{key.format(arch=architecture): np.uint32(value) for key, value in counts.items()},
-        **{key.format(arch=architecture): np.float32(value) for key, value in numbers.items()},
-    }
+    if architecture == QWEN35:
+        ssm = _KEYS.SSM
+        counts |= {
+            llm.FULL_ATTENTION_INTERVAL: layer_kinds(config).index("attention") + 1,
+            ssm.CONV_KERNEL: config.delta_conv_width,
+            ssm.STATE_SIZE: config.delta_key_dim,
+            ssm.GROUP_COUNT: delta_key_heads(config),
+            ssm.TIME_STEP_RANK: config.delta_heads,
+            ssm.INNER_SIZE: config.delta_heads * config.delta_value_dim,
+        }
+    fields: dict[str, Field] = {key: np.uint32(value) for key, value in counts.items()}
+    fields |= {key: np.float32(value) for key, value in numbers.items()}
+    if architecture == QWEN35:
+        # Pairs that turn by three positions of a token, which are one in texts.
+        pairs = (config.rope_dims or config.head_dim) // 2
+        third = -(-pairs // 3)
+        sections = [third, third, pairs - 2 * third, 0]
+        fields[rope.DIMENSION_SECTIONS] = np.array(sections, np.int32)
+    return {key.format(arch=architecture): value for key, value in fields.items()}
 
 
 def _field(value: object) -> Field:

@@ -9,6 +9,7 @@ References
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
 from nanochat.export.gguf.container import GgufTensor, NewTensor
+from nanochat.export.gguf.places import Place, places, with_heads
 from nanochat.export.gguf.types import (
     BF16,
     F16,
@@ -53,16 +55,18 @@ from nanochat.weights import (
 __all__ = [
     "ARCHITECTURE",
     "OUTTYPES",
+    "RATES",
     "OutType",
     "new_tensors",
     "read_leaves",
     "require_exact",
-    "stock_name",
     "tensor_members",
 ]
 
 OutType = Literal["tq2_0", "tq1_0", "q2_0", "f16"]
 
+# End of the name of the tensor that has rates where this package has their logarithms.
+RATES = ".ssm_a"
 # This package's own, which stock llama.cpp does not know.
 ARCHITECTURE = "nanochat"
 OUTTYPES: Mapping[OutType, TensorType] = {"tq2_0": TQ2_0, "tq1_0": TQ1_0, "q2_0": Q2_0, "f16": F16}
@@ -72,26 +76,7 @@ _DTYPES: Mapping[TensorType, np.dtype[Any]] = {
     F16: np.dtype("<f2"),
     BF16: DENSE_DTYPES["bfloat16"],
 }
-_TABLES = ("embedding", "head")
-_STOCK_NAMES = {
-    "embedding": "token_embd",
-    "norm": "output_norm",
-    "head": "output",
-    "mixer_site.norm": "attn_norm",
-    "mixer.q": "attn_q",
-    "mixer.k": "attn_k",
-    "mixer.v": "attn_v",
-    "mixer.o": "attn_output",
-    "mixer.q_norm": "attn_q_norm",
-    "mixer.k_norm": "attn_k_norm",
-    "mixer.sub_norm": "attn_sub_norm",
-    "network_site.norm": "ffn_norm",
-    "network.gate": "ffn_gate",
-    "network.up": "ffn_up",
-    "network.down": "ffn_down",
-    "network.sub_norm": "ffn_sub_norm",
-    "network.router": "ffn_gate_inp",
-}
+_TABLES = frozenset({"embedding", "head"})
 
 
 def new_tensors(
@@ -101,16 +86,23 @@ def new_tensors(
 
     With `half_tables`, dense tables are written as float16, which must hold their numbers.
     """
-    leaves, specs = dict(named_leaves(bundle.weights)), shapes(bundle.config)
-    spec_of = dict(named_leaves(specs))
+    leaves = dict(named_leaves(bundle.weights))
+    specs = dict(named_leaves(shapes(bundle.config)))
     tensors: list[NewTensor] = []
-    for name, members in tensor_members(specs, architecture).items():
-        spec = spec_of[members[0]]
-        half = half_tables and members[0] in _TABLES
+    for name, members in tensor_members(bundle.config, architecture).items():
+        spec = specs[next(iter(members))]
+        half = half_tables and not _TABLES.isdisjoint(members)
         dense = F16 if half else _FLOATS[spec.dtype]
         kind = {"ternary": OUTTYPES[outtype], "int8": Q8_0, "dense": dense}[spec.kind]
         shape = (len(members), *spec.shape) if _is_stacked(name) else spec.shape
-        parts = partial(_pack_all, [leaves[member] for member in members], kind)
+        own = [leaves[leaf] for leaf in members]
+        parts = partial(_pack_all, own, kind)
+        if name.endswith(RATES):
+            (rates,) = own
+            parts = partial(_pack_rates, rates, members.popitem()[1])
+        elif any(place.rows is not None or place.heads is not None for place in members.values()):
+            shape = (sum(specs[leaf].shape[0] for leaf in members), *spec.shape[1:])
+            parts = partial(_pack_moved, own, list(members.values()), kind)
         tensors.append(NewTensor(name=name, kind=kind, shape=shape, parts=parts))
     return tensors
 
@@ -124,7 +116,7 @@ def read_leaves(
 ) -> Weights[Stored]:
     """A model's leaves from the tensors of its file, each checked when it is read; float32 leaves are views of it."""
     specs = shapes(config)
-    members_of = tensor_members(specs, architecture)
+    members_of = tensor_members(config, architecture)
     different = sorted(members_of.keys() ^ tensors.keys())
     if different:
         name = different[0]
@@ -194,24 +186,14 @@ def _fits(spec: Spec, kind: TensorType) -> bool:
     return spec.weight_block % kind.columns == 0
 
 
-def tensor_members(specs: Weights[Spec], architecture: str) -> dict[str, list[str]]:
-    """The names of the leaves that each tensor of a file is made of."""
-    members: dict[str, list[str]] = {}
-    for name, _ in named_leaves(specs):
-        tensor = name if architecture == ARCHITECTURE else stock_name(name)
-        members.setdefault(tensor, []).append(name)
+def tensor_members(config: ModelConfig, architecture: str) -> dict[str, dict[str, Place]]:
+    """The leaves that each tensor of a file is made of, with their places."""
+    if architecture == ARCHITECTURE:
+        return {name: {name: Place(tensor=name)} for name, _ in named_leaves(shapes(config))}
+    members: dict[str, dict[str, Place]] = {}
+    for leaf, place in places(config, architecture, grouped=False).items():
+        members.setdefault(place.tensor, {})[leaf] = place
     return members
-
-
-def stock_name(name: str) -> str:
-    """The tensor of a stock architecture that a leaf is, or of which it is a part."""
-    if not name.startswith("layers."):
-        return f"{_STOCK_NAMES[name]}.weight"
-    _, layer, rest = name.split(".", 2)
-    if rest.startswith("network.networks."):
-        stacked = _STOCK_NAMES[f"network.{rest.rpartition('.')[2]}"]
-        return f"blk.{layer}.{stacked}_exps.weight"
-    return f"blk.{layer}.{_STOCK_NAMES[rest]}.weight"
 
 
 def _is_stacked(name: str) -> bool:
@@ -221,6 +203,50 @@ def _is_stacked(name: str) -> bool:
 def _pack_all(leaves: list[Stored], kind: TensorType) -> Iterator[NDArray[np.uint8]]:
     for leaf in leaves:
         yield _pack(leaf, kind)
+
+
+def _pack_rates(leaf: Stored, place: Place) -> Iterator[NDArray[np.uint8]]:
+    """Rates of decay themselves, with a minus, of their logarithms."""
+    assert isinstance(leaf, Dense)
+    assert place.rows is not None
+    values = np.empty_like(leaf.values)
+    values[place.rows] = -np.exp(leaf.values)
+    yield _pack(Dense(values=values), F32)
+
+
+def _pack_moved(
+    leaves: list[Stored], where: list[Place], kind: TensorType
+) -> Iterator[NDArray[np.uint8]]:
+    """Leaves of one tensor in the rows, and with the columns, that their places say."""
+    rows: list[NDArray[np.int64]] = []
+    parts: list[Ternary | Dense] = []
+    for leaf, place in zip(leaves, where, strict=True):
+        part = plain(leaf)
+        assert isinstance(part, Ternary | Dense)
+        if place.heads is not None:
+            assert isinstance(part, Ternary)
+            part = with_heads(part, np.argsort(place.heads))
+        parts.append(part)
+        count = len(part.packed if isinstance(part, Ternary) else part.values)
+        rows.append(np.arange(count) if place.rows is None else place.rows)
+    order = np.argsort(np.concatenate(rows))
+    if isinstance(parts[0], Dense):
+        yield _pack(Dense(values=np.concatenate([_values(part) for part in parts])[order]), kind)
+        return
+    matrices = [part for part in parts if isinstance(part, Ternary)]
+    yield _pack(
+        replace(
+            matrices[0],
+            packed=np.concatenate([part.packed for part in matrices])[order],
+            scales=np.concatenate([part.scales for part in matrices])[order],
+        ),
+        kind,
+    )
+
+
+def _values(leaf: Ternary | Dense) -> NDArray[Any]:
+    assert isinstance(leaf, Dense)
+    return leaf.values
 
 
 def _pack(leaf: Stored, kind: TensorType) -> NDArray[np.uint8]:

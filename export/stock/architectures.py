@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
-from nanochat.shapes import head_format, shapes
+from nanochat.shapes import head_format, layer_kinds, shapes
 from nanochat.weights import named_leaves
 
 __all__ = ["Runtime", "obstacles", "stock_architecture", "stock_runtimes"]
@@ -32,6 +32,7 @@ _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
         "plain": "qwen2",
         "sub_norm": "bitnet",
         "experts": "qwen3moe",
+        "delta": "qwen35",
     },
     "mlx-lm": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
     "transformers": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
@@ -57,12 +58,15 @@ def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
     family = _family(config)
     if family not in _ARCHITECTURES[runtime]:
         written = " and ".join(_ARCHITECTURES[runtime].values())
-        no_place = [
-            f"sub_norm=true: models are written for it as {written}, which have no norms before output linears"
-        ]
-        return [*_everywhere(config), *no_place]
+        no_place = {
+            "sub_norm": f"sub_norm=true: models are written for it as {written}, which have no norms before output "
+            "linears",
+            "delta": f"layer_pattern={list(config.layer_pattern)}: models are written for it as {written}, which have "
+            "no Gated DeltaNet",
+        }
+        return [*_everywhere(config, family), no_place[family]]
     return [
-        *_everywhere(config),
+        *_everywhere(config, family),
         *_of_family(config, family),
         *_of_runtime(config, family, runtime),
     ]
@@ -76,22 +80,22 @@ def stock_runtimes(config: ModelConfig) -> dict[str, str]:
 def _family(config: ModelConfig) -> str:
     if config.num_experts:
         return "experts"
+    if "delta" in config.layer_pattern:
+        return "delta"
     if config.sub_norm:
         return "sub_norm"
     return "qk_norm" if config.qk_norm else "plain"
 
 
-def _everywhere(config: ModelConfig) -> Iterator[str]:
+def _everywhere(config: ModelConfig, family: str) -> Iterator[str]:
     if config.num_streams > 1:
         yield f"num_streams={config.num_streams}: it has one residual stream, and no mHC"
-    if "delta" in config.layer_pattern:
-        yield f"layer_pattern={list(config.layer_pattern)}: it has no Gated DeltaNet of this form"
     if config.loop_count > 1:
         yield (
             f"loop_count={config.loop_count}: it runs each layer once; a fixed number of loops can be unrolled, which "
             "writes the looped layers that many times"
         )
-    if config.attention_gate:
+    if config.attention_gate and family != "delta":
         yield "attention_gate=true: it does not gate what attention gives"
     if config.activation != "swiglu":
         yield f'activation="{config.activation}": its networks are SwiGLU'
@@ -106,7 +110,7 @@ def _everywhere(config: ModelConfig) -> Iterator[str]:
             break
     if config.rope_scaling != "ntk":
         yield f'rope_scaling="{config.rope_scaling}": models are written for it with a rotation of one base'
-    if config.rope_dims not in (0, config.head_dim):
+    if config.rope_dims not in (0, config.head_dim) and family != "delta":
         yield f"rope_dims={config.rope_dims}: it rotates all {config.head_dim} features of a head"
     if config.rope_magnitude != 1:
         yield f"rope_magnitude={config.rope_magnitude}: its rotation has no magnitude"
@@ -122,11 +126,33 @@ def _of_family(config: ModelConfig, family: str) -> Iterator[str]:
             yield (
                 f"shared_expert_width={config.shared_expert_width}: its mixtures have no expert that serves every token"
             )
+    if family == "delta":
+        yield from _of_delta(config)
     if family == "sub_norm":
         if config.qk_norm:
             yield "qk_norm=true with sub_norm=true: no architecture has both norms"
         if not config.tie_embeddings:
             yield "tie_embeddings=false with sub_norm=true: its head is the embedding"
+
+
+def _of_delta(config: ModelConfig) -> Iterator[str]:
+    kinds = layer_kinds(config)
+    interval = kinds.index("attention") + 1 if "attention" in kinds else 0
+    expected = [
+        "attention" if interval and (i + 1) % interval == 0 else "delta" for i in range(len(kinds))
+    ]
+    if interval < 2 or list(kinds) != expected:
+        yield f"layer_pattern={list(config.layer_pattern)}: its every so-manieth layer attends, the others do not"
+    for name in ("attention_gate", "qk_norm"):
+        if not getattr(config, name):
+            yield f"{name}=false: its attention has one"
+    if config.sub_norm:
+        yield "sub_norm=true: it has no norms before output linears"
+    if config.delta_key_dim != config.delta_value_dim:
+        yield (
+            f"delta_key_dim={config.delta_key_dim} and delta_value_dim={config.delta_value_dim}: its heads are as wide "
+            "for values as for keys"
+        )
 
 
 def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[str]:

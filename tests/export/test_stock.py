@@ -50,6 +50,16 @@ ODD = {"width": 320, "num_heads": 5, "num_kv_heads": 1, "head_dim": 48}
 EXPERTS = {"num_experts": 4, "expert_width": 256}
 
 # Every option that an architecture of llama.cpp has a place for, with the architecture.
+DELTA: dict[str, Any] = {
+    "num_layers": 4,
+    "layer_pattern": ("delta", "attention"),
+    "delta_heads": 4,
+    "delta_key_heads": 2,
+    "delta_key_dim": 128,
+    "delta_value_dim": 128,
+    "attention_gate": True,
+    "weight_block": 128,
+}
 EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3, untied": ("qwen3", {"tie_embeddings": False}),
@@ -74,6 +84,13 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet, scales of rows": ("bitnet", BITNET | ROW),
     "bitnet, one key head": ("bitnet", BITNET | {"num_kv_heads": 1}),
     "bitnet, rope scale": ("bitnet", BITNET | {"rope_theta": 100.0, "rope_scale": 4.0}),
+    "qwen35": ("qwen35", DELTA),
+    "qwen35, few features rotated": ("qwen35", DELTA | {"rope_dims": 16, "rope_theta": 100.0}),
+    "qwen35, as many key heads": ("qwen35", DELTA | {"delta_key_heads": 0}),
+    "qwen35, ternary tables and gates": (
+        "qwen35", DELTA | {"table_format": "ternary", "tie_embeddings": False, "delta_gates": "ternary"}
+    ),
+    "qwen35, gates of bfloat16": ("qwen35", DELTA | {"delta_gates": "bfloat16"}),
     "qwen3moe": ("qwen3moe", EXPERTS),
     "qwen3moe, untied": ("qwen3moe", EXPERTS | {"tie_embeddings": False}),
     "qwen3moe, one expert": ("qwen3moe", {"num_experts": 1, "expert_width": 256, "experts_per_token": 1}),
@@ -81,10 +98,19 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe, scales of rows": ("qwen3moe", EXPERTS | ROW),
 }  # fmt: skip
 
+# What llama.cpp has no Gated DeltaNet for.
+OTHER_DELTAS: dict[str, tuple[dict[str, Any], str]] = {
+    "delta without attention": ({"layer_pattern": ("delta",)}, "layer_pattern=.*so-manieth"),
+    "attention first": (DELTA | {"layer_pattern": ("attention", "delta")}, "layer_pattern=.*so-ma"),
+    "delta without gates": (DELTA | {"attention_gate": False}, "attention_gate=false"),
+    "delta without norms of heads": (DELTA | {"qk_norm": False}, "qk_norm=false"),
+    "delta with sub-norms": (DELTA | {"sub_norm": True}, "sub_norm=true"),
+    "delta of other values": (DELTA | {"delta_value_dim": 64}, "delta_key_dim=128 and delta_"),
+}
 # What no architecture has a place for, with what must be said of it.
 INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "streams": ({"num_streams": 2}, "num_streams=2: it has one residual stream"),
-    "delta": ({"layer_pattern": ("delta", "attention")}, "layer_pattern=.*no Gated DeltaNet"),
+    "delta": ({"layer_pattern": ("delta",)}, "layer_pattern="),
     "loop": ({"loop_count": 2}, "loop_count=2: .*can be unrolled"),
     "gate": ({"attention_gate": True}, "attention_gate=true"),
     "rotation": ({"rotation_block": 128}, "rotation_block=128"),
@@ -272,6 +298,14 @@ def test_llama_cpp_refuses_the_architecture_that_it_does_not_know(tmp_path: Path
 
     with pytest.raises(FormatError, match="unknown model architecture: 'nanochat'"):
         LlamaCpp(tmp_path / "x.gguf", context=64)
+
+
+@pytest.mark.parametrize(("options", "reason"), OTHER_DELTAS.values(), ids=OTHER_DELTAS)
+def test_another_gated_deltanet_than_llama_cpps_is_refused(
+    options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"stock llama.cpp cannot run this model: .*{reason}"):
+        write_gguf(tmp_path / "x.gguf", make(**options), runtime="llama.cpp")
 
 
 @pytest.mark.parametrize(("options", "reason"), INEXPRESSIBLE.values(), ids=INEXPRESSIBLE)

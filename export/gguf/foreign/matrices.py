@@ -19,7 +19,7 @@ from nanochat.blocks.packings import unpacked
 from nanochat.blocks.plain import plain
 from nanochat.errors import FormatError, NumericError
 from nanochat.export.gguf.container import GgufTensor
-from nanochat.export.gguf.foreign.places import Place
+from nanochat.export.gguf.places import Place, with_heads
 from nanochat.export.gguf.tables import COLUMNS_OF_SCALE, half_view, integer_table
 from nanochat.export.gguf.types import (
     BF16,
@@ -202,23 +202,19 @@ def _ternary(packed: NDArray[np.uint8], scales: NDArray[np.float16], spec: Spec)
 
 def _in_order(leaf: Ternary, place: Place, spec: Spec) -> Ternary:
     """The same with its columns head by head in the order that its place has, if it has one."""
-    heads = place.heads
-    if heads is None:
+    if place.heads is None:
         return leaf
-    rows, width = len(leaf.packed), spec.shape[1] // len(heads)
-    block = math.gcd(leaf.weight_block, width)
-    scales = np.repeat(leaf.scales, leaf.weight_block // block, axis=1)
-    packed = leaf.packed.reshape(rows, len(heads), -1)[:, heads].reshape(rows, -1)
-    scales = scales.reshape(rows, len(heads), -1)[:, heads].reshape(rows, -1)
-    wanted = spec.shape[1] // spec.weight_block
-    if scales.shape[1] % wanted:
+    moved = with_heads(leaf, place.heads)
+    rows, wanted = len(moved.packed), spec.shape[1] // spec.weight_block
+    scales = moved.scales
+    if wanted > scales.shape[1]:
         scales = np.repeat(scales, wanted // scales.shape[1], axis=1)
     grouped = scales.reshape(rows, wanted, -1)
     if (grouped != grouped[:, :, :1]).any():
         raise FormatError(
             f"scales of {spec.weight_block} columns are those of several heads: pass a file with blocks of 128 or 64"
         )
-    return _ternary(packed, np.ascontiguousarray(grouped[:, :, 0]), spec)
+    return replace(moved, scales=np.ascontiguousarray(grouped[:, :, 0]))
 
 
 def _pairs_share(tensor: GgufTensor) -> bool:

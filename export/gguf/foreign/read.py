@@ -26,15 +26,15 @@ from nanochat.export.gguf.foreign.matrices import (
     ternary_leaf,
     widest_block,
 )
-from nanochat.export.gguf.foreign.places import Place, places
 from nanochat.export.gguf.foreign.rotations import read_rotations
+from nanochat.export.gguf.places import Place, places
 from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Dense, Spec, Stored, TernaryBlocks, Weights, map_leaves, named_leaves
 
-__all__ = ["load_foreign_gguf"]
+__all__ = ["leaves_of", "load_foreign_gguf"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[
         return config, weights, read_vocabulary(file.metadata, rows=config.vocab_size)
     except (ConfigError, FormatError, ShapeError, NumericError) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def leaves_of(path: Path, file: GgufFile, config: ModelConfig) -> Weights[Stored]:
+    """The leaves of a file of one of these architectures whose configuration is known."""
+    return _Reader(path, file).leaves(config)
 
 
 class _Reader:
@@ -90,12 +95,17 @@ class _Reader:
         matrices = self._matrices()
         self._check_rotated(matrices)
         config = ModelConfig(**self._fields, **_blocks(matrices))
+        weights = self.leaves(config)
+        self._tell(config, matrices, ahead)
+        return config, weights
+
+    def leaves(self, config: ModelConfig) -> Weights[Stored]:
+        """The weights of a configuration that fits the tensors; those that are no matrices have been checked."""
         weights = map_leaves(self._leaf, shapes(config))
         for name, leaf in named_leaves(weights):
             if not isinstance(leaf, TernaryBlocks):
                 require_legal(name, leaf)
-        self._tell(config, matrices, ahead)
-        return config, weights
+        return weights
 
     def _left_out(self) -> set[str]:
         """Tensors of blocks after the model's own, which predict further tokens."""

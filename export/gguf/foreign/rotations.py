@@ -33,7 +33,7 @@ _ADVICE = "fetch the file again, or another one of the same model"
 class Rotations:
     """How a file's matrices are rotated: columns of a block, signs by width, and the names of the matrices.
 
-    `grouped` says in which order the columns of ``ssm_out`` are; see `nanochat.export.gguf.foreign.places`.
+    `grouped` says in which order the columns of ``ssm_out`` are; see `nanochat.export.gguf.places`.
     """
 
     block: int

@@ -9,22 +9,41 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/llama-arch.cpp, src/models and conversion, commit 0c1e570.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
-from nanochat.export.gguf.tensors import stock_name
 from nanochat.shapes import delta_key_heads, layer_kinds, shapes
-from nanochat.weights import named_leaves
+from nanochat.weights import Ternary, named_leaves
 
-__all__ = ["NEIGHBOURS", "Place", "places"]
+__all__ = ["NEIGHBOURS", "Place", "places", "with_heads"]
 
 _Index = NDArray[np.int64]
 
 # Architectures that rotate neighbouring features of a head, where this package rotates features half a head apart.
 NEIGHBOURS = ("llama", "minicpm")
+_NAMES = {
+    "embedding": "token_embd",
+    "norm": "output_norm",
+    "head": "output",
+    "mixer_site.norm": "attn_norm",
+    "mixer.q": "attn_q",
+    "mixer.k": "attn_k",
+    "mixer.v": "attn_v",
+    "mixer.o": "attn_output",
+    "mixer.q_norm": "attn_q_norm",
+    "mixer.k_norm": "attn_k_norm",
+    "mixer.sub_norm": "attn_sub_norm",
+    "network_site.norm": "ffn_norm",
+    "network.gate": "ffn_gate",
+    "network.up": "ffn_up",
+    "network.down": "ffn_down",
+    "network.sub_norm": "ffn_sub_norm",
+    "network.router": "ffn_gate_inp",
+}
 # In `qwen35`, by the leaf; the norm before a network has another name there than elsewhere.
 _DELTA = {
     "mixer.q": "attn_qkv.weight",
@@ -82,11 +101,23 @@ def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str
                 continue
         expert = rest.split(".")[2] if rest.startswith("network.networks.") else None
         found[name] = Place(
-            tensor=stock_name(name),
+            tensor=_name(name),
             rows=_half_split(config, rest) if architecture in NEIGHBOURS else None,
             expert=None if expert is None else int(expert),
         )
     return found
+
+
+def with_heads(leaf: Ternary, heads: _Index) -> Ternary:
+    """The columns of a matrix head by head in another order; blocks of scales become no wider than a head."""
+    rows, width = len(leaf.packed), leaf.columns // len(heads)
+    block = math.gcd(leaf.weight_block, width)
+    scales = np.repeat(leaf.scales, leaf.weight_block // block, axis=1)
+    return replace(
+        leaf,
+        packed=leaf.packed.reshape(rows, len(heads), -1)[:, heads].reshape(rows, -1),
+        scales=scales.reshape(rows, len(heads), -1)[:, heads].reshape(rows, -1),
+    )
 
 
 def _half_split(config: ModelConfig, rest: str) -> _Index | None:
@@ -133,3 +164,14 @@ def _value_heads(config: ModelConfig) -> _Index:
     share = config.delta_heads // key_heads
     head = np.arange(config.delta_heads)
     return head % share * key_heads + head // share
+
+
+def _name(name: str) -> str:
+    """The tensor that a leaf is, or of which it is a part, in most architectures."""
+    if not name.startswith("layers."):
+        return f"{_NAMES[name]}.weight"
+    _, layer, rest = name.split(".", 2)
+    if rest.startswith("network.networks."):
+        stacked = _NAMES[f"network.{rest.rpartition('.')[2]}"]
+        return f"blk.{layer}.{stacked}_exps.weight"
+    return f"blk.{layer}.{_NAMES[rest]}.weight"
