@@ -9,26 +9,25 @@ Legend: see `linear`; F rows of the file.
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_row
+from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_trits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
-from nanochat.backends.numba.runtime.vectors import INT32, LANES, load, moved, pointer
+from nanochat.backends.numba.runtime.vectors import LANES
+from nanochat.backends.numba.runtime.words import put_word, turn_words, word_at
 from nanochat.blocks.packings import PARTS, bits_to_packed, byte_to_digits
 from nanochat.blocks.plain import OUTSIDE, REFUSED
 from nanochat.tensors import release
 from nanochat.weights import Packing, TernaryBlocks
 
-__all__ = ["COLUMNS_OF_WORD", "lay"]
+__all__ = ["COLUMNS_OF_BLOCKS", "COLUMNS_OF_TILES", "lay"]
 
-# Columns of a word of two bits each, of which all tiles are made.
-COLUMNS_OF_WORD = 16
+# Columns of which all tiles and all blocks are made: those of the words that are moved.
+COLUMNS_OF_TILES, COLUMNS_OF_BLOCKS = 16, 32
 _Bytes = NDArray[np.uint8]
 _Index = NDArray[np.int64]
 _Words = NDArray[np.uint32]
@@ -37,9 +36,13 @@ _Words = NDArray[np.uint32]
 _PIECE = 16 * 2**20
 # Nanoseconds of a byte of the file, about.
 _BYTE = 0.3
-# Sixteen codes 0, the lower bits of sixteen codes, and the bits of the smallest scale.
-_ZEROS = _LOWER = 0x5555_5555
+# 32 codes 0, which are the lower bits of all codes, too; and the bits of the smallest scale.
+_ZEROS = 0x5555_5555_5555_5555
 _SMALLEST = 0x0400
+# Packed bytes of the largest block, of 256 columns.
+_LARGEST_BLOCK = 64
+# Rows that are turned into columns of a tile at once.
+_ROWS = 8
 
 
 def lay(
@@ -110,19 +113,6 @@ def _tables(packing: Packing) -> tuple[NDArray[np.uint64], _Index]:
     return bits_to_packed().astype(np.uint64), np.zeros((0, 2), np.int64)
 
 
-# Numba's code generation has no types.
-def _typed_word_at(_typing, array, _offset):  # type: ignore[no-untyped-def]
-    def generate(context, builder, kinds, arguments):  # type: ignore[no-untyped-def]
-        data = context.make_array(kinds.args[0])(context, builder, arguments[0]).data
-        return load(builder, moved(builder, pointer(builder, data), arguments[1]), INT32)
-
-    return types.uint32(array, types.int64), generate
-
-
-# ``word_at(array, offset)`` in a kernel: the four bytes there, wherever that is.
-word_at = cast(Callable[[_Bytes, int], np.uint32], intrinsic(_typed_word_at))
-
-
 @functools.cache
 def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
     """The kernel for a packing and a layout; a task is a tile.
@@ -130,6 +120,7 @@ def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
     Numba compiles neither what another packing needs, nor what another layout does: `packing` and `layout` are
     constants to it.
     """
+    is_ours = packing == "pairs"
 
     @kernel
     def lay_blocks(
@@ -155,79 +146,81 @@ def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
         count = blocks.shape[0]
         num_scales = laid_scales.shape[1]
         # Scales of a block, or blocks of a scale.
-        repeats, share = max(1, num_scales // max(1, count)), max(1, count // num_scales)
-        words = np.empty(_MOST_WORDS, np.uint32)
-        packed = words.view(np.uint8)
-        row_words = np.empty(count * max(_MOST_WORDS, size // 4), np.uint32)
+        repeats, share = max(1, num_scales // count), max(1, count // num_scales)
+        block = np.empty(_LARGEST_BLOCK, np.uint8)
+        lines = np.empty((_ROWS, count * max(_LARGEST_BLOCK, size)), np.uint8)
         for tile in range(first, last):
             wrong = False
             for lane in range(LANES):
-                r = tile * LANES + lane
-                if r >= rows.shape[0]:
-                    if layout == "five_trits":
-                        row_words[:] = np.uint32(_ZEROS)
-                        lay_row(row_words, trit_bytes, laid[tile], lane)
-                    else:
-                        laid[tile, :, lane] = np.uint32(_ZEROS)
-                    laid_scales[tile, :, lane] = 0
-                    continue
-                place, scale_place = rows[r] * codes_row, rows[r] * scales_row
+                # Lanes without a row have the last one at first.
+                row = rows[min(tile * LANES + lane, rows.shape[0] - 1)]
+                line = lines[lane % _ROWS]
                 at, kept = 0, np.uint16(0)
                 for b in range(count):
-                    start = place + blocks[b] * codes_block
-                    if packing == "pairs":
-                        num_words = size // 4
+                    start = row * codes_row + blocks[b] * codes_block
+                    if is_ours:
+                        end = size
                     elif packing == "bits":
-                        num_words = size // 2
-                        _unpack_bits(codes, start, size, lookup, packed)
+                        end = 2 * size
+                        _unpack_bits(codes, start, size, lookup, block)
                     elif packing == "quarters":
-                        num_words = size // 4
-                        _unpack_quarters(codes, start, size, 0, packed)
+                        end = size
+                        _unpack_quarters(codes, start, size, 0, block)
                     elif packing == "high_quarters":
-                        num_words = size // 4
-                        _unpack_quarters(codes, start, size, 6, packed)
+                        end = size
+                        _unpack_quarters(codes, start, size, 6, block)
                     else:
-                        end, fits = _unpack_trits(codes, start, parts, lookup, packed)
-                        num_words = end // 4
+                        end, fits = _unpack_trits(codes, start, parts, lookup, block)
                         wrong = wrong or not fits
-                    threes, zeros = np.uint32(0), np.uint32(_ZEROS)
-                    for w in range(num_words):
-                        word = word_at(codes, start + 4 * w) if packing == "pairs" else words[w]
-                        threes |= word & word >> np.uint32(1)
+                    threes, zeros = np.uint64(0), np.uint64(_ZEROS)
+                    for i in range(0, end, 8):
+                        word = word_at(codes, start + i) if is_ours else word_at(block, i)
+                        threes |= word & word >> np.uint64(1)
                         zeros &= word
-                        if layout == "five_trits":
-                            row_words[at + w] = word
-                        else:
-                            laid[tile, at + w, lane] = word
-                    wrong = wrong or threes & np.uint32(_LOWER) != 0
-                    there = scale_place + blocks[b] * scales_block
+                        put_word(line, at + i, word)
+                    wrong = wrong or threes & np.uint64(_ZEROS) != 0
+                    there = row * scales_row + blocks[b] * scales_block
                     scale = table[np.int64(scales[there]) | np.int64(scales[there + 1]) << 8]
                     wrong = wrong or scale == REFUSED
-                    if scale == 0 and zeros != _ZEROS:
-                        zeros = np.uint32(_ZEROS)
-                        for w in range(num_words):
-                            if layout == "five_trits":
-                                row_words[at + w] = np.uint32(_ZEROS)
-                            else:
-                                laid[tile, at + w, lane] = np.uint32(_ZEROS)
-                    at += num_words
-                    if zeros != _ZEROS:
+                    if scale == 0 and zeros != np.uint64(_ZEROS):
+                        zeros = np.uint64(_ZEROS)
+                        for i in range(0, end, 8):
+                            put_word(line, at + i, zeros)
+                    at += end
+                    if zeros != np.uint64(_ZEROS):
                         wrong = wrong or scale == OUTSIDE or (kept != 0 and kept != scale)
                         kept = scale
                     if (b + 1) % share == 0:
                         for i in range(repeats):
-                            s = (b // share) * repeats + i
-                            laid_scales[tile, s, lane] = kept if kept != 0 else _SMALLEST
+                            there = b // share * repeats + i
+                            laid_scales[tile, there, lane] = kept if kept != 0 else _SMALLEST
                         kept = np.uint16(0)
                 if layout == "five_trits":
-                    lay_row(row_words, trit_bytes, laid[tile], lane)
+                    lay_trits(line, trit_bytes, laid[tile], lane)
+                elif lane % _ROWS == _ROWS - 1:
+                    _lay_pairs(lines, laid[tile], lane - _ROWS + 1)
+            for lane in range(max(0, rows.shape[0] - tile * LANES), LANES):
+                laid_scales[tile, :, lane] = 0
+                if layout == "five_trits":
+                    lines[0] = np.uint8(_ZEROS & 255)
+                    lay_trits(lines[0], trit_bytes, laid[tile], lane)
+                else:
+                    laid[tile, :, lane] = np.uint32(_ZEROS & 0xFFFF_FFFF)
             sound[tile] = not wrong
 
     return lay_blocks
 
 
-# Words of the largest block, of 256 columns.
-_MOST_WORDS = 16
+@kernel
+def _lay_pairs(lines: _Bytes, laid: _Words, lane: int) -> None:
+    """Lay rows of packed codes out in lanes of a tile (G, L), one to a row, from the first lane on."""
+    whole = laid.shape[0] // 4 * 4
+    for word in range(0, whole, 4):
+        turn_words(lines, lines.shape[1], word, laid, lane)
+    for word in range(whole, laid.shape[0]):
+        for r in range(_ROWS):
+            both = word_at(lines[r], word // 2 * 8)
+            laid[word, lane + r] = both >> np.uint64(word % 2 * 32) & np.uint64(0xFFFF_FFFF)
 
 
 @kernel
@@ -245,12 +238,14 @@ def _unpack_bits(
 def _unpack_quarters(codes: _Bytes, start: int, size: int, shift: int, packed: _Bytes) -> None:
     """Digit n of a byte is in its bits from ``abs(2 n - shift)`` on."""
     for half in range(size // 32):
-        for m in range(8):
+        for m in range(0, 8, 2):
             word = word_at(codes, start + 32 * half + 4 * m)
             for n in range(4):
-                digits = word >> np.uint32(abs(2 * n - shift)) & np.uint32(0x0303_0303)
-                digits |= digits >> np.uint32(6)
-                packed[32 * half + 8 * n + m] = (digits | digits >> np.uint32(12)) & np.uint32(255)
+                digits = word >> np.uint64(abs(2 * n - shift)) & np.uint64(0x0303_0303_0303_0303)
+                digits |= digits >> np.uint64(6)
+                digits |= digits >> np.uint64(12)
+                packed[32 * half + 8 * n + m] = digits & np.uint64(255)
+                packed[32 * half + 8 * n + m + 1] = digits >> np.uint64(32) & np.uint64(255)
 
 
 @kernel

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba.products.activation import padded_width
-from nanochat.backends.numba.products.blocks import COLUMNS_OF_WORD, lay
+from nanochat.backends.numba.products.blocks import COLUMNS_OF_BLOCKS, COLUMNS_OF_TILES, lay
 from nanochat.backends.numba.products.trits import WORDS, CodeLayout, fits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
@@ -193,7 +193,7 @@ def _prepare(
                 columns=leaf.values.shape[1],
                 activation_block=leaf.activation_block,
             )
-    if leaf.activation_block % COLUMNS_OF_WORD:
+    if leaf.activation_block % COLUMNS_OF_TILES or leaf.weight_block % COLUMNS_OF_BLOCKS:
         return _padded(memory, name, leaf)
     return _ternary(memory, name, leaf, layout, threads)
 
@@ -212,7 +212,7 @@ def _ternary(
         stored, table = leaf, scale_table(leaf.factor)
     rows, blocks = len(stored.rows), ternary.num_blocks(columns, block)
     tiles = -(-rows // LANES)
-    shape = tiles, blocks, block // COLUMNS_OF_WORD, LANES, 4
+    shape = tiles, blocks, block // COLUMNS_OF_TILES, LANES, 4
     if layout == "five_trits" and fits(columns, block):
         shape = tiles, blocks // 2, WORDS, LANES, 4
     else:
@@ -250,7 +250,7 @@ def _as_blocks(name: str, leaf: Ternary) -> TernaryBlocks:
 
 
 def _padded(memory: WeightMemory, name: str, leaf: Ternary | TernaryBlocks) -> TiledLinear:
-    """A matrix whose blocks are no whole words."""
+    """A matrix whose blocks are not made of whole words."""
     matrix = plain(leaf)
     assert isinstance(matrix, Ternary)
     ternary.require_legal(matrix.packed, name)

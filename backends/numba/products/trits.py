@@ -51,6 +51,7 @@ from nanochat.backends.numba.runtime.vectors import (
     store,
     vector,
 )
+from nanochat.backends.numba.runtime.words import part_bytes
 
 __all__ = [
     "FIRST",
@@ -65,7 +66,7 @@ __all__ = [
 ]
 __all__ += [
     "embed_trits",
-    "lay_row",
+    "lay_trits",
     "possible",
     "spread_block",
     "spread_tile_product",
@@ -136,30 +137,27 @@ def possible(isa: Isa) -> bool:
 
 
 @kernel
-def lay_row(
-    words: NDArray[np.uint32], bytes_of: NDArray[np.uint8], laid: NDArray[np.uint32], lane: int
+def lay_trits(
+    row: NDArray[np.uint8], bytes_of: NDArray[np.uint8], laid: NDArray[np.uint32], lane: int
 ) -> None:
-    """Lay a row of words, of a group in two bits a code each, out in a lane of a tile (P WORDS, L).
+    """Lay a row of packed codes out in a lane of a tile (P WORDS, L).
 
     bytes_of is that of `trits`; codes that are not legal become others.
     """
+    # Of each group of a block, byte j: the 32 codes that byte j of all words is made of.
+    streams = np.empty(4, np.uint64)
+    low = np.uint64(1023)
     for block in range(2 * (laid.shape[0] // WORDS)):
         start = block // 2 * WORDS + block % 2 * (_FULL + 1)
-        # Of each group, byte j: the 32 codes that byte j of all words is made of.
-        s0 = s1 = s2 = s3 = np.uint64(0)
-        for group in range(8):
-            word, up = np.uint64(words[8 * block + group]), np.uint64(8 * group)
-            s0 |= (word & np.uint64(255)) << up
-            s1 |= (word >> np.uint64(8) & np.uint64(255)) << up
-            s2 |= (word >> np.uint64(16) & np.uint64(255)) << up
-            s3 |= (word >> np.uint64(24)) << up
+        part_bytes(row, 32 * block, streams)
+        s0, s1, s2, s3 = streams[0], streams[1], streams[2], streams[3]
         for place in range(_FULL):
             down = np.uint64(10 * place)
             laid[start + place, lane] = (
-                np.uint32(bytes_of[np.int64(s0 >> down & np.uint64(1023))])
-                | np.uint32(bytes_of[np.int64(s1 >> down & np.uint64(1023))]) << np.uint32(8)
-                | np.uint32(bytes_of[np.int64(s2 >> down & np.uint64(1023))]) << np.uint32(16)
-                | np.uint32(bytes_of[np.int64(s3 >> down & np.uint64(1023))]) << np.uint32(24)
+                np.uint32(bytes_of[s0 >> down & low])
+                | np.uint32(bytes_of[s1 >> down & low]) << np.uint32(8)
+                | np.uint32(bytes_of[s2 >> down & low]) << np.uint32(16)
+                | np.uint32(bytes_of[s3 >> down & low]) << np.uint32(24)
             )
         # What is left of either block, four bits of each byte.
         down = np.uint64(60)
