@@ -138,3 +138,18 @@ def test_pages_go_to_all_nodes_and_later_ones_where_they_went_before(tmp_path: P
 
     assert nodes in (1, 2)
     assert values.sum() == 2**20
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/numa_maps").exists(), reason="the system does not say where pages go"
+)
+def test_pages_that_another_thread_fills_go_to_all_nodes(tmp_path: Path) -> None:
+    online = tmp_path / "online"
+    online.write_text("0,63\n")
+
+    array = WeightMemory(online).empty((2**20,), np.uint8)
+
+    start = array.ctypes.data
+    policies = [line.split()[:2] for line in Path("/proc/self/numa_maps").read_text().splitlines()]
+    (policy,) = (name for begin, name in policies if int(begin, 16) == start // 4096 * 4096)
+    assert policy.startswith("interleave")

@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,29 @@ _HUGE_PAGE = 2 * 2**20
 _CACHE_LINE = 64
 
 _NODES = Path("/sys/devices/system/node/online")
-# Numbers of Linux: set_mempolicy, and two of its policies.
+# Numbers of Linux: mbind, set_mempolicy, and two of their policies.
+_BIND = {"x86_64": 237, "aarch64": 235}
 _SET_POLICY = {"x86_64": 238, "aarch64": 237}
 _DEFAULT, _INTERLEAVE = 0, 3
 
 
 class WeightMemory:
-    """Gives arrays, one after the other, from pieces that are freed when none of their arrays is left."""
+    """Gives arrays, one after the other, from pieces that are freed when none of their arrays is left.
 
-    def __init__(self) -> None:
+    Whichever thread fills them, their pages come from all memory nodes in turn.
+    """
+
+    def __init__(self, online: Path = _NODES) -> None:
         self._piece = np.empty(0, np.uint8)
+        self._nodes = nodes(online)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array that begins on a cache line; its contents are zero."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size > len(self._piece):
             self._piece = _huge_pages(max(size, _PIECE))
+            if len(self._nodes) > 1:
+                _bind(self._piece, self._nodes)
         array, rest = self._piece[:size], -size % _CACHE_LINE
         self._piece = self._piece[size + rest :]
         return array.view(dtype).reshape(shape)
@@ -59,7 +66,7 @@ def _huge_pages(size: int) -> NDArray[np.uint8]:
 def spread_over_nodes(online: Path = _NODES) -> Iterator[int]:
     """Have the pages that this thread takes come from all memory nodes in turn; gives their number.
 
-    With one node, or where the system cannot be asked, nothing changes.
+    Of what is in no `WeightMemory`. With one node, or where the system cannot be asked, nothing changes.
     """
     found = nodes(online)
     if len(found) < 2 or not _set_policy(_INTERLEAVE, found):
@@ -81,12 +88,28 @@ def nodes(online: Path = _NODES) -> list[int]:
 
 
 def _set_policy(policy: int, nodes: list[int]) -> bool:
-    number = _SET_POLICY.get(platform.machine())
+    return _call(_SET_POLICY, ctypes.c_long(policy), *_mask(nodes))
+
+
+def _bind(piece: NDArray[np.uint8], nodes: list[int]) -> bool:
+    """The same for the whole pages of a piece of memory that nobody has touched."""
+    start = -(-_address(piece) // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (_address(piece) + piece.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    place = ctypes.c_void_p(start), ctypes.c_ulong(size)
+    return _call(_BIND, *place, ctypes.c_long(_INTERLEAVE), *_mask(nodes), ctypes.c_long(0))
+
+
+def _mask(nodes: list[int]) -> tuple[object, object]:
+    mask = ctypes.c_uint64(sum(1 << node for node in nodes if node < 64))
+    return ctypes.byref(mask), ctypes.c_ulong(65)
+
+
+def _call(numbers: Mapping[str, int], *arguments: object) -> bool:
+    """Whether Linux did what it was asked for."""
+    number = numbers.get(platform.machine())
     if sys.platform != "linux" or number is None:
         return False
-    mask = ctypes.c_uint64(sum(1 << node for node in nodes if node < 64))
-    libc = ctypes.CDLL(None)
-    return bool(libc.syscall(number, policy, ctypes.byref(mask), ctypes.c_ulong(65)) == 0)
+    return bool(ctypes.CDLL(None).syscall(ctypes.c_long(number), *arguments) == 0)
 
 
 def _address(array: NDArray[Any]) -> int:
