@@ -24,7 +24,7 @@ from nanochat.blocks.plain import OUTSIDE, REFUSED
 from nanochat.tensors import release
 from nanochat.weights import Packing, TernaryBlocks
 
-__all__ = ["COLUMNS_OF_BLOCKS", "COLUMNS_OF_TILES", "lay"]
+__all__ = ["COLUMNS_OF_BLOCKS", "COLUMNS_OF_TILES", "lay", "run_all"]
 
 # Columns of which all tiles and all blocks are made: those of the words that are moved.
 COLUMNS_OF_TILES, COLUMNS_OF_BLOCKS = 16, 32
@@ -87,13 +87,27 @@ def lay(
             *(table, lookup, parts, bytes_of()),
             *(laid[part], scales[part], sound[part]),
         )
-        call = Call(lay_blocks, arguments, len(laid[part]), len(rows) * row_bytes * _BYTE)
-        run_program(Program([call], threads=threads))
+        run_all(
+            lay_blocks,
+            *arguments,
+            tasks=len(laid[part]),
+            num_bytes=len(rows) * row_bytes,
+            threads=threads,
+        )
         there = slice(int(rows.min()), int(rows.max()) + 1)
         release(leaf.codes[there])
         release(leaf.scales[there])
     wrong = np.flatnonzero(sound == 0)
     return int(wrong[0]) if wrong.size else None
+
+
+def run_all(
+    kernel: Callable[..., None], *arguments: object, tasks: int, num_bytes: int, threads: int
+) -> None:
+    """Run a kernel that lays so many bytes out."""
+    # Never called by Python itself, which would compile it again for arrays that are read-only, as those of files are.
+    call = Call(kernel, arguments, tasks, num_bytes * _BYTE)
+    run_program(Program([call], threads=threads))
 
 
 def _span(view: NDArray[Any]) -> _Bytes:

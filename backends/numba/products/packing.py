@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba.products.activation import padded_width
-from nanochat.backends.numba.products.blocks import COLUMNS_OF_BLOCKS, COLUMNS_OF_TILES, lay
+from nanochat.backends.numba.products.blocks import (
+    COLUMNS_OF_BLOCKS,
+    COLUMNS_OF_TILES,
+    lay,
+    run_all,
+)
 from nanochat.backends.numba.products.trits import WORDS, CodeLayout, fits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
@@ -179,12 +184,12 @@ def _prepare(
                 return NarrowMatrix(bits=np.array(leaf.values.view(np.uint16)), brain=brain)
             return np.array(leaf.values, np.float32, order="C")
         case Int8():
-            return _eight_bits(memory, leaf.codes, leaf.scales, leaf.activation_block)
+            return _eight_bits(memory, leaf.codes, leaf.scales, leaf.activation_block, threads)
         case Latent(kind="int8"):
             table, table_scales = ternary.quantize_table(
                 leaf.values, block=leaf.weight_block, name=name
             )
-            return _eight_bits(memory, table, table_scales, leaf.activation_block)
+            return _eight_bits(memory, table, table_scales, leaf.activation_block, threads)
         case Latent():
             codes, scales = ternary.quantize(leaf.values, block=leaf.weight_block, name=name)
             leaf = Ternary(
@@ -194,7 +199,7 @@ def _prepare(
                 activation_block=leaf.activation_block,
             )
     if leaf.activation_block % COLUMNS_OF_TILES or leaf.weight_block % COLUMNS_OF_BLOCKS:
-        return _padded(memory, name, leaf)
+        return _padded(memory, name, leaf, threads)
     return _ternary(memory, name, leaf, layout, threads)
 
 
@@ -249,7 +254,9 @@ def _as_blocks(name: str, leaf: Ternary) -> TernaryBlocks:
     )
 
 
-def _padded(memory: WeightMemory, name: str, leaf: Ternary | TernaryBlocks) -> TiledLinear:
+def _padded(
+    memory: WeightMemory, name: str, leaf: Ternary | TernaryBlocks, threads: int
+) -> TiledLinear:
     """A matrix whose blocks are not made of whole words."""
     matrix = plain(leaf)
     assert isinstance(matrix, Ternary)
@@ -259,7 +266,10 @@ def _padded(memory: WeightMemory, name: str, leaf: Ternary | TernaryBlocks) -> T
     rows, blocks = len(matrix.packed), ternary.num_blocks(columns, block)
     tiles = -(-rows // LANES)
     codes = memory.empty((tiles, blocks, padded_width(block) // 16, LANES, 4), np.uint8)
-    lay_padded(_read_only(matrix.packed), block, codes, 0, tiles)
+    source = np.ascontiguousarray(matrix.packed)
+    run_all(
+        lay_padded, source, block, codes, tasks=tiles, num_bytes=16 * codes.nbytes, threads=threads
+    )
     return TiledLinear(
         codes=codes,
         scales=_scales(memory, matrix.scales),
@@ -274,11 +284,13 @@ def _eight_bits(
     table: NDArray[np.int8],
     scales: NDArray[np.float16 | np.float32],
     block: int,
+    threads: int,
 ) -> TiledLinear:
     rows, columns = table.shape
     tiles, blocks = -(-rows // LANES), ternary.num_blocks(columns, block)
     codes = memory.empty((tiles, blocks, padded_width(block) // 4, LANES, 4), np.uint8)
-    lay_bytes(_read_only(table.view(np.uint8)), block, codes, 0, tiles)
+    source = np.ascontiguousarray(table).view(np.uint8)
+    run_all(lay_bytes, source, block, codes, tasks=tiles, num_bytes=codes.nbytes, threads=threads)
     return TiledLinear(
         codes=codes,
         scales=_scales(memory, scales),
@@ -300,13 +312,6 @@ def _scales(
     laid = memory.empty((tiles, blocks, LANES), kept.dtype.type)
     laid[...] = padded.reshape(tiles, LANES, blocks).transpose(0, 2, 1)
     return laid
-
-
-def _read_only(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As a file that is mapped into memory: a kernel is compiled once for both."""
-    view = np.ascontiguousarray(rows).view()
-    view.flags.writeable = False
-    return view
 
 
 @kernel
