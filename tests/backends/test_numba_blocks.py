@@ -1,10 +1,12 @@
 """The blocks of other programs' files are laid out from where they lie, as the matrix that they hold would be."""
 
-import dataclasses
+import ctypes
+import mmap
+import re
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tests.parity.blocks import KINDS, Kind, damaged, in_blocks, kind_of
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and mprotect are Linux's")
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 every_layout = pytest.mark.parametrize("layout", ["two_bits", "five_trits"])
 every_thread = pytest.mark.parametrize("threads", [1, 2])
@@ -137,7 +140,7 @@ def test_a_factor_that_leaves_float16_is_refused_as_in_plain() -> None:
 
 def test_scales_that_differ_where_one_is_asked_for_are_refused_as_in_plain() -> None:
     leaf, _ = in_blocks(kind_of("PQ2_0"), 3, 4)
-    leaf = dataclasses.replace(leaf, weight_block=256)
+    leaf = replace(leaf, weight_block=256)
 
     assert refusal(leaf, "two_bits") == plain_refusal(leaf)
 
@@ -150,33 +153,71 @@ def test_a_scale_of_our_own_that_is_not_finite_is_refused() -> None:
         laid(leaf, "two_bits")
 
 
-def resident(mapped: Any) -> int:
-    """Kilobytes of the file that are in this process's memory."""
-    address = f"{mapped.ctypes.data:x}-"
-    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
-    next(line for line in lines if line.startswith(address))
-    return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+def in_file(kind: Kind, leaf: TernaryBlocks, path: Path, *, times: int = 1) -> TernaryBlocks:
+    """The same matrix, with all rows of the file so many times, of a mapped file."""
+    assert leaf.codes.base is not None
+    rows, count, size = leaf.codes.shape
+    with path.open("wb") as file:
+        for _ in range(times):
+            file.write(np.asarray(leaf.codes.base).tobytes())
+    data = np.asarray(np.memmap(path, np.uint8, mode="r")).reshape(times * rows, count, size + 2)
+    codes = data[:, :, 2:] if kind.scale_first else data[:, :, :-2]
+    ends = data[:, :, :2] if kind.scale_first else data[:, :, -2:]
+    order = leaf.rows if times == 1 else np.arange(times * rows)
+    return replace(leaf, codes=codes, scales=ends.view(np.float16)[:, :, 0], rows=order)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory is used")
+def kilobytes(path: str, name: str) -> int:
+    """What the system says of this process behind a name, or of a mapping behind its first line."""
+    return int(re.findall(name + r":\s*(\d+)", Path(path).read_text())[0])
+
+
+@on_linux
 @pytest.mark.parametrize("name", ["PQ2_0", "TQ1_0"])
 def test_no_page_of_the_file_stays(name: str, tmp_path: Path) -> None:
     kind = kind_of(name)
     leaf, expected = in_blocks(kind, 2048, 16)
-    assert leaf.codes.base is not None
-    rows, count, size = leaf.codes.shape
-    (tmp_path / "file").write_bytes(np.asarray(leaf.codes.base).tobytes())
-    mapped = np.memmap(tmp_path / "file", np.uint8, mode="r")
-    data = np.asarray(mapped).reshape(rows, count, size + 2)
-    codes = data[:, :, 2:] if kind.scale_first else data[:, :, :-2]
-    ends = data[:, :, :2] if kind.scale_first else data[:, :, -2:]
-    leaf = dataclasses.replace(leaf, codes=codes, scales=ends.view(np.float16)[:, :, 0])
+    leaf = in_file(kind, leaf, tmp_path / "file")
 
     found = laid(leaf, "two_bits")
 
-    # Of pages that a neighbour may need, at either end.
-    assert resident(mapped) <= 8
+    pages = Path("/proc/self/smaps").read_text().split(str(tmp_path / "file"))[1]
+    # Of two pages that a neighbour may need, at either end.
+    assert int(re.findall(r"Rss:\s*(\d+)", pages)[0]) <= 8
     assert same(found, laid(expected, "two_bits"))
+
+
+@on_linux
+def test_a_large_matrix_is_never_in_memory_twice(tmp_path: Path) -> None:
+    kind = kind_of("PQ2_0")
+    leaf, _ = in_blocks(kind, 30, 256)
+    laid(leaf, "two_bits", 2)
+    leaf = in_file(kind, leaf, tmp_path / "file", times=256)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("/proc/self/status", "VmRSS")
+
+    found = laid(leaf, "two_bits", 2)
+
+    peak = 1024 * (kilobytes("/proc/self/status", "VmHWM") - before)
+    assert found.nbytes > 64 * 2**20
+    assert peak < found.nbytes + 32 * 2**20
+
+
+@on_linux
+@every_kind
+@every_layout
+def test_no_byte_is_read_behind_the_last(kind: Kind, layout: CodeLayout) -> None:
+    leaf, expected = in_blocks(kind, 37, 4)
+    size = leaf.codes.nbytes
+    begin = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, begin + mmap.PAGESIZE), np.uint8)
+    # Whoever reads the last page is ended by the system.
+    behind = ctypes.c_void_p(memory.ctypes.data + begin)
+    assert ctypes.CDLL(None).mprotect(behind, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    codes = memory[begin - size : begin].reshape(leaf.codes.shape)
+    codes[:] = leaf.codes
+
+    assert same(laid(replace(leaf, codes=codes), layout), laid(expected, layout))
 
 
 def test_nothing_is_allocated_but_the_tiles() -> None:
