@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanochat.backends.numba.products import blocks
+from nanochat.backends.numba.products import blocks, trits
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.products.trits import CodeLayout
 from nanochat.backends.numba.runtime.memory import WeightMemory
@@ -66,6 +66,19 @@ def test_blocks_are_laid_out_as_the_matrix_that_they_hold(
     leaf, expected = in_blocks(kind, rows, 4)
 
     assert same(laid(leaf, layout, threads), laid(expected, layout))
+
+
+@every_layout
+def test_lanes_without_a_row_are_0(layout: CodeLayout) -> None:
+    leaf, _ = in_blocks(kind_of("PQ2_0"), LANES + 5, 2)
+
+    found = laid(leaf, layout)
+
+    assert (found.scales[1, :, 5:] == 0).all()
+    zero = {"two_bits": 0x55, "five_trits": trits.bytes_of()[0b01_01_01_01_01]}[layout]
+    # In trits, the seventh is in two bits.
+    words = found.codes[1].reshape(-1, LANES, 4)[:6, 5:]
+    assert (words == zero).all()
 
 
 @every_layout
