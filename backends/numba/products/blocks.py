@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_trits
-from nanochat.backends.numba.runtime.compilation import kernel
+from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.backends.numba.runtime.words import put_word, turn_words, word_at
-from nanochat.blocks.packings import PARTS, bits_to_packed, byte_to_digits
+from nanochat.blocks.packings import PARTS, bits_to_packed, byte_to_digits, columns_of
 from nanochat.blocks.plain import OUTSIDE, REFUSED
 from nanochat.tensors import release
 from nanochat.weights import Packing, TernaryBlocks
@@ -39,8 +39,6 @@ _BYTE = 0.3
 # 32 codes 0, which are the lower bits of all codes, too; and the bits of the smallest scale.
 _ZEROS = 0x5555_5555_5555_5555
 _SMALLEST = 0x0400
-# Packed bytes of the largest block, of 256 columns.
-_LARGEST_BLOCK = 64
 # Rows that are turned into columns of a tile at once.
 _ROWS = 8
 
@@ -70,6 +68,7 @@ def lay(
         leaf.codes.strides[0],
         leaf.codes.strides[1],
         leaf.codes.shape[2],
+        columns_of(leaf.packing, leaf.codes.shape[2]) // 4,
         _span(leaf.scales),
         *leaf.scales.strides,
     )
@@ -142,6 +141,7 @@ def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
         codes_row: int,
         codes_block: int,
         size: int,
+        packed_size: int,
         scales: _Bytes,
         scales_row: int,
         scales_block: int,
@@ -161,46 +161,43 @@ def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
         num_scales = laid_scales.shape[1]
         # Scales of a block, or blocks of a scale.
         repeats, share = max(1, num_scales // count), max(1, count // num_scales)
-        block = np.empty(_LARGEST_BLOCK, np.uint8)
-        lines = np.empty((_ROWS, count * max(_LARGEST_BLOCK, size)), np.uint8)
+        lines = np.empty((_ROWS, count * packed_size), np.uint8)
         for tile in range(first, last):
             wrong = False
             for lane in range(LANES):
                 # Lanes without a row have the last one at first.
                 row = rows[min(tile * LANES + lane, rows.shape[0] - 1)]
                 line = lines[lane % _ROWS]
-                at, kept = 0, np.uint16(0)
-                for b in range(count):
+                # All blocks first: a word that is loaded soon after its bytes were stored waits for them.
+                for b in range(0 if is_ours else count):
                     start = row * codes_row + blocks[b] * codes_block
-                    if is_ours:
-                        end = size
-                    elif packing == "bits":
-                        end = 2 * size
-                        _unpack_bits(codes, start, size, lookup, block)
+                    packed = line[b * packed_size : (b + 1) * packed_size]
+                    if packing == "bits":
+                        _unpack_bits(codes, start, size, lookup, packed)
                     elif packing == "quarters":
-                        end = size
-                        _unpack_quarters(codes, start, size, 0, block)
+                        _unpack_quarters(codes, start, size, 0, packed)
                     elif packing == "high_quarters":
-                        end = size
-                        _unpack_quarters(codes, start, size, 6, block)
-                    else:
-                        end, fits = _unpack_trits(codes, start, parts, lookup, block)
-                        wrong = wrong or not fits
+                        _unpack_quarters(codes, start, size, 6, packed)
+                    elif not is_ours and not _unpack_trits(codes, start, parts, lookup, packed):
+                        wrong = True
+                kept = np.uint16(0)
+                for b in range(count):
+                    start, at = row * codes_row + blocks[b] * codes_block, b * packed_size
                     threes, zeros = np.uint64(0), np.uint64(_ZEROS)
-                    for i in range(0, end, 8):
-                        word = word_at(codes, start + i) if is_ours else word_at(block, i)
+                    for i in range(0, packed_size, 8):
+                        word = word_at(codes, start + i) if is_ours else word_at(line, at + i)
                         threes |= word & word >> np.uint64(1)
                         zeros &= word
-                        put_word(line, at + i, word)
+                        if is_ours:
+                            put_word(line, at + i, word)
                     wrong = wrong or threes & np.uint64(_ZEROS) != 0
                     there = row * scales_row + blocks[b] * scales_block
                     scale = table[np.int64(scales[there]) | np.int64(scales[there + 1]) << 8]
                     wrong = wrong or scale == REFUSED
                     if scale == 0 and zeros != np.uint64(_ZEROS):
                         zeros = np.uint64(_ZEROS)
-                        for i in range(0, end, 8):
+                        for i in range(0, packed_size, 8):
                             put_word(line, at + i, zeros)
-                    at += end
                     if zeros != np.uint64(_ZEROS):
                         wrong = wrong or scale == OUTSIDE or (kept != 0 and kept != scale)
                         kept = scale
@@ -265,28 +262,46 @@ def _unpack_quarters(codes: _Bytes, start: int, size: int, shift: int, packed: _
 @kernel
 def _unpack_trits(
     codes: _Bytes, start: int, parts: _Index, lookup: NDArray[np.uint64], packed: _Bytes
-) -> tuple[int, bool]:
-    """How many packed bytes a block has, and whether no byte has more digits than its part says."""
-    out, beyond = 0, np.uint64(0)
+) -> bool:
+    """Whether no byte has more digits than its part says."""
+    out, sound = 0, True
     for p in range(parts.shape[0]):
         digits, size = parts[p, 0], parts[p, 1]
-        step = max(1, size // 4)
-        for m in range(step):
-            i = start + 4 * m
-            # Byte n holds digit n of four bytes, or two.
-            found = lookup[codes[i]] | lookup[codes[i + 1]] << np.uint64(2)
-            if size > 2:
-                found |= lookup[codes[i + 2]] << np.uint64(4)
-                found |= lookup[codes[i + 3]] << np.uint64(6)
-            if digits < 5:
-                beyond |= found >> np.uint64(8 * digits)
-            if size > 2:
-                for n in range(digits):
-                    packed[out + n * step + m] = found >> np.uint64(8 * n) & np.uint64(255)
-            else:
-                for n in range(digits // 2):
-                    both = found >> np.uint64(16 * n)
-                    packed[out + n] = (both | both >> np.uint64(4)) & np.uint64(255)
+        step = size // 4
+        if digits == 5:
+            for m in range(0, step, 2):
+                word = word_at(codes, start + 4 * m)
+                left = _four_bytes(word, lookup)
+                right = _four_bytes(word >> np.uint64(32), lookup)
+                for n in range(5):
+                    place = out + n * step + m
+                    packed[place] = left >> np.uint64(8 * n) & np.uint64(255)
+                    packed[place + 1] = right >> np.uint64(8 * n) & np.uint64(255)
+        else:
+            word = np.uint64(0)
+            for m in range(size):
+                word |= np.uint64(codes[start + m]) << np.uint64(8 * m)
+            found = _four_bytes(word, lookup)
+            for n in range(4):
+                # Two bytes of four digits make two of ours, and four bytes four.
+                both = found >> np.uint64(16 * n if size == 2 else 8 * n)
+                if size == 4:
+                    packed[out + n] = both & np.uint64(255)
+                elif n < 2:
+                    packed[out + n] = (both & np.uint64(15)) | both >> np.uint64(4) & np.uint64(240)
+            for m in range(size):
+                sound = sound and lookup[codes[start + m]] >> np.uint64(32) == 0
         out += digits * size // 4
         start += size
-    return out, beyond == 0
+    return sound
+
+
+@inlined
+def _four_bytes(word: np.uint64, lookup: NDArray[np.uint64]) -> np.uint64:
+    """The digits of the four lower bytes of a word: those with number n in byte n, the first byte's lowest."""
+    return np.uint64(
+        lookup[word & np.uint64(255)]
+        | lookup[word >> np.uint64(8) & np.uint64(255)] << np.uint64(2)
+        | lookup[word >> np.uint64(16) & np.uint64(255)] << np.uint64(4)
+        | lookup[word >> np.uint64(24) & np.uint64(255)] << np.uint64(6)
+    )
