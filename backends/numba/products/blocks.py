@@ -18,7 +18,13 @@ from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_tri
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.runtime.vectors import LANES
-from nanochat.backends.numba.runtime.words import put_word, turn_words, word_at
+from nanochat.backends.numba.runtime.words import (
+    eight_trits,
+    put_word,
+    sixteen_trits,
+    turn_words,
+    word_at,
+)
 from nanochat.blocks.packings import PARTS, bits_to_packed, byte_to_digits, columns_of
 from nanochat.blocks.plain import OUTSIDE, REFUSED
 from nanochat.tensors import release
@@ -268,15 +274,12 @@ def _unpack_trits(
     for p in range(parts.shape[0]):
         digits, size = parts[p, 0], parts[p, 1]
         step = size // 4
-        if digits == 5:
+        if digits == 5 and size % 16 == 0:
+            for m in range(0, step, 4):
+                sixteen_trits(codes, start + 4 * m, packed, out + m, step)
+        elif digits == 5:
             for m in range(0, step, 2):
-                word = word_at(codes, start + 4 * m)
-                left = _four_bytes(word, lookup)
-                right = _four_bytes(word >> np.uint64(32), lookup)
-                for n in range(5):
-                    place = out + n * step + m
-                    packed[place] = left >> np.uint64(8 * n) & np.uint64(255)
-                    packed[place + 1] = right >> np.uint64(8 * n) & np.uint64(255)
+                eight_trits(codes, start + 4 * m, packed, out + m, step)
         else:
             word = np.uint64(0)
             for m in range(size):

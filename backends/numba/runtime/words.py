@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba.runtime.vectors import (
     INT8,
+    INT16,
     INT32,
     INT64,
     LANES,
+    filled,
     integer,
     load,
     moved,
@@ -24,7 +26,7 @@ from nanochat.backends.numba.runtime.vectors import (
     vector,
 )
 
-__all__ = ["part_bytes", "put_word", "turn_words", "word_at"]
+__all__ = ["eight_trits", "part_bytes", "put_word", "sixteen_trits", "turn_words", "word_at"]
 
 _Bytes = NDArray[np.uint8]
 
@@ -73,6 +75,35 @@ def _part_bytes(_typing, array, _offset, parts):  # type: ignore[no-untyped-def]
 
 part_bytes = cast(Callable[[_Bytes, int, NDArray[np.uint64]], None], intrinsic(_part_bytes))
 """Of the eight 32-bit words from there on, the first bytes to the first of four numbers, and so on."""
+
+
+def _five_digits(width: int) -> Callable[[_Bytes, int, _Bytes, int, int], None]:
+    def typed(_typing, codes, _offset, packed, _place, _step):  # type: ignore[no-untyped-def]
+        def generate(context, builder, kinds, arguments):  # type: ignore[no-untyped-def]
+            wide, quads = vector(INT16, width), vector(INT64, width // 4)
+            start = _start(context, builder, kinds.args[0], arguments[0])
+            bytes_ = load(builder, moved(builder, start, arguments[1]), vector(INT8, width))
+            rest = builder.zext(bytes_, wide)
+            out = _start(context, builder, kinds.args[2], arguments[2])
+            out = moved(builder, out, arguments[3])
+            for _ in range(5):
+                # A byte is its digits' share of 256, so that multiplying by 3 shifts one out.
+                product = builder.mul(rest, filled(wide, 3))
+                rest = builder.and_(product, filled(wide, 255))
+                digits = builder.bitcast(builder.lshr(product, filled(wide, 8)), quads)
+                for down in (14, 28):
+                    digits = builder.or_(digits, builder.lshr(digits, filled(quads, down)))
+                store(builder, builder.trunc(digits, vector(INT8, width // 4)), out)
+                out = moved(builder, out, arguments[4])
+            return context.get_dummy_value()
+
+        return types.void(codes, types.int64, packed, types.int64, types.int64), generate
+
+    return cast(Callable[[_Bytes, int, _Bytes, int, int], None], intrinsic(typed))
+
+
+eight_trits, sixteen_trits = _five_digits(8), _five_digits(16)
+"""The first digits of so many bytes of trits, packed, to a place; the second ones a step behind, and so on to five."""
 
 
 def _turn_words(_typing, lines, _size, _word, laid, _lane):  # type: ignore[no-untyped-def]
