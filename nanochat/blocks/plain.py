@@ -82,7 +82,8 @@ def read_rows(
     return packed[:, order].reshape(len(rows), -1), scales
 
 
-@functools.cache
+# Of I2_S each tensor has a factor of its own: hundreds of tables would be kept.
+@functools.lru_cache(maxsize=2)
 def scale_table(factor: float) -> NDArray[np.uint16]:
     """The bits of the float16 nearest to a scale times the factor, by the bits of the scale; 0 for either zero.
 

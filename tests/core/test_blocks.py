@@ -154,3 +154,10 @@ def test_a_model_with_blocks_is_saved_as_what_they_hold(tmp_path: Path) -> None:
     _, found = checkpoint.load(tmp_path)
     assert same(dict(named_leaves(found))[name], expected)
     assert tensor_digest(leaf) == tensor_digest(expected)
+
+
+def test_tables_of_many_factors_are_not_kept() -> None:
+    for tensor in range(100):
+        scale_table(1.0 + tensor)
+
+    assert scale_table.cache_info().currsize <= 2
