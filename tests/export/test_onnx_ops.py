@@ -18,6 +18,7 @@ from nanochat.export.onnx.ort import OrtOps
 from nanochat.export.onnx.standard import SESSION_CONFIG, StandardOps
 from nanochat.model import slots
 from nanochat.proof.parity import compare
+from nanochat.rotary import rotation
 from tests.parity.random_models import random_weights
 
 # B sequences, T tokens, C width, H heads, G key heads, K head features, E experts.
@@ -127,9 +128,34 @@ def test_the_product_with_a_head(table_format: str) -> None:
     assert_parity(lambda ops, w, _, x: ops.project(x[0], w.head)[0], model, normal(C))
 
 
-def test_rope_far_into_the_angles() -> None:
+@pytest.mark.parametrize("dims", [K, K // 2])
+def test_rope_far_into_the_angles(dims: int) -> None:
+    model = config(rope_theta=2.0, rope_dims=dims, rope_magnitude=1.2)
+
     assert_parity(
-        lambda ops, _, state, x: ops.rope(x[0], theta=2.0, state=state), config(), normal(H, K)
+        lambda ops, _, state, x: ops.rope(x[0], rotation=rotation(model), state=state),
+        model,
+        normal(H, K),
+    )
+
+
+def test_a_rotation_of_inputs() -> None:
+    model = config(rotation_block=32)
+
+    assert_parity(
+        lambda ops, w, _, x: ops.rotate(x[0], w.signs.stream, block=32, inverse=False),
+        model,
+        normal(C),
+    )
+
+
+def test_a_lookup_that_is_rotated_back() -> None:
+    model = config(rotation_block=64)
+
+    assert_parity(
+        lambda ops, w, _, x: ops.rotate(x[0], w.signs.stream, block=64, inverse=True),
+        model,
+        normal(C),
     )
 
 

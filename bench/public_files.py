@@ -1,0 +1,186 @@
+"""This file holds random weights in the shapes and formats of public models: files that are as large, and mean nothing.
+
+The codes and scales of all files of a shape are the same, whatever their type: scales are equal in 256 columns, so that
+each type holds them. Matrices are made one after the other: a file of 7 GB takes no more memory than one.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import ModelConfig, hybrid_pattern
+from nanochat.export.gguf.container import NewTensor, write_container
+from nanochat.export.gguf.places import Place, places
+from nanochat.export.gguf.types import BF16, F32, PQ2_0, Q2_0, TQ2_0, TensorType, block_bytes
+from nanochat.shapes import delta_key_heads, layer_kinds, shapes
+from nanochat.weights import Spec, named_leaves
+
+__all__ = ["KINDS", "SHAPES", "write_shape"]
+
+KINDS = {"PQ2_0": PQ2_0, "Q2_0": Q2_0, "TQ2_0": TQ2_0}
+_QWEN: dict[str, Any] = {
+    "vocab_size": 151_669,
+    "num_kv_heads": 8,
+    "head_dim": 128,
+    "num_streams": 1,
+    "table_format": "ternary",
+    "weight_block": 128,
+    "activation_block": 128,
+    "rope_theta": 1e6,
+    "context_length": 32_768,
+}
+_QWEN35: dict[str, Any] = {
+    "vocab_size": 248_320,
+    "width": 5120,
+    "num_layers": 64,
+    "num_heads": 24,
+    "num_kv_heads": 4,
+    "head_dim": 256,
+    "ffn_width": 17_408,
+    "layer_pattern": hybrid_pattern(delta=3),
+    "attention_gate": True,
+    "delta_heads": 48,
+    "delta_key_heads": 16,
+    "delta_key_dim": 128,
+    "delta_value_dim": 128,
+    "delta_gates": "bfloat16",
+    "rope_dims": 64,
+    "rope_theta": 1e7,
+    "tie_embeddings": False,
+    "context_length": 262_144,
+}
+# Those of Ternary-Bonsai and of Bonsai 2.
+SHAPES = {
+    "1.7B": ModelConfig(**_QWEN, width=2048, num_layers=28, num_heads=16, ffn_width=6144),
+    "8B": ModelConfig(
+        **_QWEN, width=4096, num_layers=36, num_heads=32, ffn_width=12_288, tie_embeddings=False
+    ),
+    "27B": ModelConfig(**_QWEN | _QWEN35),
+    "27B rotated": ModelConfig(**_QWEN | _QWEN35, rotation_block=1024),
+}
+# The bytes that hold four codes.
+_LEGAL = np.array(
+    [byte for byte in range(256) if all(byte >> shift & 3 < 3 for shift in (0, 2, 4, 6))], np.uint8
+)
+_SHARED = 256
+
+
+def write_shape(path: Path, name: str, kind: TensorType) -> None:
+    """A file of a shape with ternary matrices of a type."""
+    config = SHAPES[name]
+    architecture = "qwen35" if "delta" in config.layer_pattern else "qwen3"
+    tensors = list(_tensors(config, architecture, kind))
+    write_container(path, _metadata(config, architecture, tensors), tensors)
+
+
+def _tensors(config: ModelConfig, architecture: str, kind: TensorType) -> Iterator[NewTensor]:
+    specs = dict(named_leaves(shapes(config)))
+    members: dict[str, list[tuple[str, Place]]] = {}
+    for leaf, place in places(config, architecture, grouped=True).items():
+        members.setdefault(place.tensor, []).append((leaf, place))
+    for number, (tensor, leaves) in enumerate(members.items()):
+        spec = specs[leaves[0][0]]
+        rows = sum(specs[leaf].shape[0] for leaf, _ in leaves)
+        shape = (rows, *spec.shape[1:])
+        own = kind if spec.kind == "ternary" else {"bfloat16": BF16}.get(spec.dtype, F32)
+        parts = partial(_parts, spec, shape, own, tensor, seed=number)
+        yield NewTensor(name=tensor, kind=own, shape=shape, parts=parts)
+
+
+def _parts(
+    spec: Spec, shape: tuple[int, ...], kind: TensorType, tensor: str, *, seed: int
+) -> Iterator[NDArray[np.uint8]]:
+    generator = np.random.default_rng(seed)
+    if spec.kind == "ternary":
+        rows, columns = shape
+        for start in range(0, rows, 8192):
+            count = min(8192, rows - start)
+            packed = _LEGAL[generator.integers(0, len(_LEGAL), (count, columns // 4), np.uint8)]
+            scales = generator.uniform(0.75, 1.25, (count, columns // _SHARED)) / columns**0.5
+            yield block_bytes(kind, packed, (1.2 * scales).astype(np.float16))
+        return
+    values = generator.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
+    if tensor.endswith(".ssm_a"):
+        values = -np.exp(values)
+    elif "norm" in tensor:
+        values = 1 + np.float32(0.1) * values
+    if kind == BF16:
+        yield (values.reshape(-1).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    else:
+        yield values.reshape(-1).view(np.uint8)
+
+
+def _metadata(config: ModelConfig, architecture: str, tensors: list[NewTensor]) -> dict[str, Any]:
+    kinds = layer_kinds(config)
+    counts = {
+        "context_length": config.context_length,
+        "embedding_length": config.width,
+        "block_count": config.num_layers,
+        "feed_forward_length": config.ffn_width,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+    }
+    if architecture == "qwen35":
+        counts |= {
+            "rope.dimension_count": config.rope_dims,
+            "full_attention_interval": kinds.index("attention") + 1,
+            "ssm.conv_kernel": config.delta_conv_width,
+            "ssm.state_size": config.delta_key_dim,
+            "ssm.group_count": delta_key_heads(config),
+            "ssm.time_step_rank": config.delta_heads,
+            "ssm.inner_size": config.delta_heads * config.delta_value_dim,
+        }
+    keys: dict[str, Any] = {
+        "general.architecture": architecture,
+        **{f"{architecture}.{key}": np.uint32(value) for key, value in counts.items()},
+        f"{architecture}.rope.freq_base": np.float32(config.rope_theta),
+        f"{architecture}.attention.layer_norm_rms_epsilon": np.float32(config.norm_eps),
+        **_vocabulary(config.vocab_size),
+    }
+    if architecture == "qwen35":
+        keys[f"{architecture}.rope.dimension_sections"] = np.array([11, 11, 10, 0], np.int32)
+    if config.rotation_block:
+        keys |= _rotation(config, tensors)
+    return keys
+
+
+def _vocabulary(size: int) -> dict[str, Any]:
+    """One token for each byte, and tokens that no text has."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    pieces = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
+    pieces.append("<|endoftext|>")
+    kinds = [1] * 256 + [3] + [5] * (size - 257)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": pieces + [f"<unused {n}>" for n in range(257, size)],
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.eos_token_id": np.uint32(256),
+    }
+
+
+def _rotation(config: ModelConfig, tensors: list[NewTensor]) -> dict[str, Any]:
+    matrices = [t.name for t in tensors if t.kind in KINDS.values()]
+    widths = sorted({t.shape[1] for t in tensors if t.kind in KINDS.values()})
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.int32), sum(widths))
+    keys = {
+        "version": np.uint32(1),
+        "block_size": np.uint32(config.rotation_block),
+        "transform": "normalized-sylvester-walsh-hadamard",
+        "axis": "input-last-dimension",
+        "sign_mode": "explicit",
+        "sign_widths": np.array(widths, np.int32),
+        "sign_values": signs,
+        "weight_names": [name for name in matrices if name != "token_embd.weight"],
+        "inverse_weight_names": ["token_embd.weight"],
+        "gdn_v_grouped": np.bool_(True),
+    }
+    return {f"prism.hadamard.{key}": value for key, value in keys.items()}
