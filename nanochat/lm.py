@@ -199,6 +199,7 @@ class Model(Writer):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        unpinned: bool = False,
         verify: bool = False,
     ) -> "Model":
         """Load a model by name, fetching it if it is not here yet.
@@ -214,7 +215,7 @@ class Model(Writer):
             "auto" takes it for such a file, and for nothing else; ``NANOCHAT_BACKEND`` replaces "auto" here, too.
         kv_cache, num_threads
             See `Model`.
-        revision, token, cache_dir, local_files_only, force_download
+        revision, token, cache_dir, local_files_only, force_download, unpinned
             See `nanochat.zoo.hub.locate`.
         verify : bool
             Compare all parts of the model with the digests of its golden record, run the record on the backend, and
@@ -230,6 +231,7 @@ class Model(Writer):
             If the backend is unknown or cannot run here.
         """
         # Late, because the Hub's client takes longer to import than everything above.
+        from nanochat.zoo.catalog import NAME as CATALOG_NAME
         from nanochat.zoo.hub import locate
 
         location = locate(
@@ -241,12 +243,20 @@ class Model(Writer):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
+            unpinned=unpinned,
         )
         files = ModelFiles(location.path, name=location.name, origin=location.origin)
         form = detect(files)
         require_free(str(name), form.copied_bytes(files))
+        bundle = form.read(files)
+        stated = {} if location.entry is None else location.entry.sampling
+        if stated and not bundle.generation_from:
+            generation = {**bundle.generation, "do_sample": True, **stated}
+            bundle = dataclasses.replace(
+                bundle, generation=generation, generation_from=CATALOG_NAME
+            )
         model = cls.from_bundle(
-            form.read(files),
+            bundle,
             backend=backend,
             name=str(name),
             kv_cache=kv_cache,

@@ -11,8 +11,18 @@ from pathlib import Path
 from nanochat import backends
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import Candidate, layouts
+from nanochat.zoo.entries import Entry
 
-__all__ = ["Fetched", "Location", "Request", "choose", "fitting", "require_inside", "require_model"]
+__all__ = [
+    "Fetched",
+    "Location",
+    "Request",
+    "choose",
+    "fitting",
+    "reason",
+    "require_inside",
+    "require_model",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -58,14 +68,31 @@ def choose(
     taken, others = best[0], [c.place for c in found if c is not best[0] and c.place]
     if others and not part:
         _LOGGER.info(
-            "%s holds several models, of which %s is opened: for another, pass %s%s%s",
+            "%s holds several models, of which %s is opened, because %s: for another, pass %s%s%s",
             where,
             taken.place or f"the folder's own {taken.kind}",
+            reason(found, taken, backend=backend),
             where,
             separator,
             others[0],
         )
     return taken
+
+
+def reason(found: Iterable[Candidate], taken: Candidate, *, backend: str) -> str:
+    """Why `choose` takes one of several models, in a clause: what tells it from the next best."""
+    rank = _rank(taken, backend)
+    others = sorted(other for one in found if (other := _rank(one, backend)) > rank)
+    if not others:
+        return "it is the only one"
+    differing = next(i for i, (a, b) in enumerate(zip(rank, others[0], strict=True)) if a != b)
+    kinds = "graphs" if taken.layout.is_graph else "codes"
+    return (
+        f"backend {backend} runs {kinds}",
+        f"of its layouts {taken.kind} is read first",
+        "it is the outermost",
+        "its type of tensors, as the names tell them, is the fastest here",
+    )[differing]
 
 
 def require_model(found: Sequence[Candidate], names: Iterable[str], *, where: str) -> None:
@@ -155,11 +182,14 @@ class Location:
         What the model is called: its name in the catalog or on the Hub, or that of its file or directory.
     fetched : Fetched or None
         What was fetched, if it is of the Hub.
+    entry : Entry or None
+        What the catalog says of it.
     """
 
     path: Path
     name: str
     fetched: Fetched | None = None
+    entry: Entry | None = None
 
     @property
     def origin(self) -> str:

@@ -13,7 +13,16 @@ from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
-from nanochat.zoo.catalog import CATALOG, Entry, canonical, directory, require_pinned, similar
+from nanochat.zoo.catalog import (
+    CATALOG,
+    canonical,
+    directory,
+    entry_of,
+    require_meant,
+    require_pinned,
+    similar,
+)
+from nanochat.zoo.entries import Entry
 
 __all__ = ["is_repo", "locate", "resolve"]
 
@@ -24,9 +33,9 @@ _NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", 
 _LOGGER = logging.getLogger(__name__)
 
 
-def resolve(name: str, *, backend: str = "auto") -> Path:
+def resolve(name: str, *, backend: str = "auto", unpinned: bool = False) -> Path:
     """Return the directory, ``.gguf`` or ``.onnx`` file that a name stands for; see `locate`."""
-    return locate(name, backend=backend).path
+    return locate(name, backend=backend, unpinned=unpinned).path
 
 
 def locate(
@@ -38,6 +47,7 @@ def locate(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    unpinned: bool = False,
 ) -> Location:
     """Find the files that a name stands for, and fetch them if need be.
 
@@ -59,6 +69,8 @@ def locate(
         Use what was fetched before, without the network.
     force_download : bool
         Fetch again what was fetched before.
+    unpinned : bool
+        Take what is at the Hub today for a name of the catalog of which no commit is known.
     """
     backend = wanted_backend(backend)
     path = _on_disk(name)
@@ -84,7 +96,9 @@ def locate(
             )
         path = directory(entry)
         require_pinned(entry, path)
-        return Location(path=path, name=model)
+        return Location(path=path, name=model, entry=entry)
+    if entry is not None and not unpinned:
+        require_meant(entry)
     repo = model if entry is None or entry.repo is None else entry.repo
     if not is_repo(repo):
         if _on_disk(model) is not None:
@@ -102,11 +116,12 @@ def locate(
     from nanochat.zoo.download import fetch
 
     wanted = suffix or revision or ""
+    usual = entry.part if entry is not None else ""
     fetched = fetch(
         Request(
             repo=repo,
             revision=_revision(wanted, entry),
-            part=part,
+            part=part or usual,
             backend=backend,
             token=token,
             cache_dir=cache_dir,
@@ -115,9 +130,12 @@ def locate(
         )
     )
     if entry is not None:
-        _require_meant(entry, fetched, wanted)
+        _require_meant(entry, fetched, wanted=wanted, part=part)
     return Location(
-        path=fetched.path, name=model if entry else repo.partition("/")[2], fetched=fetched
+        path=fetched.path,
+        name=model if entry else repo.partition("/")[2],
+        fetched=fetched,
+        entry=entry or entry_of(repo),
     )
 
 
@@ -170,8 +188,16 @@ def _revision(wanted: str, entry: Entry | None) -> str:
     return wanted or (entry.revision if entry is not None else "")
 
 
-def _require_meant(entry: Entry, fetched: Fetched, wanted: str) -> None:
+def _require_meant(entry: Entry, fetched: Fetched, *, wanted: str, part: str) -> None:
     """Compare a model of the catalog with what the catalog says of its files."""
+    if not entry.is_pinned:
+        _LOGGER.warning(
+            "%s is not pinned: %s of commit %s is compared with the Hub's record only",
+            entry.name,
+            fetched.model.place or fetched.repo,
+            fetched.commit[:12],
+        )
+        return
     if wanted and wanted != entry.revision:
         _LOGGER.warning(
             "%s: the catalog knows the files of %s, not those of %s, which are compared with the Hub's record only",
@@ -181,6 +207,14 @@ def _require_meant(entry: Entry, fetched: Fetched, wanted: str) -> None:
         )
         return
     unknown = sorted(set(fetched.model.files) - entry.files.keys() - {CARD})
+    if unknown and part not in ("", entry.part):
+        _LOGGER.warning(
+            "%s: the catalog knows the files of %s, not %s, which is compared with the Hub's record only",
+            entry.name,
+            entry.part or "one model",
+            unknown[0],
+        )
+        return
     if unknown:
         raise FormatError(
             f"{entry.repo} holds {unknown[0]}, of which the catalog does not know: upgrade nanochat-ternary"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import click
 
 from nanochat import __version__
-from nanochat.cli.options import Command, as_json_option
+from nanochat.cli.options import Command, as_json_option, unpinned_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import as_file_errors, run
 from nanochat.errors import InputError, counted
@@ -111,6 +111,7 @@ def _short_name(form: Format[Any]) -> str:
     help="Upload the result to this repository of the Hugging Face Hub, with a card, as `nanochat models push` does; "
     "the weights must have a licence.",
 )
+@unpinned_option
 @as_json_option
 def export(
     model: str,
@@ -122,6 +123,7 @@ def export(
     unroll_loop: bool,
     exit_threshold: float | None,
     upload_repo: str | None,
+    unpinned: bool,
     as_json: bool,
     **given: str | bool | None,
 ) -> None:
@@ -145,7 +147,7 @@ def export(
     if upload_repo is not None:
         # Before the work that would be for nothing.
         repositories(upload_repo, PushOptions())
-    location = locate(model)
+    location = locate(model, unpinned=unpinned)
     path, name = location.path, location.name
     out = out or Path(f"{name}{format_named(kind).suffix or '-' + kind}")
     if out.exists() and path.exists() and out.samefile(path):

@@ -18,6 +18,7 @@ from nanochat.cli.options import (
     backend_option,
     model_argument,
     threads_option,
+    unpinned_option,
 )
 from nanochat.cli.output import note, print_json, show_thought, write
 from nanochat.cli.run import as_file_errors
@@ -110,6 +111,7 @@ _OPTIONS = (
         help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
     ),
     threads_option,
+    unpinned_option,
     as_json_option,
 )
 
@@ -122,7 +124,13 @@ def _generation_options(command: Command) -> Command:
 
 
 def _load(
-    name: str, *, backend: str, kv_cache: "Storage", num_threads: int | None, **values: object
+    name: str,
+    *,
+    backend: str,
+    kv_cache: "Storage",
+    num_threads: int | None,
+    unpinned: bool,
+    **values: object,
 ) -> "tuple[Model, GenerationOptions]":
     """The model, and the options of the generation: those that were given, or its authors state, or have a default."""
     from nanochat.generation.options import read_options
@@ -136,7 +144,13 @@ def _load(
     # Better refused now than when a large model has been loaded.
     read_options(given)
     with as_file_errors():
-        model = from_pretrained(name, backend=backend, kv_cache=kv_cache, num_threads=num_threads)
+        model = from_pretrained(
+            name,
+            backend=backend,
+            kv_cache=kv_cache,
+            num_threads=num_threads,
+            unpinned=unpinned,
+        )
     stated = model.stated_options
     taken = {name: value for name, value in stated.items() if name not in given}
     if taken:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanochat.cli.options import Command, as_json_option, backend_option, model_argument
+from nanochat.cli.options import (
+    Command,
+    as_json_option,
+    backend_option,
+    model_argument,
+    unpinned_option,
+)
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
 from nanochat.cli.run import Group, as_file_errors
 from nanochat.errors import (
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from nanochat.publish.push import Published
     from nanochat.zoo.cache import Cached
     from nanochat.zoo.candidates import Location
-    from nanochat.zoo.catalog import Entry
+    from nanochat.zoo.entries import Entry
 
 __all__ = ["models", "push"]
 
@@ -102,8 +108,9 @@ def show(name: str, *, as_json: bool) -> None:
 @click.argument("name")
 @backend_option
 @click.option("--force-download", is_flag=True, help="Fetch again what was fetched before.")
+@unpinned_option
 @as_json_option
-def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> None:
+def pull(name: str, *, backend: str, force_download: bool, unpinned: bool, as_json: bool) -> None:
     """Fetch a model from the Hugging Face Hub, and compare every file with the Hub's record of it.
 
     NAME is a name of the catalog or OWNER/NAME, perhaps with @REVISION and with :PART: a format, a folder, a file or a
@@ -113,7 +120,7 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
     from nanochat.export.formats import load_config
     from nanochat.zoo.hub import locate
 
-    location = locate(name, backend=backend, force_download=force_download)
+    location = locate(name, backend=backend, force_download=force_download, unpinned=unpinned)
     if location.fetched is None:
         with as_file_errors():
             load_config(location.path)
@@ -128,8 +135,9 @@ def pull(name: str, *, backend: str, force_download: bool, as_json: bool) -> Non
 @models.command()
 @model_argument
 @backend_option
+@unpinned_option
 @as_json_option
-def verify(model: str, *, backend: str, as_json: bool) -> None:
+def verify(model: str, *, backend: str, unpinned: bool, as_json: bool) -> None:
     """Check the files of MODEL, and that they compute what they did when they were written.
 
     MODEL is a model directory, an exported folder, a .gguf or .onnx file, or a model's name. Sizes and hashes are those
@@ -141,7 +149,7 @@ def verify(model: str, *, backend: str, as_json: bool) -> None:
     from nanochat.zoo.hub import resolve
 
     with as_file_errors():
-        verified = verify_model(resolve(model, backend=backend), backend=backend)
+        verified = verify_model(resolve(model, backend=backend, unpinned=unpinned), backend=backend)
     proven = verified.golden is not None
     if as_json:
         print_json(dataclasses.asdict(verified))
@@ -285,24 +293,21 @@ _COLUMNS = ("weights", "backend", "licence", "description")
 
 def _describe(entry: "Entry", here: "Cached | None") -> dict[str, object]:
     from nanochat.cost import tensor_classes
-    from nanochat.presets import preset
 
-    config = preset(entry.preset)
-    classes = tensor_classes(config)
-    published = (
-        f"none yet: nanochat train --preset {entry.preset}"
-        if entry.repo is None
-        else f"{entry.repo} on the Hub"
-    )
+    classes = [] if entry.config is None else tensor_classes(entry.config)
+    published = f"{entry.repo} on the Hub{'' if entry.is_pinned else ', unpinned'}"
+    if entry.repo is None:
+        published = f"none yet: nanochat train --preset {entry.preset}"
     return {
         **dataclasses.asdict(entry),
         "aliases": list(entry.aliases),
+        "other_repos": list(entry.other_repos),
         "weights": "included" if entry.ships else "cached" if here else published,
         "cached": entry.ships or here is not None,
         "backend": _backend(),
         "parameters": sum(c.parameters for c in classes),
-        "bytes": sum(c.bytes for c in classes),
-        "context_length": config.context_length,
+        "bytes": sum(c.bytes for c in classes) or entry.bytes,
+        "context_length": entry.context_length,
     }
 
 

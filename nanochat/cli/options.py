@@ -13,6 +13,7 @@ from nanochat.cli.run import as_file_errors
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
     from nanochat.generation.options import GenerationOptions
+    from nanochat.zoo.entries import Entry
 
 __all__ = [
     "Command",
@@ -22,6 +23,7 @@ __all__ = [
     "find_stated",
     "model_argument",
     "threads_option",
+    "unpinned_option",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -54,13 +56,18 @@ threads_option = click.option(
     type=click.IntRange(min=1, max=256),
     help="Threads of the CPU that share the work; more than cores are slower.  [default: one for each physical core]",
 )
+unpinned_option = click.option(
+    "--unpinned",
+    is_flag=True,
+    help="Take what is at the Hub today for a name of which the catalog knows no commit.",
+)
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
 )
 
 
 def find_config(name: str) -> "ModelConfig":
-    """The configuration of a preset or a model; no weights are loaded."""
+    """The configuration of a preset, a model, or a name of the catalog; no weights are loaded."""
     from nanochat.export.formats import load_config
 
     found = _find(name)
@@ -74,10 +81,14 @@ def find_stated(name: str) -> "tuple[GenerationOptions, str]":
     """How a model's authors say that tokens be chosen, and where; nothing of a preset."""
     from nanochat.export.formats import load_generation
     from nanochat.generation.stated import stated_options
+    from nanochat.zoo.catalog import NAME as CATALOG_NAME
 
     found = _find(name)
     if not isinstance(found, Path):
-        return {}, ""
+        entry = _entry(name)
+        if entry is None or not entry.sampling:
+            return {}, ""
+        return stated_options(entry.sampling, where=CATALOG_NAME), CATALOG_NAME
     with as_file_errors():
         generation, where = load_generation(found)
     return stated_options(generation, where=where), where
@@ -86,12 +97,18 @@ def find_stated(name: str) -> "tuple[GenerationOptions, str]":
 def _find(name: str) -> "ModelConfig | Path":
     """The preset of that name, or the place of the model."""
     from nanochat.presets import PRESETS, preset
-    from nanochat.zoo.catalog import CATALOG, canonical
     from nanochat.zoo.hub import resolve
 
     if name in PRESETS:
         return preset(name)
-    entry = CATALOG.get(canonical(name))
-    if entry is not None and not entry.ships and not Path(name).is_dir():
-        return preset(entry.preset)
+    entry = _entry(name)
+    if entry is not None and not entry.ships and entry.config is not None:
+        return entry.config
     return resolve(name)
+
+
+def _entry(name: str) -> "Entry | None":
+    """What the catalog says of a name; nothing of what is on this disk."""
+    from nanochat.zoo.catalog import CATALOG, canonical
+
+    return None if Path(name).is_dir() else CATALOG.get(canonical(name))

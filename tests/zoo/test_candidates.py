@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates
-from nanochat.zoo.candidates import choose, require_inside, require_model
+from nanochat.zoo.candidates import choose, reason, require_inside, require_model
 
 OWN = ["config.json", "model.safetensors", "nanochat.json", "tokenizer.json", "README.md"]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -57,6 +57,11 @@ def chosen(names: list[str], *, backend: str = "numba", part: str = "") -> str:
         ("numba", ["a.gguf"], "a.gguf"),
         ("numba", ["x-TQ1_0.gguf", "x-TQ2_0.gguf", "deep/x-TQ2_0.gguf"], "x-TQ2_0.gguf"),
         ("numba", ["x-F16.gguf", "x-Q2_0.gguf"], "x-Q2_0.gguf"),
+        ("numba", ["x-F16.gguf", "x-PTQ1_0.gguf", "x-PQ2_0.gguf"], "x-PQ2_0.gguf"),
+        ("numba", ["x-F16.gguf", "x-Q2_0_g64.gguf", "x-Q2_0.gguf"], "x-Q2_0.gguf"),
+        ("numba", ["x-F16.gguf", "x-Q2_g64.gguf"], "x-Q2_g64.gguf"),
+        ("numba", ["x-F16.gguf", "x-Q1_0.gguf"], "x-Q1_0.gguf"),
+        ("numba", ["x-F16.gguf", "x-i2_s.gguf"], "x-i2_s.gguf"),
     ],
 )
 def test_the_best_format_for_the_backend_is_opened(
@@ -159,3 +164,20 @@ def test_any_listing_gives_a_choice_or_a_sentence(names: list[str], part: str) -
         return
 
     assert set(choice.files) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("backend", "names", "why"),
+    [
+        ("numba", ["a.gguf"], "it is the only one"),
+        ("onnx", [*OWN, "onnx/model.onnx"], "backend onnx runs graphs"),
+        ("numba", [*OWN, "x-TQ2_0.gguf"], "of its layouts safetensors is read first"),
+        ("numba", ["x-TQ2_0.gguf", "deep/x-TQ2_0.gguf"], "it is the outermost"),
+        ("numba", ["x-PQ2_0.gguf", "x-F16.gguf"], "its type of tensors, as the names tell"),
+    ],
+)
+def test_why_one_of_several_is_taken_is_told(backend: str, names: list[str], why: str) -> None:
+    found = candidates(names)
+    taken = choose(found, backend=backend, part="", where="org/name")
+
+    assert reason(found, taken, backend=backend).startswith(why)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import FormatError, ModelNotFoundError
-from nanochat.presets import PRESETS
 from nanochat.zoo import catalog
 from nanochat.zoo.catalog import CATALOG
+from nanochat.zoo.entries import Entry
 from nanochat.zoo.hub import locate, resolve
 
 
@@ -21,19 +21,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     return tmp_path / "model"
-
-
-@pytest.mark.parametrize("entry", CATALOG.values(), ids=CATALOG)
-def test_an_entry_has_a_preset_and_a_place_or_none(entry: catalog.Entry) -> None:
-    assert entry.preset in PRESETS
-    assert entry.repo is None or not entry.ships
-    assert entry.description
-    assert entry.licence
-
-
-def test_every_preset_has_a_name() -> None:
-    # One is there to be trained for other runtimes.
-    assert {entry.preset for entry in CATALOG.values()} == set(PRESETS) - {"tiny-plain"}
 
 
 def test_a_directory_is_itself(model: Path) -> None:
@@ -102,14 +89,6 @@ def test_a_wheel_that_is_not_unpacked_is_told(model: Path, monkeypatch: pytest.M
         resolve("nanochat-tiny")
 
 
-@pytest.mark.parametrize("entry", CATALOG.values(), ids=CATALOG)
-def test_a_name_is_the_preset_s_until_there_are_weights(entry: catalog.Entry) -> None:
-    assert entry.files or entry.name == entry.preset
-    for alias in entry.aliases:
-        assert catalog.canonical(alias) == entry.name
-        assert alias not in CATALOG
-
-
 @pytest.mark.usefixtures("model")
 def test_an_alias_leads_where_the_name_does() -> None:
     with pytest.raises(ModelNotFoundError, match="nano-1b has no published weights yet"):
@@ -120,7 +99,7 @@ def test_an_alias_leads_where_the_name_does() -> None:
 @pytest.mark.parametrize(
     "entry", [e for e in CATALOG.values() if not e.ships and e.repo is None], ids=lambda e: e.name
 )
-def test_a_model_without_weights_names_the_ways_on(entry: catalog.Entry) -> None:
+def test_a_model_without_weights_names_the_ways_on(entry: Entry) -> None:
     with pytest.raises(ModelNotFoundError) as raised:
         resolve(entry.name)
 
@@ -239,11 +218,6 @@ def test_a_changed_file_of_the_model_that_ships_is_not_opened(
 
     with pytest.raises(FormatError, match=r"config\.json: .* of the catalog"):
         resolve("nanochat-tiny")
-
-
-def test_a_published_entry_pins_its_commit_and_its_files() -> None:
-    with pytest.raises(AssertionError, match="pin its commit"):
-        catalog.Entry(name="x", preset="tiny", repo="org/x", description="x")
 
 
 def test_a_directory_is_found_without_loading_the_client(model: Path) -> None:
