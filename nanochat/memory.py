@@ -3,7 +3,9 @@
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import get_args
 
 import psutil
 
@@ -18,12 +20,16 @@ from nanochat.shapes import shapes
 from nanochat.weights import named_leaves
 
 __all__ = [
+    "Room",
     "free_bytes",
     "group_bytes",
+    "longest_context",
     "needed_bytes",
     "require_free",
     "require_room",
+    "rooms",
     "runtime_bytes",
+    "text_bytes",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -117,22 +123,91 @@ def require_room(
             f"{name} needs about {_gigabytes(needed)} on backend {backend}, and {_gigabytes(free)} of memory are free: "
             f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
         )
-    # More work than that of `short` is counted for no text: a prompt is read in parts.
-    longest = cost(config, context=config.context_length, kv_cache=kv_cache)
-    remembered = longest.kv_bytes_per_token * (config.context_length - short)
-    if needed + remembered > free:
-        tokens = short + (free - needed) // longest.kv_bytes_per_token
-        smaller = "" if kv_cache == "int8" else "kv_cache='int8' takes about a quarter of it; "
+    whole = text_bytes(
+        config, backend, context=config.context_length, kv_cache=kv_cache, is_graph=is_graph
+    )
+    if whole > free:
+        tokens = longest_context(config, backend, kv_cache=kv_cache, free=free, is_graph=is_graph)
+        narrower = _narrower(config, backend, kv_cache)
+        fitting = {
+            other: longest_context(config, backend, kv_cache=other, free=free) for other in narrower
+        }
+        more = [
+            f"pass kv_cache={other!r} ({n} tokens)" for other, n in fitting.items() if n > tokens
+        ]
         _LOGGER.warning(
             "%s: a text of all %d tokens of its context needs %s more than the %s of memory that are free; about %d "
-            "tokens fit: %sclose other programs, or keep texts short",
+            "tokens fit: %s, or keep texts short",
             name,
             config.context_length,
-            _gigabytes(needed + remembered - free),
+            _gigabytes(whole - free),
             _gigabytes(free),
             tokens,
-            smaller,
+            ", ".join([*more, "close other programs"]),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What a model and one text take, and whether that is free; `None` if nobody knows what is."""
+
+    context: int
+    kv_cache: Storage
+    bytes: int
+    fits: bool | None
+
+
+def rooms(
+    config: ModelConfig, backend: str, *, contexts: Sequence[int], free: int | None
+) -> list[Room]:
+    """The room for texts of so many tokens, in every form in which a backend keeps keys and values."""
+    found = []
+    for context in contexts:
+        for kv_cache in _storages(backend):
+            size = text_bytes(config, backend, context=context, kv_cache=kv_cache)
+            fits = None if free is None else size <= free
+            found.append(Room(context=context, kv_cache=kv_cache, bytes=size, fits=fits))
+    return found
+
+
+def longest_context(
+    config: ModelConfig, backend: str, *, kv_cache: Storage, free: int, is_graph: bool = False
+) -> int:
+    """Tokens of the longest text for which there is room, at most its context; 0 if even a short one has none."""
+    short = min(_SHORT, config.context_length)
+    least = _with_runtime(config, backend, short, kv_cache, is_graph)
+    if least > free:
+        return 0
+    each = cost(config, context=1, kv_cache=kv_cache).kv_bytes_per_token
+    # Without attention, a text takes the same whatever its length.
+    return (
+        min(config.context_length, short + (free - least) // each)
+        if each
+        else config.context_length
+    )
+
+
+def text_bytes(
+    config: ModelConfig, backend: str, *, context: int, kv_cache: Storage, is_graph: bool = False
+) -> int:
+    """What a model, its backend and a text of so many tokens take that is read and written in parts."""
+    # More work than that of a short text is counted for no text: a prompt is read in parts.
+    short = min(_SHORT, context)
+    least = _with_runtime(config, backend, short, kv_cache, is_graph)
+    return least + (context - short) * cost(config, context=1, kv_cache=kv_cache).kv_bytes_per_token
+
+
+def _storages(backend: str) -> tuple[Storage, ...]:
+    # A graph keeps float32.
+    return ("float32",) if backend in backends.graphs() else get_args(Storage)
+
+
+def _narrower(config: ModelConfig, backend: str, kv_cache: Storage) -> list[Storage]:
+    """The forms of keys and values that take less, the widest first."""
+    sizes = {
+        one: cost(config, context=1, kv_cache=one).kv_bytes_per_token for one in _storages(backend)
+    }
+    return [one for one in sizes if sizes[one] < sizes[kv_cache]]
 
 
 def _fixes(
@@ -145,10 +220,11 @@ def _fixes(
     is_graph: bool,
 ) -> Iterator[str]:
     """What would be small enough."""
-    narrow = _with_runtime(config, backend, context, "int8", is_graph)
-    # A graph keeps float32.
-    if kv_cache != "int8" and narrow <= free and backend not in backends.graphs():
-        yield f"pass kv_cache='int8' ({_gigabytes(narrow)})"
+    for narrow in _narrower(config, backend, kv_cache):
+        size = _with_runtime(config, backend, context, narrow, is_graph)
+        if size <= free:
+            yield f"pass kv_cache={narrow!r} ({_gigabytes(size)})"
+            break
     sizes = {
         other: _with_runtime(config, other, context, kv_cache, is_graph)
         for other in others

@@ -6,13 +6,24 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
 
 from nanochat import backends, memory
+from nanochat.cost import cost
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
-from nanochat.memory import free_bytes, group_bytes, needed_bytes, require_free, require_room
+from nanochat.memory import (
+    free_bytes,
+    group_bytes,
+    longest_context,
+    needed_bytes,
+    require_free,
+    require_room,
+    rooms,
+)
+from nanochat.ops import Storage
 from nanochat.presets import preset
 
 # Every backend, and whether it is given a graph.
@@ -226,7 +237,44 @@ def test_a_context_that_does_not_fit_is_a_warning(caplog: pytest.LogCaptureFixtu
     message = caplog.messages[-1]
     assert message.startswith("org/model: a text of all 4096 tokens of its context needs 0.09 GB")
     assert "about 2290 tokens fit" in message
-    assert "kv_cache='int8' takes about a quarter" in message
+    assert (
+        "fit: pass kv_cache='float16' (4096 tokens), pass kv_cache='int8' (4096 tokens), "
+        in message
+    )
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_the_longest_text_is_the_last_that_fits() -> None:
+    least = needed_bytes(CONFIG, "numba", context=256)
+    each = cost(CONFIG, context=1).kv_bytes_per_token
+
+    longest = partial(longest_context, CONFIG, "numba", kv_cache="float32")
+
+    assert longest(free=least - 1) == 0
+    assert longest(free=least) == 256
+    assert longest(free=least + 100 * each - 1) == 355
+    assert longest(free=least + 100 * each) == 356
+    assert longest(free=2**40) == 4096
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_room_is_told_for_every_form_of_keys_and_values() -> None:
+    free = needed_bytes(CONFIG, "numba", context=256, kv_cache="float16") + 10**7
+
+    found = rooms(CONFIG, "numba", contexts=(256, 4096), free=free)
+
+    assert [(room.context, room.kv_cache) for room in found] == [
+        (context, storage) for context in (256, 4096) for storage in get_args(Storage)
+    ]
+    assert [room.fits for room in found] == [room.bytes <= free for room in found]
+    assert {room.fits for room in found} == {True, False}
+    assert {room.fits for room in rooms(CONFIG, "numba", contexts=(256,), free=None)} == {None}
+
+
+def test_a_graph_keeps_keys_and_values_in_one_form() -> None:
+    found = rooms(CONFIG, "onnx", contexts=(256,), free=2**40)
+
+    assert [room.kv_cache for room in found] == ["float32"]
 
 
 def test_a_context_that_fits_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
