@@ -63,6 +63,22 @@ class Cost:
         return self.ternary_parameters + self.int8_parameters + self.dense_parameters
 
     @property
+    def weight_bytes_per_token(self) -> int:
+        """Of what a token reads, the weights: all but keys, values and state."""
+        return self.read_bytes_per_token - self.context * self.kv_bytes_per_token - self.state_bytes
+
+    def seconds_per_token(self, *, weights: float, read: float) -> float:
+        """What a token takes at least that is decoded alone: weights and state at the speed of memory.
+
+        Parameters
+        ----------
+        weights, read : float
+            Bytes a second at which weights are multiplied, and at which everything else is read.
+        """
+        rest = self.read_bytes_per_token - self.weight_bytes_per_token
+        return self.weight_bytes_per_token / weights + rest / read
+
+    @property
     def stored_bytes(self) -> int:
         """Size of the stored weights."""
         return self.ternary_bytes + self.int8_bytes + self.dense_bytes

@@ -14,12 +14,13 @@ import click
 from nanochat import __version__
 from nanochat.cli.options import as_json_option
 from nanochat.cli.output import format_bytes, note, print_json, print_table, write
-from nanochat.errors import BackendError, NanochatError
+from nanochat.errors import BackendError, NanochatError, counted
 
 if TYPE_CHECKING:
     from nanochat.backends.numba.report import KernelReport
+    from nanochat.backends.numba.tuning.bandwidth import Bandwidth
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "measured_bandwidth"]
 
 _PACKAGES = "numpy numba torch triton mlx onnxruntime gguf tokenizers huggingface-hub"
 # What a processor needs for fast integer products, in the words of /proc/cpuinfo, oldest first.
@@ -42,6 +43,9 @@ class _Backend(NamedTuple):
 def doctor(*, as_json: bool) -> None:
     """Show this machine, which backends can run on it and why others cannot, and what auto chooses.
 
+    How fast it reads memory is measured, for a second, and remembered: `nanochat models show` tells by it how fast a
+    model will be.
+
     The exit code is 1 if nothing can be chosen.
     """
     from nanochat import backends
@@ -49,6 +53,7 @@ def doctor(*, as_json: bool) -> None:
     machine, packages, environment = _machine(), _versions(), _environment()
     found = [_try(name) for name in backends.BACKENDS]
     kernels = _kernels() if any(b.name == "numba" and b.ready for b in found) else None
+    bandwidth = None if kernels is None else measured_bandwidth(anew=True)
     try:
         chosen, reason = backends.choose("auto")
     except BackendError as error:
@@ -62,6 +67,7 @@ def doctor(*, as_json: bool) -> None:
                 "environment": environment,
                 "backends": [backend._asdict() for backend in found],
                 "numba": None if kernels is None else asdict(kernels),
+                "bandwidth": None if bandwidth is None else asdict(bandwidth),
                 "auto": {"backend": chosen or None, "reason": reason},
                 "faster": advice,
             }
@@ -74,7 +80,7 @@ def doctor(*, as_json: bool) -> None:
         print_table(rows, header=("backend", "here", "device, or the reason and what to do"))
         if kernels is not None:
             write("\n")
-            print_table(_rows(kernels))
+            print_table([*_rows(kernels), *_speeds(bandwidth)])
         write(f"\nauto is {chosen or 'no backend'}: {reason}\n")
         for text in advice:
             write(f"to use more of this machine: {text}\n")
@@ -121,6 +127,29 @@ def _kernels() -> "KernelReport | None":
     except NanochatError as error:
         note(f"warning: {error}")
     return None
+
+
+def measured_bandwidth(*, anew: bool = False) -> "Bandwidth | None":
+    """How fast this machine reads memory, measured now if it was not before; `None` where there is no room for that."""
+    from nanochat.backends.numba.tuning.bandwidth import BYTES, known, measure
+    from nanochat.memory import free_bytes
+
+    found = None if anew else known()
+    if found is not None:
+        return found
+    free = free_bytes()
+    if free is not None and free < 4 * BYTES:
+        note(f"how fast memory is was not measured: that takes {format_bytes(BYTES)} of it")
+        return known()
+    return measure()
+
+
+def _speeds(bandwidth: "Bandwidth | None") -> list[tuple[str, str]]:
+    if bandwidth is None:
+        return [("memory bandwidth", "unknown")]
+    read, weights = (f"{format_bytes(speed)}/s" for speed in (bandwidth.read, bandwidth.weights))
+    threads = counted(bandwidth.threads, "thread")
+    return [("memory bandwidth", f"{read} read by {threads}; ternary weights at {weights}")]
 
 
 def _rows(kernels: "KernelReport") -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
 
 __all__ = ["CLASSES", "Choice", "Finding", "Key", "Kind", "Shape", "clear", "keep", "load"]
-__all__ += ["path", "record"]
+__all__ += ["kernels", "path", "place", "record"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def keep(found: dict[Key, Finding]) -> Path | None:
         known = _kept(file)
     pairs = (known | found).items()
     records = [record(key, finding) for key, finding in pairs][-_MOST_RECORDS:]
-    content = {"kernels": _kernels(), "choices": records}
+    content = {"kernels": kernels(), "choices": records}
     try:
         atomic_write(file, json.dumps(content).encode())
     except SaveError as error:
@@ -148,8 +148,13 @@ def clear() -> int:
 
 def path() -> Path | None:
     """The file for this processor, or nothing if there is no folder for compiled kernels."""
+    return place(_NAME)
+
+
+def place(name: str) -> Path | None:
+    """The file of that name for this processor, or nothing if there is no folder for compiled kernels."""
     folder = compilation.folder(linear.plain_product)
-    return None if folder is None else folder / f"{_NAME}.{_processor()}.json"
+    return None if folder is None else folder / f"{name}.{_processor()}.json"
 
 
 def _processor() -> str:
@@ -158,7 +163,7 @@ def _processor() -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
-def _kernels() -> str:
+def kernels() -> str:
     """What changes when any kernel may have become another."""
     stamp = compilation.stamp() + llvmlite.__version__.encode()
     return hashlib.sha256(stamp).hexdigest()
@@ -175,7 +180,7 @@ def _kept(file: Path | None) -> dict[Key, Finding]:
         return {}
     content = parse_json(read_bytes(file, limit=_LARGEST_FILE), str(file))
     records = content.get("choices")
-    if content.get("kernels") != _kernels():
+    if content.get("kernels") != kernels():
         raise FormatError(f"{file} was written for other kernels")
     if content.keys() != {"kernels", "choices"} or not isinstance(records, list):
         raise FormatError(f"{file} is not of the form that is written")

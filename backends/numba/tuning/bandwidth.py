@@ -1,0 +1,157 @@
+"""This file holds how fast this machine reads memory: measured once, remembered, and what decoding is bound by.
+
+A token that is decoded alone reads all weights once, so two speeds tell about how long it takes: that of ternary
+products of one row, and that of plain reading, which bounds it and is what keys and values are read at. Both are taken
+on all threads from a matrix that no cache holds, for a fraction of a second.
+"""
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.backends.host import num_cores
+from nanochat.backends.numba.products import linear
+from nanochat.backends.numba.products.activation import padded_width
+from nanochat.backends.numba.runtime import costs
+from nanochat.backends.numba.runtime.compilation import end_wait, kernel
+from nanochat.backends.numba.runtime.isa import Isa, chosen
+from nanochat.backends.numba.runtime.memory import WeightMemory
+from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.tuning import choices
+from nanochat.backends.numba.tuning.choices import Shape
+from nanochat.backends.numba.tuning.tuner import default_choice, random_matrix
+from nanochat.errors import FormatError, SaveError
+from nanochat.files import atomic_write, exists, parse_json, read_bytes
+
+__all__ = ["BYTES", "Bandwidth", "known", "measure", "path"]
+
+_LOG = logging.getLogger(__name__)
+
+_NAME = "bandwidth"
+_LARGEST_FILE = 4096
+# Bytes that are read: more than caches of most processors hold.
+BYTES = 2**28
+# Columns of the matrix, and of its blocks: the usual ones of published models.
+_COLUMNS, _BLOCK = 4096, 128
+# Words that are summed at once.
+_TASK = 2**15
+_RUNS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandwidth:
+    """Bytes a second on so many threads: of plain reading, and of ternary weights, codes and scales, in products."""
+
+    isa: Isa
+    threads: int
+    read: float
+    weights: float
+
+
+def known() -> Bandwidth | None:
+    """What was measured on this machine before, with these kernels and as many threads; `None` if nothing was."""
+    file = path()
+    if file is None or not exists(file):
+        return None
+    try:
+        content = parse_json(read_bytes(file, limit=_LARGEST_FILE), str(file))
+    except FormatError as error:
+        _LOG.info("%s, so it is measured anew", error)
+        return None
+    match content:
+        case {
+            "kernels": kernels,
+            "isa": isa,
+            "threads": threads,
+            "read": float(),
+            "weights": float(),
+        }:
+            here = kernels == choices.kernels() and (isa, threads) == (chosen(), num_cores())
+        case _:
+            return None
+    speeds = float(content["read"]), float(content["weights"])  # type: ignore[arg-type]  # matched above
+    if not here or not all(math.isfinite(speed) and speed > 0 for speed in speeds):
+        return None
+    return Bandwidth(isa=chosen(), threads=num_cores(), read=speeds[0], weights=speeds[1])
+
+
+def measure(size: int = BYTES) -> Bandwidth:
+    """Measure with `size` bytes of memory, and remember the fastest that was measured, if a file can be written.
+
+    What other programs do meanwhile makes a measurement slower, never faster.
+    """
+    isa, threads = chosen(), num_cores()
+    rows = max(1, 4 * size // _COLUMNS)
+    shape = Shape("ternary", rows, _COLUMNS, _BLOCK)
+    blocks = _COLUMNS // _BLOCK
+    matrix = random_matrix(shape, weight_blocks=blocks, memory=WeightMemory())
+    x = np.ones((1, blocks, padded_width(_BLOCK)), np.int8)
+    scales, y = np.ones((1, blocks), np.float32), np.empty((1, rows), np.float32)
+    product = Call(
+        linear.integer_product(isa, matrix.layout, wide=matrix.is_wide),
+        (
+            *(matrix.codes, matrix.scales, x, x.sum(2, dtype=np.int32), scales, y),
+            default_choice(shape, 1, isa).variant,
+        ),
+        tasks=linear.num_tasks(matrix.codes, 1),
+        nanoseconds=rows * _COLUMNS * costs.INTEGER,
+    )
+    words = matrix.codes.reshape(-1).view(np.int64)
+    tasks = -(-words.size // _TASK)
+    reading = Call(
+        _sum_words,
+        (words, np.empty(tasks, np.int64)),
+        tasks=tasks,
+        nanoseconds=words.nbytes * costs.BYTE,
+    )
+    read = words.nbytes / _seconds(reading, threads)
+    weights = (matrix.codes.nbytes + matrix.scales.nbytes) / _seconds(product, threads)
+    end_wait()
+    before = known()
+    if before is not None:
+        read, weights = max(read, before.read), max(weights, before.weights)
+    found = Bandwidth(isa=isa, threads=threads, read=read, weights=weights)
+    _keep(found)
+    return found
+
+
+def path() -> Path | None:
+    """The file for this processor, or nothing if there is no folder for compiled kernels."""
+    return choices.place(_NAME)
+
+
+def _keep(found: Bandwidth) -> None:
+    file = path()
+    if file is None:
+        return
+    try:
+        atomic_write(file, json.dumps({"kernels": choices.kernels(), **asdict(found)}).encode())
+    except SaveError as error:
+        _LOG.debug("%s", error)
+
+
+def _seconds(call: Call, threads: int) -> float:
+    program = Program([call], threads=threads)
+    times = []
+    # The first one wakes the threads.
+    for _ in range(_RUNS + 1):
+        start = time.perf_counter()
+        run_program(program)
+        times.append(time.perf_counter() - start)
+    # The lower quartile: what other programs do to a measurement makes it slower, never faster.
+    return sorted(times[1:])[_RUNS // 4]
+
+
+@kernel
+def _sum_words(words: NDArray[np.int64], sums: NDArray[np.int64], first: int, last: int) -> None:
+    for task in range(first, last):
+        total = 0
+        for word in words[task * _TASK : (task + 1) * _TASK]:
+            total += word
+        sums[task] = total
