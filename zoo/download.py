@@ -14,7 +14,6 @@ import glob
 import hashlib
 import io
 import logging
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +47,7 @@ from nanochat.export.formats import Candidate, candidates
 from nanochat.files import atomic_write, exists, read_bytes, record_file
 from nanochat.tensors import MAX_INDEX_BYTES
 from nanochat.zoo.cache import storage
-from nanochat.zoo.candidates import Fetched, Request, choose, fitting, require_inside, require_model
+from nanochat.zoo.candidates import Fetched, Request, choose, fitting, require_model
 from nanochat.zoo.client import (
     LIBRARY,
     client,
@@ -57,13 +56,12 @@ from nanochat.zoo.client import (
     is_unreachable,
     require_token,
 )
+from nanochat.zoo.listing import COMMIT, commit_there, files_there, require_record
 
 __all__ = ["PARTIAL", "fetch"]
 
 # The suffix of what came of a large file so far, beside where it belongs.
 PARTIAL = ".partial"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 2**20
 # Files under this are soon fetched again.
 _LARGE_BYTES = 16 * 10**6
@@ -103,11 +101,11 @@ def _fetch_or_open(request: Request) -> Fetched:
         return _open_here(request)
     snapshot = _snapshot(request, commit)
     listed = _files_here(request, commit)
-    model, wanted = _chosen(request, snapshot, listed or _files_there(request, commit))
+    model, wanted = _chosen(request, snapshot, listed or files_there(request, commit))
     if request.force_download or listed is None or not _is_here(model, snapshot):
         if listed is not None:
             # The client's copy of a listing leaves out what large files are recognized by.
-            model, wanted = _chosen(request, snapshot, _files_there(request, commit))
+            model, wanted = _chosen(request, snapshot, files_there(request, commit))
         _require_space(request, wanted.values())
         if not request.force_download:
             with hub_errors(request.repo, revision=request.revision):
@@ -122,7 +120,7 @@ def _chosen(
     request: Request, snapshot: Path, files: Mapping[str, RepoFile]
 ) -> tuple[Candidate, dict[str, RepoFile]]:
     """The model to open among the files of a commit, and the Hub's record of what it needs."""
-    _require_record(files, where=request.repo)
+    require_record(files, where=request.repo)
     found = candidates(files)
     require_model(found, files, where=request.repo)
     model = choose(found, backend=request.backend, part=request.part, where=_name(request))
@@ -152,7 +150,7 @@ def _open_here(request: Request) -> Fetched:
         raise ModelNotFoundError(
             f"what is here of {request.repo} has no record to be compared with: {_reconnect()} and load it again"
         )
-    _require_record(files, where=request.repo)
+    require_record(files, where=request.repo)
     found = candidates(files)
     here = list(_here(found, snapshot, files))
     if not fitting(here, request.part) and fitting(found, request.part):
@@ -210,11 +208,9 @@ def _is_here(model: Candidate, snapshot: Path) -> bool:
 
 def _commit(request: Request) -> str | None:
     """The commit that a revision stands for; `None` if the Hub cannot be asked, but something was fetched before."""
-    if _COMMIT.fullmatch(request.revision):
-        return request.revision
     with hub_errors(request.repo, revision=request.revision):
         try:
-            info = client(request.token).repo_info(request.repo, revision=request.revision or None)
+            return commit_there(request)
         # Whatever happened to the line.
         except Exception as error:
             if not is_unreachable(error):
@@ -226,12 +222,6 @@ def _commit(request: Request) -> str | None:
                 commit[:12],
             )
             return None
-    # It becomes the name of a folder.
-    if info.sha is None or not _COMMIT.fullmatch(info.sha):
-        raise ModelNotFoundError(
-            f"the Hub names no commit of {request.repo}: check HF_ENDPOINT, and try again"
-        )
-    return info.sha
 
 
 def _commit_here(request: Request, why: str = "") -> str:
@@ -246,7 +236,7 @@ def _commit_here(request: Request, why: str = "") -> str:
         commit = str(resolved.resolved)
     except (RevisionResolutionError, OSError):
         commit = ""
-    if not _COMMIT.fullmatch(commit):
+    if not COMMIT.fullmatch(commit):
         if constants.is_offline_mode():
             why = "and HF_HUB_OFFLINE is set"
         advice = (
@@ -268,24 +258,6 @@ def _files_here(request: Request, commit: str) -> dict[str, RepoFile] | None:
     except CachedRepoTreeNotFoundError:
         return None
     return {entry.path: entry for entry in entries}
-
-
-def _files_there(request: Request, commit: str) -> dict[str, RepoFile]:
-    with hub_errors(request.repo, revision=request.revision):
-        tree = client(request.token).list_repo_tree(request.repo, revision=commit, recursive=True)
-        return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
-def _require_record(files: Mapping[str, RepoFile], *, where: str) -> None:
-    """Refuse a listing whose names or hashes are none: both become names of files on this disk."""
-    require_inside(files, where=where)
-    for name, file in files.items():
-        if not _COMMIT.fullmatch(file.blob_id) or not (
-            file.lfs is None or _SHA256.fullmatch(file.lfs.sha256)
-        ):
-            raise FormatError(
-                f"{where} lists {name!r:.80} with a hash that is none: do not use this repository"
-            )
 
 
 def _require_space(request: Request, files: Iterable[RepoFile]) -> None:

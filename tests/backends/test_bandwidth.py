@@ -45,7 +45,7 @@ def test_what_was_measured_is_known_to_the_next_process(folder: Path) -> None:
     # No memory is read faster than the first cache, and none slower than a disk.
     assert 1e8 < found.weights < 1e13
     assert 1e8 < found.read < 1e13
-    assert path() in folder.iterdir()
+    assert path() in list(folder.iterdir())
 
 
 def test_the_sum_is_of_every_word() -> None:
