@@ -304,11 +304,16 @@ def needed_bytes(
     """
     footprint = _footprint(backend, is_graph)
     costs = cost(config, context=context, kv_cache=kv_cache)
-    specs = [spec for _, spec in named_leaves(shapes(config))]
+    tree = shapes(config)
+    specs = [spec for _, spec in named_leaves(tree)]
     remembered = batch * (context * costs.kv_bytes_per_token + costs.state_bytes)
-    work = footprint.work_bytes(
-        specs, tokens=min(context, PREFILL_CHUNK), features=config.num_streams * config.width
-    )
+    # Of a prompt, all tokens go through the layers, and the last one through the head.
+    tables = [spec for spec in (tree.embedding, tree.head) if spec and spec.kind == "ternary"]
+    layers = [spec for spec in specs if spec not in tables]
+    features = config.num_streams * config.width
+    work = footprint.work_bytes(layers, tokens=min(context, PREFILL_CHUNK), features=features)
+    if tables:
+        work = max(work, footprint.work_bytes(tables, tokens=batch, features=features))
     return max(footprint.loading_bytes(specs), footprint.kept_bytes(specs) + remembered + work)
 
 

@@ -139,6 +139,20 @@ def test_a_dense_table_is_counted_with_four_bytes_a_number(backend: str, is_grap
     assert needed > 4 * CONFIG.vocab_size * CONFIG.width
 
 
+def test_the_head_is_computed_for_the_last_token_of_a_prompt_only() -> None:
+    small, large = (
+        dataclasses.replace(CONFIG, table_format="ternary", vocab_size=size)
+        for size in (512, 2**18)
+    )
+
+    small_growth, large_growth = (
+        needed_bytes(config, "numba", context=256) - needed_bytes(config, "numba", context=1)
+        for config in (small, large)
+    )
+
+    assert large_growth <= small_growth
+
+
 def test_narrow_keys_and_values_need_less() -> None:
     wide, half, narrow = (
         needed_bytes(CONFIG, "numba", context=4096, kv_cache=kv_cache)
