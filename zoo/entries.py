@@ -6,7 +6,7 @@ they say otherwise. The `shape` of both is joined, and an entry that is `like` a
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from importlib.resources import files as package_files
 from importlib.resources.abc import Traversable
@@ -18,7 +18,7 @@ from nanochat.errors import SaveError
 from nanochat.files import FileRecord, atomic_write, parse_json, read_bytes
 from nanochat.presets import preset
 
-__all__ = ["Entry", "Pins", "load_entries", "write_pins"]
+__all__ = ["Entry", "Pins", "load_entries", "shape_of", "write_pins"]
 
 # Of our own models, which come first.
 _OWN = "nanochat.json"
@@ -129,7 +129,17 @@ def load_entries() -> dict[str, Entry]:
     written: dict[str, dict[str, object]] = {}
     for place in sorted(places, key=lambda place: (place.name != _OWN, Path(place.name).stem)):
         written |= _written(parse_json(place.read_bytes(), place.name))
-    return {name: _entry(name, fields, written) for name, fields in written.items()}
+    return {name: _entry(name, said, written) for name, said in written.items()}
+
+
+def shape_of(config: ModelConfig) -> dict[str, object]:
+    """The fields of a configuration that are not the defaults, in types that JSON has: the `shape` of an entry."""
+    usual = {f.name: f.default for f in fields(ModelConfig)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in ((name, getattr(config, name)) for name in usual)
+        if value != usual[name]
+    }
 
 
 def write_pins(name: str, pins: Pins) -> Path:
@@ -153,7 +163,7 @@ def write_pins(name: str, pins: Pins) -> Path:
             common = shared.get("shape", {})
             entry.pop("like", None)
             entry["shape"] = {
-                field: value for field, value in pins.shape.items() if common.get(field) != value
+                key: value for key, value in pins.shape.items() if common.get(key) != value
             }
         text = json.dumps(content, indent=2, ensure_ascii=False)
         atomic_write(path, f"{text}\n".encode())
@@ -171,13 +181,13 @@ def _written(content: Mapping[str, object]) -> Iterator[tuple[str, dict[str, obj
     shared, entries = content.get("shared", {}), content["models"]
     assert isinstance(shared, dict)
     assert isinstance(entries, dict)
-    for name, fields in entries.items():
-        shape = shared.get("shape", {}) | fields.get("shape", {})
-        yield name, {**shared, **fields, **({"shape": shape} if shape else {})}
+    for name, said in entries.items():
+        shape = shared.get("shape", {}) | said.get("shape", {})
+        yield name, {**shared, **said, **({"shape": shape} if shape else {})}
 
 
-def _entry(name: str, fields: dict[str, object], written: Mapping[str, object]) -> Entry:
-    values = dict(fields)
+def _entry(name: str, said: Mapping[str, object], written: Mapping[str, object]) -> Entry:
+    values = dict(said)
     like = values.pop("like", None)
     if like is not None:
         other = written[str(like)]

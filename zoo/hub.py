@@ -24,7 +24,7 @@ from nanochat.zoo.catalog import (
 )
 from nanochat.zoo.entries import Entry
 
-__all__ = ["is_repo", "locate", "resolve"]
+__all__ = ["is_repo", "locate", "resolve", "split_name"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What is often pasted instead of a name.
@@ -83,9 +83,7 @@ def locate(
             raise _without_revisions(name, revision, f"it is at {path}")
         _LOGGER.debug("%s is at %s", name, path)
         return _at(path, backend)
-    parsed = _NAME.fullmatch(name)
-    assert parsed is not None
-    model, suffix, part = (parsed[group] or "" for group in ("model", "revision", "part"))
+    model, suffix, part = split_name(name)
     entry = CATALOG.get(canonical(model))
     if entry is not None and entry.repo is None:
         if suffix or revision:
@@ -137,6 +135,17 @@ def locate(
         fetched=fetched,
         entry=entry or entry_of(repo),
     )
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """The model, the revision and the part of a name; the last two may be empty.
+
+    >>> split_name("owner/name@v2:TQ2_0"), split_name("tiny")
+    (('owner/name', 'v2', 'TQ2_0'), ('tiny', '', ''))
+    """
+    parsed = _NAME.fullmatch(name)
+    assert parsed is not None
+    return parsed["model"], parsed["revision"] or "", parsed["part"] or ""
 
 
 def is_repo(name: str) -> bool:
