@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nanochat.cli.catalog import list_models, pin, show
+from nanochat.cli.describe import describe_place, pins, print_short
 from nanochat.cli.options import (
     Command,
     as_json_option,
@@ -14,23 +16,14 @@ from nanochat.cli.options import (
     model_argument,
     unpinned_option,
 )
-from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
+from nanochat.cli.output import format_bytes, note, print_json, print_table, write
 from nanochat.cli.run import Group, as_file_errors
-from nanochat.errors import (
-    ConfigError,
-    FormatError,
-    InputError,
-    ModelNotFoundError,
-    counted,
-)
+from nanochat.errors import InputError, counted
 from nanochat.publish.options import PushOptions
 
 if TYPE_CHECKING:
     from nanochat.export.verify import Verified
     from nanochat.publish.push import Published
-    from nanochat.zoo.cache import Cached
-    from nanochat.zoo.candidates import Location
-    from nanochat.zoo.entries import Entry
 
 __all__ = ["models", "push"]
 
@@ -48,6 +41,7 @@ Examples:
 _EXAMPLES = """\b
 Examples:
   nanochat models list
+  nanochat models show ternary-bonsai-8b
   nanochat models pull owner/name@main:gguf
   nanochat models verify owner/name --backend numba
   nanochat models push path/to/model owner/name --licence MIT
@@ -56,52 +50,11 @@ Examples:
 
 @click.group(cls=Group, epilog=_EXAMPLES)
 def models() -> None:
-    """List, show, fetch, verify, remove and publish models."""
+    """List, show, fetch, verify, remove, pin and publish models."""
 
 
-@models.command("list")
-@as_json_option
-def list_models(*, as_json: bool) -> None:
-    """List the models of the catalog, the one that comes with the package first, and those fetched from the Hub."""
-    from nanochat.zoo.cache import cached
-    from nanochat.zoo.catalog import CATALOG
-
-    here = {model.repo: model for model in cached()}
-    named = [_describe(entry, here.pop(entry.repo or "", None)) for entry in CATALOG.values()]
-    fetched = [_describe_cached(model) for model in here.values()]
-    if as_json:
-        print_json({"models": [*named, *fetched]})
-        return
-    rows = [
-        (
-            m["name"],
-            format_bytes(int(str(m["bytes"]))),
-            *(str(m[key]) for key in _COLUMNS[:-1]),
-            _with_aliases(m),
-        )
-        for m in (*named, *fetched)
-    ]
-    print_table(rows, header=("name", "size", *_COLUMNS))
-
-
-@models.command()
-@click.argument("name")
-@as_json_option
-def show(name: str, *, as_json: bool) -> None:
-    """Show one model: of the catalog, on this disk, or fetched from the Hub before."""
-    from nanochat.zoo.cache import cached
-    from nanochat.zoo.catalog import CATALOG, canonical
-
-    entry = CATALOG.get(canonical(name))
-    if entry is not None and not Path(name).is_dir():
-        here = {model.repo: model for model in cached()}
-        description = _describe(entry, here.get(entry.repo or ""))
-    else:
-        description = _describe_located(name)
-    if as_json:
-        print_json(description)
-    else:
-        _print_short(description)
+for _command in (list_models, show, pin):
+    models.add_command(_command)
 
 
 @models.command()
@@ -125,11 +78,11 @@ def pull(name: str, *, backend: str, force_download: bool, unpinned: bool, as_js
         with as_file_errors():
             load_config(location.path)
         note(f"{name} is on this disk already")
-    pulled = _describe_place(location)
+    pulled = describe_place(location)
     if as_json:
-        print_json({**pulled, **_pins(location)})
+        print_json({**pulled, **pins(location)})
     else:
-        _print_short(pulled)
+        print_short(pulled)
 
 
 @models.command()
@@ -278,132 +231,3 @@ def _show(one: "Published", *, dry_run: bool) -> None:
     write(
         f"uploaded {counted(len(one.files), 'file')}, {total}: {one.pull_request_url or one.commit_url}\n"
     )
-
-
-def _with_aliases(description: dict[str, object]) -> str:
-    """What is said of a model, and what else it is called."""
-    aliases = description.get("aliases")
-    also = f" (also {' and '.join(aliases)})" if isinstance(aliases, list) and aliases else ""
-    return f"{description['description']}{also}"
-
-
-# What the table of `list` says besides name and size.
-_COLUMNS = ("weights", "backend", "licence", "description")
-
-
-def _describe(entry: "Entry", here: "Cached | None") -> dict[str, object]:
-    from nanochat.cost import tensor_classes
-
-    classes = [] if entry.config is None else tensor_classes(entry.config)
-    published = f"{entry.repo} on the Hub{'' if entry.is_pinned else ', unpinned'}"
-    if entry.repo is None:
-        published = f"none yet: nanochat train --preset {entry.preset}"
-    return {
-        **dataclasses.asdict(entry),
-        "aliases": list(entry.aliases),
-        "other_repos": list(entry.other_repos),
-        "weights": "included" if entry.ships else "cached" if here else published,
-        "cached": entry.ships or here is not None,
-        "backend": _backend(),
-        "parameters": sum(c.parameters for c in classes),
-        "bytes": sum(c.bytes for c in classes) or entry.bytes,
-        "context_length": entry.context_length,
-    }
-
-
-def _describe_cached(model: "Cached") -> dict[str, object]:
-    return {
-        "name": model.repo,
-        "repo": model.repo,
-        "revisions": model.revisions,
-        "weights": "cached",
-        "cached": True,
-        "backend": _backend(),
-        "bytes": model.bytes,
-        "licence": _licence(next(iter(model.paths.values()))),
-        "description": f"of the Hub: {', '.join(model.paths)}",
-    }
-
-
-def _describe_located(name: str) -> dict[str, object]:
-    """Describe a model that is here, whose files are read for it."""
-    from nanochat.cost import tensor_classes
-    from nanochat.export.formats import load
-    from nanochat.export.run import choose_backend
-    from nanochat.zoo.hub import locate
-
-    location = locate(name, local_files_only=True)
-    with as_file_errors():
-        bundle = load(location.path, name=location.name)
-    golden, classes = bundle.golden, tensor_classes(bundle.config)
-    return {
-        **_describe_place(location),
-        **_pins(location),
-        "licence": bundle.licence,
-        "backend": choose_backend(bundle)[0],
-        "parameters": sum(c.parameters for c in classes),
-        "context_length": bundle.config.context_length,
-        "golden_record": "none" if golden is None else f"of {len(golden.tokens)} tokens",
-    }
-
-
-def _describe_place(location: "Location") -> dict[str, object]:
-    place: dict[str, object] = {"name": location.name, "path": str(location.path)}
-    fetched = location.fetched
-    if fetched is None:
-        files = [location.path] if location.path.is_file() else list(location.path.rglob("*"))
-        return {**place, "bytes": sum(f.stat().st_size for f in files if f.is_file())}
-    return {
-        **place,
-        "repo": fetched.repo,
-        "commit": fetched.commit,
-        "format": fetched.model.kind,
-        "bytes": fetched.bytes,
-        "files": list(fetched.model.files),
-    }
-
-
-def _pins(location: "Location") -> dict[str, object]:
-    """Size and hash of each file of a model of the Hub, as an entry of the catalog pins them."""
-    from nanochat.files import record_file
-
-    fetched = location.fetched
-    if fetched is None:
-        return {}
-    records = {name: record_file(fetched.snapshot / name) for name in fetched.model.files}
-    return {"files": {name: dataclasses.asdict(record) for name, record in records.items()}}
-
-
-def _print_short(description: dict[str, object]) -> None:
-    """Print what is for programs readably: sizes with a unit, and files as a number."""
-    for key, value in description.items():
-        if isinstance(value, int) and key in ("bytes", "parameters"):
-            description[key] = format_bytes(value) if key == "bytes" else format_count(value)
-        elif isinstance(value, bool):
-            description[key] = "yes" if value else "no"
-        elif value is None or value in ("", {}, []):
-            description[key] = "none"
-        elif key == "aliases" and isinstance(value, list):
-            description[key] = ", ".join(value)
-        elif isinstance(value, dict | list) and key == "files":
-            description[key] = f"{len(value)}, compared with their record when they are opened"
-    print_table(list(description.items()))
-
-
-def _licence(path: Path) -> str:
-    """What a model's files say; a damaged file says nothing."""
-    from nanochat.export.format import ModelFiles
-    from nanochat.export.formats import detect
-
-    files = ModelFiles(path)
-    try:
-        return detect(files).licence(files)
-    except (ConfigError, FormatError, ModelNotFoundError):
-        return "unknown"
-
-
-def _backend() -> str:
-    """What would run a model here."""
-    from nanochat import backends
-
-    return backends.choose("auto")[0]

@@ -128,7 +128,8 @@ def test_the_verbs_fetch_list_show_verify_and_remove(repo: Hub, tmp_path: Path) 
     shown = verb(repo, tmp_path, "show", "org/name", "--json", HF_HUB_OFFLINE="1")
     verified = verb(repo, tmp_path, "verify", "org/name", "--json", HF_HUB_OFFLINE="1")
     removed = verb(repo, tmp_path, "rm", "org/name", "--json")
-    again = verb(repo, tmp_path, "show", "org/name")
+    again = verb(repo, tmp_path, "show", "org/name", "--json")
+    offline = verb(repo, tmp_path, "show", "org/name", HF_HUB_OFFLINE="1")
 
     assert pulled.last_json["format"] == "safetensors", pulled.err
     assert "x-TQ2_0.gguf" not in str(pulled.last_json["files"])
@@ -141,8 +142,10 @@ def test_the_verbs_fetch_list_show_verify_and_remove(repo: Hub, tmp_path: Path) 
     assert isinstance(golden, float)
     assert golden < 6e-2
     assert int(str(removed.last_json["freed_bytes"])) >= int(str(pulled.last_json["bytes"]))
-    assert again.code == 1
-    assert "`nanochat models pull org/name` does that" in again.err
+    assert again.last_json["cached"] is False
+    assert again.last_json["bytes"] == pulled.last_json["bytes"]
+    assert offline.code == 1
+    assert "HF_HUB_OFFLINE" in offline.err
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_the_verbs_fetch_list_show_verify_and_remove(repo: Hub, tmp_path: Path) 
         (["rm", "../x"], "pass OWNER/NAME"),
         (["pull", "nanochat-7b"], "no published weights yet"),
         (["pull", "org/nothing"], "check the name"),
-        (["show", "org/name"], "not fetched before"),
+        (["show", "org/nothing"], "check the name"),
         (["verify", "org/name:onnx"], "it holds"),
     ],
 )
