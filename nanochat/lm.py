@@ -22,7 +22,7 @@ from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
 from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
 from nanochat.export.directory import save_model
-from nanochat.export.format import ModelFiles
+from nanochat.export.format import Format, ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
 from nanochat.export.verify import require_recorded
@@ -43,6 +43,7 @@ from nanochat.weights import Stored, Weights
 
 if TYPE_CHECKING:
     from nanochat.text.front_matter import Usage
+    from nanochat.zoo.candidates import Location
 
 __all__ = ["Model", "from_pretrained"]
 
@@ -218,8 +219,8 @@ class Model(Writer):
         revision, token, cache_dir, local_files_only, force_download, unpinned
             See `nanochat.zoo.hub.locate`.
         verify : bool
-            Compare all parts of the model with the digests of its golden record, run the record on the backend, and
-            refuse a model that is or computes something else.
+            Read again what is known of the Hub's files, compare all parts of the model with the digests of its golden
+            record, run the record on the backend, and refuse a model that is or computes something else.
 
         Raises
         ------
@@ -231,11 +232,17 @@ class Model(Writer):
             If the backend is unknown or cannot run here.
         """
         # Late, because the Hub's client takes longer to import than everything above.
-        from nanochat.zoo.catalog import NAME as CATALOG_NAME
-        from nanochat.zoo.hub import locate
+        from nanochat.zoo.hub import opened
 
-        location = locate(
+        model, files, form = opened(
             str(name),
+            functools.partial(
+                cls._of_location,
+                name=str(name),
+                backend=backend,
+                kv_cache=kv_cache,
+                num_threads=num_threads,
+            ),
             # A backend of one's own takes codes, as those of this package do.
             backend=backends.wanted(backend) if isinstance(backend, str) else "reference",
             revision=revision,
@@ -244,23 +251,7 @@ class Model(Writer):
             local_files_only=local_files_only,
             force_download=force_download,
             unpinned=unpinned,
-        )
-        files = ModelFiles(location.path, name=location.name, origin=location.origin)
-        form = detect(files)
-        require_free(str(name), form.copied_bytes(files))
-        bundle = form.read(files)
-        stated = {} if location.entry is None else location.entry.sampling
-        if stated and not bundle.generation_from:
-            generation = {**bundle.generation, "do_sample": True, **stated}
-            bundle = dataclasses.replace(
-                bundle, generation=generation, generation_from=CATALOG_NAME
-            )
-        model = cls.from_bundle(
-            bundle,
-            backend=backend,
-            name=str(name),
-            kv_cache=kv_cache,
-            num_threads=num_threads,
+            verify=verify,
         )
         if verify:
             golden = model._bundle.golden
@@ -271,6 +262,29 @@ class Model(Writer):
                 )
             require_recorded(files, form, model._bundle, golden, lambda: model.engine)
         return model
+
+    @classmethod
+    def _of_location(
+        cls,
+        location: "Location",
+        *,
+        name: str,
+        backend: str | Ops[Any, Any, Any] | Runner[Any],
+        kv_cache: Storage,
+        num_threads: int | None,
+    ) -> "tuple[Model, ModelFiles, Format[Any]]":
+        """A model of files that are here, with the files and their format."""
+        files = ModelFiles(location.path, name=location.name, origin=location.origin)
+        form = detect(files)
+        require_free(name, form.copied_bytes(files))
+        model = cls.from_bundle(
+            location.with_stated(form.read(files)),
+            backend=backend,
+            name=name,
+            kv_cache=kv_cache,
+            num_threads=num_threads,
+        )
+        return model, files, form
 
     @functools.cached_property
     def cache_owner(self) -> CacheOwner:  # type: ignore[override]  # computed when it is asked for

@@ -4,13 +4,15 @@ A repository may hold one model in several formats, as `nanochat.publish.push` l
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nanochat import backends
+from nanochat.bundle import Bundle
 from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import Candidate, layouts
+from nanochat.files import FileRecord
 from nanochat.zoo.entries import Entry
 
 __all__ = [
@@ -136,6 +138,10 @@ class Request:
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False
+    # Read files again that are known from before.
+    verify: bool = False
+    # Leave the reading of large files to another thread: see `Fetched.is_whole`.
+    beside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +158,19 @@ class Fetched:
         What was chosen.
     bytes : int
         Size of its files.
+    is_listed : function
+        Whether the Hub lists a file of it with that size and SHA-256; of regular files, which it lists by another hash,
+        it does not say so.
+    is_whole : function
+        Wait until another thread has compared the files that were left to it; whether all are as the Hub lists them.
     """
 
     repo: str
     snapshot: Path
     model: Candidate
     bytes: int
+    is_listed: Callable[[str, FileRecord], bool] = field(repr=False, compare=False)
+    is_whole: Callable[[], bool] = field(repr=False, compare=False)
 
     @property
     def path(self) -> Path:
@@ -190,6 +203,18 @@ class Location:
     name: str
     fetched: Fetched | None = None
     entry: Entry | None = None
+
+    def is_whole(self) -> bool:
+        """Whether nothing is damaged of what `nanochat.zoo.hub.locate` has left to another thread."""
+        return self.fetched is None or self.fetched.is_whole()
+
+    def with_stated(self, bundle: Bundle) -> Bundle:
+        """The same model, with what the catalog says of sampling where its files say nothing."""
+        stated = {} if self.entry is None else self.entry.sampling
+        if not stated or bundle.generation_from:
+            return bundle
+        generation = {**bundle.generation, "do_sample": True, **stated}
+        return replace(bundle, generation=generation, generation_from="the catalog")
 
     @property
     def origin(self) -> str:

@@ -11,8 +11,6 @@ The client does the transfer, in parallel and with its own cache. What it does n
 
 import dataclasses
 import glob
-import hashlib
-import io
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
-from typing import BinaryIO
 
 from huggingface_hub import constants, get_cached_repo_tree, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
@@ -44,10 +41,19 @@ from nanochat.errors import (
     SaveError,
 )
 from nanochat.export.formats import Candidate, candidates
-from nanochat.files import atomic_write, exists, read_bytes, record_file
+from nanochat.files import atomic_write, exists, read_bytes
 from nanochat.tensors import MAX_INDEX_BYTES
 from nanochat.zoo.cache import storage
 from nanochat.zoo.candidates import Fetched, Request, choose, fitting, require_model
+from nanochat.zoo.checking import (
+    LARGE_BYTES,
+    compared_beside,
+    damaged_files,
+    is_in_cache,
+    is_listed,
+    left_to_another_thread,
+    verified_files,
+)
 from nanochat.zoo.client import (
     LIBRARY,
     client,
@@ -57,14 +63,12 @@ from nanochat.zoo.client import (
     require_token,
 )
 from nanochat.zoo.listing import COMMIT, commit_there, files_there, require_record
+from nanochat.zoo.verified import VerifiedFiles
 
 __all__ = ["PARTIAL", "fetch"]
 
 # The suffix of what came of a large file so far, beside where it belongs.
 PARTIAL = ".partial"
-_CHUNK_BYTES = 2**20
-# Files under this are soon fetched again.
-_LARGE_BYTES = 16 * 10**6
 # Attempts that bring nothing before the line is taken for dead, and seconds before each.
 _PATIENCE = 5
 _PAUSE = 1.0
@@ -111,9 +115,10 @@ def _fetch_or_open(request: Request) -> Fetched:
             with hub_errors(request.repo, revision=request.revision):
                 _fetch_large(request, commit, wanted.values())
         _transfer(request, commit, wanted, force=request.force_download)
-    _repair(request, snapshot, wanted)
+    later = left_to_another_thread(request, snapshot, wanted)
+    _repair(request, snapshot, {n: file for n, file in wanted.items() if n not in later})
     _remember(request, commit)
-    return _fetched(request, snapshot, model, wanted)
+    return _fetched(request, snapshot, model, wanted, later)
 
 
 def _chosen(
@@ -161,13 +166,15 @@ def _open_here(request: Request) -> Fetched:
         )
     model = choose(here, backend=request.backend, part=request.part, where=_name(request))
     wanted = {name: files[name] for name in model.files}
-    damaged = _damaged_files(snapshot, wanted)
+    later = left_to_another_thread(request, snapshot, wanted)
+    now = {name: file for name, file in wanted.items() if name not in later}
+    damaged = damaged_files(request, snapshot, now)
     if damaged:
         raise FormatError(
             f"{snapshot / damaged[0]}: not what the Hub's record says, so it is damaged: {_reconnect()} and load "
             f"{request.repo} again"
         )
-    return _fetched(request, snapshot, model, wanted)
+    return _fetched(request, snapshot, model, wanted, later)
 
 
 def _reconnect() -> str:
@@ -175,13 +182,19 @@ def _reconnect() -> str:
 
 
 def _fetched(
-    request: Request, snapshot: Path, model: Candidate, wanted: Mapping[str, RepoFile]
+    request: Request,
+    snapshot: Path,
+    model: Candidate,
+    wanted: Mapping[str, RepoFile],
+    later: Mapping[str, RepoFile],
 ) -> Fetched:
     return Fetched(
         repo=request.repo,
         snapshot=snapshot,
         model=model,
         bytes=sum(file.size for file in wanted.values()),
+        is_listed=lambda name, record: is_listed(wanted[name], record),
+        is_whole=compared_beside(request, snapshot, later),
     )
 
 
@@ -291,14 +304,16 @@ def _transfer(request: Request, commit: str, names: Iterable[str], *, force: boo
 
 def _fetch_large(request: Request, commit: str, files: Iterable[RepoFile]) -> None:
     """Bring large files to where the client keeps its files, each going on from where it was."""
-    place = storage(request.repo, request.cache_dir)
+    place, known = storage(request.repo, request.cache_dir), verified_files(request)
     with ThreadPoolExecutor(_WORKERS) as pool:
         # The first error, once all have ended.
-        list(pool.map(lambda file: _fetch_one(request, commit, file, place), files))
+        list(pool.map(lambda file: _fetch_one(request, commit, file, place, known), files))
 
 
-def _fetch_one(request: Request, commit: str, file: RepoFile, storage: Path) -> None:
-    if file.lfs is None or file.size < _LARGE_BYTES:
+def _fetch_one(
+    request: Request, commit: str, file: RepoFile, storage: Path, known: VerifiedFiles
+) -> None:
+    if file.lfs is None or file.size < LARGE_BYTES:
         return
     place = storage / "blobs" / file.lfs.sha256
     if exists(place):
@@ -313,12 +328,14 @@ def _fetch_one(request: Request, commit: str, file: RepoFile, storage: Path) -> 
             return
         partial = place.with_name(place.name + PARTIAL)
         _append_rest(request, commit, file, partial)
-        if record_file(partial).sha256 != file.lfs.sha256:
+        # Whole or not, it is read here, before it is taken for the file; and there no more.
+        partial.replace(place)
+        if known.record(place).sha256 != file.lfs.sha256:
             # The client fetches it whole.
-            partial.unlink()
+            place.unlink()
             _LOGGER.warning("%s was damaged on its way: fetched again", file.path)
             return
-        partial.replace(place)
+        known.save()
 
 
 def _append_rest(request: Request, commit: str, file: RepoFile, partial: Path) -> None:
@@ -358,14 +375,14 @@ def _append_rest(request: Request, commit: str, file: RepoFile, partial: Path) -
 
 def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) -> None:
     """Fetch once more what is not as recorded."""
-    damaged = _damaged_files(snapshot, wanted)
+    damaged = damaged_files(request, snapshot, wanted)
     if not damaged:
         return
     _LOGGER.warning("%s was damaged on its way or on this disk: fetched again", damaged[0])
     # The client would leave a link as it is.
     _delete_files(snapshot, damaged)
     _transfer(request, snapshot.name, damaged, force=True)
-    damaged = _damaged_files(snapshot, {name: wanted[name] for name in damaged})
+    damaged = damaged_files(request, snapshot, {name: wanted[name] for name in damaged})
     if damaged:
         _delete_files(snapshot, damaged)
         raise FormatError(
@@ -374,56 +391,14 @@ def _repair(request: Request, snapshot: Path, wanted: Mapping[str, RepoFile]) ->
         )
 
 
-def _damaged_files(snapshot: Path, wanted: Mapping[str, RepoFile]) -> list[str]:
-    """Names of the files that are not what the Hub records; all are read."""
-
-    def is_whole(name: str) -> bool:
-        path = snapshot / name
-        # The snapshot is made of links, which must not lead elsewhere.
-        return _is_in_cache(path, snapshot) and _is_as_recorded(path, wanted[name])
-
-    with ThreadPoolExecutor() as pool:
-        return [name for name, ok in zip(wanted, pool.map(is_whole, wanted), strict=True) if not ok]
-
-
 def _delete_files(snapshot: Path, names: Iterable[str]) -> None:
     """Delete files of a commit, and what they are links to, but nothing outside of the client's cache."""
     for name in names:
         path = snapshot / name
-        if _is_in_cache(path, snapshot):
+        if is_in_cache(path, snapshot):
             path.resolve().unlink(missing_ok=True)
-        if _is_in_cache(path.parent, snapshot):
+        if is_in_cache(path.parent, snapshot):
             path.unlink(missing_ok=True)
-
-
-def _is_in_cache(path: Path, snapshot: Path) -> bool:
-    """Whether links take a path nowhere but into the cache, or to the disk to which the repository's folder is a link.
-
-    A snapshot is the folder cache/models--owner--name/snapshots/commit.
-    """
-    places = (snapshot.parents[2].resolve(), snapshot.parents[1].resolve())
-    return any(path.resolve().is_relative_to(place) for place in places)
-
-
-def _is_as_recorded(path: Path, recorded: RepoFile) -> bool:
-    if not path.is_file() or path.stat().st_size != recorded.size:
-        return False
-    record = record_file(path)
-    if recorded.lfs is not None:
-        return record.sha256 == recorded.lfs.sha256
-    # A file in large storage is recorded by the text that git keeps for it.
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{record.sha256}\nsize {record.bytes}\n"
-    with path.open("rb") as file:
-        return recorded.blob_id in (_git_hash(io.BytesIO(pointer.encode())), _git_hash(file))
-
-
-def _git_hash(file: BinaryIO) -> str:
-    """The name that git gives to a file's content."""
-    sha = hashlib.sha1(b"blob %d\0" % file.seek(0, io.SEEK_END), usedforsecurity=False)
-    file.seek(0)
-    while chunk := file.read(_CHUNK_BYTES):
-        sha.update(chunk)
-    return sha.hexdigest()
 
 
 def _remember(request: Request, commit: str) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nanochat.backends import wanted as wanted_backend
 from nanochat.bundle import CARD
-from nanochat.errors import FormatError, ModelNotFoundError
+from nanochat.errors import FormatError, ModelNotFoundError, NanochatError
 from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
@@ -24,7 +25,9 @@ from nanochat.zoo.catalog import (
 )
 from nanochat.zoo.entries import Entry
 
-__all__ = ["is_repo", "locate", "resolve", "split_name"]
+__all__ = ["is_repo", "locate", "opened", "resolve", "split_name"]
+
+T = TypeVar("T")
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What is often pasted instead of a name.
@@ -33,9 +36,11 @@ _NAME = re.compile(r"(?P<model>[^@:]*)(@(?P<revision>[^:]*))?(:(?P<part>.*))?", 
 _LOGGER = logging.getLogger(__name__)
 
 
-def resolve(name: str, *, backend: str = "auto", unpinned: bool = False) -> Path:
+def resolve(
+    name: str, *, backend: str = "auto", unpinned: bool = False, verify: bool = False
+) -> Path:
     """Return the directory, ``.gguf`` or ``.onnx`` file that a name stands for; see `locate`."""
-    return locate(name, backend=backend, unpinned=unpinned).path
+    return locate(name, backend=backend, unpinned=unpinned, verify=verify).path
 
 
 def locate(
@@ -48,6 +53,8 @@ def locate(
     local_files_only: bool = False,
     force_download: bool = False,
     unpinned: bool = False,
+    verify: bool = False,
+    beside: bool = False,
 ) -> Location:
     """Find the files that a name stands for, and fetch them if need be.
 
@@ -71,6 +78,12 @@ def locate(
         Fetch again what was fetched before.
     unpinned : bool
         Take what is at the Hub today for a name of the catalog of which no commit is known.
+    verify : bool
+        Compare every file with its record by reading it; otherwise files that were read before are known by their
+        size, times and inode.
+    beside : bool
+        Return before all large files have been read, which another thread does. Whoever uses the model asks
+        `Location.is_whole` first, and where it is not, calls this again without `beside`.
     """
     backend = wanted_backend(backend)
     path = _on_disk(name)
@@ -125,6 +138,8 @@ def locate(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
+            verify=verify,
+            beside=beside,
         )
     )
     if entry is not None:
@@ -135,6 +150,31 @@ def locate(
         fetched=fetched,
         entry=entry or entry_of(repo),
     )
+
+
+def opened(
+    name: str, open_: Callable[[Location], T], *, force_download: bool = False, **options: Any
+) -> T:
+    """What `open_` makes of the files that a name stands for, of which the large ones are compared meanwhile.
+
+    Nothing is given back of a file that turns out to be damaged: it is fetched again, or refused.
+
+    Parameters
+    ----------
+    force_download, options
+        Of `locate`.
+    """
+    location = locate(name, force_download=force_download, beside=True, **options)
+    try:
+        made = open_(location)
+    except NanochatError:
+        # What is damaged may be unreadable, or anything else.
+        if location.is_whole():
+            raise
+    else:
+        if location.is_whole():
+            return made
+    return open_(locate(name, **options))
 
 
 def split_name(name: str) -> tuple[str, str, str]:
@@ -229,7 +269,9 @@ def _require_meant(entry: Entry, fetched: Fetched, *, wanted: str, part: str) ->
             f"{entry.repo} holds {unknown[0]}, of which the catalog does not know: upgrade nanochat-ternary"
         )
     for name in set(fetched.model.files) - {CARD}:
-        require_as_recorded(fetched.snapshot / name, entry.files[name], by="the catalog")
+        # What the Hub lists has been compared with the file.
+        if not fetched.is_listed(name, entry.files[name]):
+            require_as_recorded(fetched.snapshot / name, entry.files[name], by="the catalog")
 
 
 def _without_revisions(name: str, revision: str | None, where: str) -> ModelNotFoundError:

@@ -155,12 +155,13 @@ def describe_place(location: "Location") -> dict[str, object]:
 
 def pins(location: "Location") -> dict[str, object]:
     """Size and hash of each file of a model of the Hub, as an entry of the catalog pins them."""
-    from nanochat.files import record_file
+    from nanochat.zoo.verified import VerifiedFiles
 
     fetched = location.fetched
     if fetched is None:
         return {}
-    records = {name: record_file(fetched.snapshot / name) for name in fetched.model.files}
+    known = VerifiedFiles(fetched.snapshot.parents[1])
+    records = {name: known.record(fetched.snapshot / name) for name in fetched.model.files}
     return {"files": {name: dataclasses.asdict(record) for name, record in records.items()}}
 
 

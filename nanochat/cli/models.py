@@ -61,9 +61,20 @@ for _command in (list_models, show, pin):
 @click.argument("name")
 @backend_option
 @click.option("--force-download", is_flag=True, help="Fetch again what was fetched before.")
+@click.option(
+    "--verify", is_flag=True, help="Read files again that are known by their size, times and inode."
+)
 @unpinned_option
 @as_json_option
-def pull(name: str, *, backend: str, force_download: bool, unpinned: bool, as_json: bool) -> None:
+def pull(
+    name: str,
+    *,
+    backend: str,
+    force_download: bool,
+    verify: bool,
+    unpinned: bool,
+    as_json: bool,
+) -> None:
     """Fetch a model from the Hugging Face Hub, and compare every file with the Hub's record of it.
 
     NAME is a name of the catalog or OWNER/NAME, perhaps with @REVISION and with :PART: a format, a folder, a file or a
@@ -73,7 +84,9 @@ def pull(name: str, *, backend: str, force_download: bool, unpinned: bool, as_js
     from nanochat.export.formats import load_config
     from nanochat.zoo.hub import locate
 
-    location = locate(name, backend=backend, force_download=force_download, unpinned=unpinned)
+    location = locate(
+        name, backend=backend, force_download=force_download, unpinned=unpinned, verify=verify
+    )
     if location.fetched is None:
         with as_file_errors():
             load_config(location.path)
@@ -102,7 +115,9 @@ def verify(model: str, *, backend: str, unpinned: bool, as_json: bool) -> None:
     from nanochat.zoo.hub import resolve
 
     with as_file_errors():
-        verified = verify_model(resolve(model, backend=backend, unpinned=unpinned), backend=backend)
+        verified = verify_model(
+            resolve(model, backend=backend, unpinned=unpinned, verify=True), backend=backend
+        )
     proven = verified.golden is not None
     if as_json:
         print_json(dataclasses.asdict(verified))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("client")
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every file in large storage for one that is worth going on with."""
-    monkeypatch.setattr(download, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(download, "LARGE_BYTES", 1)
     monkeypatch.setattr(download, "_PAUSE", 0.01)
 
 
