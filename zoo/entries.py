@@ -57,8 +57,6 @@ class Entry:
         How its authors say that tokens be chosen, in the names of ``generation_config.json``.
     context : int
         Tokens that it was trained for; 0 is what its configuration says.
-    bytes : int
-        Size of its weights as its authors give it, where nothing here tells it; 0 is unknown.
     shape : mapping
         The fields of its configuration that are not `nanochat.config.ModelConfig`'s own; empty if it is not known.
     tried : bool
@@ -84,7 +82,6 @@ class Entry:
     thinking: Literal["", "on", "off"] = ""
     sampling: Mapping[str, object] = field(default_factory=dict)
     context: int = 0
-    bytes: int = 0
     shape: Mapping[str, object] = field(default_factory=dict)
     tried: bool = False
     note: str = ""
@@ -100,6 +97,11 @@ class Entry:
     def is_pinned(self) -> bool:
         """Whether the catalog knows which files are meant."""
         return bool(self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files; 0 if it is not pinned."""
+        return sum(record.bytes for record in self.files.values())
 
     @cached_property
     def config(self) -> ModelConfig | None:

@@ -102,9 +102,9 @@ def show(name: str, *, backend: str, contexts: Sequence[int], as_json: bool) -> 
     if config is not None:
         print_expectation(expected)
     else:
-        size = format_bytes(int(str(description["bytes"])))
         write(
-            f"\nwhat it takes of memory is not known, for its configuration is not: more than its files ({size})\n"
+            f"\nwhat it takes of memory is not known, for its configuration is not: see {description['repo']} on the "
+            "Hub, or pass it by that name to have its headers read\n"
         )
 
 

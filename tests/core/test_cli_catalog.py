@@ -77,7 +77,7 @@ def test_a_newcomer_with_8_gb_is_told_which_bonsai_runs_and_how_fast(run: Run) -
         assert match is not None
         speeds[size] = float(match[1])
     assert speeds == pytest.approx({"1.7b": 59, "4b": 26, "8b": 14.4}, rel=0.03)
-    assert "needs over 7.15 GB" in lines["ternary-bonsai-27b"]
+    assert re.search(r" needs 7\.\d+ GB ", lines["ternary-bonsai-27b"])
     # Its speed is not that of memory.
     assert "tokens/s" not in lines["nanochat-tiny"]
 
@@ -176,9 +176,9 @@ def test_what_was_not_measured_is_measured_once(run: Run, monkeypatch: pytest.Mo
 
 
 def test_a_model_whose_shape_is_not_known_says_so(run: Run) -> None:
-    result = run("models", "show", "ternary-bonsai-27b")
+    result = run("models", "show", "falcon-e-1b-base")
 
-    assert "its configuration is not: more than its files (7.15 GB)" in result.out
+    assert "its configuration is not: see tiiuae/Falcon-E-1B-Base on the Hub" in result.out
     assert result.code == 0
 
 

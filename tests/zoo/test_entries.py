@@ -82,6 +82,8 @@ def test_a_name_is_the_preset_s_until_there_are_weights(entry: Entry) -> None:
         ("ternary-bonsai-1.7b", 1.72e9, 0.46),
         ("ternary-bonsai-4b", 4.02e9, 1.07),
         ("ternary-bonsai-8b", 8.19e9, 2.18),
+        ("ternary-bonsai-27b", 26.9e9, 7.15),
+        ("ternary-bonsai-2-27b", 26.9e9, 7.21),
         ("bitnet-2b", 2.4e9, 1.18),
         ("falcon3-1b-base", 1.67e9, None),
         ("falcon3-3b-base", 3.23e9, None),
@@ -114,12 +116,12 @@ def test_a_shape_has_the_parameters_and_the_size_that_its_authors_give(
 
 def test_keys_and_values_are_those_that_were_counted_by_hand() -> None:
     sizes = {}
-    for size in ("1.7b", "4b", "8b"):
+    for size in ("1.7b", "4b", "8b", "2-27b"):
         config = CATALOG[f"ternary-bonsai-{size}"].config
         assert config is not None
         sizes[size] = 32_768 * cost(config, context=1, kv_cache="float16").kv_bytes_per_token / 1e9
 
-    assert sizes == pytest.approx({"1.7b": 3.76, "4b": 4.83, "8b": 4.83}, rel=0.01)
+    assert sizes == pytest.approx({"1.7b": 3.76, "4b": 4.83, "8b": 4.83, "2-27b": 2.15}, rel=0.01)
 
 
 @pytest.mark.parametrize(

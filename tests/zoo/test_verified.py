@@ -105,10 +105,19 @@ def test_a_file_that_may_be_another_is_read(
     assert read == ["x.bin"] * 2
 
 
-def test_a_change_right_after_the_last_one_is_seen(file: Path) -> None:
-    for number in range(50):
-        file.write_bytes(number.to_bytes(2, "little") + DATA)
-        record_and_save(file)
+def test_the_next_change_of_a_file_gets_another_time(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+
+    os.utime(file)
+    VerifiedFiles(file.parent).record(file)
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 10)
+    VerifiedFiles(file.parent).record(file)
+
+    assert waits == [verified._TICK]
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(
