@@ -1,5 +1,6 @@
 """This file holds `nanochat models list`, `show` and `pin`: what there is, what it takes, and what a name means."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,7 +169,7 @@ def pin(name: str, *, revision: str, as_json: bool) -> None:
     changed = [
         f"{key} {entry.shape.get(key)!r} becomes {shape.get(key)!r}"
         for key in sorted(entry.shape.keys() | shape.keys())
-        if shape and entry.shape and entry.shape.get(key) != shape.get(key)
+        if shape and entry.shape and _differ(entry.shape.get(key), shape.get(key))
     ]
     if changed:
         note(
@@ -189,3 +190,10 @@ def pin(name: str, *, revision: str, as_json: bool) -> None:
         print_json(pinned)
     else:
         print_short(pinned)
+
+
+def _differ(said: object, told: object) -> bool:
+    """Whether two values are others, and not the same number in two types of the file."""
+    if isinstance(said, float) and isinstance(told, float):
+        return not math.isclose(said, told, rel_tol=1e-6)
+    return said != told

@@ -16,6 +16,7 @@ from nanochat.cli.options import (
     Command,
     as_json_option,
     backend_option,
+    meant_to_think,
     model_argument,
     threads_option,
     unpinned_option,
@@ -227,7 +228,7 @@ def generate(
     "thinking",
     default=None,
     help="Let the model think before it answers, or not, if its chat template has a switch for that.  "
-    "[default: as the template does]",
+    "[default: as the catalog says, or the template does]",
 )
 @click.option(
     "--thinking-budget",
@@ -255,6 +256,8 @@ def chat(
     MODEL is a directory, a .gguf or .onnx file, a name that `nanochat models list` shows, or OWNER/NAME on the Hugging
     Face Hub, perhaps with @REVISION and :PART, as for `nanochat models pull`.
     """
+    from nanochat.text.chat import template_of
+
     message = _one_of(text, message, "MESSAGE", "--message")
     if as_json and message is None:
         raise click.UsageError("--json prints one answer: write a message behind MODEL, too")
@@ -269,6 +272,8 @@ def chat(
             f"{model} was not trained to chat, as its card says: it continues texts. Try: nanochat generate "
             f"{shlex.quote(model)} {example}"
         )
+    if thinking is None and thinking_budget is None:
+        thinking = meant_to_think(model, template_of(loaded.tokenizer, jinja))
     conversation = _Conversation(
         loaded,
         options,

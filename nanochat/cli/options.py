@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 from nanochat import backends
 from nanochat.cli.run import as_file_errors
+from nanochat.errors import InputError
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
@@ -21,6 +22,7 @@ __all__ = [
     "backend_option",
     "find_config",
     "find_stated",
+    "meant_to_think",
     "model_argument",
     "threads_option",
     "unpinned_option",
@@ -92,6 +94,23 @@ def find_stated(name: str) -> "tuple[GenerationOptions, str]":
     with as_file_errors():
         generation, where = load_generation(found)
     return stated_options(generation, where=where), where
+
+
+def meant_to_think(name: str, template: str) -> bool | None:
+    """Whether a model is meant to think, as the catalog says; `None` where its template has no switch for that."""
+    from nanochat.text.chat import thinking_variables
+    from nanochat.zoo.catalog import entry_of
+    from nanochat.zoo.hub import split_name
+
+    model = split_name(name)[0]
+    entry = _entry(model) or (None if Path(name).exists() else entry_of(model))
+    if entry is None or not entry.thinking:
+        return None
+    thinking = entry.thinking == "on"
+    try:
+        return thinking if thinking_variables(template, thinking=thinking, budget=None) else None
+    except InputError:
+        return None
 
 
 def _find(name: str) -> "ModelConfig | Path":

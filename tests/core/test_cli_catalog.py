@@ -14,12 +14,14 @@ from nanochat.backends.numba.runtime.isa import chosen
 from nanochat.backends.numba.tuning import bandwidth
 from nanochat.backends.numba.tuning.bandwidth import Bandwidth
 from nanochat.cost import cost
+from nanochat.export.directory import save_model
 from nanochat.files import record_file
 from nanochat.ops import Storage
 from nanochat.zoo import catalog, entries, hub
 from nanochat.zoo.catalog import CATALOG
 from nanochat.zoo.entries import Entry, load_entries
 from tests.core.command_line import Run
+from tests.core.thinking_models import PLAIN, SWITCHED, THOUGHT, thinker
 from tests.export.foreign_ggufs import Case, write
 from tests.zoo.hub_client import HubClient
 
@@ -230,6 +232,63 @@ def test_offline_nothing_is_asked(run: Run, here: HubClient) -> None:
     assert result.code == 1
     assert result.err.count("\n") == 1
     assert here.hub.requests == []
+
+
+# What the catalog says of a model's use.
+
+
+@pytest.fixture
+def thoughtful(here: HubClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model of the Hub that thinks if it is not told otherwise, and is meant not to."""
+    monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
+    # Its files say nothing of their use.
+    save_model(tmp_path / "t", thinker(SWITCHED))
+    (tmp_path / "t" / "generation_config.json").unlink()
+    (tmp_path / "t" / "nanochat.json").unlink()
+    here.hub.add("org/t", {p.name: p.read_bytes() for p in (tmp_path / "t").iterdir()})
+    entry = Entry(
+        name="t",
+        repo="org/t",
+        description="x",
+        licence="MIT",
+        template="x",
+        thinking="off",
+        sampling={"temperature": 0.5, "top_k": 1},
+    )
+    for module in (catalog, hub):
+        monkeypatch.setattr(module, "CATALOG", {"t": entry})
+    return "org/t"
+
+
+@pytest.mark.parametrize("words", [("org/t",), ("t", "--unpinned")], ids=["repository", "name"])
+def test_a_model_that_is_meant_to_answer_at_once_does(
+    run: Run, thoughtful: str, words: tuple[str, ...]
+) -> None:
+    del thoughtful
+    name, *options = words
+
+    def reasoning(*more: str) -> object:
+        return run("chat", name, "Hi", *options, *more, "--json").last_json["reasoning"]
+
+    assert reasoning() == ""
+    assert reasoning("--think") == THOUGHT
+    assert reasoning("--thinking-budget", "100") == THOUGHT
+
+
+def test_a_template_without_a_switch_is_left_alone(
+    run: Run, thoughtful: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.jinja").write_text(PLAIN)
+
+    result = run("chat", thoughtful, "Hi", "--template", tmp_path / "own.jinja")
+
+    assert result.code == 0
+
+
+def test_sampling_that_the_files_do_not_state_is_the_catalog_s(run: Run, thoughtful: str) -> None:
+    result = run("chat", thoughtful, "Hi")
+
+    assert "sampling as the model's authors state it in the catalog: temperature 0.5" in result.err
 
 
 # Pinning.
