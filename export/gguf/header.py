@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError
-from nanochat.export.gguf.container import GgufFile, read_gguf
+from nanochat.export.gguf.container import GgufFile
 from nanochat.export.gguf.foreign.hyperparameters import ARCHITECTURES, read_hyperparameters
 from nanochat.export.gguf.foreign.matrices import FLOATS
 from nanochat.export.gguf.foreign.rotations import read_rotations
 from nanochat.export.gguf.metadata import is_ours, read_config
+from nanochat.export.gguf.parts import read_whole
 from nanochat.export.gguf.types import I2_S, PACKINGS, Q8_0
 
 __all__ = ["header_config"]
@@ -30,7 +31,7 @@ def header_config(path: Path) -> ModelConfig:
     ConfigError, FormatError
         If it is damaged, or of a model that this package does not run.
     """
-    file = read_gguf(path)
+    file = read_whole(path)
     if is_ours(file.metadata):
         return read_config(path, file.metadata)
     architecture = file.metadata.get("general.architecture")

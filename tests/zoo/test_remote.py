@@ -16,6 +16,7 @@ from nanochat.zoo.candidates import Request
 from nanochat.zoo.remote import Remote
 from tests.export.foreign_ggufs import Case, Tensor, tensors, write
 from tests.export.foreign_models import build, save
+from tests.export.test_gguf_parts import write_parts
 from tests.parity.random_models import random_bundle
 from tests.zoo import hub_api
 from tests.zoo.hub_api import Answer
@@ -168,6 +169,18 @@ def test_a_server_that_knows_no_ranges_is_not_listened_to_for_long(
     monkeypatch.setattr(hub_api, "_ranged", lambda _call, data, headers: Answer(200, data, headers))
 
     assert Remote.find(REQUEST).config().width == 256
+
+
+def test_of_a_model_in_several_files_all_headers_are_read(client: HubClient, put: Path) -> None:
+    first = write_parts(put)
+    (put / "model.gguf").unlink(missing_ok=True)
+    upload(client, put)
+
+    found = Remote.find(REQUEST)
+
+    assert len(found.files) == 3
+    assert found.config() == load_config(first)
+    assert found.bytes == sum(path.stat().st_size for path in put.iterdir())
 
 
 def test_a_file_that_comes_too_short_is_said_to_be(client: HubClient, put: Path) -> None:
