@@ -84,17 +84,18 @@ def choose(
 def reason(found: Iterable[Candidate], taken: Candidate, *, backend: str) -> str:
     """Why `choose` takes one of several models, in a clause: what tells it from the next best."""
     rank = _rank(taken, backend)
-    others = sorted(other for one in found if (other := _rank(one, backend)) > rank)
+    others = [one for one in found if _rank(one, backend) > rank]
     if not others:
         return "it is the only one"
-    differing = next(i for i, (a, b) in enumerate(zip(rank, others[0], strict=True)) if a != b)
+    other = min(others, key=lambda one: _rank(one, backend))
+    ranks = zip(rank, _rank(other, backend), strict=True)
     kinds = "graphs" if taken.layout.is_graph else "codes"
     return (
         f"backend {backend} runs {kinds}",
-        f"of its layouts {taken.kind} is read first",
+        f"{taken.kind} comes before {other.kind}",
         "it is the outermost",
         "its type of tensors, as the names tell them, is the fastest here",
-    )[differing]
+    )[next(place for place, (mine, its) in enumerate(ranks) if mine != its)]
 
 
 def require_model(found: Sequence[Candidate], names: Iterable[str], *, where: str) -> None:

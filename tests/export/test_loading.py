@@ -110,6 +110,6 @@ def test_of_two_models_in_one_folder_it_is_said_which_is_taken_and_how_to_ask_fo
 
     assert (taken.config.num_layers, other.config.num_layers) == (1, 2)
     assert (
-        f"{tmp_path} holds several models, of which the folder's own safetensors is opened: for another, pass "
-        f"{tmp_path}/x.gguf"
+        f"{tmp_path} holds several models, of which the folder's own safetensors is opened, because safetensors comes "
+        f"before gguf: for another, pass {tmp_path}/x.gguf"
     ) in said

@@ -171,7 +171,7 @@ def test_any_listing_gives_a_choice_or_a_sentence(names: list[str], part: str) -
     [
         ("numba", ["a.gguf"], "it is the only one"),
         ("onnx", [*OWN, "onnx/model.onnx"], "backend onnx runs graphs"),
-        ("numba", [*OWN, "x-TQ2_0.gguf"], "of its layouts safetensors is read first"),
+        ("numba", [*OWN, "x-TQ2_0.gguf"], "safetensors comes before gguf"),
         ("numba", ["x-TQ2_0.gguf", "deep/x-TQ2_0.gguf"], "it is the outermost"),
         ("numba", ["x-PQ2_0.gguf", "x-F16.gguf"], "its type of tensors, as the names tell"),
     ],
