@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from nanochat.backends import wanted as wanted_backend
 from nanochat.bundle import CARD
-from nanochat.errors import FormatError, ModelNotFoundError, NanochatError
+from nanochat.errors import FormatError, ModelNotFoundError
 from nanochat.export.formats import candidates, is_file_name, model_path
 from nanochat.files import require_as_recorded
 from nanochat.zoo.candidates import Fetched, Location, Request, choose
@@ -167,8 +167,8 @@ def opened(
     location = locate(name, force_download=force_download, beside=True, **options)
     try:
         made = open_(location)
-    except NanochatError:
-        # What is damaged may be unreadable, or anything else.
+    except Exception:
+        # What is damaged may be anything, and end in any error.
         if location.is_whole():
             raise
     else:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import nanochat
+from nanochat import files
 from nanochat.errors import FormatError
 from nanochat.export.directory import save_model
 from nanochat.files import record_file
-from nanochat.zoo import checking, verified
+from nanochat.zoo import checking, hub, verified
+from nanochat.zoo.entries import Entry
 from nanochat.zoo.hub import locate, opened
 from nanochat.zoo.verified import NAME, VerifiedFiles
 from tests.parity.random_models import random_bundle
@@ -196,6 +198,33 @@ def test_a_model_is_read_once_for_its_hashes(read: list[str]) -> None:
     assert len(read) == count
 
 
+def test_a_pinned_model_is_read_no_more_often(
+    at_hub: HubClient, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {p.name: record_file(p) for p in (tmp_path / "model").iterdir()}
+    entry = Entry(
+        name="x",
+        repo="org/name",
+        description="x",
+        licence="MIT",
+        revision=at_hub.hub.repos["org/name"].branches["main"],
+        files=records,
+    )
+    monkeypatch.setattr(hub, "CATALOG", {"x": entry})
+    again: list[str] = []
+
+    def record(path: Path) -> object:
+        again.append(path.name)
+        return record_file(path)
+
+    monkeypatch.setattr(files, "record_file", record)
+
+    locate("x")
+
+    assert read.count(records["model.safetensors"].sha256) == 1
+    assert "model.safetensors" not in again
+
+
 @pytest.mark.usefixtures("at_hub")
 def test_verify_reads_it_again(read: list[str]) -> None:
     locate("org/name")
@@ -284,6 +313,20 @@ def test_what_cannot_be_opened_because_it_is_damaged_is_fetched_again(at_hub: Hu
 
     assert model.config == random_bundle().config
     model.close()
+
+
+def test_damage_may_end_in_any_error(at_hub: HubClient) -> None:
+    path = (locate("org/name").path / "model.safetensors").resolve()
+    whole = path.read_bytes()
+    damage(path)
+    del at_hub
+
+    def open_(location: Any) -> str:
+        if (location.path / "model.safetensors").read_bytes() != whole:
+            raise ZeroDivisionError
+        return "made"
+
+    assert opened("org/name", open_) == "made"
 
 
 def test_offline_what_is_damaged_is_refused(at_hub: HubClient) -> None:
