@@ -15,7 +15,7 @@ __all__ = [
     "LayerKind",
     "Mixer",
     "ModelConfig",
-    "RopeScaling",
+    "RopeType",
     "TableFormat",
     "check_field",
     "config_from_dict",
@@ -28,7 +28,7 @@ Coefficients = Literal["static", "dynamic"]
 LayerKind = Literal["attention", "delta"]
 Mixer = Literal["lite", "sinkhorn", "identity"]
 DeltaGates = Literal["dense", "float16", "bfloat16", "ternary"]
-RopeScaling = Literal["ntk", "linear", "llama3", "yarn", "factors"]
+RopeType = Literal["ntk", "linear", "llama3", "yarn", "factors"]
 TableFormat = Literal["int8", "int8_32", "int8_16", "ternary", "dense", "float16", "bfloat16"]
 
 # Columns that share a scale in tables of codes that have several in a row.
@@ -88,7 +88,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "coefficients": get_args(Coefficients),
     "mixer": get_args(Mixer),
     "delta_gates": get_args(DeltaGates),
-    "rope_scaling": get_args(RopeScaling),
+    "rope_type": get_args(RopeType),
     "rotation_block": (0, *(1 << power for power in range(2, 15))),
     "table_format": get_args(TableFormat),
     "num_streams": (1, 2, 4),
@@ -121,7 +121,7 @@ class ModelConfig:
         Kinds of the layers, repeated until all layers have one. See `hybrid_pattern`.
     rope_theta, rope_dims : float, int
         Base of the rotation, and the features of a head that are rotated, from the first on; 0 is all.
-    rope_scale, rope_scaling : float, {"ntk", "linear", "llama3", "yarn", "factors"}
+    rope_scale, rope_type : float, {"ntk", "linear", "llama3", "yarn", "factors"}
         Context factor (1 is none), and how it slows the rotation down; see `nanochat.rotary.rotation`.
     rope_original_context : int
         Tokens that the model was first trained for, of which *llama3* and *yarn* count the turns.
@@ -181,7 +181,7 @@ class ModelConfig:
     layer_pattern: tuple[LayerKind, ...] = ("attention",)
     rope_theta: float = 10_000.0
     rope_scale: float = 1.0
-    rope_scaling: RopeScaling = "ntk"
+    rope_type: RopeType = "ntk"
     rope_dims: int = 0
     rope_original_context: int = 0
     rope_low: float = 1.0
@@ -379,11 +379,11 @@ def _check_rotation(config: ModelConfig) -> None:
         raise ConfigError(
             f"rope_dims={dims} is more than head_dim={config.head_dim}: rotate at most all features of a head"
         )
-    scaling = config.rope_scaling
+    scaling = config.rope_type
     if scaling in ("llama3", "yarn"):
         if config.rope_original_context < 1:
             raise ConfigError(
-                f'rope_scaling="{scaling}" without rope_original_context: write the tokens that the model was first '
+                f'rope_type="{scaling}" without rope_original_context: write the tokens that the model was first '
                 "trained for"
             )
         if config.rope_low >= config.rope_high:
@@ -393,12 +393,12 @@ def _check_rotation(config: ModelConfig) -> None:
             )
         if scaling == "yarn" and config.rope_theta == 1:
             raise ConfigError(
-                'rope_theta=1.0 with rope_scaling="yarn": all pairs turn alike; choose a larger base'
+                'rope_theta=1.0 with rope_type="yarn": all pairs turn alike; choose a larger base'
             )
     expected = dims // 2 if scaling == "factors" else 0
     if len(config.rope_factors) != expected:
         raise ConfigError(
-            f'rope_factors has {len(config.rope_factors)} numbers with rope_scaling="{scaling}": write {expected}, one '
+            f'rope_factors has {len(config.rope_factors)} numbers with rope_type="{scaling}": write {expected}, one '
             "for each pair of rotated features with factors, and none without"
         )
 

@@ -218,6 +218,7 @@ class _Walk(Generic[Array, Leaf, State]):
         self.ops = ops
         self.state = state
         self.observe = observe
+        self.rotation = rotation(config)
         self.routing: list[Array] = []
         self.slot: Iterator[int] = count()
         # Keys and values of the looped layers at this loop step, when tokens may leave the loop early.
@@ -299,9 +300,8 @@ class _Walk(Generic[Array, Leaf, State]):
         if w.q_norm is not None and w.k_norm is not None:
             q = ops.rms_norm(q, w.q_norm, eps=config.norm_eps)
             k = ops.rms_norm(k, w.k_norm, eps=config.norm_eps)
-        turned = rotation(config)
-        q = ops.rope(q, rotation=turned, state=self.state, segments=self.segments)
-        k = ops.rope(k, rotation=turned, state=self.state, segments=self.segments)
+        q = ops.rope(q, rotation=self.rotation, state=self.state, segments=self.segments)
+        k = ops.rope(k, rotation=self.rotation, state=self.state, segments=self.segments)
         k, v = self._of_remaining(k, v)
         y = ops.attention(q, k, v, state=self.state, slot=next(self.slot), segments=self.segments)
         y = ops.merge_heads(y)

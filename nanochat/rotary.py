@@ -15,7 +15,6 @@ References
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +51,11 @@ class Rotation:
         return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
-@lru_cache
 def rotation(config: ModelConfig) -> Rotation:
     """The rotation of a configuration's heads.
 
-    With ``f = theta**(-2 i / K)``, the frequencies are by `rope_scaling`:
+    In plain Python, which compilers of frameworks can follow. With ``f = theta**(-2 i / K)``, frequencies are by
+    `rope_type`:
 
     * *ntk*: those of another theta, ``theta * s**(K / (K - 2))``;
     * *linear*: ``f / s``;
@@ -71,29 +70,17 @@ def rotation(config: ModelConfig) -> Rotation:
     >>> [round(frequency, 4) for frequency in rotation(preset("tiny")).frequencies[:3]]
     [1.0, 0.7499, 0.5623]
     """
-    dims, theta = config.rope_dims or config.head_dim, config.rope_theta
-    pairs = np.arange(dims // 2)
-    plain = theta ** (-pairs / (dims // 2))
-    match config.rope_scaling:
-        case "ntk":
-            frequencies = ntk_theta(config) ** (-pairs / (dims // 2))
-        case "linear":
-            frequencies = plain / config.rope_scale
-        case "factors":
-            frequencies = plain / np.array(config.rope_factors)
-        case "llama3":
-            turns = config.rope_original_context * plain / (2 * math.pi)
-            share = (turns - config.rope_low) / (config.rope_high - config.rope_low)
-            frequencies = _blend(plain, config.rope_scale, share)
-        case "yarn":
-            first, last = (
-                _pair(config, dims, turns) for turns in (config.rope_high, config.rope_low)
-            )
-            first, last = max(math.floor(first), 0), min(math.ceil(last), dims - 1)
-            # Of equal ends, the paper's authors move one.
-            share = 1 - (pairs - first) / max(last - first, 1e-3)
-            frequencies = _blend(plain, config.rope_scale, share)
-    return Rotation(frequencies=tuple(frequencies.tolist()), magnitude=config.rope_magnitude)
+    dims = config.rope_dims or config.head_dim
+    theta = ntk_theta(config) if config.rope_type == "ntk" else config.rope_theta
+    plain = [theta ** (-pair / (dims // 2)) for pair in range(dims // 2)]
+    pairs = enumerate(plain)
+    if config.rope_type == "linear":
+        plain = [frequency / config.rope_scale for frequency in plain]
+    elif config.rope_type == "factors":
+        plain = [frequency / config.rope_factors[pair] for pair, frequency in pairs]
+    elif config.rope_type in ("llama3", "yarn"):
+        plain = [_stretched(config, dims, pair, frequency) for pair, frequency in pairs]
+    return Rotation(frequencies=tuple(plain), magnitude=config.rope_magnitude)
 
 
 def ntk_theta(config: ModelConfig) -> float:
@@ -104,11 +91,25 @@ def ntk_theta(config: ModelConfig) -> float:
     return config.rope_theta * float(config.rope_scale ** (dims / (dims - 2)))
 
 
-def _blend(
-    plain: NDArray[np.float64], factor: float, share: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    share = np.clip(share, 0, 1)
-    return plain * share + plain / factor * (1 - share)
+def _stretched(config: ModelConfig, dims: int, pair: int, frequency: float) -> float:
+    by_turns = config.rope_type == "llama3"
+    share = _share_by_turns(config, frequency) if by_turns else _share_by_pair(config, dims, pair)
+    share = min(max(share, 0.0), 1.0)
+    return frequency * share + frequency / config.rope_scale * (1 - share)
+
+
+def _share_by_turns(config: ModelConfig, frequency: float) -> float:
+    """What is left as it is, by how often a pair turns in the original context."""
+    turns = config.rope_original_context * frequency / (2 * math.pi)
+    return (turns - config.rope_low) / (config.rope_high - config.rope_low)
+
+
+def _share_by_pair(config: ModelConfig, dims: int, pair: int) -> float:
+    """The same by the pair's number, between those that turn so often."""
+    first = max(math.floor(_pair(config, dims, config.rope_high)), 0)
+    last = min(math.ceil(_pair(config, dims, config.rope_low)), dims - 1)
+    # Of equal ends, the paper's authors move one.
+    return 1 - (pair - first) / max(last - first, 1e-3)
 
 
 def _pair(config: ModelConfig, dims: int, turns: float) -> float:

@@ -108,8 +108,8 @@ def _everywhere(config: ModelConfig, family: str) -> Iterator[str]:
         if form not in ("int8", "ternary", "dense"):
             yield f'{name}="{form}": models are written for it with tables in int8, ternary or dense'
             break
-    if config.rope_scaling != "ntk":
-        yield f'rope_scaling="{config.rope_scaling}": models are written for it with a rotation of one base'
+    if config.rope_type != "ntk":
+        yield f'rope_type="{config.rope_type}": models are written for it with a rotation of one base'
     if config.rope_dims not in (0, config.head_dim) and family != "delta":
         yield f"rope_dims={config.rope_dims}: it rotates all {config.head_dim} features of a head"
     if config.rope_magnitude != 1:

@@ -32,7 +32,7 @@ OTHER: dict[str, Any] = SMALL | {
     "layer_pattern": ("delta", "attention", "attention", "delta"),
     "rope_theta": 5e5,
     "rope_scale": 2.5,
-    "rope_scaling": "factors",
+    "rope_type": "factors",
     "rope_dims": 4,
     "rope_original_context": 50,
     "rope_low": 2.0,

@@ -28,7 +28,7 @@ LONG = [1 + 0.07 * i for i in range(64)]
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": (
         {"rope_type": "linear", "factor": 8.0},
-        {"rope_scaling": "linear", "rope_scale": 8.0},
+        {"rope_type": "linear", "rope_scale": 8.0},
     ),
     "llama3": (
         {
@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "original_max_position_embeddings": 8192,
         },
         {
-            "rope_scaling": "llama3",
+            "rope_type": "llama3",
             "rope_scale": 8.0,
             "rope_high": 4.0,
             "rope_original_context": 8192,
@@ -48,7 +48,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yarn": (
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
         {
-            "rope_scaling": "yarn",
+            "rope_type": "yarn",
             "rope_scale": 4.0,
             "rope_original_context": 8192,
             "rope_magnitude": 0.1 * np.log(4.0) + 1,
@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "attention_factor": 0.8,
         },
         {
-            "rope_scaling": "yarn",
+            "rope_type": "yarn",
             "rope_scale": 16.0,
             "rope_original_context": 4096,
             "rope_low": 2.0,
@@ -81,14 +81,14 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "original_max_position_embeddings": 8192,
         },
         {
-            "rope_scaling": "factors",
+            "rope_type": "factors",
             "rope_factors": tuple(LONG),
             "rope_magnitude": float(np.sqrt(1 + np.log(4) / np.log(8192))),
         },
     ),
     "some features": (
         {"rope_type": "linear", "factor": 1.0, "partial_rotary_factor": 0.25},
-        {"rope_scaling": "linear", "rope_dims": 32},
+        {"rope_type": "linear", "rope_dims": 32},
     ),
 }
 
@@ -118,18 +118,18 @@ def test_frequencies_and_magnitude_are_those_of_transformers(
     [
         ({"rope_dims": 7}, "rope_dims=7 is odd"),
         ({"rope_dims": 130}, "rope_dims=130 is more than head_dim=128"),
-        ({"rope_scaling": "yarn"}, "yarn.* without rope_original_context"),
+        ({"rope_type": "yarn"}, "yarn.* without rope_original_context"),
         (
-            {"rope_scaling": "llama3", "rope_original_context": 8192, "rope_high": 1.0},
+            {"rope_type": "llama3", "rope_original_context": 8192, "rope_high": 1.0},
             "rope_low=1.0 is not below rope_high=1.0",
         ),
         ({"rope_factors": (1.0,)}, "rope_factors has 1 numbers .*: write 0"),
-        ({"rope_scaling": "factors"}, "rope_factors has 0 numbers .*: write 64"),
+        ({"rope_type": "factors"}, "rope_factors has 0 numbers .*: write 64"),
         ({"rope_factors": (0.0,)}, "rope_factors=0.0: must lie between"),
         ({"rope_factors": [1.0]}, "write a tuple of numbers"),
-        ({"rope_scaling": "dynamic"}, "rope_scaling='dynamic': choose one of"),
+        ({"rope_type": "dynamic"}, "rope_type='dynamic': choose one of"),
         (
-            {"rope_scaling": "yarn", "rope_original_context": 8192, "rope_theta": 1.0},
+            {"rope_type": "yarn", "rope_original_context": 8192, "rope_theta": 1.0},
             "all pairs turn alike",
         ),
     ],

@@ -115,7 +115,7 @@ def test_what_is_left_out_would_show(name: str, tmp_path: Path) -> None:
     path = written(tmp_path / "x.gguf", name)
     config, weights, _ = load_foreign_gguf(path, read_gguf(path))
     plain: dict[str, Any] = {
-        "rope_scaling": "ntk",
+        "rope_type": "ntk",
         "rope_dims": 0,
         "rope_factors": (),
         "rope_magnitude": 1.0,

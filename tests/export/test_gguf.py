@@ -58,7 +58,7 @@ CONFIGS = {
         **BASE, table_format="int8_32", head_format="float16", tie_embeddings=False
     ),
     "rotated": ModelConfig(
-        **BASE, rotation_block=256, table_format="ternary", rope_scaling="linear", rope_dims=32
+        **BASE, rotation_block=256, table_format="ternary", rope_type="linear", rope_dims=32
     ),
     "dynamic": ModelConfig(**BASE, coefficients="dynamic", attention_gate=True),
 }

@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a scale per row": {"width": 384, "ffn_width": 384, "weight_block": "row"},
     "NTK scale": {"rope_scale": 4.0, "rope_theta": 500.0},
     "rotation of some features, with a magnitude": {
-        "rope_scaling": "factors",
+        "rope_type": "factors",
         "rope_factors": (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5),
         "rope_dims": 16,
         "rope_magnitude": 1.2,

@@ -122,7 +122,7 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
         {"head_format": "bfloat16", "tie_embeddings": False},
         'head_format="bfloat16"',
     ),
-    "scaling": ({"rope_scaling": "linear"}, 'rope_scaling="linear"'),
+    "scaling": ({"rope_type": "linear"}, 'rope_type="linear"'),
     "rotation of some features": ({"rope_dims": 16}, "rope_dims=16"),
     "magnitude": ({"rope_magnitude": 1.2}, "rope_magnitude=1.2"),
     "relu2": ({"activation": "relu2"}, 'activation="relu2"'),

@@ -46,13 +46,13 @@ CASES = {
     "multi_head_attention": _config(num_kv_heads=4),
     "multi_query_attention": _config(num_kv_heads=1),
     "rope_scale": _config(rope_theta=500_000.0, rope_scale=4.0),
-    "rope_linear": _config(rope_scale=8.0, rope_scaling="linear", rope_dims=16),
-    "rope_llama3": _config(rope_scale=8.0, rope_scaling="llama3", **_TRAINED, rope_high=4.0),
+    "rope_linear": _config(rope_scale=8.0, rope_type="linear", rope_dims=16),
+    "rope_llama3": _config(rope_scale=8.0, rope_type="llama3", **_TRAINED, rope_high=4.0),
     "rope_yarn": _config(
-        rope_scale=4.0, rope_scaling="yarn", **_TRAINED, rope_magnitude=1.1386, rope_dims=24
+        rope_scale=4.0, rope_type="yarn", **_TRAINED, rope_magnitude=1.1386, rope_dims=24
     ),
     "rope_factors": _config(
-        rope_scaling="factors",
+        rope_type="factors",
         rope_factors=tuple(1 + 0.3 * i for i in range(16)),
         rope_magnitude=0.9,
     ),

@@ -37,7 +37,7 @@ def dequantized(leaf: object) -> np.ndarray:
     if isinstance(leaf, Ternary):
         return ternary.dequantize(ternary.unpack(leaf.packed, columns=leaf.columns), leaf.scales)
     assert isinstance(leaf, Int8)
-    return leaf.codes.astype(np.float32) * leaf.scales.astype(np.float32)[:, None]
+    return leaf.codes.astype(np.float32) * leaf.scales.astype(np.float32)
 
 
 def test_a_block_mean_does_not_depend_on_the_order_of_its_additions() -> None:

@@ -187,7 +187,7 @@ def _rotation(keys: "_Hyperparameters", head_dim: int, file: GgufFile) -> dict[s
             )
         factors = _factors(name, file.tensors[name], dims // 2)
         return fields | {
-            "rope_scaling": "factors",
+            "rope_type": "factors",
             "rope_factors": factors,
             "rope_magnitude": magnitude,
         }
@@ -197,7 +197,7 @@ def _rotation(keys: "_Hyperparameters", head_dim: int, file: GgufFile) -> dict[s
         )
     if kind == "yarn" and factor != 1:
         return fields | {
-            "rope_scaling": "yarn",
+            "rope_type": "yarn",
             "rope_scale": factor,
             "rope_original_context": original,
             "rope_low": keys.number("rope.scaling.yarn_beta_slow", 1.0),
@@ -205,7 +205,7 @@ def _rotation(keys: "_Hyperparameters", head_dim: int, file: GgufFile) -> dict[s
             "rope_magnitude": magnitude * (0.1 * math.log(factor) + 1),
         }
     if kind == "linear" and factor != 1:
-        fields |= {"rope_scaling": "linear", "rope_scale": factor}
+        fields |= {"rope_type": "linear", "rope_scale": factor}
     return fields | {"rope_magnitude": magnitude}
 
 
