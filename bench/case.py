@@ -18,6 +18,7 @@ SUMMARIES = {
     "parity": "every option on every backend, compared with the reference",
     "backends": "speed of the shipped model on every backend",
     "cpu": "the Numba backend beside onnxruntime, torch and llama.cpp on this CPU",
+    "public": "random weights in the shapes and formats of public models, beside llama.cpp",
     "start": "seconds from the start of Python to the first token",
     "load": "seconds and memory to load a large model on every backend",
     "memory": "what a model takes on every backend, beside what is estimated before it is loaded",
