@@ -37,6 +37,7 @@ from nanochat.init import freeze
 from nanochat.memory import require_free
 from nanochat.ops import Ops, Storage
 from nanochat.proof.golden import config_digest, tensor_digests
+from nanochat.proof.tables import RoundedTables, measured, with_int8_tables
 from nanochat.publish.options import PushOptions, with_options
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Stored, Weights
@@ -108,6 +109,9 @@ class Model(Writer):
         )
         self._start(bundle, backend, name=name, kv_cache=kv_cache, num_threads=num_threads)
 
+    # What was asked to be rounded, and what that changed.
+    _rounded: RoundedTables | None = None
+
     def _start(
         self,
         bundle: Bundle,
@@ -175,16 +179,19 @@ class Model(Writer):
         backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
         name: str | None = None,
         kv_cache: Storage = "float32",
+        tables: Literal["int8"] | None = None,
         num_threads: int | None = None,
     ) -> "Model":
         """A model at work, of what was read from its files.
 
         "auto" takes "onnx" for a bundle that was read from a graph. `name` is for messages; absent is the bundle's.
         """
-        model = cls.__new__(cls)
-        model._start(
-            bundle, backend, name=name or bundle.name, kv_cache=kv_cache, num_threads=num_threads
-        )
+        model, before, name = cls.__new__(cls), bundle, name or bundle.name
+        if tables is not None:
+            bundle = with_int8_tables(bundle, tables)
+        model._start(bundle, backend, name=name, kv_cache=kv_cache, num_threads=num_threads)
+        if tables is not None:
+            model._rounded = measured(model.engine, before, bundle)
         return model
 
     @classmethod
@@ -194,6 +201,7 @@ class Model(Writer):
         *,
         backend: str | Ops[Any, Any, Any] | Runner[Any] = "auto",
         kv_cache: Storage = "float32",
+        tables: Literal["int8"] | None = None,
         num_threads: int | None = None,
         revision: str | None = None,
         token: str | None = None,
@@ -216,6 +224,9 @@ class Model(Writer):
             "auto" takes it for such a file, and for nothing else; ``NANOCHAT_BACKEND`` replaces "auto" here, too.
         kv_cache, num_threads
             See `Model`.
+        tables : {"int8"}, optional
+            Round embedding and head to 8 bits, one scale for each row, and say what that changes; see
+            `nanochat.proof.tables`. By default they stay as they are stored.
         revision, token, cache_dir, local_files_only, force_download, unpinned
             See `nanochat.zoo.hub.locate`.
         verify : bool
@@ -241,6 +252,7 @@ class Model(Writer):
                 name=str(name),
                 backend=backend,
                 kv_cache=kv_cache,
+                tables=tables,
                 num_threads=num_threads,
             ),
             # A backend of one's own takes codes, as those of this package do.
@@ -271,6 +283,7 @@ class Model(Writer):
         name: str,
         backend: str | Ops[Any, Any, Any] | Runner[Any],
         kv_cache: Storage,
+        tables: Literal["int8"] | None,
         num_threads: int | None,
     ) -> "tuple[Model, ModelFiles, Format[Any]]":
         """A model of files that are here, with the files and their format."""
@@ -282,6 +295,7 @@ class Model(Writer):
             backend=backend,
             name=name,
             kv_cache=kv_cache,
+            tables=tables,
             num_threads=num_threads,
         )
         return model, files, form
@@ -463,6 +477,7 @@ class Model(Writer):
             "kv_cache": self.engine.kv_cache,
             "kv_bytes_per_token": costs.kv_bytes_per_token,
             "vocab_size": self.config.vocab_size,
+            "rounded_tables": None if self._rounded is None else vars(self._rounded),
             "sampling": dict(self.stated_options),
             "sampling_from": self._bundle.generation_from if self.stated_options else "",
             "tensors": [vars(c) for c in classes],

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 
@@ -18,6 +18,7 @@ from nanochat.cli.options import (
     backend_option,
     meant_to_think,
     model_argument,
+    tables_option,
     threads_option,
     unpinned_option,
 )
@@ -111,6 +112,7 @@ _OPTIONS = (
         default="float32",
         help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
     ),
+    tables_option,
     threads_option,
     unpinned_option,
     as_json_option,
@@ -129,6 +131,7 @@ def _load(
     *,
     backend: str,
     kv_cache: "Storage",
+    tables: Literal["int8"] | None,
     num_threads: int | None,
     unpinned: bool,
     **values: object,
@@ -149,6 +152,7 @@ def _load(
             name,
             backend=backend,
             kv_cache=kv_cache,
+            tables=tables,
             num_threads=num_threads,
             unpinned=unpinned,
         )

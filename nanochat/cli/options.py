@@ -24,6 +24,7 @@ __all__ = [
     "find_stated",
     "meant_to_think",
     "model_argument",
+    "tables_option",
     "threads_option",
     "unpinned_option",
 ]
@@ -62,6 +63,11 @@ unpinned_option = click.option(
     "--unpinned",
     is_flag=True,
     help="Take what is at the Hub today for a name of which the catalog knows no commit.",
+)
+tables_option = click.option(
+    "--tables",
+    type=click.Choice(["int8"]),
+    help="Round embedding and head to 8 bits, and say what that changes.  [default: as they are stored]",
 )
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
