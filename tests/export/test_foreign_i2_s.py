@@ -1,0 +1,124 @@
+"""GGUF files of bitnet.cpp, with matrices in I2_S, compute what transformers computes of the same BitNet model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nanochat import backends
+from nanochat.errors import NumericError
+from nanochat.export.gguf.container import read_gguf
+from nanochat.export.gguf.foreign.read import load_foreign_gguf
+from nanochat.generation.engine import Engine
+from tests.export.foreign_ggufs import ROWS, Tensor, vocabulary, write_file
+from tests.export.foreign_models import build, logits
+
+IDS = np.random.default_rng(0).integers(0, 300, 24).tolist()
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.attn_sub_norm": "attn_sub_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.ffn_sub_norm": "ffn_sub_norm",
+}
+
+
+def i2_s(weight: NDArray[np.float32], scale: float) -> Tensor:
+    """Codes of 128 columns in 32 bytes, the first quarter in the upper bits, and a scale behind all."""
+    data = bytearray()
+    for row in np.sign(weight).astype(int) + 1:
+        for start in range(0, len(row), 128):
+            quarters = row[start : start + 128].reshape(4, 32)
+            data += bytes(int(a << 6 | b << 4 | c << 2 | d) for a, b, c, d in quarters.T)
+    data += np.float32(scale).tobytes() + bytes(28)
+    return weight.shape, 36, np.frombuffer(bytes(data), np.uint8)
+
+
+def floats(values: NDArray[np.float32]) -> Tensor:
+    return values.shape, 0, np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(
+        "autobitlinear",
+        vocabulary=ROWS,
+        hidden_size=256,
+        intermediate_size=384,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+
+
+def tensors_of(model: Any) -> dict[str, Tensor]:
+    state = {name: value.detach().float().numpy() for name, value in model.state_dict().items()}
+    found = {
+        "token_embd.weight": floats(state["model.embed_tokens.weight"]),
+        "output_norm.weight": floats(state["model.norm.weight"]),
+    }
+    for layer in range(2):
+        for theirs, ours in NAMES.items():
+            key, name = f"model.layers.{layer}.{theirs}", f"blk.{layer}.{ours}.weight"
+            values = state[f"{key}.weight"]
+            if values.ndim == 1:
+                found[name] = floats(values)
+                continue
+            magnitude = float(np.abs(values).max())
+            found[name] = i2_s(values, magnitude * float(state[f"{key}.weight_scale"].sum()))
+    return found
+
+
+def write(path: Path, model: Any, **changed: Tensor) -> Path:
+    keys = {
+        "context_length": 128,
+        "embedding_length": 256,
+        "block_count": 2,
+        "feed_forward_length": 384,
+        "attention.head_count": 8,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 500_000.0,
+        "rope.dimension_count": 32,
+    }
+    own = {f"bitnet-b1.58.{key}": value for key, value in keys.items()}
+    return write_file(
+        path, "bitnet-b1.58", {**own, **vocabulary()}, {**tensors_of(model), **changed}
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_logits_are_those_of_transformers(model: Any, backend: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.gguf", model)
+
+    config, weights, _ = load_foreign_gguf(path, read_gguf(path))
+    ops = backends.get(backend)
+    ours = Engine(config, ops.prepare(weights), ops).logits(IDS)
+
+    assert (config.weight_block, config.activation_block) == ("row", "token")
+    assert (config.activation, config.sub_norm) == ("relu2_glu", True)
+    expected = logits(model, IDS)
+    ratios = np.sqrt(((ours - expected) ** 2).mean(axis=1) / (expected**2).mean(axis=1))
+    # Float32 additions in another order flip a rounding now and then, which its token and later ones show.
+    assert np.median(ratios) < 1e-6
+    assert ratios.max() < 2e-2
+
+
+def test_another_layout_of_i2_s_is_noise_that_is_refused(model: Any, tmp_path: Path) -> None:
+    name = "blk.1.ffn_down.weight"
+    shape, kind, data = tensors_of(model)[name]
+    # Bytes that a machine of another kind writes have codes 3 for this one.
+    noise = np.random.default_rng(0).integers(0, 256, data.size - 32).astype(np.uint8)
+    changed: Tensor = shape, kind, np.concatenate([noise, data[-32:]])
+    path = write(tmp_path / "x.gguf", model, **{name: changed})
+
+    with pytest.raises(NumericError, match=r"blk.1.ffn_down.weight has a code 3 in row 0"):
+        load_foreign_gguf(path, read_gguf(path))
