@@ -21,6 +21,11 @@ settings.load_profile("unhurried")
 _CORES = pytest.StashKey[set[int]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for what takes hours."""
+    parser.addoption("--long", action="store_true", help="many more random files in fuzzing tests")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give each worker of pytest-xdist cores of its own, before a library counts them to make as many threads.
 

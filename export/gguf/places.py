@@ -9,6 +9,7 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/llama-arch.cpp, src/models and conversion, commit 0c1e570.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,10 @@ _DELTA = {
 _NETWORK_NORM = "post_attention_norm.weight"
 
 
+# What a damaged file says of heads may make these large, and of layers many.
+_one_for_all_layers = functools.lru_cache(maxsize=16)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Place:
     """Where a leaf lies: in a tensor, of which it has some rows, all if `rows` is None.
@@ -93,7 +98,8 @@ def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str
                 continue
             if kinds[int(layer)] == "delta" and rest in _DELTA:
                 tensor = f"blk.{layer}.{_DELTA[rest]}"
-                found[name] = _delta_place(config, rest, tensor, grouped=grouped)
+                rows, heads = _delta_order(config, rest, grouped=grouped)
+                found[name] = Place(tensor=tensor, rows=rows, heads=heads)
                 continue
             if rest in ("mixer.q", "mixer.gate"):
                 rows = _gated_rows(config, gate=rest == "mixer.gate")
@@ -120,6 +126,7 @@ def with_heads(leaf: Ternary, heads: _Index) -> Ternary:
     )
 
 
+@_one_for_all_layers
 def _half_split(config: ModelConfig, rest: str) -> _Index | None:
     """Rows of queries and keys in the order in which features of a head are rotated here: pairs half a head apart."""
     heads = {"mixer.q": config.num_heads, "mixer.k": config.num_kv_heads}.get(rest)
@@ -131,6 +138,7 @@ def _half_split(config: ModelConfig, rest: str) -> _Index | None:
     return (config.head_dim * np.arange(heads)[:, None] + of_head).reshape(-1)
 
 
+@_one_for_all_layers
 def _gated_rows(config: ModelConfig, *, gate: bool) -> _Index:
     """Rows of a tensor that has, for each head, D rows of query and D rows of gate."""
     features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
@@ -138,24 +146,26 @@ def _gated_rows(config: ModelConfig, *, gate: bool) -> _Index:
     return (heads[:, None] + features).reshape(-1)
 
 
-def _delta_place(config: ModelConfig, rest: str, tensor: str, *, grouped: bool) -> Place:
+@_one_for_all_layers
+def _delta_order(
+    config: ModelConfig, rest: str, *, grouped: bool
+) -> tuple[_Index | None, _Index | None]:
+    """Rows, and order of the heads of columns, of a leaf of Gated DeltaNet."""
     keys = delta_key_heads(config) * config.delta_key_dim
     order, values = _value_heads(config), config.delta_value_dim
-    rows = (values * order[:, None] + np.arange(values)).reshape(-1)
     match rest:
         case "mixer.q" | "mixer.q_conv":
-            return Place(tensor=tensor, rows=np.arange(keys))
+            return np.arange(keys), None
         case "mixer.k" | "mixer.k_conv":
-            return Place(tensor=tensor, rows=keys + np.arange(keys))
-        case "mixer.v" | "mixer.v_conv":
-            return Place(tensor=tensor, rows=2 * keys + rows)
-        case "mixer.gate":
-            return Place(tensor=tensor, rows=rows)
+            return keys + np.arange(keys), None
+        case "mixer.v" | "mixer.v_conv" | "mixer.gate":
+            first = 0 if rest == "mixer.gate" else 2 * keys
+            return first + (values * order[:, None] + np.arange(values)).reshape(-1), None
         case "mixer.beta" | "mixer.decay" | "mixer.log_rate" | "mixer.time_bias":
-            return Place(tensor=tensor, rows=order)
+            return order, None
         case "mixer.o":
-            return Place(tensor=tensor, heads=None if grouped else order)
-    return Place(tensor=tensor)
+            return None, None if grouped else order
+    return None, None
 
 
 def _value_heads(config: ModelConfig) -> _Index:

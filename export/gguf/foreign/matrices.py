@@ -6,7 +6,7 @@ References
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import gguf
@@ -49,6 +49,7 @@ __all__ = [
 FLOATS = (F16, BF16, F32)
 # Rows of a matrix that are looked at before a model is loaded.
 _SAMPLED_ROWS = 64
+_PASS_NUMBERS = 2**16
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -66,10 +67,7 @@ def ternary_leaf(
         packed = packed[_index(data, place)]
         return _in_order(_of_one_scale(name, packed, float(scale) * factor, spec), place, spec)
     if kind in FLOATS:
-        part = replace(tensor, data=data.reshape(-1), shape=(len(data), spec.shape[1]))
-        values = _numbers(name, part)[_index(data, place)]
-        codes, scales = ternary.recover(values, block=spec.weight_block, name=name)
-        return _in_order(_ternary(ternary.pack(codes, name=name), scales, spec), place, spec)
+        return _in_order(_recovered(name, kind, data[_index(data, place)], spec), place, spec)
     stored, stored_scales = stored_blocks(kind, data)
     blocks, heads = np.arange(stored_scales.shape[1]), place.heads
     if heads is not None:
@@ -180,6 +178,29 @@ def _index(data: NDArray[np.uint8], place: Place) -> NDArray[np.int64]:
     return np.arange(len(data), dtype=np.int64) if place.rows is None else place.rows
 
 
+def _recovered(name: str, kind: TensorType, data: NDArray[np.uint8], spec: Spec) -> Ternary:
+    """A matrix of numbers that are ternary."""
+    packed, scales = [], []
+    for part in _parts(name, kind, data, spec.shape[1]):
+        codes, found = ternary.recover(part, block=spec.weight_block, name=name)
+        packed.append(ternary.pack(codes, name=name))
+        scales.append(found)
+    return _ternary(np.concatenate(packed), np.concatenate(scales), spec)
+
+
+def _parts(
+    name: str, kind: TensorType, data: NDArray[np.uint8], columns: int
+) -> Iterator[NDArray[np.float32]]:
+    """The numbers of a matrix, some rows at a time: they may take more memory than the file."""
+    at_once = max(1, _PASS_NUMBERS // columns)
+    for start in range(0, len(data), at_once):
+        rows = data[start : start + at_once]
+        tensor = GgufTensor(
+            kind=kind, shape=(len(rows), columns), data=rows.reshape(-1), tail=rows[:0].reshape(-1)
+        )
+        yield _numbers(name, tensor)
+
+
 def _of_one_scale(name: str, packed: NDArray[np.uint8], scale: float, spec: Spec) -> Ternary:
     rows, blocks = len(packed), spec.shape[1] // spec.weight_block
     narrow = np.float16(scale)
@@ -229,16 +250,21 @@ def _pairs_share(tensor: GgufTensor) -> bool:
 
 def _ternary_block(name: str, tensor: GgufTensor) -> int:
     """The most columns that share a magnitude in a matrix of numbers."""
-    values = _numbers(name, tensor).reshape(-1, tensor.shape[-1])
-    for block in (256, 128, 64):
-        if values.shape[1] % block:
-            continue
-        magnitudes = np.abs(values.reshape(len(values), -1, block))
-        largest = magnitudes.max(axis=2, keepdims=True)
-        if ((magnitudes == 0) | (magnitudes == largest)).all():
-            return block
-    # The block that is named in the error of whoever recovers codes.
-    return 64
+    columns = tensor.shape[-1]
+    data = tensor.data.reshape(math.prod(tensor.shape[:-1]), -1)
+    # The smallest is that which is named in the error of whoever recovers codes.
+    block = next((block for block in (256, 128) if columns % block == 0), 64)
+    for part in _parts(name, tensor.kind, data, columns):
+        while block > 64 and not _has_one_magnitude(part, block):
+            block //= 2
+    return block
+
+
+def _has_one_magnitude(values: NDArray[np.float32], block: int) -> bool:
+    """Whether every block of a row has zeros and one magnitude."""
+    magnitudes = np.abs(values.reshape(len(values), -1, block))
+    largest = magnitudes.max(axis=2, keepdims=True)
+    return bool(((magnitudes == 0) | (magnitudes == largest)).all())
 
 
 def _numbers(name: str, tensor: GgufTensor) -> NDArray[np.float32]:
