@@ -28,7 +28,7 @@ from nanochat.export.gguf.foreign.matrices import (
 )
 from nanochat.export.gguf.foreign.rotations import read_rotations
 from nanochat.export.gguf.places import Place, places
-from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0
+from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0, TQ1_0, TQ2_0
 from nanochat.export.gguf.vocabulary import read_vocabulary
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
@@ -41,6 +41,8 @@ _LOGGER = logging.getLogger(__name__)
 # Ternary training leaves about a third; rounding ordinary weights to the largest magnitude of a block, 80 percent.
 _MOST_ZEROS = 0.6
 _TABLES = ("embedding", "head")
+# Columns of a block in which llama.cpp rounds what such a matrix multiplies.
+_ROUNDED = {Q2_0: 32, TQ1_0: 256, TQ2_0: 256}
 
 
 def load_foreign_gguf(path: Path, file: GgufFile) -> tuple[ModelConfig, Weights[Stored], TextCodec]:
@@ -236,14 +238,15 @@ class _Reader:
     ) -> None:
         """What is read otherwise than one may think."""
         kinds = {tensor.kind for tensor in matrices.values()}
-        theirs = sorted({32 if kind == Q2_0 else 256 for kind in kinds})
+        theirs = sorted({_ROUNDED[kind] for kind in kinds if kind in _ROUNDED})
         block = config.activation_block
-        _LOGGER.info(
-            "%s: activations are rounded in blocks of %s, where llama.cpp rounds in blocks of %s",
-            self._path,
-            "a token" if block == "token" else f"{block} columns",
-            " and ".join(map(str, theirs)),
-        )
+        if theirs:
+            _LOGGER.info(
+                "%s: activations are rounded in blocks of %s, where llama.cpp rounds in blocks of %s",
+                self._path,
+                "a token" if block == "token" else f"{block} columns",
+                " and ".join(map(str, theirs)),
+            )
         if ahead:
             _LOGGER.warning(
                 "%s: %d tensors of blocks that predict further tokens are left out, the first is %s",
