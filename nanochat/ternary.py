@@ -6,6 +6,7 @@ Glossary, used with these meanings everywhere:
 * *scales*: the factors that turn codes back into numbers.
 * *block*: consecutive columns (input features) that share a scale.
 * *packed*: four ternary codes to a byte, ``code + 1`` in two bits, lowest bits first; 0b11 is illegal.
+* *keys and values*: vectors of attention that are remembered, rounded to 4 bits by `quantize_kv` if asked.
 * *latent*: the float weights that training updates and that `quantize` rounds.
 
 Shapes are written with R rows (output features), C columns (input features), B blocks of a row, N tokens.
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from nanochat.errors import NumericError, ShapeError
 
 __all__ = [
+    "KV_BLOCK",
+    "KV_LARGEST",
     "SMALLEST_SCALE",
     "block_products",
     "dequantize",
@@ -24,6 +27,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_activations",
+    "quantize_kv",
     "quantize_table",
     "recover",
     "recover_rows",
@@ -37,6 +41,10 @@ SMALLEST_SCALE = 2.0**-14
 
 # 128 times the smallest normal float32.
 _SMALLEST_ACTIVATION = np.float32(2.0**-119)
+
+# Numbers of a key or value that share a scale in 4 bits, and the largest of their codes.
+KV_BLOCK = 32
+KV_LARGEST = 7
 
 # The four codes of every byte, as the bytes of one number: one look-up instead of four shifts.
 _FOUR_CODES: NDArray[np.uint32] = np.array(
@@ -285,6 +293,59 @@ def quantize_activations(
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     codes = np.clip(np.rint(blocks * inverse[:, :, None]), -127, 127).astype(np.int8)
     return codes.reshape(tokens, columns), largest / np.float32(127)
+
+
+def quantize_kv(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round keys or values to 4 bits, in blocks of `KV_BLOCK` numbers of a vector, of which the last may be shorter.
+
+    Parameters
+    ----------
+    x : float32 array, shape (N, K)
+
+    Returns
+    -------
+    codes : int8 array, shape (N, K)
+        ``clip(rint(x * (1 / scale)), -7, 7)``, half to even; 0 in a block of zeros.
+    scales : float32 array, shape (N, ceil(K / 32))
+        ``max |x| / 7``, rounded to bfloat16, half to even; 0 in a block of zeros.
+
+    Notes
+    -----
+    A scale of bfloat16 takes the two bytes of one of float16, and none is too large or too small for it. Its 8 bits are
+    enough, since codes are made with the rounded scale: exact ones would lessen the error by less than a thousandth. A
+    code times a scale is exact in float32.
+
+    A block whose largest magnitude is below 2**-119 counts as zeros, as in `quantize_activations`. A block with an
+    infinity or NaN has the scale NaN, and zeros as codes.
+
+    Examples
+    --------
+    >>> codes, scales = quantize_kv(np.array([[0.5, -3.5, 0.75, 1.25]], np.float32))
+    >>> codes.tolist(), scales.tolist()
+    ([[1, -7, 2, 2]], [[0.5]])
+    """
+    rows, columns = x.shape
+    blocks = -(-columns // KV_BLOCK)
+    padded = np.zeros((rows, blocks * KV_BLOCK), np.float32)
+    padded[:, :columns] = x
+    padded = padded.reshape(rows, blocks, KV_BLOCK)
+    largest = np.abs(padded).max(axis=2)
+    bad = ~np.isfinite(largest)
+    padded[bad] = 0
+    largest[bad | (largest < _SMALLEST_ACTIVATION)] = 0
+    scales = _bfloat16(largest / np.float32(KV_LARGEST))
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    codes = np.clip(np.rint(padded * inverse[:, :, None]), -KV_LARGEST, KV_LARGEST).astype(np.int8)
+    scales[bad] = np.nan
+    return codes.reshape(rows, -1)[:, :columns], scales
+
+
+def _bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Finite numbers, rounded to the upper half of their bits, half to even."""
+    bits = x.view(np.uint32)
+    odd = bits >> np.uint32(16) & np.uint32(1)
+    rounded: NDArray[np.uint32] = (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def block_products(

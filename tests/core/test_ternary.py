@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from nanochat.errors import NumericError, ShapeError
 from nanochat.ternary import (
+    KV_BLOCK,
     block_products,
     dequantize,
     pack,
     quantize,
     quantize_activations,
+    quantize_kv,
     quantize_table,
     recover,
     recover_rows,
@@ -475,3 +477,84 @@ def test_the_largest_sum_that_a_configuration_allows_fits_into_int32(sign: int) 
     sums = block_products(x_codes, codes, block=columns)
 
     assert sums.tolist() == [[[127 * 127 * columns * sign]]]
+
+
+@UNHURRIED
+@given(seed=SEEDS, rows=ROWS, columns=COLUMNS, exponent=st.integers(-110, 120))
+def test_a_number_in_4_bits_is_off_by_half_a_code_of_its_block(
+    seed: int, rows: int, columns: int, exponent: int
+) -> None:
+    x = normal(seed, rows, columns, exponent=exponent)
+
+    codes, scales = quantize_kv(x)
+
+    assert codes.shape == x.shape
+    assert scales.shape == (rows, -(-columns // KV_BLOCK))
+    assert codes.min() >= -7
+    assert codes.max() <= 7
+    of_numbers = np.repeat(scales, KV_BLOCK, axis=1)[:, :columns].astype(np.float64)
+    # The largest is cut off by as much as its scale was rounded down: 7 codes times 2**-9.
+    assert (np.abs(codes * of_numbers - x) <= (0.5 + 1e-5) * of_numbers).all()
+
+
+@UNHURRIED
+@given(seed=SEEDS, columns=COLUMNS, exponent=EXPONENTS)
+def test_a_scale_of_4_bits_is_a_seventh_of_the_largest_number_as_bfloat16(
+    seed: int, columns: int, exponent: int
+) -> None:
+    x = normal(seed, 1, columns, exponent=exponent)
+
+    _, scales = quantize_kv(x)
+
+    assert not (scales.view(np.uint32) & 0xFFFF).any()
+    for block, scale in enumerate(scales[0]):
+        largest = np.abs(x[0, block * KV_BLOCK : (block + 1) * KV_BLOCK]).max()
+        assert abs(scale - largest / 7) <= largest / 7 * 2**-8
+
+
+def test_scales_of_4_bits_at_halves_round_to_even() -> None:
+    x = np.array([[7 * (1 + 2**-8)], [7 * (1 + 3 * 2**-8)]], np.float32)
+
+    _, scales = quantize_kv(x)
+
+    assert scales.tolist() == [[1], [1 + 2**-6]]
+
+
+def test_numbers_at_halves_of_a_code_of_4_bits_round_to_even() -> None:
+    codes, scales = quantize_kv(np.array([[7, 0.5, 1.5, -2.5, -0.5]], np.float32))
+
+    assert (codes.tolist(), scales.tolist()) == ([[7, 0, 2, -2, 0]], [[1]])
+
+
+def test_blocks_of_4_bits_have_scales_of_their_own() -> None:
+    x = np.full((1, 65), 7, np.float32)
+    x[0, 32:64], x[0, 64] = 0, -21
+
+    codes, scales = quantize_kv(x)
+
+    assert codes.tolist() == [[7] * 32 + [0] * 32 + [-7]]
+    assert scales.tolist() == [[1, 0, 3]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_block_of_4_bits_that_is_not_finite_is_nan_and_no_other(bad: float) -> None:
+    x = np.full((1, 40), 7, np.float32)
+    x[0, 3] = bad
+
+    codes, scales = quantize_kv(x)
+
+    assert codes.tolist() == [[0] * 32 + [7] * 8]
+    np.testing.assert_array_equal(scales, [[np.nan, 1]])
+
+
+@pytest.mark.parametrize(
+    ("largest", "is_kept"), [(1e-45, False), (2.0**-120, False), (2.0**-119, True), (3e38, True)]
+)
+def test_blocks_of_4_bits_are_kept_at_every_size_but_the_least(
+    largest: float, is_kept: bool
+) -> None:
+    codes, scales = quantize_kv(np.array([[largest, -largest]], np.float32))
+
+    assert codes.tolist() == [[7, -7] if is_kept else [0, 0]]
+    assert np.isfinite(scales).all()
+    assert (scales > 0).all() == is_kept
