@@ -26,9 +26,10 @@ from nanochat.errors import InputError
 from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.shapes import run_order, shapes
+from nanochat.ternary import KV_BLOCK
 from nanochat.weights import DENSE_DTYPES, Experts, Layer, LeafKind, Spec, named_leaves
 
-__all__ = ["Cost", "TensorClass", "cost", "leaf_bytes", "tensor_classes"]
+__all__ = ["Cost", "TensorClass", "cost", "leaf_bytes", "tensor_classes", "vector_bytes"]
 
 _FLOAT32_BYTES = 4
 _SCALE_BYTES = 2
@@ -217,12 +218,23 @@ def _of_one_token(layer: Layer[Spec], config: ModelConfig) -> Layer[Spec]:
     return dataclasses.replace(layer, network=dataclasses.replace(layer.network, networks=chosen))
 
 
+def vector_bytes(numbers: int, storage: Storage) -> int:
+    """Bytes of one key or value of so many numbers, with its scales; see `nanochat.ops.Slot`."""
+    match storage:
+        case "float32":
+            return 4 * numbers
+        case "float16":
+            return 2 * numbers
+        case "int8":
+            return numbers + _FLOAT32_BYTES
+        case "int4":
+            return -(-numbers // 2) + 2 * -(-numbers // KV_BLOCK)
+
+
 def _kv_bytes(config: ModelConfig, storage: Storage) -> int:
     """Bytes of the keys and values of one token."""
-    of_numbers = {"float32": 4, "float16": 2, "int8": 1}[storage]
-    of_scales = _FLOAT32_BYTES if storage == "int8" else 0
-    vectors = (slot for slot in slots(config) if slot.kind == "attention")
-    return sum(2 * slot.heads * (slot.key_dim * of_numbers + of_scales) for slot in vectors)
+    kept = (slot for slot in slots(config) if slot.kind == "attention")
+    return sum(2 * slot.heads * vector_bytes(slot.key_dim, storage) for slot in kept)
 
 
 def _state_numbers(config: ModelConfig) -> int:

@@ -64,9 +64,9 @@ class Model(Writer):
         The one that the model was trained with.
     backend : str, Ops or Runner
         A name for `nanochat.backends.choose`, a backend of one's own, or the same model at work somewhere else.
-    kv_cache : {"float32", "float16", "int8"}
-        What keys and values are kept in while text is generated. The narrow ones take a half and about a quarter of
-        the memory, and less time where the context is long; they round, see `nanochat.ops.Slot`.
+    kv_cache : {"float32", "float16", "int8", "int4"}
+        What keys and values are kept in while text is generated. The narrow ones take a half, about a quarter
+        and a seventh of the memory, and less time where the context is long; they round, see `nanochat.ops.Slot`.
     num_threads : int, optional
         See `nanochat.backends.get`; for a backend that is chosen by name.
     licence : str

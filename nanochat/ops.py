@@ -32,7 +32,7 @@ State = TypeVar("State")
 Continued = TypeVar("Continued", contravariant=True)
 Result = TypeVar("Result")
 
-Storage = Literal["float32", "float16", "int8"]
+Storage = Literal["float32", "float16", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Slot:
     * *float16*: half to even; magnitudes from 65520 on become infinite.
     * *int8*: each vector of key_dim numbers as `ternary.quantize_activations` rounds a block, to codes and one float32
       scale, which the vector's other bytes make cheap and which cannot overflow. A vector that is not finite is NaN.
+    * *int4*: each vector as `ternary.quantize_kv` rounds it, to codes of 4 bits and one bfloat16 scale for each 32
+      numbers: 4.5 bits a number. A block of them that is not finite is NaN.
 
     What is kept is rounded, not what is computed: attention without a state is that of float32, and with one, a prompt
     read at once and token by token give the same, since every query sees rounded keys and values, its own included.

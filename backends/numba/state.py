@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nanochat.backends.arrays import ArrayState
 from nanochat.backends.numba.attention.attention import QUERIES
+from nanochat.backends.numba.attention.lane_product import PACKED_LANES
 from nanochat.backends.numba.pending import Array, Values
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.launch import Notes, Pool
@@ -25,14 +26,16 @@ from nanochat.rows import (
     step_of_segments,
     step_of_sequences,
 )
+from nanochat.ternary import KV_BLOCK
 
 __all__ = ["NumbaState", "NumbaStep", "Repeated", "Spans", "bucket", "buffers", "kept", "spans_of"]
 
-# float16 is kept as its bits.
+# float16 is kept as its bits, and int4 two to a byte.
 _NUMBERS: dict[Storage, type[np.generic]] = {
     "float32": np.float32,
     "float16": np.uint16,
     "int8": np.int8,
+    "int4": np.uint8,
 }
 # Bytes of a cache line.
 _LINE = 64
@@ -204,16 +207,18 @@ def buffers(slot: Slot, *, pages: int, rows: int) -> list[Values]:
     if slot.storage == "float16" and not has_half():
         raise BackendError(
             "this processor, or NUMBA_CPU_FEATURES, lacks the instructions that convert float16 (F16C): choose "
-            "kv_cache='int8' or 'float32'"
+            "kv_cache='int8', 'int4' or 'float32'"
         )
     number = _NUMBERS[slot.storage]
     groups = -(-slot.key_dim // LANES)
-    scales = PAGE if slot.storage == "int8" else 0
+    lanes, scales, scale = LANES, int(slot.storage == "int8"), cast(type[np.generic], np.float32)
+    if slot.storage == "int4":
+        lanes, scales, scale = PACKED_LANES, -(-slot.key_dim // KV_BLOCK), np.uint16
     return [
-        _zeros((pages, slot.heads, PAGE // LANES, slot.key_dim, LANES), number),
-        _zeros((pages, slot.heads, groups, PAGE, LANES), number),
-        _zeros((pages, slot.heads, scales), np.float32),
-        _zeros((pages, slot.heads, scales), np.float32),
+        _zeros((pages, slot.heads, PAGE // LANES, slot.key_dim, lanes), number),
+        _zeros((pages, slot.heads, groups, PAGE, lanes), number),
+        _zeros((pages, slot.heads, scales, PAGE), scale),
+        _zeros((pages, slot.heads, scales, PAGE), scale),
     ]
 
 

@@ -70,6 +70,10 @@ def _kept(x: Array, storage: Storage) -> Array:
         with np.errstate(over="ignore"):
             return x.astype(np.float16).astype(np.float32)
     rows = x.reshape(-1, x.shape[-1])
+    if storage == "int4":
+        codes, scales = ternary.quantize_kv(rows)
+        of_numbers = np.repeat(scales, ternary.KV_BLOCK, axis=1)[:, : x.shape[-1]]
+        return (codes * of_numbers).reshape(x.shape)
     with np.errstate(invalid="ignore"):
         codes, scales = ternary.quantize_activations(rows, block=x.shape[-1])
     scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))

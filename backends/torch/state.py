@@ -7,21 +7,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from nanochat.backends.arrays import ArrayState
 from nanochat.backends.torch.linears import quantize_activations
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from nanochat.rows import PAGE, Group, Step, num_pages
+from nanochat.ternary import KV_BLOCK, KV_LARGEST
 
 __all__ = ["TorchState"]
 
-_TYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+_TYPES: dict[Storage, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "int4": torch.int8,
+}
 
 
 class TorchState(ArrayState[Tensor]):
     """Keys and values of every attention slot, (pages, `PAGE`, G, K), and other slots' tensors, by row.
 
-    Keys and values are in the slot's storage; int8 has scales (pages, `PAGE`, G, 1).
+    Keys and values are in the slot's storage; int8 has scales (pages, `PAGE`, G, 1). int4 has two codes to a byte, of
+    the first half of K the lower one, and scales (pages, `PAGE`, G, K / 32), bits of bfloat16, which NumPy lacks.
     """
 
     def __init__(
@@ -39,11 +47,9 @@ class TorchState(ArrayState[Tensor]):
         for slot in slots:
             if slot.kind == "attention":
                 shape: tuple[int, ...] = (self.num_pages + 1, PAGE, slot.heads, slot.key_dim)
-                kind = _TYPES[slot.storage]
-                tensors = [torch.zeros(shape, dtype=kind, device=device) for _ in range(2)]
-                if slot.storage == "int8":
-                    tensors += [torch.zeros((*shape[:3], 1), device=device) for _ in range(2)]
-                self.arrays.append(tensors)
+                parts = _stored(torch.zeros(shape[2:], device=device), slot.storage)
+                kinds = [part for part in parts for _ in range(2)]
+                self.arrays.append([part.new_zeros((*shape[:2], *part.shape)) for part in kinds])
                 continue
             if slot.kind == "conv":
                 shape = (rows + 1, slot.taps - 1, slot.features)
@@ -70,16 +76,10 @@ class TorchState(ArrayState[Tensor]):
         pages = self.table[step.token_rows, step.positions // PAGE]
         places = self.tell("places", pages * PAGE + step.positions % PAGE)
         tensors = [tensor.flatten(0, 1) for tensor in self.arrays[slot]]
-        if self.slots[slot].storage != "int8":
-            tensors[0][places] = k.to(tensors[0].dtype)
-            tensors[1][places] = v.to(tensors[1].dtype)
-            return
         for number, x in enumerate((k, v)):
-            codes, scales = quantize_activations(x, x.shape[-1])
-            # The codes of a vector that is not finite have no meaning.
-            scales = torch.where(scales.isfinite(), scales, torch.nan)
-            tensors[number][places] = codes.squeeze(-2).nan_to_num().to(torch.int8)
-            tensors[2 + number][places] = scales
+            parts = _stored(x, self.slots[slot].storage)
+            for tensor, part in zip(tensors[number::2], parts, strict=True):
+                tensor[places] = part
 
     def kept(self, slot: int, group: Group) -> tuple[Tensor, Tensor]:
         """Keys and values of the pages of some rows, as float32, (M, positions, G, K)."""
@@ -92,9 +92,7 @@ class TorchState(ArrayState[Tensor]):
             index = self.tell(("pages", group.count), pages)
             tensors = [tensor[index] for tensor in self.arrays[slot]]
         tensors = [tensor.flatten(1, 2) for tensor in tensors]
-        if self.slots[slot].storage != "int8":
-            return tensors[0].float(), tensors[1].float()
-        return tensors[0] * tensors[2], tensors[1] * tensors[3]
+        return _numbers(tensors[::2], self.slots[slot]), _numbers(tensors[1::2], self.slots[slot])
 
     def _clear_page(self, page: int) -> None:
         for tensor in self._of_pages():
@@ -109,3 +107,44 @@ class TorchState(ArrayState[Tensor]):
 
     def _array(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)
+
+
+def _stored(x: Tensor, storage: Storage) -> list[Tensor]:
+    """What is kept of vectors (..., K): numbers, or codes and scales."""
+    if storage == "int8":
+        codes, scales = quantize_activations(x, x.shape[-1])
+        # The codes of a vector that is not finite have no meaning.
+        scales = torch.where(scales.isfinite(), scales, torch.nan)
+        return [codes.squeeze(-2).nan_to_num().to(torch.int8), scales]
+    if storage == "int4":
+        codes, scales = _quantize_kv(x)
+        codes = functional.pad(codes, (0, x.shape[-1] % 2)).to(torch.int8)
+        low, high = codes.chunk(2, dim=-1)
+        return [low & 15 | high << 4, scales.to(torch.bfloat16).view(torch.int16)]
+    return [x.to(_TYPES[storage])]
+
+
+def _numbers(parts: Sequence[Tensor], slot: Slot) -> Tensor:
+    """Undo `_stored`, in float32."""
+    if slot.storage == "int8":
+        return parts[0] * parts[1]
+    if slot.storage == "int4":
+        packed, scales = parts[0], parts[1].view(torch.bfloat16).float()
+        # Shifts to the right repeat the sign.
+        codes = torch.cat([packed << 4 >> 4, packed >> 4], dim=-1)[..., : slot.key_dim]
+        return codes * scales.repeat_interleave(KV_BLOCK, dim=-1)[..., : slot.key_dim]
+    return parts[0].float()
+
+
+def _quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (..., K), as floats, and scales (..., blocks); see `ternary.quantize_kv`."""
+    blocks = functional.pad(x, (0, -x.shape[-1] % KV_BLOCK)).unflatten(-1, (-1, KV_BLOCK))
+    largest = blocks.abs().amax(dim=-1)
+    finite = largest.isfinite()
+    largest = torch.where(largest < torch.finfo(torch.float32).tiny * 128, 0.0, largest)
+    # Divided by a tensor: on CUDA, a number would be inverted and multiplied with, which is another rounding.
+    scales = (largest / torch.full_like(largest, KV_LARGEST)).to(torch.bfloat16).float()
+    inverse = torch.where(scales > 0, torch.ones_like(scales) / scales, 0.0)
+    codes = (torch.where(finite[..., None], blocks, 0.0) * inverse[..., None]).round()
+    codes = codes.nan_to_num().clamp(-KV_LARGEST, KV_LARGEST).flatten(-2)[..., : x.shape[-1]]
+    return codes, torch.where(finite, scales, torch.nan)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 
 import click
 
@@ -25,12 +25,12 @@ from nanochat.cli.options import (
 from nanochat.cli.output import note, print_json, show_thought, write
 from nanochat.cli.run import as_file_errors
 from nanochat.errors import ContextLengthError, InputError, counted
+from nanochat.ops import Storage
 
 if TYPE_CHECKING:
     from nanochat.generation.cache import PromptCache
     from nanochat.generation.options import GenerationOptions, Piece, TemplateOptions
     from nanochat.lm import Model
-    from nanochat.ops import Storage
     from nanochat.text.chat import Message
 
 __all__ = ["chat", "generate"]
@@ -108,7 +108,7 @@ _OPTIONS = (
     backend_option,
     _shown(
         "--kv-cache",
-        type=click.Choice(["float32", "float16", "int8"]),
+        type=click.Choice(get_args(Storage)),
         default="float32",
         help="What keys and values are kept in; the narrow ones round, and are faster in a long context.",
     ),
@@ -130,7 +130,7 @@ def _load(
     name: str,
     *,
     backend: str,
-    kv_cache: "Storage",
+    kv_cache: Storage,
     tables: Literal["int8"] | None,
     num_threads: int | None,
     unpinned: bool,

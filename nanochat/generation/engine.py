@@ -149,7 +149,7 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
     ----------
     weights : tree of the backend's leaves
         From ``ops.prepare``.
-    kv_cache : {"float32", "float16", "int8"}
+    kv_cache : {"float32", "float16", "int8", "int4"}
         What keys and values are kept in while text is generated; see `nanochat.ops.Slot`. `logits` rounds none.
     """
 

@@ -3,13 +3,13 @@
 Legend: see `nanochat.ops`.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from nanochat.errors import ContextLengthError
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.rotary import Rotation
 from nanochat.weights import Dense
@@ -109,8 +109,7 @@ def test_a_state_takes_as_many_tokens_as_its_capacity_and_no_more(ops: AnyOps) -
         state.begin([0], [1])
 
 
-STORAGES = ("float32", "float16", "int8")
-every_storage = pytest.mark.parametrize("storage", STORAGES)
+every_storage = pytest.mark.parametrize("storage", get_args(Storage))
 
 
 @every_storage

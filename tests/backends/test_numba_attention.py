@@ -1,7 +1,7 @@
 """Attention of the Numba backend over narrow keys and values: its kernels alone, memory, and what it refuses."""
 
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,20 +15,20 @@ if backends.unavailable("numba") is not None:
 from numba import njit
 
 from nanochat.backends.numba import state as numba_state
-from nanochat.backends.numba.attention import attention
+from nanochat.backends.numba.attention import attention, launching
 from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
 from nanochat.backends.numba.ops import NumbaOps
+from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.vectors import LANES
-from nanochat.backends.numba.state import NumbaStep, buffers
+from nanochat.backends.numba.state import NumbaStep, Spans, buffers
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.rows import PAGE, num_pages, step_of_spans
-from nanochat.ternary import quantize_activations
+from nanochat.ternary import quantize_activations, quantize_kv
 from tests.backends.leaves import Values, normal
 from tests.parity.rows import stepping
 
-STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8")
-every_storage = pytest.mark.parametrize("storage", STORAGES)
+every_storage = pytest.mark.parametrize("storage", get_args(Storage))
 
 
 def step_of(batch: int, start: int, length: int) -> NumbaStep:
@@ -51,10 +51,8 @@ def filled(
             )
     # The last page is the first row's first.
     table = np.arange(batch * pages)[::-1].reshape(batch, pages).copy()
-    step = step_of(batch, 0, length)
-    told = table, step.rows, step.spans, step.positions
-    flat = [x.reshape(-1, heads, features) for x in (k, v)]
-    attention.append_kernel(storage)(*flat, *told, *kept, 0, batch * heads * length)
+    spans = Spans(step=step_of(batch, 0, length), table=table, number=batch)
+    launching.append(Launcher(1), k, v, storage, kept, spans)
     return kept, table
 
 
@@ -82,6 +80,24 @@ def float16_of(kept: NDArray[np.uint16]) -> NDArray[np.float16]:
     return kept.view(np.float16)
 
 
+def four_bit_codes(numbers: Values) -> NDArray[np.int8]:
+    """Codes of every value from -8 to 7."""
+    return np.clip(np.rint(4 * numbers), -8, 7).astype(np.int8)
+
+
+def packed(numbers: Values) -> NDArray[np.uint8]:
+    """The same of rows of lanes, as `four_bits` packs them."""
+    low, high = np.split(four_bit_codes(numbers).view(np.uint8) & 15, 2, axis=1)
+    both: NDArray[np.uint8] = low | high << 4
+    return both
+
+
+def unpacked(kept: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Undo `packed`, along the last axis."""
+    signed = kept.view(np.int8)
+    return np.concatenate([signed << 4 >> 4, signed >> 4], axis=-1)
+
+
 @njit
 def multiplied(
     rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, begun: int
@@ -98,6 +114,7 @@ def test_a_product_of_rows_equals_that_of_numpy_in_every_storage(rows: int, coun
         "float32": numbers,
         "float16": numbers.astype(np.float16).view(np.uint16),
         "int8": np.rint(40 * numbers).astype(np.int8),
+        "int4": packed(numbers),
     }
     sums = {storage: np.full((rows, LANES), np.nan, np.float32) for storage in kept}
 
@@ -109,6 +126,7 @@ def test_a_product_of_rows_equals_that_of_numpy_in_every_storage(rows: int, coun
         "float32": numbers,
         "float16": kept["float16"].view(np.float16),
         "int8": kept["int8"],
+        "int4": four_bit_codes(numbers),
     }
     for storage, matrix in exact.items():
         np.testing.assert_allclose(sums[storage], used @ matrix, rtol=1e-5, atol=1e-4)
@@ -120,9 +138,13 @@ def test_a_product_that_is_taken_in_parts_has_the_bits_of_the_whole(
     storage: Storage, cut: int
 ) -> None:
     weights, numbers = normal(3, 40), normal(37, LANES, seed=1)
-    number = {"float32": np.float32, "float16": np.float16, "int8": np.int8}[storage]
-    matrix = (40 * numbers).astype(number)
-    matrix = matrix.view(np.uint16) if storage == "float16" else matrix
+    kept: dict[Storage, NDArray[Any]] = {
+        "float32": numbers,
+        "float16": numbers.astype(np.float16).view(np.uint16),
+        "int8": (40 * numbers).astype(np.int8),
+        "int4": packed(numbers),
+    }
+    matrix = kept[storage]
     offsets = np.arange(3) * 40
     whole, parts = np.empty((3, LANES), np.float32), np.empty((3, LANES), np.float32)
 
@@ -155,12 +177,31 @@ def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None
 
     for x, scales in ((k, key_scales), (v, value_scales)):
         _, expected = quantize_activations(x[0, :, 0], block=features)
-        np.testing.assert_array_equal(scales[0, 0, :5], expected[:, 0])
+        np.testing.assert_array_equal(scales[0, 0, 0, :5], expected[:, 0])
     codes, _ = quantize_activations(k[0, :, 0], block=features)
     np.testing.assert_array_equal(keys[0, 0, 0, :, :5].T, codes)
     codes, _ = quantize_activations(v[0, :, 0], block=features)
     lanes = np.moveaxis(values[0, 0], 0, 1).reshape(PAGE, -1)[:5, :features]
     np.testing.assert_array_equal(lanes, codes)
+
+
+@pytest.mark.parametrize("features", [1, 33, 64, 129])
+def test_int4_keys_and_values_equal_those_of_the_contract(features: int) -> None:
+    sizes = np.array([1, 1e-37, 1e-40, 0, 1e30], np.float32)[:, None, None]
+    # More than a tile of positions: both halves of the bytes of keys.
+    k, v = (normal(1, 40, 1, features, seed=seed) * np.tile(sizes, (8, 1, 1)) for seed in (0, 1))
+    k[0, 7, 0, -1], v[0, 30, 0, 0] = np.nan, np.inf
+
+    (keys, values, key_scales, value_scales), _ = filled("int4", k, v, 40)
+
+    for x, found, scales in (
+        (k, np.moveaxis(unpacked(keys)[0, 0], 1, 2).reshape(PAGE, -1), key_scales),
+        (v, np.moveaxis(unpacked(values)[0, 0], 0, 1).reshape(PAGE, -1), value_scales),
+    ):
+        codes, expected = quantize_kv(x[0, :, 0])
+        np.testing.assert_array_equal(found[:40, :features], codes)
+        numbers = (scales[0, 0, :, :40].astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_array_equal(numbers.T, expected)
 
 
 @every_storage
@@ -235,7 +276,7 @@ def test_scores_of_minus_infinity_count_for_nothing_unless_there_is_no_other() -
 
 
 @pytest.mark.parametrize(
-    ("storage", "of_a_vector"), [("float32", 256), ("float16", 128), ("int8", 68)]
+    ("storage", "of_a_vector"), [("float32", 256), ("float16", 128), ("int8", 68), ("int4", 36)]
 )
 def test_keys_and_values_take_the_bytes_of_their_storage(
     storage: Storage, of_a_vector: int
@@ -280,7 +321,7 @@ def test_float16_is_refused_where_the_processor_cannot_convert_it(
     monkeypatch.setattr(numba_state, "has_half", lambda: False)
     slot = Slot(kind="attention", heads=1, key_dim=2, storage="float16")
 
-    with pytest.raises(BackendError, match=r"F16C.*kv_cache='int8' or 'float32'"):
+    with pytest.raises(BackendError, match=r"F16C.*kv_cache='int8', 'int4' or 'float32'"):
         NumbaOps().new_state([slot], rows=1, capacity=1)
 
 

@@ -101,13 +101,13 @@ def test_what_does_not_fit_is_told_with_what_would(run: Run) -> None:
 
     match = re.search(
         r"^the longest texts that fit: (\d+) tokens with --kv-cache float32, (\d+) tokens with --kv-cache float16, "
-        r"(\d+) tokens with --kv-cache int8",
+        r"(\d+) tokens with --kv-cache int8, (\d+) tokens with --kv-cache int4",
         shown,
         re.MULTILINE,
     )
     assert match is not None
-    wide, half, narrow = map(int, match.groups())
-    assert 4096 < wide < half < narrow < 65536
+    wide, half, narrow, least = map(int, match.groups())
+    assert 4096 < wide < half < narrow < least <= 65536
 
 
 def test_what_never_fits_is_told_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

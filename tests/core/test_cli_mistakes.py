@@ -39,7 +39,7 @@ MISTAKES = [
     (["generate", "MODEL", "--prompt", "a", "--max-tokens", "99"], 2, "max_tokens=62 or less"),
     (["generate", "MODEL", "--prompt", "a" * 99], 2, "leaves no room"),
     (["generate", "MODEL", "--prompt", "a", "--backend", "abacus"], 2, "'abacus' is not one of"),
-    (["generate", "MODEL", "--prompt", "a", "--kv-cache", "int4"], 2, "'int4' is not one of"),
+    (["generate", "MODEL", "--prompt", "a", "--kv-cache", "int2"], 2, "'int2' is not one of"),
     (["chat", "MODEL", "--message", "a", "--kv-cache", "half"], 2, "'half' is not one of"),
     (["generate", "nanochat-tinny", "--prompt", "a"], 1, "did you mean nanochat-tiny"),
     (

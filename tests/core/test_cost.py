@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nanochat.config import ModelConfig
-from nanochat.cost import Cost, cost
+from nanochat.cost import Cost, cost, vector_bytes
 from nanochat.errors import InputError
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
@@ -190,6 +190,11 @@ def test_int8_keys_and_values_have_a_scale_for_every_head() -> None:
 
     # Two layers of two key heads; keys and values of 64 bytes and a float32 scale.
     assert counted.kv_bytes_per_token == 2 * 2 * 2 * (64 + 4)
+
+
+@pytest.mark.parametrize(("numbers", "size"), [(1, 3), (32, 18), (33, 21), (64, 36), (128, 72)])
+def test_4_bit_keys_and_values_have_a_scale_for_every_32_numbers(numbers: int, size: int) -> None:
+    assert vector_bytes(numbers, "int4") == size
 
 
 def test_delta_layers_keep_a_matrix_a_head_and_the_inputs_of_their_convolutions() -> None:

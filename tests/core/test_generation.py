@@ -4,7 +4,7 @@ import gc
 import weakref
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_decoding_gives_the_logits_of_the_whole_sequence() -> None:
     np.testing.assert_allclose(np.stack(steps), engine.logits(ids)[4:], atol=1e-4)
 
 
-@pytest.mark.parametrize("kv_cache", ["float16", "int8"])
+@pytest.mark.parametrize("kv_cache", get_args(Storage)[1:])
 def test_narrow_keys_and_values_change_the_logits_a_little(kv_cache: Storage) -> None:
     ops, config = ReferenceOps(), random_config()
     engine = Engine(config, ops.prepare(silent_weights(config)), ops, kv_cache=kv_cache)
@@ -75,8 +75,10 @@ def test_an_unknown_kind_of_keys_and_values_is_refused() -> None:
     ops, config = ReferenceOps(), random_config()
     weights = ops.prepare(silent_weights(config))
 
-    with pytest.raises(InputError, match=r"kv_cache='int4'.*choose one of float32, float16, int8"):
-        Engine(config, weights, ops, kv_cache="int4")  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"kv_cache='int2'.*choose one of float32, float16, int8, int4"
+    ):
+        Engine(config, weights, ops, kv_cache="int2")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])

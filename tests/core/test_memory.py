@@ -154,12 +154,12 @@ def test_the_head_is_computed_for_the_last_token_of_a_prompt_only() -> None:
 
 
 def test_narrow_keys_and_values_need_less() -> None:
-    wide, half, narrow = (
+    wide, half, narrow, least = (
         needed_bytes(CONFIG, "numba", context=4096, kv_cache=kv_cache)
-        for kv_cache in ("float32", "float16", "int8")
+        for kv_cache in get_args(Storage)
     )
 
-    assert wide > half > narrow
+    assert wide > half > narrow > least
 
 
 def test_unpacked_codes_need_more_than_packed_ones() -> None:
@@ -253,7 +253,7 @@ def test_a_context_that_does_not_fit_is_a_warning(caplog: pytest.LogCaptureFixtu
     assert "about 2290 tokens fit" in message
     assert (
         "fit: pass kv_cache='float16' (4096 tokens), pass kv_cache='int8' (4096 tokens), "
-        in message
+        "pass kv_cache='int4' (4096 tokens), " in message
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def read_tokens(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("kv_cache", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kv_cache", get_args(Storage))
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("backend", backends_under_test())
 def test_a_text_goes_on_from_a_file_as_if_all_had_been_read(

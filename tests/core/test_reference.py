@@ -20,7 +20,13 @@ from nanochat.backends.reference.state import ReferenceState
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot, Storage
 from nanochat.rotary import Rotation
-from nanochat.ternary import quantize, quantize_activations, quantize_table
+from nanochat.ternary import (
+    KV_BLOCK,
+    quantize,
+    quantize_activations,
+    quantize_kv,
+    quantize_table,
+)
 from nanochat.weights import FeedForward, Mhc
 from tests.parity.rows import flat, state_of_lengths, stepping
 
@@ -431,6 +437,29 @@ def test_an_int8_key_that_is_not_finite_is_nan_as_a_whole(bad: float) -> None:
 
     assert np.isnan(rounded[0]).all()
     assert rounded[1].tolist() == [1, 2, 127]
+
+
+@pytest.mark.parametrize("width", [1, 32, 33, 70])
+def test_int4_keys_are_what_their_codes_stand_for(width: int) -> None:
+    x = normal(0, 5, width)
+
+    codes, scales = quantize_kv(x)
+    expected = [
+        [code * scales[row, column // KV_BLOCK] for column, code in enumerate(of_row)]
+        for row, of_row in enumerate(codes)
+    ]
+    assert np.array_equal(kept(x, "int4"), np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_int4_key_that_is_not_finite_is_nan_in_its_block(bad: float) -> None:
+    x = np.full((1, 40), 7, np.float32)
+    x[0, 2] = bad
+
+    rounded = kept(x, "int4")[0]
+
+    assert np.isnan(rounded[:32]).all()
+    assert rounded[32:].tolist() == [7] * 8
 
 
 def test_attention_without_a_state_rounds_nothing() -> None:

@@ -24,7 +24,7 @@ Values = NDArray[np.float32]
 # See `nanochat.ops.Ops`: nothing of the kind is promised for torch.
 EXACT = [name for name in backends_under_test() if name in ("reference", "numba", "mlx")]
 
-each_storage = pytest.mark.parametrize("storage", ["float32", "int8"])
+each_storage = pytest.mark.parametrize("storage", ["float32", "int8", "int4"])
 
 
 @pytest.fixture(scope="module", params=EXACT)

@@ -42,6 +42,7 @@ SMALL: dict[str, Any] = {
 DELTA: dict[str, Any] = {"delta_heads": 1, "delta_key_dim": 8, "delta_value_dim": 16}
 MODELS: dict[str, tuple[ModelConfig, Storage]] = {
     "attention": (ModelConfig(**SMALL, num_layers=1), "int8"),
+    "attention in blocks": (ModelConfig(**SMALL | {"head_dim": 40}, num_layers=1), "int4"),
     "loop with delta": (
         ModelConfig(
             **SMALL, **DELTA, num_layers=2, layer_pattern=("delta", "attention"), loop_count=2

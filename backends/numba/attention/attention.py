@@ -2,8 +2,9 @@
 
 Keys and values lie in pages of `PAGE` positions, which a table (rows, pages of a row) names. The fractions rounded up,
 keys are (pages, G, PAGE / L, K, L) and values (pages, G, K / L, PAGE, L), and for int8 there is one scale a vector,
-(pages, G, PAGE) of the keys and of the values. Positions of the keys and features of the values lie in lanes, so that
-neither scores nor weighted sums of values add across lanes. float16 is kept as its bits, uint16.
+(pages, G, 1, PAGE) of the keys and of the values. Positions of the keys and features of the values lie in lanes, so
+that neither scores nor weighted sums of values add across lanes. float16 is kept as its bits, uint16, and int4 as
+`four_bits` says.
 
 Positions are taken in blocks: scores of one block, their exponentials, and the sum of its values, added to those of the
 blocks before. So what a task needs besides the pages stays in the first-level cache, however long the sequence, and the
@@ -19,17 +20,20 @@ References
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
+from nanochat.backends.numba.attention.four_bits import add_scaled, scale
 from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, to_half
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
 from nanochat.ops import Storage
 from nanochat.rows import PAGE
+from nanochat.ternary import KV_BLOCK
 
 __all__ = ["QUERIES", "append_kernel", "attention_kernel", "rotate"]
 
@@ -55,6 +59,7 @@ _LEAST = (127 - 119) << 23
 
 _scores = scratch(types.float32, MOST_ROWS * _BLOCK)
 _blends = scratch(types.float32, MOST_ROWS * LANES)
+_scaled = scratch(types.float32, MOST_ROWS * PAGE)
 _numbers = scratch(types.int64, 4 * MOST_ROWS)
 _of_queries = scratch(types.float32, 3 * QUERIES)
 
@@ -81,7 +86,7 @@ def rotate(
 
 @functools.cache
 def append_kernel(storage: Storage) -> Callable[..., None]:
-    """The kernel that keeps keys and values as `storage` says."""
+    """The kernel that keeps keys and values as `storage` says; that of int4 is `four_bits.append`."""
     # Numba's cache tells the kernels apart by these values; a function it would find in no later process.
     halves, codes = storage == "float16", storage == "int8"
 
@@ -108,8 +113,8 @@ def append_kernel(storage: Storage) -> Callable[..., None]:
             tile, lane = place // LANES, place % LANES
             key_factor = value_factor = np.float32(1)
             if key_scales.shape[2] > 0:
-                key_scales[page, g, place], key_factor = _scale(k[n, g])
-                value_scales[page, g, place], value_factor = _scale(v[n, g])
+                key_scales[page, g, 0, place], key_factor = _scale(k[n, g])
+                value_scales[page, g, 0, place], value_factor = _scale(v[n, g])
             for i in range(features):
                 key, value = k[n, g, i] * key_factor, v[n, g, i] * value_factor
                 if halves:
@@ -143,16 +148,18 @@ def _scale(x: _Array) -> tuple[np.float32, np.float32]:
 
 
 @functools.cache
-def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (the types of its arrays follow it)
+def attention_kernel(storage: Storage) -> Callable[..., None]:
     """The kernel that attends to keys and values which are kept as `storage` says."""
+    # Vectors with a scale, and blocks of them with one.
+    of_vectors, of_blocks = storage == "int8", storage == "int4"
 
     @kernel
     def attention(
         q: _Array,
         keys: NDArray[np.generic],
         values: NDArray[np.generic],
-        key_scales: _Array,
-        value_scales: _Array,
+        key_scales: NDArray[Any],
+        value_scales: NDArray[Any],
         table: _Ints,
         rows: _Ints,
         starts: _Ints,
@@ -173,9 +180,11 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (
         lane_groups = values.shape[2]
         share = heads // groups
         factor = np.float32(1) / np.sqrt(np.float32(features))
-        scaled = key_scales.shape[2] > 0
         scores = carray(_scores(), (MOST_ROWS, _BLOCK), np.float32)
         blends = carray(_blends(), (MOST_ROWS, LANES), np.float32)
+        # Weights of the values of a page, times the scales of those.
+        scaled = carray(_scaled(), (MOST_ROWS, PAGE), np.float32)
+        factors = scaled if of_blocks else scores
         # Where each query of a product lies, where its scores do, and one place for a part of those; and what it sees.
         places, weights, rests, seens = carray(_numbers(), (4, MOST_ROWS), np.int64)
         largest, sums, shrinks = carray(_of_queries(), (3, QUERIES), np.float32)
@@ -183,7 +192,7 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (
         for task in range(first, last):
             span, query_0, g = parts[task, 0], parts[task, 1], parts[task, 2]
             # A row of one token comes to its next key head, whose keys and values follow; others stay with this one.
-            ahead = features * PAGE * keys.itemsize if counts[span] == 1 else _AHEAD
+            ahead = keys.strides[1] if counts[span] == 1 else _AHEAD
             start, token_0 = starts[span], offsets[span]
             count = min(QUERIES, counts[span] * share - query_0)
             largest[:] = -np.inf
@@ -203,32 +212,71 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (
                     for begin in range(0, most, PAGE):
                         head = (pages[begin // PAGE] * groups + g) * _TILES
                         for tile in range(-(-min(most - begin, PAGE) // LANES)):
-                            place = (head + tile) * features * LANES
-                            of_tile = scores[0, begin + tile * LANES :]
-                            multiply(
-                                number, q, places, keys, place, features, of_tile, _BLOCK, 0, ahead
-                            )
+                            place = (head + tile) * features * keys.shape[4]
+                            at = begin + tile * LANES
+                            if not of_blocks:
+                                sums_of = scores[0, at:]
+                                multiply(
+                                    number,
+                                    q,
+                                    places,
+                                    keys,
+                                    place,
+                                    features,
+                                    sums_of,
+                                    _BLOCK,
+                                    0,
+                                    ahead,
+                                )
+                                continue
+                            for block in range(key_scales.shape[2]):
+                                low_feature = block * KV_BLOCK
+                                width = min(KV_BLOCK, features - low_feature)
+                                for j in range(number):
+                                    weights[j] = places[j] + low_feature
+                                some = place + low_feature * keys.shape[4]
+                                multiply(
+                                    number,
+                                    q,
+                                    weights,
+                                    keys,
+                                    some,
+                                    width,
+                                    blends[0],
+                                    LANES,
+                                    0,
+                                    ahead,
+                                )
+                                scales = key_scales[pages[begin // PAGE], g, block, tile * LANES :]
+                                for j in range(number):
+                                    sums_of = scores[j, at : at + LANES]
+                                    add_scaled(sums_of, blends[j], scales, block > 0)
                     for j in range(number):
                         if seens[j] > 0:
                             of_query = scores[j, : seens[j]]
-                            if scaled:
+                            if of_vectors:
                                 _scale_pages(of_query, key_scales, pages, g)
                             shrinks[j] = _weigh(
                                 of_query, factor, largest[done + j :], sums[done + j :]
                             )
-                            if scaled:
+                            if of_vectors:
                                 _scale_pages(of_query, value_scales, pages, g)
                     for group in range(lane_groups):
                         for begin in range(0, most, PAGE):
                             head = pages[begin // PAGE] * groups + g
-                            place = (head * lane_groups + group) * PAGE * LANES
+                            place = (head * lane_groups + group) * PAGE * values.shape[4]
                             shared = max(0, min(common - begin, PAGE))
                             for j in range(number):
-                                weights[j] = j * _BLOCK + begin
+                                weights[j] = j * PAGE if of_blocks else j * _BLOCK + begin
+                                if of_blocks and seens[j] > begin:
+                                    of_page = scores[j, begin : min(begin + PAGE, seens[j])]
+                                    block = group * LANES // KV_BLOCK
+                                    scales = value_scales[pages[begin // PAGE], g, block]
+                                    scale(scaled[j], of_page, scales)
                             begun = 1 if begin > 0 else 0
                             multiply(
                                 number,
-                                scores,
+                                factors,
                                 weights,
                                 values,
                                 place,
@@ -246,10 +294,10 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (
                                     # Not with a weight of zero for the others: a value that is not finite must not
                                     # reach them.
                                     rests[0] = weights[j] + shared
-                                    more = place + shared * LANES
+                                    more = place + shared * values.shape[4]
                                     multiply(
                                         1,
-                                        scores,
+                                        factors,
                                         rests,
                                         values,
                                         more,
@@ -278,7 +326,7 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:  # noqa: ARG001 (
 def _scale_pages(scores: _Array, scales: _Array, pages: _Ints, group: int) -> None:
     """Multiply each score of a block by the scale of its position."""
     for begin in range(0, scores.shape[0], PAGE):
-        part, of_page = scores[begin : begin + PAGE], scales[pages[begin // PAGE], group]
+        part, of_page = scores[begin : begin + PAGE], scales[pages[begin // PAGE], group, 0]
         for i in range(part.shape[0]):
             part[i] *= of_page[i]
 

@@ -25,6 +25,7 @@ from nanochat.backends.numba.runtime.vectors import (
     INT64,
     LANES,
     call,
+    filled,
     integer,
     load,
     moved,
@@ -34,14 +35,17 @@ from nanochat.backends.numba.runtime.vectors import (
     vector,
 )
 
-__all__ = ["MOST_ROWS", "multiply", "to_half"]
+__all__ = ["MOST_ROWS", "PACKED_LANES", "multiply", "to_half"]
+
+# Bytes of a row of codes of 4 bits: each holds lane l in its lower half, and l + L / 2 in its upper.
+PACKED_LANES = LANES // 2
 
 # The sums of 8 rows in 32 lanes fill half of the 32 registers of AVX-512; those of 2 rows, or 4 in 16 lanes at a time,
 # half of AVX2's.
 _IS_WIDE = "avx512f" in cpu_features()
 MOST_ROWS = 8 if _IS_WIDE else 4
 
-# By the elements of the matrix: their bytes.
+# By the elements of the matrix: their bytes; those of two codes of 4 bits count as one.
 _BYTES = {FLOAT: 4, INT16: 2, INT8: 1}
 
 # Bytes of a line of the caches.
@@ -71,7 +75,9 @@ def _multiply(
 
         first = moved(builder, data(3), arguments[4])
         values = arguments[0], data(1), data(2), first, arguments[5], data(6), *arguments[7:]
-        builder.call(_function(builder.module, [value.type for value in values]), values)
+        kinds = [value.type for value in values]
+        four_bits = signature.args[3].dtype == types.uint8
+        builder.call(_function(builder.module, kinds, four_bits=four_bits), values)
         return context.get_dummy_value()
 
     return types.void(*kinds), generate
@@ -81,14 +87,14 @@ def _multiply(
 # `MOST_ROWS` rows r, ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``, added in the order of
 # i, and to what is in the sums if `begun` is 1 and not 0. So a sum may be taken in parts, and has the same bits. Arrays
 # are in C order. Row r of the weights begins `offsets[r]` elements after the first, the matrix `place`, and row r of
-# the sums ``r * stride``. The matrix is float32, float16 as uint16, or int8. What lies `ahead` bytes further is asked
-# for: what is read next, as a rule.
+# the sums ``r * stride``. The matrix is float32, float16 as uint16, int8, or codes of 4 bits, two to a byte, as uint8.
+# What lies `ahead` bytes further is asked for: what is read next, as a rule.
 multiply = cast(Callable[..., None], intrinsic(_multiply))
 
 
-def _function(module: Any, kinds: list[Any]) -> Any:
+def _function(module: Any, kinds: list[Any], *, four_bits: bool) -> Any:
     """The one function of a kernel that multiplies, since a copy at every call would take long to compile."""
-    name = f"nanochat_multiply_{kinds[3].pointee}"
+    name = f"nanochat_multiply_{'i4' if four_bits else kinds[3].pointee}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -101,7 +107,7 @@ def _function(module: Any, kinds: list[Any]) -> Any:
         block = function.append_basic_block(f"rows_{rows}")
         choice.add_case(rows, block)
         builder.position_at_end(block)
-        _generate(rows, builder, *function.args[1:])
+        _generate(rows, builder, *function.args[1:], four_bits=four_bits)
         builder.branch(done)
     builder.position_at_end(done)
     builder.ret_void()
@@ -119,6 +125,8 @@ def _generate(
     stride: Any,
     begun: Any,
     ahead: Any,
+    *,
+    four_bits: bool,
 ) -> None:
     starts = [
         moved(builder, weights, builder.load(moved(builder, offsets, integer(r))))
@@ -141,11 +149,15 @@ def _generate(
         builder.position_at_end(body)
         i = builder.phi(INT64)
         totals = [builder.phi(numbers) for _ in range(rows)]
-        lane = builder.add(builder.mul(i, integer(LANES)), integer(low))
-        address = moved(builder, matrix, lane)
+        if four_bits:
+            address = moved(builder, matrix, builder.mul(i, integer(PACKED_LANES)))
+            row = _unpacked(builder, address, numbers, low)
+        else:
+            lane = builder.add(builder.mul(i, integer(LANES)), integer(low))
+            address = moved(builder, matrix, lane)
+            row = _widened(builder, address, numbers)
         if low == 0:
             _ask(builder, address, ahead)
-        row = _widened(builder, address, numbers)
         added = [
             _multiply_add(builder, builder.load(moved(builder, start, i)), row, total)
             for start, total in zip(starts, totals, strict=True)
@@ -198,6 +210,19 @@ def _widened(builder: Any, address: Any, numbers: Any) -> Any:
     if element == INT16:
         return builder.fpext(builder.bitcast(found, vector(HALF, numbers.count)), numbers)
     return builder.sitofp(builder.sext(found, vector(INT32, numbers.count)), numbers)
+
+
+def _unpacked(builder: Any, address: Any, numbers: Any, low: int) -> Any:
+    """Codes of 4 bits as float32: of all lanes, or of as many as there are bytes, from lane `low` on."""
+    codes = vector(INT32, PACKED_LANES)
+    found = builder.sext(load(builder, address, vector(INT8, PACKED_LANES)), codes)
+    # Shifts to the right repeat the sign.
+    upper = builder.ashr(found, filled(codes, 4))
+    lower = builder.ashr(builder.shl(found, filled(codes, 28)), filled(codes, 28))
+    if numbers.count == PACKED_LANES:
+        return builder.sitofp(upper if low else lower, numbers)
+    order = ir.Constant(vector(INT32, LANES), [*range(LANES)])
+    return builder.sitofp(builder.shuffle_vector(lower, upper, order), numbers)
 
 
 def _multiply_add(builder: Any, weight: Any, row: Any, total: Any) -> Any:

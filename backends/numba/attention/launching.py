@@ -4,10 +4,12 @@ Legend: B sequences, T tokens, H query heads, G key heads, K and V key and value
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nanochat.backends.numba.attention import attention, delta
+from nanochat.backends.numba.attention import attention, delta, four_bits
 from nanochat.backends.numba.pending import Values
 from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT
 from nanochat.backends.numba.runtime.launch import Launcher
@@ -50,13 +52,22 @@ def append(
 ) -> None:
     """Keep k and v (B, T, G, K) in pages, as `state.buffers` makes them."""
     flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
-    step = spans.step
+    step, groups = spans.step, k.shape[2]
+    told: tuple[NDArray[np.int64], ...]
+    if storage == "int4":
+        append_kernel: Callable[..., None] = four_bits.append
+        told = spans.table, step.rows, step.starts, step.counts, step.offsets
+        tasks = spans.number * groups
+    else:
+        append_kernel = attention.append_kernel(storage)
+        told = spans.table, step.rows, step.spans, step.positions
+        tasks = len(flat[0]) * groups
     # Also of tokens that have left a loop: later ones look at them.
     with launch.always():
         launch(
-            attention.append_kernel(storage),
-            *(*flat, spans.table, step.rows, step.spans, step.positions, *pages),
-            tasks=math.prod(k.shape[:3]),
+            append_kernel,
+            *(*flat, *told, *pages),
+            tasks=tasks,
             nanoseconds=3 * k.size * ELEMENT,
         )
 

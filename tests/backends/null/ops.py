@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import Activation, Mixer
+from nanochat.cost import vector_bytes
 from nanochat.draws import Drawn, Draws
 from nanochat.ops import Slot, feed_forward, leaving_loop
 from nanochat.rotary import Rotation
@@ -24,8 +25,6 @@ __all__ = ["Array", "Leaf", "NullOps", "NullState"]
 # ruff: noqa: ARG002 - every operation is specified in `nanochat.ops.Ops`; few arguments change a shape.
 
 Array = tuple[int, ...]
-
-_NUMBER_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,7 @@ class NullOps:
         slot = state.slots[number]
         for _, start, tokens in state.step.parts():
             if slot.kind == "attention":
-                size = slot.key_dim * _NUMBER_BYTES[slot.storage] + 4 * (slot.storage == "int8")
+                size = vector_bytes(slot.key_dim, slot.storage)
                 positions = start + tokens.stop - tokens.start
                 self.read_bytes += 2 * slot.heads * size * positions
             elif slot.kind == "conv":
