@@ -22,10 +22,10 @@ from tests.parity.cases import CASES
 from tests.parity.lockstep import LockstepOps
 from tests.parity.random_models import random_weights
 
-__all__ = ["require", "run", "table"]
+__all__ = ["FEW", "require", "run", "table"]
 
 # Each covers several options.
-_FEW = (
+FEW = (
     "grouped_query_attention",
     "delta_by_pattern",
     "shared_expert",
@@ -56,7 +56,7 @@ def run(quick: bool) -> Iterator[Result]:
     that part is largest; and the error of the logits when the backend is left alone.
     """
     for name in _backends():
-        for option in _FEW if quick else CASES:
+        for option in FEW if quick else CASES:
             found = _compare(CASES[option], name)
             limit = TOLERANCES["logits"].limit
             yield _result(f"{option}, {name}, {found.operation}", _PART, found.part, 1.0)
@@ -95,7 +95,7 @@ def require(*names: str) -> None:
         With the operation that is wrong.
     """
     for name in names or _backends():
-        for option in _FEW:
+        for option in FEW:
             found = _compare(CASES[option], name)
             if not found.passes:
                 raise BackendError(

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.errors import ContextLengthError
 from nanochat.ops import Slot, Storage
 from nanochat.proof.tolerances import TOLERANCES, rms_error
@@ -214,6 +215,25 @@ def test_prompts_read_at_once_and_step_by_step_attend_alike(ops: AnyOps, storage
 
     error = rms_error(whole, np.concatenate(steps, axis=1))
     assert error <= TOLERANCES["attention"].limit
+
+
+@every_storage
+@pytest.mark.parametrize("width", [1, 31, 64, 97])
+def test_what_is_kept_is_rounded_alike_to_the_bit(ops: AnyOps, storage: Any, width: int) -> None:
+    sizes = np.array([1, 0, 1e-40, 1e-37, 3e-5, 6e4, 1e30], np.float32)[:, None, None]
+    if storage == "float16":
+        sizes = np.minimum(sizes, np.float32(1e4))
+    v = normal(1, 70, 2, width) * np.tile(sizes, (10, 1, 1))
+    slot = Slot(kind="attention", heads=2, key_dim=width, storage=storage)
+
+    def given_back(ops: AnyOps) -> Values:
+        state = state_of_lengths(ops, [slot], [0] * 70, capacity=1)
+        ones = ops.array(np.ones_like(v))
+        with stepping(state, range(70), [1] * 70):
+            # All of the weight is on a row's only value.
+            return ops.numpy(ops.attention(ones, ones, ops.array(v), state=state, slot=0))
+
+    np.testing.assert_array_equal(given_back(ops), given_back(ReferenceOps()))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

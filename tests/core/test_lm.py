@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ from nanochat.export.export import export_model
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import detect, format_named, load
 from nanochat.lm import Model, from_pretrained
+from nanochat.ops import Storage
 from nanochat.tensors import save_tensors
 from nanochat.text.chat import Message
 from nanochat.text.tokenizer import Tokenizer
@@ -537,9 +538,10 @@ def test_files_that_are_larger_than_what_is_free_are_not_read(
         from_pretrained(tmp_path / "x.gguf", backend="reference")
 
 
-def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path) -> None:
-    with pytest.raises(BackendError, match="keeps keys and values in float32"):
-        from_pretrained(directory, backend="onnx", kv_cache="int8")
+@pytest.mark.parametrize("kv_cache", get_args(Storage)[1:])
+def test_a_graph_keeps_keys_and_values_in_float32_only(directory: Path, kv_cache: Storage) -> None:
+    with pytest.raises(BackendError, match=f"kv_cache='{kv_cache}'.*keys and values in float32"):
+        from_pretrained(directory, backend="onnx", kv_cache=kv_cache)
 
 
 def test_a_graph_has_no_operations_of_its_own() -> None:
