@@ -155,9 +155,8 @@ def _quantize_kv(x: mx.array) -> tuple[mx.array, mx.array]:
     largest = mx.where(largest < _SMALLEST, 0.0, largest)
     scales = (largest / float(KV_LARGEST)).astype(mx.bfloat16).astype(mx.float32)
     inverse = mx.where(scales > 0, 1.0 / scales, 0.0)
-    codes = mx.clip(mx.round(blocks * inverse), -KV_LARGEST, KV_LARGEST)
     scales = mx.where(finite, scales, mx.array(np.nan))
-    return codes.flatten(-2)[..., : x.shape[-1]], scales.squeeze(-1)
+    return mx.round(blocks * inverse).flatten(-2)[..., : x.shape[-1]], scales.squeeze(-1)
 
 
 def _quantized(x: mx.array) -> tuple[mx.array, mx.array]:

@@ -146,5 +146,4 @@ def _quantize_kv(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = (largest / torch.full_like(largest, KV_LARGEST)).to(torch.bfloat16).float()
     inverse = torch.where(scales > 0, torch.ones_like(scales) / scales, 0.0)
     codes = (torch.where(finite[..., None], blocks, 0.0) * inverse[..., None]).round()
-    codes = codes.nan_to_num().clamp(-KV_LARGEST, KV_LARGEST).flatten(-2)[..., : x.shape[-1]]
-    return codes, torch.where(finite, scales, torch.nan)
+    return codes.flatten(-2)[..., : x.shape[-1]], torch.where(finite, scales, torch.nan)

@@ -102,7 +102,7 @@ def _code(x: np.float32, inverse: np.float32) -> np.uint8:
     code = np.int32(0)
     # In a block that is not finite, the product is NaN.
     if inverse > 0:
-        code = np.int32(max(-KV_LARGEST, min(KV_LARGEST, np.rint(x * inverse))))
+        code = np.int32(np.rint(x * inverse))
     return np.uint8(code & 15)
 
 
