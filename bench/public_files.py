@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig, hybrid_pattern
 from nanochat.export.gguf.container import NewTensor, write_container
-from nanochat.export.gguf.places import Place, places
+from nanochat.export.gguf.places import places
 from nanochat.export.gguf.types import BF16, F32, PQ2_0, Q2_0, TQ2_0, TensorType, block_bytes
+from nanochat.export.places import Place
 from nanochat.shapes import delta_key_heads, layer_kinds, shapes
 from nanochat.weights import Spec, named_leaves
 

@@ -1,6 +1,7 @@
 """This file holds the shapes of all weights that a configuration asks for; nothing is allocated."""
 
 import math
+from collections.abc import Sequence
 
 from nanochat.config import TABLE_BLOCKS, LayerKind, ModelConfig, TableFormat
 from nanochat.weights import (
@@ -23,6 +24,7 @@ __all__ = [
     "delta_key_heads",
     "head_format",
     "layer_kinds",
+    "layer_pattern",
     "mix_size",
     "num_parameters",
     "run_order",
@@ -34,6 +36,21 @@ def layer_kinds(config: ModelConfig) -> tuple[LayerKind, ...]:
     """The kind of every layer, from the repeated pattern."""
     pattern = config.layer_pattern
     return tuple(pattern[i % len(pattern)] for i in range(config.num_layers))
+
+
+def layer_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest pattern that gives layers of such kinds.
+
+    Examples
+    --------
+    >>> layer_pattern(["delta", "attention", "delta"])
+    ('delta', 'attention')
+    """
+    count = len(kinds)
+    size = next(
+        n for n in range(1, count + 1) if all(kinds[i] == kinds[i % n] for i in range(count))
+    )
+    return tuple(kinds[:size])
 
 
 def run_order(config: ModelConfig) -> list[int]:

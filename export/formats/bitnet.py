@@ -5,9 +5,10 @@ from nanochat.config import ModelConfig
 from nanochat.export.directory import read_folder
 from nanochat.export.format import Format, ModelFiles, NoOptions
 from nanochat.export.layouts import SAFETENSORS
-from nanochat.export.stock.bitnet_config import MODEL_TYPES
 
 __all__ = ["FORMAT"]
+
+_MODEL_TYPES = ("bitnet", "llama", "qwen2", "qwen3")
 
 
 class BitnetFormat(Format[NoOptions]):
@@ -21,21 +22,21 @@ class BitnetFormat(Format[NoOptions]):
         if files.config is None:
             return "no config.json"
         model_type = files.config.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if model_type not in _MODEL_TYPES:
             return (
                 f"model_type is {model_type!r:.80}: of other people's models this package reads ternary ones of type "
-                f"{', '.join(MODEL_TYPES)}"
+                f"{', '.join(_MODEL_TYPES)}"
             )
         return None
 
     def read(self, files: ModelFiles) -> Bundle:
-        from nanochat.export.stock.bitnet import load_bitnet
+        from nanochat.export.folders.bitnet import load_bitnet
 
         assert files.config is not None
         return read_folder(files, *load_bitnet(files.path, files.config))
 
     def config(self, files: ModelFiles) -> ModelConfig:
-        from nanochat.export.stock.bitnet import read_bitnet_config
+        from nanochat.export.folders.bitnet import read_bitnet_config
 
         assert files.config is not None
         return read_bitnet_config(files.path, files.config)

@@ -11,18 +11,16 @@ References
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
+from nanochat.export.places import Index, Place, gated_rows
 from nanochat.shapes import delta_key_heads, layer_kinds, shapes
 from nanochat.weights import Ternary, named_leaves
 
-__all__ = ["NEIGHBOURS", "Place", "places", "with_heads"]
-
-_Index = NDArray[np.int64]
+__all__ = ["NEIGHBOURS", "places", "with_heads"]
 
 # Architectures that rotate neighbouring features of a head, where this package rotates features half a head apart.
 NEIGHBOURS = ("llama", "minicpm")
@@ -68,20 +66,6 @@ _NETWORK_NORM = "post_attention_norm.weight"
 _one_for_all_layers = functools.lru_cache(maxsize=16)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Place:
-    """Where a leaf lies: in a tensor, of which it has some rows, all if `rows` is None.
-
-    `expert` is the number of the matrix in a stack of them. If there are `heads`, the columns come head by head in that
-    order, all of the same width.
-    """
-
-    tensor: str
-    rows: _Index | None = None
-    heads: _Index | None = None
-    expert: int | None = None
-
-
 def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str, Place]:
     """The place of every leaf, in the order of the weights.
 
@@ -102,7 +86,7 @@ def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str
                 found[name] = Place(tensor=tensor, rows=rows, heads=heads)
                 continue
             if rest in ("mixer.q", "mixer.gate"):
-                rows = _gated_rows(config, gate=rest == "mixer.gate")
+                rows = gated_rows(config, gate=rest == "mixer.gate")
                 found[name] = Place(tensor=f"blk.{layer}.attn_q.weight", rows=rows)
                 continue
         expert = rest.split(".")[2] if rest.startswith("network.networks.") else None
@@ -114,7 +98,7 @@ def places(config: ModelConfig, architecture: str, *, grouped: bool) -> dict[str
     return found
 
 
-def with_heads(leaf: Ternary, heads: _Index) -> Ternary:
+def with_heads(leaf: Ternary, heads: Index) -> Ternary:
     """The columns of a matrix head by head in another order; blocks of scales become no wider than a head."""
     rows, width = len(leaf.packed), leaf.columns // len(heads)
     block = math.gcd(leaf.weight_block, width)
@@ -127,7 +111,7 @@ def with_heads(leaf: Ternary, heads: _Index) -> Ternary:
 
 
 @_one_for_all_layers
-def _half_split(config: ModelConfig, rest: str) -> _Index | None:
+def _half_split(config: ModelConfig, rest: str) -> Index | None:
     """Rows of queries and keys in the order in which features of a head are rotated here: pairs half a head apart."""
     heads = {"mixer.q": config.num_heads, "mixer.k": config.num_kv_heads}.get(rest)
     if heads is None:
@@ -139,17 +123,9 @@ def _half_split(config: ModelConfig, rest: str) -> _Index | None:
 
 
 @_one_for_all_layers
-def _gated_rows(config: ModelConfig, *, gate: bool) -> _Index:
-    """Rows of a tensor that has, for each head, D rows of query and D rows of gate."""
-    features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
-    heads = 2 * config.head_dim * np.arange(config.num_heads)
-    return (heads[:, None] + features).reshape(-1)
-
-
-@_one_for_all_layers
 def _delta_order(
     config: ModelConfig, rest: str, *, grouped: bool
-) -> tuple[_Index | None, _Index | None]:
+) -> tuple[Index | None, Index | None]:
     """Rows, and order of the heads of columns, of a leaf of Gated DeltaNet."""
     keys = delta_key_heads(config) * config.delta_key_dim
     order, values = _value_heads(config), config.delta_value_dim
@@ -168,7 +144,7 @@ def _delta_order(
     return None, None
 
 
-def _value_heads(config: ModelConfig) -> _Index:
+def _value_heads(config: ModelConfig) -> Index:
     """Where each value head stands in a file: those of one key head lie M apart, here they follow each other."""
     key_heads = delta_key_heads(config)
     share = config.delta_heads // key_heads

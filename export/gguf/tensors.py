@@ -23,7 +23,7 @@ from nanochat.bundle import Bundle
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ShapeError
 from nanochat.export.gguf.container import GgufTensor, NewTensor
-from nanochat.export.gguf.places import Place, places, with_heads
+from nanochat.export.gguf.places import places, with_heads
 from nanochat.export.gguf.types import (
     BF16,
     F16,
@@ -38,6 +38,7 @@ from nanochat.export.gguf.types import (
     unpack_q8_0,
     unpack_ternary,
 )
+from nanochat.export.places import Place
 from nanochat.shapes import shapes
 from nanochat.weights import (
     DENSE_DTYPES,

@@ -3,19 +3,21 @@
 import json
 import logging
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
 from nanochat.export import formats
-from nanochat.export.stock.bitnet import load_bitnet
+from nanochat.export.folders.bitnet import load_bitnet
 from nanochat.generation.engine import Engine
+from nanochat.rotary import rotation
 from nanochat.weights import Dense, Stored, Ternary, Weights
 from tests.core.foreign_tokenizers import write_llama_3
 from tests.export.foreign_models import (
@@ -32,6 +34,25 @@ from tests.export.foreign_models import (
 
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, 24).tolist()
 LINEAR = "model.layers.0.self_attn.q_proj"
+
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LLAMA_3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": np.linspace(1, 1.5, 16).tolist(),
+    "long_factor": np.linspace(1, 6, 16).tolist(),
+    "original_max_position_embeddings": 32,
+}
 
 
 def load(directory: Path) -> tuple[ModelConfig, Weights[Stored]]:
@@ -121,24 +142,36 @@ def test_a_model_in_bfloat16_is_read_exactly(tmp_path: Path) -> None:
     "rope",
     [
         {"rope_type": "linear", "factor": 1.0},
-        {
-            "rope_type": "llama3",
-            "factor": 1.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
+        {"rope_type": "linear", "factor": 4.0},
+        LLAMA_3 | {"factor": 1.0},
+        LLAMA_3,
+        YARN | {"factor": 1.0},
+        YARN,
+        YARN | {"attention_factor": 0.8, "beta_fast": 4.0, "beta_slow": 0.5},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 0.4},
+        LONG,
+        LONG | {"factor": 3.0, "original_max_position_embeddings": 64},
     ],
-    ids=lambda rope: rope["rope_type"],
+    ids=lambda rope: ", ".join(
+        f"{k}={v:.3}" for k, v in rope.items() if isinstance(v, str | float)
+    ),
 )
-def test_a_scaling_by_the_factor_1_changes_nothing(tmp_path: Path, rope: dict[str, object]) -> None:
+def test_scaled_and_partial_rotations_are_those_of_transformers(
+    tmp_path: Path, rope: dict[str, Any]
+) -> None:
     parameters = {**rope, "rope_theta": 10_000.0}
     model = build("autobitlinear packed", family="llama", rope_parameters=parameters)
     save(model, "autobitlinear packed", tmp_path)
 
-    ratios = distances(tmp_path, logits(model, IDS))
+    turned = rotation(load(tmp_path)[0])
 
-    assert np.median(ratios) < 1e-6
+    kind, config = rope["rope_type"], model.config
+    expected, magnitude = ROPE_INIT_FUNCTIONS[kind](config, seq_len=config.max_position_embeddings)
+    assert turned.frequencies == pytest.approx(expected.tolist(), rel=1e-6)
+    assert turned.magnitude == pytest.approx(magnitude, rel=1e-6)
+    # transformers has other factors for texts that are as short.
+    if kind != "longrope" or rope["original_max_position_embeddings"] == 64:
+        assert np.median(distances(tmp_path, logits(model, IDS))) < 1e-6
 
 
 def test_a_model_in_several_files_is_the_same(tmp_path: Path) -> None:
@@ -179,16 +212,35 @@ def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_act": []}, r"hidden_act is \[\]"),
         ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, r"rope_type is \['yarn'\]"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "parameters.factor is missing"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "has no scaling of kind 'yarn'",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+            "original_max_position_embeddings is missing, must be a whole number",
         ),
         (
-            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
-            "by rope_theta alone, and has no scaling of kind 'llama3' for longer texts",
+            {"rope_parameters": {**YARN, "truncate": False}},
+            "truncate is False: must be true",
         ),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "no scaling of kind 'linear'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates whole heads"),
+        (
+            {
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
+                "rope_parameters": None,
+            },
+            "original_max_position_embeddings is missing",
+        ),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "factor is missing"),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"type": "linear", "factor": 4.0},
+            },
+            "rope_parameters.factor is 4.0, and 2.0 in rope_scaling",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "one value for all layer"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotate whole heads"),
+        ({"partial_rotary_factor": 0.5}, "rotate whole heads"),
         ({"rope_scaling": "linear"}, "must be an object"),
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
@@ -351,7 +403,7 @@ def test_a_truncated_file_is_refused(saved: Path) -> None:
 def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:
     rewrite(saved, model_type="gpt2")
 
-    with pytest.raises(FormatError, match=r"model_type is 'gpt2'.* bitnet, llama, qwen3"):
+    with pytest.raises(FormatError, match=r"model_type is 'gpt2'.* bitnet, llama, "):
         formats.load(saved)
 
 

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanochat.config import ModelConfig
 from nanochat.errors import NanochatError
+from nanochat.export.folders.configuration import MODEL_TYPES, read_configuration
+from nanochat.export.folders.quantization import read_quantization
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign.read import load_foreign_gguf
-from nanochat.export.stock.bitnet_config import MODEL_TYPES, read_model, read_quantization
+from nanochat.rotary import rotation
 from nanochat.text.library import load_tokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, unigram
 from tests.export.foreign_ggufs import Case, write
@@ -42,6 +45,35 @@ FIELDS = {
     "tie_word_embeddings": True,
     "attention_bias": False,
     "layer_types": ["full_attention"],
+    "original_max_position_embeddings": 16,
+    "partial_rotary_factor": 1.0,
+    "text_config": None,
+    "scale_emb": 12,
+    "scale_depth": 1.4,
+    "dim_model_base": 256,
+    "full_attention_interval": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "num_experts": 0,
+}
+ROPE = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "attention_factor": 1.0,
+    "beta_fast": 32,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0] * 8,
+    "partial_rotary_factor": 1.0,
+    "truncate": True,
 }
 QUANTIZATION = {
     "quant_method": "bitnet",
@@ -64,9 +96,24 @@ def test_any_configuration_is_read_or_refused(
         quantization = {**QUANTIZATION, **quantization}
 
     with contextlib.suppress(NanochatError):
-        read_model({"model_type": model_type, **FIELDS, **changes})
+        ModelConfig(**read_configuration({"model_type": model_type, **FIELDS, **changes}))
     with contextlib.suppress(NanochatError):
         read_quantization(quantization)
+
+
+@given(
+    st.sampled_from(["default", "linear", "llama3", "yarn", "longrope", "mrope"]),
+    st.dictionaries(st.sampled_from(sorted(ROPE)), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(sorted(ROPE)), VALUES, max_size=1),
+)
+def test_any_rotation_is_read_or_refused(
+    kind: str, changes: dict[str, Any], others: dict[str, Any]
+) -> None:
+    rope = {**ROPE, "rope_type": kind, **changes}
+    fields = {"model_type": "llama", **FIELDS, "rope_parameters": rope, "rope_scaling": others}
+
+    with contextlib.suppress(NanochatError):
+        rotation(ModelConfig(**read_configuration(fields)))
 
 
 PATHS: list[tuple[Any, ...]] = [

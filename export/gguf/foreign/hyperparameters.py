@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from nanochat.config import LayerKind, check_field
 from nanochat.errors import ConfigError, FormatError
 from nanochat.export.gguf.container import GgufFile, GgufTensor, MetadataValue
 from nanochat.export.gguf.types import BF16, F16, F32, PACKINGS, Q4_0, Q6_K, Q8_0
+from nanochat.shapes import layer_pattern
 
 __all__ = ["ARCHITECTURES", "ROPE_FACTORS", "read_hyperparameters"]
 
@@ -69,6 +71,8 @@ def read_hyperparameters(architecture: str, file: GgufFile) -> dict[str, Any]:
             f"{head_dim} features: this package has one width of heads"
         )
     num_layers = keys.count("block_count")
+    # Before lists of layers are made.
+    check_field("num_layers", num_layers)
     ahead = keys.count("nextn_predict_layers", 0)
     if ahead >= num_layers:
         raise ConfigError(
@@ -128,7 +132,9 @@ def _delta(keys: "_Hyperparameters", file: GgufFile, num_layers: int) -> dict[st
             f"{heads}; fetch the file again"
         )
     interval = keys.count("full_attention_interval", 4)
-    kinds = ["attention" if (i + 1) % interval == 0 else "delta" for i in range(num_layers)]
+    kinds: list[LayerKind] = [
+        "attention" if (i + 1) % interval == 0 else "delta" for i in range(num_layers)
+    ]
     for number, kind in enumerate(kinds):
         found = "delta" if f"blk.{number}.ssm_a" in file.tensors else "attention"
         if found != kind:
@@ -150,9 +156,8 @@ def _delta(keys: "_Hyperparameters", file: GgufFile, num_layers: int) -> dict[st
         form = {F16: "float16", BF16: "bfloat16"}.get(
             min(gates, key=lambda kind: kind.name), "dense"
         )
-    whole = kinds[:interval] if kinds == (kinds[:interval] * num_layers)[:num_layers] else kinds
     return {
-        "layer_pattern": tuple(whole),
+        "layer_pattern": layer_pattern(kinds),
         "delta_heads": heads,
         "delta_key_heads": keys.count("ssm.group_count"),
         "delta_key_dim": keys.count("ssm.state_size"),

@@ -19,7 +19,7 @@ from nanochat.blocks.packings import unpacked
 from nanochat.blocks.plain import plain
 from nanochat.errors import FormatError, NumericError
 from nanochat.export.gguf.container import GgufTensor
-from nanochat.export.gguf.places import Place, with_heads
+from nanochat.export.gguf.places import with_heads
 from nanochat.export.gguf.tables import COLUMNS_OF_SCALE, half_view, integer_table
 from nanochat.export.gguf.types import (
     BF16,
@@ -33,6 +33,7 @@ from nanochat.export.gguf.types import (
     stored_blocks,
     unpack_q8_0,
 )
+from nanochat.export.places import Place
 from nanochat.weights import DENSE_DTYPES, Dense, Int8, Spec, Stored, Ternary, TernaryBlocks
 
 __all__ = [

@@ -27,9 +27,10 @@ from nanochat.export.gguf.foreign.matrices import (
     widest_block,
 )
 from nanochat.export.gguf.foreign.rotations import read_rotations
-from nanochat.export.gguf.places import Place, places
+from nanochat.export.gguf.places import places
 from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0, TQ1_0, TQ2_0
 from nanochat.export.gguf.vocabulary import read_vocabulary
+from nanochat.export.places import Place, tensor_shapes
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Dense, Spec, Stored, TernaryBlocks, Weights, map_leaves, named_leaves
@@ -143,20 +144,7 @@ class _Reader:
 
     def _check_shapes(self) -> None:
         """Refuse tensors that have not the rows and columns of their leaves."""
-        rows: dict[str, int] = {}
-        stacks: dict[str, int] = {}
-        for name, place in self._places.items():
-            count = self._specs[name].shape[0]
-            if place.expert is None:
-                rows[place.tensor] = rows.get(place.tensor, 0) + count
-            else:
-                rows[place.tensor] = count
-                stacks[place.tensor] = stacks.get(place.tensor, 0) + 1
-        for name, place in self._places.items():
-            tensor = place.tensor
-            shape: tuple[int, ...] = (rows[tensor], *self._specs[name].shape[1:])
-            if tensor in stacks:
-                shape = (stacks[tensor], *shape)
+        for tensor, shape in tensor_shapes(self._places, self._specs).items():
             found = self._tensors[tensor].shape
             if _without_ones(found) != _without_ones(shape):
                 raise ShapeError(

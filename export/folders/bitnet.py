@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
-from nanochat.export.stock.bitnet_config import StoredScale, read_model, read_quantization
+from nanochat.export.folders.configuration import read_configuration
+from nanochat.export.folders.quantization import StoredScale, read_quantization
 from nanochat.export.stock.folder import module_name
 from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors
@@ -57,7 +58,12 @@ def load_bitnet(
 def read_bitnet_config(directory: Path, fields: Mapping[str, object]) -> ModelConfig:
     """The configuration of a folder, as ours; see `load_bitnet`."""
     with _of_the_configuration(directory):
-        return read_model(fields)
+        return ModelConfig(
+            **read_configuration(fields),
+            table_format="dense",
+            weight_block="row",
+            activation_block="token",
+        )
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""This file holds where a leaf lies among the tensors of another program's file: in which, and in which of its rows."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.config import ModelConfig
+from nanochat.weights import Spec
+
+__all__ = ["Index", "Place", "gated_rows", "tensor_shapes"]
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Where a leaf lies: in a tensor, of which it has some rows, all if `rows` is None.
+
+    `expert` is the number of the matrix in a stack of them. If there are `heads`, the columns come head by head in that
+    order, all of the same width.
+    """
+
+    tensor: str
+    rows: Index | None = None
+    heads: Index | None = None
+    expert: int | None = None
+
+
+# What a damaged file says of heads may make it large, and of layers many.
+@functools.lru_cache(maxsize=4)
+def gated_rows(config: ModelConfig, *, gate: bool) -> Index:
+    """Rows of a tensor that has, for each head, D rows of query and D rows of gate."""
+    features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
+    heads = 2 * config.head_dim * np.arange(config.num_heads)
+    return (heads[:, None] + features).reshape(-1)
+
+
+def tensor_shapes(
+    places: Mapping[str, Place], specs: Mapping[str, Spec]
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that holds leaves: their rows one after the other, or stacked if of experts."""
+    rows: dict[str, int] = {}
+    stacks: dict[str, int] = {}
+    rest: dict[str, tuple[int, ...]] = {}
+    for name, place in places.items():
+        count, *columns = specs[name].shape
+        rest[place.tensor] = tuple(columns)
+        if place.expert is None:
+            rows[place.tensor] = rows.get(place.tensor, 0) + count
+        else:
+            rows[place.tensor] = count
+            stacks[place.tensor] = stacks.get(place.tensor, 0) + 1
+    return {
+        tensor: (*([stacks[tensor]] if tensor in stacks else ()), count, *rest[tensor])
+        for tensor, count in rows.items()
+    }
