@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nanochat.config import ModelConfig
 from nanochat.weights import Spec
 
-__all__ = ["Index", "Place", "gated_rows", "tensor_shapes"]
+__all__ = ["Index", "Place", "gated_rows", "row_slice", "tensor_shapes"]
 
 Index = NDArray[np.int64]
 
@@ -36,6 +36,19 @@ def gated_rows(config: ModelConfig, *, gate: bool) -> Index:
     features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
     heads = 2 * config.head_dim * np.arange(config.num_heads)
     return (heads[:, None] + features).reshape(-1)
+
+
+def row_slice(rows: Index | None) -> Index | slice:
+    """What takes these rows, or all, of an array: a slice, which copies nothing, where they follow each other.
+
+    >>> row_slice(np.arange(3, 7)), row_slice(np.array([0, 2]))
+    (slice(3, 7, None), array([0, 2]))
+    """
+    if rows is None:
+        return slice(None)
+    if len(rows) and (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def tensor_shapes(

@@ -14,29 +14,22 @@ References
 .. [1] github.com/huggingface/transformers, src/transformers/integrations/bitnet.py, version 5.23.
 """
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat import ternary
-from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
-from nanochat.export.folders.configuration import read_configuration
-from nanochat.export.folders.quantization import StoredScale, read_quantization
-from nanochat.export.stock.folder import module_name
-from nanochat.shapes import shapes
-from nanochat.tensors import Tensor, load_tensors
-from nanochat.weights import Dense, Spec, Stored, Ternary, Weights, map_leaves, named_leaves
+from nanochat.errors import FormatError, NumericError, ShapeError
+from nanochat.export.folders.packing import Packing
+from nanochat.export.folders.quantization import read_quantization
+from nanochat.export.folders.tensors import FolderTensors
+from nanochat.export.places import Index, row_slice
+from nanochat.weights import Spec, Ternary
 
-__all__ = ["load_bitnet", "read_bitnet_config"]
+__all__ = ["BitnetMatrices"]
 
-_LOGGER = logging.getLogger(__name__)
-
-_FLOATS = ("F32", "F16", "BF16")
 # Four codes of 0.
 _ZEROS = 0x55
 # What transformers takes for the mean magnitude of a matrix of zeros.
@@ -45,91 +38,56 @@ _SMALLEST_MEAN = 1e-5
 _FLOAT32_ERROR = 1e-6
 
 
-def load_bitnet(
-    directory: Path, fields: Mapping[str, object]
-) -> tuple[ModelConfig, Weights[Stored]]:
-    """The configuration and weights of a folder, as ours; `fields` is the content of its ``config.json``."""
-    config = read_bitnet_config(directory, fields)
-    with _of_the_configuration(directory):
-        scale = read_quantization(fields.get("quantization_config"))
-    return config, _Reader(directory, load_tensors(directory), scale).weights(config)
+class BitnetMatrices(Packing):
+    """See the module."""
 
+    companions = ("weight_scale",)
 
-def read_bitnet_config(directory: Path, fields: Mapping[str, object]) -> ModelConfig:
-    """The configuration of a folder, as ours; see `load_bitnet`."""
-    with _of_the_configuration(directory):
-        return ModelConfig(
-            **read_configuration(fields),
-            table_format="dense",
-            weight_block="row",
-            activation_block="token",
-        )
-
-
-@contextmanager
-def _of_the_configuration(directory: Path) -> Iterator[None]:
-    """Say which file an error is in."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{directory / 'config.json'}: {error}") from error
-
-
-class _Reader:
-    """Makes our leaves of a checkpoint's tensors, and keeps count of those it has used."""
-
-    def __init__(self, directory: Path, tensors: Mapping[str, Tensor], stored: StoredScale) -> None:
-        self._directory = directory
-        self._tensors = tensors
-        self._stored = stored
-        self._used: set[str] = set()
+    def __init__(self, tensors: FolderTensors, fields: Mapping[str, object]) -> None:
+        super().__init__(tensors, fields)
+        self._stored = read_quantization(fields.get("quantization_config"))
         # The largest relative error of a scale's rounding to float16, and whose.
         self._rounding: tuple[float, str] = (0.0, "")
 
-    def weights(self, config: ModelConfig) -> Weights[Stored]:
-        """The whole model."""
-        specs = shapes(config)
-        names = {name: module_name(name) for name, _ in named_leaves(specs)}
-        missing = [key for key in names.values() if f"{key}.weight" not in self._tensors]
-        if missing:
-            raise FormatError(
-                f"{self._directory}: {len(missing)} weights are missing, the first is {missing[0]}.weight: "
-                "config.json is another model's, or a download is incomplete; fetch the model again"
-            )
-        weights = map_leaves(lambda name, spec: self._leaf(names[name], spec), specs)
-        self._refuse_others(config)
-        error, name = self._rounding
-        if error > _FLOAT32_ERROR:
-            _LOGGER.warning(
-                "%s: scales are rounded to float16; the largest relative error is %.1e, of %s",
-                self._directory,
-                error,
-                name,
-            )
-        return weights
+    def is_ternary(self, module: str, shape: tuple[int, int]) -> bool:
+        """See `Packing.is_ternary`: transformers' classes are for linears in the layers."""
+        del module, shape
+        return False
 
-    def _leaf(self, name: str, spec: Spec) -> Stored:
-        if spec.kind == "dense":
-            return Dense(values=self._floats(f"{name}.weight", spec.shape))
-        packed, scale = self._matrix(name, spec.shape)
+    def blocks(self, modules: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+        del modules
+        return {"weight_block": "row", "activation_block": "token"}
+
+    def leaf(self, module: str, shape: tuple[int, int], spec: Spec, rows: Index | None) -> Ternary:
+        packed, scale = self._matrix(module, shape)
         # Zeros have no magnitude, and any scale.
         scale = ternary.SMALLEST_SCALE if (packed == _ZEROS).all() else scale
+        packed = packed[row_slice(rows)]
         return Ternary(
             packed=packed,
-            scales=np.full((len(packed), 1), self._half(name, scale), np.float16),
+            scales=np.full((len(packed), 1), self._half(module, scale), np.float16),
             columns=spec.shape[1],
             activation_block=spec.activation_block,
         )
+
+    def notes(self) -> list[str]:
+        """See `Packing.notes`: scales that float16 does not hold are rounded."""
+        error, name = self._rounding
+        if error <= _FLOAT32_ERROR:
+            return []
+        return [
+            f"scales are rounded to float16; the largest relative error is {error:.1e}, of {name}"
+        ]
 
     def _matrix(self, name: str, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], float]:
         """Packed codes and scale of a linear."""
         key = f"{name}.weight"
         if self._stored == "none":
-            return _round(self._floats(key, shape))
-        if self._stored == "inverse" or self._tensors[key].dtype == "U8":
+            return _round(self.tensors.floats(key, shape))
+        if self._stored == "inverse" or self.tensors.described(key).dtype == "U8":
             packed, magnitude = self._repack(key, shape), 1.0
         else:
-            packed, magnitude = _recover(key, self._floats(key, shape))
+            packed, magnitude = _recover(key, self.tensors.floats(key, shape))
         scale = self._scale(f"{name}.weight_scale")
         return packed, 1.0 / scale if self._stored == "inverse" else magnitude * scale
 
@@ -140,7 +98,7 @@ class _Reader:
             raise ShapeError(
                 f"{key} has {rows} rows by config.json: packed matrices have a multiple of 4; fetch the model again"
             )
-        theirs = np.asarray(self._take(key, (rows // 4, columns), "U8").array(), np.uint8)
+        theirs = np.asarray(self.tensors.take(key, (rows // 4, columns), "U8"), np.uint8)
         ternary.require_legal(theirs, key)
         words = np.ascontiguousarray(theirs).view("<u4")
         ours = np.empty((4, rows // 4, columns // 4), np.uint8)
@@ -152,13 +110,14 @@ class _Reader:
         return ours.reshape(rows, -1)
 
     def _scale(self, key: str) -> float:
-        if key not in self._tensors:
+        if key not in self.tensors:
             raise FormatError(
-                f"{self._directory}: {key} is missing, without which its linear has no magnitude; fetch the model again"
+                f"{self.tensors.directory}: {key} is missing, without which its linear has no magnitude; fetch the "
+                "model again"
             )
         # Some writers leave the only dimension out.
-        shape = () if self._tensors[key].shape == () else (1,)
-        scale = float(self._floats(key, shape).sum())
+        shape = () if self.tensors.described(key).shape == () else (1,)
+        scale = float(self.tensors.floats(key, shape).sum())
         if scale <= 0:
             raise NumericError(f"{key} is {scale:g}: scales are positive; fetch the model again")
         return scale
@@ -174,47 +133,6 @@ class _Reader:
         half = np.float16(scale)
         self._rounding = max(self._rounding, (abs(float(half) - scale) / scale, name))
         return half
-
-    def _floats(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        values = self._take(key, shape, *_FLOATS).array().astype(np.float32, copy=False)
-        ternary.require_finite(values, key)
-        return values
-
-    def _take(self, key: str, shape: tuple[int, ...], *dtypes: str) -> Tensor:
-        tensor = self._tensors[key]
-        if tensor.dtype not in dtypes:
-            raise FormatError(
-                f"{tensor.path}: {key} is of type {tensor.dtype}, must be {' or '.join(dtypes)} as config.json "
-                "describes the linears; convert it, or fetch the model again"
-            )
-        if tensor.shape != shape:
-            raise ShapeError(
-                f"{tensor.path}: {key} has shape {list(tensor.shape)} but config.json asks for {list(shape)}: one of "
-                "the two files is another model's; fetch both again"
-            )
-        self._used.add(key)
-        return tensor
-
-    def _refuse_others(self, config: ModelConfig) -> None:
-        """Refuse tensors that have no place: left out, the model would compute something else."""
-        # Older versions of transformers wrote what follows from the configuration.
-        others = {
-            key
-            for key in self._tensors.keys() - self._used
-            if not key.endswith("rotary_emb.inv_freq")
-        }
-        if config.tie_embeddings and "lm_head.weight" in others:
-            head = self._tensors["lm_head.weight"]
-            table = self._tensors["model.embed_tokens.weight"]
-            if head.dtype == table.dtype and np.array_equal(head.data, table.data):
-                others.remove("lm_head.weight")
-        if others:
-            key = min(others)
-            raise FormatError(
-                f"{self._tensors[key].path}: {len(others)} tensors have no place in this model, the first is "
-                f"{key!r:.80}: linears here have no biases and no norms inside, and a tied head is the embedding; "
-                "pass a model without it"
-            )
 
 
 def _round(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float]:

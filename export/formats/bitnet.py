@@ -1,45 +1,29 @@
 """This file holds other people's BitNet checkpoints for transformers, which are only read."""
 
-from nanochat.bundle import Bundle
-from nanochat.config import ModelConfig
-from nanochat.export.directory import read_folder
-from nanochat.export.format import Format, ModelFiles, NoOptions
-from nanochat.export.layouts import SAFETENSORS
+from collections.abc import Mapping
+
+from nanochat.export.folders.bitnet import BitnetMatrices
+from nanochat.export.folders.format import FolderFormat
 
 __all__ = ["FORMAT"]
 
-_MODEL_TYPES = ("bitnet", "llama", "qwen2", "qwen3")
 
-
-class BitnetFormat(Format[NoOptions]):
+class BitnetFormat(FolderFormat):
     """See the module."""
 
     name = "bitnet"
     title = "BitNet for transformers"
-    layout = SAFETENSORS
+    model_types = ("bitnet", "llama", "qwen2", "qwen3")
+    packing = BitnetMatrices
 
-    def refusal(self, files: ModelFiles) -> str | None:
-        if files.config is None:
-            return "no config.json"
-        model_type = files.config.get("model_type")
-        if model_type not in _MODEL_TYPES:
-            return (
-                f"model_type is {model_type!r:.80}: of other people's models this package reads ternary ones of type "
-                f"{', '.join(_MODEL_TYPES)}"
-            )
-        return None
-
-    def read(self, files: ModelFiles) -> Bundle:
-        from nanochat.export.folders.bitnet import load_bitnet
-
-        assert files.config is not None
-        return read_folder(files, *load_bitnet(files.path, files.config))
-
-    def config(self, files: ModelFiles) -> ModelConfig:
-        from nanochat.export.folders.bitnet import read_bitnet_config
-
-        assert files.config is not None
-        return read_bitnet_config(files.path, files.config)
+    def other_packing(self, fields: Mapping[str, object]) -> str | None:
+        said = fields.get("quantization_config")
+        if isinstance(said, dict) and said.get("quant_method") == "bitnet":
+            return None
+        return (
+            f'quantization_config is {said!r:.80}: must have "quant_method": "bitnet", without which the linears are '
+            "not ternary"
+        )
 
 
 FORMAT = BitnetFormat()

@@ -16,6 +16,7 @@ from nanochat.bundle import CARD, Bundle, default_generation
 from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
+from nanochat.export.folders.names import module_name
 from nanochat.export.format import Progress
 from nanochat.export.stock.architectures import Runtime, stock_architecture
 from nanochat.export.transform import without_ahead
@@ -24,7 +25,7 @@ from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors, save_tensors
 from nanochat.weights import Spec, Stored, Weights, map_leaves, named_leaves
 
-__all__ = ["Array", "Packing", "load_folder", "module_name", "write_folder"]
+__all__ = ["Array", "Packing", "load_folder", "write_folder"]
 
 Array = NDArray[np.generic]
 
@@ -32,23 +33,6 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
-}
-_MODULES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-_IN_LAYER = {
-    "mixer_site.norm": "input_layernorm",
-    "mixer.q": "self_attn.q_proj",
-    "mixer.k": "self_attn.k_proj",
-    "mixer.v": "self_attn.v_proj",
-    "mixer.o": "self_attn.o_proj",
-    "mixer.q_norm": "self_attn.q_norm",
-    "mixer.k_norm": "self_attn.k_norm",
-    "mixer.sub_norm": "self_attn.attn_sub_norm",
-    "network_site.norm": "post_attention_layernorm",
-    "network.gate": "mlp.gate_proj",
-    "network.up": "mlp.up_proj",
-    "network.down": "mlp.down_proj",
-    "network.sub_norm": "mlp.ffn_sub_norm",
-    "network.router": "mlp.gate",
 }
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -151,22 +135,6 @@ def load_folder(
         return leaf
 
     return config, map_leaves(unpack, specs)
-
-
-def module_name(name: str) -> str:
-    """The name on the Hub of the module that holds one of our tensors; its numbers are ``weight`` in it.
-
-    Examples
-    --------
-    >>> module_name("layers.3.mixer.o"), module_name("layers.0.network.networks.7.up")
-    ('model.layers.3.self_attn.o_proj', 'model.layers.0.mlp.experts.7.up_proj')
-    """
-    match name.split("."):
-        case ["layers", layer, "network", "networks", expert, linear]:
-            return f"model.layers.{layer}.mlp.experts.{expert}.{linear}_proj"
-        case ["layers", layer, *rest]:
-            return f"model.layers.{layer}.{_IN_LAYER['.'.join(rest)]}"
-    return _MODULES[name]
 
 
 def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:

@@ -3,12 +3,24 @@
 Shapes are written with R rows, B blocks of a row and n packed bytes of a block.
 """
 
+import logging
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.errors import NumericError
 
-__all__ = ["OTHER_BYTES", "count_zeros", "require_scales", "share_of_zeros", "zero_blocks"]
+__all__ = [
+    "OTHER_BYTES",
+    "count_zeros",
+    "require_scales",
+    "say_many_zeros",
+    "share_of_zeros",
+    "zero_blocks",
+]
+
+_LOGGER = logging.getLogger(__name__)
 
 # What is wrong with bytes that are no codes and scales, and what to do.
 OTHER_BYTES = (
@@ -22,6 +34,8 @@ _ONE = np.uint64(1)
 _PASS_BYTES = 2**17
 # Bits of float16.
 _INFINITY, _MINUS_ZERO = 0x7C00, 0x8000
+# Ternary training leaves about a third; rounding ordinary weights to the largest magnitude of a block, 80 percent.
+_MOST_ZEROS = 0.6
 
 
 def count_zeros(
@@ -102,6 +116,21 @@ def share_of_zeros(
     """
     count = np.where(scales == 0, np.uint16(columns), zeros).sum(dtype=np.int64)
     return float(count) / max(1, zeros.size * columns)
+
+
+def say_many_zeros(where: str, shares: Mapping[str, float]) -> None:
+    """Warn of a model, by where it is, of whose matrices more than half have more zeros than training leaves."""
+    many = [name for name, share in shares.items() if share > _MOST_ZEROS]
+    if len(many) > len(shares) // 2:
+        _LOGGER.warning(
+            "%s: %.0f %% of the weights of %s are zero, and so of %d matrices of %d: a ternary model has about a "
+            "third, and one that was rounded to this type without being trained for it writes nonsense",
+            where,
+            100 * shares[many[0]],
+            many[0],
+            len(many),
+            len(shares),
+        )
 
 
 def _number(row: int, rows: NDArray[np.int64] | None) -> int:

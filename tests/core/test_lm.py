@@ -470,12 +470,13 @@ def test_only_files_that_are_not_mapped_are_read_into_memory(
 
 def test_only_files_of_the_model_itself_are_counted(tmp_path: Path) -> None:
     source = random_bundle()
+    bitnet = {"quant_method": "bitnet"}
     export_model(source, tmp_path / "x", kind="mlx", verify=False)
     export_model(source, tmp_path / "y", kind="onnx", verify=False)
     save_tensors(
         tmp_path / "z",
         {"a": np.zeros(9, np.float32), "b": np.zeros(9, np.float32)},
-        texts={"config.json": {"model_type": "bitnet"}},
+        texts={"config.json": {"model_type": "bitnet", "quantization_config": bitnet}},
         others={},
         max_shard_bytes=1,
     )

@@ -15,7 +15,8 @@ from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, ModelNotFoundError, NumericError, ShapeError
 from nanochat.export import formats
-from nanochat.export.folders.bitnet import load_bitnet
+from nanochat.export.folders.bitnet import BitnetMatrices
+from nanochat.export.folders.read import load_foreign_folder
 from nanochat.generation.engine import Engine
 from nanochat.rotary import rotation
 from nanochat.weights import Dense, Stored, Ternary, Weights
@@ -56,7 +57,8 @@ LONG: dict[str, Any] = {
 
 
 def load(directory: Path) -> tuple[ModelConfig, Weights[Stored]]:
-    return load_bitnet(directory, json.loads((directory / "config.json").read_text()))
+    fields = json.loads((directory / "config.json").read_text())
+    return load_foreign_folder(directory, fields, BitnetMatrices)
 
 
 def engine(directory: Path, backend: str = "reference") -> Engine:  # type: ignore[type-arg]
@@ -245,7 +247,6 @@ def test_a_matrix_of_zeros_needs_no_scale(saved: Path) -> None:
         ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"head_dim": 32}, "must be their product"),
-        ({"quantization_config": None}, "quantization_config is None"),
         ({"quantization_config": {"quant_method": "awq"}}, '"quant_method": "bitnet"'),
         ({"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}}, "use_rms_norm"),
         (
@@ -404,6 +405,13 @@ def test_other_types_of_model_are_refused_by_name(saved: Path) -> None:
     rewrite(saved, model_type="gpt2")
 
     with pytest.raises(FormatError, match=r"model_type is 'gpt2'.* bitnet, llama, "):
+        formats.load(saved)
+
+
+def test_packed_weights_without_a_word_of_it_are_refused(saved: Path) -> None:
+    rewrite(saved, quantization_config=None)
+
+    with pytest.raises(FormatError, match=r"no place in this model, the first is .*weight_scale'"):
         formats.load(saved)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nanochat.blocks.checks import say_many_zeros
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
@@ -39,8 +40,6 @@ __all__ = ["leaves_of", "load_foreign_gguf"]
 
 _LOGGER = logging.getLogger(__name__)
 
-# Ternary training leaves about a third; rounding ordinary weights to the largest magnitude of a block, 80 percent.
-_MOST_ZEROS = 0.6
 _TABLES = ("embedding", "head")
 # Columns of a block in which llama.cpp rounds what such a matrix multiplies.
 _ROUNDED = {Q2_0: 32, TQ1_0: 256, TQ2_0: 256}
@@ -257,17 +256,7 @@ class _Reader:
             )
         packed = {name: tensor for name, tensor in matrices.items() if tensor.kind in PACKINGS}
         shares = {name: sampled_zeros(name, tensor) for name, tensor in packed.items()}
-        many = [name for name, share in shares.items() if share > _MOST_ZEROS]
-        if len(many) > len(shares) // 2:
-            _LOGGER.warning(
-                "%s: %.0f %% of the weights of %s are zero, and so of %d matrices of %d: a ternary model has about a "
-                "third, and one that was rounded to this type without being trained for it writes nonsense",
-                self._path,
-                100 * shares[many[0]],
-                many[0],
-                len(many),
-                len(shares),
-            )
+        say_many_zeros(str(self._path), shares)
 
 
 def _blocks(matrices: Mapping[str, GgufTensor]) -> dict[str, Any]:

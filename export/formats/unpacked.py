@@ -1,0 +1,34 @@
+"""This file holds other people's checkpoints for transformers whose numbers are ternary, which are only read."""
+
+from collections.abc import Mapping
+
+from nanochat.export.folders.configuration import TEXT_TYPES
+from nanochat.export.folders.format import FolderFormat
+from nanochat.export.folders.unpacked import UnpackedNumbers
+from nanochat.export.format import ModelFiles
+
+__all__ = ["FORMAT"]
+
+# Numbers of at least 16 bits become codes of two.
+_FEWER_BYTES = 8
+
+
+class UnpackedFormat(FolderFormat):
+    """See the module."""
+
+    name = "unpacked"
+    title = "ternary numbers for transformers"
+    model_types = (*TEXT_TYPES, "qwen3_5")
+    packing = UnpackedNumbers
+
+    def other_packing(self, fields: Mapping[str, object]) -> str | None:
+        for name in ("quantization", "quantization_config"):
+            if fields.get(name) is not None:
+                return f"{name} is {fields[name]!r:.80}, of packed numbers"
+        return None
+
+    def copied_bytes(self, files: ModelFiles) -> int:
+        return super().copied_bytes(files) // _FEWER_BYTES
+
+
+FORMAT = UnpackedFormat()
