@@ -7,6 +7,8 @@ References
 .. [1] github.com/huggingface/transformers, src/transformers/models, version 5.24.
 """
 
+import functools
+
 import numpy as np
 
 from nanochat.config import ModelConfig
@@ -86,6 +88,8 @@ def folder_places(config: ModelConfig) -> dict[str, Place]:
     return found
 
 
+# What a damaged file says of heads may make these large, and of layers many.
+@functools.lru_cache(maxsize=16)
 def _delta_rows(config: ModelConfig, rest: str) -> Index | None:
     keys = delta_key_heads(config) * config.delta_key_dim
     values = config.delta_heads * config.delta_value_dim
