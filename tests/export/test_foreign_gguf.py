@@ -261,7 +261,7 @@ Q = "blk.1.attn_q.weight"
         pytest.param(
             {Q: ((256, 256), 0, np.arange(256 * 256, dtype=np.float32).view(np.uint8))},
             NumericError,
-            "attn_q.weight holds 1.0 and 63.0 in columns 0 to 63 of row 0: a ternary block",
+            "attn_q.weight holds 1 and 63 in row 0, columns 0 to 63: a ternary block",
             id="not ternary",
         ),
         pytest.param(

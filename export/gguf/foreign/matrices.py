@@ -6,15 +6,16 @@ References
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from nanochat import ternary
 from nanochat.blocks.checks import count_zeros, share_of_zeros
+from nanochat.blocks.numbers import find_ternary
 from nanochat.blocks.packings import unpacked
 from nanochat.blocks.plain import plain
 from nanochat.errors import FormatError, NumericError
@@ -47,10 +48,14 @@ __all__ = [
 ]
 
 # Types of numbers, which may all be zeros and one magnitude in every block.
-FLOATS = (F16, BF16, F32)
+_NUMBERS: Mapping[TensorType, DTypeLike] = {
+    F16: DENSE_DTYPES["float16"],
+    BF16: DENSE_DTYPES["bfloat16"],
+    F32: DENSE_DTYPES["float32"],
+}
+FLOATS = tuple(_NUMBERS)
 # Rows of a matrix that are looked at before a model is loaded.
 _SAMPLED_ROWS = 64
-_PASS_NUMBERS = 2**16
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -180,26 +185,10 @@ def _index(data: NDArray[np.uint8], place: Place) -> NDArray[np.int64]:
 
 
 def _recovered(name: str, kind: TensorType, data: NDArray[np.uint8], spec: Spec) -> Ternary:
-    """A matrix of numbers that are ternary."""
-    packed, scales = [], []
-    for part in _parts(name, kind, data, spec.shape[1]):
-        codes, found = ternary.recover(part, block=spec.weight_block, name=name)
-        packed.append(ternary.pack(codes, name=name))
-        scales.append(found)
-    return _ternary(np.concatenate(packed), np.concatenate(scales), spec)
-
-
-def _parts(
-    name: str, kind: TensorType, data: NDArray[np.uint8], columns: int
-) -> Iterator[NDArray[np.float32]]:
-    """The numbers of a matrix, some rows at a time: they may take more memory than the file."""
-    at_once = max(1, _PASS_NUMBERS // columns)
-    for start in range(0, len(data), at_once):
-        rows = data[start : start + at_once]
-        tensor = GgufTensor(
-            kind=kind, shape=(len(rows), columns), data=rows.reshape(-1), tail=rows[:0].reshape(-1)
-        )
-        yield _numbers(name, tensor)
+    """A matrix of numbers that are ternary, of the bytes of its rows."""
+    values = data.reshape(len(data), -1).view(_NUMBERS[kind])
+    found = find_ternary(values, block=spec.weight_block, name=name)
+    return _ternary(found.packed, found.shared_scales(1), spec)
 
 
 def _of_one_scale(name: str, packed: NDArray[np.uint8], scale: float, spec: Spec) -> Ternary:
@@ -252,20 +241,9 @@ def _pairs_share(tensor: GgufTensor) -> bool:
 def _ternary_block(name: str, tensor: GgufTensor) -> int:
     """The most columns that share a magnitude in a matrix of numbers."""
     columns = tensor.shape[-1]
-    data = tensor.data.reshape(math.prod(tensor.shape[:-1]), -1)
-    # The smallest is that which is named in the error of whoever recovers codes.
-    block = next((block for block in (256, 128) if columns % block == 0), 64)
-    for part in _parts(name, tensor.kind, data, columns):
-        while block > 64 and not _has_one_magnitude(part, block):
-            block //= 2
-    return block
-
-
-def _has_one_magnitude(values: NDArray[np.float32], block: int) -> bool:
-    """Whether every block of a row has zeros and one magnitude."""
-    magnitudes = np.abs(values.reshape(len(values), -1, block))
-    largest = magnitudes.max(axis=2, keepdims=True)
-    return bool(((magnitudes == 0) | (magnitudes == largest)).all())
+    values = tensor.data.view(_NUMBERS[tensor.kind]).reshape(-1, columns)
+    found = find_ternary(values, block=64, name=name)
+    return next((b for b in (256, 128) if columns % b == 0 and found.is_shared(b // 64)), 64)
 
 
 def _numbers(name: str, tensor: GgufTensor) -> NDArray[np.float32]:
