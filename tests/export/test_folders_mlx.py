@@ -83,6 +83,21 @@ def test_tables_that_are_not_packed_stay_numbers(but: str, tmp_path: Path) -> No
     assert rms_ratio(logits, mlx_logits(tmp_path)) < 1e-5
 
 
+def test_what_reads_pictures_or_predicts_further_tokens_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build("qwen3_5")
+    save_mlx(model, keep_ternary(model), tmp_path)
+    _, _, logits = read(tmp_path, AffineMatrices)
+    one = np.ones(4, np.float16)
+    change(tmp_path, tensors={"vision_tower.x.weight": one, "language_model.mtp.x.weight": one})
+
+    _, _, again = read(tmp_path, AffineMatrices)
+
+    assert "2 tensors that read pictures or predict further tokens are left out" in caplog.text
+    assert np.array_equal(again, logits)
+
+
 def load(directory: Path) -> tuple[ModelConfig, Weights[Stored]]:
     fields = json.loads((directory / "config.json").read_text())
     return load_foreign_folder(directory, fields, AffineMatrices)
