@@ -49,10 +49,13 @@ _GATES = (".mixer.beta", ".mixer.decay")
 # Gains of which models of qwen3_5 store what is above 1, and by how much the usual one may differ.
 _ABOVE_ONE = (".mixer_site.norm", ".network_site.norm", ".mixer.q_norm", ".mixer.k_norm")
 _USUAL_GAIN = 0.75
+# What is not finite is refused by name; NumPy says nothing besides of signalling NaNs, nor of what is too large.
+_QUIET = np.errstate(invalid="ignore", over="ignore")
 # Rows of a matrix whose zeros are counted.
 _SAMPLED_ROWS = 64
 
 
+@_QUIET
 def load_foreign_folder(
     directory: Path, fields: Mapping[str, object], packing: type[Packing]
 ) -> tuple[ModelConfig, Weights[Stored]]:
@@ -66,6 +69,7 @@ def load_foreign_folder(
     return config, reader.weights(config)
 
 
+@_QUIET
 def read_foreign_config(
     directory: Path, fields: Mapping[str, object], packing: type[Packing]
 ) -> ModelConfig:

@@ -270,6 +270,25 @@ def test_damaged_or_other_tensors_are_refused(
         read(saved, AffineMatrices)
 
 
+def test_numbers_that_are_none_are_refused_without_a_warning_besides(tmp_path: Path) -> None:
+    model = build("qwen3_5")
+    save_mlx(model, keep_ternary(model), tmp_path)
+    signalling = np.full(256, 0x7F800001, np.uint32).view(np.float32)
+    norm = "language_model.model.norm.weight"
+    large = np.full((512, 2), 1e6, np.float32)
+    module = f"language_model.{MODULE}"
+    before = change(tmp_path, tensors={norm: signalling})
+    with pytest.raises(NumericError, match=r"model.norm.weight holds nan at \[0\]"):
+        load(before)
+    change(tmp_path, tensors={norm: np.ones(256, np.float32)})
+    change(tmp_path, tensors={f"{module}.scales": large, f"{module}.biases": -large})
+
+    with pytest.raises(
+        NumericError, match=r"has the scale 1e\+06 in row 0, .* float16 does not ho"
+    ):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("said", [[2], {"bits": 2, "mode": "mxfp4"}])
 def test_other_modes_are_refused(said: object, saved: Path) -> None:
     change(saved, quantization=said)
