@@ -17,13 +17,6 @@ __all__ = ["MlxState"]
 # 128 times the smallest normal number.
 _SMALLEST = float(np.finfo(np.float32).tiny) * 128
 
-_TYPES: dict[Storage, mx.Dtype] = {
-    "float32": mx.float32,
-    "float16": mx.float16,
-    "int8": mx.int8,
-    "int4": mx.int8,
-}
-
 
 class MlxState(ArrayState[mx.array]):
     """Keys and values of every attention slot, (G, pages * `PAGE`, K), and other slots' arrays, by row.
@@ -126,7 +119,7 @@ def _stored(x: mx.array, storage: Storage) -> list[mx.array]:
         codes, scales = _quantize_kv(x)
         low, high = _padded(codes.astype(mx.int8), 2).split(2, axis=-1)
         return [(low & 15) | (high << 4), scales.astype(mx.bfloat16).view(mx.uint16)]
-    return [x.astype(_TYPES[storage])]
+    return [x.astype(mx.float16 if storage == "float16" else mx.float32)]
 
 
 def _numbers(parts: Sequence[mx.array], slot: Slot) -> mx.array:

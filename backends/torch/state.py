@@ -17,13 +17,6 @@ from nanochat.ternary import KV_BLOCK, KV_LARGEST
 
 __all__ = ["TorchState"]
 
-_TYPES: dict[Storage, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "int8": torch.int8,
-    "int4": torch.int8,
-}
-
 
 class TorchState(ArrayState[Tensor]):
     """Keys and values of every attention slot, (pages, `PAGE`, G, K), and other slots' tensors, by row.
@@ -121,7 +114,7 @@ def _stored(x: Tensor, storage: Storage) -> list[Tensor]:
         codes = functional.pad(codes, (0, x.shape[-1] % 2)).to(torch.int8)
         low, high = codes.chunk(2, dim=-1)
         return [low & 15 | high << 4, scales.to(torch.bfloat16).view(torch.int16)]
-    return [x.to(_TYPES[storage])]
+    return [x.half() if storage == "float16" else x.float()]
 
 
 def _numbers(parts: Sequence[Tensor], slot: Slot) -> Tensor:
