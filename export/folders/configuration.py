@@ -209,8 +209,8 @@ def _delta(text: Fields, num_layers: int) -> dict[str, Any]:
         if "full_attention_interval" in text and own != kinds:
             number = next(i for i, kind in enumerate(own) if kind != kinds[i])
             raise ConfigError(
-                f"layer_types has {stated[number]!r} for layer {number}, and full_attention_interval={interval} says "
-                "the other kind; fetch the file again"
+                f"layer_types has {stated[number]!r} for layer {number}, which is of the other kind by "
+                f"full_attention_interval ({interval}); fetch the file again"
             )
         kinds = own
     return {
