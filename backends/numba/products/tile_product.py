@@ -151,41 +151,50 @@ class TileProduct:
 
     def block_sums(self, block: Value, row: Value) -> list[list[Value]]:
         """Sums of int32 by registers and tokens, from that row on, without the correction for the bias."""
-        builder, kind = self.builder, self.kind
-        # LLVM keeps these variables in registers.
-        whole = self.variables(vector(INT32, kind.lanes))
-        partials = [self.variables(kind.zero().type) for _ in range(kind.partials)]
-        self.clear(whole)
+        builder, longest = self.builder, integer(self.kind.longest)
         group = builder.mul(block, self.groups)
-        if kind.longest == 0:
-            self._add_groups(whole, partials, group, self.groups, row)
-        else:
-            up = builder.add(self.groups, integer(kind.longest - 1))
-            with self.loop(builder.udiv(up, integer(kind.longest))) as chunk:
-                start = builder.mul(chunk, integer(kind.longest))
-                rest = builder.sub(self.groups, start)
-                fits = builder.icmp_signed("<", rest, integer(kind.longest))
-                count = builder.select(fits, rest, integer(kind.longest))
-                self._add_groups(whole, partials, builder.add(group, start), count, row)
+        if self.kind.longest == 0:
+            return self._group_sums(group, self.groups, row)
+        several = builder.icmp_signed(">", self.groups, longest)
+        count = builder.select(several, longest, self.groups)
+        # LLVM keeps these variables in registers.
+        whole = self.variables(vector(INT32, self.kind.lanes))
+        self._write(whole, self._group_sums(group, count, row))
+        # One loop over all parts would save and fetch `whole` in blocks of one part, too, and most are.
+        with builder.if_then(several, likely=False):
+            up = builder.add(self.groups, integer(self.kind.longest - 1))
+            parts = builder.sub(builder.udiv(up, longest), integer(1))
+            with self.loop(parts) as part:
+                done = builder.mul(builder.add(part, integer(1)), longest)
+                rest = builder.sub(self.groups, done)
+                count = builder.select(builder.icmp_signed("<", rest, longest), rest, longest)
+                found = self._group_sums(builder.add(group, done), count, row)
+                total = [
+                    [builder.add(builder.load(v), f) for v, f in zip(*pair, strict=True)]
+                    for pair in zip(whole, found, strict=True)
+                ]
+                self._write(whole, total)
         return [[builder.load(variable) for variable in variables] for variables in whole]
 
-    def _add_groups(
-        self,
-        whole: list[list[Value]],
-        partials: list[list[list[Value]]],
-        first: Value,
-        count: Value,
-        row: Value,
-    ) -> None:
-        """Add so many groups to the sums, by way of partial sums, which have room for them."""
-        builder = self.builder
+    def _write(self, variables: list[list[Value]], values: list[list[Value]]) -> None:
+        for r, t in self.each():
+            self.builder.store(values[r][t], variables[r][t])
+
+    def _group_sums(self, first: Value, count: Value, row: Value) -> list[list[Value]]:
+        """Sums over so many groups, by way of partial sums, which have room for them."""
+        builder, kind = self.builder, self.kind
+        partials = [self.variables(kind.zero().type) for _ in range(kind.partials)]
         for variables in partials:
             self.clear(variables)
         with self.loop(count) as step:
             self._add_group(partials, builder.add(first, step), row)
-        for r, t in self.each():
-            found = self.kind.whole(builder, [builder.load(p[r][t]) for p in partials])
-            builder.store(builder.add(builder.load(whole[r][t]), found), whole[r][t])
+        return [
+            [
+                kind.whole(builder, [builder.load(p[r][t]) for p in partials])
+                for t in range(len(self.x))
+            ]
+            for r in range(kind.registers)
+        ]
 
     def _add_group(self, partials: list[list[list[Value]]], group: Value, row: Value) -> None:
         """Add the products of 16 columns."""
@@ -199,12 +208,11 @@ class TileProduct:
             kind.fields(builder, moved(builder, start, integer(4 * kind.lanes * r)))
             for r in registers
         ]
-        for f in range(4):
+        for f, of_registers in enumerate(zip(*fields, strict=True)):
             offset = builder.add(builder.mul(group, integer(16)), integer(4 * f))
             for t, x in enumerate(self.x):
                 four = load(builder, moved(builder, x, offset), INT32)
-                for r in registers:
-                    codes, number = fields[r][f]
+                for r, (codes, number) in enumerate(of_registers):
                     partial = partials[number][r][t]
                     found = kind.add(builder, builder.load(partial), codes, four)
                     builder.store(found, partial)

@@ -24,18 +24,9 @@ from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.lanes import LANES
 
 __all__ = ["FLOAT", "HALF", "INT8", "INT16", "INT32", "INT64", "LANES", "ask", "call", "exp"]
-__all__ += ["filled"]
-__all__ += [
-    "float32",
-    "float32_lanes",
-    "integer",
-    "load",
-    "moved",
-    "pointer",
-    "precise_exp",
-    "prefetch",
-]
-__all__ += ["scratch", "sigmoid", "splat", "store", "vector", "widened"]
+__all__ += ["filled", "float32", "float32_lanes", "integer", "load", "moved", "pinned"]
+__all__ += ["pointer", "precise_exp", "prefetch", "scratch", "sigmoid", "splat", "store"]
+__all__ += ["vector", "widened"]
 
 
 @kernel
@@ -216,3 +207,9 @@ def call(
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
     return builder.call(function, arguments)
+
+
+def pinned(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The same vector, in a register, of which LLVM knows nothing: what is pinned is computed in the order written."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.asm(kind, "", "=v,0", [value], side_effect=True)
