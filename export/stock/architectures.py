@@ -118,6 +118,10 @@ def _everywhere(config: ModelConfig, family: str) -> Iterator[str]:
 
 def _of_family(config: ModelConfig, family: str) -> Iterator[str]:
     if family == "experts":
+        if "delta" in config.layer_pattern:
+            yield (
+                f"layer_pattern={list(config.layer_pattern)} with experts: its mixtures have no Gated DeltaNet"
+            )
         if not config.qk_norm:
             yield "qk_norm=false with experts: its mixtures normalise queries and keys"
         if config.sub_norm:

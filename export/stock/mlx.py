@@ -43,8 +43,9 @@ def load_mlx(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[St
     return load_folder(folder, config, _PACKING)
 
 
-def _group(columns: int) -> int:
-    return next(group for group in GROUPS if columns % group == 0)
+def _group(block: int) -> int:
+    """Columns of MLX's groups in a block of ours."""
+    return next(group for group in GROUPS if block % group == 0)
 
 
 def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
@@ -53,7 +54,7 @@ def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
     quantization = dict(default)
     for module, spec in modules.items():
         if spec.kind != "dense":
-            own = default | {"group_size": _group(spec.shape[1]), "bits": _BITS[spec.kind]}
+            own = default | {"group_size": _group(spec.weight_block), "bits": _BITS[spec.kind]}
             if own != default:
                 quantization[module] = own
     return {"quantization": quantization, "quantization_config": quantization}
@@ -65,10 +66,10 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
     match leaf:
         case Ternary():
             # A word's first number is in its lowest bits, and the words are little-endian: the bytes are ours.
-            return _quantized(leaf.packed, leaf.scales, _TERNARY_ZERO, columns=leaf.columns)
+            return _quantized(leaf.packed, leaf.scales, _TERNARY_ZERO, block=leaf.weight_block)
         case Int8():
             codes = leaf.codes.view(np.uint8) ^ np.uint8(_TABLE_ZERO)
-            return _quantized(codes, leaf.scales, _TABLE_ZERO, columns=codes.shape[1])
+            return _quantized(codes, leaf.scales, _TABLE_ZERO, block=leaf.weight_block)
         case Dense():
             return {"weight": leaf.values}
         case Latent():
@@ -76,10 +77,9 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
 
 
 def _quantized(
-    bytes_: NDArray[np.uint8], scales: NDArray[np.float16 | np.float32], zero: int, *, columns: int
+    bytes_: NDArray[np.uint8], scales: NDArray[np.float16 | np.float32], zero: int, *, block: int
 ) -> dict[str, Array]:
-    groups = columns // _group(columns) // scales.shape[1]
-    repeated = np.repeat(scales.astype(np.float32), groups, axis=1)
+    repeated = np.repeat(scales.astype(np.float32), block // _group(block), axis=1)
     return {
         "weight": np.ascontiguousarray(bytes_).view(np.uint32),
         "scales": repeated,
@@ -94,8 +94,9 @@ def _parts(spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         return
     rows, columns = spec.shape
     yield "weight", "U32", (rows, columns * _BITS[spec.kind] // 32)
-    yield "scales", "F32", (rows, columns // _group(columns))
-    yield "biases", "F32", (rows, columns // _group(columns))
+    groups = columns // _group(spec.weight_block)
+    yield "scales", "F32", (rows, groups)
+    yield "biases", "F32", (rows, groups)
 
 
 def _unpack(name: str, spec: Spec, arrays: Mapping[str, Array]) -> Stored:

@@ -49,6 +49,12 @@ CONFIGS = {
     "large eps": ModelConfig(**BASE, norm_eps=1e-2),
     "rows": ModelConfig(**BASE | ROW | {"width": 320, "ffn_width": 352}, tie_embeddings=False),
     "blocks of 128": ModelConfig(**BASE | {"ffn_width": 384}, weight_block=128),
+    "blocks of 64": ModelConfig(
+        **BASE | {"ffn_width": 320},
+        weight_block=64,
+        activation_block=64,
+        table_format="ternary",
+    ),
     "ternary table": ModelConfig(**BASE, table_format="ternary"),
     "ternary tables": ModelConfig(**BASE, table_format="ternary", tie_embeddings=False),
     "dense tables": ModelConfig(**BASE, table_format="dense", tie_embeddings=False),
@@ -65,6 +71,9 @@ REFUSED = {
     "activation": ModelConfig(**BASE, activation="relu2"),
     "sub_norm": ModelConfig(**BASE, sub_norm=True),
     "shared_expert_width": ModelConfig(**BASE | EXPERTS, shared_expert_width=256),
+    "with experts: its mixtures have no Gated DeltaNet": ModelConfig(
+        **BASE | EXPERTS, layer_pattern=("delta", "attention")
+    ),
     "qk_norm=false with experts": ModelConfig(**BASE | EXPERTS, qk_norm=False),
 }
 CHAT: list[Message] = [

@@ -129,6 +129,7 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "relu2_glu": ({"activation": "relu2_glu"}, 'activation="relu2_glu"'),
     "experts without QK norm": (EXPERTS | {"qk_norm": False}, "qk_norm=false with experts"),
     "experts and sub norm": (EXPERTS | {"sub_norm": True}, "sub_norm=true with experts"),
+    "experts and delta": (EXPERTS | {"layer_pattern": ("delta",)}, "layer_pattern=.* with experts"),
     "shared expert": (EXPERTS | {"shared_expert_width": 256}, "shared_expert_width=256"),
 }
 # What llama.cpp alone has no place for.
