@@ -54,8 +54,10 @@ _DELTA = {
 }
 
 
-def module_name(name: str) -> str:
+def module_name(name: str, *, stack: str = "") -> str:
     """The name on the Hub of the module that holds one of our tensors; its numbers are ``weight`` in it.
+
+    A `stack` has the same matrix of all experts.
 
     Examples
     --------
@@ -64,14 +66,18 @@ def module_name(name: str) -> str:
     """
     match name.split("."):
         case ["layers", layer, "network", "networks", expert, linear]:
-            return f"model.layers.{layer}.mlp.experts.{expert}.{linear}_proj"
+            where = stack or f"experts.{expert}"
+            return f"model.layers.{layer}.mlp.{where}.{linear}_proj"
         case ["layers", layer, *rest]:
             return f"model.layers.{layer}.{_IN_LAYER['.'.join(rest)]}"
     return _MODULES[name]
 
 
-def folder_places(config: ModelConfig) -> dict[str, Place]:
-    """The place of every leaf but signs, in the order of the weights; Gated DeltaNet is that of ``qwen3_5``."""
+def folder_places(config: ModelConfig, *, stack: str = "") -> dict[str, Place]:
+    """The place of every leaf but signs, in the order of the weights; Gated DeltaNet is that of ``qwen3_5``.
+
+    The module called `stack` has the same matrix of all experts; without one, each has modules of its own.
+    """
     kinds, found = layer_kinds(config), {}
     for name, _ in named_leaves(shapes(config)):
         if name.startswith("signs."):
@@ -84,7 +90,12 @@ def folder_places(config: ModelConfig) -> dict[str, Place]:
         rows = None
         if config.attention_gate and rest in ("mixer.q", "mixer.gate"):
             rows = gated_rows(config, gate=rest == "mixer.gate")
-        found[name] = Place(tensor=f"{module_name(name)}.weight", rows=rows)
+        expert = rest.split(".")[2] if stack and rest.startswith("network.networks.") else None
+        found[name] = Place(
+            tensor=f"{module_name(name, stack=stack)}.weight",
+            rows=rows,
+            expert=None if expert is None else int(expert),
+        )
     return found
 
 

@@ -4,8 +4,7 @@ Both take the layout of the Hugging Face Hub, in which a model of this package i
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from nanochat.bundle import CARD, Bundle, default_generation
 from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
-from nanochat.export.folders.names import module_name
+from nanochat.export.folders.names import folder_places
 from nanochat.export.format import Progress
+from nanochat.export.places import Place, row_slice, tensor_shapes
 from nanochat.export.stock.architectures import Runtime, stock_architecture
 from nanochat.export.transform import without_ahead
 from nanochat.rotary import ntk_theta
@@ -39,7 +39,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How a runtime stores leaves: one in each module, as tensors that have their names in it.
+    """How a runtime stores leaves: as tensors of a module, each a part of them, with a row for each of the leaf's.
 
     Parameters
     ----------
@@ -53,7 +53,8 @@ class Packing:
     pack, unpack : callable
         The tensors of a leaf of that name, and its inverse.
     parts : callable
-        Name, type and shape of those tensors.
+        Name, type and shape of those tensors, where a spec has the rows of all leaves in them; ``weight`` is the
+        tensor that is the place of a leaf.
     """
 
     runtime: Runtime
@@ -64,19 +65,9 @@ class Packing:
     unpack: Callable[[str, Spec, Mapping[str, Array]], Stored]
     parts: Callable[[Spec], Iterable[tuple[str, str, tuple[int, ...]]]]
 
-    def modules(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """The leaves of each module: one, or those of all experts in their order."""
-        modules: dict[str, list[str]] = {}
-        for name in names:
-            module = module_name(name)
-            if self.stack:
-                module = re.sub(r"\.experts\.\d+\.", f".{self.stack}.", module)
-            modules.setdefault(module, []).append(name)
-        return modules
-
-    def is_stacked(self, module: str) -> bool:
-        """Whether the module has a first axis of experts."""
-        return self.stack in module.split(".")
+    def places(self, config: ModelConfig) -> dict[str, Place]:
+        """Where each leaf lies."""
+        return folder_places(config, stack=self.stack)
 
 
 def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progress | None) -> str:
@@ -85,16 +76,17 @@ def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progr
     require_complete(bundle.config, bundle.weights)
     bundle = without_ahead(bundle)
     leaves, specs = dict(named_leaves(bundle.weights)), dict(named_leaves(shapes(bundle.config)))
-    modules = packing.modules(leaves)
+    members = _members(packing.places(bundle.config))
     tensors: dict[str, Array] = {}
-    for done, (module, members) in enumerate(modules.items(), 1):
-        packed = [packing.pack(name, leaves[name]) for name in members]
-        for part, array in packed[0].items():
-            whole = np.stack([p[part] for p in packed]) if packing.is_stacked(module) else array
-            tensors[f"{module}.{part}"] = whole
+    for done, (tensor, places) in enumerate(members.items(), 1):
+        packed = {name: packing.pack(name, leaves[name]) for name in places}
+        for part in packed[next(iter(places))]:
+            tensors[_key(tensor, part)] = _joined(
+                [(packed[name][part], place) for name, place in places.items()]
+            )
         if progress is not None:
-            progress(done, len(modules))
-    held = {module: specs[members[0]] for module, members in modules.items()}
+            progress(done, len(members))
+    held = {_module(tensor): specs[next(iter(places))] for tensor, places in members.items()}
     texts["config.json"] |= packing.fields(held)
     metadata = {"format": packing.framework}
     others = bundle.tokenizer.files() | ({CARD: bundle.card} if bundle.card else {})
@@ -116,13 +108,16 @@ def load_folder(
     tensors = load_tensors(folder)
     for tensor in tensors.values():
         tensor.verify()
-    arrays: dict[str, dict[str, Array]] = {name: {} for name in spec_of}
-    for module, members in packing.modules(spec_of).items():
-        stack = (len(members),) if packing.is_stacked(module) else ()
-        for part, dtype, shape in packing.parts(spec_of[members[0]]):
-            array = _take(folder, tensors, f"{module}.{part}", dtype, (*stack, *shape))
-            for number, name in enumerate(members):
-                arrays[name][part] = array[number] if stack else array
+    places = packing.places(config)
+    whole = tensor_shapes(places, spec_of)
+    arrays: dict[str, dict[str, Array]] = {name: {} for name in places}
+    for key, members in _members(places).items():
+        spec = dataclasses.replace(spec_of[next(iter(members))], shape=whole[key])
+        for part, dtype, shape in packing.parts(spec):
+            array = _take(folder, tensors, _key(key, part), dtype, shape)
+            for name, place in members.items():
+                rows = row_slice(place.rows) if place.expert is None else place.expert
+                arrays[name][part] = array[rows]
     if tensors:
         raise FormatError(
             f"{folder}: {len(tensors)} tensors are no part of the model, the first is "
@@ -135,6 +130,36 @@ def load_folder(
         return leaf
 
     return config, map_leaves(unpack, specs)
+
+
+def _members(places: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
+    """The leaves of each tensor, and their places in it."""
+    found: dict[str, dict[str, Place]] = {}
+    for name, place in places.items():
+        found.setdefault(place.tensor, {})[name] = place
+    return found
+
+
+def _module(tensor: str) -> str:
+    return tensor.removesuffix(".weight")
+
+
+def _key(tensor: str, part: str) -> str:
+    """The name of what stands beside the weights of a module."""
+    return tensor if part == "weight" else f"{_module(tensor)}.{part}"
+
+
+def _joined(parts: Sequence[tuple[Array, Place]]) -> Array:
+    """One tensor, of the same part of all leaves that lie in it."""
+    arrays = [array for array, _ in parts]
+    if parts[0][1].expert is not None:
+        return np.stack(arrays)
+    if len(parts) == 1:
+        return arrays[0]
+    whole = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+    for array, place in parts:
+        whole[row_slice(place.rows)] = array
+    return whole
 
 
 def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:

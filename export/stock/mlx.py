@@ -92,11 +92,11 @@ def _parts(spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if spec.kind == "dense":
         yield "weight", "F32", spec.shape
         return
-    rows, columns = spec.shape
-    yield "weight", "U32", (rows, columns * _BITS[spec.kind] // 32)
+    *rows, columns = spec.shape
+    yield "weight", "U32", (*rows, columns * _BITS[spec.kind] // 32)
     groups = columns // _group(spec.weight_block)
-    yield "scales", "F32", (rows, groups)
-    yield "biases", "F32", (rows, groups)
+    yield "scales", "F32", (*rows, groups)
+    yield "biases", "F32", (*rows, groups)
 
 
 def _unpack(name: str, spec: Spec, arrays: Mapping[str, Array]) -> Stored:
