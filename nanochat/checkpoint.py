@@ -9,7 +9,6 @@ Nothing that a file says is believed before it is checked: sizes before memory i
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,14 @@ from nanochat.errors import (
 )
 from nanochat.files import exists, parse_json, read_bytes
 from nanochat.shapes import shapes
-from nanochat.tensors import DTYPES, MAX_SHARD_BYTES, Tensor, load_tensors, release, save_tensors
+from nanochat.tensors import (
+    MAX_SHARD_BYTES,
+    Tensor,
+    file_type,
+    load_tensors,
+    release,
+    save_tensors,
+)
 from nanochat.weights import (
     DENSE_DTYPES,
     Dense,
@@ -226,7 +232,7 @@ def _tensors(
     for name, stored in leaves.items():
         leaf = plain(stored)
         arrays = _arrays(name, leaf)
-        found = {key: (_file_type(array.dtype), array.shape) for key, array in arrays.items()}
+        found = {key: (file_type(array.dtype), array.shape) for key, array in arrays.items()}
         asked = {key: (dtypes[0], shape) for key, dtypes, shape in _parts(name, specs[name])}
         if found != asked:
             raise ShapeError(
@@ -258,15 +264,11 @@ def _arrays(name: str, leaf: Plain) -> dict[str, NDArray[np.generic]]:
             )
 
 
-def _file_type(dtype: np.dtype[Any]) -> str:
-    return next((name for name, known in DTYPES.items() if dtype == known), str(dtype))
-
-
 def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
     """Yield key, accepted types (the written one first) and shape of the tensors of one leaf."""
     if spec.kind == "dense":
-        written = _file_type(DENSE_DTYPES[spec.dtype])
-        others = {_file_type(dtype) for dtype in DENSE_DTYPES.values()} - {written}
+        written = file_type(DENSE_DTYPES[spec.dtype])
+        others = {file_type(dtype) for dtype in DENSE_DTYPES.values()} - {written}
         yield name, (written, *sorted(others)), spec.shape
         return
     rows, columns = spec.shape
@@ -274,7 +276,7 @@ def _parts(name: str, spec: Spec) -> Iterator[tuple[str, tuple[str, ...], tuple[
         blocks = columns // spec.weight_block
         yield f"{name}.codes", ("I8",), spec.shape
         # Most tables have one for each row.
-        scales = _file_type(DENSE_DTYPES[spec.dtype])
+        scales = file_type(DENSE_DTYPES[spec.dtype])
         yield f"{name}.scales", (scales,), (rows, blocks) if blocks > 1 else (rows,)
     else:
         yield f"{name}.codes", ("U8",), (rows, -(-columns // 4))

@@ -31,6 +31,7 @@ __all__ = [
     "SINGLE",
     "Tensor",
     "TensorFiles",
+    "file_type",
     "find_tensors",
     "is_weights",
     "load_tensors",
@@ -90,6 +91,15 @@ class Tensor:
                 f"{self.path}: the bytes of {self.key!r:.80} have changed since they were written; "
                 "fetch the file again"
             )
+
+
+def file_type(dtype: np.dtype[Any]) -> str:
+    """The name of a type in the format; that of NumPy if it has none.
+
+    >>> file_type(np.dtype(np.float16))
+    'F16'
+    """
+    return next((name for name, known in DTYPES.items() if dtype == known), str(dtype))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.config import Activation, LayerKind, check_field
+from nanochat.config import Activation, LayerKind, ModelConfig, check_field
 from nanochat.errors import ConfigError
 from nanochat.export.folders.fields import Fields
-from nanochat.export.folders.rope import read_rope
-from nanochat.shapes import layer_pattern
+from nanochat.export.folders.rope import partial_rope_fields, read_rope
+from nanochat.rotary import ntk_theta
+from nanochat.shapes import delta_key_heads, layer_kinds, layer_pattern
 
-__all__ = ["MODEL_TYPES", "TEXT_TYPES", "read_configuration", "text_type"]
+__all__ = ["MODEL_TYPES", "TEXT_TYPES", "hybrid_fields", "read_configuration", "text_type"]
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "relu2": "relu2_glu",
@@ -148,6 +149,26 @@ def read_configuration(fields: Mapping[str, object]) -> dict[str, Any]:
         return found | _delta(text, num_layers)
     _require_attention(text)
     return found | (_scales(text, width, num_layers) if kind == "minicpm" else {})
+
+
+def hybrid_fields(config: ModelConfig) -> dict[str, object]:
+    """What `read_configuration` reads of the rotation and the Gated DeltaNet layers of a ``qwen3_5_text``.
+
+    Every so-manieth layer must attend.
+    """
+    return {
+        **partial_rope_fields(
+            theta=ntk_theta(config),
+            dims=config.rope_dims or config.head_dim,
+            head_dim=config.head_dim,
+        ),
+        "full_attention_interval": layer_kinds(config).index("attention") + 1,
+        "linear_num_value_heads": config.delta_heads,
+        "linear_num_key_heads": delta_key_heads(config),
+        "linear_key_head_dim": config.delta_key_dim,
+        "linear_value_head_dim": config.delta_value_dim,
+        "linear_conv_kernel_dim": config.delta_conv_width,
+    }
 
 
 def _refuse_options(text: Fields) -> None:

@@ -13,7 +13,7 @@ from nanochat.config import check_field
 from nanochat.errors import ConfigError
 from nanochat.export.folders.fields import Fields
 
-__all__ = ["read_rope"]
+__all__ = ["partial_rope_fields", "read_rope"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,6 +100,20 @@ def read_rope(
         case "longrope":
             return found | _longrope(fields, rope, dims=dims, context_length=context_length)
     return found
+
+
+def partial_rope_fields(*, theta: float, dims: int, head_dim: int) -> dict[str, object]:
+    """What `read_rope` reads of a plain rotation of the first features of a head, as programs of today do.
+
+    >>> partial_rope_fields(theta=1e7, dims=64, head_dim=256)["rope_parameters"]
+    {'rope_type': 'default', 'rope_theta': 10000000.0, 'partial_rotary_factor': 0.25}
+    """
+    share = dims / head_dim
+    # They round the product down.
+    while int(head_dim * share) < dims:
+        share = math.nextafter(share, 2)
+    rope = {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": share}
+    return {"rope_parameters": rope}
 
 
 def _merged(fields: Fields) -> Fields:

@@ -12,14 +12,16 @@ from nanochat import ternary
 from nanochat.errors import FormatError, ShapeError
 from nanochat.tensors import Tensor, load_tensors
 
-__all__ = ["FLOATS", "FolderTensors", "open_folder"]
+__all__ = ["FLOATS", "TEXT_PART", "FolderTensors", "open_folder"]
 
 _LOGGER = logging.getLogger(__name__)
 
 # Types of numbers, and what a leaf of them is here.
 FLOATS: Mapping[str, str] = {"F32": "dense", "F16": "float16", "BF16": "bfloat16"}
-# Before the names of the part that reads and writes text, in models that have others; the longest first.
-_PREFIXES = {"model.language_model.": "model.", "language_model.": ""}
+# Before the names of the part that reads and writes text, in models of MLX that may have others.
+TEXT_PART = "language_model."
+# The same, and that of transformers; the longest first.
+_PREFIXES = {f"model.{TEXT_PART}": "model.", TEXT_PART: ""}
 # What no text needs: how pictures are read, and blocks that predict further tokens.
 _LEFT_OUT = ("model.visual.", "visual.", "vision_tower.", "model.mtp.", "mtp.")
 

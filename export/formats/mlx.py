@@ -37,6 +37,7 @@ class MlxFormat(StockFormat[MlxOptions]):
         "int8": "affine, 8 bits",
         "float32": "float32",
         "float16": "float16",
+        "bfloat16": "bfloat16",
     }
 
     def is_for_stock(self, config: ModelConfig, options: MlxOptions) -> bool:

@@ -34,7 +34,12 @@ _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
         "experts": "qwen3moe",
         "delta": "qwen35",
     },
-    "mlx-lm": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
+    "mlx-lm": {
+        "qk_norm": "qwen3",
+        "plain": "llama",
+        "experts": "qwen3_moe",
+        "delta": "qwen3_5",
+    },
     "transformers": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
 }
 
@@ -152,11 +157,6 @@ def _of_delta(config: ModelConfig) -> Iterator[str]:
             yield f"{name}=false: its attention has one"
     if config.sub_norm:
         yield "sub_norm=true: it has no norms before output linears"
-    if config.delta_key_dim != config.delta_value_dim:
-        yield (
-            f"delta_key_dim={config.delta_key_dim} and delta_value_dim={config.delta_value_dim}: its heads are as wide "
-            "for values as for keys"
-        )
 
 
 def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[str]:
@@ -164,6 +164,11 @@ def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[
     if runtime == "llama.cpp":
         if family in ("plain", "sub_norm") and size != config.width:
             yield f"num_heads * head_dim={size} without qk_norm: must be the width of {config.width}"
+        if family == "delta" and config.delta_key_dim != config.delta_value_dim:
+            yield (
+                f"delta_key_dim={config.delta_key_dim} and delta_value_dim={config.delta_value_dim}: its heads are as "
+                "wide for values as for keys"
+            )
         if config.num_layers > _MOST_LAYERS:
             yield f"num_layers={config.num_layers}: it runs at most {_MOST_LAYERS}"
     if runtime == "transformers" and family == "plain" and config.width % config.num_heads:
@@ -173,3 +178,5 @@ def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[
         odd = sorted({spec.shape[1] for spec in matrices if spec.shape[1] % 32})
         if odd:
             yield f"matrices of {odd} columns: it packs groups of 32, 64 or 128 columns"
+        if family == "delta" and config.delta_conv_width == 1:
+            yield "delta_conv_width=1: its convolutions have two taps or more"

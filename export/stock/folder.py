@@ -15,7 +15,9 @@ from nanochat.bundle import CARD, Bundle, default_generation
 from nanochat.checkpoint import require_complete, require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
+from nanochat.export.folders.configuration import hybrid_fields, text_type
 from nanochat.export.folders.names import folder_places
+from nanochat.export.folders.tensors import TEXT_PART
 from nanochat.export.format import Progress
 from nanochat.export.places import Place, row_slice, tensor_shapes
 from nanochat.export.stock.architectures import Runtime, stock_architecture
@@ -33,7 +35,10 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
 }
+# What stands before the names of tensors, of an architecture that may read pictures, too.
+_PREFIXES = {"qwen3_5": TEXT_PART}
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -53,8 +58,8 @@ class Packing:
     pack, unpack : callable
         The tensors of a leaf of that name, and its inverse.
     parts : callable
-        Name, type and shape of those tensors, where a spec has the rows of all leaves in them; ``weight`` is the
-        tensor that is the place of a leaf.
+        Name, type and shape of those tensors, by the name of a leaf and a spec with the rows of all that lie in them;
+        ``weight`` is the tensor that is the place of a leaf.
     """
 
     runtime: Runtime
@@ -63,11 +68,15 @@ class Packing:
     fields: Callable[[Mapping[str, Spec]], dict[str, object]]
     pack: Callable[[str, Stored], dict[str, Array]]
     unpack: Callable[[str, Spec, Mapping[str, Array]], Stored]
-    parts: Callable[[Spec], Iterable[tuple[str, str, tuple[int, ...]]]]
+    parts: Callable[[str, Spec], Iterable[tuple[str, str, tuple[int, ...]]]]
 
     def places(self, config: ModelConfig) -> dict[str, Place]:
         """Where each leaf lies."""
-        return folder_places(config, stack=self.stack)
+        prefix = _PREFIXES.get(stock_architecture(config, self.runtime), "")
+        return {
+            name: dataclasses.replace(place, tensor=prefix + place.tensor)
+            for name, place in folder_places(config, stack=self.stack).items()
+        }
 
 
 def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progress | None) -> str:
@@ -112,8 +121,9 @@ def load_folder(
     whole = tensor_shapes(places, spec_of)
     arrays: dict[str, dict[str, Array]] = {name: {} for name in places}
     for key, members in _members(places).items():
-        spec = dataclasses.replace(spec_of[next(iter(members))], shape=whole[key])
-        for part, dtype, shape in packing.parts(spec):
+        first = next(iter(members))
+        spec = dataclasses.replace(spec_of[first], shape=whole[key])
+        for part, dtype, shape in packing.parts(first, spec):
             array = _take(folder, tensors, _key(key, part), dtype, shape)
             for name, place in members.items():
                 rows = row_slice(place.rows) if place.expert is None else place.expert
@@ -167,9 +177,9 @@ def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
     config = bundle.config
     architecture = stock_architecture(config, runtime)
     generation = {**default_generation(bundle.tokenizer), **bundle.generation}
+    named = {"architectures": [_CLASSES[architecture]], "model_type": architecture}
+    ids = {key: generation[key] for key in _IDS if key in generation}
     fields: dict[str, object] = {
-        "architectures": [_CLASSES[architecture]],
-        "model_type": architecture,
         # Numbers are stored and meant to be computed with in float32: what is narrower is so without loss.
         "dtype": "float32",
         "vocab_size": config.vocab_size,
@@ -183,9 +193,7 @@ def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
         "attention_bias": False,
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": ntk_theta(config),
         "tie_word_embeddings": config.tie_embeddings,
-        **{key: generation[key] for key in _IDS if key in generation},
     }
     if config.num_experts:
         fields |= {
@@ -196,7 +204,12 @@ def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
-    return {"config.json": fields, "generation_config.json": generation}
+    if "delta" in config.layer_pattern:
+        text = {"model_type": text_type(named), **fields, **hybrid_fields(config)}
+        fields = {"text_config": text, "tie_word_embeddings": config.tie_embeddings}
+    else:
+        fields["rope_theta"] = ntk_theta(config)
+    return {"config.json": named | fields | ids, "generation_config.json": generation}
 
 
 def _take(

@@ -23,8 +23,9 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError
 from nanochat.export.format import Progress
 from nanochat.export.stock.folder import Array, Packing, load_folder, write_folder
+from nanochat.tensors import file_type
 from nanochat.ternary import require_finite
-from nanochat.weights import Dense, Int8, Latent, Spec, Stored, Ternary, Weights
+from nanochat.weights import DENSE_DTYPES, Dense, Int8, Latent, Spec, Stored, Ternary, Weights
 
 __all__ = ["load_mlx", "write_mlx"]
 
@@ -61,7 +62,6 @@ def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
 
 
 def _pack(name: str, leaf: Stored) -> dict[str, Array]:
-    del name
     leaf = plain(leaf)
     match leaf:
         case Ternary():
@@ -71,7 +71,8 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
             codes = leaf.codes.view(np.uint8) ^ np.uint8(_TABLE_ZERO)
             return _quantized(codes, leaf.scales, _TABLE_ZERO, block=leaf.weight_block)
         case Dense():
-            return {"weight": leaf.values}
+            # Channels, taps, and the one input of each channel.
+            return {"weight": leaf.values[..., None] if _is_convolution(name) else leaf.values}
         case Latent():
             raise AssertionError
 
@@ -88,9 +89,14 @@ def _quantized(
     }
 
 
-def _parts(spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _is_convolution(name: str) -> bool:
+    return name.endswith("_conv")
+
+
+def _parts(name: str, spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if spec.kind == "dense":
-        yield "weight", "F32", spec.shape
+        shape = (*spec.shape, 1) if _is_convolution(name) else spec.shape
+        yield "weight", file_type(DENSE_DTYPES[spec.dtype]), shape
         return
     *rows, columns = spec.shape
     yield "weight", "U32", (*rows, columns * _BITS[spec.kind] // 32)
@@ -102,7 +108,7 @@ def _parts(spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 def _unpack(name: str, spec: Spec, arrays: Mapping[str, Array]) -> Stored:
     weight = arrays["weight"]
     if spec.kind == "dense":
-        return Dense(values=weight.astype(np.float32, copy=False))
+        return Dense(values=weight.reshape(spec.shape))
     words = np.ascontiguousarray(weight).view(np.uint8)
     if spec.kind == "int8":
         return Int8(

@@ -86,5 +86,5 @@ _PACKING = Packing(
     fields=lambda _: {},
     pack=lambda name, leaf: {"weight": _dense(name, leaf)},
     unpack=_recover,
-    parts=lambda spec: [("weight", _TYPES[spec.kind], spec.shape)],
+    parts=lambda _, spec: [("weight", _TYPES[spec.kind], spec.shape)],
 )

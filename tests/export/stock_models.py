@@ -62,10 +62,45 @@ CONFIGS = {
     "experts, rows": ModelConfig(**BASE | EXPERTS | ROW, tie_embeddings=False),
     "ahead": ModelConfig(**BASE, num_ahead=1),
 }
+HYBRID: dict[str, Any] = {
+    "num_layers": 4,
+    "layer_pattern": ("delta", "attention"),
+    "attention_gate": True,
+    "delta_heads": 4,
+    "delta_key_heads": 2,
+    "rope_dims": 16,
+    "weight_block": 128,
+}
+# What mlx-lm alone runs.
+HYBRIDS = {
+    "hybrid": ModelConfig(**BASE | HYBRID),
+    "hybrid, ternary tables": ModelConfig(
+        **BASE | HYBRID,
+        table_format="ternary",
+        tie_embeddings=False,
+        delta_gates="bfloat16",
+        rope_scale=2.0,
+    ),
+    "hybrid, all ternary": ModelConfig(
+        **BASE | HYBRID | {"delta_key_heads": 0}, table_format="ternary", delta_gates="ternary"
+    ),
+    "hybrid, wide values": ModelConfig(
+        **BASE | HYBRID | {"num_layers": 5, "layer_pattern": ("delta", "delta", "attention")},
+        delta_value_dim=128,
+        delta_conv_width=2,
+        delta_gates="float16",
+        tie_embeddings=False,
+        table_format="dense",
+        norm_eps=1e-3,
+    ),
+    "hybrid, rows": ModelConfig(
+        **BASE | HYBRID | ROW | {"num_layers": 2, "width": 320, "head_dim": 48, "rope_dims": 14}
+    ),
+}
 # What no stock runtime has, by the words of the refusal.
 REFUSED = {
     "num_streams=2": ModelConfig(**BASE | {"num_streams": 2}),
-    "layer_pattern": ModelConfig(**BASE, layer_pattern=("delta", "attention")),
+    "layer_pattern": ModelConfig(**BASE, layer_pattern=("attention", "delta"), attention_gate=True),
     "loop_count=2": ModelConfig(**BASE, loop_count=2),
     "attention_gate": ModelConfig(**BASE, attention_gate=True),
     "activation": ModelConfig(**BASE, activation="relu2"),
@@ -87,8 +122,8 @@ IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
 
 @cache
 def make_bundle(case: str) -> Bundle:
-    """The model of one of `CONFIGS` or `REFUSED`."""
-    config = {**CONFIGS, **REFUSED}[case]
+    """The model of one of `CONFIGS`, `HYBRIDS` or `REFUSED`."""
+    config = {**CONFIGS, **HYBRIDS, **REFUSED}[case]
     return Bundle(
         name=case,
         config=config,

@@ -11,6 +11,7 @@ from nanochat.proof.parity import check_parity
 from tests.export.stock_models import (
     CHAT,
     CONFIGS,
+    HYBRIDS,
     IDS,
     make_bundle,
     reference_greedy,
@@ -27,7 +28,7 @@ def polite(tmp_path_factory: pytest.TempPathFactory) -> MlxLm:
     return MlxLm(folder)
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", [*CONFIGS, *HYBRIDS])
 def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
     write_mlx(tmp_path, make_bundle(case))
     artefact = MlxLm(tmp_path)
