@@ -54,12 +54,14 @@ _INT8_VARIANCE = (255**2 - 1) / 12
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights[Stored]:
-    """Initial weights, but no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten."""
+    """Initial weights, but no dense one is 0, 1 or equal to its neighbour, so that none can be forgotten.
+
+    Signs are signs.
+    """
     generator = np.random.default_rng(seed)
 
     def disturb(name: str, leaf: Stored) -> Stored:
-        del name
-        if not isinstance(leaf, Dense):
+        if not isinstance(leaf, Dense) or name.startswith("signs."):
             return leaf
         shape = leaf.values.shape
         deviation = np.float32(0.3 if len(shape) == 1 else shape[-1] ** -0.5)
