@@ -1,5 +1,7 @@
 """This file holds what rotated packs of MLX say of their matrices, and the refusal of what would be another model.
 
+What is written is what is read here.
+
 ``config.json`` lists the rotated matrices, and each has the signs of its inputs beside it.
 
 References
@@ -14,19 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
-from nanochat.errors import ConfigError, FormatError
+from nanochat.errors import ConfigError, FormatError, NumericError
 from nanochat.export.folders.fields import Fields
 from nanochat.export.folders.tensors import FolderTensors
 from nanochat.export.places import Place
-from nanochat.shapes import layer_kinds
+from nanochat.shapes import layer_kinds, shapes
+from nanochat.weights import named_leaves
 
-__all__ = ["ROTATED", "RotatedModules", "read_rotated", "role_of", "signs_of_roles"]
+__all__ = [
+    "GROUP",
+    "ROTATED",
+    "RotatedModules",
+    "read_rotated",
+    "role_of",
+    "rotated_fields",
+    "rotated_modules",
+    "signs_of_modules",
+    "signs_of_roles",
+]
 
 # The type of model.
 ROTATED = "prism_hadamard_qwen35"
 # By the version; the same tensors under other names.
-_NAMESPACES = {1: "mlx-lm-text", 2: "mlx-vlm-qwen3_5"}
-_QUANTIZATION: Mapping[str, object] = {"bits": 2, "group_size": 128, "mode": "affine"}
+_TEXT, _WITH_PICTURES = 1, 2
+_NAMESPACES = {_TEXT: "mlx-lm-text", _WITH_PICTURES: "mlx-vlm-qwen3_5"}
+# How heads of Gated DeltaNet stand: those of one key head follow each other, as here.
+_LAYOUT = "grouped"
+# Columns that share a scale.
+GROUP = 128
+_QUANTIZATION: Mapping[str, object] = {"bits": 2, "group_size": GROUP, "mode": "affine"}
+_EMBEDDING, _DTYPE = "model.embed_tokens", "float16"
 _ADVICE = "fetch it again, or another one of the same model"
 
 
@@ -69,8 +88,8 @@ def read_rotated(fields: Mapping[str, object]) -> RotatedModules:
         raise whole.wrong("schema_version", "1 or 2; upgrade nanochat-ternary")
     if namespace != _NAMESPACES[version]:
         raise whole.wrong("tensor_namespace", f"{_NAMESPACES[version]!r} in schema {version}")
-    if whole.get("gdn_activation_layout") != "grouped":
-        raise whole.wrong("gdn_activation_layout", "'grouped'")
+    if whole.get("gdn_activation_layout") != _LAYOUT:
+        raise whole.wrong("gdn_activation_layout", repr(_LAYOUT))
     if whole.get("quantization") != _QUANTIZATION:
         raise whole.wrong("quantization", f"{dict(_QUANTIZATION)!r}")
     records = whole.get("modules")
@@ -100,10 +119,10 @@ def _record(record: object) -> tuple[str, int]:
             "dtype": str(dtype),
             "block": int(block),
         }:
-            if looked_up != (path == "model.embed_tokens") or dtype != "float16":
+            if looked_up != (path == _EMBEDDING) or dtype != _DTYPE:
                 raise ConfigError(
-                    f"modules has {record!r:.200}: only model.embed_tokens is an embedding, and the dtype must be "
-                    f"'float16'; {_ADVICE}"
+                    f"modules has {record!r:.200}: only {_EMBEDDING} is an embedding, and the dtype must be "
+                    f"{_DTYPE!r}; {_ADVICE}"
                 )
             if isinstance(block, bool) or block < 4 or block & (block - 1):
                 raise ConfigError(
@@ -113,6 +132,67 @@ def _record(record: object) -> tuple[str, int]:
     raise ConfigError(
         f"modules has {record!r:.200}: must be an object of path, embedding, dtype and block; {_ADVICE}"
     )
+
+
+def rotated_fields(modules: RotatedModules) -> dict[str, object]:
+    """What `read_rotated` reads, of a pack for texts alone."""
+    return {
+        "schema_version": _TEXT,
+        "tensor_namespace": _NAMESPACES[_TEXT],
+        "gdn_activation_layout": _LAYOUT,
+        "quantization": dict(_QUANTIZATION),
+        "modules": [
+            {"path": path, "embedding": path == _EMBEDDING, "dtype": _DTYPE, "block": modules.block}
+            for path in sorted(modules.modules)
+        ],
+    }
+
+
+def rotated_modules(config: ModelConfig, places: Mapping[str, Place]) -> RotatedModules:
+    """The ternary matrices of a rotated model whose leaves lie in these places."""
+    specs = dict(named_leaves(shapes(config)))
+    ternary = {_module(place) for name, place in places.items() if specs[name].kind == "ternary"}
+    return RotatedModules(block=config.rotation_block, modules=frozenset(ternary))
+
+
+def signs_of_modules(
+    signs: Mapping[str, NDArray[np.float32]],
+    config: ModelConfig,
+    places: Mapping[str, Place],
+    modules: RotatedModules,
+) -> dict[str, NDArray[np.float32]]:
+    """The tensors of which `signs_of_roles` makes these.
+
+    Raises
+    ------
+    NumericError
+        If signs are no 1 and -1.
+    """
+    for role, values in signs.items():
+        bad = _no_sign(values)
+        if bad:
+            raise NumericError(
+                f"signs.{role} holds {bad}: signs of a pack are 1 and -1; write it for nanochat-ternary instead"
+            )
+    return {
+        _key(_module(place)): signs[role_of(name, config)]
+        for name, place in places.items()
+        if _module(place) in modules.modules
+    }
+
+
+def _no_sign(values: NDArray[np.float32]) -> str:
+    """The first number that is neither 1 nor -1, and where it is; empty if there is none."""
+    bad = np.flatnonzero(np.abs(values) != 1)
+    return f"{values[bad[0]]:g} at {int(bad[0])}" if bad.size else ""
+
+
+def _module(place: Place) -> str:
+    return place.tensor.removesuffix(".weight")
+
+
+def _key(module: str) -> str:
+    return f"{module}.signs"
 
 
 def signs_of_roles(
@@ -137,16 +217,14 @@ def signs_of_roles(
     found: dict[str, NDArray[np.float32]] = {}
     whose: dict[str, str] = {}
     for name, place in places.items():
-        module = place.tensor.removesuffix(".weight")
+        module = _module(place)
         if module not in modules.modules:
             continue
-        role, key = role_of(name, config), f"{module}.signs"
+        role, key = role_of(name, config), _key(module)
         signs = tensors.floats(key, (widths[role],))
-        bad = np.abs(signs) != 1
-        if bad.any():
-            raise FormatError(
-                f"{key} holds {signs[bad][0]:g} at {int(np.flatnonzero(bad)[0])}: signs are 1 and -1; {_ADVICE}"
-            )
+        bad = _no_sign(signs)
+        if bad:
+            raise FormatError(f"{key} holds {bad}: signs are 1 and -1; {_ADVICE}")
         if not np.array_equal(found.setdefault(role, signs), signs):
             raise FormatError(
                 f"{key} are other signs than those of {whose[role]}: in this package all matrices that read "
