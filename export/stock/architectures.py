@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
+from nanochat.export.folders.rotations import GROUP, ROTATED
 from nanochat.shapes import head_format, layer_kinds, shapes
 from nanochat.weights import named_leaves
 
@@ -25,7 +26,11 @@ Runtime = Literal["llama.cpp", "mlx-lm", "transformers"]
 # llama.cpp ends the process on a file with more.
 _MOST_LAYERS = 512
 
-# The architecture with a norm of queries and keys, without, with sub-norms, and with experts.
+# Columns that mlx-lm rotates at once.
+_ROTATED_BLOCKS = (512, 1024, 2048, 4096, 8192)
+
+# The architecture with a norm of queries and keys, without, with sub-norms, with experts, with Gated DeltaNet, and the
+# last with rotated inputs.
 _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
     "llama.cpp": {
         "qk_norm": "qwen3",
@@ -39,6 +44,7 @@ _ARCHITECTURES: dict[Runtime, dict[str, str]] = {
         "plain": "llama",
         "experts": "qwen3_moe",
         "delta": "qwen3_5",
+        "rotated": ROTATED,
     },
     "transformers": {"qk_norm": "qwen3", "plain": "llama", "experts": "qwen3_moe"},
 }
@@ -52,7 +58,7 @@ def stock_architecture(config: ModelConfig, runtime: Runtime) -> str:
             f"stock {runtime} cannot run this model: {'; '.join(reasons)}. Export it for nanochat-ternary instead, "
             f"or train a model without these options; what was made for {runtime} runs there as it is"
         )
-    return _ARCHITECTURES[runtime][_family(config)]
+    return _ARCHITECTURES[runtime]["rotated" if config.rotation_block else _family(config)]
 
 
 def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
@@ -69,9 +75,9 @@ def obstacles(config: ModelConfig, runtime: Runtime) -> list[str]:
             "delta": f"layer_pattern={list(config.layer_pattern)}: models are written for it as {written}, which have "
             "no Gated DeltaNet",
         }
-        return [*_everywhere(config, family), no_place[family]]
+        return [*_everywhere(config, family, runtime), no_place[family]]
     return [
-        *_everywhere(config, family),
+        *_everywhere(config, family, runtime),
         *_of_family(config, family),
         *_of_runtime(config, family, runtime),
     ]
@@ -92,7 +98,7 @@ def _family(config: ModelConfig) -> str:
     return "qk_norm" if config.qk_norm else "plain"
 
 
-def _everywhere(config: ModelConfig, family: str) -> Iterator[str]:
+def _everywhere(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[str]:
     if config.num_streams > 1:
         yield f"num_streams={config.num_streams}: it has one residual stream, and no mHC"
     if config.loop_count > 1:
@@ -104,8 +110,12 @@ def _everywhere(config: ModelConfig, family: str) -> Iterator[str]:
         yield "attention_gate=true: it does not gate what attention gives"
     if config.activation != "swiglu":
         yield f'activation="{config.activation}": its networks are SwiGLU'
-    if config.rotation_block:
+    if config.rotation_block and "rotated" not in _ARCHITECTURES[runtime]:
         yield f"rotation_block={config.rotation_block}: it does not rotate the inputs of matrices"
+    elif config.rotation_block and family != "delta":
+        yield (
+            f"rotation_block={config.rotation_block} without Gated DeltaNet: it rotates the inputs of hybrids only"
+        )
     for name in ("embedding_scale", "residual_scale", "logit_scale"):
         if getattr(config, name) != 1:
             yield f"{name}={getattr(config, name)}: models are written for it without scales"
@@ -180,3 +190,22 @@ def _of_runtime(config: ModelConfig, family: str, runtime: Runtime) -> Iterator[
             yield f"matrices of {odd} columns: it packs groups of 32, 64 or 128 columns"
         if family == "delta" and config.delta_conv_width == 1:
             yield "delta_conv_width=1: its convolutions have two taps or more"
+        if config.rotation_block:
+            yield from _of_rotated(config)
+
+
+def _of_rotated(config: ModelConfig) -> Iterator[str]:
+    """What mlx-lm has no place for in models with rotated inputs alone."""
+    block = config.rotation_block
+    if block not in _ROTATED_BLOCKS:
+        *first, last = map(str, _ROTATED_BLOCKS)
+        yield f"rotation_block={block}: it rotates blocks of {', '.join(first)} or {last} columns"
+    if config.weight_block != "row" and config.weight_block % GROUP:
+        yield (
+            f"weight_block={config.weight_block} with rotation_block={block}: its rotated matrices have a scale for "
+            f"{GROUP} columns"
+        )
+    for name, form in (("table_format", config.table_format), ("head_format", head_format(config))):
+        if form == "int8":
+            yield f'{name}="int8" with rotation_block={block}: its rotated models have tables in ternary or dense'
+            break

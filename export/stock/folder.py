@@ -17,7 +17,13 @@ from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ShapeError
 from nanochat.export.folders.configuration import hybrid_fields, text_type
 from nanochat.export.folders.names import folder_places
-from nanochat.export.folders.tensors import TEXT_PART
+from nanochat.export.folders.rotations import (
+    rotated_fields,
+    rotated_modules,
+    signs_of_modules,
+    signs_of_roles,
+)
+from nanochat.export.folders.tensors import TEXT_PART, FolderTensors
 from nanochat.export.format import Progress
 from nanochat.export.places import Place, row_slice, tensor_shapes
 from nanochat.export.stock.architectures import Runtime, stock_architecture
@@ -25,7 +31,7 @@ from nanochat.export.transform import without_ahead
 from nanochat.rotary import ntk_theta
 from nanochat.shapes import shapes
 from nanochat.tensors import Tensor, load_tensors, save_tensors
-from nanochat.weights import Spec, Stored, Weights, map_leaves, named_leaves
+from nanochat.weights import Dense, Spec, Stored, Weights, map_leaves, named_leaves
 
 __all__ = ["Array", "Packing", "load_folder", "write_folder"]
 
@@ -39,6 +45,8 @@ _CLASSES = {
 }
 # What stands before the names of tensors, of an architecture that may read pictures, too.
 _PREFIXES = {"qwen3_5": TEXT_PART}
+# Before the names of the leaves that say how inputs are rotated, of which every rotated module has one.
+_SIGNS = "signs."
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -84,19 +92,24 @@ def write_folder(folder: Path, bundle: Bundle, packing: Packing, progress: Progr
     texts = _texts(bundle, packing.runtime)
     require_complete(bundle.config, bundle.weights)
     bundle = without_ahead(bundle)
-    leaves, specs = dict(named_leaves(bundle.weights)), dict(named_leaves(shapes(bundle.config)))
-    members = _members(packing.places(bundle.config))
+    config, leaves = bundle.config, dict(named_leaves(bundle.weights))
+    specs, places = dict(named_leaves(shapes(config))), packing.places(config)
+    members = _members(places)
     tensors: dict[str, Array] = {}
-    for done, (tensor, places) in enumerate(members.items(), 1):
-        packed = {name: packing.pack(name, leaves[name]) for name in places}
-        for part in packed[next(iter(places))]:
+    for done, (tensor, inside) in enumerate(members.items(), 1):
+        packed = {name: packing.pack(name, leaves[name]) for name in inside}
+        for part in packed[next(iter(inside))]:
             tensors[_key(tensor, part)] = _joined(
-                [(packed[name][part], place) for name, place in places.items()]
+                [(packed[name][part], place) for name, place in inside.items()]
             )
         if progress is not None:
             progress(done, len(members))
-    held = {_module(tensor): specs[next(iter(places))] for tensor, places in members.items()}
+    held = {_module(tensor): specs[next(iter(inside))] for tensor, inside in members.items()}
     texts["config.json"] |= packing.fields(held)
+    if config.rotation_block:
+        modules = rotated_modules(config, places)
+        texts["config.json"] |= rotated_fields(modules)
+        tensors |= signs_of_modules(_signs(leaves), config, places, modules)
     metadata = {"format": packing.framework}
     others = bundle.tokenizer.files() | ({CARD: bundle.card} if bundle.card else {})
     save_tensors(folder, tensors, texts=texts, others=others, metadata=metadata)
@@ -128,6 +141,12 @@ def load_folder(
             for name, place in members.items():
                 rows = row_slice(place.rows) if place.expert is None else place.expert
                 arrays[name][part] = array[rows]
+    signs: dict[str, NDArray[np.float32]] = {}
+    if config.rotation_block:
+        modules = rotated_modules(config, places)
+        signs = signs_of_roles(FolderTensors(folder, tensors), config, places, modules)
+        for key in signs_of_modules(signs, config, places, modules):
+            del tensors[key]
     if tensors:
         raise FormatError(
             f"{folder}: {len(tensors)} tensors are no part of the model, the first is "
@@ -135,11 +154,22 @@ def load_folder(
         )
 
     def unpack(name: str, spec: Spec) -> Stored:
+        if name.startswith(_SIGNS):
+            return Dense(values=signs[name.removeprefix(_SIGNS)])
         leaf = packing.unpack(name, spec, arrays[name])
         require_legal(name, leaf)
         return leaf
 
     return config, map_leaves(unpack, specs)
+
+
+def _signs(leaves: Mapping[str, Stored]) -> dict[str, NDArray[np.float32]]:
+    """The signs of each role."""
+    return {
+        name.removeprefix(_SIGNS): leaf.values
+        for name, leaf in leaves.items()
+        if name.startswith(_SIGNS) and isinstance(leaf, Dense)
+    }
 
 
 def _members(places: Mapping[str, Place]) -> dict[str, dict[str, Place]]:
@@ -177,7 +207,9 @@ def _texts(bundle: Bundle, runtime: Runtime) -> dict[str, dict[str, object]]:
     config = bundle.config
     architecture = stock_architecture(config, runtime)
     generation = {**default_generation(bundle.tokenizer), **bundle.generation}
-    named = {"architectures": [_CLASSES[architecture]], "model_type": architecture}
+    # Rotated models are no class of transformers.
+    classes = [_CLASSES[architecture]] if architecture in _CLASSES else []
+    named = {"architectures": classes, "model_type": architecture}
     ids = {key: generation[key] for key in _IDS if key in generation}
     fields: dict[str, object] = {
         # Numbers are stored and meant to be computed with in float32: what is narrower is so without loss.

@@ -3,7 +3,8 @@
 A ternary matrix is MLX's affine format of 2 bits, a number being ``scale * q + bias``: q is the code plus 1, and the
 bias minus the scale. The packed bytes are those of this package. An 8-bit table is the same in 8 bits, with q the code
 plus 128, and ``bias = -128 * scale``. MLX has a scale for 32, 64 or 128 columns, so that ours are repeated. Scales and
-biases are float32, because MLX computes in their type.
+biases are float32, because MLX computes in their type; in models with rotated inputs, whose embeddings mlx-lm rounds to
+float16 whatever their type is, they are float16, as in the packs that others write.
 
 References
 ----------
@@ -11,7 +12,9 @@ References
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +39,25 @@ _BITS = {"ternary": 2, "int8": 8}
 
 def write_mlx(folder: Path, bundle: Bundle, *, progress: Progress | None = None) -> str:
     """Write a model for stock mlx-lm, and return its name of the architecture, such as "qwen3"."""
-    return write_folder(folder, bundle, _PACKING, progress)
+    return write_folder(folder, bundle, _packing(bundle.config), progress)
 
 
 def load_mlx(folder: Path, config: ModelConfig) -> tuple[ModelConfig, Weights[Stored]]:
     """Read what `write_mlx` has written of a model of that configuration: equal codes and scales."""
-    return load_folder(folder, config, _PACKING)
+    return load_folder(folder, config, _packing(config))
+
+
+def _packing(config: ModelConfig) -> Packing:
+    scales = DENSE_DTYPES["float16" if config.rotation_block else "float32"]
+    return Packing(
+        runtime="mlx-lm",
+        framework="mlx",
+        stack="switch_mlp",
+        fields=_fields,
+        pack=partial(_pack, scales=scales),
+        unpack=_unpack,
+        parts=partial(_parts, scales=scales),
+    )
 
 
 def _group(block: int) -> int:
@@ -61,15 +77,17 @@ def _fields(modules: Mapping[str, Spec]) -> dict[str, object]:
     return {"quantization": quantization, "quantization_config": quantization}
 
 
-def _pack(name: str, leaf: Stored) -> dict[str, Array]:
+def _pack(name: str, leaf: Stored, *, scales: np.dtype[Any]) -> dict[str, Array]:
     leaf = plain(leaf)
     match leaf:
         case Ternary():
             # A word's first number is in its lowest bits, and the words are little-endian: the bytes are ours.
-            return _quantized(leaf.packed, leaf.scales, _TERNARY_ZERO, block=leaf.weight_block)
+            return _quantized(
+                leaf.packed, leaf.scales.astype(scales), _TERNARY_ZERO, leaf.weight_block
+            )
         case Int8():
             codes = leaf.codes.view(np.uint8) ^ np.uint8(_TABLE_ZERO)
-            return _quantized(codes, leaf.scales, _TABLE_ZERO, block=leaf.weight_block)
+            return _quantized(codes, leaf.scales.astype(scales), _TABLE_ZERO, leaf.weight_block)
         case Dense():
             # Channels, taps, and the one input of each channel.
             return {"weight": leaf.values[..., None] if _is_convolution(name) else leaf.values}
@@ -78,14 +96,14 @@ def _pack(name: str, leaf: Stored) -> dict[str, Array]:
 
 
 def _quantized(
-    bytes_: NDArray[np.uint8], scales: NDArray[np.float16 | np.float32], zero: int, *, block: int
+    bytes_: NDArray[np.uint8], scales: NDArray[Any], zero: int, block: int
 ) -> dict[str, Array]:
-    repeated = np.repeat(scales.astype(np.float32), block // _group(block), axis=1)
+    repeated = np.repeat(scales, block // _group(block), axis=1)
     return {
         "weight": np.ascontiguousarray(bytes_).view(np.uint32),
         "scales": repeated,
         # Exact: float16 has 11 bits, and `zero` is a power of two.
-        "biases": repeated * np.float32(-zero),
+        "biases": repeated * scales.dtype.type(-zero),
     }
 
 
@@ -93,7 +111,9 @@ def _is_convolution(name: str) -> bool:
     return name.endswith("_conv")
 
 
-def _parts(name: str, spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _parts(
+    name: str, spec: Spec, *, scales: np.dtype[Any]
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     if spec.kind == "dense":
         shape = (*spec.shape, 1) if _is_convolution(name) else spec.shape
         yield "weight", file_type(DENSE_DTYPES[spec.dtype]), shape
@@ -101,8 +121,8 @@ def _parts(name: str, spec: Spec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     *rows, columns = spec.shape
     yield "weight", "U32", (*rows, columns * _BITS[spec.kind] // 32)
     groups = columns // _group(spec.weight_block)
-    yield "scales", "F32", (*rows, groups)
-    yield "biases", "F32", (*rows, groups)
+    for part in ("scales", "biases"):
+        yield part, file_type(scales), (*rows, groups)
 
 
 def _unpack(name: str, spec: Spec, arrays: Mapping[str, Array]) -> Stored:
@@ -145,14 +165,3 @@ def _scales(
             "codes around 0: this is another quantised model; export it again"
         )
     return narrow
-
-
-_PACKING = Packing(
-    runtime="mlx-lm",
-    framework="mlx",
-    stack="switch_mlp",
-    fields=_fields,
-    pack=_pack,
-    unpack=_unpack,
-    parts=_parts,
-)

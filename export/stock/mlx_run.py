@@ -23,7 +23,6 @@ class MlxLm:
     Importing mlx-lm lowers this process's limit of open files to 2048.
     """
 
-    tolerance = TOLERANCES["no rounding"].limit
     rounding: Rounding = "none"
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +30,8 @@ class MlxLm:
         self.model: Any
         self.tokenizer: Any
         self.model, self.tokenizer, *_ = mlx_lm.load(str(folder))
+        is_rounded = "signs" in self.model.model.embed_tokens
+        self.tolerance = TOLERANCES["mlx-lm, rotated" if is_rounded else "no rounding"].limit
         self.runtime = f"mlx-lm {mlx_lm.__version__}, {mx.default_device()}"
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

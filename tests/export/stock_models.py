@@ -97,6 +97,35 @@ HYBRIDS = {
         **BASE | HYBRID | ROW | {"num_layers": 2, "width": 320, "head_dim": 48, "rope_dims": 14}
     ),
 }
+# Widths are multiples of the smallest block that mlx-lm rotates.
+ROTATED: dict[str, Any] = HYBRID | {
+    "width": 512,
+    "num_heads": 8,
+    "ffn_width": 1024,
+    "delta_heads": 8,
+    "delta_key_heads": 4,
+    "rotation_block": 512,
+}
+ROTATIONS = {
+    "rotated": ModelConfig(**BASE | ROTATED, table_format="ternary", delta_gates="bfloat16"),
+    "rotated, untied": ModelConfig(
+        **BASE | ROTATED, table_format="ternary", tie_embeddings=False, delta_gates="ternary"
+    ),
+    "rotated, rows": ModelConfig(
+        **BASE | ROTATED | ROW | {"num_layers": 2, "ffn_width": 512}, table_format="ternary"
+    ),
+    "rotated, blocks of 1024": ModelConfig(
+        **BASE
+        | ROTATED
+        | {"width": 1024, "num_layers": 2, "num_heads": 16, "delta_heads": 16}
+        | {"weight_block": 256, "rotation_block": 1024},
+        table_format="ternary",
+        delta_gates="float16",
+    ),
+    "rotated, dense tables": ModelConfig(
+        **BASE | ROTATED, table_format="dense", tie_embeddings=False
+    ),
+}
 # What no stock runtime has, by the words of the refusal.
 REFUSED = {
     "num_streams=2": ModelConfig(**BASE | {"num_streams": 2}),
@@ -122,8 +151,8 @@ IDS = [0, *np.random.default_rng(1).integers(7, 300, 39).tolist()]
 
 @cache
 def make_bundle(case: str) -> Bundle:
-    """The model of one of `CONFIGS`, `HYBRIDS` or `REFUSED`."""
-    config = {**CONFIGS, **HYBRIDS, **REFUSED}[case]
+    """The model of one of `CONFIGS`, `HYBRIDS`, `ROTATIONS` or `REFUSED`."""
+    config = {**CONFIGS, **HYBRIDS, **ROTATIONS, **REFUSED}[case]
     return Bundle(
         name=case,
         config=config,

@@ -13,6 +13,7 @@ from tests.export.stock_models import (
     CONFIGS,
     HYBRIDS,
     IDS,
+    ROTATIONS,
     make_bundle,
     reference_greedy,
     reference_logits,
@@ -38,6 +39,20 @@ def test_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
     assert rms_ratio(logits, reference_logits(case, rounded=False)) < 1e-5
     # Activations that are not rounded may go to another expert.
     assert rms_ratio(logits, reference_logits(case, rounded=True)) < 5e-2
+    assert artefact.greedy(IDS[:8], num_tokens=8) == reference_greedy(case, num_tokens=8)
+
+
+@pytest.mark.parametrize("case", ROTATIONS)
+def test_rotated_logits_are_the_model_s(case: str, tmp_path: Path) -> None:
+    write_mlx(tmp_path, make_bundle(case))
+    artefact = MlxLm(tmp_path)
+
+    error = rms_ratio(artefact.logits(IDS), reference_logits(case, rounded=False))
+
+    # It rounds embeddings that are rotated to float16, and nothing else.
+    rounded = ROTATIONS[case].table_format == "ternary"
+    assert artefact.tolerance == (5e-3 if rounded else 1e-4)
+    assert error < (5e-3 if rounded else 1e-5)
     assert artefact.greedy(IDS[:8], num_tokens=8) == reference_greedy(case, num_tokens=8)
 
 
