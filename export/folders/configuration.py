@@ -154,7 +154,7 @@ def read_configuration(fields: Mapping[str, object]) -> dict[str, Any]:
 def hybrid_fields(config: ModelConfig) -> dict[str, object]:
     """What `read_configuration` reads of the rotation and the Gated DeltaNet layers of a ``qwen3_5_text``.
 
-    Every so-manieth layer must attend.
+    Each n-th layer, and no other, must attend.
     """
     return {
         **partial_rope_fields(

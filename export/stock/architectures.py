@@ -161,7 +161,7 @@ def _of_delta(config: ModelConfig) -> Iterator[str]:
         "attention" if interval and (i + 1) % interval == 0 else "delta" for i in range(len(kinds))
     ]
     if interval < 2 or list(kinds) != expected:
-        yield f"layer_pattern={list(config.layer_pattern)}: its every so-manieth layer attends, the others do not"
+        yield f"layer_pattern={list(config.layer_pattern)}: each n-th layer attends, and no other does"
     for name in ("attention_gate", "qk_norm"):
         if not getattr(config, name):
             yield f"{name}=false: its attention has one"

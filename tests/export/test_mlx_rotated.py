@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tables in blocks": (PACK | {"table_format": "int8_32"}, 'table_format="int8_32": models are'),
     "streams": (PACK | {"num_streams": 2}, "num_streams=2: it has one residual stream"),
     "loops": (PACK | {"loop_count": 2}, "loop_count=2: it runs each layer once"),
-    "another order": (PACK | {"layer_pattern": ("attention", "delta")}, "every so-manieth layer"),
+    "another order": (PACK | {"layer_pattern": ("attention", "delta")}, "each n-th layer"),
     "no gates": (PACK | {"attention_gate": False}, "attention_gate=false: its attention has one"),
     "no norms of heads": (PACK | {"qk_norm": False}, "qk_norm=false: its attention has one"),
     "sub-norms": (PACK | {"sub_norm": True}, "sub_norm=true: it has no norms before output"),

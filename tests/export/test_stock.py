@@ -100,8 +100,11 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 # What llama.cpp has no Gated DeltaNet for.
 OTHER_DELTAS: dict[str, tuple[dict[str, Any], str]] = {
-    "delta without attention": ({"layer_pattern": ("delta",)}, "layer_pattern=.*so-manieth"),
-    "attention first": (DELTA | {"layer_pattern": ("attention", "delta")}, "layer_pattern=.*so-ma"),
+    "delta without attention": ({"layer_pattern": ("delta",)}, "layer_pattern=.*each n-th"),
+    "attention first": (
+        DELTA | {"layer_pattern": ("attention", "delta")},
+        "layer_pattern=.*each n-th",
+    ),
     "delta without gates": (DELTA | {"attention_gate": False}, "attention_gate=false"),
     "delta without norms of heads": (DELTA | {"qk_norm": False}, "qk_norm=false"),
     "delta with sub-norms": (DELTA | {"sub_norm": True}, "sub_norm=true"),
