@@ -8,7 +8,7 @@ NumPy on activations says so with `_needs_python`.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from nanochat.backends.numba.experts import launching as experts
 from nanochat.backends.numba.pending import Array, Pending, realize
 from nanochat.backends.numba.products import activation, turning
 from nanochat.backends.numba.products import launching as products
+from nanochat.backends.numba.products.layouts import WantedLayout, layout_of, require_layout
 from nanochat.backends.numba.products.packing import (
     Leaf,
     TiledLinear,
@@ -27,7 +28,7 @@ from nanochat.backends.numba.products.packing import (
     prepare_leaf,
     require_trits_fit,
 )
-from nanochat.backends.numba.products.trits import CodeLayout, possible
+from nanochat.backends.numba.products.trit_codes import CodeLayout
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.compilation import end_wait
 from nanochat.backends.numba.runtime.costs import INTEGER
@@ -44,7 +45,6 @@ from nanochat.backends.numba.tuning.tuner import Tuner
 from nanochat.backends.reference.ops import pieces, weighted
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, require_rows
-from nanochat.errors import BackendError
 from nanochat.ops import Slot, leaving_loop
 from nanochat.rotary import Rotation
 from nanochat.weights import (
@@ -60,11 +60,6 @@ from nanochat.weights import (
 __all__ = ["NumbaOps"]
 
 Result = TypeVar("Result")
-
-# Bytes of a model's ternary codes, in two bits, that fit no cache of most machines: from there on, five codes to a byte
-# are read sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times.
-# From the cache it took 1.3 times as long.
-_STREAMED = 64 * 2**20
 
 
 class NumbaOps:
@@ -91,14 +86,10 @@ class NumbaOps:
         self,
         *,
         num_threads: int | None = None,
-        layout: Literal["auto", "two_bits", "five_trits"] = "auto",
+        layout: WantedLayout = "auto",
     ) -> None:
         self.isa = chosen()
-        if layout == "five_trits" and not possible(self.isa):
-            raise BackendError(
-                f"layout='five_trits' needs AVX-512 VNNI and VBMI, and the instructions in use are {self.isa}: choose "
-                "layout='auto' or 'two_bits'"
-            )
+        require_layout(layout, self.isa)
         self.layout = layout
         self.launch = Launcher(num_cores() if num_threads is None else num_threads)
         self.tuner = Tuner(rivals(), threads=self.launch.threads, cost=INTEGER)
@@ -165,9 +156,7 @@ class NumbaOps:
 
     def layout_of(self, nbytes: int) -> CodeLayout:
         """How a model is laid out whose ternary codes take so many bytes in two bits each."""
-        if self.layout == "auto":
-            return "five_trits" if nbytes >= _STREAMED and possible(self.isa) else "two_bits"
-        return self.layout
+        return layout_of(self.layout, self.isa, nbytes)
 
     def tokens(self, ids: NDArray[np.int64]) -> Array:
         # A read-only array would have every kernel compiled once more.

@@ -119,14 +119,15 @@ def _matrices(config: "ModelConfig", ops: "NumbaOps") -> "list[Matrix]":
     tree = shapes(config)
     memory = WeightMemory()
     numbers = sum(math.prod(s.shape) for _, s in named_leaves(tree) if s.kind == "ternary")
-    in_trits = ops.layout_of(numbers // 4) == "five_trits"
+    layout = ops.layout_of(numbers // 4)
     found: list[Matrix] = []
     for name, spec in named_leaves(tree):
         if spec.kind == "dense" or (name == "embedding" and tree.head is not None):
             continue
         rows, columns = spec.shape
-        trits = in_trits and spec.kind == "ternary" and fits(columns, spec.activation_block)
-        kind: Kind = "trits" if trits else spec.kind
+        kind: Kind = spec.kind
+        if layout != "two_bits" and kind == "ternary" and fits(columns, spec.activation_block):
+            kind = layout
         shape = Shape(kind, rows, columns, spec.activation_block)
         weight_blocks = columns // spec.weight_block if spec.kind == "ternary" else 1
         make = functools.partial(random_matrix, shape, weight_blocks=weight_blocks, memory=memory)

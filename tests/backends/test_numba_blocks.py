@@ -7,13 +7,14 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from nanochat.backends.numba.products import blocks, trits
+from nanochat.backends.numba.products import blocks
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
-from nanochat.backends.numba.products.trits import CodeLayout
+from nanochat.backends.numba.products.trit_codes import CodeLayout, bytes_of
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.blocks.plain import plain
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("all_cores")
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc and mprotect are Linux's")
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
-every_layout = pytest.mark.parametrize("layout", ["two_bits", "five_trits"])
+every_layout = pytest.mark.parametrize("layout", get_args(CodeLayout))
 every_thread = pytest.mark.parametrize("threads", [1, 2])
 
 
@@ -75,7 +76,7 @@ def test_lanes_without_a_row_are_0(layout: CodeLayout) -> None:
     found = laid(leaf, layout)
 
     assert (found.scales[1, :, 5:] == 0).all()
-    zero = {"two_bits": 0x55, "five_trits": trits.bytes_of()[0b01_01_01_01_01]}[layout]
+    zero = 0x55 if layout == "two_bits" else bytes_of(layout)[0b01_01_01_01_01]
     # In trits, the seventh is in two bits.
     words = found.codes[1].reshape(-1, LANES, 4)[:6, 5:]
     assert (words == zero).all()

@@ -4,6 +4,7 @@ Legend: see `nanochat.backends.numba.products.linear`.
 """
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba.ops import NumbaOps
-from nanochat.backends.numba.products import activation, linear, trits
+from nanochat.backends.numba.products import activation, linear, trit_codes, trits
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
-from nanochat.backends.numba.products.trits import CodeLayout
-from nanochat.backends.numba.runtime import isa
+from nanochat.backends.numba.products.trit_codes import CodeLayout, TritLayout, layout_for
+from nanochat.backends.numba.runtime.isa import Isa, available, chosen
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.tuning.choices import CLASSES, Shape
 from nanochat.backends.numba.tuning.tuner import candidates, random_matrix
@@ -29,9 +30,10 @@ pytestmark = pytest.mark.usefixtures("all_cores")
 Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
-needs_look_ups = pytest.mark.skipif(
-    not trits.possible(isa.available()[0]), reason="this CPU has no AVX-512 VNNI and VBMI"
-)
+LAYOUTS = {isa: layout for isa in available() if (layout := layout_for(isa)) is not None}
+needs_trits = pytest.mark.skipif(not LAYOUTS, reason="this CPU has no AVX2")
+every_isa = pytest.mark.parametrize("isa", LAYOUTS)
+every_layout = pytest.mark.parametrize("layout", get_args(TritLayout))
 every_variant = pytest.mark.parametrize("variant", linear.VARIANTS)
 
 CONFIG = ModelConfig(
@@ -68,8 +70,10 @@ def normal(*shape: int) -> Values:
     return np.random.default_rng(2).standard_normal(shape, np.float32)
 
 
-def product(leaf: TiledLinear, x: Values, variant: int, parts: int = 1) -> Values:
-    """The product, with the surroundings of y, which must stay NaN."""
+def product(
+    leaf: TiledLinear, x: Values, variant: int, isa: Isa = "portable", parts: int = 1
+) -> Values:
+    """The product, with the surroundings of y, which must stay NaN; of two bits the plain one."""
     tokens, blocks = len(x), leaf.columns // 128
     codes = np.empty((tokens, blocks, 128), np.int8)
     sums, scales = np.empty((tokens, blocks), np.int32), np.empty((tokens, blocks), np.float32)
@@ -79,7 +83,7 @@ def product(leaf: TiledLinear, x: Values, variant: int, parts: int = 1) -> Value
     if leaf.layout == "two_bits":
         linear.plain_product(leaf.codes, leaf.scales, codes, scales, y, 0, tokens)
         return room
-    kernel = linear.integer_product(isa.available()[0], leaf.layout)
+    kernel = linear.integer_product(isa, leaf.layout)
     ends = np.linspace(0, linear.num_tasks(leaf.codes, tokens), parts + 1).astype(int).tolist()
     for first, last in itertools.pairwise(ends):
         kernel(leaf.codes, leaf.scales, codes, sums, scales, y, variant, first, last)
@@ -90,11 +94,13 @@ def same_bits(found: Values, expected: Values) -> bool:
     return np.array_equal(found.view(np.int32), expected.view(np.int32))
 
 
-def same_as_two_bits(codes: Codes, x: Values, variant: int, *, weight_block: int = 256) -> bool:
-    dense = laid(codes, "five_trits", weight_block=weight_block)
-    assert dense.layout == "five_trits"
+def same_as_two_bits(
+    codes: Codes, x: Values, variant: int, isa: Isa, *, weight_block: int = 256
+) -> bool:
+    dense = laid(codes, LAYOUTS[isa], weight_block=weight_block)
+    assert dense.layout == LAYOUTS[isa]
     expected = product(laid(codes, "two_bits", weight_block=weight_block), x, variant)
-    return same_bits(product(dense, x, variant), expected)
+    return same_bits(product(dense, x, variant, isa), expected)
 
 
 def logits(ops: NumbaOps) -> Values:
@@ -108,10 +114,11 @@ def logits(ops: NumbaOps) -> Values:
 # The code.
 
 
-def test_every_five_codes_have_a_byte() -> None:
+@every_layout
+def test_every_five_codes_have_a_byte(layout: TritLayout) -> None:
     digits = np.array(list(itertools.product(range(3), repeat=5)), np.uint8)
 
-    found = trits.codes_of()[trits.bytes_of()[digits @ 4 ** np.arange(5)]]
+    found = trit_codes.codes_of(layout)[trit_codes.bytes_of(layout)[digits @ 4 ** np.arange(5)]]
 
     np.testing.assert_array_equal(found, digits)
 
@@ -119,9 +126,9 @@ def test_every_five_codes_have_a_byte() -> None:
 def test_the_third_table_is_read_without_bit_3() -> None:
     byte = np.arange(256, dtype=np.uint8)
 
-    place = trits.third_index(byte)
+    place = trit_codes.third_index(byte)
 
-    np.testing.assert_array_equal(place, trits.third_index(byte ^ np.uint8(8)))
+    np.testing.assert_array_equal(place, trit_codes.third_index(byte ^ np.uint8(8)))
     np.testing.assert_array_equal(np.bincount(place, minlength=128), 2)
 
 
@@ -136,76 +143,76 @@ def test_pairs_of_blocks_of_128_columns_fit(columns: int, block: int, expected: 
 # Products.
 
 
-@needs_look_ups
+@every_isa
 @every_variant
 @pytest.mark.parametrize(
     ("rows", "columns"), [(1, 256), (31, 512), (33, 768), (32, 1280), (65, 4608), (7, 5120)]
 )
 def test_every_variant_writes_the_bits_of_the_plain_loop(
-    rows: int, columns: int, variant: int
+    rows: int, columns: int, variant: int, isa: Isa
 ) -> None:
-    assert same_as_two_bits(random_codes(rows, columns), normal(5, columns), variant)
+    assert same_as_two_bits(random_codes(rows, columns), normal(5, columns), variant, isa)
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("tokens", [0, 1, 2, 3, 4, 5, 31, 32, 33, 64, 65, 131])
-def test_any_number_of_tokens_gives_the_bits_of_the_plain_loop(tokens: int) -> None:
-    assert same_as_two_bits(random_codes(65, 768), normal(tokens, 768), linear.VARIANTS[0])
+def test_any_number_of_tokens_gives_the_bits_of_the_plain_loop(tokens: int, isa: Isa) -> None:
+    assert same_as_two_bits(random_codes(65, 768), normal(tokens, 768), linear.VARIANTS[0], isa)
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("weight_block", [128, 256, 384, 768])
-def test_any_weight_block_gives_the_bits_of_the_plain_loop(weight_block: int) -> None:
+def test_any_weight_block_gives_the_bits_of_the_plain_loop(weight_block: int, isa: Isa) -> None:
     codes = random_codes(40, 768)
 
-    assert same_as_two_bits(codes, normal(5, 768), 4, weight_block=weight_block)
+    assert same_as_two_bits(codes, normal(5, 768), 4, isa, weight_block=weight_block)
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("tokens", [1, 4, 40])
 @pytest.mark.parametrize("code", [-1, 0, 1])
-def test_extreme_sums_are_exact(code: int, tokens: int) -> None:
+def test_extreme_sums_are_exact(code: int, tokens: int, isa: Isa) -> None:
     codes = np.full((33, 2048), code, np.int8)
 
-    assert same_as_two_bits(codes, np.ones((tokens, 2048), np.float32), linear.VARIANTS[0])
+    assert same_as_two_bits(codes, np.ones((tokens, 2048), np.float32), linear.VARIANTS[0], isa)
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("tokens", [1, 4, 40])
-def test_activations_that_are_not_finite_spoil_their_token_alone(tokens: int) -> None:
+def test_activations_that_are_not_finite_spoil_their_token_alone(tokens: int, isa: Isa) -> None:
     x = normal(tokens + 1, 512)
     x[0, 300] = np.nan
     codes = random_codes(33, 512)
 
-    y = product(laid(codes, "five_trits"), x, 4)[64:-64].reshape(tokens + 1, 33)
+    y = product(laid(codes, LAYOUTS[isa]), x, 4, isa)[64:-64].reshape(tokens + 1, 33)
 
     assert np.isnan(y[0]).all()
     assert np.isfinite(y[1:]).all()
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("tokens", [1, 131])
 @pytest.mark.parametrize("parts", [2, 3, 9])
-def test_the_cut_into_tasks_changes_no_bit(parts: int, tokens: int) -> None:
-    leaf = laid(random_codes(65, 512), "five_trits")
+def test_the_cut_into_tasks_changes_no_bit(parts: int, tokens: int, isa: Isa) -> None:
+    leaf = laid(random_codes(65, 512), LAYOUTS[isa])
     x = normal(tokens, 512)
 
-    y = product(leaf, x, linear.VARIANTS[0], parts)
+    y = product(leaf, x, linear.VARIANTS[0], isa, parts)
 
-    assert same_bits(y, product(leaf, x, linear.VARIANTS[0]))
+    assert same_bits(y, product(leaf, x, linear.VARIANTS[0], isa))
 
 
 # The layout.
 
 
 def test_a_weight_takes_less_than_17_tenths_of_a_bit() -> None:
-    leaf = laid(random_codes(64, 4096), "five_trits")
+    leaf = laid(random_codes(64, 4096), "power_trits")
 
     assert 8 * leaf.nbytes <= 1.7 * leaf.rows * leaf.columns
 
 
 def test_rows_of_a_tile_begin_on_a_line_of_the_cache() -> None:
-    assert laid(random_codes(33, 256), "five_trits").codes.ctypes.data % 64 == 0
+    assert laid(random_codes(33, 256), "power_trits").codes.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("place", [(0, 0), (69, 63), (33, 31)])
@@ -216,7 +223,7 @@ def test_an_illegal_pair_is_refused_with_its_place(place: tuple[int, int]) -> No
     leaf = Ternary(packed=packed, scales=scales, columns=256, activation_block=128)
 
     with pytest.raises(NumericError, match=rf"layers\.0 holds the byte 0x5d at \[{place[0]}, "):
-        prepare_leaf("layers.0", leaf, WeightMemory(), "five_trits")
+        prepare_leaf("layers.0", leaf, WeightMemory(), "power_trits")
 
 
 def test_latent_weights_are_laid_out_as_the_codes_that_they_round_to() -> None:
@@ -224,10 +231,10 @@ def test_latent_weights_are_laid_out_as_the_codes_that_they_round_to() -> None:
     codes, _ = ternary.quantize(values, block=256)
     leaf = Latent(values=values, kind="ternary", weight_block=256, activation_block=128)
 
-    found = prepare_leaf("leaf", leaf, WeightMemory(), "five_trits")
+    found = prepare_leaf("leaf", leaf, WeightMemory(), "power_trits")
 
     assert isinstance(found, TiledLinear)
-    np.testing.assert_array_equal(found.codes, laid(codes, "five_trits").codes)
+    np.testing.assert_array_equal(found.codes, laid(codes, "power_trits").codes)
 
 
 @pytest.mark.parametrize(("columns", "block"), [(384, 128), (416, 208)])
@@ -235,9 +242,8 @@ def test_a_matrix_that_does_not_fit_stays_in_two_bits(columns: int, block: int) 
     packed, scales = ternary.pack(random_codes(3, columns)), np.ones((3, 1), np.float16)
     leaf = Ternary(packed=packed, scales=scales, columns=columns, activation_block=block)
 
-    found, expected = (
-        prepare_leaf("leaf", leaf, WeightMemory(), layout) for layout in ("five_trits", "two_bits")
-    )
+    found = prepare_leaf("leaf", leaf, WeightMemory(), "power_trits")
+    expected = prepare_leaf("leaf", leaf, WeightMemory(), "two_bits")
 
     assert isinstance(found, TiledLinear)
     assert isinstance(expected, TiledLinear)
@@ -248,30 +254,38 @@ def test_a_matrix_that_does_not_fit_stays_in_two_bits(columns: int, block: int) 
 # Models.
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_model_gives_the_same_bits_in_both_layouts(threads: int) -> None:
+def test_a_model_gives_the_same_bits_in_both_layouts(
+    threads: int, isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_ISA", isa)
+
     dense = logits(NumbaOps(num_threads=threads, layout="five_trits"))
 
     assert same_bits(dense, logits(NumbaOps(num_threads=threads, layout="two_bits")))
 
 
-@needs_look_ups
+@needs_trits
 def test_all_ternary_matrices_of_a_model_are_laid_out_as_asked() -> None:
     prepared = NumbaOps(layout="five_trits").prepare(random_packed_weights(CONFIG, seed=0))
 
     shapes = [Shape.of(leaf) for _, leaf in named_leaves(prepared) if isinstance(leaf, TiledLinear)]
-    assert {shape.kind for shape in shapes} == {"trits", "int8"}
+    assert {shape.kind for shape in shapes} == {layout_for(chosen()), "int8"}
 
 
-@needs_look_ups
+@pytest.mark.skipif(
+    LAYOUTS.get(available()[0]) != "table_trits", reason="this CPU has no AVX-512 VNNI and VBMI"
+)
 def test_only_a_model_larger_than_the_caches_is_laid_out_so_by_itself() -> None:
     ops = NumbaOps()
 
-    assert [ops.layout_of(nbytes) for nbytes in (2**20, 2**27)] == ["two_bits", "five_trits"]
+    assert [ops.layout_of(nbytes) for nbytes in (2**20, 2**27)] == ["two_bits", "table_trits"]
 
 
-def test_without_the_look_ups_no_model_is_laid_out_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_instructions_for_it_no_model_is_laid_out_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("NANOCHAT_ISA", "portable")
 
     assert NumbaOps().layout_of(2**40) == "two_bits"
@@ -279,7 +293,7 @@ def test_without_the_look_ups_no_model_is_laid_out_so(monkeypatch: pytest.Monkey
         NumbaOps(layout="five_trits")
 
 
-@needs_look_ups
+@needs_trits
 def test_a_layout_that_a_matrix_does_not_fit_is_refused() -> None:
     weights: Stored = Ternary(
         packed=ternary.pack(random_codes(3, 384)),
@@ -295,13 +309,16 @@ def test_a_layout_that_a_matrix_does_not_fit_is_refused() -> None:
 # The choice among kernels.
 
 
-@needs_look_ups
+@every_isa
 @pytest.mark.parametrize("tokens", CLASSES)
-def test_every_choice_gives_the_same_bits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_choice_gives_the_same_bits(
+    tokens: int, isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ops = NumbaOps(num_threads=2)
-    shape = Shape("trits", 259, 512, 128)
+    shape = Shape(LAYOUTS[isa], 259, 512, 128)
     leaf = random_matrix(shape, weight_blocks=2, memory=WeightMemory())
-    ways = candidates(shape, tokens, isa.available(), threads=2, nanoseconds=10_000)
+    isas = [isa, *(other for other in available() if other != isa)]
+    ways = candidates(shape, tokens, isas, threads=2, nanoseconds=10_000)
 
     results = []
     for way in ways:
@@ -309,11 +326,11 @@ def test_every_choice_gives_the_same_bits(tokens: int, monkeypatch: pytest.Monke
         results.append(ops.numpy(ops.project(normal(tokens, 512), leaf)[0]))
 
     assert Shape.of(leaf) == shape
-    assert {way.isa for way in ways} == {"avx512vnni"}
+    assert {way.isa for way in ways} == {i for i in LAYOUTS if LAYOUTS[i] == shape.kind}
     assert all(same_bits(y, results[0]) for y in results)
 
 
 def test_the_bytes_of_a_shape_are_those_of_its_codes() -> None:
-    leaf = laid(random_codes(64, 512), "five_trits")
+    leaf = laid(random_codes(64, 512), "power_trits")
 
     assert Shape.of(leaf).nbytes == leaf.codes.nbytes

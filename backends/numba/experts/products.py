@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.products.activation import rms_norm
 from nanochat.backends.numba.products.linear import TOKENS, integer_product
 from nanochat.backends.numba.products.packing import Leaf, TiledLinear
-from nanochat.backends.numba.products.trits import CodeLayout
+from nanochat.backends.numba.products.trit_codes import CodeLayout
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import Isa
 from nanochat.weights import FeedForward

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.backends.numba.products.trits import CodeLayout, bytes_of, lay_trits
+from nanochat.backends.numba.products.trit_codes import CodeLayout, bytes_of
+from nanochat.backends.numba.products.trits import lay_trits
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.runtime.vectors import LANES
@@ -79,6 +80,7 @@ def lay(
         *leaf.scales.strides,
     )
     lookup, parts = _tables(leaf.packing)
+    trit_bytes = np.empty(0, np.uint8) if layout == "two_bits" else bytes_of(layout)
     order = np.ascontiguousarray(leaf.blocks, np.int64)
     row_bytes = max(1, leaf.codes[:1].nbytes)
     at_once = max(1, _PIECE // (LANES * row_bytes))
@@ -89,7 +91,7 @@ def lay(
             *source,
             np.ascontiguousarray(rows, np.int64),
             order,
-            *(table, lookup, parts, bytes_of()),
+            *(table, lookup, parts, trit_bytes),
             *(laid[part], scales[part], sound[part]),
         )
         run_all(
@@ -212,13 +214,13 @@ def _lay_blocks(packing: Packing, layout: CodeLayout) -> Callable[..., None]:
                             there = b // share * repeats + i
                             laid_scales[tile, there, lane] = kept if kept != 0 else _SMALLEST
                         kept = np.uint16(0)
-                if layout == "five_trits":
+                if layout != "two_bits":
                     lay_trits(line, trit_bytes, laid[tile], lane)
                 elif lane % _ROWS == _ROWS - 1:
                     _lay_pairs(lines, laid[tile], lane - _ROWS + 1)
             for lane in range(max(0, rows.shape[0] - tile * LANES), LANES):
                 laid_scales[tile, :, lane] = 0
-                if layout == "five_trits":
+                if layout != "two_bits":
                     lines[0] = np.uint8(_ZEROS & 255)
                     lay_trits(lines[0], trit_bytes, laid[tile], lane)
                 else:

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.pending import Pending, Rounded, Values
-from nanochat.backends.numba.products import activation, linear, trits, turning
+from nanochat.backends.numba.products import activation, linear, turning
 from nanochat.backends.numba.products.packing import Leaf, NarrowMatrix, TiledLinear, dense
+from nanochat.backends.numba.products.trit_codes import codes_of
+from nanochat.backends.numba.products.trits import embed_trits
 from nanochat.backends.numba.runtime.costs import ELEMENT, FLOAT, INTEGER
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.threads import Call
@@ -46,8 +48,8 @@ def embed(launch: Launcher, ids: NDArray[np.int64], table: Leaf) -> Values:
     run = functools.partial(launch, tasks=ids.size, nanoseconds=y.size * ELEMENT)
     if isinstance(table, NarrowMatrix):
         run(linear.gather_narrow(brain=table.brain), table.bits, flat, result)
-    elif isinstance(table, TiledLinear) and table.layout == "five_trits":
-        run(trits.embed_trits, table.codes, table.scales, flat, trits.codes_of(), result)
+    elif isinstance(table, TiledLinear) and table.layout != "two_bits":
+        run(embed_trits, table.codes, table.scales, flat, codes_of(table.layout), result)
     elif isinstance(table, TiledLinear):
         run(
             linear.embed(wide=table.is_wide),

@@ -8,7 +8,7 @@ broadcast, no sum runs across lanes, and scales multiply lane by lane. The layou
 * Activations of a group are permuted, so that what meets field f of the four bytes follows each other: byte ``4 f + j``
   is column ``4 j + f``. 8-bit codes are permuted like them, and lie as four parts of four bytes a row.
 * A block that is no multiple of 16 columns is filled up with codes and activations 0.
-* Weights that come from memory may be kept five codes to a byte; see `trits`.
+* Large models may be kept five codes to a byte; see `trits`.
 
 Legend: C columns, B activation blocks of a row, G groups of a block, L lanes, N tokens, R rows.
 """
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.products.tile_product import tile_product
+from nanochat.backends.numba.products.trit_codes import CodeLayout
 from nanochat.backends.numba.products.trits import (
-    CodeLayout,
     spread_block,
     spread_tile_product,
     trit_tile_product,
@@ -78,7 +78,7 @@ def integer_product(
     `quantize`; variant is one of `VARIANTS`. A task is one tile for `TOKENS` tokens; tiles change fastest. Every kernel
     and variant writes the bits of `plain_product`.
     """
-    return trit_product if layout == "five_trits" else _integer_product(isa, wide)
+    return _integer_product(isa, wide) if layout == "two_bits" else _trit_product(isa)
 
 
 @functools.cache
@@ -150,46 +150,55 @@ def _integer_product(isa: Isa, wide: bool) -> Callable[..., None]:
     return integer_product
 
 
-@kernel
-def trit_product(
-    codes: _Codes,
-    scales: _Scales,
-    x: _Int8,
-    sums: _Int32,
-    x_scales: _Float32,
-    y: _Float32,
-    variant: int,
-    first: int,
-    last: int,
-) -> None:
-    """See `integer_product`, for layout ``five_trits`` and a CPU for which `trits.possible`."""
-    tiles = codes.shape[0]
-    alone, ahead = variant % AHEAD == 1, variant >= AHEAD
-    spread = np.empty((x.shape[1] if x.shape[0] >= _SPREAD else 0, 8, LANES, 4), np.uint8)
-    tile = first % tiles
-    start = first // tiles * TOKENS
-    for _ in range(first, last):
-        n = start
-        end = min(start + TOKENS, x.shape[0])
-        spreads = end - start >= _SPREAD and not alone
-        if spreads:
-            for block in range(x.shape[1]):
-                spread_block(codes, tile, block, spread)
-        while n < end:
-            count = 1 if alone else min(4, end - n)
+@functools.cache
+def _trit_product(isa: Isa) -> Callable[..., None]:
+    @kernel
+    def trit_product(
+        codes: _Codes,
+        scales: _Scales,
+        x: _Int8,
+        sums: _Int32,
+        x_scales: _Float32,
+        y: _Float32,
+        variant: int,
+        first: int,
+        last: int,
+    ) -> None:
+        tiles = codes.shape[0]
+        alone, ahead = variant % AHEAD == 1, variant >= AHEAD
+        spread = np.empty((x.shape[1] if x.shape[0] >= _SPREAD else 0, 8, LANES, 4), np.uint8)
+        tile = first % tiles
+        start = first // tiles * TOKENS
+        for _ in range(first, last):
+            n = start
+            end = min(start + TOKENS, x.shape[0])
+            spreads = end - start >= _SPREAD and not alone
             if spreads:
-                spread_tile_product(spread, scales, x, sums, x_scales, y, tile, n, count)
-            elif count > 1:
-                trit_tile_product(4, False, codes, scales, x, sums, x_scales, y, tile, n, count)
-            elif ahead:
-                trit_tile_product(1, True, codes, scales, x, sums, x_scales, y, tile, n, count)
-            else:
-                trit_tile_product(1, False, codes, scales, x, sums, x_scales, y, tile, n, count)
-            n += count
-        tile += 1
-        if tile == tiles:
-            tile = 0
-            start += TOKENS
+                for block in range(x.shape[1]):
+                    spread_block(isa, codes, tile, block, spread)
+            while n < end:
+                count = 1 if alone else min(4, end - n)
+                if spreads:
+                    spread_tile_product(isa, spread, scales, x, sums, x_scales, y, tile, n, count)
+                elif count > 1:
+                    trit_tile_product(
+                        isa, 4, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                elif ahead:
+                    trit_tile_product(
+                        isa, 1, True, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                else:
+                    trit_tile_product(
+                        isa, 1, False, codes, scales, x, sums, x_scales, y, tile, n, count
+                    )
+                n += count
+            tile += 1
+            if tile == tiles:
+                tile = 0
+                start += TOKENS
+
+    return trit_product
 
 
 @kernel

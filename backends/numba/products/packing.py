@@ -20,7 +20,8 @@ from nanochat.backends.numba.products.blocks import (
     lay,
     run_all,
 )
-from nanochat.backends.numba.products.trits import WORDS, CodeLayout, fits
+from nanochat.backends.numba.products.trit_codes import CodeLayout
+from nanochat.backends.numba.products.trits import WORDS, fits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.memory import WeightMemory
@@ -57,18 +58,13 @@ class TiledLinear:
     rows: int
     columns: int
     activation_block: int
+    # How ternary codes lie; 8-bit ones have but one layout, and the name of the usual one.
+    layout: CodeLayout = "two_bits"
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.rows, self.columns
-
-    @property
-    def layout(self) -> CodeLayout:
-        """How ternary codes lie; 8-bit ones have but one layout, and the name of the usual one."""
-        # Two bits of 208 columns have as many groups as a pair of blocks of 128 has words.
-        there = self.activation_block == 128 and self.codes.shape[2] == WORDS
-        return "five_trits" if there else "two_bits"
 
     @property
     def is_wide(self) -> bool:
@@ -218,10 +214,10 @@ def _ternary(
     rows, blocks = len(stored.rows), ternary.num_blocks(columns, block)
     tiles = -(-rows // LANES)
     shape = tiles, blocks, block // COLUMNS_OF_TILES, LANES, 4
-    if layout == "five_trits" and fits(columns, block):
-        shape = tiles, blocks // 2, WORDS, LANES, 4
-    else:
+    if not fits(columns, block):
         layout = "two_bits"
+    elif layout != "two_bits":
+        shape = tiles, blocks // 2, WORDS, LANES, 4
     codes = memory.empty(shape, np.uint8)
     scales = memory.empty((tiles, columns // stored.weight_block, LANES), np.uint16)
     wrong = lay(stored, codes, scales, table=table, layout=layout, threads=threads)
@@ -233,7 +229,12 @@ def _ternary(
             read_rows(leaf, leaf.rows[wrong * LANES : (wrong + 1) * LANES])
         raise AssertionError(name)
     return TiledLinear(
-        codes=codes, scales=scales, rows=rows, columns=columns, activation_block=block
+        codes=codes,
+        scales=scales,
+        rows=rows,
+        columns=columns,
+        activation_block=block,
+        layout=layout,
     )
 
 

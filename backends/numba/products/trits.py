@@ -1,30 +1,16 @@
-"""This file holds ternary matrices with five codes to a byte: the bytes, the layout of rows, and their product.
-
-5 codes have 243 values, a byte 256, so 5 columns take 8 bits instead of 10: what a large model reads from
-memory for each token shrinks by a fifth. To divide bytes by powers of 3 would cost more than that saves. But AVX-512
-VBMI looks 64 bytes up at once in a table of 64 or 128 entries, and a byte can be chosen so that a part of its bits
-decides each code:
-
-* bits 0 to 5 decide codes 0 and 1, by `FIRST`, which holds 3 times the one plus the other,
-* bits 2 to 7 decide codes 2 and 3, by `SECOND`,
-* all bits but bit 3 decide code 4, by `THIRD`, at the place that `third_index` gives.
-
-Codes are counted from 0 to 2. Most random tables do not have all 243 values; these were found by changing entries at
-random and keeping, ever more often, what added values (simulated annealing), in seconds. Any others would do.
+"""This file holds ternary matrices with five codes to a byte: the layout of rows, and their product.
 
 Columns meet activations as in the layout of two bits, in fours: the first code of a word's four bytes is for the first
 four activations as `quantize` permutes them, and so on; words follow each other. The product takes bytes apart in
-registers. For many tokens, a tile is spread to two bits a code once, which costs little for each of them.
+registers, by `trit_codes`. For many tokens, a tile is spread to two bits a code once, which costs little for each.
 
 Legend: see `linear`; P pairs of activation blocks.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -32,14 +18,17 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba.products.arithmetic import GROUP_BYTES
 from nanochat.backends.numba.products.tile_product import TileProduct, Value
+from nanochat.backends.numba.products.trit_codes import (
+    TritLayout,
+    layout_for,
+    register_bytes,
+    separated,
+)
 from nanochat.backends.numba.runtime.compilation import kernel
-from nanochat.backends.numba.runtime.isa import Isa, cpu_features
 from nanochat.backends.numba.runtime.vectors import (
     INT8,
-    INT16,
     INT32,
     LANES,
-    call,
     filled,
     float32,
     integer,
@@ -53,87 +42,21 @@ from nanochat.backends.numba.runtime.vectors import (
 )
 from nanochat.backends.numba.runtime.words import part_bytes
 
-__all__ = [
-    "FIRST",
-    "KEPT",
-    "SECOND",
-    "THIRD",
-    "WORDS",
-    "CodeLayout",
-    "bytes_of",
-    "codes_of",
-    "fits",
-]
-__all__ += [
-    "embed_trits",
-    "lay_trits",
-    "possible",
-    "spread_block",
-    "spread_tile_product",
-    "third_index",
-]
-__all__ += ["trit_tile_product"]
-
-# How ternary codes lie in memory.
-CodeLayout = Literal["two_bits", "five_trits"]
-
-FIRST = [int(c) for c in "7326158436750387506283782016154180240452076320456371221488715364"]
-SECOND = [int(c) for c in "1418558514071480758224603852401231360337617368275660401375462278"]
-THIRD = [
-    int(c)
-    for c in "0201212112122200010011220121220001200000111111220222121212121022"
-    "0200010000100122021011200211102112220020101021212021111002201210"
-]
-
-# Bits that `third_index` leaves in their place; places 3 and 5 take those from two places above.
-KEPT = 0b01010111
+__all__ = ["WORDS", "embed_trits", "fits", "lay_trits"]
+__all__ += ["spread_block", "spread_tile_product", "trit_tile_product"]
 
 # 32-bit words of a row for two activation blocks of 128 columns: six of five codes a byte for each block, and between
 # them one of two-bit codes for the 8 columns that are left of each. 13 words for 256 columns are 1.625 bits each.
 WORDS = 13
 # Words of a block with five codes to a byte.
 _FULL = WORDS // 2
-# Registers of the product.
-_LANES = 16
-_BYTES, _NUMBERS = vector(INT8, 4 * _LANES), vector(INT32, _LANES)
 # Bytes; see `tile_product`. One thread of a Zen 4 core took 0.82 to 0.92 times as long with it.
 _AHEAD = 16384
-# Bit by bit, the second number where the first is 1, and else the third.
-_CHOOSE = 0xCA
-
-
-def third_index(byte: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The place in `THIRD`."""
-    taken = np.uint8(0x7F & ~KEPT)
-    return byte & np.uint8(KEPT) | byte >> np.uint8(2) & taken
-
-
-@functools.cache
-def codes_of() -> NDArray[np.uint8]:
-    """The five codes, from 0 to 2, of every byte, (256, 5)."""
-    byte = np.arange(256, dtype=np.uint8)
-    pairs = [np.array(FIRST, np.uint8)[byte & 63], np.array(SECOND, np.uint8)[byte >> 2]]
-    codes = [part for pair in pairs for part in (pair // 3, pair % 3)]
-    return np.stack([*codes, np.array(THIRD, np.uint8)[third_index(byte)]], 1)
-
-
-@functools.cache
-def bytes_of() -> NDArray[np.uint8]:
-    """The byte for five codes of two bits, the first in the lowest bits, (1024,); 0 for codes that are not legal."""
-    found = np.zeros(1024, np.uint8)
-    for byte, codes in enumerate(codes_of()):
-        found[sum(int(code) << 2 * n for n, code in enumerate(codes))] = byte
-    return found
 
 
 def fits(columns: int, block: int) -> bool:
     """Whether a matrix can be kept so, by its columns and those of an activation block."""
     return block == 128 and columns % 256 == 0
-
-
-def possible(isa: Isa) -> bool:
-    """Whether this CPU has the look-ups, and may use them."""
-    return isa == "avx512vnni" and "avx512vbmi" in cpu_features()
 
 
 @kernel
@@ -142,7 +65,7 @@ def lay_trits(
 ) -> None:
     """Lay a row of packed codes out in a lane of a tile (P WORDS, L).
 
-    bytes_of is that of `trits`; codes that are not legal become others.
+    bytes_of is that of `trit_codes`; codes that are not legal become others.
     """
     # Of each group of a block, byte j: the 32 codes that byte j of all words is made of.
     streams = np.empty(4, np.uint64)
@@ -179,7 +102,10 @@ def embed_trits(
     first: int,
     last: int,
 ) -> None:
-    """Rows of a table (tiles, P, WORDS, L, 4) into y (N, columns), one task a token; codes_of is that of `trits`."""
+    """Rows of a table (tiles, P, WORDS, L, 4) into y (N, columns), one task a token.
+
+    codes_of is that of `trit_codes`.
+    """
     share = 2 * codes.shape[1] // scales.shape[1]
     for n in range(first, last):
         tile, lane = tokens[n] // LANES, tokens[n] % LANES
@@ -200,62 +126,65 @@ def embed_trits(
 
 # Numba's code generation has no types.
 def _typed(  # type: ignore[no-untyped-def]
-    _context, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count
+    _context, isa, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count
 ):
     kinds = codes, scales, x, sums, x_scales, y
-    constants = ["avx512vnni", True, tokens.literal_value, ahead.literal_value, False]
+    constants = [isa.literal_value, True, tokens.literal_value, ahead.literal_value, False]
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        values = arguments[2:8]
+        values = arguments[3:9]
         arrays = [
             context.make_array(k)(context, builder, v) for k, v in zip(kinds, values, strict=True)
         ]
-        _TritProduct(builder, constants, *arrays, *arguments[8:]).write()
+        _TritProduct(builder, constants, *arrays, *arguments[9:]).write()
         return context.get_dummy_value()
 
-    return types.void(tokens, ahead, *kinds, tile, first, count), generate
+    return types.void(isa, tokens, ahead, *kinds, tile, first, count), generate
 
 
 def _typed_spread_product(  # type: ignore[no-untyped-def]
-    _context, codes, scales, x, sums, x_scales, y, tile, first, count
+    _context, isa, codes, scales, x, sums, x_scales, y, tile, first, count
 ):
     kinds = codes, scales, x, sums, x_scales, y
+    constants = [isa.literal_value, True, 4, False, False]
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         arrays = [
             context.make_array(k)(context, builder, v)
-            for k, v in zip(kinds, arguments[:6], strict=True)
+            for k, v in zip(kinds, arguments[1:7], strict=True)
         ]
-        product = TileProduct(
-            builder, ["avx512vnni", True, 4, False, False], *arrays, *arguments[6:]
-        )
+        product = TileProduct(builder, constants, *arrays, *arguments[7:])
         product.codes = pointer(builder, arrays[0].data)
         product.write()
         return context.get_dummy_value()
 
-    return types.void(*kinds, tile, first, count), generate
+    return types.void(isa, *kinds, tile, first, count), generate
 
 
-def _typed_spread_block(_context, codes, tile, block, spread):  # type: ignore[no-untyped-def]
+def _typed_spread_block(_context, isa, codes, tile, block, spread):  # type: ignore[no-untyped-def]
+    layout = cast(TritLayout, layout_for(isa.literal_value))
+
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         arrays = [
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((codes, arguments[0]), (spread, arguments[3]))
+            for kind, value in ((codes, arguments[1]), (spread, arguments[4]))
         ]
-        _write_spread(builder, arrays[0], arguments[1], arguments[2], arrays[1])
+        _write_spread(builder, layout, arrays[0], arguments[2], arguments[3], arrays[1])
         return context.get_dummy_value()
 
-    return types.void(codes, tile, block, spread), generate
+    return types.void(isa, codes, tile, block, spread), generate
 
 
-# trit_tile_product(tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count) does what
-# `tile_product.tile_product` does, for codes (tiles, B / 2, WORDS, L, 4).
+# trit_tile_product(isa, tokens, ahead, codes, scales, x, sums, x_scales, y, tile, first, count) does what
+# `tile_product.tile_product` does, for codes (tiles, B / 2, WORDS, L, 4) in the layout for the instruction set.
 trit_tile_product = cast(Callable[..., None], intrinsic(prefer_literal=True)(_typed))
 
-# spread_block(codes, tile, block, spread) writes one block of a tile to spread (B, 8, L, 4), in two bits a code;
-# spread_tile_product(spread, scales, x, ...) is the product of that tile with four tokens.
-spread_block = cast(Callable[..., None], intrinsic(_typed_spread_block))
-spread_tile_product = cast(Callable[..., None], intrinsic(_typed_spread_product))
+# spread_block(isa, codes, tile, block, spread) writes one block of a tile to spread (B, 8, L, 4), in two bits a code;
+# spread_tile_product(isa, spread, scales, x, ...) is the product of that tile with four tokens.
+spread_block = cast(Callable[..., None], intrinsic(prefer_literal=True)(_typed_spread_block))
+spread_tile_product = cast(
+    Callable[..., None], intrinsic(prefer_literal=True)(_typed_spread_product)
+)
 
 
 class _TritProduct(TileProduct):
@@ -272,16 +201,19 @@ class _TritProduct(TileProduct):
         self.full = builder.udiv(words, integer(2))
         # One token has few sums, and each addition must wait for the one before.
         self.chains = 2 if len(self.x) == 1 else 1
+        self.layout = cast(TritLayout, layout_for(self.isa))
+        self.width = register_bytes(self.layout)
+        assert self.width == 4 * self.kind.lanes
 
     def block_sums(self, block: Value, row: Value) -> list[list[Value]]:
-        """See `TileProduct`; a tile is as wide as the registers, so that the row is its first."""
-        del row
+        """See `TileProduct`. Partial sums have room for a block: it has 32 products of four columns."""
         builder = self.builder
-        sums = [self.variables(_NUMBERS) for _ in range(self.chains)]
+        sums = [self.variables(self.kind.zero().type) for _ in range(self.chains)]
         for variables in sums:
             self.clear(variables)
         side = builder.and_(block, integer(1))
         pair = builder.mul(builder.lshr(block, integer(1)), self.pair_bytes)
+        pair = builder.add(pair, builder.mul(row, integer(4)))
         shared = moved(builder, self.codes, builder.add(pair, integer(_FULL * GROUP_BYTES)))
         start = builder.add(pair, builder.mul(side, integer((_FULL + 1) * GROUP_BYTES)))
         x = [moved(builder, there, builder.mul(block, integer(128))) for there in self.x]
@@ -293,39 +225,46 @@ class _TritProduct(TileProduct):
         for r, t in self.each():
             for other in sums[1:]:
                 self._add(sums[0][r][t], builder.load(other[r][t]))
-        return [[builder.load(variable) for variable in variables] for variables in sums[0]]
+        return [
+            [self.kind.whole(builder, [builder.load(variable)]) for variable in variables]
+            for variables in sums[0]
+        ]
 
     def _add_word(self, sums: list[list[list[Value]]], codes: Value, numbers: list[Value]) -> None:
         """Add the products of 20 columns."""
-        found = [_codes(self.builder, self._load(codes, r)) for r in range(self.kind.registers)]
-        for n in range(5):
-            self._add_products(sums[n % self.chains], [five[n] for five in found], numbers, n)
+        registers = range(self.kind.registers)
+        fives = [separated(self.builder, self.layout, self._load(codes, r)) for r in registers]
+        if self.layout == "table_trits":
+            # AVX-512 has registers for all. To look them up first gave 1.05 to 1.15 times the speed on one Zen 4 core.
+            fives = [iter(list(five)) for five in fives]
+        for n, found in enumerate(zip(*fives, strict=True)):
+            self._add_products(sums[n % self.chains], found, numbers, n)
 
     def _add_shared(
         self, sums: list[list[list[Value]]], codes: Value, side: Value, numbers: list[Value]
     ) -> None:
         """Add the products of the last 8 columns of a block."""
-        builder = self.builder
-        up = builder.trunc(builder.mul(side, integer(4)), INT32)
+        builder, kind = self.builder, vector(INT32, self.kind.lanes)
+        up = splat(builder, builder.trunc(builder.mul(side, integer(4)), INT32), kind.count)
         words = [
-            builder.lshr(
-                builder.bitcast(self._load(codes, r), _NUMBERS), splat(builder, up, _LANES)
-            )
+            builder.lshr(builder.bitcast(self._load(codes, r), kind), up)
             for r in range(self.kind.registers)
         ]
         for n in range(2):
-            pairs = [builder.lshr(word, filled(_NUMBERS, 2 * n)) for word in words]
-            found = [builder.and_(pair, filled(_NUMBERS, 0x03030303)) for pair in pairs]
+            pairs = [builder.lshr(word, filled(kind, 2 * n)) for word in words]
+            found = [builder.and_(pair, filled(kind, 0x03030303)) for pair in pairs]
+            found = [builder.bitcast(codes, vector(INT8, self.width)) for codes in found]
             self._add_products(sums[n % self.chains], found, numbers, n)
 
     def _load(self, codes: Value, register: int) -> Value:
-        here = moved(self.builder, codes, integer(4 * _LANES * register))
-        if self.looks_ahead:
+        here = moved(self.builder, codes, integer(self.width * register))
+        # Once for each line.
+        if self.looks_ahead and self.width * register % 64 == 0:
             prefetch(self.builder, moved(self.builder, here, integer(_AHEAD)))
-        return load(self.builder, here, _BYTES)
+        return load(self.builder, here, vector(INT8, self.width))
 
     def _add_products(
-        self, sums: list[list[Value]], codes: list[Value], numbers: list[Value], n: int
+        self, sums: list[list[Value]], codes: Sequence[Value], numbers: list[Value], n: int
     ) -> None:
         """Add those of one code of each byte, by registers, with the four activations of number n."""
         builder = self.builder
@@ -339,43 +278,11 @@ class _TritProduct(TileProduct):
         self.builder.store(self.builder.add(self.builder.load(place), value), place)
 
 
-def _codes(builder: ir.IRBuilder, packed: Value) -> list[Value]:
-    """The five codes of each byte."""
-    wide = vector(INT16, 2 * _LANES)
-    # What comes in from the next byte is in bits that no look-up sees.
-    upper = builder.lshr(builder.bitcast(packed, wide), filled(wide, 2))
-    kept = filled(_NUMBERS, KEPT * 0x01010101)
-    third = call(
-        builder,
-        "llvm.x86.avx512.pternlog.d.512",
-        _NUMBERS,
-        [
-            kept,
-            builder.bitcast(packed, _NUMBERS),
-            builder.bitcast(upper, _NUMBERS),
-            ir.Constant(INT32, _CHOOSE),
-        ],
-    )
-    upper = builder.bitcast(upper, _BYTES)
-    pairs = [(packed, FIRST), (upper, SECOND)]
-    codes = [
-        call(builder, "llvm.x86.avx512.permvar.qi.512", _BYTES, [_table(part), bits])
-        for bits, table in pairs
-        for part in ([pair // 3 for pair in table], [pair % 3 for pair in table])
-    ]
-    halves = [_table(THIRD[:64]), _table(THIRD[64:])]
-    third = builder.bitcast(third, _BYTES)
-    name = "llvm.x86.avx512.vpermi2var.qi.512"
-    return [*codes, call(builder, name, _BYTES, [halves[0], third, halves[1]])]
-
-
-def _table(numbers: list[int]) -> Value:
-    return ir.Constant(_BYTES, numbers)
-
-
 def _write_spread(  # type: ignore[no-untyped-def]
-    builder, codes, tile: Value, block: Value, spread
+    builder, layout: TritLayout, codes, tile: Value, block: Value, spread
 ) -> None:
+    size = register_bytes(layout)
+    bytes_, numbers = vector(INT8, size), vector(INT32, size // 4)
     _, pairs, *_ = cgutils.unpack_tuple(builder, codes.shape)  # type: ignore[no-untyped-call]
     side = builder.and_(block, integer(1))
     pair = builder.add(builder.mul(tile, pairs), builder.lshr(block, integer(1)))
@@ -388,25 +295,20 @@ def _write_spread(  # type: ignore[no-untyped-def]
     out = moved(builder, pointer(builder, spread.data), place)
     # The codes that are left of the second block are where they belong, those of the first four bits below.
     up = builder.trunc(builder.mul(builder.xor(side, integer(1)), integer(4)), INT32)
-    for register in range(0, GROUP_BYTES, 4 * _LANES):
+    for register in range(0, GROUP_BYTES, size):
+        there = [moved(builder, words, integer(GROUP_BYTES * w + register)) for w in range(_FULL)]
         found = [
-            code
-            for word in range(_FULL)
-            for code in _codes(
-                builder,
-                load(
-                    builder, moved(builder, words, integer(GROUP_BYTES * word + register)), _BYTES
-                ),
-            )
+            builder.bitcast(code, numbers)
+            for word in there
+            for code in separated(builder, layout, load(builder, word, bytes_))
         ]
-        last = load(builder, moved(builder, shared, integer(register)), _NUMBERS)
+        last = load(builder, moved(builder, shared, integer(register)), numbers)
         last = builder.and_(
-            builder.shl(last, splat(builder, up, _LANES)), filled(_NUMBERS, 0xF0F0F0F0)
+            builder.shl(last, splat(builder, up, numbers.count)), filled(numbers, 0xF0F0F0F0)
         )
         for group in range(8):
-            fields = [builder.bitcast(code, _NUMBERS) for code in found[4 * group : 4 * group + 4]]
             total = last if group == 7 else None
-            for f, field in enumerate(fields):
-                shifted = builder.shl(field, filled(_NUMBERS, 2 * f))
+            for f, field in enumerate(found[4 * group : 4 * group + 4]):
+                shifted = builder.shl(field, filled(numbers, 2 * f))
                 total = shifted if total is None else builder.or_(total, shifted)
             store(builder, total, moved(builder, out, integer(GROUP_BYTES * group + register)))

@@ -20,6 +20,7 @@ from nanochat.backends.host import processor
 from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.activation import padded_width
 from nanochat.backends.numba.products.packing import TiledLinear
+from nanochat.backends.numba.products.trit_codes import TritLayout
 from nanochat.backends.numba.products.trits import WORDS
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.isa import Isa, available, cpu_features
@@ -41,7 +42,7 @@ _MOST_RECORDS = 4096
 
 
 # Ternary codes in two bits each, or five in a byte, or 8-bit codes.
-Kind = Literal["ternary", "trits", "int8"]
+Kind = Literal["ternary", "int8"] | TritLayout
 
 
 class Shape(NamedTuple):
@@ -59,7 +60,7 @@ class Shape(NamedTuple):
         match self.kind:
             case "ternary":
                 return numbers // 4
-            case "trits":
+            case "table_trits" | "power_trits":
                 return numbers * WORDS // 64
         return numbers
 
@@ -68,8 +69,8 @@ class Shape(NamedTuple):
         """The shape of a matrix as the tuner sees it."""
         packed = matrix.codes.shape[2] * 16 == padded_width(matrix.activation_block)
         kind: Kind = "ternary" if packed else "int8"
-        if matrix.layout == "five_trits":
-            kind = "trits"
+        if matrix.layout != "two_bits":
+            kind = matrix.layout
         return cls(kind, matrix.rows, matrix.columns, matrix.activation_block)
 
 
@@ -198,7 +199,7 @@ def _parsed(value: object) -> tuple[Key, Finding] | None:
     match value:
         case {
             "shape": {
-                "kind": ("ternary" | "trits" | "int8") as kind,
+                "kind": ("ternary" | "table_trits" | "power_trits" | "int8") as kind,
                 "rows": int(rows),
                 "columns": int(columns),
                 "block": int(block),

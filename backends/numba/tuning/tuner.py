@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.activation import padded_width
 from nanochat.backends.numba.products.packing import TiledLinear
-from nanochat.backends.numba.products.trits import WORDS, possible
+from nanochat.backends.numba.products.trit_codes import CodeLayout, layout_for
+from nanochat.backends.numba.products.trits import WORDS
 from nanochat.backends.numba.runtime.isa import Isa
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
@@ -78,7 +79,7 @@ def default_choice(shape: Shape, tokens: int, isa: Isa) -> Choice:
     8-bit codes it was always slower, and for five codes to a byte always faster, 1.02 to 1.2 times.
     """
     together = tokens >= _MANY or (shape.kind == "int8" and tokens > 1)
-    alone = 1 + linear.AHEAD if shape.kind == "trits" else 1
+    alone = 1 + linear.AHEAD if _layout(shape) != "two_bits" else 1
     return Choice(isa=isa, variant=4 if together else alone, alone=False)
 
 
@@ -88,8 +89,8 @@ def candidates(
     """What is worth measuring, the default first; `nanoseconds` is about what the product takes one thread."""
     variants = [1 + linear.AHEAD, 1] + [4] * (tokens > 1) if tokens < _MANY else [4]
     alone = [False, True] if threads > 1 and int(nanoseconds) in _LONE else [False]
-    if shape.kind == "trits":
-        isas = [isa for isa in isas if possible(isa)]
+    if (layout := _layout(shape)) != "two_bits":
+        isas = [isa for isa in isas if layout_for(isa) == layout]
     first = default_choice(shape, tokens, isas[0])
     found = [Choice(isa=i, variant=v, alone=a) for i in isas for v in variants for a in alone]
     return [first, *(choice for choice in found if choice != first)]
@@ -189,7 +190,7 @@ class Tuner:
 def random_matrix(shape: Shape, *, weight_blocks: int, memory: WeightMemory) -> TiledLinear:
     """A matrix of legal codes that nobody has trained."""
     tiles, blocks = -(-shape.rows // LANES), shape.columns // shape.block
-    if shape.kind == "trits":
+    if _layout(shape) != "two_bits":
         # Any byte stands for five codes.
         size = (tiles, blocks // 2, WORDS, LANES, 4)
     else:
@@ -206,7 +207,12 @@ def random_matrix(shape: Shape, *, weight_blocks: int, memory: WeightMemory) -> 
         rows=shape.rows,
         columns=shape.columns,
         activation_block=shape.block,
+        layout=_layout(shape),
     )
+
+
+def _layout(shape: Shape) -> CodeLayout:
+    return "two_bits" if shape.kind == "ternary" or shape.kind == "int8" else shape.kind
 
 
 @functools.cache
