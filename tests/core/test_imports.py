@@ -56,7 +56,7 @@ FRAMEWORKS = {
     "numba": ("backends/numba/*",),
     "onnx": ("export/onnx/*",),
     "onnxruntime": ("export/onnx/*",),
-    "psutil": ("nanochat/memory.py",),
+    "psutil": ("backends/free_memory.py",),
     "rich": ("nanochat/cli/*", "nanochat/train/*"),
     "safetensors": ("nanochat/train/*",),
     "tokenizers": ("nanochat/text/library.py", "nanochat/text/tokenizer.py"),

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from nanochat import backends, memory
+from nanochat.backends.free_memory import group_bytes
 from nanochat.cost import cost
 from nanochat.errors import InputError, MemoryShortageError, NanochatError
 from nanochat.memory import (
     free_bytes,
-    group_bytes,
     longest_context,
     needed_bytes,
     require_free,
@@ -322,11 +322,12 @@ def test_where_nobody_knows_what_is_free_nothing_is_refused(
 
 
 LIMITED = """
+import psutil
 import resource
 from nanochat import backends, memory
 from nanochat.presets import preset
 
-used = memory.psutil.Process().memory_info().vms
+used = psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
 memory.require_room("org/model", preset("small-560m"), "reference")
 """
