@@ -25,6 +25,10 @@ class Footprint:
         What the backend's module takes with all else that a first model imports or compiles.
     kept, copies : function
         For a leaf that is prepared, and how often as much while it is being prepared.
+    least : function or None
+        For a leaf that is prepared where memory is short, if that is less.
+    is_least : function
+        Whether leaves are prepared so anyhow.
     loading : function
         A leaf's share of what loading takes at its height, where everything is loaded at once.
     unpacked : float
@@ -36,23 +40,29 @@ class Footprint:
     runtime: int
     kept: Callable[[Spec], int]
     copies: Callable[[Spec], int] = lambda _: 1
+    least: Callable[[Spec], int] | None = None
+    is_least: Callable[[Sequence[Spec]], bool] = lambda _: False
     loading: Callable[[Spec], int] = lambda _: 0
     unpacked: float = 0
     per_feature: int
     per_product: int = 0
 
-    def kept_bytes(self, specs: Sequence[Spec]) -> int:
-        """What weights take when they are prepared."""
-        return sum(map(self.kept, specs))
+    def kept_bytes(self, specs: Sequence[Spec], *, is_short: bool = False) -> int:
+        """What weights take when they are prepared; `is_short` is whether memory is."""
+        return sum(self._sizes(specs, is_short))
 
-    def loading_bytes(self, specs: Sequence[Spec]) -> int:
+    def loading_bytes(self, specs: Sequence[Spec], *, is_short: bool = False) -> int:
         """What weights take at most until then."""
         # While a leaf is prepared, those before it are there already.
         kept = most = 0
-        for spec in specs:
-            most = max(most, kept + self.copies(spec) * self.kept(spec))
-            kept += self.kept(spec)
+        for spec, size in zip(specs, self._sizes(specs, is_short), strict=True):
+            most = max(most, kept + self.copies(spec) * size)
+            kept += size
         return max(most, sum(map(self.loading, specs)))
+
+    def _sizes(self, specs: Sequence[Spec], is_short: bool) -> list[int]:
+        size = self.least if self.least and (is_short or self.is_least(specs)) else self.kept
+        return list(map(size, specs))
 
     def work_bytes(self, specs: Sequence[Spec], *, tokens: int, features: int) -> int:
         """Activations and unpacked matrices, at the widest layer or at the head.

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from nanochat import backends
@@ -74,7 +75,7 @@ def require_room(
     if free is None:
         return
     short = min(_SHORT, config.context_length)
-    needed = _with_runtime(config, backend, short, kv_cache, is_graph)
+    needed = _with_runtime(config, backend, short, kv_cache, is_graph, free)
     if needed > free:
         fixes = [*_fixes(config, backend, kv_cache, short, free, others, is_graph)]
         fixes += ["close other programs", "choose a smaller model"]
@@ -83,7 +84,12 @@ def require_room(
             f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
         )
     whole = text_bytes(
-        config, backend, context=config.context_length, kv_cache=kv_cache, is_graph=is_graph
+        config,
+        backend,
+        context=config.context_length,
+        kv_cache=kv_cache,
+        free=free,
+        is_graph=is_graph,
     )
     if whole > free:
         tokens = longest_context(config, backend, kv_cache=kv_cache, free=free, is_graph=is_graph)
@@ -123,7 +129,7 @@ def rooms(
     found = []
     for context in contexts:
         for kv_cache in _storages(backend):
-            size = text_bytes(config, backend, context=context, kv_cache=kv_cache)
+            size = text_bytes(config, backend, context=context, kv_cache=kv_cache, free=free)
             fits = None if free is None else size <= free
             found.append(Room(context=context, kv_cache=kv_cache, bytes=size, fits=fits))
     return found
@@ -134,7 +140,7 @@ def longest_context(
 ) -> int:
     """Tokens of the longest text for which there is room, at most its context; 0 if even a short one has none."""
     short = min(_SHORT, config.context_length)
-    least = _with_runtime(config, backend, short, kv_cache, is_graph)
+    least = _with_runtime(config, backend, short, kv_cache, is_graph, free)
     if least > free:
         return 0
     each = cost(config, context=1, kv_cache=kv_cache).kv_bytes_per_token
@@ -147,12 +153,21 @@ def longest_context(
 
 
 def text_bytes(
-    config: ModelConfig, backend: str, *, context: int, kv_cache: Storage, is_graph: bool = False
+    config: ModelConfig,
+    backend: str,
+    *,
+    context: int,
+    kv_cache: Storage,
+    free: int | None,
+    is_graph: bool = False,
 ) -> int:
-    """What a model, its backend and a text of so many tokens take that is read and written in parts."""
+    """What a model, its backend and a text of so many tokens take that is read and written in parts.
+
+    Where so much is `free` that a model and a short text do not fit, weights are kept in less, if the backend can.
+    """
     # More work than that of a short text is counted for no text: a prompt is read in parts.
     short = min(_SHORT, context)
-    least = _with_runtime(config, backend, short, kv_cache, is_graph)
+    least = _with_runtime(config, backend, short, kv_cache, is_graph, free)
     return least + (context - short) * cost(config, context=1, kv_cache=kv_cache).kv_bytes_per_token
 
 
@@ -180,12 +195,12 @@ def _fixes(
 ) -> Iterator[str]:
     """What would be small enough."""
     for narrow in _narrower(config, backend, kv_cache):
-        size = _with_runtime(config, backend, context, narrow, is_graph)
+        size = _with_runtime(config, backend, context, narrow, is_graph, free)
         if size <= free:
             yield f"pass kv_cache={narrow!r} ({_gigabytes(size)})"
             break
     sizes = {
-        other: _with_runtime(config, other, context, kv_cache, is_graph)
+        other: _with_runtime(config, other, context, kv_cache, is_graph, free)
         for other in others
         if other != backend
     }
@@ -195,10 +210,20 @@ def _fixes(
 
 
 def _with_runtime(
-    config: ModelConfig, backend: str, context: int, kv_cache: Storage, is_graph: bool
+    config: ModelConfig,
+    backend: str,
+    context: int,
+    kv_cache: Storage,
+    is_graph: bool,
+    free: int | None,
 ) -> int:
-    model = needed_bytes(config, backend, context=context, kv_cache=kv_cache, is_graph=is_graph)
-    return model + runtime_bytes(backend)
+    model = partial(
+        needed_bytes, config, backend, context=context, kv_cache=kv_cache, is_graph=is_graph
+    )
+    needed = model() + runtime_bytes(backend)
+    if free is None or needed <= free:
+        return needed
+    return model(is_short=True) + runtime_bytes(backend)
 
 
 def _gigabytes(number: int) -> str:
@@ -213,6 +238,7 @@ def needed_bytes(
     batch: int = 1,
     kv_cache: Storage = "float32",
     is_graph: bool = False,
+    is_short: bool = False,
 ) -> int:
     """About what a model on a backend and its work take at most, from loading to the end of a text.
 
@@ -226,6 +252,8 @@ def needed_bytes(
         Tokens of each of `batch` texts, the prompt and the answer.
     is_graph : bool
         Whether the model's file is a graph, which a backend of graphs need not write first.
+    is_short : bool
+        Whether that is more than is free otherwise: some backends then keep weights in less.
     """
     footprint = _footprint(backend, is_graph)
     costs = cost(config, context=context, kv_cache=kv_cache)
@@ -239,7 +267,8 @@ def needed_bytes(
     work = footprint.work_bytes(layers, tokens=min(context, PREFILL_CHUNK), features=features)
     if tables:
         work = max(work, footprint.work_bytes(tables, tokens=batch, features=features))
-    return max(footprint.loading_bytes(specs), footprint.kept_bytes(specs) + remembered + work)
+    loading = footprint.loading_bytes(specs, is_short=is_short)
+    return max(loading, footprint.kept_bytes(specs, is_short=is_short) + remembered + work)
 
 
 def runtime_bytes(backend: str) -> int:

@@ -71,8 +71,8 @@ class NumbaOps:
         Threads that share a large operation; by default one for each physical core.
     layout : {"auto", "two_bits", "five_trits"}
         How ternary codes lie in memory: in two bits each, or five to a byte, for which activation blocks must have 128
-        columns, and rows pairs of them. By default five to a byte where that is possible and the model is so large that
-        weights come from memory; other matrices are kept in two bits.
+        columns, and rows pairs of them; other matrices are kept in two bits. By default five to a byte where that is
+        faster, which is so with AVX-512 VBMI if weights come from memory, or where memory is too short for two bits.
 
     Raises
     ------

@@ -109,7 +109,7 @@ def _measure(
 
 def _matrices(config: "ModelConfig", ops: "NumbaOps") -> "list[Matrix]":
     """Every matrix that a step multiplies with, laid out as `ops` would, made when it is needed."""
-    from nanochat.backends.numba.products.trits import fits
+    from nanochat.backends.numba.runtime.lanes import fits_trits
     from nanochat.backends.numba.runtime.memory import WeightMemory
     from nanochat.backends.numba.tuning.choices import Kind, Shape
     from nanochat.backends.numba.tuning.tuner import random_matrix
@@ -126,7 +126,11 @@ def _matrices(config: "ModelConfig", ops: "NumbaOps") -> "list[Matrix]":
             continue
         rows, columns = spec.shape
         kind: Kind = spec.kind
-        if layout != "two_bits" and kind == "ternary" and fits(columns, spec.activation_block):
+        if (
+            layout != "two_bits"
+            and kind == "ternary"
+            and fits_trits(columns, spec.activation_block)
+        ):
             kind = layout
         shape = Shape(kind, rows, columns, spec.activation_block)
         weight_blocks = columns // spec.weight_block if spec.kind == "ternary" else 1

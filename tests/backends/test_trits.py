@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from nanochat import ternary
 from nanochat.backends.numba.ops import NumbaOps
-from nanochat.backends.numba.products import activation, linear, trit_codes, trits
+from nanochat.backends.numba.products import activation, layouts, linear, trit_codes
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.products.trit_codes import CodeLayout, TritLayout, layout_for
 from nanochat.backends.numba.runtime.isa import Isa, available, chosen
+from nanochat.backends.numba.runtime.lanes import fits_trits
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.tuning.choices import CLASSES, Shape
 from nanochat.backends.numba.tuning.tuner import candidates, random_matrix
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("all_cores")
 Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
+GB = 10**9
 LAYOUTS = {isa: layout for isa in available() if (layout := layout_for(isa)) is not None}
 needs_trits = pytest.mark.skipif(not LAYOUTS, reason="this CPU has no AVX2")
 every_isa = pytest.mark.parametrize("isa", LAYOUTS)
@@ -137,7 +139,7 @@ def test_the_third_table_is_read_without_bit_3() -> None:
     [(256, 128, True), (4608, 128, True), (384, 128, False), (512, 256, False)],
 )
 def test_pairs_of_blocks_of_128_columns_fit(columns: int, block: int, expected: bool) -> None:
-    assert trits.fits(columns, block) == expected
+    assert fits_trits(columns, block) == expected
 
 
 # Products.
@@ -281,6 +283,19 @@ def test_only_a_model_larger_than_the_caches_is_laid_out_so_by_itself() -> None:
     ops = NumbaOps()
 
     assert [ops.layout_of(nbytes) for nbytes in (2**20, 2**27)] == ["two_bits", "table_trits"]
+
+
+@needs_trits
+def test_avx2_lays_a_large_model_out_so_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NANOCHAT_ISA", "avx2")
+    ops = NumbaOps()
+
+    for free, expected in [(None, "two_bits"), (9 * GB, "two_bits"), (8 * GB, "power_trits")]:
+        monkeypatch.setattr(layouts, "free_bytes", lambda free=free: free)
+        assert ops.layout_of(7 * GB) == expected
+        assert ops.layout_of(2**20) == "two_bits"
 
 
 def test_without_instructions_for_it_no_model_is_laid_out_so(

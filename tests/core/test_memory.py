@@ -213,7 +213,7 @@ def test_a_fix_that_would_not_fit_either_is_not_proposed() -> None:
 
 @pytest.mark.usefixtures("_loaded")
 def test_narrow_keys_and_values_are_proposed_where_they_make_it_fit() -> None:
-    free = needed_bytes(CONFIG, "numba", context=256, kv_cache="int8")
+    free = needed_bytes(CONFIG, "numba", context=256, kv_cache="int8", is_short=True)
 
     with pytest.raises(MemoryShortageError, match=r"free: pass kv_cache='int8' \(0\.\d\d GB\), "):
         require_room("m", CONFIG, "numba", free=free)
@@ -222,7 +222,7 @@ def test_narrow_keys_and_values_are_proposed_where_they_make_it_fit() -> None:
 @pytest.mark.usefixtures("_loaded")
 @pytest.mark.parametrize(("backend", "is_graph"), RUNS)
 def test_what_just_fits_is_not_refused(backend: str, is_graph: bool) -> None:
-    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph)
+    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph, is_short=True)
 
     require_room("m", CONFIG, backend, free=needed, is_graph=is_graph)
 
@@ -234,12 +234,27 @@ def test_what_just_fits_is_not_refused(backend: str, is_graph: bool) -> None:
 def test_a_backend_that_must_be_loaded_first_needs_room_too(
     monkeypatch: pytest.MonkeyPatch, backend: str, is_graph: bool
 ) -> None:
-    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph)
+    needed = needed_bytes(CONFIG, backend, context=256, is_graph=is_graph, is_short=True)
     for known in backends.BACKENDS.values():
         monkeypatch.delitem(sys.modules, known.module, raising=False)
 
     with pytest.raises(MemoryShortageError):
         require_room("m", CONFIG, backend, free=needed, is_graph=is_graph)
+
+
+@pytest.mark.usefixtures("_loaded")
+def test_where_two_bits_do_not_fit_five_codes_to_a_byte_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = partial(needed_bytes, CONFIG, "numba", context=256)
+    monkeypatch.setenv("NANOCHAT_ISA", "portable")
+    assert needed(is_short=True) == needed()
+
+    monkeypatch.setenv("NANOCHAT_ISA", "avx2")
+
+    ternary = cost(CONFIG, context=1).ternary_parameters
+    assert 0.99 < (needed() - needed(is_short=True)) / (1.05 * ternary * 3 / 64) < 1.05
+    require_room("m", CONFIG, "numba", free=needed() - 1)
+    (room, *_) = rooms(CONFIG, "numba", contexts=[256], free=needed() - 1)
+    assert (room.fits, room.bytes) == (True, needed(is_short=True))
 
 
 @pytest.mark.usefixtures("_loaded")

@@ -2,18 +2,19 @@
 
 from typing import Literal
 
+from nanochat.backends.free_memory import free_bytes
 from nanochat.backends.numba.products.trit_codes import CodeLayout, layout_for
 from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.lanes import STREAMED
 from nanochat.errors import BackendError
 
 __all__ = ["WantedLayout", "layout_of", "require_layout"]
 
 WantedLayout = Literal["auto", "two_bits", "five_trits"]
 
-# Bytes of a model's ternary codes, in two bits, that fit no cache of most machines: from there on, table trits are read
-# sooner than two bits: on two Zen 4 cores a token took 0.84 to 0.88 times as long, on one 0.89 to 0.95 times. From the
-# cache it took 1.3 times as long. Power trits, which take twice the arithmetic of two bits, are read later.
-_STREAMED = 64 * 2**20
+# What a model takes beside its ternary codes: a share for scales and for what is left of pieces of memory, and bytes
+# for tables, keys, values and work.
+_SHARE, _BESIDE = 1.12, 2**29
 
 
 def require_layout(wanted: WantedLayout, isa: Isa) -> None:
@@ -30,7 +31,14 @@ def layout_of(wanted: WantedLayout, isa: Isa, nbytes: int) -> CodeLayout:
     trits = layout_for(isa) or "two_bits"
     match wanted:
         case "auto":
-            return trits if trits == "table_trits" and nbytes >= _STREAMED else "two_bits"
+            is_better = trits == "table_trits" or _is_short(nbytes)
+            return trits if nbytes >= STREAMED and is_better else "two_bits"
         case "five_trits":
             return trits
     return "two_bits"
+
+
+def _is_short(nbytes: int) -> bool:
+    """Whether memory is too short for them."""
+    free = free_bytes()
+    return free is not None and free < _SHARE * nbytes + _BESIDE

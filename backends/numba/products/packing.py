@@ -21,9 +21,9 @@ from nanochat.backends.numba.products.blocks import (
     run_all,
 )
 from nanochat.backends.numba.products.trit_codes import CodeLayout
-from nanochat.backends.numba.products.trits import WORDS, fits
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.isa import has_half
+from nanochat.backends.numba.runtime.lanes import WORDS, fits_trits
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.blocks.plain import ZEROS, plain, read_rows, scale_table, stored_scales
@@ -163,7 +163,7 @@ def require_trits_fit(name: str, leaf: Stored) -> None:
         return
     assert isinstance(leaf, Ternary | TernaryBlocks | Latent)
     columns = leaf.values.shape[1] if isinstance(leaf, Latent) else leaf.columns
-    if not fits(columns, leaf.activation_block):
+    if not fits_trits(columns, leaf.activation_block):
         raise InputError(
             f"layout='five_trits' keeps pairs of activation blocks of 128 columns, and {name} has {columns} columns in "
             f"blocks of {leaf.activation_block}: choose layout='auto', which keeps such a matrix in two bits"
@@ -214,7 +214,7 @@ def _ternary(
     rows, blocks = len(stored.rows), ternary.num_blocks(columns, block)
     tiles = -(-rows // LANES)
     shape = tiles, blocks, block // COLUMNS_OF_TILES, LANES, 4
-    if not fits(columns, block):
+    if not fits_trits(columns, block):
         layout = "two_bits"
     elif layout != "two_bits":
         shape = tiles, blocks // 2, WORDS, LANES, 4

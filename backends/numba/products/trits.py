@@ -25,6 +25,7 @@ from nanochat.backends.numba.products.trit_codes import (
     separated,
 )
 from nanochat.backends.numba.runtime.compilation import kernel
+from nanochat.backends.numba.runtime.lanes import WORDS
 from nanochat.backends.numba.runtime.vectors import (
     INT8,
     INT32,
@@ -42,21 +43,18 @@ from nanochat.backends.numba.runtime.vectors import (
 )
 from nanochat.backends.numba.runtime.words import part_bytes
 
-__all__ = ["WORDS", "embed_trits", "fits", "lay_trits"]
-__all__ += ["spread_block", "spread_tile_product", "trit_tile_product"]
+__all__ = [
+    "embed_trits",
+    "lay_trits",
+    "spread_block",
+    "spread_tile_product",
+    "trit_tile_product",
+]
 
-# 32-bit words of a row for two activation blocks of 128 columns: six of five codes a byte for each block, and between
-# them one of two-bit codes for the 8 columns that are left of each. 13 words for 256 columns are 1.625 bits each.
-WORDS = 13
 # Words of a block with five codes to a byte.
 _FULL = WORDS // 2
 # Bytes; see `tile_product`. One thread of a Zen 4 core took 0.82 to 0.92 times as long with it.
 _AHEAD = 16384
-
-
-def fits(columns: int, block: int) -> bool:
-    """Whether a matrix can be kept so, by its columns and those of an activation block."""
-    return block == 128 and columns % 256 == 0
 
 
 @kernel

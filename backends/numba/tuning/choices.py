@@ -21,9 +21,9 @@ from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.activation import padded_width
 from nanochat.backends.numba.products.packing import TiledLinear
 from nanochat.backends.numba.products.trit_codes import TritLayout
-from nanochat.backends.numba.products.trits import WORDS
 from nanochat.backends.numba.runtime import compilation
 from nanochat.backends.numba.runtime.isa import Isa, available, cpu_features
+from nanochat.backends.numba.runtime.lanes import WORDS
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
 

@@ -23,8 +23,8 @@ from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.activation import padded_width
 from nanochat.backends.numba.products.packing import TiledLinear
 from nanochat.backends.numba.products.trit_codes import CodeLayout, layout_for
-from nanochat.backends.numba.products.trits import WORDS
 from nanochat.backends.numba.runtime.isa import Isa
+from nanochat.backends.numba.runtime.lanes import WORDS
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
 from nanochat.backends.numba.runtime.vectors import LANES
