@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import measure
-from bench.public_files import KINDS, write_shape
+from bench.public_files import KINDS, SHAPES, write_shape
 from bench.result import Result
 from bench.result import table as plain_table
 from nanochat.backends.host import num_cores
@@ -65,7 +65,7 @@ def table(results: Sequence[Result]) -> Table:
 
 def _written(folder: Path, name: str, kind: str) -> Path:
     path = folder / f"{name.replace(' ', '-')}-{kind}.gguf"
-    write_shape(path, name, KINDS[kind])
+    write_shape(path, SHAPES[name], KINDS[kind])
     return path
 
 

@@ -5,6 +5,7 @@ each type holds them. Matrices are made one after the other: a file of 7 GB take
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,56 +13,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.config import ModelConfig, hybrid_pattern
+from nanochat.config import ModelConfig
 from nanochat.export.gguf.container import NewTensor, write_container
+from nanochat.export.gguf.metadata import QWEN35, hyperparameters
 from nanochat.export.gguf.places import places
 from nanochat.export.gguf.types import BF16, F32, PQ2_0, Q2_0, TQ2_0, TensorType, block_bytes
 from nanochat.export.places import Place
-from nanochat.shapes import delta_key_heads, layer_kinds, shapes
+from nanochat.shapes import shapes
 from nanochat.weights import Spec, named_leaves
+from nanochat.zoo.catalog import CATALOG
 
 __all__ = ["KINDS", "SHAPES", "write_shape"]
 
 KINDS = {"PQ2_0": PQ2_0, "Q2_0": Q2_0, "TQ2_0": TQ2_0}
-_QWEN: dict[str, Any] = {
-    "vocab_size": 151_669,
-    "num_kv_heads": 8,
-    "head_dim": 128,
-    "num_streams": 1,
-    "table_format": "ternary",
-    "weight_block": 128,
-    "activation_block": 128,
-    "rope_theta": 1e6,
-    "context_length": 32_768,
-}
-_QWEN35: dict[str, Any] = {
-    "vocab_size": 248_320,
-    "width": 5120,
-    "num_layers": 64,
-    "num_heads": 24,
-    "num_kv_heads": 4,
-    "head_dim": 256,
-    "ffn_width": 17_408,
-    "layer_pattern": hybrid_pattern(delta=3),
-    "attention_gate": True,
-    "delta_heads": 48,
-    "delta_key_heads": 16,
-    "delta_key_dim": 128,
-    "delta_value_dim": 128,
-    "delta_gates": "bfloat16",
-    "rope_dims": 64,
-    "rope_theta": 1e7,
-    "tie_embeddings": False,
-    "context_length": 262_144,
-}
-# Those of Ternary-Bonsai and of Bonsai 2.
+
+
+def _shape(name: str) -> ModelConfig:
+    config = CATALOG[name].config
+    assert config is not None, name
+    return config
+
+
+_ROTATED = _shape("ternary-bonsai-2-27b")
+# By what they are called in results. Those of 27B differ in nothing but rotations.
 SHAPES = {
-    "1.7B": ModelConfig(**_QWEN, width=2048, num_layers=28, num_heads=16, ffn_width=6144),
-    "8B": ModelConfig(
-        **_QWEN, width=4096, num_layers=36, num_heads=32, ffn_width=12_288, tie_embeddings=False
-    ),
-    "27B": ModelConfig(**_QWEN | _QWEN35),
-    "27B rotated": ModelConfig(**_QWEN | _QWEN35, rotation_block=1024),
+    "1.7B": _shape("ternary-bonsai-1.7b"),
+    "8B": _shape("ternary-bonsai-8b"),
+    "27B": replace(_ROTATED, rotation_block=0),
+    "27B rotated": _ROTATED,
 }
 # The bytes that hold four codes.
 _LEGAL = np.array(
@@ -70,10 +49,9 @@ _LEGAL = np.array(
 _SHARED = 256
 
 
-def write_shape(path: Path, name: str, kind: TensorType) -> None:
-    """A file of a shape with ternary matrices of a type."""
-    config = SHAPES[name]
-    architecture = "qwen35" if "delta" in config.layer_pattern else "qwen3"
+def write_shape(path: Path, config: ModelConfig, kind: TensorType) -> None:
+    """A file of a model of one stream in that shape, with ternary matrices of a type."""
+    architecture = QWEN35 if "delta" in config.layer_pattern else "qwen3"
     tensors = list(_tensors(config, architecture, kind))
     write_container(path, _metadata(config, architecture, tensors), tensors)
 
@@ -116,36 +94,20 @@ def _parts(
 
 
 def _metadata(config: ModelConfig, architecture: str, tensors: list[NewTensor]) -> dict[str, Any]:
-    kinds = layer_kinds(config)
-    counts = {
-        "context_length": config.context_length,
-        "embedding_length": config.width,
-        "block_count": config.num_layers,
-        "feed_forward_length": config.ffn_width,
-        "attention.head_count": config.num_heads,
-        "attention.head_count_kv": config.num_kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-    }
-    if architecture == "qwen35":
-        counts |= {
-            "rope.dimension_count": config.rope_dims,
-            "full_attention_interval": kinds.index("attention") + 1,
-            "ssm.conv_kernel": config.delta_conv_width,
-            "ssm.state_size": config.delta_key_dim,
-            "ssm.group_count": delta_key_heads(config),
-            "ssm.time_step_rank": config.delta_heads,
-            "ssm.inner_size": config.delta_heads * config.delta_value_dim,
-        }
     keys: dict[str, Any] = {
         "general.architecture": architecture,
-        **{f"{architecture}.{key}": np.uint32(value) for key, value in counts.items()},
-        f"{architecture}.rope.freq_base": np.float32(config.rope_theta),
-        f"{architecture}.attention.layer_norm_rms_epsilon": np.float32(config.norm_eps),
+        **hyperparameters(config, architecture),
         **_vocabulary(config.vocab_size),
     }
-    if architecture == "qwen35":
-        keys[f"{architecture}.rope.dimension_sections"] = np.array([11, 11, 10, 0], np.int32)
+    if config.rope_type == "yarn":
+        # The magnitude follows from the factor.
+        scaling = {
+            "type": "yarn",
+            "factor": np.float32(config.rope_scale),
+            "original_context_length": np.uint32(config.rope_original_context),
+        }
+        keys |= {f"{architecture}.rope.scaling.{key}": value for key, value in scaling.items()}
+        keys[f"{architecture}.rope.freq_base"] = np.float32(config.rope_theta)
     if config.rotation_block:
         keys |= _rotation(config, tensors)
     return keys

@@ -31,6 +31,7 @@ __all__ = [
     "GOLDEN",
     "LOG_RATES",
     "QWEN35",
+    "hyperparameters",
     "is_ours",
     "new_metadata",
     "read_config",
@@ -69,7 +70,7 @@ def new_metadata(bundle: Bundle, architecture: str, *, outtype: OutType) -> dict
         general.FILE_TYPE: np.uint32(_FILE_TYPES[outtype]),
         general.QUANTIZATION_VERSION: np.uint32(gguf.GGML_QUANT_VERSION),
         **new_sampling(bundle.generation),
-        **_hyperparameters(bundle.config, architecture),
+        **hyperparameters(bundle.config, architecture),
         **new_tokenizer(bundle.tokenizer, bundle.config.vocab_size),
         _FORMAT: np.uint32(FORMAT),
         # What is empty has no type.
@@ -163,7 +164,8 @@ def _is_same(found: MetadataValue | None, expected: Field | None) -> bool:
     return type(found) is type(expected) and found == expected
 
 
-def _hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]:
+def hyperparameters(config: ModelConfig, architecture: str) -> dict[str, Field]:
+    """What llama.cpp wants to know of a model's shape and arithmetic; of rotations, those of one base."""
     llm, attention, rope = _KEYS.LLM, _KEYS.Attention, _KEYS.Rope
     counts = {
         llm.VOCAB_SIZE: config.vocab_size,
