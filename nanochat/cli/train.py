@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nanochat.cli.options import find_shape
 from nanochat.cli.output import note, print_json, write
 from nanochat.cli.run import INTERRUPTED, require_packages
 from nanochat.errors import TrainingError
@@ -55,7 +56,10 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--preset", help="Start from this preset's shape, such as tiny.")
+@click.option(
+    "--preset",
+    help="Start from this preset's shape, such as tiny, or that of a model of the catalog.",
+)
 @click.option(
     "--recipe",
     "recipe_file",
@@ -194,7 +198,6 @@ def _recipe(
 ) -> "Recipe":
     from nanochat.config import config_to_dict
     from nanochat.files import parse_json, read_bytes
-    from nanochat.presets import preset
     from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
     from nanochat.train.settings import change_setting
     from nanochat.train.snapshot import load_snapshot
@@ -203,7 +206,7 @@ def _recipe(
     if preset_name is not None and file is not None:
         raise click.UsageError("pass one of --preset and --recipe")
     if preset_name is not None:
-        fields["model"] = config_to_dict(preset(preset_name))
+        fields["model"] = config_to_dict(find_shape(preset_name))
     elif file is not None:
         fields = parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file))
     elif start is not None:

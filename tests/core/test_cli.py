@@ -367,6 +367,13 @@ def test_info_of_a_preset_and_of_a_model(run: Run, directory: Path) -> None:
     assert format_count(parameters) in run("info", "tiny").out
 
 
+def test_info_of_a_public_model_is_that_of_its_shape(run: Run) -> None:
+    told = run("info", "bonsai-2-27b", "--json").last_json
+
+    assert told["parameters"] == pytest.approx(26.9e9, rel=0.01)
+    assert told["sampling"] == {"temperature": 0.7, "top_k": 20, "top_p": 0.95}
+
+
 def test_info_says_what_a_token_costs(run: Run) -> None:
     config = preset("tiny")
 

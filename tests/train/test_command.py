@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.train.recipe import recipe_to_dict
-from tests.train.runs import command, entries, options, recipe
+from tests.train.runs import MODEL, command, entries, options, recipe
 
 
 @pytest.fixture
@@ -136,3 +136,30 @@ def test_who_cannot_run_the_model_is_said_before_it_is_trained(
         "mHC); one with --set model.num_streams=1 they can: nanochat-ternary and ONNX Runtime can"
     )
     assert (line in result.stderr) is said
+
+
+def test_a_shape_of_the_catalog_is_trained_as_one_of_ours(data: Path, tmp_path: Path) -> None:
+    small = {"vocab_size": 300, **MODEL, "head_dim": 64}
+    settings = ["steps=2", "warmup_steps=0", *(f"model.{k}={v}" for k, v in small.items())]
+    changes = [word for setting in settings for word in ("--set", setting)]
+
+    result = command(*options(data, tmp_path / "run"), "--preset", "ternary-bonsai-1.7b", *changes)
+
+    assert result.returncode == 0, result.stderr
+    trained = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert (trained["rope_type"], trained["table_format"]) == ("yarn", "ternary")
+    assert trained["width"] == 128
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tinny", "no shape is known by the name 'tinny' (did you mean tiny?): choose one of tiny"),
+        ("falcon-e-1b", "no shape is known by the name 'falcon-e-1b'"),
+    ],
+)
+def test_a_name_without_a_shape_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    result = command(*options(tmp_path, tmp_path / "run"), "--preset", name)
+
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
