@@ -308,6 +308,13 @@ class Format(ABC, Generic[Options]):
         """The configuration, without the weights where the files allow that."""
         return self.read(files).config if files.manifest is None else files.manifest.config
 
+    def header_config(self, files: ModelFiles) -> ModelConfig:
+        """The configuration of files of which only the headers may be there, and holes in place of tensors.
+
+        Whoever has the tensors may know more; see `config`.
+        """
+        return self.config(files)
+
     def generation(self, files: ModelFiles) -> tuple[Mapping[str, object], str]:
         """Content of a ``generation_config.json``, or what says the same, and where it stands; both empty if nowhere.
 

@@ -21,8 +21,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it exports 
 from nanochat import __version__
 from nanochat.config import ModelConfig
 from nanochat.errors import FormatError, ModelNotFoundError, NanochatError
-from nanochat.export.formats import Candidate, candidates, load_config
-from nanochat.export.gguf.header import header_config
+from nanochat.export.formats import Candidate, candidates, load_header_config
 from nanochat.files import FileRecord
 from nanochat.tensors import MAX_INDEX_BYTES
 from nanochat.zoo.candidates import Request, choose, reason, require_model
@@ -131,9 +130,8 @@ class Remote:
         with tempfile.TemporaryDirectory() as folder:
             for file in self.files.values():
                 self._lay_out(Path(folder), file, size)
-            read = header_config if place.lower().endswith(_GGUF) else load_config
             try:
-                return read(Path(folder) / place)
+                return load_header_config(Path(folder) / place)
             except NanochatError as error:
                 # Of a place that nobody knows.
                 text = str(error).replace(folder, self.request.repo)

@@ -11,7 +11,7 @@ from nanochat.export.folders.tensors import FLOATS
 from nanochat.export.places import Index, row_slice
 from nanochat.weights import Spec, Ternary
 
-__all__ = ["UnpackedNumbers"]
+__all__ = ["UnpackedNumbers", "UnreadNumbers"]
 
 # Columns that share a scale, from wide to narrow.
 _BLOCKS = (256, 128, 64)
@@ -44,14 +44,13 @@ class UnpackedNumbers(Packing):
     def blocks(self, modules: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         """The widest of 256, 128 and 64 columns that share a scale everywhere, or else whole rows."""
         divisor = math.gcd(*(columns for _, columns in modules.values()))
-        narrowest = _BLOCKS[-1]
-        if divisor % narrowest:
+        if divisor % _BLOCKS[-1]:
             return {"weight_block": "row", "activation_block": "token"}
-        found = [self._find(module, shape) for module, shape in modules.items()]
         block = next(
             block
             for block in _BLOCKS
-            if divisor % block == 0 and all(one.is_shared(block // narrowest) for one in found)
+            if divisor % block == 0
+            and all(self._is_shared(module, shape, block) for module, shape in modules.items())
         )
         return {"weight_block": block, "activation_block": block}
 
@@ -74,12 +73,28 @@ class UnpackedNumbers(Packing):
             activation_block=spec.activation_block,
         )
 
+    def _is_shared(self, module: str, shape: tuple[int, int], block: int) -> bool:
+        """Whether so many columns have one magnitude everywhere in a matrix."""
+        return self._find(module, shape).is_shared(block // _BLOCKS[-1])
+
     def _find(self, module: str, shape: tuple[int, int]) -> TernaryNumbers:
         if module not in self._found:
             key = f"{module}.weight"
             values = self.tensors.take(key, shape, *FLOATS)
             self._found[module] = find_ternary(values, block=_narrowest(shape[1]), name=key)
         return self._found[module]
+
+
+class UnreadNumbers(UnpackedNumbers):
+    """The same of files whose numbers are not here: tables are not ternary, and blocks as wide as they may be."""
+
+    def is_ternary(self, module: str, shape: tuple[int, int]) -> bool:
+        del module, shape
+        return False
+
+    def _is_shared(self, module: str, shape: tuple[int, int], block: int) -> bool:
+        del module, shape, block
+        return True
 
 
 def _narrowest(columns: int) -> int:

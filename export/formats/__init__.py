@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "load_config",
     "load_generation",
+    "load_header_config",
     "model_path",
     "written_names",
 ]
@@ -173,6 +174,12 @@ def load_config(path: Path) -> ModelConfig:
     """The configuration of a model, without its weights where its files allow that."""
     files = ModelFiles(path)
     return detect(files).config(files)
+
+
+def load_header_config(path: Path) -> ModelConfig:
+    """The configuration that headers tell; see `nanochat.export.format.Format.header_config`."""
+    files = ModelFiles(path)
+    return detect(files).header_config(files)
 
 
 def load_generation(path: Path) -> tuple[Mapping[str, object], str]:

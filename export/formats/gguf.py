@@ -89,6 +89,12 @@ class GgufFormat(Format[GgufOptions]):
         metadata = _file(files).metadata
         return read_config(files.path, metadata) if is_ours(metadata) else self.read(files).config
 
+    def header_config(self, files: ModelFiles) -> ModelConfig:
+        """See `Format.header_config`."""
+        from nanochat.export.gguf.header import header_config
+
+        return header_config(files.path)
+
     def generation(self, files: ModelFiles) -> tuple[Mapping[str, object], str]:
         """See `Format.generation`: keys that llama.cpp reads, too."""
         from nanochat.export.gguf.sampling import SAMPLING, read_sampling

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+from nanochat.config import ModelConfig
 from nanochat.export.folders.configuration import TEXT_TYPES
 from nanochat.export.folders.format import FolderFormat
-from nanochat.export.folders.unpacked import UnpackedNumbers
+from nanochat.export.folders.read import read_foreign_config
+from nanochat.export.folders.unpacked import UnpackedNumbers, UnreadNumbers
 from nanochat.export.format import ModelFiles
 
 __all__ = ["FORMAT"]
@@ -26,6 +28,11 @@ class UnpackedFormat(FolderFormat):
             if fields.get(name) is not None:
                 return f"{name} is {fields[name]!r:.80}, of packed numbers"
         return None
+
+    def header_config(self, files: ModelFiles) -> ModelConfig:
+        """See `Format.header_config`: tensors may be as long as the whole model."""
+        assert files.config is not None
+        return read_foreign_config(files.path, files.config, UnreadNumbers)
 
     def copied_bytes(self, files: ModelFiles) -> int:
         return super().copied_bytes(files) // _FEWER_BYTES
