@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import click
 from rich.console import Console
@@ -26,31 +27,45 @@ _WIDE = 160
     "--exports", is_flag=True, help="For parity: compare exported files, not the backends."
 )
 @click.option(
+    "--results",
+    type=click.File("w"),
+    help="Write one JSON object a line into this file, too, as each is measured.",
+)
+@click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw the results into this SVG file.",
 )
 def main(
-    case: str, *, as_json: bool, quick: bool, check: bool, exports: bool, plot: Path | None
+    case: str,
+    *,
+    as_json: bool,
+    quick: bool,
+    check: bool,
+    exports: bool,
+    results: TextIO | None,
+    plot: Path | None,
 ) -> None:
     """Measure CASE and print a table."""
     if exports and case != "parity":
         raise click.UsageError(f"--exports is for parity, not for {case}")
     chosen = Case.of(EXPORTS if exports else case)
-    results = []
+    found = []
     with Console(stderr=True).status(case) as status:
         for result in chosen.run(quick):
-            results.append(result)
+            found.append(result)
             status.update(result.what)
             if as_json:
                 click.echo(json_line(result))
+            if results is not None:
+                print(json_line(result), file=results, flush=True)
     if not as_json:
         window = Console()
         console = window if window.is_terminal else Console(width=_WIDE)
-        console.print(chosen.table(results))
+        console.print(chosen.table(found))
     if plot is not None:
-        chosen.plot(results, plot)
-    missed = [result for result in results if not result.ok]
+        chosen.plot(found, plot)
+    missed = [result for result in found if not result.ok]
     if check and missed:
         for result in missed:
             click.echo(

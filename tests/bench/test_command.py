@@ -69,6 +69,35 @@ def test_json_prints_one_object_a_line() -> None:
     assert done.exit_code == 0
 
 
+def test_results_are_written_beside_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "parity.jsonl"
+
+    done = CliRunner().invoke(main, ["parity", "--results", str(path)])
+
+    assert [json.loads(line)["what"] for line in path.read_text().splitlines()] == [
+        "met",
+        "<missed>",
+    ]
+    assert "what" in done.stdout.splitlines()[0]
+
+
+def test_results_of_a_run_that_fails_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(quick: bool) -> Iterator[Result]:
+        yield from some_results(quick)
+        raise RuntimeError
+
+    case = Case(run=failing, table=table, plot=draw)
+    monkeypatch.setitem(sys.modules, "bench.parity", SimpleNamespace(**vars(case)))
+    path = tmp_path / "parity.jsonl"
+
+    done = CliRunner().invoke(main, ["parity", "--results", str(path)])
+
+    assert done.exit_code == 1
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_check_lists_the_missed_targets_and_exits_1() -> None:
     done = CliRunner().invoke(main, ["parity", "--check"])
 
