@@ -4,6 +4,7 @@ A model is loaded and used in a process of its own, whose memory is looked at fr
 counts is memory that the process has for itself: pages of a mapped file are left out, as in the estimate.
 """
 
+import json
 import queue
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from rich.table import Table
 
@@ -27,7 +29,16 @@ from nanochat.text.library import load_tokenizer
 from nanochat.zoo.hub import resolve
 from tests.parity.random_models import random_packed_weights
 
-__all__ = ["Taken", "can_run", "measure", "model_peak", "run", "table", "write_random_model"]
+__all__ = [
+    "Taken",
+    "can_run",
+    "measure",
+    "model_peak",
+    "process_peak",
+    "run",
+    "table",
+    "write_random_model",
+]
 
 _ROOT = Path(__file__).parents[1]
 _PAUSE = 0.0005
@@ -87,9 +98,20 @@ def write_random_model(directory: Path, config: ModelConfig) -> None:
     checkpoint.save(directory, config, weights, generation={}, others=tokenizer.files())
 
 
-def measure(directory: Path, backend: str, num_tokens: int) -> dict[str, Taken]:
-    """What each stage of `bench.memory_probe` takes, counted from before the backend is imported."""
-    command = [sys.executable, "-m", "bench.memory_probe", str(directory), backend, str(num_tokens)]
+def measure(
+    directory: Path,
+    backend: str,
+    num_tokens: int,
+    *,
+    answer: int = 2,
+    sampling: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, Taken]:
+    """What each stage of `bench.memory_probe` takes, counted from before the backend is imported.
+
+    What the process has by then comes first, as "python", counted from nothing.
+    """
+    arguments = [str(directory), backend, str(num_tokens), str(answer), json.dumps(dict(sampling))]
+    command = [sys.executable, "-m", "bench.memory_probe", *arguments]
     with subprocess.Popen(
         command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -97,8 +119,9 @@ def measure(directory: Path, backend: str, num_tokens: int) -> dict[str, Taken]:
         assert process.stdout is not None
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_copy, args=(process.stdout, lines), daemon=True).start()
-        before = _look(process.pid, lines)[-1][0]
-        found = {}
+        before, mapped = _look(process.pid, lines)[-1]
+        whole = before + mapped
+        found = {"python": Taken(peak=before, end=before, most_pages=whole, pages=whole)}
         for stage in STAGES:
             process.stdin.write("\n")
             process.stdin.flush()
@@ -117,8 +140,17 @@ def measure(directory: Path, backend: str, num_tokens: int) -> dict[str, Taken]:
 
 def model_peak(taken: Mapping[str, Taken]) -> int:
     """The most bytes that the model takes, beside what its backend takes."""
-    stages = (stage for name, stage in taken.items() if name != "backend")
+    stages = (stage for name, stage in taken.items() if name not in ("python", "backend"))
     return max(stage.peak for stage in stages) - taken["backend"].end
+
+
+def process_peak(taken: Mapping[str, Taken]) -> int:
+    """The most bytes that the process has at a time, pages of mapped files included."""
+    most = total = 0
+    for stage in taken.values():
+        most = max(most, total + stage.most_pages)
+        total += stage.pages
+    return most
 
 
 def _result(directory: Path, name: str, config: ModelConfig, backend: str, length: int) -> Result:

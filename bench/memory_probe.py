@@ -1,10 +1,13 @@
 """This file holds the program that `bench.memory` watches: it loads a model, generates, and says which stage begins.
 
-``python -m bench.memory_probe DIRECTORY BACKEND TOKENS`` waits for a line after the name of each stage.
+``python -m bench.memory_probe DIRECTORY BACKEND TOKENS ANSWER SAMPLING`` waits for a line after the name of each stage.
 """
 
 import gc
+import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +17,15 @@ STAGES = ("backend", "load", "prompt", "generate")
 _SMALL = "nanochat-tiny"
 
 
-def main(directory: str, backend: str, num_tokens: int) -> None:
-    """Go through all stages; a text has `num_tokens` tokens, the answer's two included."""
+def main(
+    directory: str, backend: str, num_tokens: int, answer: int, sampling: Mapping[str, Any]
+) -> None:
+    """Go through all stages; a text has `num_tokens` tokens, those of the answer included.
+
+    They are drawn as `nanochat.generation.sampling.Sampling` says, or are the most probable ones if that is empty.
+    """
     import nanochat
+    from nanochat.generation.sampling import Sampler, Sampling
 
     _begin("backend")
     small = nanochat.from_pretrained(_SMALL, backend=backend)
@@ -26,11 +35,21 @@ def main(directory: str, backend: str, num_tokens: int) -> None:
     _begin("load")
     model = nanochat.from_pretrained(directory, backend=backend)
     _begin("prompt")
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, num_tokens - 2).tolist()
+    ids = (
+        np.random.default_rng(0).integers(0, model.config.vocab_size, num_tokens - answer).tolist()
+    )
     state, logits = model.engine.prefill(ids, capacity=num_tokens)
     _begin("generate")
-    for _ in range(2):
-        logits = model.engine.decode([int(logits.argmax())], state)[0]
+    if sampling:
+        sampler, size = Sampler(Sampling(**sampling)), model.config.vocab_size
+        token = sampler.next(logits)
+        for _ in range(answer):
+            sampler.push(token)
+            step = model.engine.draw(state, state.rows, [[token]], [sampler], vocab_size=size)
+            token = int(step.tokens[0])
+    else:
+        for _ in range(answer):
+            logits = model.engine.decode([int(logits.argmax())], state)[0]
     _begin("end")
 
 
@@ -40,4 +59,4 @@ def _begin(stage: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))
