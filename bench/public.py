@@ -1,17 +1,24 @@
 """This file holds the case `public`: random weights in the shapes and formats of public models, beside llama.cpp.
 
 Each shape is written as PQ2_0, which this package lays out, and with the same codes and scales as Q2_0 and TQ2_0, which
-stock llama.cpp runs. Both decode after a short text, in turns; then a prompt of 512 tokens is read. Decoding is bound
-by the bytes of the weights, as they lie in memory, over the measured bandwidth. A rotated model beside the same without
-rotations shows what those cost.
+stock llama.cpp runs. Both decode after a short text, in turns; then a prompt of 512 tokens is read. A rotated model
+beside the same without rotations shows what those cost. What long texts take, and what `nanochat models show` says of
+all this beforehand, is measured by `bench.public_long`.
 
-``--quick`` has the smallest shape, and leaves llama.cpp's Q2_0 out, which has no vector code on x86.
+What is bound by memory says so: decoding by the bytes of the weights over the measured bandwidth, what memory is taken
+by the file's size. There is no bound for reading a prompt, which is arithmetic.
+
+llama.cpp's Q2_0 has no vector code on x86: beside it, both decode after 4 tokens, read a prompt of 32, and do so once.
+``--quick`` has the smallest shape, and leaves it out.
 """
 
 import gc
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from rich.table import Table
@@ -20,22 +27,34 @@ from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import measure
 from bench.public_files import KINDS, SHAPES, write_shape
+from bench.public_long import answer_memory, expected_memory, expected_speed, long_contexts
+from bench.public_models import IDS, SHORT, Ours, Peer
 from bench.result import Result
 from bench.result import table as plain_table
 from nanochat.backends.host import num_cores
-from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.lm import Model
-from nanochat.weights import named_leaves
+from nanochat.zoo.catalog import CATALOG
 
-__all__ = ["run", "table"]
+__all__ = ["PEERS", "Work", "against", "loading", "rotation", "run", "table"]
 
-_CONTEXT, _PROMPT, _ROOM = 64, 512, 1024
-_IDS = list(range(300, 300 + _PROMPT))
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Tokens before decoding, and of a prompt; turns of both; and how many times as fast as the peer ours shall be."""
+
+    before: int = SHORT
+    prompt: int = len(IDS)
+    turns: tuple[int, int]
+    times: tuple[float, float]
+
+
+PEERS = {
+    "TQ2_0": Work(turns=(10, 2), times=(1.6, 2.5)),
+    "Q2_0": Work(before=4, prompt=32, turns=(1, 1), times=(5.0, 5.0)),
+}
 # Seconds of loading, by shape; what decoding reads over what memory gives.
 _SECONDS = {"1.7B": 1.0, "8B": 2.0, "27B": 6.0, "27B rotated": 6.0}
 _SHARE_OF_BANDWIDTH = 0.85
-# Times as fast as llama.cpp, in decoding and in reading a prompt.
-_TIMES = {"Q2_0": (5.0, 5.0), "TQ2_0": (1.6, 2.5)}
 _RESIDENT, _PEAK = 1.05, 1.15
 _ROTATED = {"decode": 1.02, "prefill": 1.05}
 
@@ -46,16 +65,23 @@ def run(quick: bool) -> Iterator[Result]:
     for name in ("1.7B",) if quick else ("1.7B", "8B"):
         with TemporaryDirectory() as folder:
             files = {kind: _written(Path(folder), name, kind) for kind in KINDS}
-            yield from _loading(name, files["PQ2_0"])
-            peers = ("TQ2_0",) if quick else ("TQ2_0", "Q2_0")
-            yield from _against(name, files, peers, threads, turns=5 if quick else 15)
+            yield from loading(name, files["PQ2_0"], threads)
+            for kind in ("TQ2_0",) if quick else PEERS:
+                yield from against(name, files["PQ2_0"], files[kind], kind, PEERS[kind], threads)
+                gc.collect()
+            if name == "8B":
+                yield from long_contexts(name, files["PQ2_0"], {"int8": None, "int4": 2.0}, threads)
     if quick:
         return
     with TemporaryDirectory() as folder:
         plain, rotated = (_written(Path(folder), n, "PQ2_0") for n in ("27B", "27B rotated"))
         for name, path in (("27B", plain), ("27B rotated", rotated)):
-            yield from _loading(name, path)
-        yield from _rotation(plain, rotated, threads)
+            yield from loading(name, path, threads)
+        yield from rotation(plain, rotated, threads)
+        gc.collect()
+        plain.unlink()
+        yield answer_memory("27B rotated", rotated, CATALOG["ternary-bonsai-2-27b"].sampling)
+        yield from long_contexts("27B rotated", rotated, {"int8": 1.25}, threads)
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -69,106 +95,87 @@ def _written(folder: Path, name: str, kind: str) -> Path:
     return path
 
 
-def _loading(name: str, path: Path) -> Iterator[Result]:
-    """Seconds and memory of a second load, in a process of its own."""
+def loading(name: str, path: Path, threads: int) -> Iterator[Result]:
+    """Seconds of a second load, and the memory of a process that loads, less what it has before, as compiled code."""
     size = path.stat().st_size
     # The first compiles kernels, and reads the file into the system's cache.
     Model.from_pretrained(path, backend="numba").close()
+    bandwidth = read_bandwidth(threads=threads)
     seconds: list[float] = []
     for _ in range(3):
         gc.collect()
         begin = time.perf_counter()
-        Model.from_pretrained(path, backend="numba").close()
+        model = Model.from_pretrained(path, backend="numba")
         seconds.append(time.perf_counter() - begin)
+        config = model.config
+        model.close()
+        del model
+    target = _SECONDS[name]
     yield Result(
         case="public",
         what=f"{name}: second load, file of {size / 1e9:.2f} GB",
         unit="s",
-        ours=sorted(seconds)[1],
+        ours=median(seconds),
         low=max(seconds),
         high=min(seconds),
-        target=_SECONDS[name],
-        ok=sorted(seconds)[1] <= _SECONDS[name],
+        bound=size / bandwidth,
+        target=target,
+        ok=median(seconds) <= target,
     )
-    taken = measure(path, "numba", _CONTEXT)["load"]
-    for what, found, target in (
-        ("resident after loading", taken.end, _RESIDENT),
-        ("peak of loading, pages of the file included", taken.most_pages, _PEAK),
+    stages = measure(path, "numba", SHORT)
+    before = stages["python"].pages + stages["backend"].pages
+    taken = stages["load"]
+    for what, number in (
+        ("before loading", before),
+        ("after loading", before + taken.pages),
+        ("at the peak of loading", before + taken.most_pages),
     ):
         yield Result(
             case="public",
-            what=f"{name}: {what}, over the file",
+            what=f"{name}: resident memory of a process {what}",
+            unit="MB",
+            ours=number / 1e6,
+        )
+    for what, found, target in (
+        ("after loading", taken.pages, _RESIDENT),
+        ("at the peak of loading", taken.most_pages, _PEAK),
+    ):
+        yield Result(
+            case="public",
+            what=f"{name}: resident memory {what}, less that before, over the file",
             unit="ratio",
             ours=found / size,
+            bound=1.0,
             target=target,
             ok=found / size <= target,
         )
+    yield expected_memory(name, stages, config, context=SHORT)
 
 
-class _Ours:
-    def __init__(self, path: Path, threads: int) -> None:
-        self.model = Model.from_pretrained(
-            path, backend="numba", kv_cache="float16", num_threads=threads
-        )
-        self._engine = self.model.engine
-        self._state: object = None
-        leaves = dict(named_leaves(self._engine.weights))  # type: ignore[attr-defined]  # of numba
-        if "head" in leaves:
-            del leaves["embedding"]
-        self.num_bytes = sum(leaf.nbytes for leaf in leaves.values())
-
-    def start(self) -> None:
-        self._state, _ = self._engine.prefill(_IDS[:_CONTEXT], capacity=_ROOM)
-
-    def decode(self) -> None:
-        self._engine.decode([7], self._state)
-
-    def prefill(self) -> None:
-        self._engine.prefill(_IDS, capacity=_ROOM)
-
-
-class _Peer:
-    def __init__(self, path: Path, threads: int) -> None:
-        self.model = LlamaCpp(path, threads=threads, context=_ROOM)
-
-    def start(self) -> None:
-        self.model.reset()
-        self.model.prefill(_IDS[:_CONTEXT])
-
-    def decode(self) -> None:
-        self.model.decode(7)
-
-    def prefill(self) -> None:
-        self.model.reset()
-        self.model.prefill(_IDS)
-
-
-def _against(
-    name: str, files: dict[str, Path], peers: Sequence[str], threads: int, *, turns: int
+def against(
+    name: str, path: Path, other: Path, kind: str, work: Work, threads: int
 ) -> Iterator[Result]:
-    ours = _Ours(files["PQ2_0"], threads)
+    """Our speed with a file beside llama.cpp's with another, in turns."""
+    ours, peer = Ours(path, threads), Peer(other, threads)
+    text, prompt = IDS[: work.before], IDS[: work.prompt]
     bandwidth = read_bandwidth(threads=threads)
-    for kind in peers:
-        peer = _Peer(files[kind], threads)
-        # A token of Q2_0 takes seconds.
-        few = 2 if kind == "Q2_0" else turns
-        for what, tokens, place in (("decode", 1, 0), ("prefill", _PROMPT, 1)):
-            runners = {
-                "ours": Runner(
-                    run=getattr(ours, what), start=ours.start if what == "decode" else _nothing
-                ),
-                kind: Runner(
-                    run=getattr(peer, what),
-                    start=peer.start if what == "decode" else _nothing,
-                    rest=peer.model.pause,
-                ),
-            }
-            count = few if what == "decode" else max(1, few // 5)
-            timings = interleaved(runners, turns=count, seconds=0.2 if what == "decode" else 0.0)
-            if what == "decode" and kind == "TQ2_0":
-                yield _share(name, timings["ours"], ours.num_bytes, bandwidth)
-            yield _times(f"{name}: {what}", timings, kind, tokens, _TIMES[kind][place])
-        peer.model.close()
+    decoding = {
+        who: Runner(run=one.decode, start=partial(one.start, text), rest=one.rest)
+        for who, one in (("ours", ours), (kind, peer))
+    }
+    reading = {
+        who: Runner(run=partial(one.prefill, prompt), rest=one.rest)
+        for who, one in (("ours", ours), (kind, peer))
+    }
+    timings = interleaved(decoding, turns=work.turns[0], seconds=0.2)
+    if kind == "TQ2_0":
+        yield _share(name, timings["ours"], ours.num_bytes, bandwidth)
+        yield expected_speed(name, timings["ours"], ours, context=SHORT, bandwidth=bandwidth)
+    decoded = _times(f"{name}: decode", timings, kind, 1, work.times[0])
+    yield replace(decoded, bound=bandwidth / ours.num_bytes)
+    timings = interleaved(reading, turns=work.turns[1], seconds=0.0)
+    yield _times(f"{name}: prompt of {work.prompt}", timings, kind, work.prompt, work.times[1])
+    peer.model.close()
     ours.model.close()
 
 
@@ -179,6 +186,7 @@ def _share(name: str, timing: Timing, num_bytes: int, bandwidth: float) -> Resul
         what=f"{name}: bytes that decoding reads a second, over the measured bandwidth",
         unit="ratio",
         ours=share,
+        bound=1.0,
         target=_SHARE_OF_BANDWIDTH,
         ok=share >= _SHARE_OF_BANDWIDTH,
     )
@@ -199,35 +207,36 @@ def _times(what: str, timings: dict[str, Timing], kind: str, tokens: int, target
     )
 
 
-def _rotation(plain: Path, rotated: Path, threads: int) -> Iterator[Result]:
+def rotation(
+    plain: Path, rotated: Path, threads: int, *, turns: tuple[int, int] = (10, 1)
+) -> Iterator[Result]:
     """What rotations cost: both models are in memory, and take turns."""
-    models = {"plain": _Ours(plain, threads), "rotated": _Ours(rotated, threads)}
+    models = {"plain": Ours(plain, threads), "rotated": Ours(rotated, threads)}
     bandwidth = read_bandwidth(threads=threads)
-    for what, turns in (("decode", 10), ("prefill", 1)):
+    for what, count in zip(_ROTATED, turns, strict=True):
         runners = {
-            name: Runner(
-                run=getattr(model, what),
-                start=model.start if what == "decode" else _nothing,
-                rest=_nothing,
-            )
+            name: Runner(run=model.decode, start=partial(model.start, IDS[:SHORT]), rest=model.rest)
+            if what == "decode"
+            else Runner(run=partial(model.prefill, IDS), rest=model.rest)
             for name, model in models.items()
         }
-        timings = interleaved(runners, turns=turns, seconds=0.5 if what == "decode" else 0.0)
+        timings = interleaved(runners, turns=count, seconds=0.5 if what == "decode" else 0.0)
         if what == "decode":
             for name, timing in timings.items():
-                yield _share(f"27B {name}", timing, models[name].num_bytes, bandwidth)
+                model = models[name]
+                yield _share(f"27B {name}", timing, model.num_bytes, bandwidth)
+                yield expected_speed(
+                    f"27B {name}", timing, model, context=SHORT, bandwidth=bandwidth
+                )
         over = ratio(timings["plain"], timings["rotated"])
         yield Result(
             case="public",
             what=f"27B: {what}, rotated, time over that without rotations",
             unit="ratio",
             ours=over,
+            bound=1.0,
             target=_ROTATED[what],
             ok=over <= _ROTATED[what],
         )
     for model in models.values():
         model.model.close()
-
-
-def _nothing() -> None:
-    """Our threads rest by themselves."""
