@@ -62,12 +62,13 @@ _ROTATED = {"decode": 1.02, "prefill": 1.05}
 def run(quick: bool) -> Iterator[Result]:
     """Every shape; files of one are deleted before those of the next are written."""
     threads = num_cores()
+    peers = {"TQ2_0": replace(PEERS["TQ2_0"], turns=(3, 1))} if quick else PEERS
     for name in ("1.7B",) if quick else ("1.7B", "8B"):
         with TemporaryDirectory() as folder:
-            files = {kind: _written(Path(folder), name, kind) for kind in KINDS}
+            files = {kind: _written(Path(folder), name, kind) for kind in ("PQ2_0", *peers)}
             yield from loading(name, files["PQ2_0"], threads)
-            for kind in ("TQ2_0",) if quick else PEERS:
-                yield from against(name, files["PQ2_0"], files[kind], kind, PEERS[kind], threads)
+            for kind, work in peers.items():
+                yield from against(name, files["PQ2_0"], files[kind], kind, work, threads)
                 gc.collect()
             if name == "8B":
                 yield from long_contexts(name, files["PQ2_0"], {"int8": None, "int4": 2.0}, threads)
