@@ -1,7 +1,8 @@
 """What the comparison itself must do: meet every operation, and notice a wrong one."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from nanochat.backends.reference.ops import Leaf, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
+from nanochat.config import ModelConfig
 from nanochat.model import forward
 from nanochat.ops import Ops
 from nanochat.proof.tolerances import TOLERANCES, rms_error
@@ -66,6 +68,41 @@ def test_the_cases_meet_every_operation() -> None:
 
     assert operations - met == set()
     assert operations - set(TOLERANCES) == set()
+
+
+def test_each_option_is_what_it_is_not_by_default_in_some_case() -> None:
+    options = {option.name: option for option in fields(ModelConfig)}
+
+    plain = {
+        name
+        for name, option in options.items()
+        if all(getattr(config, name) == option.default for config in CASES.values())
+    }
+
+    assert plain == set()
+
+
+def test_each_choice_of_an_option_is_made_in_some_case() -> None:
+    hints = get_type_hints(ModelConfig)
+    # The formats of a head are a choice within a choice.
+    choices = {
+        (name, value)
+        for name, hint in hints.items()
+        for kind in (hint, *get_args(hint))
+        for value in get_args(kind)
+        if isinstance(value, str)
+    }
+
+    made = {(name, value) for config in CASES.values() for name, value in _chosen(config)}
+
+    assert ("head_format", "int8_16") in choices
+    assert choices - made == set()
+
+
+def _chosen(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    for name, value in vars(config).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            yield name, one
 
 
 def test_the_reference_agrees_with_itself() -> None:
