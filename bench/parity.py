@@ -1,12 +1,16 @@
 """This file holds the case `parity`: every option on every backend, compared with the reference.
 
+Whole texts are read at once; then, by a few models, in steps that keep keys and values in every form.
+
 What a benchmark times must first be right: other cases call `require` before they start their clocks.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from bench.result import Result
@@ -14,13 +18,15 @@ from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError
 from nanochat.init import freeze
-from nanochat.model import forward
+from nanochat.model import forward, slots
+from nanochat.ops import Ops, Storage
 from nanochat.proof.choices import logits_and_margins
 from nanochat.proof.parity import compare
 from nanochat.proof.tolerances import TOLERANCES
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, KEPT
 from tests.parity.lockstep import LockstepOps
 from tests.parity.random_models import random_weights
+from tests.parity.rows import continue_rows, state_of_lengths
 
 __all__ = ["FEW", "require", "run", "table"]
 
@@ -35,6 +41,8 @@ FEW = (
 )
 _PART = "part of tolerance"
 _LOGITS = "RMS error of logits"
+# Where a text of nine tokens is cut.
+_STEPS = (5, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,11 @@ def run(quick: bool) -> Iterator[Result]:
     """
     for name in _backends():
         for option in FEW if quick else CASES:
-            found = _compare(CASES[option], name)
-            limit = TOLERANCES["logits"].limit
-            yield _result(f"{option}, {name}, {found.operation}", _PART, found.part, 1.0)
-            yield _result(f"{option}, {name}, logits", _LOGITS, found.logits, limit)
+            yield from _results(option, name, _compare(CASES[option], name))
+        for storage in get_args(Storage):
+            for option in KEPT[:1] if quick else KEPT:
+                found = _compare(CASES[option], name, storage)
+                yield from _results(f"{option} kept in {storage}", name, found)
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -109,22 +118,48 @@ def _backends() -> list[str]:
     return [n for n in backends.names() if n != "reference" and backends.unavailable(n) is None]
 
 
-def _compare(config: ModelConfig, name: str) -> _Comparison:
+def _compare(config: ModelConfig, name: str, kept: Storage | None = None) -> _Comparison:
+    """Read two texts at once or, with a form to keep keys and values in, step by step."""
     ops = backends.get(name)
     weights = freeze(random_weights(config))
     ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, 9))
     parts = []
     for equalize in ("operations", "roundings"):
         lockstep = LockstepOps(ops, equalize=equalize)
-        forward(lockstep.tokens(ids), lockstep.prepare(weights), config, lockstep)
+        _logits(ids, lockstep, lockstep.prepare(weights), config, kept)
         parts.append(lockstep.worst())
     operation, part = max(parts, key=lambda worst: worst[1])
     reference = lockstep.reference
-    expected, margins = logits_and_margins(ids, reference.prepare(weights), config, reference)
-    logits = ops.numpy(forward(ops.tokens(ids), ops.prepare(weights), config, ops))
+    prepared = reference.prepare(weights)
+    expected, margins = logits_and_margins(ids, prepared, config, reference)
+    if kept is not None:
+        expected = _logits(ids, reference, prepared, config, kept)
+    logits = _logits(ids, ops, ops.prepare(weights), config, kept)
     limit = TOLERANCES["logits"].limit
     report = compare(expected, logits, tolerance=limit, margins=margins)
     return _Comparison(operation, part, report.rms_ratio)
+
+
+def _logits(
+    ids: NDArray[np.int64],
+    ops: Ops[Any, Any, Any],
+    weights: Any,
+    config: ModelConfig,
+    kept: Storage | None,
+) -> NDArray[np.float32]:
+    if kept is None:
+        return ops.numpy(forward(ops.tokens(ids), weights, config, ops))
+    state = state_of_lengths(ops, slots(config, storage=kept), [0] * len(ids), ids.shape[1])
+    pieces = np.split(ids, _STEPS, axis=1)
+    return np.concatenate(
+        [continue_rows(ops, weights, config, state, piece) for piece in pieces], axis=1
+    )
+
+
+def _results(option: str, backend: str, found: _Comparison) -> Iterator[Result]:
+    what = f"{option}, {backend}"
+    yield _result(f"{what}, {found.operation}", _PART, found.part, 1.0)
+    yield _result(f"{what}, logits", _LOGITS, found.logits, TOLERANCES["logits"].limit)
 
 
 def _result(what: str, unit: str, ours: float, target: float) -> Result:

@@ -1,6 +1,7 @@
 """Whole models on every backend: equal to the reference, to themselves in pieces, and causal."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ from numpy.typing import NDArray
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
-from nanochat.model import forward, training_outputs
-from nanochat.ops import Ops
+from nanochat.model import forward, slots, training_outputs
+from nanochat.ops import Ops, Storage
 from nanochat.proof.tolerances import TOLERANCES, rms_error
 from nanochat.weights import Stored, Weights
-from tests.parity.cases import CASES
+from tests.parity.cases import CASES, KEPT
 from tests.parity.lockstep import LockstepOps
 from tests.parity.random_models import random_weights
-from tests.parity.rows import continue_rows, new_rows, run_step
+from tests.parity.rows import continue_rows, new_rows, run_step, state_of_lengths
 
 AnyOps = Ops[Any, Any, Any]
 
@@ -44,7 +45,7 @@ TRAINED = [
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
 
 
-def cases(names: list[str]) -> pytest.MarkDecorator:
+def cases(names: Sequence[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("config", [CASES[name] for name in names], ids=names)
 
 
@@ -57,10 +58,16 @@ def packed_weights(config: ModelConfig) -> Weights[Stored]:
 
 
 def continued(
-    ops: AnyOps, weights: Any, config: ModelConfig, pieces: list[NDArray[np.int64]]
+    ops: AnyOps,
+    weights: Any,
+    config: ModelConfig,
+    pieces: list[NDArray[np.int64]],
+    *,
+    storage: Storage = "float32",
 ) -> list[NDArray[np.float32]]:
     """Logits of consecutive pieces of one batch."""
-    state = new_rows(ops, config, len(pieces[0]), sum(piece.shape[1] for piece in pieces))
+    capacity = sum(piece.shape[1] for piece in pieces)
+    state = state_of_lengths(ops, slots(config, storage=storage), [0] * len(pieces[0]), capacity)
     return [continue_rows(ops, weights, config, state, piece) for piece in pieces]
 
 
@@ -121,6 +128,21 @@ def test_operations_agree_with_a_state(other: AnyOps, config: ModelConfig) -> No
     pieces = np.split(token_ids(config, 2, 8), [5, 6, 7], axis=1)
 
     continued(lockstep, weights, config, pieces)
+
+    lockstep.check()
+
+
+@pytest.mark.parametrize("equalize", ["operations", "roundings"])
+@pytest.mark.parametrize("storage", get_args(Storage))
+@cases(KEPT)
+def test_operations_agree_on_what_is_kept_in_every_form(
+    other: AnyOps, config: ModelConfig, storage: Storage, equalize: Any
+) -> None:
+    lockstep = LockstepOps(other, equalize=equalize)
+    weights = lockstep.prepare(packed_weights(config))
+    pieces = np.split(token_ids(config, 2, 8), [5, 6, 7], axis=1)
+
+    continued(lockstep, weights, config, pieces, storage=storage)
 
     lockstep.check()
 

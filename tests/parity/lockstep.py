@@ -84,7 +84,8 @@ class LockstepOps(Generic[Array, Leaf, State]):
         The backend that is tested.
     equalize : {"operations", "roundings"}
         When the other backend is given the reference's numbers: after every operation, whose result is compared first;
-        or only before a rounding to int8 and a choice of experts, where the drift since the last is compared.
+        or only before a rounding, to int8 or of what a state keeps, and a choice of experts, where the drift since the
+        last is compared.
 
     Attributes
     ----------
@@ -279,6 +280,8 @@ class LockstepOps(Generic[Array, Leaf, State]):
         slot: int,
         segments: Arrays[Array] | None = None,
     ) -> Arrays[Array]:
+        if state is not None:
+            k, v = self._equalized("drift", k), self._equalized("drift", v)
         return self._run(
             "attention",
             lambda: self.reference.attention(
@@ -297,6 +300,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
     def append_kv(
         self, k: Arrays[Array], v: Arrays[Array], *, state: States[State], slot: int
     ) -> None:
+        k, v = self._equalized("drift", k), self._equalized("drift", v)
         self.reference.append_kv(k.reference, v.reference, state=state.reference, slot=slot)
         self.other.append_kv(k.other, v.other, state=state.other, slot=slot)
 
