@@ -42,7 +42,8 @@ class Cost:
     `context` is the tokens in sight of a token, itself included. Parameters are trained numbers, by the form in which
     they are stored, and bytes of them include scales. `kv_bytes_per_token` is what each token leaves behind, in all
     layers and loop steps, `state_bytes` what a sequence keeps whatever its length, and `read_bytes_per_token` the
-    weights and state that a token reads when it is decoded alone.
+    weights and state that a token reads when it is decoded alone. `attention_flops` are those of the operations that
+    grow with the context.
     """
 
     context: int
@@ -54,6 +55,7 @@ class Cost:
     dense_bytes: int
     active_parameters: int
     flops_per_token: int
+    attention_flops: int
     kv_bytes_per_token: int
     state_bytes: int
     read_bytes_per_token: int
@@ -68,16 +70,19 @@ class Cost:
         """Of what a token reads, the weights: all but keys, values and state."""
         return self.read_bytes_per_token - self.context * self.kv_bytes_per_token - self.state_bytes
 
-    def seconds_per_token(self, *, weights: float, read: float) -> float:
+    def seconds_per_token(self, *, weights: float, read: float, attention: float) -> float:
         """What a token takes at least that is decoded alone: weights and state at the speed of memory.
 
         Parameters
         ----------
         weights, read : float
             Bytes a second at which weights are multiplied, and at which everything else is read.
+        attention : float
+            Operations of attention a second.
         """
-        rest = self.read_bytes_per_token - self.weight_bytes_per_token
-        return self.weight_bytes_per_token / weights + rest / read
+        seen = self.context * self.kv_bytes_per_token / read
+        looking = max(seen, self.attention_flops / attention)
+        return self.weight_bytes_per_token / weights + self.state_bytes / read + looking
 
     @property
     def stored_bytes(self) -> int:
@@ -119,6 +124,8 @@ def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") ->
     used = _used(config)
     active = sum(math.prod(spec.shape) for spec in used)
     kv_bytes, rest = _kv_bytes(config, kv_cache), _state_numbers(config)
+    attention = _attention_flops(config, context)
+    others = _delta_flops(config) + _stream_flops(config)
     return Cost(
         context=context,
         ternary_parameters=_numbers(leaves, "ternary"),
@@ -128,7 +135,8 @@ def cost(config: ModelConfig, *, context: int, kv_cache: Storage = "float32") ->
         int8_bytes=_bytes(leaves, "int8"),
         dense_bytes=_bytes(leaves, "dense"),
         active_parameters=active,
-        flops_per_token=2 * active + _mixer_flops(config, context) + _stream_flops(config),
+        flops_per_token=2 * active + attention + others,
+        attention_flops=attention,
         kv_bytes_per_token=kv_bytes,
         state_bytes=rest * _FLOAT32_BYTES,
         read_bytes_per_token=sum(leaf_bytes(spec) for spec in used)
@@ -248,14 +256,14 @@ def _state_numbers(config: ModelConfig) -> int:
     return rest
 
 
-def _mixer_flops(config: ModelConfig, context: int) -> int:
-    flops = 0
-    for slot in slots(config):
-        if slot.kind == "attention":
-            flops += 4 * config.num_heads * config.head_dim * context
-        elif slot.kind == "delta":
-            flops += 7 * slot.heads * slot.key_dim * slot.value_dim
-    return flops
+def _attention_flops(config: ModelConfig, context: int) -> int:
+    layers = sum(slot.kind == "attention" for slot in slots(config))
+    return layers * 4 * config.num_heads * config.head_dim * context
+
+
+def _delta_flops(config: ModelConfig) -> int:
+    kept = (slot for slot in slots(config) if slot.kind == "delta")
+    return sum(7 * slot.heads * slot.key_dim * slot.value_dim for slot in kept)
 
 
 def _stream_flops(config: ModelConfig) -> int:

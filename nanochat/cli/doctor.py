@@ -149,7 +149,9 @@ def _speeds(bandwidth: "Bandwidth | None") -> list[tuple[str, str]]:
         return [("memory bandwidth", "unknown")]
     read, weights = (f"{format_bytes(speed)}/s" for speed in (bandwidth.read, bandwidth.weights))
     threads = counted(bandwidth.threads, "thread")
-    return [("memory bandwidth", f"{read} read by {threads}; ternary weights at {weights}")]
+    looking = f"attention at {bandwidth.attention / 1e9:.0f} GFLOPS"
+    speed = f"{read} read by {threads}; ternary weights at {weights}; {looking}"
+    return [("memory bandwidth", speed)]
 
 
 def _rows(kernels: "KernelReport") -> list[tuple[str, str]]:

@@ -138,7 +138,10 @@ def _speed(costs: "Cost", known: "Bandwidth | None") -> float | None:
     """Tokens a second, where they are bound by memory."""
     if known is None or costs.weight_bytes_per_token < _LEAST_BYTES:
         return None
-    return round(1 / costs.seconds_per_token(weights=known.weights, read=known.read), 2)
+    seconds = costs.seconds_per_token(
+        weights=known.weights, read=known.read, attention=known.attention
+    )
+    return round(1 / seconds, 2)
 
 
 def _in_words(speed: float | None) -> str:

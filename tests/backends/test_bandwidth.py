@@ -17,7 +17,7 @@ from nanochat.backends.numba.tuning.bandwidth import Bandwidth, known, measure, 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
 SIZE = 2**22
-RECORD = {"isa": "", "threads": 0, "read": 2e10, "weights": 1e10}
+RECORD = {"isa": "", "threads": 0, "read": 2e10, "weights": 1e10, "attention": 5e10}
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,8 @@ def test_what_was_measured_is_known_to_the_next_process(folder: Path) -> None:
     # No memory is read faster than the first cache, and none slower than a disk.
     assert 1e8 < found.weights < 1e13
     assert 1e8 < found.read < 1e13
+    # Nor computed at less than an operation in ten clocks, or more than all that a core can.
+    assert 1e8 < found.attention < 1e12 * num_cores()
     assert path() in list(folder.iterdir())
 
 
@@ -76,6 +78,7 @@ def test_the_fastest_is_kept_for_others_only_slow_it_down() -> None:
         {"read": 0.0},
         {"weights": -1.0},
         {"read": float("nan")},
+        {"attention": -1.0},
         {"weights": float("inf")},
         {"read": "fast"},
         {"read": None},
@@ -84,7 +87,8 @@ def test_the_fastest_is_kept_for_others_only_slow_it_down() -> None:
 )
 def test_what_is_not_of_this_machine_or_no_speed_is_not_known(changes: dict[str, object]) -> None:
     write()
-    assert known() == Bandwidth(isa=chosen(), threads=num_cores(), read=2e10, weights=1e10)
+    speeds = {"read": 2e10, "weights": 1e10, "attention": 5e10}
+    assert known() == Bandwidth(isa=chosen(), threads=num_cores(), **speeds)
 
     write(**changes)
 

@@ -26,7 +26,7 @@ from tests.export.foreign_ggufs import Case, write
 from tests.zoo.hub_client import HubClient
 
 GB = 10**9
-SPEED = Bandwidth(isa=chosen(), threads=num_cores(), read=35e9, weights=30e9)
+SPEED = Bandwidth(isa=chosen(), threads=num_cores(), read=35e9, weights=30e9, attention=1e11)
 STORAGES = get_args(Storage)
 
 
@@ -61,8 +61,10 @@ def test_show_tells_memory_and_speed_for_every_storage_of_keys_and_values(run: R
     ]
     for row in rows:
         costs = cost(entry.config, context=row["context"], kv_cache=row["kv_cache"])
-        rest = costs.read_bytes_per_token - costs.weight_bytes_per_token
-        seconds = costs.weight_bytes_per_token / 30e9 + rest / 35e9
+        seen = costs.read_bytes_per_token - costs.weight_bytes_per_token
+        # 36 layers, and 2 times 2 operations for each of 32 heads of 128 features.
+        looking = max(seen / 35e9, 36 * 4 * 32 * 128 * row["context"] / 1e11)
+        seconds = costs.weight_bytes_per_token / 30e9 + looking
         assert row["read_bytes_per_token"] == costs.read_bytes_per_token
         assert row["tokens_per_second"] == pytest.approx(1 / seconds, rel=1e-2)
         assert row["bytes"] > costs.stored_bytes + row["context"] * costs.kv_bytes_per_token
@@ -94,7 +96,7 @@ def test_show_says_what_is_taken_why_and_on_whose_terms(run: Run) -> None:
     assert re.search(r"^sampling +temperature 0\.5, top_k 20, top_p 0\.85$", shown, re.MULTILINE)
     assert re.search(r"^weights +.*-gguf on the Hub, unpinned$", shown, re.MULTILINE)
     assert re.search(r"^tried +not tried on the published weights$", shown, re.MULTILINE)
-    assert re.search(r"^ +4096 +int8 +\d\.\d+ GB +yes +2\.3\d GB +\d+\.\d$", shown, re.MULTILINE)
+    assert re.search(r"^ +4096 +int8 +\d\.\d+ GB +yes +2\.3\d GB +\d+$", shown, re.MULTILINE)
 
 
 def test_what_does_not_fit_is_told_with_what_would(run: Run) -> None:

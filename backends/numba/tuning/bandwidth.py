@@ -1,8 +1,9 @@
 """This file holds how fast this machine reads memory: measured once, remembered, and what decoding is bound by.
 
 A token that is decoded alone reads all weights once, so two speeds tell about how long it takes: that of ternary
-products of one row, and that of plain reading, which bounds it and is what keys and values are read at. Both are taken
-on all threads from a matrix that no cache holds, for a fraction of a second.
+products of one row, and that of plain reading, which bounds it and is what keys and values are read at. Where a long
+text is in sight, the arithmetic of attention takes longer than reading what it sees, so that its speed is the third.
+All are taken on all threads from memory that no cache holds, for a fraction of a second.
 """
 
 import json
@@ -16,18 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
+from nanochat.backends.numba.attention.attention import attention_kernel
 from nanochat.backends.numba.products import linear
 from nanochat.backends.numba.products.activation import padded_width
+from nanochat.backends.numba.products.layouts import layout_of
 from nanochat.backends.numba.runtime import costs
 from nanochat.backends.numba.runtime.compilation import end_wait, kernel
 from nanochat.backends.numba.runtime.isa import Isa, chosen
+from nanochat.backends.numba.runtime.lanes import STREAMED
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.runtime.threads import Call, Program, run_program
+from nanochat.backends.numba.state import buffers
 from nanochat.backends.numba.tuning import choices
 from nanochat.backends.numba.tuning.choices import Shape
 from nanochat.backends.numba.tuning.tuner import default_choice, random_matrix
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
+from nanochat.ops import Slot
+from nanochat.rows import PAGE
 
 __all__ = ["BYTES", "Bandwidth", "known", "measure", "path"]
 
@@ -39,6 +46,9 @@ _LARGEST_FILE = 4096
 BYTES = 2**28
 # Columns of the matrix, and of its blocks: the usual ones of published models.
 _COLUMNS, _BLOCK = 4096, 128
+# Keys and values of a layer of many of them, and queries that share a key head.
+_KEPT, _SHARE = Slot(kind="attention", heads=8, key_dim=128, storage="int8"), 4
+_SPEEDS = "read", "weights", "attention"
 # Words that are summed at once.
 _TASK = 2**15
 _RUNS = 15
@@ -46,12 +56,17 @@ _RUNS = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Bandwidth:
-    """Bytes a second on so many threads: of plain reading, and of ternary weights, codes and scales, in products."""
+    """Speeds on so many threads.
+
+    `read` is bytes a second of plain reading, `weights` those of ternary weights in products, with scales and codes in
+    two bits, however large models are laid out, and `attention` operations a second of one token.
+    """
 
     isa: Isa
     threads: int
     read: float
     weights: float
+    attention: float
 
 
 def known() -> Bandwidth | None:
@@ -71,14 +86,15 @@ def known() -> Bandwidth | None:
             "threads": threads,
             "read": float(),
             "weights": float(),
+            "attention": float(),
         }:
             here = kernels == choices.kernels() and (isa, threads) == (chosen(), num_cores())
         case _:
             return None
-    speeds = float(content["read"]), float(content["weights"])  # type: ignore[arg-type]  # matched above
-    if not here or not all(math.isfinite(speed) and speed > 0 for speed in speeds):
+    speeds = {name: float(content[name]) for name in _SPEEDS}  # type: ignore[arg-type]  # matched above
+    if not here or not all(math.isfinite(speed) and speed > 0 for speed in speeds.values()):
         return None
-    return Bandwidth(isa=chosen(), threads=num_cores(), read=speeds[0], weights=speeds[1])
+    return Bandwidth(isa=chosen(), threads=num_cores(), **speeds)
 
 
 def measure(size: int = BYTES) -> Bandwidth:
@@ -88,7 +104,8 @@ def measure(size: int = BYTES) -> Bandwidth:
     """
     isa, threads = chosen(), num_cores()
     rows = max(1, 4 * size // _COLUMNS)
-    shape = Shape("ternary", rows, _COLUMNS, _BLOCK)
+    layout = layout_of("auto", isa, STREAMED)
+    shape = Shape("ternary" if layout == "two_bits" else layout, rows, _COLUMNS, _BLOCK)
     blocks = _COLUMNS // _BLOCK
     matrix = random_matrix(shape, weight_blocks=blocks, memory=WeightMemory())
     x = np.ones((1, blocks, padded_width(_BLOCK)), np.int8)
@@ -102,7 +119,7 @@ def measure(size: int = BYTES) -> Bandwidth:
         tasks=linear.num_tasks(matrix.codes, 1),
         nanoseconds=rows * _COLUMNS * costs.INTEGER,
     )
-    words = matrix.codes.reshape(-1).view(np.int64)
+    words = matrix.codes.reshape(-1)[: matrix.codes.size // 8 * 8].view(np.int64)
     tasks = -(-words.size // _TASK)
     reading = Call(
         _sum_words,
@@ -110,15 +127,39 @@ def measure(size: int = BYTES) -> Bandwidth:
         tasks=tasks,
         nanoseconds=words.nbytes * costs.BYTE,
     )
-    read = words.nbytes / _seconds(reading, threads)
-    weights = (matrix.codes.nbytes + matrix.scales.nbytes) / _seconds(product, threads)
+    speeds = {
+        "read": words.nbytes / _seconds(reading, threads),
+        "weights": (rows * _COLUMNS // 4 + matrix.scales.nbytes) / _seconds(product, threads),
+    }
+    del matrix, words, product, reading
+    speeds["attention"] = _attention(size // 4, threads)
     end_wait()
     before = known()
     if before is not None:
-        read, weights = max(read, before.read), max(weights, before.weights)
-    found = Bandwidth(isa=isa, threads=threads, read=read, weights=weights)
+        speeds = {name: max(speed, getattr(before, name)) for name, speed in speeds.items()}
+    found = Bandwidth(isa=isa, threads=threads, **speeds)
     _keep(found)
     return found
+
+
+def _attention(size: int, threads: int) -> float:
+    """Operations a second of a token that sees keys and values of so many bytes."""
+    pages = max(1, size // (2 * PAGE * _KEPT.heads * _KEPT.key_dim))
+    kept = buffers(_KEPT, pages=pages, rows=1)
+    for array in kept:
+        # Memory of zeros need not be there.
+        array[...] = 1
+    positions = pages * PAGE
+    queries = np.ones((1, _SHARE * _KEPT.heads, _KEPT.key_dim), np.float32)
+    step = np.array([[0], [positions - 1], [1], [0]])
+    parts = np.array([[0, 0, head] for head in range(_KEPT.heads)])
+    call = Call(
+        attention_kernel(_KEPT.storage),
+        (queries, *kept, np.arange(pages)[None], *step, parts, np.empty_like(queries)),
+        tasks=_KEPT.heads,
+        nanoseconds=2 * queries.size * positions * costs.FLOAT,
+    )
+    return 4 * queries.size * positions / _seconds(call, threads)
 
 
 def path() -> Path | None:
