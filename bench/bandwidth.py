@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-__all__ = ["read_bandwidth"]
+__all__ = ["Reading", "read_bandwidth"]
 
 
-def read_bandwidth(*, threads: int, num_bytes: int = 2**30, runs: int = 7) -> float:
-    """Bytes per second that `threads` threads read, each its own part of one large array; the best of `runs`.
+class Reading:
+    """One large array, which threads read: each its own part, made by it, so that several nodes are used.
 
     NumPy's sum of int64 is vector code that waits for memory only, and runs without the interpreter's lock: Numba
     loops, with one accumulator or with four, were at most as fast.
@@ -19,12 +19,29 @@ def read_bandwidth(*, threads: int, num_bytes: int = 2**30, runs: int = 7) -> fl
     num_bytes : int
         Size of all parts; many times that of the last level of cache.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        # Made by the threads, so that on a machine with several nodes their memory is spread, too.
-        parts = list(pool.map(np.ones, [num_bytes // 8 // threads] * threads, [np.int64] * threads))
-        seconds = []
-        for _ in range(runs):
-            begin = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            seconds.append(time.perf_counter() - begin)
-    return sum(part.nbytes for part in parts) / min(seconds)
+
+    def __init__(self, *, threads: int, num_bytes: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        sizes = [num_bytes // 8 // threads] * threads
+        self._parts = list(self._pool.map(np.ones, sizes, [np.int64] * threads))
+        self.num_bytes = sum(part.nbytes for part in self._parts)
+
+    def run(self) -> None:
+        """Read all of it."""
+        list(self._pool.map(np.sum, self._parts))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+def read_bandwidth(*, threads: int, num_bytes: int = 2**30, runs: int = 7) -> float:
+    """Bytes per second that so many threads read (see `Reading`), the best of `runs`."""
+    reading = Reading(threads=threads, num_bytes=num_bytes)
+    seconds = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        reading.run()
+        seconds.append(time.perf_counter() - begin)
+    reading.close()
+    return reading.num_bytes / min(seconds)

@@ -5,8 +5,8 @@ stock llama.cpp runs. Both decode after a short text, in turns; then a prompt of
 beside the same without rotations shows what those cost. What long texts take, and what `nanochat models show` says of
 all this beforehand, is measured by `bench.public_long`.
 
-What is bound by memory says so: decoding by the bytes of the weights over the measured bandwidth, what memory is taken
-by the file's size. There is no bound for reading a prompt, which is arithmetic.
+What is bound by memory says so: decoding by the bytes of the weights over the bandwidth, which is measured in turns
+with it, what memory is taken by the file's size. There is no bound for reading a prompt, which is arithmetic.
 
 llama.cpp's Q2_0 has no vector code on x86: beside it, both decode after 4 tokens, read a prompt of 32, and do so once.
 ``--quick`` has the smallest shape, and leaves it out.
@@ -28,7 +28,7 @@ from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import measure
 from bench.public_files import KINDS, SHAPES, write_shape
 from bench.public_long import answer_memory, expected_memory, expected_speed, long_contexts
-from bench.public_models import IDS, SHORT, Ours, Peer
+from bench.public_models import IDS, SHORT, Memory, Ours, Peer
 from bench.result import Result
 from bench.result import table as plain_table
 from nanochat.backends.host import num_cores
@@ -159,29 +159,30 @@ def against(
     """Our speed with a file beside llama.cpp's with another, in turns."""
     ours, peer = Ours(path, threads), Peer(other, threads)
     text, prompt = IDS[: work.before], IDS[: work.prompt]
-    bandwidth = read_bandwidth(threads=threads)
+    memory = Memory(threads)
     decoding = {
         who: Runner(run=one.decode, start=partial(one.start, text), rest=one.rest)
         for who, one in (("ours", ours), (kind, peer))
-    }
+    } | memory.runner
     reading = {
         who: Runner(run=partial(one.prefill, prompt), rest=one.rest)
         for who, one in (("ours", ours), (kind, peer))
     }
     timings = interleaved(decoding, turns=work.turns[0], seconds=0.2)
+    bandwidth = memory.bandwidth(timings)
     if kind == "TQ2_0":
-        yield _share(name, timings["ours"], ours.num_bytes, bandwidth)
+        yield _share(name, memory.share(timings, "ours", ours.num_bytes))
         yield expected_speed(name, timings["ours"], ours, context=SHORT, bandwidth=bandwidth)
     decoded = _times(f"{name}: decode", timings, kind, 1, work.times[0])
     yield replace(decoded, bound=bandwidth / ours.num_bytes)
+    memory.close()
     timings = interleaved(reading, turns=work.turns[1], seconds=0.0)
     yield _times(f"{name}: prompt of {work.prompt}", timings, kind, work.prompt, work.times[1])
     peer.model.close()
     ours.model.close()
 
 
-def _share(name: str, timing: Timing, num_bytes: int, bandwidth: float) -> Result:
-    share = num_bytes / timing.seconds / bandwidth
+def _share(name: str, share: float) -> Result:
     return Result(
         case="public",
         what=f"{name}: bytes that decoding reads a second, over the measured bandwidth",
@@ -213,7 +214,7 @@ def rotation(
 ) -> Iterator[Result]:
     """What rotations cost: both models are in memory, and take turns."""
     models = {"plain": Ours(plain, threads), "rotated": Ours(rotated, threads)}
-    bandwidth = read_bandwidth(threads=threads)
+    memory = Memory(threads)
     for what, count in zip(_ROTATED, turns, strict=True):
         runners = {
             name: Runner(run=model.decode, start=partial(model.start, IDS[:SHORT]), rest=model.rest)
@@ -221,13 +222,15 @@ def rotation(
             else Runner(run=partial(model.prefill, IDS), rest=model.rest)
             for name, model in models.items()
         }
+        if what == "decode":
+            runners |= memory.runner
         timings = interleaved(runners, turns=count, seconds=0.5 if what == "decode" else 0.0)
         if what == "decode":
-            for name, timing in timings.items():
-                model = models[name]
-                yield _share(f"27B {name}", timing, model.num_bytes, bandwidth)
+            bandwidth = memory.bandwidth(timings)
+            for name, model in models.items():
+                yield _share(f"27B {name}", memory.share(timings, name, model.num_bytes))
                 yield expected_speed(
-                    f"27B {name}", timing, model, context=SHORT, bandwidth=bandwidth
+                    f"27B {name}", timings[name], model, context=SHORT, bandwidth=bandwidth
                 )
         over = ratio(timings["plain"], timings["rotated"])
         yield Result(
@@ -239,5 +242,6 @@ def rotation(
             target=_ROTATED[what],
             ok=over <= _ROTATED[what],
         )
+    memory.close()
     for model in models.values():
         model.model.close()

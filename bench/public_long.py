@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import Taken, measure, model_peak, process_peak
-from bench.public_models import IDS, SHORT, LongState, Ours
+from bench.public_models import IDS, SHORT, LongState, Memory, Ours
 from bench.result import Result
 from nanochat.cli.expectation import expect
 from nanochat.config import ModelConfig
@@ -38,7 +37,7 @@ def long_contexts(
 ) -> Iterator[Result]:
     """Decoding after so many tokens beside that after few, for storages of keys and values, each with a target."""
     ours = Ours(path, threads)
-    bandwidth = read_bandwidth(threads=threads)
+    memory = Memory(threads)
     config = ours.engine.config
     for storage, target in targets.items():
         ours.keep(storage)
@@ -46,10 +45,11 @@ def long_contexts(
         runners = {
             "long": Runner(run=long.decode, start=long.start, rest=ours.rest),
             "short": Runner(run=ours.decode, start=lambda: ours.start(IDS[:SHORT]), rest=ours.rest),
-        }
+        } | memory.runner
         timings = interleaved(runners, turns=turns, seconds=seconds)
-        reading = (ours.num_bytes + _kept(config, length, storage)) / bandwidth
-        over_reading = timings["long"].seconds / reading
+        bandwidth = memory.bandwidth(timings)
+        num_bytes = ours.num_bytes + _kept(config, length, storage)
+        over_reading = 1 / memory.share(timings, "long", num_bytes)
         what = f"{name}: a token after {length}, {storage}"
         yield Result(
             case="public",
@@ -60,19 +60,20 @@ def long_contexts(
             target=_OVER_READING,
             ok=over_reading <= _OVER_READING,
         )
-        short = (ours.num_bytes + _kept(config, SHORT, storage)) / bandwidth
+        short = ours.num_bytes + _kept(config, SHORT, storage)
         over_short = ratio(timings["short"], timings["long"])
         yield Result(
             case="public",
             what=f"{what}, time over that after {SHORT}",
             unit="ratio",
             ours=over_short,
-            bound=reading / short,
+            bound=num_bytes / short,
             target=target,
             ok=target is None or over_short <= target,
         )
         yield expected_speed(name, timings["long"], ours, context=length, bandwidth=bandwidth)
         del long, runners
+    memory.close()
     ours.model.close()
 
 

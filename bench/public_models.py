@@ -1,11 +1,14 @@
 """This file holds the competitors of the case `public`, and the states of long contexts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.bandwidth import Reading
+from bench.interleaved import Runner, Timing, ratio
+from nanochat.backends.numba.tuning import bandwidth
 from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.generation.engine import Engine
 from nanochat.lm import Model
@@ -13,7 +16,7 @@ from nanochat.ops import Storage
 from nanochat.rows import PAGE, num_pages
 from nanochat.weights import named_leaves
 
-__all__ = ["IDS", "ROOM", "SHORT", "LongState", "Ours", "Peer"]
+__all__ = ["IDS", "ROOM", "SHORT", "LongState", "Memory", "Ours", "Peer"]
 
 # Tokens of a short text, and those that a state has room for besides.
 SHORT, ROOM = 64, 1024
@@ -79,6 +82,33 @@ class Peer:
     def rest(self) -> None:
         """Have its threads sleep."""
         self.model.pause()
+
+
+class Memory:
+    """Plain reading, which takes turns with decoding: neighbours on a shared machine change its speed by the minute.
+
+    What `nanochat models show` knows of it is measured anew, too.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._reading = Reading(threads=threads, num_bytes=2**29)
+        self.runner = {"memory": Runner(run=self._reading.run, rest=lambda: None)}
+        record = bandwidth.path()
+        if record is not None:
+            record.unlink(missing_ok=True)
+        bandwidth.measure()
+
+    def bandwidth(self, timings: Mapping[str, Timing]) -> float:
+        """Bytes a second."""
+        return self._reading.num_bytes / timings["memory"].seconds
+
+    def share(self, timings: Mapping[str, Timing], name: str, num_bytes: int) -> float:
+        """Bytes that a competitor reads a second, of so many for a call, over those of plain reading."""
+        return ratio(timings[name], timings["memory"]) * num_bytes / self._reading.num_bytes
+
+    def close(self) -> None:
+        """End its threads."""
+        self._reading.close()
 
 
 class LongState:
