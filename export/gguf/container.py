@@ -12,6 +12,7 @@ References
 import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,6 +50,7 @@ _VERSIONS = (2, _VERSION)
 _MAX_METADATA_BYTES = 128 * 2**20
 _MAX_DIMENSIONS = 4
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+_LENGTH = struct.Struct("<Q")
 _TYPE = gguf.GGUFValueType
 _DTYPES: dict[gguf.GGUFValueType, np.dtype[np.generic]] = {
     _TYPE.UINT8: np.dtype("<u1"),
@@ -217,13 +219,29 @@ class _Cursor:
                 f"{self.path}: the text {data!r:.80} is not UTF-8; fetch the file again"
             ) from error
 
+    def _texts(self, count: int) -> list[str]:
+        """Return so many strings: a vocabulary has 250,000, and `text` takes three times as long."""
+        found: list[str] = []
+        position, end = self.position, len(self._data) - _LENGTH.size
+        with suppress(UnicodeDecodeError):
+            while len(found) < count and position <= end:
+                start = position + _LENGTH.size
+                (size,) = _LENGTH.unpack_from(self._data, position)
+                if start + size > len(self._data):
+                    break
+                found.append(str(self._data[start : start + size], "utf-8"))
+                position = start + size
+        self.position = position
+        # What is left begins with one that `text` refuses.
+        return found + [self.text() for _ in range(count - len(found))]
+
     def value(self) -> MetadataValue:
         """Return the next value of the metadata, behind its type."""
         kind = self.integer("<I")
         if kind == _TYPE.ARRAY:
             kind, count = self.integer("<I"), self.integer("<Q")
             if kind == _TYPE.STRING:
-                return [self.text() for _ in range(count)]
+                return self._texts(count)
             dtype = self._dtype(kind)
             return np.frombuffer(self.take(count * dtype.itemsize), dtype)
         if kind == _TYPE.STRING:
