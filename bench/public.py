@@ -210,7 +210,7 @@ def _times(what: str, timings: dict[str, Timing], kind: str, tokens: int, target
 
 
 def rotation(
-    plain: Path, rotated: Path, threads: int, *, turns: tuple[int, int] = (10, 1)
+    plain: Path, rotated: Path, threads: int, *, turns: tuple[int, int] = (30, 2)
 ) -> Iterator[Result]:
     """What rotations cost: both models are in memory, and take turns."""
     models = {"plain": Ours(plain, threads), "rotated": Ours(rotated, threads)}
@@ -224,7 +224,7 @@ def rotation(
         }
         if what == "decode":
             runners |= memory.runner
-        timings = interleaved(runners, turns=count, seconds=0.5 if what == "decode" else 0.0)
+        timings = interleaved(runners, turns=count, seconds=0.0)
         if what == "decode":
             bandwidth = memory.bandwidth(timings)
             for name, model in models.items():
