@@ -5,8 +5,9 @@ stock llama.cpp runs. Both decode after a short text, in turns; then a prompt of
 beside the same without rotations shows what those cost. What long texts take, and what `nanochat models show` says of
 all this beforehand, is measured by `bench.public_long`.
 
-What is bound by memory says so: decoding by the bytes of the weights over the bandwidth, which is measured in turns
-with it, what memory is taken by the file's size. There is no bound for reading a prompt, which is arithmetic.
+What is bound by memory says so: decoding by the bytes of the weights over the bandwidth with which the same memory is
+read, in turns with it; what memory is taken, by the file's size. There is no bound for reading a prompt, which is
+arithmetic.
 
 llama.cpp's Q2_0 has no vector code on x86: beside it, both decode after 4 tokens, read a prompt of 32, and do so once.
 ``--quick`` has the smallest shape, and leaves it out.
@@ -28,7 +29,7 @@ from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import measure
 from bench.public_files import KINDS, SHAPES, write_shape
 from bench.public_long import answer_memory, expected_memory, expected_speed, long_contexts
-from bench.public_models import IDS, SHORT, Memory, Ours, Peer
+from bench.public_models import IDS, SHORT, Ours, Peer, forget_bandwidth
 from bench.result import Result
 from bench.result import table as plain_table
 from nanochat.backends.host import num_cores
@@ -159,27 +160,26 @@ def against(
     """Our speed with a file beside llama.cpp's with another, in turns."""
     ours, peer = Ours(path, threads), Peer(other, threads)
     text, prompt = IDS[: work.before], IDS[: work.prompt]
-    memory = Memory(threads)
+    forget_bandwidth()
     decoding = {
         who: Runner(run=one.decode, start=partial(one.start, text), rest=one.rest)
         for who, one in (("ours", ours), (kind, peer))
-    } | memory.runner
-    reading = {
+    } | {"reading": ours.reader}
+    prompts = {
         who: Runner(run=partial(one.prefill, prompt), rest=one.rest)
         for who, one in (("ours", ours), (kind, peer))
     }
     timings = interleaved(decoding, turns=work.turns[0], seconds=0.2)
-    bandwidth = memory.bandwidth(timings)
+    bandwidth = ours.bandwidth(timings["reading"])
     if kind == "TQ2_0":
-        yield _share(name, memory.share(timings, "ours", ours.num_bytes))
+        yield _share(name, ours.share(timings["ours"], timings["reading"], ours.num_bytes))
         yield expected_speed(name, timings["ours"], ours, context=SHORT, bandwidth=bandwidth)
     decoded = _times(f"{name}: decode", timings, kind, 1, work.times[0])
     yield replace(decoded, bound=bandwidth / ours.num_bytes)
-    memory.close()
-    timings = interleaved(reading, turns=work.turns[1], seconds=0.0)
+    timings = interleaved(prompts, turns=work.turns[1], seconds=0.0)
     yield _times(f"{name}: prompt of {work.prompt}", timings, kind, work.prompt, work.times[1])
     peer.model.close()
-    ours.model.close()
+    ours.close()
 
 
 def _share(name: str, share: float) -> Result:
@@ -214,7 +214,7 @@ def rotation(
 ) -> Iterator[Result]:
     """What rotations cost: both models are in memory, and take turns."""
     models = {"plain": Ours(plain, threads), "rotated": Ours(rotated, threads)}
-    memory = Memory(threads)
+    forget_bandwidth()
     for what, count in zip(_ROTATED, turns, strict=True):
         runners = {
             name: Runner(run=model.decode, start=partial(model.start, IDS[:SHORT]), rest=model.rest)
@@ -223,14 +223,15 @@ def rotation(
             for name, model in models.items()
         }
         if what == "decode":
-            runners |= memory.runner
+            runners |= {f"{name}, read": model.reader for name, model in models.items()}
         timings = interleaved(runners, turns=count, seconds=0.0)
         if what == "decode":
-            bandwidth = memory.bandwidth(timings)
             for name, model in models.items():
-                yield _share(f"27B {name}", memory.share(timings, name, model.num_bytes))
+                timing, reading = timings[name], timings[f"{name}, read"]
+                yield _share(f"27B {name}", model.share(timing, reading, model.num_bytes))
+                bandwidth = model.bandwidth(reading)
                 yield expected_speed(
-                    f"27B {name}", timings[name], model, context=SHORT, bandwidth=bandwidth
+                    f"27B {name}", timing, model, context=SHORT, bandwidth=bandwidth
                 )
         over = ratio(timings["plain"], timings["rotated"])
         yield Result(
@@ -242,6 +243,5 @@ def rotation(
             target=_ROTATED[what],
             ok=over <= _ROTATED[what],
         )
-    memory.close()
     for model in models.values():
-        model.model.close()
+        model.close()

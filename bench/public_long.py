@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.interleaved import Runner, Timing, interleaved, ratio
 from bench.memory import Taken, measure, model_peak, process_peak
-from bench.public_models import IDS, SHORT, LongState, Memory, Ours
+from bench.public_models import IDS, SHORT, LongState, Ours, forget_bandwidth
 from bench.result import Result
 from nanochat.cli.expectation import expect
 from nanochat.config import ModelConfig
@@ -37,7 +37,7 @@ def long_contexts(
 ) -> Iterator[Result]:
     """Decoding after so many tokens beside that after few, for storages of keys and values, each with a target."""
     ours = Ours(path, threads)
-    memory = Memory(threads)
+    forget_bandwidth()
     config = ours.engine.config
     for storage, target in targets.items():
         ours.keep(storage)
@@ -45,11 +45,12 @@ def long_contexts(
         runners = {
             "long": Runner(run=long.decode, start=long.start, rest=ours.rest),
             "short": Runner(run=ours.decode, start=lambda: ours.start(IDS[:SHORT]), rest=ours.rest),
-        } | memory.runner
+            "reading": ours.reader,
+        }
         timings = interleaved(runners, turns=turns, seconds=seconds)
-        bandwidth = memory.bandwidth(timings)
+        bandwidth = ours.bandwidth(timings["reading"])
         num_bytes = ours.num_bytes + _kept(config, length, storage)
-        over_reading = 1 / memory.share(timings, "long", num_bytes)
+        over_reading = 1 / ours.share(timings["long"], timings["reading"], num_bytes)
         what = f"{name}: a token after {length}, {storage}"
         yield Result(
             case="public",
@@ -73,8 +74,7 @@ def long_contexts(
         )
         yield expected_speed(name, timings["long"], ours, context=length, bandwidth=bandwidth)
         del long, runners
-    memory.close()
-    ours.model.close()
+    ours.close()
 
 
 def answer_memory(name: str, path: Path, sampling: Mapping[str, object]) -> Result:
