@@ -133,12 +133,12 @@ class NumbaOps:
         # What was computed for the sites and experts of earlier weights.
         self._sites.clear()
         self._groups.clear()
-        memory = WeightMemory()
         leaves = list(named_leaves(weights))
         if self.layout == "five_trits":
             for name, leaf in leaves:
                 require_trits_fit(name, leaf)
-        layout = self.layout_of(sum(num_ternary(leaf) for _, leaf in leaves) // 4)
+        num_bytes = sum(num_ternary(leaf) for _, leaf in leaves) // 4
+        layout, memory = self.layout_of(num_bytes), WeightMemory(num_bytes)
         with spread_over_nodes():
             prepared = map_leaves(
                 lambda name, leaf: prepare_leaf(

@@ -147,7 +147,7 @@ def test_pages_that_another_thread_fills_go_to_all_nodes(tmp_path: Path) -> None
     online = tmp_path / "online"
     online.write_text("0,63\n")
 
-    array = WeightMemory(online).empty((2**20,), np.uint8)
+    array = WeightMemory(online=online).empty((2**20,), np.uint8)
 
     start = array.ctypes.data
     policies = [line.split()[:2] for line in Path("/proc/self/numa_maps").read_text().splitlines()]

@@ -19,7 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["WeightMemory", "nodes", "spread_over_nodes"]
 
-_PIECE = 32 * 2**20
+# The last huge page of a piece is used in part.
+_PIECE, _LARGEST_PIECE = 32 * 2**20, 256 * 2**20
 _HUGE_PAGE = 2 * 2**20
 _CACHE_LINE = 64
 
@@ -34,17 +35,23 @@ class WeightMemory:
     """Gives arrays, one after the other, from pieces that are freed when none of their arrays is left.
 
     Whichever thread fills them, their pages come from all memory nodes in turn.
+
+    Parameters
+    ----------
+    num_bytes : int
+        About how much will be asked for.
     """
 
-    def __init__(self, online: Path = _NODES) -> None:
+    def __init__(self, num_bytes: int = 0, *, online: Path = _NODES) -> None:
         self._piece = np.empty(0, np.uint8)
+        self._size = max(_PIECE, min(num_bytes // 4, _LARGEST_PIECE))
         self._nodes = nodes(online)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array that begins on a cache line; its contents are zero."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size > len(self._piece):
-            self._piece = _huge_pages(max(size, _PIECE))
+            self._piece = _huge_pages(max(size, self._size))
             if len(self._nodes) > 1:
                 _bind(self._piece, self._nodes)
         array, rest = self._piece[:size], -size % _CACHE_LINE
