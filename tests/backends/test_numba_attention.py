@@ -16,7 +16,7 @@ from numba import njit
 
 from nanochat.backends.numba import state as numba_state
 from nanochat.backends.numba.attention import attention, launching
-from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
+from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, multiply_scaled
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.vectors import LANES
@@ -24,7 +24,7 @@ from nanochat.backends.numba.state import NumbaStep, Spans, buffers
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.rows import PAGE, num_pages, step_of_spans
-from nanochat.ternary import quantize_activations, quantize_kv
+from nanochat.ternary import KV_BLOCK, quantize_activations, quantize_kv
 from tests.backends.leaves import Values, normal
 from tests.parity.rows import stepping
 
@@ -103,6 +103,33 @@ def multiplied(
     rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, begun: int
 ) -> None:
     multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun, 0)
+
+
+@njit
+def multiplied_scaled(
+    rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, scales: Any
+) -> None:
+    count = matrix.shape[0]
+    multiply_scaled(rows, weights, offsets, matrix, 0, count, sums, LANES, 0, 0, scales)
+
+
+@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
+@pytest.mark.parametrize("count", [1, KV_BLOCK, KV_BLOCK + 5, 3 * KV_BLOCK])
+def test_a_product_with_scaled_codes_is_that_with_what_they_stand_for(
+    rows: int, count: int
+) -> None:
+    weights, numbers = normal(rows, count), normal(count, LANES, seed=1)
+    offsets = np.arange(rows) * count
+    blocks = -(-count // KV_BLOCK)
+    # In pages of positions, of which a tile is multiplied.
+    scales = normal(blocks, PAGE, seed=2).view(np.uint32) >> 16
+    wide = (scales << 16).view(np.float32)[:, :LANES]
+    meant = four_bit_codes(numbers) * np.repeat(wide, KV_BLOCK, axis=0)[:count]
+    sums = np.full((rows, LANES), np.nan, np.float32)
+
+    multiplied_scaled(rows, weights, offsets, packed(numbers), sums, scales.astype(np.uint16))
+
+    np.testing.assert_allclose(sums, weights @ meant.astype(np.float64), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))

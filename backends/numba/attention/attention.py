@@ -27,8 +27,13 @@ from numba import types
 from numba.np.numpy_support import carray
 from numpy.typing import NDArray
 
-from nanochat.backends.numba.attention.four_bits import add_scaled, scale
-from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, to_half
+from nanochat.backends.numba.attention.four_bits import scale
+from nanochat.backends.numba.attention.lane_product import (
+    MOST_ROWS,
+    multiply,
+    multiply_scaled,
+    to_half,
+)
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
 from nanochat.ops import Storage
@@ -216,8 +221,22 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:
                         for tile in range(-(-min(most - begin, PAGE) // LANES)):
                             place = (head + tile) * features * keys.shape[4]
                             at = begin + tile * LANES
-                            if not of_blocks:
-                                sums_of = scores[0, at:]
+                            sums_of = scores[0, at:]
+                            if of_blocks:
+                                multiply_scaled(
+                                    number,
+                                    q,
+                                    places,
+                                    keys,
+                                    place,
+                                    features,
+                                    sums_of,
+                                    _BLOCK,
+                                    0,
+                                    ahead,
+                                    key_scales[pages[begin // PAGE], g, 0, tile * LANES :],
+                                )
+                            else:
                                 multiply(
                                     number,
                                     q,
@@ -230,29 +249,6 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:
                                     0,
                                     ahead,
                                 )
-                                continue
-                            for block in range(key_scales.shape[2]):
-                                low_feature = block * KV_BLOCK
-                                width = min(KV_BLOCK, features - low_feature)
-                                for j in range(number):
-                                    weights[j] = places[j] + low_feature
-                                some = place + low_feature * keys.shape[4]
-                                multiply(
-                                    number,
-                                    q,
-                                    weights,
-                                    keys,
-                                    some,
-                                    width,
-                                    blends[0],
-                                    LANES,
-                                    0,
-                                    ahead,
-                                )
-                                scales = key_scales[pages[begin // PAGE], g, block, tile * LANES :]
-                                for j in range(number):
-                                    sums_of = scores[j, at : at + LANES]
-                                    add_scaled(sums_of, blends[j], scales, block > 0)
                     for j in range(number):
                         if seens[j] > 0:
                             of_query = scores[j, : seens[j]]

@@ -17,7 +17,7 @@ from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.rows import PAGE
 from nanochat.ternary import KV_BLOCK, KV_LARGEST
 
-__all__ = ["add_scaled", "append", "scale"]
+__all__ = ["append", "scale"]
 
 _Array = NDArray[np.float32]
 _Ints = NDArray[np.int64]
@@ -120,11 +120,3 @@ def scale(y: _Array, x: _Array, scales: _Scales) -> None:
     """Each number of x times its scale, to the beginning of y."""
     for i in range(x.shape[0]):
         y[i] = x[i] * _number(scales[i])
-
-
-@kernel
-def add_scaled(y: _Array, x: _Array, scales: _Scales, begun: bool) -> None:
-    """The same, added to what is there if `begun`."""
-    for i in range(x.shape[0]):
-        number = x[i] * _number(scales[i])
-        y[i] = y[i] + number if begun else number

@@ -34,8 +34,10 @@ from nanochat.backends.numba.runtime.vectors import (
     store,
     vector,
 )
+from nanochat.rows import PAGE
+from nanochat.ternary import KV_BLOCK
 
-__all__ = ["MOST_ROWS", "PACKED_LANES", "multiply", "to_half"]
+__all__ = ["MOST_ROWS", "PACKED_LANES", "multiply", "multiply_scaled", "to_half"]
 
 # Bytes of a row of codes of 4 bits: each holds lane l in its lower half, and l + L / 2 in its upper.
 PACKED_LANES = LANES // 2
@@ -47,6 +49,9 @@ MOST_ROWS = 8 if _IS_WIDE else 4
 
 # By the elements of the matrix: their bytes; those of two codes of 4 bits count as one.
 _BYTES = {FLOAT: 4, INT16: 2, INT8: 1}
+
+# Arguments of the function that multiplies without scales.
+_PLAIN = 9
 
 # Bytes of a line of the caches.
 _LINE = 64
@@ -66,18 +71,40 @@ def _multiply(
     begun: Any,
     ahead: Any,
 ) -> tuple[Any, Any]:
-    kinds = rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead
+    return _call_of(rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead)
 
+
+def _multiply_scaled(
+    _typing: object,
+    rows: Any,
+    weights: Any,
+    offsets: Any,
+    matrix: Any,
+    place: Any,
+    count: Any,
+    sums: Any,
+    stride: Any,
+    begun: Any,
+    ahead: Any,
+    scales: Any,
+) -> tuple[Any, Any]:
+    return _call_of(
+        rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead, scales
+    )
+
+
+def _call_of(*kinds: Any) -> tuple[Any, Any]:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def data(number: int) -> Any:
             array = context.make_array(signature.args[number])
             return array(context, builder, arguments[number]).data
 
         first = moved(builder, data(3), arguments[4])
-        values = arguments[0], data(1), data(2), first, arguments[5], data(6), *arguments[7:]
-        kinds = [value.type for value in values]
+        values = [arguments[0], data(1), data(2), first, arguments[5], data(6), *arguments[7:10]]
+        values += [data(number) for number in range(10, len(kinds))]
         four_bits = signature.args[3].dtype == types.uint8
-        builder.call(_function(builder.module, kinds, four_bits=four_bits), values)
+        kinds_here = [value.type for value in values]
+        builder.call(_function(builder.module, kinds_here, four_bits=four_bits), values)
         return context.get_dummy_value()
 
     return types.void(*kinds), generate
@@ -91,10 +118,15 @@ def _multiply(
 # What lies `ahead` bytes further is asked for: what is read next, as a rule.
 multiply = cast(Callable[..., None], intrinsic(_multiply))
 
+# ``multiply_scaled(..., ahead, scales)``: the same, where ``matrix[i, lane]`` stands for its product with
+# ``scales[i // KV_BLOCK * PAGE + lane]``, in the bits of bfloat16. That of a code of 4 bits is exact.
+multiply_scaled = cast(Callable[..., None], intrinsic(_multiply_scaled))
+
 
 def _function(module: Any, kinds: list[Any], *, four_bits: bool) -> Any:
     """The one function of a kernel that multiplies, since a copy at every call would take long to compile."""
-    name = f"nanochat_multiply_{'i4' if four_bits else kinds[3].pointee}"
+    scaled = "_scaled" if len(kinds) > _PLAIN else ""
+    name = f"nanochat_multiply{scaled}_{'i4' if four_bits else kinds[3].pointee}"
     if name in module.globals:
         return module.globals[name]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -125,6 +157,7 @@ def _generate(
     stride: Any,
     begun: Any,
     ahead: Any,
+    scales: Any = None,
     *,
     four_bits: bool,
 ) -> None:
@@ -143,9 +176,20 @@ def _generate(
             for r in range(rows)
         ]
         firsts = _firsts(builder, begun, places, numbers)
-        before, body = builder.block, builder.append_basic_block("sum")
+        before, block = builder.block, builder.append_basic_block("block")
+        body, blocked = builder.append_basic_block("sum"), builder.append_basic_block("blocked")
         after = builder.append_basic_block("summed")
-        builder.cbranch(builder.icmp_signed(">", count, integer(0)), body, after)
+        builder.cbranch(builder.icmp_signed(">", count, integer(0)), block, after)
+        # All rows of the matrix that share a scale.
+        builder.position_at_end(block)
+        begin = builder.phi(INT64)
+        sums_before = [builder.phi(numbers) for _ in range(rows)]
+        end, factors = count, None
+        if scales is not None:
+            factors = _scales_at(builder, scales, begin, numbers, low)
+            end = builder.add(begin, integer(KV_BLOCK))
+            end = builder.select(builder.icmp_signed("<", end, count), end, count)
+        builder.branch(body)
         builder.position_at_end(body)
         i = builder.phi(INT64)
         totals = [builder.phi(numbers) for _ in range(rows)]
@@ -156,6 +200,8 @@ def _generate(
             lane = builder.add(builder.mul(i, integer(LANES)), integer(low))
             address = moved(builder, matrix, lane)
             row = _widened(builder, address, numbers)
+        if factors is not None:
+            row = builder.fmul(row, factors)
         if low == 0:
             _ask(builder, address, ahead)
         added = [
@@ -163,17 +209,33 @@ def _generate(
             for start, total in zip(starts, totals, strict=True)
         ]
         following = builder.add(i, integer(1))
-        builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-        i.add_incoming(integer(0), before)
-        i.add_incoming(following, body)
+        builder.cbranch(builder.icmp_signed("<", following, end), body, blocked)
+        builder.position_at_end(blocked)
+        builder.cbranch(builder.icmp_signed("<", following, count), block, after)
+        for phi, first in ((begin, integer(0)), *zip(sums_before, firsts, strict=True)):
+            phi.add_incoming(first, before)
+        for phi, later in ((begin, following), *zip(sums_before, added, strict=True)):
+            phi.add_incoming(later, blocked)
+        for phi, first in ((i, begin), *zip(totals, sums_before, strict=True)):
+            phi.add_incoming(first, block)
+        for phi, later in ((i, following), *zip(totals, added, strict=True)):
+            phi.add_incoming(later, body)
         builder.position_at_end(after)
         results = [builder.phi(numbers) for _ in range(rows)]
-        for r in range(rows):
-            for phi in (totals[r], results[r]):
-                phi.add_incoming(firsts[r], before)
-                phi.add_incoming(added[r], body)
+        for r, result in enumerate(results):
+            result.add_incoming(firsts[r], before)
+            result.add_incoming(added[r], blocked)
         for place, result in zip(places, results, strict=True):
             store(builder, result, place)
+
+
+def _scales_at(builder: Any, scales: Any, begin: Any, numbers: Any, low: int) -> Any:
+    """The scales of a block of rows of the matrix, from lane `low` on, as float32."""
+    place = builder.mul(builder.udiv(begin, integer(KV_BLOCK)), integer(PAGE))
+    address = moved(builder, scales, builder.add(place, integer(low)))
+    wide = vector(INT32, numbers.count)
+    bits = builder.zext(load(builder, address, vector(INT16, numbers.count)), wide)
+    return builder.bitcast(builder.shl(bits, filled(wide, 16)), numbers)
 
 
 def _firsts(builder: Any, begun: Any, places: list[Any], numbers: Any) -> list[Any]:
