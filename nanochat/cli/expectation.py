@@ -57,7 +57,7 @@ def expect(
             {
                 **dataclasses.asdict(room),
                 "read_bytes_per_token": costs.read_bytes_per_token,
-                "tokens_per_second": _speed(costs, known),
+                "tokens_per_second": _speed(costs, room.kv_cache, known),
             }
         )
     storages: dict[Storage, None] = {row["kv_cache"]: None for row in rows}
@@ -130,17 +130,16 @@ def in_short(config: "ModelConfig | None", size: int, *, backend: str, free: int
 
         known = known_bandwidth()
     short = cost(config, context=min(_ANSWER, context), kv_cache=first.kv_cache)
-    speed = _speed(short, known)
+    speed = _speed(short, first.kv_cache, known)
     return fits if speed is None else f"{fits}, {_in_words(speed)} tokens/s"
 
 
-def _speed(costs: "Cost", known: "Bandwidth | None") -> float | None:
+def _speed(costs: "Cost", kv_cache: "Storage", known: "Bandwidth | None") -> float | None:
     """Tokens a second, where they are bound by memory."""
     if known is None or costs.weight_bytes_per_token < _LEAST_BYTES:
         return None
-    seconds = costs.seconds_per_token(
-        weights=known.weights, read=known.read, attention=known.attention
-    )
+    attention = known.int4_attention if kv_cache == "int4" else known.attention
+    seconds = costs.seconds_per_token(weights=known.weights, read=known.read, attention=attention)
     return round(1 / seconds, 2)
 
 

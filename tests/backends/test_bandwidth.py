@@ -17,7 +17,14 @@ from nanochat.backends.numba.tuning.bandwidth import Bandwidth, known, measure, 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
 SIZE = 2**22
-RECORD = {"isa": "", "threads": 0, "read": 2e10, "weights": 1e10, "attention": 5e10}
+RECORD = {
+    "isa": "",
+    "threads": 0,
+    "read": 2e10,
+    "weights": 1e10,
+    "attention": 5e10,
+    "int4_attention": 4e10,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +54,7 @@ def test_what_was_measured_is_known_to_the_next_process(folder: Path) -> None:
     assert 1e8 < found.read < 1e13
     # Nor computed at less than an operation in ten clocks, or more than all that a core can.
     assert 1e8 < found.attention < 1e12 * num_cores()
+    assert 1e8 < found.int4_attention < 1e12 * num_cores()
     assert path() in list(folder.iterdir())
 
 
@@ -79,6 +87,7 @@ def test_the_fastest_is_kept_for_others_only_slow_it_down() -> None:
         {"weights": -1.0},
         {"read": float("nan")},
         {"attention": -1.0},
+        {"int4_attention": 0.0},
         {"weights": float("inf")},
         {"read": "fast"},
         {"read": None},
@@ -87,7 +96,7 @@ def test_the_fastest_is_kept_for_others_only_slow_it_down() -> None:
 )
 def test_what_is_not_of_this_machine_or_no_speed_is_not_known(changes: dict[str, object]) -> None:
     write()
-    speeds = {"read": 2e10, "weights": 1e10, "attention": 5e10}
+    speeds = {"read": 2e10, "weights": 1e10, "attention": 5e10, "int4_attention": 4e10}
     assert known() == Bandwidth(isa=chosen(), threads=num_cores(), **speeds)
 
     write(**changes)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,9 +32,10 @@ from nanochat.backends.numba.state import buffers
 from nanochat.backends.numba.tuning import choices
 from nanochat.backends.numba.tuning.choices import Shape
 from nanochat.backends.numba.tuning.tuner import default_choice, random_matrix
+from nanochat.cost import vector_bytes
 from nanochat.errors import FormatError, SaveError
 from nanochat.files import atomic_write, exists, parse_json, read_bytes
-from nanochat.ops import Slot
+from nanochat.ops import Slot, Storage
 from nanochat.rows import PAGE
 
 __all__ = ["BYTES", "Bandwidth", "known", "measure", "path"]
@@ -46,9 +48,9 @@ _LARGEST_FILE = 4096
 BYTES = 2**28
 # Columns of the matrix, and of its blocks: the usual ones of published models.
 _COLUMNS, _BLOCK = 4096, 128
-# Keys and values of a layer of many of them, and queries that share a key head.
-_KEPT, _SHARE = Slot(kind="attention", heads=8, key_dim=128, storage="int8"), 4
-_SPEEDS = "read", "weights", "attention"
+# Key heads of a layer, their features, queries that share one, and layers.
+_HEADS, _FEATURES, _SHARE, _LAYERS = 8, 128, 4, 4
+_SPEEDS = "read", "weights", "attention", "int4_attention"
 # Words that are summed at once.
 _TASK = 2**15
 _RUNS = 15
@@ -59,7 +61,8 @@ class Bandwidth:
     """Speeds on so many threads.
 
     `read` is bytes a second of plain reading, `weights` those of ternary weights in products, with scales and codes in
-    two bits, however large models are laid out, and `attention` operations a second of one token.
+    two bits, however large models are laid out, and `attention` operations a second of one token that looks at int8
+    or wider numbers, or at `int4`.
     """
 
     isa: Isa
@@ -67,6 +70,7 @@ class Bandwidth:
     read: float
     weights: float
     attention: float
+    int4_attention: float
 
 
 def known() -> Bandwidth | None:
@@ -87,6 +91,7 @@ def known() -> Bandwidth | None:
             "read": float(),
             "weights": float(),
             "attention": float(),
+            "int4_attention": float(),
         }:
             here = kernels == choices.kernels() and (isa, threads) == (chosen(), num_cores())
         case _:
@@ -128,11 +133,12 @@ def measure(size: int = BYTES) -> Bandwidth:
         nanoseconds=words.nbytes * costs.BYTE,
     )
     speeds = {
-        "read": words.nbytes / _seconds(reading, threads),
-        "weights": (rows * _COLUMNS // 4 + matrix.scales.nbytes) / _seconds(product, threads),
+        "read": words.nbytes / _seconds([reading], threads),
+        "weights": (rows * _COLUMNS // 4 + matrix.scales.nbytes) / _seconds([product], threads),
     }
     del matrix, words, product, reading
-    speeds["attention"] = _attention(size // 4, threads)
+    speeds["attention"] = _attention("int8", size // 4, threads)
+    speeds["int4_attention"] = _attention("int4", size // 8, threads)
     end_wait()
     before = known()
     if before is not None:
@@ -142,24 +148,29 @@ def measure(size: int = BYTES) -> Bandwidth:
     return found
 
 
-def _attention(size: int, threads: int) -> float:
-    """Operations a second of a token that sees keys and values of so many bytes."""
-    pages = max(1, size // (2 * PAGE * _KEPT.heads * _KEPT.key_dim))
-    kept = buffers(_KEPT, pages=pages, rows=1)
-    for array in kept:
-        # Memory of zeros need not be there.
-        array[...] = 1
+def _attention(storage: Storage, size: int, threads: int) -> float:
+    """Operations a second of a token that sees keys and values of so many bytes, in all layers."""
+    slot = Slot(kind="attention", heads=_HEADS, key_dim=_FEATURES, storage=storage)
+    position = 2 * _HEADS * vector_bytes(_FEATURES, storage)
+    pages = max(1, size // (_LAYERS * PAGE * position))
     positions = pages * PAGE
-    queries = np.ones((1, _SHARE * _KEPT.heads, _KEPT.key_dim), np.float32)
+    queries = np.ones((1, _SHARE * _HEADS, _FEATURES), np.float32)
     step = np.array([[0], [positions - 1], [1], [0]])
-    parts = np.array([[0, 0, head] for head in range(_KEPT.heads)])
-    call = Call(
-        attention_kernel(_KEPT.storage),
-        (queries, *kept, np.arange(pages)[None], *step, parts, np.empty_like(queries)),
-        tasks=_KEPT.heads,
-        nanoseconds=2 * queries.size * positions * costs.FLOAT,
-    )
-    return 4 * queries.size * positions / _seconds(call, threads)
+    parts = np.array([[0, 0, head] for head in range(_HEADS)])
+    calls = []
+    for _ in range(_LAYERS):
+        kept = buffers(slot, pages=pages, rows=1)
+        for array in kept:
+            # Memory of zeros need not be there.
+            array[...] = 1
+        call = Call(
+            attention_kernel(storage),
+            (queries, *kept, np.arange(pages)[None], *step, parts, np.empty_like(queries)),
+            tasks=_HEADS,
+            nanoseconds=2 * queries.size * positions * costs.FLOAT,
+        )
+        calls.append(call)
+    return 4 * queries.size * positions * _LAYERS / _seconds(calls, threads)
 
 
 def path() -> Path | None:
@@ -177,8 +188,8 @@ def _keep(found: Bandwidth) -> None:
         _LOG.debug("%s", error)
 
 
-def _seconds(call: Call, threads: int) -> float:
-    program = Program([call], threads=threads)
+def _seconds(calls: Sequence[Call], threads: int) -> float:
+    program = Program(calls, threads=threads)
     times = []
     # The first one wakes the threads.
     for _ in range(_RUNS + 1):
