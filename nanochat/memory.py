@@ -217,13 +217,15 @@ def _with_runtime(
     is_graph: bool,
     free: int | None,
 ) -> int:
+    # First of all: a backend may be imported to tell what it keeps.
+    runtime = runtime_bytes(backend)
     model = partial(
         needed_bytes, config, backend, context=context, kv_cache=kv_cache, is_graph=is_graph
     )
-    needed = model() + runtime_bytes(backend)
+    needed = model() + runtime
     if free is None or needed <= free:
         return needed
-    return model(is_short=True) + runtime_bytes(backend)
+    return model(is_short=True) + runtime
 
 
 def _gigabytes(number: int) -> str:
