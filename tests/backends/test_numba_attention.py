@@ -16,7 +16,7 @@ from numba import njit
 
 from nanochat.backends.numba import state as numba_state
 from nanochat.backends.numba.attention import attention, launching
-from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply, multiply_scaled
+from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.vectors import LANES
@@ -102,7 +102,7 @@ def unpacked(kept: NDArray[np.uint8]) -> NDArray[np.int8]:
 def multiplied(
     rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, begun: int
 ) -> None:
-    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun, 0)
+    multiply(rows, weights, offsets, matrix, 0, matrix.shape[0], sums, LANES, begun, 0, None)
 
 
 @njit
@@ -110,7 +110,7 @@ def multiplied_scaled(
     rows: int, weights: Values, offsets: Any, matrix: Any, sums: Values, scales: Any
 ) -> None:
     count = matrix.shape[0]
-    multiply_scaled(rows, weights, offsets, matrix, 0, count, sums, LANES, 0, 0, scales)
+    multiply(rows, weights, offsets, matrix, 0, count, sums, LANES, 0, 0, scales)
 
 
 @pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))

@@ -31,7 +31,6 @@ from nanochat.backends.numba.attention.four_bits import scale
 from nanochat.backends.numba.attention.lane_product import (
     MOST_ROWS,
     multiply,
-    multiply_scaled,
     to_half,
 )
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
@@ -221,34 +220,21 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:
                         for tile in range(-(-min(most - begin, PAGE) // LANES)):
                             place = (head + tile) * features * keys.shape[4]
                             at = begin + tile * LANES
-                            sums_of = scores[0, at:]
-                            if of_blocks:
-                                multiply_scaled(
-                                    number,
-                                    q,
-                                    places,
-                                    keys,
-                                    place,
-                                    features,
-                                    sums_of,
-                                    _BLOCK,
-                                    0,
-                                    ahead,
-                                    key_scales[pages[begin // PAGE], g, 0, tile * LANES :],
-                                )
-                            else:
-                                multiply(
-                                    number,
-                                    q,
-                                    places,
-                                    keys,
-                                    place,
-                                    features,
-                                    sums_of,
-                                    _BLOCK,
-                                    0,
-                                    ahead,
-                                )
+                            multiply(
+                                number,
+                                q,
+                                places,
+                                keys,
+                                place,
+                                features,
+                                scores[0, at:],
+                                _BLOCK,
+                                0,
+                                ahead,
+                                key_scales[pages[begin // PAGE], g, 0, tile * LANES :]
+                                if of_blocks
+                                else None,
+                            )
                     for j in range(number):
                         if seens[j] > 0:
                             of_query = scores[j, : seens[j]]
@@ -284,6 +270,7 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:
                                 LANES,
                                 begun,
                                 ahead,
+                                None,
                             )
                             if shared == min(most - begin, PAGE):
                                 continue
@@ -305,6 +292,7 @@ def attention_kernel(storage: Storage) -> Callable[..., None]:
                                         LANES,
                                         1,
                                         ahead,
+                                        None,
                                     )
                         width = min(LANES, features - group * LANES)
                         for j in range(number):

@@ -37,7 +37,7 @@ from nanochat.backends.numba.runtime.vectors import (
 from nanochat.rows import PAGE
 from nanochat.ternary import KV_BLOCK
 
-__all__ = ["MOST_ROWS", "PACKED_LANES", "multiply", "multiply_scaled", "to_half"]
+__all__ = ["MOST_ROWS", "PACKED_LANES", "multiply", "to_half"]
 
 # Bytes of a row of codes of 4 bits: each holds lane l in its lower half, and l + L / 2 in its upper.
 PACKED_LANES = LANES // 2
@@ -70,30 +70,10 @@ def _multiply(
     stride: Any,
     begun: Any,
     ahead: Any,
-) -> tuple[Any, Any]:
-    return _call_of(rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead)
-
-
-def _multiply_scaled(
-    _typing: object,
-    rows: Any,
-    weights: Any,
-    offsets: Any,
-    matrix: Any,
-    place: Any,
-    count: Any,
-    sums: Any,
-    stride: Any,
-    begun: Any,
-    ahead: Any,
     scales: Any,
 ) -> tuple[Any, Any]:
-    return _call_of(
-        rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead, scales
-    )
+    kinds = rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead, scales
 
-
-def _call_of(*kinds: Any) -> tuple[Any, Any]:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def data(number: int) -> Any:
             array = context.make_array(signature.args[number])
@@ -101,7 +81,8 @@ def _call_of(*kinds: Any) -> tuple[Any, Any]:
 
         first = moved(builder, data(3), arguments[4])
         values = [arguments[0], data(1), data(2), first, arguments[5], data(6), *arguments[7:10]]
-        values += [data(number) for number in range(10, len(kinds))]
+        if not isinstance(scales, types.NoneType):
+            values.append(data(10))
         four_bits = signature.args[3].dtype == types.uint8
         kinds_here = [value.type for value in values]
         builder.call(_function(builder.module, kinds_here, four_bits=four_bits), values)
@@ -110,17 +91,15 @@ def _call_of(*kinds: Any) -> tuple[Any, Any]:
     return types.void(*kinds), generate
 
 
-# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead)`` in a kernel: for 1 to
+# ``multiply(rows, weights, offsets, matrix, place, count, sums, stride, begun, ahead, scales)`` in a kernel: for 1 to
 # `MOST_ROWS` rows r, ``sums[r, lane] = sum over i < count of weights[r, i] * matrix[i, lane]``, added in the order of
 # i, and to what is in the sums if `begun` is 1 and not 0. So a sum may be taken in parts, and has the same bits. Arrays
 # are in C order. Row r of the weights begins `offsets[r]` elements after the first, the matrix `place`, and row r of
 # the sums ``r * stride``. The matrix is float32, float16 as uint16, int8, or codes of 4 bits, two to a byte, as uint8.
-# What lies `ahead` bytes further is asked for: what is read next, as a rule.
+# What lies `ahead` bytes further is asked for: what is read next, as a rule. If there are scales, and not None,
+# ``matrix[i, lane]`` stands for its product with ``scales[i // KV_BLOCK * PAGE + lane]``, in the bits of bfloat16. That
+# of a code of 4 bits is exact.
 multiply = cast(Callable[..., None], intrinsic(_multiply))
-
-# ``multiply_scaled(..., ahead, scales)``: the same, where ``matrix[i, lane]`` stands for its product with
-# ``scales[i // KV_BLOCK * PAGE + lane]``, in the bits of bfloat16. That of a code of 4 bits is exact.
-multiply_scaled = cast(Callable[..., None], intrinsic(_multiply_scaled))
 
 
 def _function(module: Any, kinds: list[Any], *, four_bits: bool) -> Any:
