@@ -33,6 +33,7 @@ from nanochat.backends.numba.attention.lane_product import (
     multiply,
     to_half,
 )
+from nanochat.backends.numba.runtime.bits import INFINITY, LEAST, MAGNITUDE, largest_magnitude
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
 from nanochat.ops import Storage
@@ -57,10 +58,6 @@ _AHEAD = 2048
 # Tiles of a page of keys.
 _TILES = PAGE // LANES
 
-_MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
-# Bits of 2**-119, below which `ternary.quantize_activations` counts a vector as zeros.
-_LEAST = (127 - 119) << 23
 
 _scores = scratch(types.float32, MOST_ROWS * _BLOCK)
 _blends = scratch(types.float32, MOST_ROWS * LANES)
@@ -138,16 +135,12 @@ def append_kernel(storage: Storage) -> Callable[..., None]:
 @inlined
 def _scale(x: _Array) -> tuple[np.float32, np.float32]:
     """The scale of a vector's codes, and what the vector is multiplied by to give them."""
-    bits = x.view(np.int32)
-    # Magnitudes order like their bits, with infinity and NaN above all numbers.
-    most = np.int32(0)
-    for i in range(x.shape[0]):
-        most = max(most, np.int32(bits[i] & _MAGNITUDE))
+    most = largest_magnitude(x)
     largest = np.int32(most).view(np.float32)
     scale, inverse = np.float32(0), np.float32(0)
-    if most >= _INFINITY:
+    if most >= INFINITY:
         scale = np.float32(np.nan)
-    elif most >= _LEAST:
+    elif most >= LEAST:
         scale, inverse = largest / np.float32(127), np.float32(127) / largest
     return scale, inverse
 
@@ -347,8 +340,8 @@ def _largest(numbers: _Array) -> np.float32:
     # Floats order like these integers; a float maximum cannot be vectorised, since it must respect NaN.
     most = np.int32(-(2**31))
     for i in range(numbers.shape[0]):
-        most = max(most, np.int32(bits[i] ^ (bits[i] >> 31 & _MAGNITUDE)))
-    return np.int32(most ^ (most >> 31 & _MAGNITUDE)).view(np.float32)
+        most = max(most, np.int32(bits[i] ^ (bits[i] >> 31 & MAGNITUDE)))
+    return np.int32(most ^ (most >> 31 & MAGNITUDE)).view(np.float32)
 
 
 @sum_kernel

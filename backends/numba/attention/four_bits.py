@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.attention.lane_product import PACKED_LANES
+from nanochat.backends.numba.runtime.bits import INFINITY, LEAST, largest_magnitude
 from nanochat.backends.numba.runtime.compilation import inlined, kernel
 from nanochat.backends.numba.runtime.vectors import LANES
 from nanochat.rows import PAGE
@@ -24,11 +25,7 @@ _Ints = NDArray[np.int64]
 _Bytes = NDArray[np.uint8]
 _Scales = NDArray[np.uint16]
 
-_MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
 _NAN = 0x7FC0
-# Bits of 2**-119, below which `ternary.quantize_kv` counts a block as zeros.
-_LEAST = (127 - 119) << 23
 
 
 @kernel
@@ -74,15 +71,11 @@ def append(
 @inlined
 def _rounded(x: _Array) -> tuple[np.uint16, np.float32]:
     """The bits of a block's scale, and what the block is multiplied by to give its codes: 0 if those are zeros."""
-    bits = x.view(np.int32)
-    # Magnitudes order like their bits, with infinity and NaN above all numbers.
-    most = np.int32(0)
-    for i in range(x.shape[0]):
-        most = max(most, np.int32(bits[i] & _MAGNITUDE))
+    most = largest_magnitude(x)
     found, inverse = np.uint16(0), np.float32(0)
-    if most >= _INFINITY:
+    if most >= INFINITY:
         found = np.uint16(_NAN)
-    elif most >= _LEAST:
+    elif most >= LEAST:
         exact = np.float32(np.int32(most).view(np.float32) / np.float32(KV_LARGEST)).view(np.int32)
         # Half to even.
         found = np.uint16((exact + 0x7FFF + (exact >> 16 & 1)) >> 16)

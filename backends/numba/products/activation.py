@@ -20,6 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from nanochat.backends.numba.runtime.bits import INFINITY, LEAST, largest_magnitude
 from nanochat.backends.numba.runtime.compilation import kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import (
     INT8,
@@ -40,11 +41,6 @@ __all__ += ["swiglu_round"]
 _Array = NDArray[np.float32]
 _Codes = NDArray[np.int8]
 _Sums = NDArray[np.int32]
-
-_MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
-# Bits of 2**-119, below which `ternary.quantize_activations` counts a block as zeros.
-_LEAST = (127 - 119) << 23
 
 
 @kernel
@@ -144,22 +140,17 @@ def quantize(
     Writes codes (N, B, W), permuted within 16 columns as `linear` says, their sums (N, B), and scales (N, B). A block
     that is not finite gets zeros and a scale that is not finite either, so that every product with it is NaN.
     """
-    bits = x.view(np.int32)
     for n in range(first, last):
         for b in range(scales.shape[1]):
             x_b = x[n, b * block : (b + 1) * block]
-            bits_b = bits[n, b * block : (b + 1) * block]
             codes_b = codes[n, b]
-            # Magnitudes order like their bits, with infinity and NaN above all numbers.
-            most = np.int32(0)
-            for c in range(block):
-                most = max(most, np.int32(bits_b[c] & _MAGNITUDE))
-            if most < _LEAST:
+            most = largest_magnitude(x_b)
+            if most < LEAST:
                 most = np.int32(0)
             largest = np.int32(most).view(np.float32)
             scales[n, b] = largest / np.float32(127)
             total = np.int32(0)
-            if 0 < most < _INFINITY:
+            if 0 < most < INFINITY:
                 inverse = np.float32(127) / largest
                 for c in range(block):
                     # |x * inverse| < 127.5: nothing is to be clipped.

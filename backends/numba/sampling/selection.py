@@ -8,6 +8,7 @@ Legend: n tokens, V vocabulary.
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.backends.numba.runtime.bits import INFINITY, MAGNITUDE
 from nanochat.backends.numba.runtime.compilation import kernel, sum_kernel
 from nanochat.backends.numba.runtime.vectors import exp, precise_exp
 
@@ -17,8 +18,6 @@ __all__ += ["num_equal", "weight_above", "weights"]
 _Array = NDArray[np.float32]
 _Ids = NDArray[np.int32]
 
-_MAGNITUDE = 0x7FFFFFFF
-_INFINITY = 0x7F800000
 _BLOCK = 128
 # Weights whose float32 sum is added to a float64 one.
 _PART = 256
@@ -32,19 +31,19 @@ def extent(numbers: _Array) -> tuple[np.float32, bool]:
     most, magnitude = np.int32(-(2**31)), np.int32(0)
     for i in range(numbers.shape[0]):
         most = max(most, _ordered(bits[i]))
-        magnitude = max(magnitude, np.int32(bits[i] & _MAGNITUDE))
-    return _number(most), bool(magnitude < _INFINITY)
+        magnitude = max(magnitude, np.int32(bits[i] & MAGNITUDE))
+    return _number(most), bool(magnitude < INFINITY)
 
 
 @kernel
 def _ordered(bits: np.int32) -> np.int32:
     """An integer that orders like the float of these bits."""
-    return np.int32(bits ^ (bits >> 31 & _MAGNITUDE))
+    return np.int32(bits ^ (bits >> 31 & MAGNITUDE))
 
 
 @kernel
 def _number(ordered: np.int32) -> np.float32:
-    return np.int32(ordered ^ (ordered >> 31 & _MAGNITUDE)).view(np.float32)
+    return np.int32(ordered ^ (ordered >> 31 & MAGNITUDE)).view(np.float32)
 
 
 @kernel
@@ -107,7 +106,7 @@ def _least_of(scores: _Array, count: int, largest: np.float32) -> tuple[np.float
     """A number which fewer than `count` scores are above, and how many equal ones make up that count."""
     # Of integers that order like floats: at least `count` scores are not below the one, and fewer not below the other.
     # Below minus infinity lie those that are no numbers.
-    low = np.int64(-_INFINITY - 1)
+    low = np.int64(-INFINITY - 1)
     high = np.int64(_ordered(np.float32(largest).view(np.int32))) + 1
     while high - low > 1:
         middle = (low + high) >> 1
