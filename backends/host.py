@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["has_apple_gpu", "has_cuda_driver", "num_cores", "processor"]
+__all__ = ["has_amx", "has_apple_gpu", "has_cuda_driver", "num_cores", "processor"]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -44,6 +44,11 @@ def num_cores(cpus: Path = _CPUS, quota: Path = _QUOTA) -> int:
     if limit.isdigit() and period.isdigit():
         return max(1, min(len(siblings), int(limit) // int(period)))
     return len(siblings)
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of matrices (Intel's AMX), as far as Linux tells."""
+    return re.search(r"^flags\s*:.* amx_tile\b", _read(_CPU_INFORMATION), re.MULTILINE) is not None
 
 
 def has_apple_gpu() -> bool:

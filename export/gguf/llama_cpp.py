@@ -7,11 +7,13 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.backends.host import has_amx
 from nanochat.errors import BackendError, ContextLengthError, FormatError, InputError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.llama_cpp_library import last_error, library, processor_library
@@ -46,6 +48,15 @@ class LlamaCpp:
         # What frees what has been made, in the order in which it was.
         frees: list[Callable[[], None]] = []
         self._close = weakref.finalize(self, _run_all, frees)
+        self._decode: Callable[..., int] = self._library.llama_decode
+        if has_amx():
+            # It shapes the tiles of AMX once for a thread. Where another library, such as torch, gives them back or
+            # shapes them anew, its next product is an illegal instruction, which ends the process.
+            thread = ThreadPoolExecutor(1)
+            frees.append(thread.shutdown)
+            self._decode = lambda *arguments: thread.submit(
+                library().llama_decode, *arguments
+            ).result()
         try:
             self._open(path, threads or len(os.sched_getaffinity(0)), frees)
             # Inputs of matrices in blocks are rounded to 8 bits in blocks of 256 or 32, where the model has others;
@@ -150,7 +161,7 @@ class LlamaCpp:
         wanted = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
         if every:
             batch.logits = wanted
-        code = self._library.llama_decode(self._context, batch)
+        code = self._decode(self._context, batch)
         if code:
             raise BackendError(
                 f"llama.cpp cannot go on (code {code}, {last_error()}): call reset or open the model again"

@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nanochat.errors import (
     NanochatError,
 )
 from nanochat.export import npm
+from nanochat.export.gguf.llama_cpp import LlamaCpp
 from nanochat.export.gguf.llama_cpp_library import library, library_folder
 from nanochat.export.gguf.write import write_gguf
 from nanochat.export.transform import with_float16_tables
@@ -102,6 +104,22 @@ def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCppVocabulary)
 
     assert np.array_equal(model.logits(ids), first)
     assert model.greedy(ids, num_tokens=4) == text
+
+
+@on_linux_x86
+def test_a_library_between_two_passes_may_shape_the_tiles_of_amx(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    # Of these rows a table in Q8_0 is multiplied in tiles.
+    config = replace(CONFIG, vocab_size=320)
+    bundle = replace(small(), config=config, weights=random_packed_weights(config, 1))
+    write_gguf(tmp_path / "x.gguf", bundle)
+    matrix = torch.ones(256, 256, dtype=torch.int8)
+    with closing(LlamaCpp(tmp_path / "x.gguf", threads=1, context=64)) as model:
+        first = model.logits(some_ids())
+
+        torch._int_mm(matrix, matrix)
+
+        assert np.array_equal(model.logits(some_ids()), first)
 
 
 @on_linux_x86
