@@ -25,6 +25,7 @@ from nanochat.export.folders.names import folder_places
 from nanochat.export.folders.packing import Packing
 from nanochat.export.folders.rotations import ROTATED, read_rotated, signs_of_roles
 from nanochat.export.folders.tensors import FLOATS, open_folder
+from nanochat.export.gains import is_above_one, say_unusual_gains
 from nanochat.export.places import Place, row_slice, tensor_shapes
 from nanochat.shapes import shapes
 from nanochat.weights import (
@@ -46,9 +47,6 @@ _LOGGER = logging.getLogger(__name__)
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 # Linears that may be ternary or not.
 _GATES = (".mixer.beta", ".mixer.decay")
-# Gains of which models of qwen3_5 store what is above 1, and by how much the usual one may differ.
-_ABOVE_ONE = (".mixer_site.norm", ".network_site.norm", ".mixer.q_norm", ".mixer.k_norm")
-_USUAL_GAIN = 0.75
 # What is not finite is refused by name; NumPy says nothing besides of signalling NaNs, nor of what is too large.
 _QUIET = np.errstate(invalid="ignore", over="ignore")
 # Rows of a matrix whose zeros are counted.
@@ -241,7 +239,7 @@ class _Reader:
             row_slice(place.rows)
         ]
         values = values.astype(dtype, copy=False)
-        if added and (name == "norm" or name.endswith(_ABOVE_ONE)):
+        if added and is_above_one(name):
             values = values + np.float32(added)
         return Dense(values=values)
 
@@ -261,7 +259,8 @@ class _Reader:
     def _tell(self, config: ModelConfig, weights: Weights[Stored], added: float) -> None:
         """What looks wrong, and what is read otherwise than one may think."""
         if self._has_delta:
-            self._tell_gains(dict(named_leaves(weights)), added)
+            program = "transformers" if added else "MLX"
+            say_unusual_gains(str(self._directory), weights, program=program)
         if config.activation_block != "token":
             _LOGGER.info(
                 "%s: activations are rounded to 8 bits in blocks of %s columns, where the programs that the folder "
@@ -275,23 +274,6 @@ class _Reader:
             if isinstance(leaf, Ternary | TernaryBlocks)
         }
         say_many_zeros(str(self._directory), shares)
-
-    def _tell_gains(self, leaves: Mapping[str, Stored], added: float) -> None:
-        means = [
-            float(leaf.values.mean())
-            for name, leaf in leaves.items()
-            if isinstance(leaf, Dense) and (name == "norm" or name.endswith(_ABOVE_ONE))
-        ]
-        usual = float(np.median(means))
-        if abs(usual - 1) > _USUAL_GAIN:
-            _LOGGER.warning(
-                "%s: gains of norms are %.2f in the middle, as %s stores them, where about 1 is usual: the folder may "
-                "be one that stores them otherwise, and then writes nonsense; compare it with another of the same "
-                "model",
-                self._directory,
-                usual,
-                "transformers" if added else "MLX",
-            )
 
 
 def _sampled_zeros(leaf: Ternary | TernaryBlocks) -> float:

@@ -32,10 +32,10 @@ FEW, MANY = 150, 100_000
 _SHAPES = 2**27
 
 
-def qwen35(path: Path, kind: str, **changes: Any) -> Path:
+def qwen35(path: Path, kind: str, *, grouped: bool = False, **changes: Any) -> Path:
     model = qwen35_model()
     make_ternary(model)
-    return write_qwen35(path, model, kind, changes=changes or None)
+    return write_qwen35(path, model, kind, changes=changes or None, grouped=grouped)
 
 
 ROTATED = {
@@ -47,11 +47,12 @@ ROTATED = {
     "prism.hadamard.sign_widths": [256, 512, 768],
     "prism.hadamard.weight_names": [n for n in rotated_names() if n != "token_embd.weight"],
     "prism.hadamard.inverse_weight_names": ["token_embd.weight"],
+    "prism.hadamard.gdn_v_grouped": True,
 }
 WRITERS: dict[str, Callable[[Path], object]] = {
     "qwen35 PQ2_0": lambda path: qwen35(path, "PQ2_0"),
     "qwen35 PTQ1_0": lambda path: qwen35(path, "PTQ1_0"),
-    "qwen35 Q2_0, rotated": lambda path: qwen35(path, "Q2_0", **ROTATED),
+    "qwen35 Q2_0, rotated": lambda path: qwen35(path, "Q2_0", grouped=True, **ROTATED),
     "minicpm": lambda path: write_rotary(path, "minicpm, long"),
     "bitnet.cpp": lambda path: bitnet.write(
         path,

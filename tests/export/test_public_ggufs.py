@@ -233,7 +233,8 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
     ("key", "value", "message"),
     [
         ("version", 3, "version is 3, must be 1 or 2"),
-        ("version", 2, "version is 2, which is of models whose head is the embedding"),
+        ("version", 2, "tied_output is False, with a tensor output.weight: .* version 2"),
+        ("tied_output", True, "tied_output is True, with a tensor output.weight"),
         ("version", None, "version is missing"),
         ("block_size", 96, "block_size is 96, must be a power of two"),
         ("block_size", 2048, "different multiples of block_size, which is 2048"),
@@ -254,6 +255,8 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
         ("inverse_weight_names", ["output.weight"], "only token_embd.weight is looked up"),
         ("inverse_weight_names", [], "token_embd.weight is ternary and not in the list"),
         ("gdn_v_grouped", 1, "gdn_v_grouped is 1, must be true or false"),
+        ("gdn_v_grouped", False, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
+        ("gdn_v_grouped", None, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
     ],
 )
 def test_incomplete_or_other_rotations_are_refused(
@@ -269,6 +272,17 @@ def test_incomplete_or_other_rotations_are_refused(
 
     with pytest.raises(FormatError, match=message):
         load_foreign_gguf(path, replace(file, metadata=changed))
+
+
+def test_what_is_not_known_of_rotations_is_said(
+    rotated_file: tuple[Path, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = rotated_file
+    file = read_gguf(path)
+
+    load_foreign_gguf(path, replace(file, metadata=file.metadata | {"prism.hadamard.scale": 2.0}))
+
+    assert "prism.hadamard.scale is not known here" in caplog.text
 
 
 def test_what_is_listed_as_rotated_and_not_ternary_is_refused(
@@ -313,6 +327,24 @@ def test_rates_that_are_positive_are_refused(qwen35: Any, tmp_path: Path) -> Non
         NumericError, match=r"ssm_a holds .*: rates of decay are stored as negative"
     ):
         load_foreign_gguf(path, replace(file, tensors=changed))
+
+
+def test_gains_that_are_stored_less_one_are_warned_of(
+    qwen35: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_qwen35(tmp_path / "x.gguf", qwen35)
+    file = read_gguf(path)
+    load_foreign_gguf(path, file)
+    assert "gains of norms" not in caplog.text
+    less = {
+        name: replace(tensor, data=(tensor.data.view(np.float32) - np.float32(1)).view(np.uint8))
+        for name, tensor in file.tensors.items()
+        if name.endswith("norm.weight") and "ssm" not in name
+    }
+
+    load_foreign_gguf(path, replace(file, tensors={**file.tensors, **less}))
+
+    assert "gains of norms are 0.01 in the middle, as llama.cpp stores them" in caplog.text
 
 
 def test_blocks_that_predict_further_tokens_are_left_out(

@@ -12,6 +12,7 @@ from nanochat.blocks.checks import say_many_zeros
 from nanochat.checkpoint import require_legal
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError, FormatError, NumericError, ShapeError
+from nanochat.export.gains import say_unusual_gains
 from nanochat.export.gguf.container import GgufFile, GgufTensor
 from nanochat.export.gguf.foreign.hyperparameters import (
     ARCHITECTURES,
@@ -27,7 +28,7 @@ from nanochat.export.gguf.foreign.matrices import (
     ternary_leaf,
     widest_block,
 )
-from nanochat.export.gguf.foreign.rotations import read_rotations
+from nanochat.export.gguf.foreign.rotations import PREFIX, read_rotations
 from nanochat.export.gguf.places import places
 from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0, TQ1_0, TQ2_0
 from nanochat.export.gguf.vocabulary import read_vocabulary
@@ -88,6 +89,8 @@ class _Reader:
         self._specs = dict(named_leaves(shapes(self._plain)))
         grouped = self._rotations is not None and self._rotations.grouped
         self._places = places(self._plain, architecture, grouped=grouped)
+        if self._rotations is not None:
+            self._require_columns_in_order()
 
     def model(self) -> tuple[ModelConfig, Weights[Stored]]:
         """Configuration and weights."""
@@ -98,7 +101,7 @@ class _Reader:
         self._check_rotated(matrices)
         config = ModelConfig(**self._fields, **_blocks(matrices))
         weights = self.leaves(config)
-        self._tell(config, matrices, ahead)
+        self._tell(config, weights, matrices, ahead)
         return config, weights
 
     def leaves(self, config: ModelConfig) -> Weights[Stored]:
@@ -108,6 +111,16 @@ class _Reader:
             if not isinstance(leaf, TernaryBlocks):
                 require_legal(name, leaf)
         return weights
+
+    def _require_columns_in_order(self) -> None:
+        """Refuse columns of rotated matrices that are in another order of heads: a rotation mixes those of a block."""
+        for place in self._places.values():
+            if place.heads is not None and np.any(np.diff(place.heads) != 1):
+                raise FormatError(
+                    f"{place.tensor} is rotated in an order of value heads that only changing it at every token would "
+                    f"undo, as {PREFIX}gdn_v_grouped is not true: pass a file in which it is, such as the published "
+                    "ones"
+                )
 
     def _left_out(self) -> set[str]:
         """Tensors of blocks after the model's own, which predict further tokens."""
@@ -221,9 +234,15 @@ class _Reader:
         return float(values[place.expert or 0])
 
     def _tell(
-        self, config: ModelConfig, matrices: Mapping[str, GgufTensor], ahead: set[str]
+        self,
+        config: ModelConfig,
+        weights: Weights[Stored],
+        matrices: Mapping[str, GgufTensor],
+        ahead: set[str],
     ) -> None:
         """What is read otherwise than one may think."""
+        if self._architecture == "qwen35":
+            say_unusual_gains(str(self._path), weights, program="llama.cpp")
         kinds = {tensor.kind for tensor in matrices.values()}
         theirs = sorted({_ROUNDED[kind] for kind in kinds if kind in _ROUNDED})
         block = config.activation_block

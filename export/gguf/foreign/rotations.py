@@ -7,6 +7,7 @@ References
 .. [1] github.com/PrismML-Eng/llama.cpp, branch prism, src/llama-model.cpp: the keys and their rules.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,25 @@ from nanochat.export.gguf.container import MetadataValue
 
 __all__ = ["PREFIX", "Rotations", "read_rotations"]
 
+_LOGGER = logging.getLogger(__name__)
+
 PREFIX = "prism.hadamard."
-_GROUPED = "gdn_v_grouped"
+_GROUPED, _TIED = "gdn_v_grouped", "tied_output"
 _FIXED: Mapping[str, str] = {
     "transform": "normalized-sylvester-walsh-hadamard",
     "axis": "input-last-dimension",
+}
+_KNOWN = {
+    *_FIXED,
+    _GROUPED,
+    _TIED,
+    "version",
+    "block_size",
+    "sign_mode",
+    "sign_widths",
+    "sign_values",
+    "weight_names",
+    "inverse_weight_names",
 }
 _LOOKED_UP = "token_embd.weight"
 _HEAD = "output.weight"
@@ -70,10 +85,20 @@ def read_rotations(
     version = reader.whole("version")
     if version not in (1, 2):
         raise reader.wrong("version", "1 or 2; upgrade nanochat-ternary")
-    if version == 2 and not (keys.get("tied_output") is True and tied):
+    said = reader.truth(_TIED)
+    if (said and not tied) or (version == 2 and not (said and tied)):
         raise FormatError(
-            f"{PREFIX}version is 2, which is of models whose head is the embedding, and {PREFIX}tied_output is "
-            f"{keys.get('tied_output')!r:.80}, with{'out' if tied else ''} a tensor {_HEAD}: {_ADVICE}"
+            f"{PREFIX}{_TIED} is {said}, with{'out' if tied else ''} a tensor {_HEAD}: where the embedding is the "
+            f"head, as version 2 has it, it is true and there is none; {_ADVICE}"
+        )
+    others = sorted(keys.keys() - _KNOWN)
+    if others:
+        _LOGGER.warning(
+            "%s%s is not known here, and %d more: what it asks for is not done; upgrade nanochat-ternary, or compare "
+            "what the model writes with the program it was made for",
+            PREFIX,
+            others[0],
+            len(others) - 1,
         )
     for key, only in _FIXED.items():
         if keys.get(key) != only:
@@ -94,14 +119,11 @@ def read_rotations(
             f"{PREFIX}inverse_weight_names has {bad!r:.80}: only {_LOOKED_UP} is looked up, and no matrix is in both "
             f"lists; {_ADVICE}"
         )
-    grouped = keys.get(_GROUPED, False)
-    if not isinstance(grouped, bool):
-        raise reader.wrong(_GROUPED, "true or false")
     return Rotations(
         block=block,
         signs=reader.signs(block),
         names=frozenset((*names, *inverse)),
-        grouped=grouped,
+        grouped=reader.truth(_GROUPED),
     )
 
 
@@ -118,6 +140,13 @@ class _Keys:
         value = self._keys.get(key)
         if type(value) is not int:
             raise self.wrong(key, "a whole number")
+        return value
+
+    def truth(self, key: str) -> bool:
+        """False if there is none."""
+        value = self._keys.get(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
         return value
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
