@@ -4,6 +4,7 @@ The last two need a record of how the model was when it was written: ``nanochat.
 inside a single file.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from nanochat.proof.golden import tensor_digests
 from nanochat.proof.manifest import NAME, Manifest, check_files, read_manifest
 from nanochat.weights import named_leaves
 
-__all__ = ["Verified", "require_recorded", "verify_model"]
+__all__ = ["Verified", "require_proven", "require_recorded", "verify_model"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,35 @@ def verify_model(path: Path, *, backend: str = "auto") -> Verified:
         golden=worst,
         digests=golden is not None and bool(golden.config),
     )
+
+
+def require_proven(
+    files: ModelFiles,
+    form: Format[object],
+    bundle: Bundle,
+    engine: Callable[[], Runner[Any]],
+    *,
+    is_listed: bool,
+) -> None:
+    """As `require_recorded`, if there is a record; else `is_listed` says that the files have the hashes of the Hub.
+
+    Raises
+    ------
+    FormatError
+        If the model differs from its record, or if there are neither record nor hashes.
+    """
+    if bundle.golden is not None:
+        require_recorded(files, form, bundle, bundle.golden, engine)
+    elif is_listed:
+        _LOGGER.warning(
+            "%s: its files are those that the Hub lists; there is no golden record, so nothing says what it computes",
+            files.name,
+        )
+    else:
+        raise FormatError(
+            f"{files.name} has no golden record to be verified with, and is not of the Hub, which lists hashes: load "
+            "it without verify, or ask its author to save it with nanochat-ternary"
+        )
 
 
 def require_recorded(

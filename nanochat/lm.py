@@ -20,12 +20,12 @@ from nanochat.backends.describe import describe, faster, summary
 from nanochat.bundle import Bundle, default_generation
 from nanochat.config import ModelConfig
 from nanochat.cost import cost, tensor_classes
-from nanochat.errors import ConfigError, ContextLengthError, FormatError, InputError
+from nanochat.errors import ConfigError, ContextLengthError, InputError
 from nanochat.export.directory import save_model
 from nanochat.export.format import Format, ModelFiles
 from nanochat.export.formats import detect
 from nanochat.export.run import choose_backend, start
-from nanochat.export.verify import require_recorded
+from nanochat.export.verify import require_proven
 from nanochat.generation.cache import CacheOwner
 from nanochat.generation.engine import Engine, Runner, check_ids
 from nanochat.generation.options import GenerationOptions
@@ -231,7 +231,9 @@ class Model(Writer):
             See `nanochat.zoo.hub.locate`.
         verify : bool
             Read again what is known of the Hub's files, compare all parts of the model with the digests of its golden
-            record, run the record on the backend, and refuse a model that is or computes something else.
+            record, run the record on the backend, and refuse a model that is or computes something else. Of other
+            people's models there is no record: their files are compared with the hashes that the Hub lists, and a
+            warning says that nothing more is proven.
 
         Raises
         ------
@@ -245,7 +247,7 @@ class Model(Writer):
         # Late, because the Hub's client takes longer to import than everything above.
         from nanochat.zoo.hub import opened
 
-        model, files, form = opened(
+        model, files, form, is_listed = opened(
             str(name),
             functools.partial(
                 cls._of_location,
@@ -266,13 +268,7 @@ class Model(Writer):
             verify=verify,
         )
         if verify:
-            golden = model._bundle.golden
-            if golden is None:
-                raise FormatError(
-                    f"{name} has no golden record to be verified with: load it without verify, or ask its author to "
-                    "save it with nanochat-ternary"
-                )
-            require_recorded(files, form, model._bundle, golden, lambda: model.engine)
+            require_proven(files, form, model._bundle, lambda: model.engine, is_listed=is_listed)
         return model
 
     @classmethod
@@ -285,8 +281,8 @@ class Model(Writer):
         kv_cache: Storage,
         tables: Literal["int8"] | None,
         num_threads: int | None,
-    ) -> "tuple[Model, ModelFiles, Format[Any]]":
-        """A model of files that are here, with the files and their format."""
+    ) -> "tuple[Model, ModelFiles, Format[Any], bool]":
+        """A model of files that are here, with the files, their format, and whether the Hub lists them."""
         files = ModelFiles(location.path, name=location.name, origin=location.origin)
         form = detect(files)
         require_free(name, form.copied_bytes(files))
@@ -298,7 +294,7 @@ class Model(Writer):
             tables=tables,
             num_threads=num_threads,
         )
-        return model, files, form
+        return model, files, form, location.fetched is not None
 
     @functools.cached_property
     def cache_owner(self) -> CacheOwner:  # type: ignore[override]  # computed when it is asked for

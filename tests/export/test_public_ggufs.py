@@ -280,7 +280,7 @@ def test_what_is_not_known_of_rotations_is_said(
     path, _ = rotated_file
     file = read_gguf(path)
 
-    load_foreign_gguf(path, replace(file, metadata=file.metadata | {"prism.hadamard.scale": 2.0}))
+    load_foreign_gguf(path, replace(file, metadata={**file.metadata, "prism.hadamard.scale": 2.0}))
 
     assert "prism.hadamard.scale is not known here" in caplog.text
 

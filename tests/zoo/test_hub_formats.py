@@ -8,6 +8,7 @@ import pytest
 import nanochat
 from nanochat import checkpoint
 from nanochat.bundle import Bundle
+from nanochat.errors import FormatError
 from nanochat.export.directory import save_model
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
@@ -110,7 +111,7 @@ def test_shards_are_one_model(source: Bundle, hub_client: HubClient, tmp_path: P
 
 
 def test_a_bitnet_of_transformers_is_loaded_with_its_files_alone(
-    hub_client: HubClient, tmp_path: Path
+    hub_client: HubClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = build("autobitlinear packed", vocabulary=308)
     save(theirs, "autobitlinear packed", tmp_path / "x")
@@ -123,6 +124,11 @@ def test_a_bitnet_of_transformers_is_loaded_with_its_files_alone(
 
     assert loaded.config.vocab_size == 308
     assert not {"modeling_bitnet.py", "pytorch_model.bin"} & fetched(hub_client)
+
+    nanochat.from_pretrained("org/name", backend="reference", verify=True)
+    assert "its files are those that the Hub lists; there is no golden record" in caplog.text
+    with pytest.raises(FormatError, match="x has no golden record to be verified with, and is not"):
+        nanochat.from_pretrained(tmp_path / "x", backend="reference", verify=True)
 
 
 def test_a_saved_model_is_loaded_by_name_with_its_licence(
