@@ -283,11 +283,15 @@ class Model(Writer):
         num_threads: int | None,
     ) -> "tuple[Model, ModelFiles, Format[Any], bool]":
         """A model of files that are here, with the files, their format, and whether the Hub lists them."""
+        from nanochat.zoo.catalog import say_other_positions
+
         files = ModelFiles(location.path, name=location.name, origin=location.origin)
         form = detect(files)
         require_free(name, form.copied_bytes(files))
+        bundle = location.with_stated(form.read(files))
+        say_other_positions(location.name, bundle.config)
         model = cls.from_bundle(
-            location.with_stated(form.read(files)),
+            bundle,
             backend=backend,
             name=name,
             kv_cache=kv_cache,

@@ -4,10 +4,12 @@ To add a model, write an entry into a file of ``zoo/models``, and pin it: ``nano
 its commit and its files. The tests of the catalog check every entry.
 """
 
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import ModelNotFoundError
 from nanochat.files import require_as_recorded
 from nanochat.zoo.entries import Entry, load_entries
@@ -21,12 +23,25 @@ __all__ = [
     "entry_of",
     "require_meant",
     "require_pinned",
+    "say_other_positions",
     "similar",
 ]
+
+_LOGGER = logging.getLogger(__name__)
 
 # What it is called where something is taken from it.
 NAME = "the catalog"
 _WEIGHTS = Path(__file__).parent / "weights"
+
+# What formats have each their own way of, a number of 32 bits among it.
+_FORMAT = {
+    "activation_block",
+    "context_length",
+    "delta_gates",
+    "norm_eps",
+    "table_format",
+    "weight_block",
+}
 
 CATALOG: Mapping[str, Entry] = load_entries()
 _ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
@@ -40,6 +55,45 @@ def canonical(name: str) -> str:
 def entry_of(repo: str) -> Entry | None:
     """The entry whose weights are in a repository of the Hub, if there is one."""
     return next((entry for entry in CATALOG.values() if entry.repo == repo), None)
+
+
+def say_other_positions(model: str, config: ModelConfig) -> None:
+    """Warn of what has all shapes of a model of the catalog and not its scaling of positions.
+
+    Copies of a model are about that lose it, when they are cut to the context that it was first trained with.
+    """
+    if config.rope_scale != 1 or config.rope_factors:
+        return
+    shape = _shape(config)
+    scaled = {
+        entry.name: theirs
+        for entry in CATALOG.values()
+        if (theirs := entry.config) is not None
+        and theirs.rope_scale != 1
+        and _shape(theirs) == shape
+    }
+    if not scaled:
+        return
+    theirs = next(iter(scaled.values()))
+    _LOGGER.warning(
+        "%s: it has the shapes of %s, whose positions are scaled (%s, %g times, to read %d tokens), and its own are "
+        "not: if it is a copy of that model, it writes other text, and reads %d tokens",
+        model,
+        " and ".join(scaled),
+        theirs.rope_type,
+        theirs.rope_scale,
+        theirs.context_length,
+        config.context_length,
+    )
+
+
+def _shape(config: ModelConfig) -> dict[str, object]:
+    """What a copy in another format, and with other positions, has in common with a model."""
+    return {
+        name: value
+        for name, value in config_to_dict(config).items()
+        if name not in _FORMAT and (not name.startswith("rope_") or name == "rope_theta")
+    }
 
 
 def require_meant(entry: Entry) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nanochat.cost import cost
 from nanochat.files import FileRecord
 from nanochat.generation.stated import stated_options
+from nanochat.lm import Model
 from nanochat.presets import PRESETS
-from nanochat.zoo import entries
-from nanochat.zoo.catalog import CATALOG, canonical, entry_of
-from nanochat.zoo.entries import Entry, Pins, load_entries, write_pins
+from nanochat.zoo import catalog, entries
+from nanochat.zoo.catalog import CATALOG, canonical, entry_of, say_other_positions
+from nanochat.zoo.entries import Entry, Pins, load_entries, shape_of, write_pins
 
 PUBLIC = [entry for entry in CATALOG.values() if not entry.preset]
 # As their authors name them.
@@ -122,6 +125,51 @@ def test_keys_and_values_are_those_that_were_counted_by_hand() -> None:
         sizes[size] = 32_768 * cost(config, context=1, kv_cache="float16").kv_bytes_per_token / 1e9
 
     assert sizes == pytest.approx({"1.7b": 3.76, "4b": 4.83, "8b": 4.83, "2-27b": 2.15}, rel=0.01)
+
+
+PLAIN: dict[str, Any] = {
+    "rope_type": "ntk",
+    "rope_scale": 1.0,
+    "rope_magnitude": 1.0,
+    "rope_original_context": 0,
+    "context_length": 16_384,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [
+        (PLAIN, True),
+        (PLAIN | {"weight_block": 256, "table_format": "int8", "norm_eps": 1.0000001e-6}, True),
+        (PLAIN | {"num_layers": 27}, False),
+        ({}, False),
+    ],
+)
+def test_a_copy_without_the_scaling_of_positions_is_warned_of(
+    changes: dict[str, Any], is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CATALOG["ternary-bonsai-8b"].config
+    assert config is not None
+
+    say_other_positions("x", replace(config, **changes))
+
+    said = "x: it has the shapes of bonsai-8b and ternary-bonsai-8b, whose positions are scaled (yarn, 4 times"
+    assert (said in caplog.text) == is_said
+
+
+def test_that_is_asked_of_every_model_that_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = CATALOG["nanochat-tiny"]
+    assert entry.config is not None
+    shape = shape_of(replace(entry.config, rope_scale=2.0))
+    monkeypatch.setattr(catalog, "CATALOG", {"x": replace(entry, name="x", preset="", shape=shape)})
+
+    Model.from_pretrained(catalog.directory(entry), backend="reference")
+
+    assert (
+        "it has the shapes of x, whose positions are scaled (ntk, 2 times, to read" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
