@@ -102,12 +102,15 @@ def logits(path: Path) -> NDArray[np.float32]:
 
 @on_linux_x86
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_llama_cpp(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = written(tmp_path / "x.gguf", name)
     with closing(LlamaCppVocabulary(path, threads=1, context=64)) as theirs:
         expected = theirs.logits(IDS)
 
     assert rms_ratio(logits(path), expected) < 1e-3
+    assert ("factors_long.weight is used for texts of any" in caplog.text) == name.endswith("long")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "minicpm, short"])

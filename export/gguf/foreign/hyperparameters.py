@@ -7,6 +7,7 @@ References
 .. [1] github.com/ggml-org/llama.cpp, src/llama-model.cpp and src/models, commit 0c1e570.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from nanochat.export.gguf.types import BF16, F16, F32, PACKINGS, Q4_0, Q6_K, Q8_
 from nanochat.shapes import layer_pattern
 
 __all__ = ["ARCHITECTURES", "ROPE_FACTORS", "read_hyperparameters"]
+
+_LOGGER = logging.getLogger(__name__)
 
 # What an architecture has beside attention, RMSNorm and SwiGLU.
 ARCHITECTURES: Mapping[str, Mapping[str, object]] = {
@@ -191,6 +194,14 @@ def _rotation(keys: "_Hyperparameters", head_dim: int, file: GgufFile) -> dict[s
                 "time; fetch the file again"
             )
         factors = _factors(name, file.tensors[name], dims // 2)
+        if name == lengths[1] and lengths[0] in file.tensors:
+            _LOGGER.warning(
+                "%s is used for texts of any length, where llama.cpp uses %s if it is asked for a context of %d tokens "
+                "or less",
+                name,
+                lengths[0],
+                original,
+            )
         return fields | {
             "rope_type": "factors",
             "rope_factors": factors,

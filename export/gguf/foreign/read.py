@@ -253,6 +253,12 @@ class _Reader:
                 "a token" if block == "token" else f"{block} columns",
                 " and ".join(map(str, theirs)),
             )
+        if I2_S in kinds:
+            _LOGGER.info(
+                "%s: matrices in I2_S are read as bitnet.cpp writes them on x86, 128 columns in 32 bytes; it has other "
+                "layouts for other processors",
+                self._path,
+            )
         if ahead:
             _LOGGER.warning(
                 "%s: %d tensors of blocks that predict further tokens are left out, the first is %s",
