@@ -133,10 +133,6 @@ def require_possible(config: ModelConfig, target: str) -> None:
                 f'{name}="{form}": ONNX Runtime has 8-bit tables of one scale for {BLOCK} columns, and none for '
                 f"{TABLE_BLOCKS[form]}; export it in another format, or with tables of its Hugging Face form"
             )
-    if config.weight_block == 64:
-        raise ConfigError(
-            f"weight_block=64: ONNX Runtime multiplies in blocks of {BLOCK}; export it in another format"
-        )
     if config.exit_threshold < 1.0:
         raise ConfigError(
             f"exit_threshold={config.exit_threshold} lets each token choose its number of loop steps, but the graph "
