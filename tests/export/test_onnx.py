@@ -362,10 +362,25 @@ def test_the_file_holds_each_table_once_and_nothing_for_training(tmp_path: Path)
     ("changes", "reason"),
     [
         ({"weight_block": 256, "activation_block": 256}, "activation_block=256"),
+        ({"weight_block": 64, "activation_block": 64}, "activation_block=64: .* blocks of 128"),
         ({"weight_block": "row", "activation_block": "token"}, "activation_block='token'"),
+        ({"table_format": "int8_32"}, 'table_format="int8_32": .* none for 32'),
+        ({"table_format": "int8_16"}, 'table_format="int8_16": .* none for 16'),
+        (
+            {"head_format": "int8_16", "tie_embeddings": False},
+            'head_format="int8_16": .* none for 16',
+        ),
         ({"loop_count": 2, "exit_threshold": 0.5}, "pass exit_threshold=1"),
     ],
-    ids=["activation block", "activations per token", "adaptive depth"],
+    ids=[
+        "activation block",
+        "blocks of 64",
+        "activations per token",
+        "table of blocks of 32",
+        "table of blocks of 16",
+        "head of blocks of 16",
+        "adaptive depth",
+    ],
 )
 def test_a_model_that_a_graph_cannot_compute_is_refused(
     changes: dict[str, Any], reason: str, target: Target, tmp_path: Path
