@@ -1,19 +1,23 @@
-"""GGUF files of bitnet.cpp, with matrices in I2_S, compute what transformers computes of the same BitNet model."""
+"""GGUF files of bitnet.cpp, with matrices in I2_S, are the BitNet models that transformers has of them in folders."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from nanochat import backends
 from nanochat.errors import NumericError
 from nanochat.export.gguf.container import read_gguf
 from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from nanochat.generation.engine import Engine
+from nanochat.proof.golden import tensor_digests
 from tests.export.foreign_ggufs import ROWS, Tensor, vocabulary, write_file
-from tests.export.foreign_models import build, logits
+from tests.export.foreign_models import Layout, build, logits, save
+from tests.export.test_foreign_bitnet import load as load_folder
 
 IDS = np.random.default_rng(0).integers(0, 300, 24).tolist()
 NAMES = {
@@ -43,10 +47,10 @@ def floats(values: NDArray[np.float32]) -> Tensor:
     return values.shape, 0, np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
+def random_model(*, exact: bool = True) -> PreTrainedModel:
     return build(
         "autobitlinear",
+        exact=exact,
         vocabulary=ROWS,
         hidden_size=256,
         intermediate_size=384,
@@ -54,6 +58,11 @@ def model() -> Any:
         num_key_value_heads=2,
         max_position_embeddings=128,
     )
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_model()
 
 
 def tensors_of(model: Any) -> dict[str, Tensor]:
@@ -107,6 +116,26 @@ def test_logits_are_those_of_transformers(model: Any, backend: str, tmp_path: Pa
     # Float32 additions in another order flip a rounding now and then, which its token and later ones show.
     assert np.median(ratios) < 1e-6
     assert ratios.max() < 2e-2
+
+
+def test_a_folder_of_the_same_model_has_equal_codes_scales_and_logits(tmp_path: Path) -> None:
+    # Each matrix has a scale of its own, which is rounded to float16.
+    model = random_model(exact=False)
+    ops = backends.get("reference")
+    path = write(tmp_path / "x.gguf", model)
+
+    config, weights, _ = load_foreign_gguf(path, read_gguf(path))
+    expected = Engine(config, ops.prepare(weights), ops).logits(IDS)
+
+    layouts: tuple[Layout, ...] = ("autobitlinear packed", "autobitlinear")
+    for layout in layouts:
+        save(model, layout, tmp_path / layout)
+        of_folder, others = load_folder(tmp_path / layout)
+        # float32 in a GGUF file.
+        assert config == replace(of_folder, norm_eps=float(np.float32(of_folder.norm_eps)))
+        assert tensor_digests(others) == tensor_digests(weights), layout
+        found = Engine(of_folder, ops.prepare(others), ops).logits(IDS)
+        assert np.array_equal(found, expected), layout
 
 
 def test_another_layout_of_i2_s_is_noise_that_is_refused(model: Any, tmp_path: Path) -> None:
