@@ -1,6 +1,6 @@
 """This file holds tiny models in the formats of public ternary models, written byte by byte and by other rules."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ NUMBERS = {
     "PTQ1_0": 143,
 }
 Floats = NDArray[np.float32]
+Digits = NDArray[np.integer[Any]]
 Codes = tuple[NDArray[np.int8], NDArray[np.float16]]
 # One attention layer in the middle, so that no order of layers goes by chance.
 CONFIG: dict[str, Any] = {
@@ -71,35 +72,27 @@ def numbers(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Floats:
 
 
 def pack(codes: NDArray[np.int8], scales: NDArray[np.float16], kind: str) -> NDArray[np.uint8]:
-    """The bytes of a matrix, one block and one weight after the other."""
-    block = {"Q2_0": 64, "PTQ1_0": 128}.get(kind, 128)
+    """The bytes of a matrix, one block after the other."""
+    block = 64 if kind == "Q2_0" else 128
     repeated = np.repeat(scales, codes.shape[1] // block // scales.shape[1], axis=1)
-    data = bytearray()
-    for row, row_scales in zip(codes, repeated, strict=True):
-        for group, scale in zip(row.reshape(-1, block), row_scales, strict=True):
-            digits = [int(code) + 1 for code in group]
-            packed = _trits(digits) if kind == "PTQ1_0" else _pairs(digits)
-            half = np.float16(scale).tobytes()
-            data += packed + half if kind == "PTQ1_0" else half + packed
-    return np.frombuffer(bytes(data), np.uint8)
+    digits = codes.reshape(-1, block) + 1
+    packed = (_trits if kind == "PTQ1_0" else _pairs)(digits).astype(np.uint8)
+    halves = repeated.reshape(-1, 1).view(np.uint8)
+    parts = [packed, halves] if kind == "PTQ1_0" else [halves, packed]
+    return np.concatenate(parts, axis=1).reshape(-1)
 
 
-def _pairs(digits: Sequence[int]) -> bytes:
-    fours = [digits[i : i + 4] for i in range(0, len(digits), 4)]
-    return bytes(sum(digit << 2 * n for n, digit in enumerate(four)) for four in fours)
+def _pairs(digits: Digits) -> Digits:
+    return np.asarray((digits.reshape(len(digits), -1, 4) << 2 * np.arange(4)).sum(axis=2))
 
 
-def _trits(digits: Sequence[int]) -> bytes:
-    def byte(places: Sequence[int]) -> int:
-        number = 0
-        for n in range(5):
-            number = 3 * number + (digits[places[n]] if n < len(places) else 0)
-        return -(-number * 256 // 243)
-
+def _trits(digits: Digits) -> Digits:
     parts = [[16 * n + m for n in range(5)] for m in range(16)]
     parts += [[80 + 8 * n + m for n in range(5)] for m in range(8)]
     parts += [[120 + 2 * n + h for n in range(4)] for h in range(2)]
-    return bytes(map(byte, parts))
+    powers = 3 ** np.arange(4, -1, -1)
+    numbers = np.stack([digits[:, places] @ powers[: len(places)] for places in parts], axis=1)
+    return -(-numbers * 256 // 243)
 
 
 def qwen35_model(*, tied: bool = False, seed: int = 0) -> Qwen3_5ForCausalLM:
