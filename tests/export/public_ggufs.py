@@ -31,6 +31,7 @@ NUMBERS = {
     "F32": 0,
     "F16": 1,
     "BF16": 30,
+    "Q1_0": 41,
     "Q2_0": 42,
     "legacy Q2_0": 42,
     "PQ2_0": 142,
@@ -58,12 +59,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def ternary_part(weight: Floats, block: int = GROUP) -> Codes:
-    """Codes and scales that are near to the numbers of a matrix (R, C)."""
+def ternary_part(weight: Floats, block: int = GROUP, *, zeros: bool = True) -> Codes:
+    """Codes and scales that are near to the numbers of a matrix (R, C), without `zeros` of signs alone."""
     blocks = weight.reshape(len(weight), -1, block)
     scales = np.abs(blocks).mean(axis=2).astype(np.float16)
-    codes = np.clip(np.rint(blocks / scales[:, :, None].astype(np.float32)), -1, 1).astype(np.int8)
-    return codes.reshape(weight.shape), scales
+    near = np.clip(np.rint(blocks / scales[:, :, None].astype(np.float32)), -1, 1)
+    codes = near if zeros else np.where(blocks < 0, -1, 1)
+    return codes.astype(np.int8).reshape(weight.shape), scales
 
 
 def numbers(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Floats:
@@ -76,7 +78,7 @@ def pack(codes: NDArray[np.int8], scales: NDArray[np.float16], kind: str) -> NDA
     block = 64 if kind == "Q2_0" else 128
     repeated = np.repeat(scales, codes.shape[1] // block // scales.shape[1], axis=1)
     digits = codes.reshape(-1, block) + 1
-    packed = (_trits if kind == "PTQ1_0" else _pairs)(digits).astype(np.uint8)
+    packed = {"PTQ1_0": _trits, "Q1_0": _bits}.get(kind, _pairs)(digits).astype(np.uint8)
     halves = repeated.reshape(-1, 1).view(np.uint8)
     parts = [packed, halves] if kind == "PTQ1_0" else [halves, packed]
     return np.concatenate(parts, axis=1).reshape(-1)
@@ -84,6 +86,10 @@ def pack(codes: NDArray[np.int8], scales: NDArray[np.float16], kind: str) -> NDA
 
 def _pairs(digits: Digits) -> Digits:
     return np.asarray((digits.reshape(len(digits), -1, 4) << 2 * np.arange(4)).sum(axis=2))
+
+
+def _bits(digits: Digits) -> Digits:
+    return np.asarray(((digits == 2).reshape(len(digits), -1, 8) << np.arange(8)).sum(axis=2))
 
 
 def _trits(digits: Digits) -> Digits:
@@ -109,7 +115,7 @@ def qwen35_model(*, tied: bool = False, seed: int = 0) -> Qwen3_5ForCausalLM:
     return model
 
 
-def make_ternary(model: nn.Module, *, gates: bool = False) -> dict[str, Codes]:
+def make_ternary(model: nn.Module, *, gates: bool = False, zeros: bool = True) -> dict[str, Codes]:
     """Have the matrices of a model hold ternary numbers; gives their codes and scales, by name."""
     found: dict[str, Codes] = {}
     with torch.no_grad():
@@ -117,7 +123,7 @@ def make_ternary(model: nn.Module, *, gates: bool = False) -> dict[str, Codes]:
             is_gate = "in_proj_a" in name or "in_proj_b" in name
             if parameter.ndim != 2 or (is_gate and not gates):
                 continue
-            found[name] = ternary_part(parameter.numpy())
+            found[name] = ternary_part(parameter.numpy(), zeros=zeros)
             parameter.copy_(torch.from_numpy(numbers(*found[name])))
     return found
 

@@ -131,6 +131,23 @@ def test_every_type_holds_the_same_codes_and_scales(gates: str, tmp_path: Path) 
             }
 
 
+def test_a_model_without_zeros_is_the_same_in_one_bit(tmp_path: Path) -> None:
+    model = qwen35_model()
+    make_ternary(model, gates=True, zeros=False)
+
+    def written(kind: str) -> tuple[ModelConfig, dict[str, Stored], NDArray[np.float32]]:
+        return read(write_qwen35(tmp_path / f"{kind}.gguf", model, kind, gates=kind))
+
+    config, leaves, logits = written("PQ2_0")
+    other_config, other_leaves, other_logits = written("Q1_0")
+    assert other_config == config
+    assert {n: tensor_digest(leaf) for n, leaf in other_leaves.items()} == {
+        n: tensor_digest(leaf) for n, leaf in leaves.items()
+    }
+    assert np.array_equal(other_logits, logits)
+    assert rms_ratio(logits, transformers_logits(model)) < 1e-5
+
+
 @on_linux_x86
 def test_a_file_of_blocks_of_64_runs_in_llama_cpp_too(qwen35: Any, tmp_path: Path) -> None:
     path = write_qwen35(tmp_path / "x.gguf", qwen35, "Q2_0")
