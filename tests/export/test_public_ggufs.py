@@ -252,7 +252,6 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
         ("version", 3, "version is 3, must be 1 or 2"),
         ("version", 2, "tied_output is False, with a tensor output.weight: .* version 2"),
         ("tied_output", True, "tied_output is True, with a tensor output.weight"),
-        ("version", None, "version is missing"),
         ("block_size", 96, "block_size is 96, must be a power of two"),
         ("block_size", 2048, "different multiples of block_size, which is 2048"),
         ("transform", "fourier", "transform is 'fourier', must be 'normalized"),
@@ -269,23 +268,21 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
             ["output.weight"],
             "blk.0.attn_gate.weight is ternary and not in the list",
         ),
-        ("inverse_weight_names", ["output.weight"], "only token_embd.weight is looked up"),
+        ("weight_names", rotated_names(), "has 'token_embd.weight': .* no matrix is in both lists"),
+        ("inverse_weight_names", ["output_norm.weight"], "only token_embd.weight is looked up"),
         ("inverse_weight_names", [], "token_embd.weight is ternary and not in the list"),
         ("gdn_v_grouped", 1, "gdn_v_grouped is 1, must be true or false"),
         ("gdn_v_grouped", False, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
         ("gdn_v_grouped", None, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
     ],
 )
-def test_incomplete_or_other_rotations_are_refused(
+def test_other_rotations_are_refused(
     rotated_file: tuple[Path, Any], key: str, value: Any, message: str
 ) -> None:
     path, _ = rotated_file
     file = read_gguf(path)
-    name = f"prism.hadamard.{key}"
     found = np.array(value) if isinstance(value, list) and key.startswith("sign") else value
-    changed = {k: v for k, v in file.metadata.items() if k != name}
-    if value is not None:
-        changed[name] = found
+    changed = {**file.metadata, f"prism.hadamard.{key}": found}
 
     with pytest.raises(FormatError, match=message):
         load_foreign_gguf(path, replace(file, metadata=changed))
@@ -300,6 +297,38 @@ def test_what_is_not_known_of_rotations_is_said(
     load_foreign_gguf(path, replace(file, metadata={**file.metadata, "prism.hadamard.scale": 2.0}))
 
     assert "prism.hadamard.scale is not known here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "version",
+        "block_size",
+        "transform",
+        "axis",
+        "sign_mode",
+        "sign_widths",
+        "sign_values",
+        "weight_names",
+    ],
+)
+def test_rotations_without_a_key_are_refused(rotated_file: tuple[Path, Any], key: str) -> None:
+    path, _ = rotated_file
+    file = read_gguf(path)
+    name = f"prism.hadamard.{key}"
+    changed = {k: v for k, v in file.metadata.items() if k != name}
+
+    with pytest.raises(FormatError, match=f"{name} is missing, must be "):
+        load_foreign_gguf(path, replace(file, metadata=changed))
+
+
+def test_an_embedding_that_no_list_has_is_refused(rotated_file: tuple[Path, Any]) -> None:
+    path, _ = rotated_file
+    file = read_gguf(path)
+    changed = {k: v for k, v in file.metadata.items() if "inverse" not in k}
+
+    with pytest.raises(FormatError, match=r"token_embd.weight is ternary and not in the list"):
+        load_foreign_gguf(path, replace(file, metadata=changed))
 
 
 def test_what_is_listed_as_rotated_and_not_ternary_is_refused(
