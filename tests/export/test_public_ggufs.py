@@ -21,7 +21,7 @@ from nanochat.generation.engine import Engine
 from nanochat.proof.golden import tensor_digest
 from nanochat.proof.parity import UnroundedOps
 from nanochat.proof.tolerances import TOLERANCES
-from nanochat.weights import Stored, Weights, map_leaves, named_leaves
+from nanochat.weights import Dense, Stored, Weights, map_leaves, named_leaves
 from tests.export import public_ggufs
 from tests.export.llama_cpp_vocabulary import LlamaCppVocabulary
 from tests.export.public_ggufs import (
@@ -260,6 +260,8 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
         ("sign_widths", [256, 512], "sign_values has 1536 signs, and sign_widths ask for 768"),
         ("sign_widths", [256, 256, 512, 512], "sign_widths is .*, must be different multiples"),
         ("sign_widths", [256, 1280], "sign_widths has no 768, and matrices have so many columns"),
+        ("sign_widths", [256, np.inf], "sign_widths is .*, must be a list of whole numbers"),
+        ("sign_values", [1e300] + [1] * 1535, r"sign_values holds 1e\+300 at 0"),
         ("sign_values", [1] * 1535 + [0], "sign_values holds 0 at 1535: signs are 1 and -1"),
         ("sign_values", [2] + [1] * 1535, "sign_values holds 2 at 0"),
         ("weight_names", ["blk.0.nothing"], "'blk.0.nothing', which is no tensor"),
@@ -329,6 +331,21 @@ def test_an_embedding_that_no_list_has_is_refused(rotated_file: tuple[Path, Any]
 
     with pytest.raises(FormatError, match=r"token_embd.weight is ternary and not in the list"):
         load_foreign_gguf(path, replace(file, metadata=changed))
+
+
+def test_a_width_that_no_matrix_has_takes_no_memory(rotated_file: tuple[Path, Any]) -> None:
+    path, _ = rotated_file
+    file = read_gguf(path)
+    changes: dict[str, Any] = {
+        "prism.hadamard.sign_mode": "identity",
+        "prism.hadamard.sign_widths": np.array([256, 512, 768, 2**60]),
+    }
+
+    _, weights, _ = load_foreign_gguf(path, replace(file, metadata={**file.metadata, **changes}))
+
+    signs = dict(named_leaves(weights))["signs.network"]
+    assert isinstance(signs, Dense)
+    assert np.array_equal(signs.values, np.ones(512))
 
 
 def test_what_is_listed_as_rotated_and_not_ternary_is_refused(

@@ -48,11 +48,12 @@ _ADVICE = "fetch the file again, or another one of the same model"
 class Rotations:
     """How a file's matrices are rotated: columns of a block, signs by width, and the names of the matrices.
 
+    Widths whose signs are all 1 have None: no matrix need have as many columns as a file says.
     `grouped` says in which order the columns of ``ssm_out`` are; see `nanochat.export.gguf.places`.
     """
 
     block: int
-    signs: Mapping[int, NDArray[np.float32]]
+    signs: Mapping[int, NDArray[np.float32] | None]
     names: frozenset[str]
     grouped: bool
 
@@ -62,7 +63,8 @@ class Rotations:
             raise FormatError(
                 f"{PREFIX}sign_widths has no {width}, and matrices have so many columns: {_ADVICE}"
             )
-        return self.signs[width]
+        signs = self.signs[width]
+        return np.ones(width, np.float32) if signs is None else signs
 
 
 def read_rotations(
@@ -161,20 +163,20 @@ class _Keys:
         value = self._keys.get(key)
         if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iuf":
             raise self.wrong(key, "a list of numbers")
-        if (value != np.rint(value)).any():
+        if not np.isfinite(value).all() or (value != np.rint(value)).any():
             raise self.wrong(key, "a list of whole numbers")
         return [int(number) for number in value]
 
-    def signs(self, block: int) -> dict[int, NDArray[np.float32]]:
+    def signs(self, block: int) -> dict[int, NDArray[np.float32] | None]:
         widths = self.numbers("sign_widths")
         if len(set(widths)) != len(widths) or any(w < 1 or w % block for w in widths):
             raise self.wrong("sign_widths", f"different multiples of block_size, which is {block}")
         mode = self._keys.get("sign_mode")
         if mode == "identity":
-            return {width: np.ones(width, np.float32) for width in widths}
+            return dict.fromkeys(widths)
         if mode != "explicit":
             raise self.wrong("sign_mode", "'explicit' or 'identity'")
-        values = np.array(self.numbers("sign_values"), np.float32)
+        values = np.array(self.numbers("sign_values"), np.float64)
         if len(values) != sum(widths):
             raise FormatError(
                 f"{PREFIX}sign_values has {len(values)} signs, and sign_widths ask for {sum(widths)}: {_ADVICE}"
@@ -185,5 +187,5 @@ class _Keys:
                 f"{PREFIX}sign_values holds {values[bad][0]:g} at {int(np.flatnonzero(bad)[0])}: signs are 1 and -1; "
                 f"{_ADVICE}"
             )
-        parts = np.split(values, np.cumsum(widths)[:-1])
+        parts = np.split(values.astype(np.float32), np.cumsum(widths)[:-1])
         return dict(zip(widths, parts, strict=True))
