@@ -4,6 +4,7 @@ Legend: see `nanochat.backends.numba.products.linear`.
 """
 
 import itertools
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from nanochat import ternary
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.products import activation, layouts, linear, trit_codes
+from nanochat.backends.numba.products.launching import embed
 from nanochat.backends.numba.products.packing import TiledLinear, prepare_leaf
 from nanochat.backends.numba.products.trit_codes import CodeLayout, TritLayout, layout_for
 from nanochat.backends.numba.runtime.isa import Isa, available, chosen
 from nanochat.backends.numba.runtime.lanes import fits_trits
+from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.tuning.choices import CLASSES, Shape
 from nanochat.backends.numba.tuning.tuner import candidates, random_matrix
@@ -105,11 +108,11 @@ def same_as_two_bits(
     return same_bits(product(dense, x, variant, isa), expected)
 
 
-def logits(ops: NumbaOps) -> Values:
-    weights = ops.prepare(random_packed_weights(CONFIG, seed=0))
-    state = new_rows(ops, CONFIG, 1, capacity=64)
+def logits(ops: NumbaOps, config: ModelConfig = CONFIG) -> Values:
+    weights = ops.prepare(random_packed_weights(config, seed=0))
+    state = new_rows(ops, config, 1, capacity=64)
     prompt, following = range(40), [7]
-    results = [run_step(ops, weights, CONFIG, state, [0], [ids]) for ids in (prompt, following)]
+    results = [run_step(ops, weights, config, state, [0], [ids]) for ids in (prompt, following)]
     return np.concatenate(results)
 
 
@@ -204,6 +207,22 @@ def test_the_cut_into_tasks_changes_no_bit(parts: int, tokens: int, isa: Isa) ->
     assert same_bits(y, product(leaf, x, linear.VARIANTS[0], isa))
 
 
+# Tables.
+
+
+@every_layout
+@pytest.mark.parametrize("weight_block", [128, 256, 768])
+def test_rows_of_a_table_are_those_of_two_bits(weight_block: int, layout: TritLayout) -> None:
+    codes = random_codes(65, 768)
+    tables = [laid(codes, each, weight_block=weight_block) for each in (layout, "two_bits")]
+    ids = np.random.default_rng(3).permutation(65).reshape(5, 13)
+
+    dense, expected = (embed(Launcher(1), ids, table) for table in tables)
+
+    assert tables[0].layout == layout
+    assert same_bits(dense, expected)
+
+
 # The layout.
 
 
@@ -266,6 +285,19 @@ def test_a_model_gives_the_same_bits_in_both_layouts(
     dense = logits(NumbaOps(num_threads=threads, layout="five_trits"))
 
     assert same_bits(dense, logits(NumbaOps(num_threads=threads, layout="two_bits")))
+
+
+@every_isa
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_model_with_ternary_tables_gives_the_same_bits_in_both_layouts(
+    tied: bool, isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_ISA", isa)
+    config = replace(CONFIG, table_format="ternary", tie_embeddings=tied)
+
+    dense = logits(NumbaOps(layout="five_trits"), config)
+
+    assert same_bits(dense, logits(NumbaOps(layout="two_bits"), config))
 
 
 @needs_trits
