@@ -52,6 +52,16 @@ BLOCKS = SMALL | {
     "weight_block": 256,
     "activation_block": 128,
 }
+# More heads of values than of keys.
+DELTA = {
+    "layer_pattern": ("delta", "attention"),
+    "delta_heads": 4,
+    "delta_key_heads": 2,
+    "delta_key_dim": 6,
+    "delta_value_dim": 4,
+}
+# Wide enough for several scales in a row of a table.
+WIDE = SMALL | {"width": 64}
 CONFIGS = {
     "row": ModelConfig(**SMALL),
     "block 256": ModelConfig(**BLOCKS),
@@ -72,6 +82,23 @@ CONFIGS = {
     "dynamic": ModelConfig(**SMALL, coefficients="dynamic", mixer="sinkhorn", num_streams=2),
     "one stream": ModelConfig(**SMALL, num_streams=1, attention_gate=True, sub_norm=True),
     "untied": ModelConfig(**SMALL, tie_embeddings=False, activation="relu2", table_format="dense"),
+    "ternary table": ModelConfig(
+        **WIDE | DELTA,
+        table_format="ternary",
+        head_format="int8_16",
+        tie_embeddings=False,
+        delta_gates="ternary",
+    ),
+    "table of blocks": ModelConfig(
+        **WIDE | DELTA,
+        table_format="int8_32",
+        head_format="bfloat16",
+        tie_embeddings=False,
+        delta_gates="bfloat16",
+    ),
+    "rotated": ModelConfig(
+        **SMALL | DELTA, rotation_block=8, table_format="float16", delta_gates="float16"
+    ),
 }
 CONFIG = CONFIGS["row"]
 PROJECTION = "layers.1.network_site.mhc.projection"
@@ -111,6 +138,7 @@ def arrays(weights: Weights[Stored]) -> dict[str, Any]:
                 found[name] += (leaf.activation_block, leaf.weight_block)
             case Int8():
                 found[name] = (leaf.codes.tolist(), leaf.scales.tolist(), leaf.activation_block)
+                found[name] += (leaf.scales.dtype,)
     return found
 
 
