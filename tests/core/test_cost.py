@@ -1,15 +1,22 @@
-"""Costs equal what one counts by hand."""
+"""Costs equal what one counts by hand, and the bytes of arrays."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
-from nanochat.config import ModelConfig
+from nanochat.backends.reference.ops import ReferenceOps
+from nanochat.config import ModelConfig, TableFormat
 from nanochat.cost import Cost, cost, vector_bytes
 from nanochat.errors import InputError
+from nanochat.init import freeze
+from nanochat.model import slots
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
+from nanochat.weights import named_leaves
+from tests.parity.cases import CASES
+from tests.parity.random_models import random_weights
 
 # Attention: q and o 256 x 256, k and v 128 x 256. Network: three of 512 x 256 (or 256 x 512).
 SMALL: dict[str, Any] = {
@@ -28,6 +35,8 @@ TABLE = 100 * 256
 # Two bits a weight and two bytes for every 256 of them.
 TERNARY_BYTES = TERNARY // 4 + TERNARY // 256 * 2
 TABLE_BYTES = 100 * (256 + 2)
+
+every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 
 
 def small(context: int = 10, **options: object) -> Cost:
@@ -58,6 +67,18 @@ def test_bytes_are_counted_by_kind() -> None:
     assert counted.stored_bytes == 2 * TERNARY_BYTES + TABLE_BYTES + 4 * (2 * DENSE + 256)
 
 
+@every_case
+def test_bytes_are_those_of_the_arrays_of_a_model(config: ModelConfig) -> None:
+    sizes = {"Ternary": 0, "Int8": 0, "Dense": 0}
+    for _, leaf in named_leaves(freeze(random_weights(config))):
+        arrays = [part for part in vars(leaf).values() if isinstance(part, np.ndarray)]
+        sizes[type(leaf).__name__] += sum(array.nbytes for array in arrays)
+
+    counted = cost(config, context=1)
+
+    assert [counted.ternary_bytes, counted.int8_bytes, counted.dense_bytes] == list(sizes.values())
+
+
 @pytest.mark.parametrize(
     ("weight_block", "num_scales"),
     [(128, 256 * 3 * 2 + 512 * 2 * 2 + 256 * 4), ("row", 768 + 1280)],
@@ -84,6 +105,17 @@ def test_a_projection_has_two_bytes_a_number() -> None:
     more = 4 * (32 * 4 * 256 * 2 + 3 * 4)
     assert dynamic.dense_bytes - static.dense_bytes == more
     assert dynamic.read_bytes_per_token - static.read_bytes_per_token == more
+
+
+def test_signs_of_a_rotation_are_stored_and_cost_a_token_nothing() -> None:
+    plain = small()
+    # Of what a norm gives, of what attention does, and of a network's hidden features.
+    signs = 256 + 4 * 64 + 512
+
+    rotated = small(rotation_block=128)
+
+    numbers, size = plain.dense_parameters + signs, plain.dense_bytes + 4 * signs
+    assert rotated == dataclasses.replace(plain, dense_parameters=numbers, dense_bytes=size)
 
 
 def test_a_token_uses_all_layers_the_head_and_one_row_of_the_embedding() -> None:
@@ -140,8 +172,14 @@ def test_attention_takes_operations_for_each_position_in_sight(context: int) -> 
     assert counted.flops_per_token == 2 * counted.active_parameters + attention
 
 
-def test_the_delta_rule_takes_the_same_operations_at_any_context() -> None:
-    options = {"layer_pattern": ("delta",), "delta_heads": 2, "delta_value_dim": 128}
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_the_delta_rule_takes_the_same_operations_at_any_context(key_heads: int) -> None:
+    options: dict[str, Any] = {
+        "layer_pattern": ("delta",),
+        "delta_heads": 2,
+        "delta_key_heads": key_heads,
+        "delta_value_dim": 128,
+    }
 
     counted = small(1, **options)
 
@@ -204,6 +242,28 @@ def test_delta_layers_keep_a_matrix_a_head_and_the_inputs_of_their_convolutions(
     of_a_layer = 2 * 64 * 128 + 3 * (128 + 128 + 256)
     assert counted.state_bytes == 2 * of_a_layer * 4
     assert counted.kv_bytes_per_token == 0
+
+
+@every_case
+def test_a_sequence_keeps_the_bytes_of_the_arrays_of_its_state(config: ModelConfig) -> None:
+    kept = slots(config)
+    state = ReferenceOps().new_state(kept, rows=1, capacity=1)
+    pairs = list(zip(kept, state.arrays, strict=True))
+
+    counted = cost(config, context=1)
+
+    # Of attention, what a position keeps; of all others, what a row does.
+    of_attention = [arrays for slot, arrays in pairs if slot.kind == "attention"]
+    of_others = [arrays for slot, arrays in pairs if slot.kind != "attention"]
+    assert counted.kv_bytes_per_token == sum(x[0, 0].nbytes for each in of_attention for x in each)
+    assert counted.state_bytes == sum(x[0].nbytes for each in of_others for x in each)
+
+
+@pytest.mark.parametrize("table_format", get_args(TableFormat))
+def test_a_decoded_token_reads_all_bytes_of_a_tied_model(table_format: TableFormat) -> None:
+    counted = small(10, table_format=table_format)
+
+    assert counted.weight_bytes_per_token == counted.stored_bytes
 
 
 def test_a_decoded_token_reads_its_weights_and_the_state_in_sight() -> None:
