@@ -5,14 +5,15 @@ and the chosen ones; the whole head, and one row of an embedding that is not the
 tokens may leave early. It uses no extra heads. For n streams of width C, H query and G key heads of K features, and D
 heads of K key and V value features:
 
-* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R C / block``, dense 4 for each number, 2 in mHC
-  projections and in tables of 16 bits;
+* *stored bytes*: ternary ``R C / 4 + 2 R C / block``, 8-bit ``R C + 2 R C / block``, or ``R C + 4 R C / 16``, dense 4
+  for each number, 2 in mHC projections and in tables and gates of 16 bits;
 * *active parameters*: the numbers in all uses, counted at every use;
 * *operations*: 2 for each active parameter; attention ``4 H K`` for each position in sight; the delta rule ``7 D K V``
   (1 to decay, 2 each to read, write and answer); an mHC site ``2 n C (n + 2)``, or ``4 n C`` if it does not mix. Norms,
   activations, rotations and coefficients are left out: a few for each feature;
-* *state*: attention ``2 G K`` numbers for each token, and ``2 G`` scales of 4 bytes where they are int8; for each
-  sequence ``D K V`` numbers, and the inputs of the short convolutions, all but the last tap;
+* *state*: attention ``2 G K`` numbers for each token, with ``2 G`` scales of 4 bytes where they are int8, and one of 2
+  bytes for every 32 where they are int4; for each sequence ``D K V`` numbers, and the inputs of the short convolutions,
+  all but the last tap;
 * *bytes read* for a token that is decoded alone: its uses, the keys and values in sight, and the rest of the state.
 """
 
