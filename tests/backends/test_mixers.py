@@ -123,6 +123,7 @@ every_storage = pytest.mark.parametrize("storage", get_args(Storage))
         (10, 2, 64, [65, 1]),
         (9, 1, 16, [1020, 3, 1, 5]),
         (3, 3, 32, [70, 1200, 1]),
+        (6, 2, 256, [70, 1, 3]),
     ],
     ids=str,
 )

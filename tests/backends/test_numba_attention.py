@@ -195,7 +195,7 @@ def test_float16_keys_and_values_equal_those_of_numpy() -> None:
     np.testing.assert_array_equal(found, -expected)
 
 
-@pytest.mark.parametrize("features", [1, 33, 128])
+@pytest.mark.parametrize("features", [1, 33, 128, 256])
 def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None:
     sizes = np.array([1, 1e-37, 1e-40, 0, 1e30], np.float32)[:, None, None]
     k, v = normal(1, 5, 1, features) * sizes, normal(1, 5, 1, features, seed=1) * sizes
@@ -212,7 +212,7 @@ def test_int8_keys_and_values_equal_those_of_the_contract(features: int) -> None
     np.testing.assert_array_equal(lanes, codes)
 
 
-@pytest.mark.parametrize("features", [1, 33, 64, 129])
+@pytest.mark.parametrize("features", [1, 33, 64, 129, 256])
 def test_int4_keys_and_values_equal_those_of_the_contract(features: int) -> None:
     sizes = np.array([1, 1e-37, 1e-40, 0, 1e30], np.float32)[:, None, None]
     # More than a tile of positions: both halves of the bytes of keys.
