@@ -314,7 +314,7 @@ def delta_rule(
     state: Any = None,
     log_rate: float = 0.0,
 ) -> None:
-    num_heads = x[0].shape[2]
+    num_heads = x[2].shape[2]
     rates = np.full(num_heads, log_rate, np.float32)
     q, k, v, beta, decay = (lockstep.array(values) for values in x)
     lockstep.delta_rule(
@@ -330,8 +330,11 @@ def delta_rule(
     )
 
 
-def delta_inputs(batch: int, tokens: int, h: int, k: int, v: int) -> list[Values]:
-    shapes = [(h, k), (h, k), (h, v), (h,), (h,)]
+def delta_inputs(
+    batch: int, tokens: int, h: int, k: int, v: int, *, key_heads: int = 0
+) -> list[Values]:
+    g = key_heads or h
+    shapes = [(g, k), (g, k), (h, v), (h,), (h,)]
     return [normal(batch, tokens, *shape, seed=i) for i, shape in enumerate(shapes)]
 
 
@@ -346,14 +349,39 @@ def test_delta_rule(lockstep: Lockstep, batch: int, tokens: int, h: int, k: int,
     lockstep.check()
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 65])
+def test_delta_rule_of_fewer_key_heads_than_value_heads(lockstep: Lockstep, tokens: int) -> None:
+    delta_rule(lockstep, delta_inputs(2, tokens, 6, 24, 16, key_heads=2))
+
+    lockstep.check()
+
+
+def test_value_heads_side_by_side_share_a_key_head(ops: AnyOps) -> None:
+    q, k, *others = delta_inputs(1, 7, 6, 24, 16, key_heads=2)
+    leaves = [prepared(ops, Dense(values=normal(6, seed=seed))) for seed in (5, 6)]
+
+    def answered(q: Values, k: Values) -> Values:
+        given = [ops.array(x) for x in (q, k, *others)]
+        return ops.numpy(ops.delta_rule(*given, *leaves, state=None, slot=0))
+
+    shared = answered(q, k)
+
+    alone = answered(*(x[:, :, [0, 0, 0, 1, 1, 1]] for x in (q, k)))
+    assert rms_error(shared, alone) <= TOLERANCES["delta_rule"].limit
+
+
+@pytest.mark.parametrize(("h", "key_heads"), [(3, 3), (6, 2)])
 @pytest.mark.parametrize("pieces", [[5, 1, 1], [1, 70, 1, 9]], ids=str)
-def test_delta_rule_in_pieces(lockstep: Lockstep, pieces: list[int]) -> None:
-    slot = Slot(kind="delta", heads=3, key_dim=24, value_dim=16)
+def test_delta_rule_in_pieces(
+    lockstep: Lockstep, pieces: list[int], h: int, key_heads: int
+) -> None:
+    slot = Slot(kind="delta", heads=h, key_dim=24, value_dim=16)
     state = state_of_lengths(lockstep, [slot], [0, 0], capacity=128)
 
     for tokens in pieces:
+        x = delta_inputs(1, 2 * tokens, h, 24, 16, key_heads=key_heads)
         with stepping(state, [0, 1], [tokens, tokens]):
-            delta_rule(lockstep, delta_inputs(1, 2 * tokens, 3, 24, 16), state=state)
+            delta_rule(lockstep, x, state=state)
 
     lockstep.check()
 
