@@ -1,6 +1,7 @@
 """The verbs do their work: results on one stream, everything else on the other."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nanochat import backends, cli
+from nanochat import backends, cli, memory
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.cli import export, generate
@@ -471,6 +472,26 @@ def test_tune_refuses_what_makes_no_sense(
 
     assert result.code == 2
     assert message in result.err
+
+
+@pytest.mark.usefixtures("kept")
+def test_show_tells_speeds_by_what_the_doctor_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bandwidth = pytest.importorskip("nanochat.backends.numba.tuning.bandwidth")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 8 * 10**9)
+    # Of less memory, in less time.
+    monkeypatch.setattr(bandwidth, "measure", functools.partial(bandwidth.measure, 2**22))
+    measured = run("doctor", "--json").last_json["bandwidth"]
+    monkeypatch.setattr(bandwidth, "measure", lambda: pytest.fail("it was measured again"))
+
+    shown = run("models", "show", "ternary-bonsai-8b", "--backend", "numba", "--json")
+
+    told = shown.last_json["expected"]
+    assert isinstance(told, dict)
+    assert measured is not None
+    assert told["bandwidth"] == measured
+    assert all(row["tokens_per_second"] > 0 for row in told["memory"])
 
 
 def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
