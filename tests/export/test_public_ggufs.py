@@ -275,7 +275,6 @@ def test_a_rotation_that_is_left_out_gives_noise(rotated_file: tuple[Path, Any])
         ("inverse_weight_names", [], "token_embd.weight is ternary and not in the list"),
         ("gdn_v_grouped", 1, "gdn_v_grouped is 1, must be true or false"),
         ("gdn_v_grouped", False, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
-        ("gdn_v_grouped", None, r"blk.0.ssm_out.weight is rotated in an order of value heads"),
     ],
 )
 def test_other_rotations_are_refused(
