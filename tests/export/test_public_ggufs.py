@@ -177,14 +177,28 @@ def rotate(model: Any, block: int, generator: np.random.Generator) -> dict[str, 
     }
 
 
+def write_rotated(path: Path, model: Any, block: int) -> dict[str, Any]:
+    """Write a model with ternary matrices for rotated inputs, which it holds then; gives the keys that say so."""
+    keys = rotate(model, block, np.random.default_rng(3))
+    make_ternary(model)
+    changes: dict[str, Any] = {f"prism.hadamard.{key}": value for key, value in keys.items()}
+    changes["prism.hadamard.weight_names"] = [
+        n for n in rotated_names() if n != "token_embd.weight"
+    ]
+    changes["prism.hadamard.inverse_weight_names"] = ["token_embd.weight"]
+    changes["prism.hadamard.gdn_v_grouped"] = True
+    write_qwen35(path, model, "PQ2_0", changes=changes, grouped=True)
+    return keys
+
+
 @pytest.fixture(scope="module")
 def rotated_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A rotated file, and the model of transformers that computes the same without rotations."""
     block = 256
+    path = tmp_path_factory.mktemp("rotated") / "x.gguf"
     plain_model, model = qwen35_model(), qwen35_model()
-    keys = rotate(model, block, np.random.default_rng(3))
     # Only what is written is ternary, so the other model is made of it: a rotation is its own inverse.
-    make_ternary(model)
+    keys = write_rotated(path, model, block)
     signs = dict(
         zip(
             keys["sign_widths"],
@@ -201,13 +215,7 @@ def rotated_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
                 turned = values.reshape(len(values), -1, block) @ hadamard(block)
                 values = (turned.reshape(values.shape) * own).astype(np.float32)
             parameter.copy_(torch.from_numpy(values))
-    names = rotated_names()
-    changes: dict[str, Any] = {f"prism.hadamard.{key}": value for key, value in keys.items()}
-    changes["prism.hadamard.weight_names"] = [n for n in names if n != "token_embd.weight"]
-    changes["prism.hadamard.inverse_weight_names"] = ["token_embd.weight"]
-    changes["prism.hadamard.gdn_v_grouped"] = True
-    path = tmp_path_factory.mktemp("rotated") / "x.gguf"
-    return write_qwen35(path, model, "PQ2_0", changes=changes, grouped=True), plain_model
+    return path, plain_model
 
 
 def rotated_names() -> list[str]:
