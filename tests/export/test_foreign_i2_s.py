@@ -1,5 +1,6 @@
 """GGUF files of bitnet.cpp, with matrices in I2_S, are the BitNet models that transformers has of them in folders."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,10 @@ def write(path: Path, model: Any, **changed: Tensor) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
-def test_logits_are_those_of_transformers(model: Any, backend: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers(
+    model: Any, backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     path = write(tmp_path / "x.gguf", model)
 
     config, weights, _ = load_foreign_gguf(path, read_gguf(path))
@@ -116,6 +120,7 @@ def test_logits_are_those_of_transformers(model: Any, backend: str, tmp_path: Pa
     # Float32 additions in another order flip a rounding now and then, which its token and later ones show.
     assert np.median(ratios) < 1e-6
     assert ratios.max() < 2e-2
+    assert "matrices in I2_S are read as bitnet.cpp writes them on x86" in caplog.text
 
 
 def test_a_folder_of_the_same_model_has_equal_codes_scales_and_logits(tmp_path: Path) -> None:
