@@ -216,7 +216,7 @@ class _Cursor:
             return data.decode()
         except UnicodeDecodeError as error:
             raise FormatError(
-                f"{self.path}: the text {data!r:.80} is not UTF-8; fetch the file again"
+                f"{self.path}: the text {data[:80]!r:.80} is not UTF-8; fetch the file again"
             ) from error
 
     def _texts(self, count: int) -> list[str]:

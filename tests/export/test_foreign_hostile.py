@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanochat.config import ModelConfig
-from nanochat.errors import NanochatError
+from nanochat.errors import FormatError, NanochatError
 from nanochat.export.folders.configuration import MODEL_TYPES, read_configuration
 from nanochat.export.folders.quantization import read_quantization
 from nanochat.export.gguf.container import read_gguf
@@ -189,3 +191,16 @@ def test_any_damaged_gguf_file_is_read_or_refused(
 
     with contextlib.suppress(NanochatError):
         load_foreign_gguf(path, read_gguf(path))
+
+
+def test_a_long_text_of_other_bytes_is_refused_in_little_memory(tmp_path: Path) -> None:
+    size, path = 2**22, tmp_path / "x.gguf"
+    path.write_bytes(struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, size) + b"\xff" * size)
+
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="is not UTF-8"):
+        read_gguf(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4 * size
