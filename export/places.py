@@ -1,16 +1,18 @@
 """This file holds where a leaf lies among the tensors of another program's file: in which, and in which of its rows."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
+from nanochat.errors import ConfigError
+from nanochat.shapes import delta_key_heads
 from nanochat.weights import Spec
 
-__all__ = ["Index", "Place", "gated_rows", "row_slice", "tensor_shapes"]
+__all__ = ["Index", "Place", "gated_rows", "require_sizes", "row_slice", "tensor_shapes"]
 
 Index = NDArray[np.int64]
 
@@ -36,6 +38,36 @@ def gated_rows(config: ModelConfig, *, gate: bool) -> Index:
     features = np.arange(config.head_dim) + (config.head_dim if gate else 0)
     heads = 2 * config.head_dim * np.arange(config.num_heads)
     return (heads[:, None] + features).reshape(-1)
+
+
+def require_sizes(config: ModelConfig, found: Collection[tuple[int, ...]]) -> None:
+    """Refuse more layers, rows or experts than tensors of these shapes have, before places of as many are made.
+
+    Raises
+    ------
+    ConfigError
+        If there are more.
+    """
+    longest = max((size for shape in found for size in shape), default=0)
+    stacked = max((shape[0] for shape in found if len(shape) > 2), default=1)
+    sizes = {
+        "num_layers": (config.num_layers, len(found)),
+        "num_heads * head_dim": (config.num_heads * config.head_dim, longest),
+        "num_experts": (config.num_experts, stacked),
+    }
+    if "delta" in config.layer_pattern:
+        keys = delta_key_heads(config) * config.delta_key_dim
+        values = config.delta_heads * config.delta_value_dim
+        sizes |= {
+            "delta_key_heads * delta_key_dim": (keys, longest),
+            "delta_heads * delta_value_dim": (values, longest),
+        }
+    for name, (size, most) in sizes.items():
+        if size > most:
+            raise ConfigError(
+                f"{name} is {size}, and the tensors have {most} at most: the metadata are another model's; fetch the "
+                "model again"
+            )
 
 
 def row_slice(rows: Index | None) -> Index | slice:

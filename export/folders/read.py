@@ -26,7 +26,7 @@ from nanochat.export.folders.packing import Packing
 from nanochat.export.folders.rotations import ROTATED, read_rotated, signs_of_roles
 from nanochat.export.folders.tensors import FLOATS, open_folder
 from nanochat.export.gains import is_above_one, say_unusual_gains
-from nanochat.export.places import Place, row_slice, tensor_shapes
+from nanochat.export.places import Place, require_sizes, row_slice, tensor_shapes
 from nanochat.shapes import shapes
 from nanochat.weights import (
     DENSE_DTYPES,
@@ -93,6 +93,8 @@ class _Reader:
         with _of_the_configuration(directory):
             self._packing = packing(self._tensors, fields)
         self._take_rows()
+        with _of_the_configuration(directory):
+            require_sizes(self._plain, self._tensors.shapes)
         self._places = folder_places(self._plain)
         self._specs = dict(named_leaves(shapes(self._plain)))
         self._shapes = tensor_shapes(self._places, self._specs)

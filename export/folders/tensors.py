@@ -41,6 +41,11 @@ class FolderTensors:
         """The names of all."""
         return self._tensors.keys()
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all."""
+        return [tensor.shape for tensor in self._tensors.values()]
+
     def described(self, key: str) -> Tensor:
         """A tensor, of which type and shape may be looked at.
 

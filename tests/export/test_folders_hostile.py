@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nanochat.blocks.plain import plain
-from nanochat.errors import FormatError, NanochatError
+from nanochat.errors import ConfigError, FormatError, NanochatError
 from nanochat.export.folders.read import load_foreign_folder
 from nanochat.export.format import ModelFiles
 from nanochat.export.formats import FORMATS
@@ -161,6 +162,28 @@ def joined(header: object, data: bytes) -> bytes:
 
 def test_a_folder_that_is_not_changed_is_read(folder: tuple[Path, Any]) -> None:
     read(*folder)
+
+
+def test_sizes_that_no_tensor_has_are_refused_in_little_memory(
+    folder: tuple[Path, Any], tmp_path: Path
+) -> None:
+    whole, form = folder
+    directory = shutil.copytree(whole, tmp_path / "x")
+    config = directory / "config.json"
+    fields = json.loads(config.read_text())
+    text = fields.get("text_config", fields)
+    text |= {"num_attention_heads": 1024, "num_key_value_heads": 1024, "head_dim": 1024}
+    config.write_text(json.dumps(fields))
+
+    tracemalloc.start()
+    with pytest.raises(
+        ConfigError, match=r"num_heads \* head_dim is 1048576, and the tensors have"
+    ):
+        read(directory, form)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2**20
 
 
 @pytest.mark.parametrize("what", ["configuration", "header", "tensors", "bytes"])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanochat.config import ModelConfig
-from nanochat.errors import FormatError, NanochatError
+from nanochat.errors import ConfigError, FormatError, NanochatError
 from nanochat.export.folders.configuration import MODEL_TYPES, read_configuration
 from nanochat.export.folders.quantization import read_quantization
 from nanochat.export.gguf.container import read_gguf
@@ -204,3 +204,37 @@ def test_a_long_text_of_other_bytes_is_refused_in_little_memory(tmp_path: Path) 
     tracemalloc.stop()
 
     assert peak < 4 * size
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("qwen3", {"block_count": 1000}, "num_layers is 1000, and the tensors have 24 at most"),
+        (
+            "llama",
+            {
+                "attention.head_count": 1024,
+                "attention.head_count_kv": 1024,
+                "attention.key_length": 1024,
+                "attention.value_length": 1024,
+            },
+            r"num_heads \* head_dim is 1048576, and the tensors have 512 at most",
+        ),
+        ("qwen3moe", {"expert_count": 1000}, "num_experts is 1000, and the tensors have 4 at most"),
+    ],
+    ids=["layers", "heads", "experts"],
+)
+def test_sizes_that_no_tensor_has_are_refused_in_little_memory(
+    architecture: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    keys = {f"{architecture}.{key}": value for key, value in changes.items()}
+    path = write(tmp_path / "x.gguf", Case(architecture=architecture), changes=keys)
+    file = read_gguf(path)
+
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=message):
+        load_foreign_gguf(path, file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2**20

@@ -373,6 +373,14 @@ def test_what_is_listed_as_rotated_and_not_ternary_is_refused(
         ({"full_attention_interval": 3}, "by which block 1 has a delta rule"),
         ({"ssm.group_count": 4}, "delta_heads=6 is not a multiple of delta_key_heads=4"),
         ({"ssm.time_step_rank": 5}, "ssm.inner_size is 768, no multiple of .*, which is 5"),
+        (
+            {"ssm.group_count": 512, "ssm.time_step_rank": 512, "ssm.inner_size": 512},
+            r"delta_key_heads \* delta_key_dim is 65536, and the tensors have 1280 at most",
+        ),
+        (
+            {"ssm.inner_size": 6 * 1024},
+            r"delta_heads \* delta_value_dim is 6144, and the tensors have 1280 at most",
+        ),
         ({"nextn_predict_layers": 3}, "nextn_predict_layers is 3, of 3 blocks"),
     ],
 )

@@ -32,7 +32,7 @@ from nanochat.export.gguf.foreign.rotations import PREFIX, read_rotations
 from nanochat.export.gguf.places import places
 from nanochat.export.gguf.types import I2_S, PACKINGS, Q2_0, TQ1_0, TQ2_0
 from nanochat.export.gguf.vocabulary import read_vocabulary
-from nanochat.export.places import Place, tensor_shapes
+from nanochat.export.places import Place, require_sizes, tensor_shapes
 from nanochat.shapes import shapes
 from nanochat.text.codec import TextCodec
 from nanochat.weights import Dense, Spec, Stored, TernaryBlocks, Weights, map_leaves, named_leaves
@@ -86,6 +86,7 @@ class _Reader:
         self._plain = ModelConfig(
             **self._fields | {"rotation_block": 0}, weight_block="row", activation_block="token"
         )
+        require_sizes(self._plain, [tensor.shape for tensor in file.tensors.values()])
         self._specs = dict(named_leaves(shapes(self._plain)))
         grouped = self._rotations is not None and self._rotations.grouped
         self._places = places(self._plain, architecture, grouped=grouped)
