@@ -8,7 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["has_amx", "has_apple_gpu", "has_cuda_driver", "num_cores", "processor"]
+__all__ = [
+    "has_amx",
+    "has_apple_gpu",
+    "has_cuda_driver",
+    "is_intel",
+    "largest_cache",
+    "num_cores",
+    "processor",
+]
 
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -46,9 +54,20 @@ def num_cores(cpus: Path = _CPUS, quota: Path = _QUOTA) -> int:
     return len(siblings)
 
 
+def is_intel() -> bool:
+    """Whether the processor is Intel's, by its name."""
+    return "Intel" in processor()
+
+
 def has_amx() -> bool:
     """Whether the processor multiplies tiles of matrices (Intel's AMX), as far as Linux tells."""
     return re.search(r"^flags\s*:.* amx_tile\b", _read(_CPU_INFORMATION), re.MULTILINE) is not None
+
+
+def largest_cache(cpus: Path = _CPUS) -> int:
+    """Bytes of the last level of cache, as Linux describes it in `cpus`; 0 where it is not told."""
+    sizes = [_read(file) for file in cpus.glob("cpu0/cache/index*/size")]
+    return max((1024 * int(size[:-1]) for size in sizes if re.fullmatch(r"\d+K", size)), default=0)
 
 
 def has_apple_gpu() -> bool:

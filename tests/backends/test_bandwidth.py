@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.runtime import compilation
@@ -56,6 +57,22 @@ def test_what_was_measured_is_known_to_the_next_process(folder: Path) -> None:
     assert 1e8 < found.attention < 1e12 * num_cores()
     assert 1e8 < found.int4_attention < 1e12 * num_cores()
     assert path() in list(folder.iterdir())
+
+
+def test_nothing_that_attention_looks_at_is_so_small_that_it_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[NDArray[np.generic]] = []
+    monkeypatch.setattr(
+        bandwidth, "Call", lambda _kernel, arrays, **_told: seen.extend(arrays[1:5])
+    )
+    monkeypatch.setattr(bandwidth, "_seconds", lambda _calls, _threads: 1.0)
+
+    bandwidth._attention("int4", SIZE, 1)
+
+    scales = [array.astype(np.uint32) << 16 for array in seen if array.dtype == np.uint16]
+    assert scales
+    assert all(np.all(bits.view(np.float32) == 1) for bits in scales)
 
 
 def test_the_sum_is_of_every_word() -> None:

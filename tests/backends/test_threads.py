@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanochat.backends.host import num_cores
+from nanochat.backends.host import largest_cache, num_cores
 from nanochat.backends.numba.products import activation, linear
 from nanochat.backends.numba.runtime import threads
 from nanochat.backends.numba.runtime.launch import Launcher, Pool
@@ -277,6 +277,16 @@ def test_threads_of_one_core_and_a_container_quota_count_once(tmp_path: Path) ->
     assert num_cores(tmp_path, quota) == 1
     quota.write_text("150000 100000\n")
     assert num_cores(tmp_path / "none", quota) == 1
+
+
+def test_the_last_level_of_cache_is_the_largest_that_the_system_tells(tmp_path: Path) -> None:
+    for index, size in enumerate(["48K", "2048K", "491520K", "unknown"]):
+        folder = tmp_path / f"cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        (folder / "size").write_text(f"{size}\n")
+
+    assert largest_cache(tmp_path) == 480 * 2**20
+    assert largest_cache(tmp_path / "none") == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -19,7 +19,7 @@ from nanochat.backends.numba.products.packing import TiledLinear
 from nanochat.backends.numba.runtime import compilation, isa
 from nanochat.backends.numba.runtime.memory import WeightMemory
 from nanochat.backends.numba.tuning import choices
-from nanochat.backends.numba.tuning.choices import CLASSES, Choice, Finding, Key, Shape
+from nanochat.backends.numba.tuning.choices import CLASSES, Choice, Finding, Key, Kind, Shape
 from nanochat.backends.numba.tuning.tuner import (
     Tuner,
     candidates,
@@ -87,6 +87,22 @@ def test_every_choice_gives_the_same_bits(
 
     assert len(ways) >= 2 * len(isa.available())
     assert all(np.array_equal(y, results[0]) for y in results)
+
+
+@pytest.mark.parametrize(
+    ("is_intel", "kinds"), [(True, {"ternary", "table_trits"}), (False, {"table_trits"})]
+)
+def test_codes_are_asked_for_ahead_where_that_is_faster(
+    is_intel: bool, kinds: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.backends.numba.tuning.tuner.is_intel", lambda: is_intel)
+    every: tuple[Kind, ...] = ("ternary", "table_trits", "int8")
+
+    ahead = {
+        k for k in every if default_choice(LARGE._replace(kind=k), 1, "avx2").variant > linear.AHEAD
+    }
+
+    assert ahead == kinds
 
 
 @pytest.mark.parametrize("tokens", CLASSES)
