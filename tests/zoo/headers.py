@@ -5,6 +5,7 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +15,12 @@ __all__ = [
     "BF16",
     "F32",
     "KEYS_OF_QWEN35",
+    "LEGACY_Q2_0",
     "PQ2_0",
     "PTQ1_0",
     "Q1_0",
     "Q2_0",
+    "Kind",
     "keys_of_qwen3",
     "qwen3",
     "qwen35",
@@ -27,15 +30,23 @@ __all__ = [
     "write_folder",
 ]
 
-F32, BF16, Q1_0, Q2_0, PQ2_0, PTQ1_0 = 0, 30, 41, 42, 142, 143
-# Columns and bytes of a block.
-BLOCKS = {F32: (1, 4), BF16: (1, 2), Q1_0: (128, 18), Q2_0: (128, 34), PQ2_0: (128, 34)}
-BLOCKS |= {PTQ1_0: (128, 28)}
-Tensor = tuple[str, tuple[int, ...], int]
+
+class Kind(NamedTuple):
+    """A type of tensors: its number in files, and columns and bytes of a block."""
+
+    number: int
+    columns: int
+    bytes: int
+
+
+F32, BF16 = Kind(0, 1, 4), Kind(30, 1, 2)
+Q1_0, Q2_0, LEGACY_Q2_0 = Kind(41, 128, 18), Kind(42, 64, 18), Kind(42, 128, 34)
+PQ2_0, PTQ1_0 = Kind(142, 128, 34), Kind(143, 128, 28)
+Tensor = tuple[str, tuple[int, ...], Kind]
 
 
 def qwen3(
-    width: int, layers: int, heads: int, hidden: int, *, tied: bool, kind: int
+    width: int, layers: int, heads: int, hidden: int, *, tied: bool, kind: Kind
 ) -> list[Tensor]:
     size = 128
     found: list[Tensor] = [
@@ -45,7 +56,7 @@ def qwen3(
     if not tied:
         found.append(("output.weight", (151_669, width), kind))
     for number in range(layers):
-        shapes: dict[str, tuple[tuple[int, ...], int]] = {
+        shapes: dict[str, tuple[tuple[int, ...], Kind]] = {
             "attn_norm": ((width,), F32),
             "attn_q": ((heads * size, width), kind),
             "attn_k": ((8 * size, width), kind),
@@ -62,7 +73,7 @@ def qwen3(
     return found
 
 
-def qwen35(gates: int, kind: int) -> list[Tensor]:
+def qwen35(gates: Kind, kind: Kind) -> list[Tensor]:
     width, hidden, vocabulary = 5120, 17_408, 248_320
     found: list[Tensor] = [
         ("token_embd.weight", (vocabulary, width), kind),
@@ -70,7 +81,7 @@ def qwen35(gates: int, kind: int) -> list[Tensor]:
         ("output.weight", (vocabulary, width), kind),
     ]
     for number in range(64):
-        shapes: dict[str, tuple[tuple[int, ...], int]] = {
+        shapes: dict[str, tuple[tuple[int, ...], Kind]] = {
             "attn_norm.weight": ((width,), F32),
             "post_attention_norm.weight": ((width,), F32),
             "ffn_gate.weight": ((hidden, width), kind),
@@ -192,13 +203,12 @@ def write(path: Path, keys: Mapping[str, object], tensors: list[Tensor]) -> Path
     """A file with holes in place of its tensors, save for rates of decay, which are never 0."""
     positions, end = [], 0
     for _, shape, kind in tensors:
-        columns, size = BLOCKS[kind]
         positions.append(end)
-        end += -(-math.prod(shape) // columns * size // 32) * 32
+        end += -(-math.prod(shape) // kind.columns * kind.bytes // 32) * 32
     infos = [
         text(name)
         + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-        + struct.pack("<IQ", kind, position)
+        + struct.pack("<IQ", kind.number, position)
         for (name, shape, kind), position in zip(tensors, positions, strict=True)
     ]
     values = [text(key) + packed(value) for key, value in keys.items()]

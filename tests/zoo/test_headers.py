@@ -1,6 +1,7 @@
 """The shapes of the catalog are those that full-size headers tell: all names, shapes and types, and no weights."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from tests.zoo.headers import (
     BF16,
     F32,
     KEYS_OF_QWEN35,
+    LEGACY_Q2_0,
     PQ2_0,
     PTQ1_0,
     Q1_0,
     Q2_0,
+    Kind,
     keys_of_qwen3,
     qwen3,
     qwen35,
@@ -61,9 +64,13 @@ def require_same(told: ModelConfig, name: str) -> None:
 
 
 def require_planned(path: Path, name: str) -> None:
-    """The header tells the configuration, and so does the plan of all leaves, which are views of the file."""
+    """The header tells the configuration, and so do the tensors."""
     require_same(load_header_config(path), name)
+    require_leaves(path, name)
 
+
+def require_leaves(path: Path, name: str) -> None:
+    """The plan of all leaves, which are views of the file, tells the configuration, too."""
     config, weights, codec = load_foreign_gguf(path, read_whole(path))
 
     require_same(config, name)
@@ -84,25 +91,46 @@ def test_every_public_model_has_a_header_here_or_no_known_shape() -> None:
     assert {name for name, entry in PUBLIC.items() if entry.config is None} == UNKNOWN
 
 
-@pytest.mark.parametrize("kind", [PQ2_0, Q2_0, Q1_0], ids=["PQ2_0", "type 42", "Q1_0"])
-@pytest.mark.parametrize("size", SMALL)
-def test_the_small_bonsai_are_what_their_headers_tell(tmp_path: Path, size: str, kind: int) -> None:
+def write_small(path: Path, size: str, kind: Kind) -> Path:
     *shape, context = SMALL[size]
     width, layers, heads, hidden = shape
     tensors = qwen3(width, layers, heads, hidden, tied=size != "8b", kind=kind)
     keys = keys_of_qwen3(width, layers, heads, hidden, context) | vocabulary(300, "qwen2")
+    return write(path, keys, tensors)
 
-    path = write(tmp_path / "x.gguf", keys, tensors)
+
+@pytest.mark.parametrize("kind", [PQ2_0, LEGACY_Q2_0, Q1_0], ids=["PQ2_0", "legacy Q2_0", "Q1_0"])
+@pytest.mark.parametrize("size", SMALL)
+def test_the_small_bonsai_are_what_their_headers_tell(
+    tmp_path: Path, size: str, kind: Kind
+) -> None:
+    path = write_small(tmp_path / "x.gguf", size, kind)
 
     require_planned(path, f"{'bonsai' if kind == Q1_0 else 'ternary-bonsai'}-{size}")
+
+
+@pytest.mark.parametrize("size", SMALL)
+def test_headers_of_blocks_of_64_tell_the_small_bonsai_but_for_their_blocks(
+    tmp_path: Path, size: str
+) -> None:
+    told = load_header_config(write_small(tmp_path / "x.gguf", size, Q2_0))
+
+    assert (told.weight_block, told.activation_block) == (64, 64)
+    require_same(replace(told, weight_block=128, activation_block=128), f"ternary-bonsai-{size}")
+
+
+def test_tensors_of_blocks_of_64_tell_those_that_share_scales(tmp_path: Path) -> None:
+    # All of them are read, which takes its time in larger models.
+    require_leaves(write_small(tmp_path / "x.gguf", "1.7b", Q2_0), "ternary-bonsai-1.7b")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "gigabytes"),
     [("ternary-bonsai-27b", PQ2_0, 7.15), ("bonsai-27b", Q1_0, 3.8)],
+    ids=["PQ2_0", "Q1_0"],
 )
 def test_the_27b_models_are_what_their_headers_tell(
-    tmp_path: Path, name: str, kind: int, gigabytes: float
+    tmp_path: Path, name: str, kind: Kind, gigabytes: float
 ) -> None:
     tensors = qwen35(kind, kind)
     assert sum(one == kind for _, _, one in tensors) == 498
@@ -116,10 +144,12 @@ def test_the_27b_models_are_what_their_headers_tell(
 
 # Only one has as many tokens as the published file: to read them takes seconds.
 @pytest.mark.parametrize(
-    ("kind", "gigabytes", "tokens"), [(PQ2_0, 7.21, 248_320), (PTQ1_0, 5.9, 300)]
+    ("kind", "gigabytes", "tokens"),
+    [(PQ2_0, 7.21, 248_320), (PTQ1_0, 5.9, 300)],
+    ids=["PQ2_0", "PTQ1_0"],
 )
 def test_the_rotated_27b_model_is_what_its_header_tells(
-    tmp_path: Path, kind: int, gigabytes: float, tokens: int
+    tmp_path: Path, kind: Kind, gigabytes: float, tokens: int
 ) -> None:
     tensors = qwen35(BF16, kind)
     assert [sum(k == one for _, _, k in tensors) for one in (kind, BF16, F32)] == [402, 96, 353]
