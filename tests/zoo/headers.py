@@ -301,6 +301,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, .
         begin, end = end, end + math.prod(shape) * {"U8": 1, "F16": 2, "BF16": 2}[dtype]
         described[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     data = json.dumps(described).encode()
+    # As the format's library does, for tensors that are not aligned are copied.
+    data += b" " * (-len(data) % 8)
     with path.open("wb") as file:
         file.write(len(data).to_bytes(8, "little") + data)
         file.truncate(8 + len(data) + end)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanochat.config import ModelConfig, config_to_dict
+from nanochat.export.folders.names import folder_places
+from nanochat.export.folders.tensors import FLOATS, open_folder
 from nanochat.export.formats import load_header_config
 from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from nanochat.export.gguf.parts import read_whole
@@ -80,6 +82,23 @@ def require_leaves(path: Path, name: str) -> None:
     for leaf, spec in specs.items():
         assert isinstance(leaves[leaf], TernaryBlocks) == (spec.kind == "ternary")
     assert codec.vocab_size <= config.vocab_size
+
+
+def require_stored(folder: Path, name: str, *, packed: bool) -> None:
+    """The tensors are those that the configuration asks for, of their types and shapes, and no others."""
+    tensors, places = open_folder(folder, has_other_parts=False), folder_places(config_of(name))
+    specs = dict(named_leaves(shapes(config_of(name))))
+    taken = set()
+    for leaf, place in places.items():
+        rows, *columns = specs[leaf].shape
+        if packed and specs[leaf].kind == "ternary":
+            tensors.take(place.tensor, (rows // 4, *columns), "U8")
+            tensors.take(f"{place.tensor}_scale", (1,), *FLOATS)
+            taken.add(f"{place.tensor}_scale")
+        else:
+            tensors.take(place.tensor, (rows, *columns), *FLOATS)
+        taken.add(place.tensor)
+    assert set(tensors.keys) == taken
 
 
 def test_every_public_model_has_a_header_here_or_no_known_shape() -> None:
@@ -189,5 +208,6 @@ def test_a_folder_is_what_its_headers_tell(tmp_path: Path, name: str) -> None:
     tracemalloc.stop()
 
     require_same(told, name)
+    require_stored(tmp_path, name, packed=QUANTIZATIONS[beginning] is not None)
     # Of 8 GB, no tensor was read.
     assert peak < 50e6
