@@ -1,5 +1,6 @@
 """What holds for all tests, and the Hub on loopback for those that ask for it."""
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +10,7 @@ import huggingface_hub
 import pytest
 from hypothesis import settings
 
+from nanochat import backends
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
@@ -38,6 +40,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CORES] = cores
         number = int(worker["workerid"].removeprefix("gw"))
         os.sched_setaffinity(0, sorted(cores)[number :: worker["workercount"]] or cores)
+
+
+@pytest.fixture
+def soon_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measure the speed of memory with a few megabytes, which takes no seconds, and remember it for the test alone."""
+    if backends.unavailable("numba") is not None:
+        return
+    # Not without numba.
+    from nanochat.backends.numba.tuning import bandwidth
+
+    monkeypatch.setattr(bandwidth, "measure", functools.partial(bandwidth.measure, 2**22))
+    monkeypatch.setattr(bandwidth, "path", lambda: tmp_path / "bandwidth.json")
 
 
 @pytest.fixture(scope="module")

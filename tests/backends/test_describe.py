@@ -221,7 +221,7 @@ def test_the_line_ends_with_what_would_be_faster() -> None:
     )
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("here", "soon_measured")
 def test_the_doctor_says_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
     advice = faster(REFERENCE, reason="NANOCHAT_BACKEND is set")

@@ -62,7 +62,7 @@ def test_a_new_backend_is_described() -> None:
     assert faster(found)[-1].startswith("compiled CPU kernels are faster: ")
 
 
-@pytest.mark.usefixtures("_added")
+@pytest.mark.usefixtures("_added", "soon_measured")
 def test_the_doctor_tries_a_new_backend() -> None:
     told = json.loads(CliRunner().invoke(doctor, ["--json"]).stdout)
 

@@ -17,6 +17,8 @@ from nanochat.config import ModelConfig
 from nanochat.export.gguf.header import header_config
 from nanochat.rows import PAGE
 
+pytestmark = pytest.mark.usefixtures("soon_measured")
+
 SMALL = {
     name: replace(
         config,

@@ -1,7 +1,6 @@
 """The verbs do their work: results on one stream, everything else on the other."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -387,6 +386,7 @@ def test_info_says_what_a_token_costs(run: Run) -> None:
     assert many == dataclasses.asdict(cost(config, context=config.context_length))
 
 
+@pytest.mark.usefixtures("soon_measured")
 def test_doctor_says_what_auto_chooses_and_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BACKEND", "reference")
 
@@ -400,6 +400,7 @@ def test_doctor_says_what_auto_chooses_and_why(run: Run, monkeypatch: pytest.Mon
     assert "auto is reference: NANOCHAT_BACKEND is set" in run("doctor").out
 
 
+@pytest.mark.usefixtures("soon_measured")
 @pytest.mark.skipif(backends.unavailable("numba") is not None, reason="needs numba")
 def test_doctor_says_how_numba_would_run(run: Run) -> None:
     shown, found = run("doctor").out, run("doctor", "--json").last_json["numba"]
@@ -474,14 +475,12 @@ def test_tune_refuses_what_makes_no_sense(
     assert message in result.err
 
 
-@pytest.mark.usefixtures("kept")
+@pytest.mark.usefixtures("kept", "soon_measured")
 def test_show_tells_speeds_by_what_the_doctor_measured(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bandwidth = pytest.importorskip("nanochat.backends.numba.tuning.bandwidth")
     monkeypatch.setattr(memory, "free_bytes", lambda: 8 * 10**9)
-    # Of less memory, in less time.
-    monkeypatch.setattr(bandwidth, "measure", functools.partial(bandwidth.measure, 2**22))
     measured = run("doctor", "--json").last_json["bandwidth"]
     monkeypatch.setattr(bandwidth, "measure", lambda: pytest.fail("it was measured again"))
 
@@ -494,6 +493,7 @@ def test_show_tells_speeds_by_what_the_doctor_measured(
     assert all(row["tokens_per_second"] > 0 for row in told["memory"])
 
 
+@pytest.mark.usefixtures("soon_measured")
 def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BACKEND", "abacus")
 
