@@ -153,3 +153,17 @@ def test_another_layout_of_i2_s_is_noise_that_is_refused(model: Any, tmp_path: P
 
     with pytest.raises(NumericError, match=r"blk.1.ffn_down.weight has a code 3 in row 0"):
         load_foreign_gguf(path, read_gguf(path))
+
+
+def test_a_scale_that_is_rounded_is_said_by_its_matrix(
+    model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "x.gguf", model)
+    file = read_gguf(path)
+    name = "blk.0.ffn_up.weight"
+    tail = np.frombuffer(np.float32(0.1).tobytes() + bytes(28), np.uint8)
+    changed = {**file.tensors, name: replace(file.tensors[name], tail=tail)}
+
+    load_foreign_gguf(path, replace(file, tensors=changed))
+
+    assert caplog.text.rstrip().endswith(f"the largest relative error found is 2.4e-04, by {name}")

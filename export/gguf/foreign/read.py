@@ -273,12 +273,13 @@ class _Reader:
             if place.tensor in matrices
         }
         name = max(errors, key=lambda name: errors[name])
+        tensor = self._places[name].tensor
         if errors[name]:
             _LOGGER.warning(
                 "%s: scales are rounded to float16; the largest relative error found is %.1e, by %s",
                 self._path,
                 errors[name],
-                _companion(self._places[name].tensor),
+                factor if (factor := _companion(tensor)) in self._tensors else tensor,
             )
         packed = {name: tensor for name, tensor in matrices.items() if tensor.kind in PACKINGS}
         shares = {name: sampled_zeros(name, tensor) for name, tensor in packed.items()}
