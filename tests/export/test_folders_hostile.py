@@ -49,7 +49,7 @@ KINDS = {
 # Of each kind of change.
 FEW, MANY = 250, 25_000
 # Configurations, and what is read of rows at once.
-_BESIDE = 2**22
+_BESIDE = 2**25
 VALUES: list[Any] = [
     None,
     True,

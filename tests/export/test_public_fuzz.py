@@ -32,7 +32,7 @@ FEW, MANY = 150, 100_000
 # A text takes up to seven times its bytes while it is decoded, more than anything else of a file.
 _TIMES = 8
 # Configurations, vocabularies, and what is read of rows at once.
-_BESIDE = 2**22
+_BESIDE = 2**25
 
 
 def qwen35(path: Path, kind: str, *, grouped: bool = False, **changes: Any) -> Path:
