@@ -48,15 +48,14 @@ class LlamaCpp:
         # What frees what has been made, in the order in which it was.
         frees: list[Callable[[], None]] = []
         self._close = weakref.finalize(self, _run_all, frees)
-        self._decode: Callable[..., int] = self._library.llama_decode
+        decode: Callable[..., int] = self._library.llama_decode
+        self._decode = decode
         if has_amx():
             # It shapes the tiles of AMX once for a thread. Where another library, such as torch, gives them back or
             # shapes them anew, its next product is an illegal instruction, which ends the process.
             thread = ThreadPoolExecutor(1)
             frees.append(thread.shutdown)
-            self._decode = lambda *arguments: thread.submit(
-                library().llama_decode, *arguments
-            ).result()
+            self._decode = lambda *arguments: thread.submit(decode, *arguments).result()
         try:
             self._open(path, threads or len(os.sched_getaffinity(0)), frees)
             # Inputs of matrices in blocks are rounded to 8 bits in blocks of 256 or 32, where the model has others;

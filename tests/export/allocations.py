@@ -6,7 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["allocations_limited"]
+__all__ = ["BESIDE", "allocations_limited"]
+
+# Bytes that any reader may take: for configurations, vocabularies, rows that are read at once, what libraries keep.
+BESIDE = 2**25
 
 
 @contextlib.contextmanager

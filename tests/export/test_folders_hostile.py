@@ -23,7 +23,7 @@ from nanochat.export.format import ModelFiles
 from nanochat.export.formats import FORMATS
 from nanochat.weights import named_leaves
 from tests.export import folder_models, foreign_models, public_ggufs
-from tests.export.allocations import allocations_limited
+from tests.export.allocations import BESIDE, allocations_limited
 from tests.export.folder_models import keep_ternary, save_mlx, save_unpacked
 from tests.export.test_folders_rotated import pack_fields
 
@@ -48,8 +48,6 @@ KINDS = {
 }
 # Of each kind of change.
 FEW, MANY = 250, 25_000
-# Configurations, and what is read of rows at once.
-_BESIDE = 2**25
 VALUES: list[Any] = [
     None,
     True,
@@ -213,7 +211,7 @@ def test_any_folder_is_read_or_refused(
             case _:
                 file.write_bytes(damaged(content, generator))
         outcomes["refused"] += 1
-        with contextlib.suppress(NanochatError), allocations_limited(2 * len(content) + _BESIDE):
+        with contextlib.suppress(NanochatError), allocations_limited(2 * len(content) + BESIDE):
             read(directory, form)
             outcomes["read"] += 1
             outcomes["refused"] -= 1

@@ -20,7 +20,7 @@ from nanochat.export.gguf.foreign.read import load_foreign_gguf
 from nanochat.export.gguf.parts import read_whole
 from nanochat.weights import map_leaves
 from tests.export import test_foreign_i2_s as bitnet
-from tests.export.allocations import allocations_limited
+from tests.export.allocations import BESIDE, allocations_limited
 from tests.export.foreign_ggufs import Case
 from tests.export.foreign_ggufs import write as write_case
 from tests.export.public_ggufs import make_ternary, qwen35_model, write_qwen35
@@ -31,8 +31,6 @@ from tests.export.test_public_ggufs import rotated_names
 FEW, MANY = 150, 100_000
 # A text takes up to seven times its bytes while it is decoded, more than anything else of a file.
 _TIMES = 8
-# Configurations, vocabularies, and what is read of rows at once.
-_BESIDE = 2**25
 
 
 def qwen35(path: Path, kind: str, *, grouped: bool = False, **changes: Any) -> Path:
@@ -76,7 +74,7 @@ def test_changed_files_are_read_or_refused(
     files = sorted(tmp_path.iterdir())
     contents = [np.fromfile(file, np.uint8) for file in files]
     headers = [_header(file) for file in files]
-    limit = _TIMES * sum(map(len, contents)) + _BESIDE
+    limit = _TIMES * sum(map(len, contents)) + BESIDE
     generator = np.random.default_rng(0)
     logging.disable(logging.WARNING)
     refused = 0
@@ -123,5 +121,5 @@ def _is_refused(path: Path, *, limit: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_allocations_beyond_the_limit_fail() -> None:
-    with pytest.raises(MemoryError), allocations_limited(_BESIDE):
+    with pytest.raises(MemoryError), allocations_limited(BESIDE):
         np.empty(2**26, np.uint8)

@@ -88,7 +88,7 @@ def read_rotations(
     if version not in (1, 2):
         raise reader.wrong("version", "1 or 2; upgrade nanochat-ternary")
     said = reader.truth(_TIED)
-    if (said and not tied) or (version == 2 and not (said and tied)):
+    if (said and not tied) or (version == 2 and not said):
         raise FormatError(
             f"{PREFIX}{_TIED} is {said}, with{'out' if tied else ''} a tensor {_HEAD}: where the embedding is the "
             f"head, as version 2 has it, it is true and there is none; {_ADVICE}"
