@@ -47,6 +47,15 @@ def test_each_call_begins_when_the_calls_before_it_are_done(threads: int) -> Non
     assert (y == 2.0**20).all()
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+def test_calls_of_fewer_tasks_than_threads_are_done_once(tasks: int) -> None:
+    calls, y = doublings(20, size=tasks)
+
+    run_program(Program(calls, threads=16))
+
+    assert (y == 2.0**20).all()
+
+
 def test_a_list_longer_than_the_claims_is_run_in_parts() -> None:
     x, y = np.ones(8, np.float32), np.zeros(8, np.float32)
     forth = Call(activation.add, (x, x, y), tasks=8, nanoseconds=1.0)

@@ -90,7 +90,7 @@ def test_every_choice_gives_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("is_intel", "kinds"), [(True, {"ternary", "table_trits"}), (False, {"table_trits"})]
+    ("is_intel", "kinds"), [(True, {"ternary", "table_trits", "int8"}), (False, {"table_trits"})]
 )
 def test_codes_are_asked_for_ahead_where_that_is_faster(
     is_intel: bool, kinds: set[str], monkeypatch: pytest.MonkeyPatch

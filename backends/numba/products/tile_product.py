@@ -32,15 +32,17 @@ from nanochat.backends.numba.runtime.vectors import (
     vector,
 )
 
-__all__ = ["AHEAD_BYTES", "TileProduct", "Value", "tile_product"]
+__all__ = ["TileProduct", "Value", "tile_product"]
 
 Value: TypeAlias = ir.Value
 
-# Bytes. The packed codes of one token come from memory, since those of a whole model fit no cache, and a CPU by itself
-# looks too little ahead: on one Zen 4 core this gave 1.1 times the speed, about what a plain reading loop reaches, and
-# cost nothing in the cache. 8 KiB gave half of it, 4 KiB and less none. A Xeon of Intel's (with AMX) gains 1.35 times
-# by 16 KiB, and by 2 KiB 1.5 times, what a plain reading loop reaches. Where it pays is measured; see `tune`.
-AHEAD_BYTES = 2048 if is_intel() else 16384
+# What is asked for: bytes ahead, and the level of cache. The packed codes of one token come from memory, since those of
+# a whole model fit no cache, and a CPU by itself looks too little ahead: on one Zen 4 core this gave 1.1 times the
+# speed, about what a plain reading loop reaches, and cost nothing in the cache; 8 KiB gave half of it, 4 KiB and less
+# none. A Xeon of Intel's (with AMX) gains 1.6 times in two bits and 2 times in trits, where 2 KiB gave 1.5 and 1.75: it
+# looks ahead in a page of memory once something of it was asked for, and the first level is still to be waited for.
+# Where it pays is measured; see `tune`.
+_AHEAD = ((512, 1), (4096, 2)) if is_intel() else ((16384, 2),)
 
 
 # Numba's code generation has no types.
@@ -224,7 +226,12 @@ class TileProduct:
         parts = range(0, self.group_bytes, GROUP_BYTES)
         lines = range(0, 4 * self.kind.lanes * self.kind.registers, 64)
         for line in (part + line for part in parts for line in lines):
-            prefetch(self.builder, moved(self.builder, codes, integer(AHEAD_BYTES + line)))
+            self.ask(moved(self.builder, codes, integer(line)))
+
+    def ask(self, line: Value) -> None:
+        """Ask for what comes after a line of codes."""
+        for ahead, cache in _AHEAD:
+            prefetch(self.builder, moved(self.builder, line, integer(ahead)), cache=cache)
 
     def _add_scaled(self, whole: list[list[Value]], block: Value, row: Value, scale: Value) -> None:
         """Add the sums of a block, times both scales, to the total."""

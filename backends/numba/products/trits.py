@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.products.arithmetic import GROUP_BYTES
-from nanochat.backends.numba.products.tile_product import AHEAD_BYTES, TileProduct, Value
+from nanochat.backends.numba.products.tile_product import TileProduct, Value
 from nanochat.backends.numba.products.trit_codes import (
     TritLayout,
     layout_for,
@@ -36,7 +36,6 @@ from nanochat.backends.numba.runtime.vectors import (
     load,
     moved,
     pointer,
-    prefetch,
     splat,
     store,
     vector,
@@ -256,7 +255,7 @@ class _TritProduct(TileProduct):
         here = moved(self.builder, codes, integer(self.width * register))
         # Once for each line.
         if self.looks_ahead and self.width * register % 64 == 0:
-            prefetch(self.builder, moved(self.builder, here, integer(AHEAD_BYTES)))
+            self.ask(here)
         return load(self.builder, here, vector(INT8, self.width))
 
     def _add_products(

@@ -179,10 +179,10 @@ def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
     builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
 
 
-def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for a line of memory in the second-level cache; any address will do."""
+def prefetch(builder: ir.IRBuilder, address: ir.Value, *, cache: int = 2) -> None:
+    """Ask for a line of memory in the cache of the first or second level; any address will do."""
     # To read, of some locality, data.
-    flags = [ir.Constant(INT32, flag) for flag in (0, 2, 1)]
+    flags = [ir.Constant(INT32, flag) for flag in (0, 4 - cache, 1)]
     call(builder, "llvm.prefetch", ir.VoidType(), [address, *flags])
 
 

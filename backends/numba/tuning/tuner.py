@@ -76,12 +76,12 @@ def default_choice(shape: Shape, tokens: int, isa: Isa) -> Choice:
     """What is taken unless something else has been measured to be better.
 
     On one Zen 4 core, two and three tokens of ternary weights from memory were 1.4 times faster one by one than
-    together. Asking for codes ahead gave between 0.75 and 1.15 times the speed, on the same machine at other hours, and
-    1.5 times on a Xeon of Intel's; for 8-bit codes it was always slower, and for five codes to a byte always faster,
-    1.02 to 1.2 times.
+    together. Asking for codes ahead gave between 0.75 and 1.15 times the speed, on the same machine at other hours; for
+    8-bit codes it was always slower, and for five codes to a byte always faster, 1.02 to 1.2 times. On a Xeon of
+    Intel's all were faster, 1.15 to 2 times.
     """
     together = tokens >= _MANY or (shape.kind == "int8" and tokens > 1)
-    pays = shape.kind != "int8" and (shape.kind != "ternary" or is_intel())
+    pays = is_intel() or shape.kind not in ("int8", "ternary")
     alone = 1 + linear.AHEAD if pays else 1
     return Choice(isa=isa, variant=4 if together else alone, alone=False)
 
