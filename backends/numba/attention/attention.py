@@ -35,7 +35,7 @@ from nanochat.backends.numba.attention.lane_product import (
 )
 from nanochat.backends.numba.runtime.bits import INFINITY, LEAST, MAGNITUDE, largest_magnitude
 from nanochat.backends.numba.runtime.compilation import inlined, kernel, sum_kernel
-from nanochat.backends.numba.runtime.vectors import LANES, exp, scratch
+from nanochat.backends.numba.runtime.vectors import LANES, ask, exp, scratch
 from nanochat.ops import Storage
 from nanochat.rows import PAGE
 from nanochat.ternary import KV_BLOCK
@@ -113,21 +113,34 @@ def append_kernel(storage: Storage) -> Callable[..., None]:
             n, g = task // groups, task % groups
             page, place = table[rows[spans[n]], positions[n] // PAGE], positions[n] % PAGE
             tile, lane = place // LANES, place % LANES
+            key, value = k[n, g], v[n, g]
             key_factor = value_factor = np.float32(1)
             if key_scales.shape[2] > 0:
-                key_scales[page, g, 0, place], key_factor = _scale(k[n, g])
-                value_scales[page, g, 0, place], value_factor = _scale(v[n, g])
+                key_scales[page, g, 0, place], key_factor = _scale(key)
+                value_scales[page, g, 0, place], value_factor = _scale(value)
+            # A line of memory for each number, of which the processor fetches several at a time if they are asked for.
+            column = keys[page, g, tile, :, lane]
             for i in range(features):
-                key, value = k[n, g, i] * key_factor, v[n, g, i] * value_factor
+                ask(column, i * column.strides[0])
+            for i in range(features):
+                number = key[i] * key_factor
                 if halves:
-                    keys[page, g, tile, i, lane] = to_half(key)
-                    values[page, g, i // LANES, place, i % LANES] = to_half(value)
+                    column[i] = to_half(number)
                 elif codes:
-                    keys[page, g, tile, i, lane] = np.int8(np.rint(key))
-                    values[page, g, i // LANES, place, i % LANES] = np.int8(np.rint(value))
+                    column[i] = np.int8(np.rint(number))
                 else:
-                    keys[page, g, tile, i, lane] = key
-                    values[page, g, i // LANES, place, i % LANES] = value
+                    column[i] = number
+            for group in range(values.shape[2]):
+                part = value[group * LANES : (group + 1) * LANES]
+                row = values[page, g, group, place]
+                for i in range(part.shape[0]):
+                    number = part[i] * value_factor
+                    if halves:
+                        row[i] = to_half(number)
+                    elif codes:
+                        row[i] = np.int8(np.rint(number))
+                    else:
+                        row[i] = number
 
     return append
 
