@@ -62,7 +62,8 @@ SPLITS = {
     "qwen35": Split(patterns=(_QWEN_3_5,)),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), Split(patterns=(_LLAMA_3,))),
     **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+        # The one with an underscore is bitnet.cpp's.
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "falcon_e", "pixtral", "lfm2"),
         Split(patterns=(_LLAMA_3,), whole=True, adds_bos=True),
     ),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), Split(patterns=_DEEPSEEK_3)),
