@@ -74,6 +74,8 @@ class Cost:
     def seconds_per_token(self, *, weights: float, read: float, attention: float) -> float:
         """What a token takes at least that is decoded alone: weights and state at the speed of memory.
 
+        What a sequence keeps whatever its length is written, too.
+
         Parameters
         ----------
         weights, read : float
@@ -83,7 +85,7 @@ class Cost:
         """
         seen = self.context * self.kv_bytes_per_token / read
         looking = max(seen, self.attention_flops / attention)
-        return self.weight_bytes_per_token / weights + self.state_bytes / read + looking
+        return self.weight_bytes_per_token / weights + 2 * self.state_bytes / read + looking
 
     @property
     def stored_bytes(self) -> int:
