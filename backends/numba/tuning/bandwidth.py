@@ -144,7 +144,7 @@ def measure(size: int = BYTES) -> Bandwidth:
 
 def _products(whole: TiledLinear, choice: Choice) -> list[Call]:
     """Products of one token with matrices that together are this one, one after another."""
-    kernel = linear.integer_product(choice.isa, whole.layout, wide=whole.is_wide)
+    product = linear.integer_product(choice.isa, whole.layout, wide=whole.is_wide)
     blocks = whole.columns // whole.activation_block
     x = np.ones((1, blocks, padded_width(whole.activation_block)), np.int8)
     inputs = x, x.sum(2, dtype=np.int32), np.ones((1, blocks), np.float32)
@@ -154,7 +154,7 @@ def _products(whole: TiledLinear, choice: Choice) -> list[Call]:
         codes, scales = whole.codes[tile : tile + tiles], whole.scales[tile : tile + tiles]
         y = np.empty((1, LANES * len(codes)), np.float32)
         call = Call(
-            kernel,
+            product,
             (codes, scales, *inputs, y, choice.variant),
             tasks=linear.num_tasks(codes, 1),
             nanoseconds=y.size * whole.columns * costs.INTEGER,
