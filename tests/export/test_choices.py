@@ -24,7 +24,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "exit": {"num_layers": 4, "loop_prelude": 1, "loop_coda": 1, "loop_count": 4}
     | {"exit_threshold": 0.6},
 }
-SEEDS = range(12)
+SEEDS = range(4)
+# So many that a rounding makes a choice fall the other way in some.
+MORE_SEEDS = range(12)
 
 
 class OtherOps(ReferenceOps):
@@ -81,7 +83,7 @@ def measured(source: Bundle, ops: ReferenceOps, seed: int) -> tuple[Any, Any, An
 @pytest.mark.parametrize("kind", SHAPES)
 def test_tokens_that_part_are_near_another_choice_and_the_others_are_within(kind: str) -> None:
     parted, refused = 0.0, 0
-    for seed in SEEDS:
+    for seed in MORE_SEEDS:
         expected, found, margins = measured(of(kind, seed), OtherOps(), seed)
         report = compare(expected, found, tolerance=LIMIT, margins=margins)
 

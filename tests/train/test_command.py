@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,42 +11,51 @@ from nanochat.train.recipe import recipe_to_dict
 from tests.train.runs import MODEL, command, entries, options, recipe
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run of two steps, and what it said: to a pipe, or to a terminal."""
+
+    folder: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe of a run of two steps."""
-    path = tmp_path / "recipe.json"
+    path = tmp_path_factory.mktemp("settings") / "recipe.json"
     path.write_text(json.dumps(recipe_to_dict(recipe(steps=2, decay_steps=0))))
     return path
 
 
-def test_the_last_bar_shows_the_last_held_out_value(
-    data: Path, settings: Path, tmp_path: Path
-) -> None:
-    result = command(*options(data, tmp_path / "run"), "--recipe", settings)
+@pytest.fixture(scope="module")
+def run(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = command(*options(data, folder), "--recipe", settings)
+    return Finished(folder=folder, said=result.stderr)
 
-    bits = entries(tmp_path / "run")[-1]["held_out_bits_per_byte"]
-    bars = [line for line in result.stderr.splitlines() if line.startswith("step 2/2")]
+
+@pytest.fixture(scope="module")
+def shown(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("shown") / "run"
+    words = [*options(data, folder), "--recipe", settings]
+    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
+    return Finished(folder=folder, said=re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
+
+
+def test_the_last_bar_shows_the_last_held_out_value(run: Finished) -> None:
+    bits = entries(run.folder)[-1]["held_out_bits_per_byte"]
+    bars = [line for line in run.said.splitlines() if line.startswith("step 2/2")]
     assert len(bars) == 1
     assert f"held out {bits:.4f} bits/byte" in bars[0]
 
 
-def test_an_evaluation_has_a_bar_with_an_end(data: Path, settings: Path, tmp_path: Path) -> None:
-    words = [*options(data, tmp_path / "run"), "--recipe", settings]
-
-    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
-
-    assert re.search(r"evaluating +0/8", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
+def test_an_evaluation_has_a_bar_with_an_end(shown: Finished) -> None:
+    assert re.search(r"evaluating +0/8", shown.said)
 
 
-def test_a_run_that_is_not_compiled_begins_with_another_word(
-    data: Path, settings: Path, tmp_path: Path
-) -> None:
-    words = [*options(data, tmp_path / "run"), "--recipe", settings]
-
-    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
-
-    assert "starting" in result.stderr
-    assert "compiling" not in result.stderr
+def test_a_run_that_is_not_compiled_begins_with_another_word(shown: Finished) -> None:
+    assert "starting" in shown.said
+    assert "compiling" not in shown.said
 
 
 BROKEN_COMPILER = """#!/bin/sh
@@ -63,7 +73,9 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
     if compiler == "without headers":
         program.write_text(BROKEN_COMPILER)
         program.chmod(0o755)
-    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+    # The smallest, since tracing is all that it takes time for.
+    small = ["--set", "model.num_layers=1", "--set", "model.num_streams=1"]
+    words = [*options(data, tmp_path / "run"), "--recipe", settings, *small]
     words.remove("--no-compile")
 
     # What was compiled before is in no cache.
@@ -81,18 +93,17 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
     assert followed.returncode == 0
 
 
-@pytest.mark.parametrize("named", ["run", "run/snapshot"])
+@pytest.mark.parametrize("named", [".", "snapshot"])
 def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
-    named: str, data: Path, settings: Path, tmp_path: Path
+    named: str, data: Path, run: Finished, tmp_path: Path
 ) -> None:
-    first, branch = options(data, tmp_path / "run"), options(data, tmp_path / "branch")
-    command(*first, "--recipe", settings)
+    branch = options(data, tmp_path / "branch")
 
-    result = command(*branch, "--start", tmp_path / named, "--set", "steps=3")
+    result = command(*branch, "--start", run.folder / named, "--set", "steps=3")
 
     assert result.returncode == 0, result.stderr
     assert entries(tmp_path / "branch")[0]["recipe"] == {
-        **entries(tmp_path / "run")[0]["recipe"],
+        **entries(run.folder)[0]["recipe"],
         "steps": 3,
     }
     assert [entry["step"] for entry in entries(tmp_path / "branch")] == [2, 3, 3]
@@ -110,15 +121,12 @@ def test_a_directory_without_a_snapshot_is_named(
 
 
 def test_a_finished_run_that_is_resumed_says_how_to_train_on(
-    data: Path, settings: Path, tmp_path: Path
+    data: Path, run: Finished, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    command(*options(data, run), "--recipe", settings)
+    resumed = command(*options(data, run.folder), "--resume")
+    branch = command(*options(data, tmp_path / "on"), "--start", run.folder, "--set", "steps=4")
 
-    resumed = command(*options(data, run), "--resume")
-    branch = command(*options(data, tmp_path / "on"), "--start", run, "--set", "steps=4")
-
-    assert f"another run with --start {run} and more --set steps" in resumed.stderr
+    assert f"another run with --start {run.folder} and more --set steps" in resumed.stderr
     assert (resumed.returncode, branch.returncode) == (0, 0)
 
 
