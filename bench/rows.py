@@ -142,7 +142,7 @@ class _Case:
         firsts: list[float] = []
         tenths: list[float] = []
         for _ in range(self.turns):
-            session = Session(self.engine, self.tokenizer, rows=1, keep=1)
+            session = Session(self.engine, self.tokenizer, rows=1)
             ids: list[int] = []
             for turn in range(10):
                 ids = [*ids, *_IDS[turn * 40 : turn * 40 + 40]]

@@ -198,20 +198,32 @@ class RowState(ABC, Generic[Recurrent]):
 
     def admit(self, snapshot: Snapshot[Recurrent] | None = None) -> int:
         """Begin a row, empty or as in a snapshot of this state; its number."""
-        row = self._free_row()
         if snapshot is None:
+            row = self._free_row()
             self._clear(row)
             self._lengths[row] = 0
             return row
         self._require_own(snapshot)
-        self._restore(row, snapshot.recurrent)
-        self._share(row, snapshot.pages, snapshot.length)
+        return self.admit_pages(snapshot.pages, snapshot.length, snapshot.recurrent)
+
+    def admit_pages(
+        self, pages: Sequence[int], length: int, recurrent: Recurrent | None = None
+    ) -> int:
+        """Begin a row with the first positions of pages that somebody holds; its number.
+
+        `recurrent` is what a row remembered there besides keys and values, from `recurrent`; a state that remembers no
+        more needs none.
+        """
+        row = self._free_row()
+        if recurrent is not None:
+            self._restore(row, recurrent)
+        self._share(row, pages, length)
         return row
 
     def release(self, row: int) -> None:
         """End a row; its number and the pages that nobody else holds are free again."""
         self.length(row)
-        self._let_go(self._pages[row])
+        self.let_go(self._pages[row])
         self._lengths[row], self._pages[row] = None, []
         self.table[row] = self.num_pages
 
@@ -228,18 +240,37 @@ class RowState(ABC, Generic[Recurrent]):
                 f"row {row} of {whole} positions cannot be continued after {length}: pass 1 to {whole}, or all of them "
                 "for a state that remembers more than keys and values, or take a snapshot there"
             )
-        new, length = self._free_row(), whole if length is None else length
-        self._restore(new, self._save(row))
-        self._share(new, self._pages[row][: num_pages(length)], length)
-        return new
+        length = whole if length is None else length
+        recurrent = None if self.can_go_back else self._save(row)
+        return self.admit_pages(self._pages[row][: num_pages(length)], length, recurrent)
+
+    def pages(self, row: int) -> list[int]:
+        """The pages of a row's positions, in order."""
+        # A step that was not ended may have taken more.
+        return self._pages[row][: num_pages(self.length(row))]
+
+    def recurrent(self, row: int) -> Recurrent:
+        """A copy of what a row remembers besides keys and values."""
+        self.length(row)
+        return self._save(row)
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Keep pages that a row has, also when it is released, until `let_go`."""
+        for page in pages:
+            self._holders[page] += 1
+
+    def let_go(self, pages: Sequence[int]) -> None:
+        """Give back pages that were held; those that nobody else holds are free."""
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)
 
     def snapshot(self, row: int) -> Snapshot[Recurrent]:
         """What a row is now; `drop` it when no row will begin with it any more."""
-        length = self.length(row)
-        # A step that was not ended may have taken more.
-        pages = tuple(self._pages[row][: num_pages(length)])
-        self._hold(pages)
-        snapshot = Snapshot(length=length, pages=pages, recurrent=self._save(row))
+        pages = tuple(self.pages(row))
+        self.hold(pages)
+        snapshot = Snapshot(length=self.length(row), pages=pages, recurrent=self._save(row))
         self._snapshots.add(snapshot)
         return snapshot
 
@@ -247,7 +278,7 @@ class RowState(ABC, Generic[Recurrent]):
         """Give back what a snapshot holds."""
         self._require_own(snapshot)
         self._snapshots.remove(snapshot)
-        self._let_go(snapshot.pages)
+        self.let_go(snapshot.pages)
 
     def read_row(self, row: int) -> list[NDArray[Any]]:
         """All that a row has read, in arrays for `write_row` of such a state, in this process or another."""
@@ -336,7 +367,7 @@ class RowState(ABC, Generic[Recurrent]):
         return self._lengths.index(None)
 
     def _share(self, row: int, pages: Sequence[int], length: int) -> None:
-        self._hold(pages)
+        self.hold(pages)
         self._lengths[row], self._pages[row] = length, [*pages]
         self.table[row, : len(pages)] = pages
 
@@ -356,16 +387,6 @@ class RowState(ABC, Generic[Recurrent]):
         self._holders[page] = 1
         self._holders[shared] -= 1
         self.table[row, number] = pages[number] = page
-
-    def _hold(self, pages: Sequence[int]) -> None:
-        for page in pages:
-            self._holders[page] += 1
-
-    def _let_go(self, pages: Sequence[int]) -> None:
-        for page in reversed(pages):
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                self._free.append(page)
 
     def _require_own(self, snapshot: Snapshot[Recurrent]) -> None:
         if snapshot not in self._snapshots:

@@ -433,7 +433,7 @@ class _Conversation:
         )
         self._template = template
         # Each turn reads what the turns before have not.
-        self._session = model.session(rows=1, keep=1)
+        self._session = model.session(rows=1)
         self._system: list[Message] = []
         if system is not None:
             self._system = [{"role": "system", "content": system}]

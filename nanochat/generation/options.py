@@ -4,10 +4,11 @@
 """
 
 import logging
+import operator
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "GenerationOptions",
     "Piece",
     "TemplateOptions",
+    "TokenLogprob",
     "Wanted",
     "read_options",
     "seeds_of",
@@ -47,6 +49,13 @@ class GenerationOptions(TypedDict, total=False):
     ----------
     max_tokens, max_new_tokens : int
         Most tokens to generate, by either name; 256, or what the longest prompt leaves of the context if that is less.
+        0 with `prompt_logprobs` only.
+    min_tokens : int
+        As many tokens come before one that ends a text may be chosen; 0.
+    ignore_eos : bool
+        Whether the model's own special tokens do not end a text; False.
+    stop_token_ids : sequence of int
+        Further tokens that end a text; none.
     n : int
         Texts for each prompt, which is read once; 1. Row i of the result is text ``i % n`` of prompt ``i // n``.
     temperature : float
@@ -60,11 +69,16 @@ class GenerationOptions(TypedDict, total=False):
     logprobs : int or None
         Log-probabilities on each `Piece`: of the chosen token, and of so many of the most probable ones, up to 20;
         None, which is none at all.
+    prompt_logprobs : int or None
+        The same of the tokens of the prompt but its first, on the first `Piece` of each text; None.
     seed : int, sequence of int, or None
         On one backend, the same seed gives the same text; 0. Row i draws with ``seed + i``, or with a seed of its own
         if there is one for each. None draws one, and tells it in the log.
     cache : PromptCache or None
         What was read before of prompts that begin so, from `nanochat.lm.Model.load_cache`; nothing.
+    cache_salt : str or None
+        Texts of a session begin with what others read only if these had the same salt; "". Whoever must not learn, by
+        timing, what others asked has one of his own.
     thoughts : Thoughts or None
         How thoughts are told from the answer, and when they are ended, from `nanochat.text.chat.chat_prompt`; not at
         all. They may make a text longer than `max_tokens` is by default, and no string in them stops it.
@@ -72,6 +86,9 @@ class GenerationOptions(TypedDict, total=False):
 
     max_tokens: int | None
     max_new_tokens: int | None
+    min_tokens: int | None
+    ignore_eos: bool | None
+    stop_token_ids: Sequence[int] | None
     n: int | None
     temperature: float | None
     top_k: int | None
@@ -83,8 +100,10 @@ class GenerationOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     stop: str | Sequence[str] | None
     logprobs: int | None
+    prompt_logprobs: int | None
     seed: int | Sequence[int] | None
     cache: PromptCache | None
+    cache_salt: str | None
     thoughts: Thoughts | None
 
 
@@ -108,11 +127,16 @@ class Wanted:
 
     sampling: Sampling
     stops: tuple[str, ...]
+    stop_ids: tuple[int, ...]
+    ignore_eos: bool
     max_tokens: int | None
+    min_tokens: int
     n: int
     logprobs: int | None
+    prompt_logprobs: int | None
     seed: object
     cache: PromptCache | None
+    cache_salt: str
     thoughts: Thoughts | None
 
 
@@ -129,7 +153,11 @@ class Piece:
     that is too long.
 
     `logprob` is the logarithm of the token's probability after softmax of the model's logits, and `top_logprobs` has
-    the ids and those of the most probable tokens, if `GenerationOptions.logprobs` asks for them.
+    the ids and those of the most probable tokens, if `GenerationOptions.logprobs` asks for them. `prompt_logprobs` has
+    the same of the prompt's second token and all that follow, on the first piece of a text.
+
+    `stopped_by` is the stop string or the id of the token that ended a text, and `cached` the tokens of the prompt that
+    were not read for this text, because they were known.
     """
 
     row: int
@@ -141,6 +169,16 @@ class Piece:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     reasoning: str = ""
     is_forced: bool = False
+    stopped_by: str | int | None = None
+    cached: int = 0
+    prompt_logprobs: tuple["TokenLogprob", ...] = ()
+
+
+class TokenLogprob(NamedTuple):
+    """The log-probability of a token of a prompt, and the ids and those of the most probable ones at its place."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 def read_options(options: GenerationOptions) -> Wanted:
@@ -163,12 +201,9 @@ def read_options(options: GenerationOptions) -> Wanted:
     named = [name for name in ("max_tokens", "max_new_tokens") if name in given]
     if len(named) > 1:
         raise InputError("max_tokens and max_new_tokens are two names of one number: pass one")
-    logprobs = options.get("logprobs")
-    whole = isinstance(logprobs, int | np.integer) and not isinstance(logprobs, bool)
-    if logprobs is not None and not (whole and logprobs in range(_MOST_LOGPROBS + 1)):
-        raise InputError(
-            f"logprobs={logprobs!r} is no number of alternatives: pass 0 to {_MOST_LOGPROBS}, or None for none at all"
-        )
+    logprobs, prompt_logprobs = (
+        _alternatives(options.get(name), name) for name in ("logprobs", "prompt_logprobs")
+    )
     cache = given.get("cache")
     if cache is not None and not isinstance(cache, PromptCache):
         raise InputError(f"cache={cache!r:.80} is none: pass what model.load_cache(path) returns")
@@ -177,16 +212,28 @@ def read_options(options: GenerationOptions) -> Wanted:
         raise InputError(
             f"thoughts={thoughts!r:.80} are none: pass what nanochat.text.chat.chat_prompt returns"
         )
+    salt = given.get("cache_salt", "")
+    if not isinstance(salt, str):
+        raise InputError(f"cache_salt={salt!r:.80} is no text: pass a string, or leave it out")
+    max_tokens = None
+    if named:
+        least = 0 if prompt_logprobs is not None else 1
+        max_tokens = _count_of(given[named[0]], named[0], None, least=least)
     return Wanted(
         sampling=Sampling(
             **{"temperature": 0.0, **{n: given[n] for n in _OF_SAMPLING if n in given}}
         ),
         stops=_stop_strings(options.get("stop")),
-        max_tokens=_count_of(given[named[0]], named[0], None) if named else None,
+        stop_ids=_stop_ids(given.get("stop_token_ids", ())),
+        ignore_eos=bool(given.get("ignore_eos")),
+        max_tokens=max_tokens,
+        min_tokens=_count_of(given.get("min_tokens", 0), "min_tokens", None, least=0),
         n=_count_of(given.get("n", 1), "n", _MOST_SAMPLES),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         seed=options.get("seed", 0),
         cache=cache,
+        cache_salt=salt,
         thoughts=thoughts,
     )
 
@@ -200,13 +247,44 @@ def split_options(options: ChatOptions) -> tuple[TemplateOptions, GenerationOpti
     return cast(TemplateOptions, parts[0]), cast(GenerationOptions, parts[1])
 
 
-def _count_of(value: object, name: str, most: int | None) -> int:
+def _count_of(value: object, name: str, most: int | None, *, least: int = 1) -> int:
     """A number of texts or, without an upper bound, of tokens; refused with its name if it is none."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]  # it is a number
-        what, upper = ("tokens", "or more") if most is None else ("texts", f"to {most}")
-        raise InputError(f"{name}={value!r} is not a number of {what}: pass 1 {upper}")
-    return int(value)  # type: ignore[call-overload,no-any-return]  # it is a number
+    number = _whole(value)
+    if number is not None and least <= number and (most is None or number <= most):
+        return number
+    what, upper = ("tokens", "or more") if most is None else ("texts", f"to {most}")
+    raise InputError(f"{name}={value!r} is not a number of {what}: pass {least} {upper}")
+
+
+def _alternatives(value: object, name: str) -> int | None:
+    """A number of most probable tokens to tell of, or None."""
+    if value is None:
+        return None
+    number = _whole(value)
+    if number is not None and 0 <= number <= _MOST_LOGPROBS:
+        return number
+    raise InputError(
+        f"{name}={value!r} is no number of alternatives: pass 0 to {_MOST_LOGPROBS}, or None for none at all"
+    )
+
+
+def _stop_ids(ids: object) -> tuple[int, ...]:
+    tokens = [*ids] if isinstance(ids, Iterable) and not isinstance(ids, str | bytes) else [ids]
+    found = []
+    for token in tokens:
+        number = _whole(token)
+        if number is None or number < 0:
+            raise InputError(
+                f"stop_token_ids={ids!r:.80} holds {token!r:.40}: pass a list of ids of the model's tokenizer"
+            )
+        found.append(number)
+    return tuple(found)
+
+
+def _whole(value: object) -> int | None:
+    """A value as an integer, if it is one."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return operator.index(value) if is_whole else None  # type: ignore[arg-type]  # it is one
 
 
 def seeds_of(seed: object, count: int) -> list[int]:
@@ -248,7 +326,7 @@ def tokens_after(
     """The number of tokens to generate after a prompt of this length."""
     room = config.context_length - length
     holds = f"the model's context holds {config.context_length} tokens"
-    if room < 1:
+    if room < (0 if max_tokens == 0 else 1):
         raise ContextLengthError(
             f"a prompt of {length} tokens leaves no room for an answer, because {holds}: "
             f"shorten it to {config.context_length - 1} tokens or less"

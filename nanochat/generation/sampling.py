@@ -21,6 +21,8 @@ __all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
 
 # Seeds have 63 bits, since kernels keep them in int64.
 _SEEDS = 2**63
+# A logit plus this is the smallest that there is, which has probability 0 beside any other.
+_NEVER = -np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,8 @@ class Sampler:
     ----------
     with_logprob : bool
         Whether draws shall give the log-probability of the token, too.
+    held_back : sequence of int
+        Tokens that cannot be drawn before `min_tokens` others were.
 
     Attributes
     ----------
@@ -124,10 +128,18 @@ class Sampler:
     """
 
     def __init__(
-        self, settings: Sampling, prompt_ids: Sequence[int] = (), *, with_logprob: bool = False
+        self,
+        settings: Sampling,
+        prompt_ids: Sequence[int] = (),
+        *,
+        with_logprob: bool = False,
+        held_back: Sequence[int] = (),
+        min_tokens: int = 0,
     ) -> None:
         assert settings.seed is not None
         self.settings = settings
+        self._held_back = frozenset(held_back if min_tokens else ())
+        self._min_tokens = min_tokens
         self.with_logprob = with_logprob
         self.seed: int = settings.seed
         self.position = 0
@@ -145,8 +157,9 @@ class Sampler:
             "prompt id": max(seen, default=-1),
             "logit_bias id": max(settings.logit_bias, default=-1),
             "pushed id": -1,
+            "stop_token_ids id": max(held_back, default=-1),
         }
-        for token in settings.logit_bias:
+        for token in {*settings.logit_bias, *self._held_back}:
             self._adjust(token)
         if settings.repetition_penalty != 1.0:
             for token in seen:
@@ -202,6 +215,9 @@ class Sampler:
         _require_not_negative("pushed id", token)
         self._highest["pushed id"] = max(token, self._highest["pushed id"])
         self.position += 1
+        if self.position == self._min_tokens:
+            for held in self._held_back:
+                self._adjust(held)
         settings = self.settings
         if settings.repetition_penalty != 1.0:
             self._see(token)
@@ -228,6 +244,8 @@ class Sampler:
         bias, count = settings.logit_bias.get(token, 0.0), self._counts.get(token, 0)
         penalty = settings.presence_penalty * (count > 0) + settings.frequency_penalty * count
         self._addends[place] = bias - penalty
+        if self.position < self._min_tokens and token in self._held_back:
+            self._addends[place] = _NEVER
         return place
 
 
@@ -278,7 +296,12 @@ class StopStrings:
     >>> stops = StopStrings(["</s>"])
     >>> stops.push("one <"), stops.push("two </"), stops.push("s> three")
     (('one ', False), ('<two ', False), ('', True))
+    >>> stops.met
+    '</s>'
     """
+
+    # The string that has ended the text.
+    met: str | None = None
 
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
@@ -289,11 +312,10 @@ class StopStrings:
             raise InputError("a stop string is empty and would stop every text at once: drop it")
         self._stops = tuple(stops)
         self._held = ""
-        self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that may be shown by now, and whether a stop string has been met, after which none may."""
-        if self._stopped:
+        if self.met is not None:
             return "", True
 
         text = self._held + text
@@ -303,7 +325,7 @@ class StopStrings:
             end, stop = min(matches, key=lambda match: (match[0], -len(match[1])))
             start = end - len(stop)
             self._held = ""
-            self._stopped = True
+            self.met = stop
             return text[:start], True
 
         held = max((overlap(text, stop) for stop in self._stops), default=0)

@@ -8,6 +8,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nanochat.draws import Draws
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation.cache import PromptCache
@@ -19,15 +22,19 @@ from nanochat.generation.options import (
     seeds_of,
     tokens_after,
 )
+from nanochat.generation.places import Places
+from nanochat.generation.prefixes import Prefixes
 from nanochat.generation.sampling import Sampler, StopStrings
-from nanochat.generation.texts import Kept, Prompt, Text, shared_length
-from nanochat.rows import PAGE, RowState, Snapshot, num_pages
+from nanochat.generation.texts import Prompt, Text
+from nanochat.rows import PAGE, RowState, num_pages
 from nanochat.text.codec import TextCodec
 
 __all__ = ["Session", "generate"]
 
 State = TypeVar("State", bound=RowState[Any])
 
+# Tokens of a prompt whose logits are computed at once, which take as much memory as the vocabulary is large.
+_TOLD_AT_ONCE = 64
 # Texts of one call that are written at the same time: more of them would not be written faster.
 _MOST_ROWS = 64
 
@@ -46,9 +53,12 @@ class Session(Generic[State]):
         again later: it stays the same.
     prompt_tokens : int
         Most tokens of prompts that are read in one step, beside the texts that are being written.
-    keep : int
-        Ended texts whose rows are kept, so that a prompt that begins like one is read from there on: a conversation
-        reads only what is new.
+    prefix_cache : bool
+        Keep what was read, in pages that no text needs, so that a prompt that begins like an earlier one is read from
+        there on: a conversation reads only what is new. That changes the time that a text takes, and nothing else.
+    copies : int, optional
+        Most copies that are kept of what rows remember besides keys and values, of which each is as large as that of a
+        row; by default two for each row.
     """
 
     def __init__(
@@ -60,29 +70,28 @@ class Session(Generic[State]):
         capacity: int | None = None,
         pages: int | None = None,
         prompt_tokens: int = PREFILL_CHUNK,
-        keep: int = 0,
+        prefix_cache: bool = True,
+        copies: int | None = None,
     ) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
         self.capacity = runner.config.context_length if capacity is None else capacity
         self.prompt_tokens = prompt_tokens
-        self._keep = keep
         if pages is None:
             # And one for each row whose last page others begin with.
-            pages = (rows + keep) * num_pages(self.capacity) + rows
-        self._state = runner.new_state(rows=rows + keep, capacity=self.capacity, pages=pages)
-        self._most = rows
+            pages = rows * num_pages(self.capacity) + rows
+        state = runner.new_state(rows=rows, capacity=self.capacity, pages=pages)
+        copies = 2 * rows if copies is None else copies
+        prefixes = Prefixes(state, copies=copies) if prefix_cache else None
+        self._state = state
+        self._places = Places(state, rows=rows, prefixes=prefixes)
         self._one_draw = Draws.greedy(1, vocab_size=tokenizer.vocab_size)
-        # In the order in which they came; those that run have a row.
-        self._waiting: list[Text] = []
-        self._running: list[Text] = []
-        self._kept: list[Kept] = []
         self._next = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether no text is being written, or waits."""
-        return not self._waiting and not self._running
+        return not self._places.waiting and not self._places.running
 
     def add(self, ids: Sequence[int], **options: Unpack[GenerationOptions]) -> list[int]:
         """Begin to continue a prompt; the rows of its texts, one, or as many as option `n` says.
@@ -112,16 +121,15 @@ class Session(Generic[State]):
             raise InputError(
                 f"{cache!r:.80} is no prompt cache: pass what model.load_cache(path) returns"
             )
-        if not self._keep or len(cache.ids) > self.capacity:
+        has_cache = self._places.prefixes is not None
+        if not has_cache or len(cache.ids) > self.capacity:
             raise InputError(
                 f"a cache of {len(cache.ids)} tokens, for a session with capacity={self.capacity} and "
-                f"keep={self._keep}: make it with as much capacity, and keep=1 or more"
+                f"prefix_cache={has_cache}: make it with as much capacity, and with one"
             )
-        while len(self._kept) >= self._keep or not self._state.free_rows:
-            if not self._forget():
-                raise InputError("all rows are being written: restore a cache before texts begin")
-        place = self._state.write_row(len(cache.ids), cache.arrays)
-        self._kept.append(Kept(ids=[*cache.ids], place=place))
+        if not self._state.free_rows:
+            raise InputError("all rows are being written: restore a cache before texts begin")
+        self._places.restore(cache.ids, cache.arrays)
 
     def cancel(self, row: int) -> None:
         """End a text at once: it gives no more pieces, and its memory is free.
@@ -131,16 +139,12 @@ class Session(Generic[State]):
         InputError
             If the text has ended, or there never was one.
         """
-        for texts in (self._waiting, self._running):
-            for text in texts:
-                if text.row == row:
-                    texts.remove(text)
-                    self._release(text)
-                    text.prompt.leave(text, self._state)
-                    return
-        raise InputError(
-            f"row {row} is no text that is being written: it has ended, or was never begun"
-        )
+        text = self._places.find(row)
+        if text is None:
+            raise InputError(
+                f"row {row} is no text that is being written: it has ended, or was never begun"
+            )
+        self._places.leave(text, keep=True)
 
     def step(self) -> list[Piece]:
         """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
@@ -148,8 +152,8 @@ class Session(Generic[State]):
         Tokens that end a thought of which `Thoughts.budget` is used up come all at once; the next step reads them.
         A text for which no token can be chosen ends with an error; the others go on.
         """
-        pieces = self._admit()
-        spans = self._spans()
+        pieces = [*self._admit(), *self._tell_prompt()]
+        spans = self._places.spans(self.prompt_tokens)
         while spans:
             # First those that have read all, for which a token is chosen.
             spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
@@ -164,18 +168,41 @@ class Session(Generic[State]):
                     with_logits=any(text.needs_logits for text in ends),
                 )
             except MemoryShortageError:
-                if not self._make_room():
+                if not self._places.make_room():
                     raise
-                spans = self._spans()
+                spans = self._places.spans(self.prompt_tokens)
                 continue
             for text, ids in spans:
-                text.read += len(ids)
+                self._places.was_read(text, len(ids))
             for row, text in enumerate(ends):
                 if text.read == len(text.prompt.ids):
                     text.prompt.was_read(text, choices.logits, row, self._state)
                 pieces += self._push(text, choices, row)
             break
         return sorted(pieces, key=lambda piece: piece.row)
+
+    def _tell_prompt(self) -> list[Piece]:
+        """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""
+        text = next((text for text in self._places.running if not text.prompt.is_told), None)
+        if text is None:
+            return []
+        ids = text.ids[text.read : text.read + _TOLD_AT_ONCE]
+        while True:
+            try:
+                logits = self.runner.step(self._state, [text.place], [ids], every=True)
+            except MemoryShortageError:
+                if not self._places.make_room():
+                    raise
+                if text not in self._places.running:
+                    return []
+            else:
+                break
+        self._places.was_read(text, len(ids))
+        text.prompt.tell(logits[:, : self.tokenizer.vocab_size])
+        if not text.prompt.is_told:
+            return []
+        text.prompt.was_read(text, logits, len(ids) - 1, self._state)
+        return self._first(text, logits[-1])
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
@@ -214,7 +241,7 @@ class Session(Generic[State]):
             longest, wanted.max_tokens, self.runner.config, thoughts=wanted.thoughts
         )
         # The last token is never fed back.
-        needed = longest + max_tokens - 1
+        needed = longest + max(max_tokens - 1, 0)
         if needed > self.capacity or num_pages(needed) > self._state.num_pages:
             room = min(self.capacity, self._state.num_pages * PAGE)
             raise ContextLengthError(
@@ -222,22 +249,35 @@ class Session(Generic[State]):
                 "tokens: pass fewer, or make the session with more capacity and pages"
             )
         seeds = seeds_of(wanted.seed, len(prompts) * wanted.n)
+        ends = () if wanted.ignore_eos else self.tokenizer.stop_ids
+        stop_ids = frozenset([*ends, *wanted.stop_ids])
         for ids in prompts:
             # What could not be drawn for is refused now, and not in a step with others.
-            Sampler(replace(wanted.sampling, seed=0), ids).fill(self._one_draw, 0)
+            tried = replace(wanted.sampling, seed=0)
+            Sampler(tried, ids, held_back=wanted.stop_ids).fill(self._one_draw, 0)
         first = self._next
         for ids in prompts:
-            prompt = Prompt(ids=tuple(map(int, ids)), unread=wanted.n)
+            prompt = Prompt(
+                ids=tuple(map(int, ids)),
+                unread=wanted.n,
+                salt=wanted.cache_salt,
+                num_alternatives=wanted.prompt_logprobs,
+            )
             for _ in range(wanted.n):
                 settings = replace(wanted.sampling, seed=seeds[self._next - first])
-                self._waiting.append(
+                self._places.waiting.append(
                     Text(
                         row=self._next,
                         prompt=prompt,
                         tokenizer=self.tokenizer,
                         sampler=Sampler(
-                            settings, prompt.ids, with_logprob=wanted.logprobs is not None
+                            settings,
+                            prompt.ids,
+                            with_logprob=wanted.logprobs is not None,
+                            held_back=[*stop_ids],
+                            min_tokens=wanted.min_tokens,
                         ),
+                        stop_ids=stop_ids,
                         stops=StopStrings(wanted.stops),
                         tokens_left=max_tokens,
                         num_alternatives=wanted.logprobs,
@@ -247,125 +287,25 @@ class Session(Generic[State]):
                 self._next += 1
         return list(range(first, self._next))
 
-    # Rows of the state.
-
     def _admit(self) -> list[Piece]:
-        """Give waiting texts rows, as far as there are any, and the first token of those whose prompt has been read."""
+        """Give waiting texts rows; the first token of those whose prompt has been read."""
         pieces: list[Piece] = []
-        for text in list(self._waiting):
-            if len(self._running) == self._most:
-                break
-            source, shared = self._source(text)
-            if source is None and shared:
-                # Somebody else is reading what it begins with.
-                continue
-            if not self._has_pages_for(text, shared):
-                break
-            # A row that was only kept may have been given up for it.
-            source, shared = self._source(text)
-            self._waiting.remove(text)
-            self._running.append(text)
-            self._place(text, source, shared)
+        for text in self._places.admit():
             if text.prompt.logits is not None and text.read == len(text.ids):
                 logits = text.prompt.logits
                 text.prompt.leave(text, self._state)
-                vocab_size = self.tokenizer.vocab_size
-                choices = choose(logits[None], [text.sampler], vocab_size=vocab_size)
-                pieces += self._push(text, choices, 0)
+                pieces += self._first(text, logits)
         return pieces
 
-    def _source(self, text: Text) -> tuple[Text | Kept | Snapshot[Any] | None, int]:
-        """From where a text continues, and how many tokens it need not read; nowhere yet if it shall wait for them."""
-        prompt = text.prompt
-        if prompt.snapshot is not None and len(text.ids) == len(prompt.ids):
-            return prompt.snapshot, len(prompt.ids)
-        best: Text | Kept | None = None
-        longest = 0
-        others: list[Text | Kept] = [*self._kept, *self._running]
-        for other in others:
-            # The logits after the last token are needed.
-            common = shared_length(text.ids[:-1], other.ids)
-            reached = min(common, other.read)
-            if not self._state.can_go_back and reached < other.read:
-                reached = 0
-            if isinstance(other, Text) and other.prompt is prompt and other.read < len(prompt.ids):
-                return None, common
-            if isinstance(other, Text) and common - reached >= PAGE and self._state.can_go_back:
-                return None, common
-            if reached > longest:
-                best, longest = other, reached
-        return best, longest
-
-    def _place(self, text: Text, source: Text | Kept | Snapshot[Any] | None, shared: int) -> None:
-        match source:
-            case None:
-                text.place = self._state.admit()
-            case Snapshot():
-                text.place = self._state.admit(source)
-            case Kept(read=read) if read == shared:
-                self._kept.remove(source)
-                text.place = source.place
-            case _:
-                text.place = self._state.fork(source.place, length=shared)
-        text.read = shared
-
-    def _has_pages_for(self, text: Text, shared: int) -> bool:
-        """Whether a prompt fits beside what runs, for which rows that are only kept are given up."""
-        # One more than it takes, so that it does not run out at once; and the copy of a page that is shared.
-        needed = num_pages(len(text.ids) + 1) - shared // PAGE
-        while self._state.free_rows == 0 or self._state.free_pages < needed:
-            if not self._forget():
-                return not self._running
-        return True
-
-    def _make_room(self) -> bool:
-        """Give up a row that is only kept, or put the youngest text aside; whether there was one beside the oldest."""
-        if self._forget():
-            return True
-        if len(self._running) < 2:
-            prompts = [text.prompt for text in self._waiting if text.prompt.snapshot is not None]
-            for prompt in prompts[:1]:
-                prompt.forget(self._state)
-            return bool(prompts)
-        text = max(self._running, key=lambda text: text.row)
-        self._running.remove(text)
-        self._waiting.insert(0, text)
-        self._release(text)
-        return True
-
-    def _forget(self) -> bool:
-        if not self._kept:
-            return False
-        self._state.release(self._kept.pop(0).place)
-        return True
-
-    def _release(self, text: Text) -> None:
-        if text.place >= 0:
-            self._state.release(text.place)
-        text.place, text.read = -1, 0
-
-    def _spans(self) -> list[tuple[Text, list[int]]]:
-        """The tokens of the next step: one of each text that is being written, and some of prompts."""
-        spans, left = [], self.prompt_tokens
-        for text in self._running:
-            new = text.ids[text.read :]
-            if len(new) > 1:
-                new = new[:left]
-                left -= len(new)
-            if new:
-                spans.append((text, new))
-        return spans
+    def _first(self, text: Text, logits: NDArray[np.float32]) -> list[Piece]:
+        """Begin a text whose prompt's last logits, (V,), are there."""
+        vocab_size = self.tokenizer.vocab_size
+        return self._push(text, choose(logits[None], [text.sampler], vocab_size=vocab_size), 0)
 
     def _push(self, text: Text, choices: Choices, row: int) -> list[Piece]:
-        pieces = text.push(choices, row)
+        pieces = text.push(choices, row) if text.tokens_left else [text.end()]
         if pieces[-1].finish_reason is not None:
-            self._running.remove(text)
-            if self._keep and pieces[-1].error is None:
-                if len(self._kept) == self._keep:
-                    self._forget()
-                self._kept.append(Kept(ids=text.ids[: text.read], place=text.place))
-            else:
-                self._release(text)
+            self._places.leave(text, keep=pieces[-1].error is None)
         return pieces
 
 
@@ -403,8 +343,16 @@ def generate(
     texts = len(prompts) * wanted.n
     cache = wanted.cache
     capacity = max(longest + max_tokens - 1, len(cache.ids) if cache else 0)
-    rows, keep = min(texts, _MOST_ROWS), int(cache is not None)
-    session = Session(engine, tokenizer, rows=rows, capacity=capacity, keep=keep)
+    rows = min(texts, _MOST_ROWS)
+    pages = rows * num_pages(capacity) + rows + (0 if cache is None else num_pages(len(cache.ids)))
+    session = Session(
+        engine,
+        tokenizer,
+        rows=rows,
+        capacity=capacity,
+        pages=pages,
+        prefix_cache=cache is not None,
+    )
     if cache is not None:
         session.restore(cache)
     rest: GenerationOptions = {**options, "cache": None}

@@ -10,24 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat.draws import require_finite, top_logprobs
+from nanochat.draws import log_sum_exp, require_finite, top_logprobs
 from nanochat.errors import NumericError
 from nanochat.generation.engine import Choices
 from nanochat.generation.mind import Mind
-from nanochat.generation.options import FinishReason, Piece
+from nanochat.generation.options import FinishReason, Piece, TokenLogprob
 from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.rows import RowState, Snapshot
 from nanochat.text.codec import TextCodec
 from nanochat.text.thinking import Thoughts
 from nanochat.text.tokenizer import StreamDecoder
 
-__all__ = ["Kept", "Prompt", "Text", "shared_length"]
-
-
-def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+__all__ = ["Prompt", "Text"]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -37,9 +31,29 @@ class Prompt:
     ids: tuple[int, ...]
     # Texts that have not yet begun.
     unread: int
+    salt: str = ""
     # Where the others begin, once the first has read it.
     snapshot: Snapshot[Any] | None = None
     logits: NDArray[np.float32] | None = None
+    # How many log-probabilities it tells besides those of its tokens; None if not even these.
+    num_alternatives: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    # Whether all of them are known, or nobody asks for them.
+    is_told: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_told = self.num_alternatives is None
+
+    def tell(self, logits: NDArray[np.float32]) -> None:
+        """Note the log-probabilities of tokens, whose logits (T, V) follow those that were noted before."""
+        assert self.num_alternatives is not None
+        told = len(self.logprobs)
+        for token, row in zip(self.ids[told + 1 : told + 1 + len(logits)], logits, strict=False):
+            whole = log_sum_exp(row)
+            found = top_logprobs(row, self.num_alternatives, normalizer=whole)
+            top = tuple(zip(*(each.tolist() for each in found), strict=True))
+            self.logprobs.append(TokenLogprob(float(row[token]) - whole, top))
+        self.is_told = told + len(logits) == len(self.ids)
 
     def was_read(
         self, text: "Text", logits: NDArray[np.float32] | None, row: int, state: RowState[Any]
@@ -68,19 +82,6 @@ class Prompt:
 
 
 @dataclass(eq=False, kw_only=True)
-class Kept:
-    """A row that has ended, and the tokens that it has read."""
-
-    ids: list[int]
-    place: int
-
-    @property
-    def read(self) -> int:
-        """As of a text."""
-        return len(self.ids)
-
-
-@dataclass(eq=False, kw_only=True)
 class Text:
     """One text as it grows."""
 
@@ -93,11 +94,15 @@ class Text:
     # How many log-probabilities it tells besides that of the chosen token; None if not even that.
     num_alternatives: int | None
     thoughts: Thoughts | None = None
+    # Tokens that end it.
+    stop_ids: frozenset[int] = frozenset()
     # The prompt and what was chosen; of which the row `place` of the state has read some.
     ids: list[int] = field(init=False)
     place: int = -1
     read: int = 0
     has_begun: bool = False
+    # How many tokens of its prompt it has not read, when it began.
+    cached: int | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt.ids]
@@ -152,14 +157,16 @@ class Text:
         top_logprobs: tuple[tuple[int, float], ...] = (),
         is_forced: bool = False,
     ) -> Piece:
+        is_first = len(self.ids) == len(self.prompt.ids)
         self.sampler.push(token)
         self.ids.append(token)
         self.tokens_left -= 1
         thought, said = self._told_apart(self._decoder.push(token), token)
         reason: FinishReason | None = None
+        stopped_by: str | int | None = None
         text, stopped = self.stops.push(said)
-        if stopped or token in self.tokenizer.stop_ids:
-            reason = "stop"
+        if stopped or token in self.stop_ids:
+            reason, stopped_by = "stop", self.stops.met if stopped else token
         elif not self.tokens_left:
             reason = "length"
         if reason is not None:
@@ -175,6 +182,19 @@ class Text:
             logprob=logprob,
             top_logprobs=top_logprobs,
             is_forced=is_forced,
+            stopped_by=stopped_by,
+            cached=self.cached or 0,
+            prompt_logprobs=tuple(self.prompt.logprobs) if is_first else (),
+        )
+
+    def end(self) -> Piece:
+        """End a text of no tokens, whose prompt was read."""
+        return Piece(
+            row=self.row,
+            token=-1,
+            text="",
+            finish_reason="length",
+            prompt_logprobs=tuple(self.prompt.logprobs),
         )
 
     def _told_apart(self, text: str, token: int | None) -> tuple[str, str]:

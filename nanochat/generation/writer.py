@@ -259,9 +259,13 @@ class Writer:
         cache.require_of(self.cache_owner, where=str(path))
         return cache
 
-    def session(self, *, rows: int, keep: int = 0) -> Session[Any]:
+    def session(
+        self, *, rows: int, pages: int | None = None, prefix_cache: bool = True
+    ) -> Session[Any]:
         """Texts that begin and end at different times, at most so many at once; see `Session`."""
-        return Session(self.engine, self.tokenizer, rows=rows, keep=keep)
+        return Session(
+            self.engine, self.tokenizer, rows=rows, pages=pages, prefix_cache=prefix_cache
+        )
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """The tokens of a text as a prompt, such as ``<|bos|>`` and those of the text; see `generate`.

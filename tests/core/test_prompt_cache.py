@@ -144,7 +144,7 @@ def test_arrays_of_another_shape_are_refused_and_no_row_is_lost(tmp_path: Path) 
     source = model()
     source.save_cache(tmp_path / "c", PROMPT)
     cache = source.load_cache(tmp_path / "c")
-    session = source.session(rows=1, keep=1)
+    session = source.session(rows=1)
 
     for arrays in (cache.arrays[1:], (cache.arrays[0][:, 1:], *cache.arrays[1:])):
         with pytest.raises(FormatError, match="use a cache with the model, backend and kv_cache"):
@@ -155,8 +155,8 @@ def test_arrays_of_another_shape_are_refused_and_no_row_is_lost(tmp_path: Path) 
     wrong: Any = 5
     with pytest.raises(InputError, match="5 is no prompt cache"):
         session.restore(wrong)
-    with pytest.raises(InputError, match="keep=0: make it with as much capacity"):
-        source.session(rows=1).restore(cache)
+    with pytest.raises(InputError, match="prefix_cache=False: make it with as much capacity"):
+        source.session(rows=1, prefix_cache=False).restore(cache)
     with pytest.raises(InputError, match="pass it to its `restore`"):
         session.add([1, 2], cache=cache)
 

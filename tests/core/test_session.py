@@ -62,12 +62,22 @@ def alone(engine: AnyEngine, ids: list[int], options: GenerationOptions) -> list
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("keep", [0, 1])
-def test_random_texts_are_those_that_each_would_be_alone(ops: AnyOps, kind: str, keep: int) -> None:
+@pytest.mark.parametrize("prefix_cache", [False, True])
+def test_random_texts_are_those_that_each_would_be_alone(
+    ops: AnyOps, kind: str, prefix_cache: bool
+) -> None:
     rng = np.random.default_rng(1)
     engine = engine_of(ops, kind)
     # Fewer pages than rows would take at their longest: now and then a text must wait, or is put aside.
-    session = Session(engine, TOKENIZER, rows=3, capacity=300, pages=5, prompt_tokens=40, keep=keep)
+    session = Session(
+        engine,
+        TOKENIZER,
+        rows=3,
+        capacity=300,
+        pages=5,
+        prompt_tokens=40,
+        prefix_cache=prefix_cache,
+    )
     prefix = rng.integers(5, 60, 180).tolist()
     expected: dict[int, list[int]] = {}
     found: dict[int, list[int]] = defaultdict(list)
@@ -138,7 +148,7 @@ def test_a_prompt_that_begins_like_a_kept_text_is_read_from_there_on() -> None:
         return draw(state, rows, tokens, *rest, **options)
 
     engine.draw = watch  # type: ignore[method-assign]
-    session = Session(engine, TOKENIZER, rows=1, keep=1)
+    session = Session(engine, TOKENIZER, rows=1)
     ids = list(range(5, 65)) * 2
     first = [piece.token for piece in session.pieces([ids], max_tokens=4)]
     read.clear()
@@ -149,6 +159,104 @@ def test_a_prompt_that_begins_like_a_kept_text_is_read_from_there_on() -> None:
     # What is new: the last token of the answer, which nobody read before, and three more.
     assert read[0] == 4
     assert again == [piece.token for piece in generate(engine, TOKENIZER, [turn], max_tokens=2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_says_how_much_of_its_prompt_was_known(ops: AnyOps, kind: str) -> None:
+    session = Session(engine_of(ops, kind), TOKENIZER, rows=2)
+    rng = np.random.default_rng(3)
+    ids = rng.integers(5, 60, 300).tolist()
+
+    def texts(prompt: list[int], **options: Any) -> list[tuple[int, int]]:
+        return [
+            (piece.token, piece.cached)
+            for piece in session.pieces([prompt], max_tokens=4, **options)
+        ]
+
+    first, again = texts(ids), texts(ids)
+    turn = [*ids, *(token for token, _ in first), 9, 8]
+    third, other = texts(turn), texts(turn, cache_salt="other")
+
+    assert [token for token, _ in first] == [token for token, _ in again]
+    assert [token for token, _ in third] == [token for token, _ in other]
+    # What remembers more than keys and values goes on from ends only.
+    known = 0 if kind == "delta" else len(ids) - 1
+    assert {cached for _, cached in first} == {cached for _, cached in other} == {0}
+    assert {cached for _, cached in again} == {known}
+    # The last token of the answer was never read.
+    assert {cached for _, cached in third} == {len(turn) - 3}
+
+
+def test_two_prompts_that_begin_alike_share_nothing_with_another_salt() -> None:
+    session = Session(random_engine(context_length=300), TOKENIZER, rows=2)
+    rows = [
+        *session.add([7] * 200, max_tokens=3, cache_salt="a"),
+        *session.add([7] * 200, max_tokens=3, cache_salt="b"),
+    ]
+
+    found = {piece.row: piece.cached for _ in range(4) for piece in session.step()}
+
+    assert found == dict.fromkeys(rows, 0)
+
+
+def test_a_text_does_not_end_before_so_many_tokens() -> None:
+    engine = engine_of(ReferenceOps(), "attention")
+    end = min(TOKENIZER.stop_ids)
+    # The end is what it wants to say.
+    options: GenerationOptions = {"max_tokens": 8, "logit_bias": {end: 100.0}}
+
+    def ends(**more: Any) -> tuple[int, str | None, str | int | None]:
+        pieces = list(generate(engine, TOKENIZER, [[5, 6]], **{**options, **more}))
+        assert [piece.token for piece in pieces][:-1].count(end) == 0 or more.get("ignore_eos")
+        return len(pieces), pieces[-1].finish_reason, pieces[-1].stopped_by
+
+    assert ends() == (1, "stop", end)
+    assert ends(min_tokens=5) == (6, "stop", end)
+    assert ends(min_tokens=8) == (8, "length", None)
+    assert ends(ignore_eos=True) == (8, "length", None)
+
+
+def test_a_text_ends_at_tokens_and_strings_that_are_named() -> None:
+    engine = engine_of(ReferenceOps(), "attention")
+    plain = [piece.token for piece in generate(engine, TOKENIZER, [[5, 6]], max_tokens=8)]
+    third = plain[2]
+    text = TOKENIZER.decode([third])
+
+    (*_, by_token) = generate(engine, TOKENIZER, [[5, 6]], max_tokens=8, stop_token_ids=[third])
+    (*_, by_string) = generate(engine, TOKENIZER, [[5, 6]], max_tokens=8, stop=[text])
+
+    assert (by_token.finish_reason, by_token.stopped_by) == ("stop", third)
+    assert (by_string.finish_reason, by_string.stopped_by) == ("stop", text)
+
+
+@pytest.mark.parametrize("length", [1, 2, 65, 150])
+@pytest.mark.parametrize("n", [1, 3])
+def test_log_probabilities_of_a_prompt_are_those_of_its_logits(
+    ops: AnyOps, length: int, n: int
+) -> None:
+    engine = engine_of(ops, "attention")
+    ids = np.random.default_rng(length).integers(5, 60, length).tolist()
+    session = Session(engine, TOKENIZER, rows=3)
+    # What is known would spare the logits, too.
+    list(session.pieces([ids], max_tokens=2))
+    options: dict[str, Any] = {"temperature": 1.0, "n": n, "seed": 5}
+
+    told = list(session.pieces([ids], max_tokens=3, prompt_logprobs=2, **options))
+    alone = list(generate(engine, TOKENIZER, [ids], max_tokens=3, **options))
+    scored = list(session.pieces([ids], max_tokens=0, prompt_logprobs=2, **options))
+
+    assert sorted((piece.row, piece.token) for piece in told) == sorted(
+        (piece.row, piece.token) for piece in alone
+    )
+    assert [(piece.token, piece.finish_reason) for piece in scored] == [(-1, "length")] * n
+    logits = engine.logits(ids)[:, : TOKENIZER.vocab_size]
+    firsts = {piece.row: piece for piece in reversed(told)}
+    for piece in (*firsts.values(), *scored):
+        assert len(piece.prompt_logprobs) == length - 1
+        for row, token, (logprob, top) in zip(logits, ids[1:], piece.prompt_logprobs, strict=False):
+            assert logprob == float(row[token]) - log_sum_exp(row)
+            assert [each for each, _ in top] == np.argsort(-row, kind="stable")[:2].tolist()
+            assert dict(top).get(token, logprob) == logprob
 
 
 def test_a_text_whose_logits_are_not_finite_ends_with_an_error_and_the_others_go_on() -> None:
@@ -250,12 +358,18 @@ def test_no_seed_is_a_random_one_that_is_told(caplog: pytest.LogCaptureFixture) 
         ({"logprobs": True}, "logprobs=True"),
         ({"logit_bias": {10_000: 1.0}}, "10000"),
         ({"presence_penalty": 3.0}, "presence_penalty=3.0"),
+        ({"min_tokens": -1}, "min_tokens=-1 is not a number of tokens: pass 0 or more"),
+        ({"stop_token_ids": [3, "x"]}, "holds 'x': pass a list of ids"),
+        ({"stop_token_ids": [10_000]}, "stop_token_ids id 10000 is not below"),
+        ({"cache_salt": 3}, "cache_salt=3 is no text"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs=21 is no number"),
+        ({"max_tokens": 0}, "max_tokens=0 is not a number of tokens: pass 1 or more"),
     ],
     ids=str,
 )
 def test_a_wrong_option_is_refused_by_name(options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        list(generate(random_engine(), TOKENIZER, [[5]], max_tokens=2, **options))
+        list(generate(random_engine(), TOKENIZER, [[5]], **{"max_tokens": 2, **options}))
 
 
 def test_a_text_that_has_ended_cannot_be_cancelled() -> None:
@@ -285,7 +399,8 @@ def test_a_call_that_waits_for_its_texts_is_alone_in_a_session() -> None:
 
 
 def test_samples_of_a_prompt_of_one_token_give_their_pages_back() -> None:
-    session = Session(engine_of(ReferenceOps(), "attention"), TOKENIZER, rows=4)
+    engine = engine_of(ReferenceOps(), "attention")
+    session = Session(engine, TOKENIZER, rows=4, prefix_cache=False)
     free = session._state.free_pages
 
     for _ in range(3):

@@ -1,0 +1,185 @@
+"""This file holds the rows of a session: which texts have one, what each goes on from, and who gives way to others.
+
+A text waits until there is a row for it, and pages for its prompt. It goes on from whatever begins like it: a prompt of
+several texts that one of them has read, another text's row, or what the prefix cache has kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from nanochat.generation.prefixes import Beginning, Prefixes, shared_length
+from nanochat.generation.texts import Text
+from nanochat.rows import PAGE, RowState, Snapshot, num_pages
+
+__all__ = ["Places"]
+
+State = TypeVar("State", bound=RowState[Any])
+
+
+class Places(Generic[State]):
+    """Texts, and the rows of a state that some of them have.
+
+    Parameters
+    ----------
+    rows : int
+        Texts that have one at the same time.
+    prefixes : Prefixes, optional
+        What is kept of texts that have ended.
+    """
+
+    def __init__(self, state: State, *, rows: int, prefixes: Prefixes | None) -> None:
+        self.state = state
+        self.prefixes = prefixes
+        self._most = rows
+        # In the order in which they came; those that run have a row.
+        self.waiting: list[Text] = []
+        self.running: list[Text] = []
+
+    def find(self, row: int) -> Text | None:
+        """The text of that number."""
+        return next((text for text in (*self.waiting, *self.running) if text.row == row), None)
+
+    def admit(self) -> Iterator[Text]:
+        """Give waiting texts rows, as far as there are any, one after the other."""
+        for text in list(self.waiting):
+            if len(self.running) == self._most:
+                break
+            source, shared = self._source(text)
+            if source is None and shared:
+                # Somebody else is reading what it begins with.
+                continue
+            if not self._has_pages_for(text, shared):
+                break
+            # A page that was only kept may have been given up for it.
+            source, shared = self._source(text)
+            self.waiting.remove(text)
+            self.running.append(text)
+            self._place(text, source, shared)
+            yield text
+
+    def spans(self, most: int) -> list[tuple[Text, list[int]]]:
+        """The tokens of the next step: one of each text that is being written, and at most so many of prompts."""
+        found, left = [], most
+        for text in self.running:
+            if not text.prompt.is_told:
+                continue
+            new = text.ids[text.read :]
+            if len(new) > 1:
+                new = new[:left]
+                if self.prefixes is not None and not self.state.can_go_back:
+                    # Up to where it is kept.
+                    new = new[: self.prefixes.stride - text.read % self.prefixes.stride]
+                left -= len(new)
+            if new:
+                found.append((text, new))
+        return found
+
+    def was_read(self, text: Text, count: int) -> None:
+        """Count tokens that a text has read, and keep what it has read of its prompt, and writes no more."""
+        text.read += count
+        prompt = text.prompt
+        if self.prefixes is None or text.read > len(prompt.ids):
+            return
+        whole = not self.state.can_go_back
+        if not whole or text.read == len(prompt.ids) or text.read % self.prefixes.stride == 0:
+            self.prefixes.keep(text.ids[: text.read], text.place, salt=prompt.salt, whole=whole)
+
+    def leave(self, text: Text, *, keep: bool) -> None:
+        """End a text; what it has read is kept, if that is wanted."""
+        (self.running if text in self.running else self.waiting).remove(text)
+        if keep and self.prefixes is not None and text.read:
+            read = text.ids[: text.read]
+            self.prefixes.keep(read, text.place, salt=text.prompt.salt, whole=True)
+        self._release(text)
+        text.prompt.leave(text, self.state)
+
+    def restore(self, ids: Sequence[int], arrays: Sequence[Any]) -> None:
+        """Keep what was read before; see `nanochat.rows.RowState.write_row`."""
+        assert self.prefixes is not None
+        while self.state.free_pages < num_pages(len(ids)) and self.prefixes.forget():
+            pass
+        row = self.state.write_row(len(ids), arrays)
+        self.prefixes.keep(ids, row, salt="", whole=True)
+        self.state.release(row)
+
+    def make_room(self) -> bool:
+        """Give up a page that is only kept, or put the youngest text aside; whether there was one beside the oldest."""
+        if self._forget():
+            return True
+        if len(self.running) < 2:
+            prompts = [text.prompt for text in self.waiting if text.prompt.snapshot is not None]
+            for prompt in prompts[:1]:
+                prompt.forget(self.state)
+            return bool(prompts)
+        text = max(self.running, key=lambda text: text.row)
+        self.running.remove(text)
+        self.waiting.insert(0, text)
+        self._release(text)
+        return True
+
+    def _source(self, text: Text) -> tuple[Text | Beginning | Snapshot[Any] | None, int]:
+        """From where a text continues, and how many tokens it need not read; nowhere yet if it shall wait for them."""
+        prompt = text.prompt
+        if prompt.snapshot is not None and len(text.ids) == len(prompt.ids):
+            return prompt.snapshot, len(prompt.ids)
+        best: Text | Beginning | None = None
+        longest = 0
+        # The logits after the last token are needed.
+        ids = text.ids[:-1]
+        if not prompt.is_told:
+            # Logits of all tokens are.
+            ids = []
+        if self.prefixes is not None:
+            kept = self.prefixes.find(ids, salt=prompt.salt)
+            best, longest = (kept if kept.length else None), kept.length
+        for other in self.running:
+            if other.prompt.salt != prompt.salt:
+                continue
+            common = shared_length(ids, other.ids)
+            reached = min(common, other.read)
+            if not self.state.can_go_back and reached < other.read:
+                reached = 0
+            if other.prompt is prompt and other.read < len(prompt.ids):
+                return None, len(prompt.ids)
+            if common - max(reached, longest) >= PAGE and self.state.can_go_back:
+                return None, common
+            if reached > longest:
+                best, longest = other, reached
+        return best, longest
+
+    def _place(
+        self, text: Text, source: Text | Beginning | Snapshot[Any] | None, shared: int
+    ) -> None:
+        match source:
+            case None:
+                text.place = self.state.admit()
+            case Snapshot():
+                text.place = self.state.admit(source)
+            case Beginning():
+                assert self.prefixes is not None
+                self.prefixes.use(text.ids, source, salt=text.prompt.salt)
+                text.place = self.state.admit_pages(source.pages, shared, source.recurrent)
+            case _:
+                text.place = self.state.fork(source.place, length=shared)
+        text.read = shared
+        if text.cached is None:
+            text.cached = shared
+
+    def _has_pages_for(self, text: Text, shared: int) -> bool:
+        """Whether a prompt fits beside what runs, for which pages that are only kept are given up."""
+        # One more than it takes, so that it does not run out at once; and the copy of a page that is shared.
+        needed = num_pages(len(text.ids) + 1) - shared // PAGE
+        while self.state.free_pages < needed:
+            if not self._forget():
+                return not self.running
+        return True
+
+    def _forget(self) -> bool:
+        return self.prefixes is not None and self.prefixes.forget()
+
+    def _release(self, text: Text) -> None:
+        if text.place >= 0:
+            self.state.release(text.place)
+        text.place, text.read = -1, 0
+        if not text.prompt.is_told:
+            text.prompt.logprobs.clear()
