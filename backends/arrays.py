@@ -22,6 +22,14 @@ class ArrayState(RowState[list[Array]], Generic[Array]):
 
     arrays: list[list[Array]]
 
+    @property
+    def page_bytes(self) -> int:
+        return sum(map(_bytes_of_one, self._of_pages()))
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(map(_bytes_of_one, self._of_rows()))
+
     def read_row(self, row: int) -> list[NDArray[Any]]:
         pages = self._pages[row][: num_pages(self.length(row))]
         kept = [self._numpy(self._pages_of(array, pages)) for array in self._of_pages()]
@@ -93,3 +101,8 @@ class ArrayState(RowState[list[Array]], Generic[Array]):
     @abstractmethod
     def _array(self, values: NDArray[Any]) -> Array:
         """Undo `_numpy`."""
+
+
+def _bytes_of_one(array: Any) -> int:
+    """Bytes of one page, or of one row."""
+    return int(array.nbytes) // len(array)

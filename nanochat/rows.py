@@ -187,6 +187,16 @@ class RowState(ABC, Generic[Recurrent]):
         """How many pages no row and no snapshot holds."""
         return len(self._free)
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of the keys and values of a page, in all slots."""
+        return 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of what a row remembers besides its pages."""
+        return 0
+
     def length(self, row: int) -> int:
         """The positions of a row that is held."""
         length = self._lengths[row] if 0 <= row < self.num_rows else None

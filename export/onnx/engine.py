@@ -76,6 +76,11 @@ class OnnxRows(RowState[SequenceMemory]):
         self._empty = empty
         self.sequences: dict[int, SequenceMemory] = {}
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the buffers of a row, which has all its positions from the beginning."""
+        return sum(array.nbytes for array in self._empty().memory.values())
+
     def release(self, row: int) -> None:
         super().release(row)
         del self.sequences[row]

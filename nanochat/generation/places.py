@@ -7,6 +7,7 @@ several texts that one of them has read, another text's row, or what the prefix 
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from nanochat.generation.pace import Pace
 from nanochat.generation.prefixes import Beginning, Prefixes, shared_length
 from nanochat.generation.texts import Text
 from nanochat.rows import PAGE, RowState, Snapshot, num_pages
@@ -34,6 +35,8 @@ class Places(Generic[State]):
         # In the order in which they came; those that run have a row.
         self.waiting: list[Text] = []
         self.running: list[Text] = []
+        # How often a text had to wait again.
+        self.num_put_aside = 0
 
     def find(self, row: int) -> Text | None:
         """The text of that number."""
@@ -57,22 +60,24 @@ class Places(Generic[State]):
             self._place(text, source, shared)
             yield text
 
-    def spans(self, most: int) -> list[tuple[Text, list[int]]]:
-        """The tokens of the next step: one of each text that is being written, and at most so many of prompts."""
-        found, left = [], most
-        for text in self.running:
-            if not text.prompt.is_told:
-                continue
-            new = text.ids[text.read :]
-            if len(new) > 1:
-                new = new[:left]
-                if self.prefixes is not None and not self.state.can_go_back:
-                    # Up to where it is kept.
-                    new = new[: self.prefixes.stride - text.read % self.prefixes.stride]
-                left -= len(new)
-            if new:
-                found.append((text, new))
+    def spans(self, pace: Pace) -> list[tuple[Text, list[int]]]:
+        """The tokens of the next step: one of each text that is being written, and some of prompts."""
+        new = [(text, text.ids[text.read :]) for text in self.running if text.prompt.is_told]
+        left = pace.tokens(num_writing=sum(len(ids) == 1 for _, ids in new))
+        found = []
+        for text, ids in new:
+            if len(ids) > 1:
+                ids = ids[: min(left, self._until_kept(text))]
+                left -= len(ids)
+            if ids:
+                found.append((text, ids))
         return found
+
+    def _until_kept(self, text: Text) -> int:
+        """How many tokens a text may read at once, to stop where it is kept."""
+        if self.prefixes is None or self.state.can_go_back:
+            return len(text.ids)
+        return self.prefixes.stride - text.read % self.prefixes.stride
 
     def was_read(self, text: Text, count: int) -> None:
         """Count tokens that a text has read, and keep what it has read of its prompt, and writes no more."""
@@ -114,6 +119,7 @@ class Places(Generic[State]):
         text = max(self.running, key=lambda text: text.row)
         self.running.remove(text)
         self.waiting.insert(0, text)
+        self.num_put_aside += 1
         self._release(text)
         return True
 

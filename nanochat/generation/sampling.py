@@ -309,7 +309,9 @@ class StopStrings:
                 f"stops={stops!r} is one string, but a sequence of strings is needed: pass [{stops!r}]"
             )
         if "" in stops:
-            raise InputError("a stop string is empty and would stop every text at once: drop it")
+            raise InputError(
+                "stop holds an empty string, which would stop every text at once: drop it"
+            )
         self._stops = tuple(stops)
         self._held = ""
 

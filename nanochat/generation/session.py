@@ -4,8 +4,9 @@ A `Session` holds the texts that are being written, each a row of one state: the
 none changes another's tokens. `generate` is a session for some prompts that begin together.
 """
 
+import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
@@ -22,6 +23,7 @@ from nanochat.generation.options import (
     seeds_of,
     tokens_after,
 )
+from nanochat.generation.pace import Pace
 from nanochat.generation.places import Places
 from nanochat.generation.prefixes import Prefixes
 from nanochat.generation.sampling import Sampler, StopStrings
@@ -29,7 +31,7 @@ from nanochat.generation.texts import Prompt, Text
 from nanochat.rows import PAGE, RowState, num_pages
 from nanochat.text.codec import TextCodec
 
-__all__ = ["Session", "generate"]
+__all__ = ["Load", "Session", "generate"]
 
 State = TypeVar("State", bound=RowState[Any])
 
@@ -37,6 +39,21 @@ State = TypeVar("State", bound=RowState[Any])
 _TOLD_AT_ONCE = 64
 # Texts of one call that are written at the same time: more of them would not be written faster.
 _MOST_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Texts of a session that are being written and that wait; all pages, those in use, and those kept for others.
+
+    `put_aside` is how often a text was, since the session began, for want of pages.
+    """
+
+    running: int
+    waiting: int
+    put_aside: int
+    pages: int
+    pages_used: int
+    pages_kept: int
 
 
 class Session(Generic[State]):
@@ -53,6 +70,8 @@ class Session(Generic[State]):
         again later: it stays the same.
     prompt_tokens : int
         Most tokens of prompts that are read in one step, beside the texts that are being written.
+    stretch : float, optional
+        How many times as long such a step may take for them, see `nanochat.generation.pace.Pace`.
     prefix_cache : bool
         Keep what was read, in pages that no text needs, so that a prompt that begins like an earlier one is read from
         there on: a conversation reads only what is new. That changes the time that a text takes, and nothing else.
@@ -70,13 +89,14 @@ class Session(Generic[State]):
         capacity: int | None = None,
         pages: int | None = None,
         prompt_tokens: int = PREFILL_CHUNK,
+        stretch: float | None = None,
         prefix_cache: bool = True,
         copies: int | None = None,
     ) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
         self.capacity = runner.config.context_length if capacity is None else capacity
-        self.prompt_tokens = prompt_tokens
+        self._pace = Pace(prompt_tokens, stretch=stretch)
         if pages is None:
             # And one for each row whose last page others begin with.
             pages = rows * num_pages(self.capacity) + rows
@@ -87,11 +107,28 @@ class Session(Generic[State]):
         self._places = Places(state, rows=rows, prefixes=prefixes)
         self._one_draw = Draws.greedy(1, vocab_size=tokenizer.vocab_size)
         self._next = 0
+        # The texts that the step continues which is being computed, or was last.
+        self.stepping: list[int] = []
+        # What was chosen in a step that failed then.
+        self._unsaid: list[Piece] = []
 
     @property
     def is_idle(self) -> bool:
         """Whether no text is being written, or waits."""
         return not self._places.waiting and not self._places.running
+
+    @property
+    def load(self) -> "Load":
+        """What it has to do, and what that takes."""
+        state, places = self._state, self._places
+        return Load(
+            running=len(places.running),
+            waiting=len(places.waiting),
+            put_aside=places.num_put_aside,
+            pages=state.num_pages,
+            pages_used=state.num_pages - state.free_pages,
+            pages_kept=0 if places.prefixes is None else places.prefixes.num_pages,
+        )
 
     def add(self, ids: Sequence[int], **options: Unpack[GenerationOptions]) -> list[int]:
         """Begin to continue a prompt; the rows of its texts, one, or as many as option `n` says.
@@ -103,132 +140,12 @@ class Session(Generic[State]):
         InputError
             If the prompt is empty or holds ids that the model does not have, or an option is out of range.
         """
-        return self._add([ids], options)
+        return self.add_all([ids], **options)
 
-    def restore(self, cache: PromptCache) -> None:
-        """Keep what was read before, so that a prompt that begins with it is read from there on.
-
-        That this model read it is for the caller to see to, as `nanochat.lm.Model.load_cache` does.
-
-        Raises
-        ------
-        FormatError
-            If another backend made it, or with another storage of keys and values.
-        InputError
-            If the session keeps no rows, or none of that length.
-        """
-        if not isinstance(cache, PromptCache):
-            raise InputError(
-                f"{cache!r:.80} is no prompt cache: pass what model.load_cache(path) returns"
-            )
-        has_cache = self._places.prefixes is not None
-        if not has_cache or len(cache.ids) > self.capacity:
-            raise InputError(
-                f"a cache of {len(cache.ids)} tokens, for a session with capacity={self.capacity} and "
-                f"prefix_cache={has_cache}: make it with as much capacity, and with one"
-            )
-        if not self._state.free_rows:
-            raise InputError("all rows are being written: restore a cache before texts begin")
-        self._places.restore(cache.ids, cache.arrays)
-
-    def cancel(self, row: int) -> None:
-        """End a text at once: it gives no more pieces, and its memory is free.
-
-        Raises
-        ------
-        InputError
-            If the text has ended, or there never was one.
-        """
-        text = self._places.find(row)
-        if text is None:
-            raise InputError(
-                f"row {row} is no text that is being written: it has ended, or was never begun"
-            )
-        self._places.leave(text, keep=True)
-
-    def step(self) -> list[Piece]:
-        """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
-
-        Tokens that end a thought of which `Thoughts.budget` is used up come all at once; the next step reads them.
-        A text for which no token can be chosen ends with an error; the others go on.
-        """
-        pieces = [*self._admit(), *self._tell_prompt()]
-        spans = self._places.spans(self.prompt_tokens)
-        while spans:
-            # First those that have read all, for which a token is chosen.
-            spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
-            ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
-            try:
-                choices = self.runner.draw(
-                    self._state,
-                    [text.place for text, _ in spans],
-                    [ids for _, ids in spans],
-                    [text.sampler for text in ends],
-                    vocab_size=self.tokenizer.vocab_size,
-                    with_logits=any(text.needs_logits for text in ends),
-                )
-            except MemoryShortageError:
-                if not self._places.make_room():
-                    raise
-                spans = self._places.spans(self.prompt_tokens)
-                continue
-            for text, ids in spans:
-                self._places.was_read(text, len(ids))
-            for row, text in enumerate(ends):
-                if text.read == len(text.prompt.ids):
-                    text.prompt.was_read(text, choices.logits, row, self._state)
-                pieces += self._push(text, choices, row)
-            break
-        return sorted(pieces, key=lambda piece: piece.row)
-
-    def _tell_prompt(self) -> list[Piece]:
-        """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""
-        text = next((text for text in self._places.running if not text.prompt.is_told), None)
-        if text is None:
-            return []
-        ids = text.ids[text.read : text.read + _TOLD_AT_ONCE]
-        while True:
-            try:
-                logits = self.runner.step(self._state, [text.place], [ids], every=True)
-            except MemoryShortageError:
-                if not self._places.make_room():
-                    raise
-                if text not in self._places.running:
-                    return []
-            else:
-                break
-        self._places.was_read(text, len(ids))
-        text.prompt.tell(logits[:, : self.tokenizer.vocab_size])
-        if not text.prompt.is_told:
-            return []
-        text.prompt.was_read(text, logits, len(ids) - 1, self._state)
-        return self._first(text, logits[-1])
-
-    def pieces(
+    def add_all(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
-    ) -> Generator[Piece, None, None]:
-        """Continue prompts until all their texts have ended; see `generate`. No other text may be in the session."""
-        if not self.is_idle:
-            raise InputError("other texts are being written in this session: use `add` and `step`")
-        first = self._next
-        rows = set(self._add(prompts, options))
-        return self._run(rows, first)
-
-    def _run(self, rows: set[int], first: int) -> Generator[Piece, None, None]:
-        try:
-            while rows:
-                for piece in self.step():
-                    if piece.finish_reason is not None:
-                        rows.remove(piece.row)
-                    if piece.error is not None:
-                        raise piece.error
-                    yield replace(piece, row=piece.row - first)
-        finally:
-            # Whoever stops listening ends the texts.
-            for row in rows:
-                self.cancel(row)
-
-    def _add(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
+    ) -> list[int]:
+        """Begin to continue several prompts, as `add` does one; the rows of the first prompt's texts come first."""
         wanted = read_options(options)
         if wanted.cache is not None:
             raise InputError("a session has one cache for all prompts: pass it to its `restore`")
@@ -286,6 +203,151 @@ class Session(Generic[State]):
                 )
                 self._next += 1
         return list(range(first, self._next))
+
+    def restore(self, cache: PromptCache) -> None:
+        """Keep what was read before, so that a prompt that begins with it is read from there on.
+
+        That this model read it is for the caller to see to, as `nanochat.lm.Model.load_cache` does.
+
+        Raises
+        ------
+        FormatError
+            If another backend made it, or with another storage of keys and values.
+        InputError
+            If the session keeps no rows, or none of that length.
+        """
+        if not isinstance(cache, PromptCache):
+            raise InputError(
+                f"{cache!r:.80} is no prompt cache: pass what model.load_cache(path) returns"
+            )
+        has_cache = self._places.prefixes is not None
+        if not has_cache or len(cache.ids) > self.capacity:
+            raise InputError(
+                f"a cache of {len(cache.ids)} tokens, for a session with capacity={self.capacity} and "
+                f"prefix_cache={has_cache}: make it with as much capacity, and with one"
+            )
+        if not self._state.free_rows:
+            raise InputError("all rows are being written: restore a cache before texts begin")
+        self._places.restore(cache.ids, cache.arrays)
+
+    def cancel(self, row: int, *, keep: bool = True) -> None:
+        """End a text at once: it gives no more pieces, and its memory is free.
+
+        What it has read is kept for others, unless it shall not be.
+
+        Raises
+        ------
+        InputError
+            If the text has ended, or there never was one.
+        """
+        text = self._places.find(row)
+        if text is None:
+            raise InputError(
+                f"row {row} is no text that is being written: it has ended, or was never begun"
+            )
+        self._places.leave(text, keep=keep)
+
+    def step(self) -> list[Piece]:
+        """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
+
+        Tokens that end a thought of which `Thoughts.budget` is used up come all at once; the next step reads them.
+        A text for which no token can be chosen ends with an error; the others go on.
+        """
+        self.stepping = []
+        pieces, self._unsaid = self._unsaid, []
+        try:
+            pieces += self._admit()
+            pieces += self._tell_prompt()
+            pieces += self._continue()
+        except BaseException:
+            self._unsaid = pieces
+            raise
+        return sorted(pieces, key=lambda piece: piece.row)
+
+    def _continue(self) -> list[Piece]:
+        """Let texts read, and choose a token for each that has read all."""
+        while spans := self._places.spans(self._pace):
+            began = time.perf_counter()
+            # First those that have read all, for which a token is chosen.
+            spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
+            ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
+            self.stepping = [text.row for text, _ in spans]
+            try:
+                choices = self.runner.draw(
+                    self._state,
+                    [text.place for text, _ in spans],
+                    [ids for _, ids in spans],
+                    [text.sampler for text in ends],
+                    vocab_size=self.tokenizer.vocab_size,
+                    with_logits=any(text.needs_logits for text in ends),
+                )
+            except MemoryShortageError:
+                if not self._places.make_room():
+                    raise
+                continue
+            counts = [len(ids) for _, ids in spans if len(ids) > 1]
+            self._pace.note(
+                time.perf_counter() - began,
+                num_writing=len(spans) - len(counts),
+                num_read=sum(counts),
+            )
+            for text, ids in spans:
+                self._places.was_read(text, len(ids))
+            pieces: list[Piece] = []
+            for row, text in enumerate(ends):
+                if text.read == len(text.prompt.ids):
+                    text.prompt.was_read(text, choices.logits, row, self._state)
+                pieces += self._push(text, choices, row)
+            return pieces
+        return []
+
+    def _tell_prompt(self) -> list[Piece]:
+        """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""
+        text = next((text for text in self._places.running if not text.prompt.is_told), None)
+        if text is None:
+            return []
+        ids = text.ids[text.read : text.read + _TOLD_AT_ONCE]
+        self.stepping = [text.row]
+        while True:
+            try:
+                logits = self.runner.step(self._state, [text.place], [ids], every=True)
+            except MemoryShortageError:
+                if not self._places.make_room():
+                    raise
+                if text not in self._places.running:
+                    return []
+            else:
+                break
+        self._places.was_read(text, len(ids))
+        text.prompt.tell(logits[:, : self.tokenizer.vocab_size])
+        if not text.prompt.is_told:
+            return []
+        text.prompt.was_read(text, logits, len(ids) - 1, self._state)
+        return self._first(text, logits[-1])
+
+    def pieces(
+        self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
+    ) -> Generator[Piece, None, None]:
+        """Continue prompts until all their texts have ended; see `generate`. No other text may be in the session."""
+        if not self.is_idle:
+            raise InputError("other texts are being written in this session: use `add` and `step`")
+        first = self._next
+        rows = set(self.add_all(prompts, **options))
+        return self._run(rows, first)
+
+    def _run(self, rows: set[int], first: int) -> Generator[Piece, None, None]:
+        try:
+            while rows:
+                for piece in self.step():
+                    if piece.finish_reason is not None:
+                        rows.remove(piece.row)
+                    if piece.error is not None:
+                        raise piece.error
+                    yield replace(piece, row=piece.row - first)
+        finally:
+            # Whoever stops listening ends the texts.
+            for row in rows:
+                self.cancel(row)
 
     def _admit(self) -> list[Piece]:
         """Give waiting texts rows; the first token of those whose prompt has been read."""

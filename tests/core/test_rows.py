@@ -475,3 +475,12 @@ def test_a_step_ends_once() -> None:
 
     assert state.length(row) == 5
     assert state.step is None
+
+
+def test_the_bytes_of_pages_and_rows_are_those_of_the_arrays() -> None:
+    state = new_state(rows=5, pages=7)
+    arrays = [array for arrays in state.arrays for array in arrays]
+
+    # With one page and one row that nobody reads.
+    assert state.page_bytes * 8 + state.row_bytes * 6 == sum(array.nbytes for array in arrays)
+    assert state.page_bytes == 128 * 2 * 2 * 4

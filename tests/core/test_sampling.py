@@ -509,7 +509,7 @@ def test_nothing_is_emitted_after_a_stop_string() -> None:
     ("stops", "message"),
     [
         pytest.param("</s>", "pass ['</s>']", id="one string"),
-        pytest.param(["a", ""], "a stop string is empty", id="empty"),
+        pytest.param(["a", ""], "stop holds an empty string", id="empty"),
     ],
 )
 def test_stop_strings_that_cannot_work_are_refused(stops: list[str], message: str) -> None:
