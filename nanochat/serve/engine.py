@@ -1,0 +1,367 @@
+"""This file holds the engine thread, which alone runs the model, and the answers that it writes.
+
+The event loop never computes: it leaves orders, which the thread takes between two steps. After each step the thread
+hands over all that came of it, for all answers, by one call of the loop.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from nanochat.errors import NanochatError
+from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.generation.session import Load, Session
+
+__all__ = ["Answer", "EngineThread", "QueueFullError", "StepFailedError", "Watcher"]
+
+Result = TypeVar("Result")
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class QueueFullError(NanochatError):
+    """More texts than the server lets wait."""
+
+
+class StepFailedError(NanochatError):
+    """A step of the model that failed, with all texts that it would have continued."""
+
+
+class Watcher(Protocol):
+    """Whoever counts what the engine does."""
+
+    def stepped(self, seconds: float, pieces: Sequence[Piece], session: Session[Any]) -> None:
+        """Note that a step has ended; called in the engine's thread."""
+        ...
+
+    def began(self, answer: "Answer") -> None:
+        """Note that the first token of an answer is there; called by the loop."""
+        ...
+
+    def ended(self, answer: "Answer") -> None:
+        """Note that an answer has ended, or was cancelled; called by the loop."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    """What the thread has to say of an answer."""
+
+    answer: "Answer"
+    pieces: tuple[Piece, ...] = ()
+    error: Exception | None = None
+    is_accepted: bool = False
+    # Whether no piece will come any more, though texts have not ended.
+    is_over: bool = False
+
+
+class Answer:
+    """The texts that are written for one request, as they come; of an event loop.
+
+    Text i of prompt p is number ``p * n + i``.
+    """
+
+    def __init__(self, engine: "EngineThread", *, num_texts: int, num_prompt_tokens: int) -> None:
+        self._engine = engine
+        self.num_texts = num_texts
+        self.num_prompt_tokens = num_prompt_tokens
+        # Of its first text, the tokens of the prompt that were known; and how the last one ended.
+        self.cached = 0
+        self.finish_reason: str | None = None
+        # Texts that have not ended.
+        self._left = num_texts
+        self._pieces: list[Piece] = []
+        self._error: Exception | None = None
+        self._is_accepted = self._is_cancelled = False
+        self._changed = asyncio.Event()
+        self.asked = time.monotonic()
+        self.begun: float | None = None
+        self.num_tokens = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._over: Callable[[], None] | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody did not want the rest."""
+        return self._is_cancelled
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken the request, or raise why it has not."""
+        while not self._is_accepted and self._error is None:
+            await self._wait()
+        if not self._is_accepted:
+            assert self._error is not None
+            raise self._error
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """All pieces, in the lists in which they came; it raises what ended them too early."""
+        while True:
+            found, self._pieces = self._pieces, []
+            if found:
+                yield found
+            elif self._error is not None:
+                raise self._error
+            elif not self._left:
+                return
+            else:
+                await self._wait()
+
+    @property
+    def num_left(self) -> int:
+        """Texts that have not ended."""
+        return self._left
+
+    def cancel(self, error: Exception | None = None) -> None:
+        """End all texts that have not ended: the next step is without them; whoever waits for them gets the error."""
+        if self._left and not self._is_cancelled:
+            self._is_cancelled = True
+            self._error = self._error or error
+            self._engine.cancel(self)
+            self._changed.set()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def when_over(self, function: Callable[[], None]) -> None:
+        """Call a function once no text is left."""
+        self._over = function
+
+    def limit(self, seconds: float, error: Exception) -> None:
+        """Cancel it if it has not ended in time."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.cancel, error)
+
+    def take(self, event: _Event) -> int:
+        """Note what the thread says, in the loop; the number of texts that have ended with it."""
+        before = self._left
+        self._is_accepted |= event.is_accepted
+        self.num_tokens += len(event.pieces)
+        for piece in event.pieces:
+            self._error = self._error or piece.error
+            self.cached = piece.cached if piece.row == 0 else self.cached
+            self.finish_reason = piece.finish_reason or self.finish_reason
+            self._left -= piece.finish_reason is not None
+            if piece.error is None:
+                self._pieces.append(piece)
+        self._error = self._error or event.error
+        if event.is_over:
+            self._left = 0
+        if not self._left:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._over is not None:
+                self._over()
+            self._timer = self._over = None
+        self._changed.set()
+        return before - self._left
+
+
+class EngineThread:
+    """A thread, and the session that it runs; the model is loaded in it, too, since some backends belong to a thread.
+
+    Parameters
+    ----------
+    watcher : Watcher, optional
+        Told of each step.
+    turn : Lock, optional
+        Held while a step is computed: engines that share it take turns, since two would be in each other's way.
+    """
+
+    def __init__(
+        self,
+        *,
+        watcher: Watcher | None = None,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self._session: Session[Any] | None = None
+        # Texts that may be written or wait at the same time.
+        self.most_texts = 0
+        self._turn = threading.Lock() if turn is None else turn
+        self._watcher = watcher
+        self._loop = asyncio.get_running_loop()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # By the session's number of a text: whose it is, and which of them. Of the thread.
+        self._owners: dict[int, tuple[Answer, int]] = {}
+        self._events: list[_Event] = []
+        # Texts that were asked for and have not ended, and their answers. Of the loop.
+        self.num_texts = 0
+        self.open: set[Answer] = set()
+        self._step_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def step_seconds(self) -> float:
+        """For how long the step takes that is being computed; 0 if none is."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def load(self) -> Load:
+        """What the session has to do; about right while a step is computed."""
+        assert self._session is not None
+        return self._session.load
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def run(self, session: Session[Any], *, most_texts: int) -> None:
+        """Take texts for a session, which nobody else uses from now on; to be called by `call`."""
+        self._session, self.most_texts = session, most_texts
+
+    def submit(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, *, n: int
+    ) -> Answer:
+        """Ask for `n` texts after each prompt.
+
+        Raises
+        ------
+        QueueFullError
+            If too many texts wait already.
+        """
+        count = len(prompts) * n
+        if self.num_texts + count > self.most_texts:
+            raise QueueFullError(
+                f"{self.num_texts} texts are being written or wait, and this server takes {self.most_texts}: ask again "
+                "later"
+            )
+        tokens = sum(map(len, prompts))
+        answer = Answer(self, num_texts=count, num_prompt_tokens=tokens)
+        self.open.add(answer)
+        self.num_texts += count
+        self._orders.put(partial(self._add, answer, prompts, options))
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """See `Answer.cancel`."""
+        self._orders.put(partial(self._cancel, answer))
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """What a function gives that the thread calls between two steps."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def settle(method: Callable[[Any], None], value: object) -> None:
+            if not future.done():
+                method(value)
+
+        def order() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                self._loop.call_soon_threadsafe(settle, future.set_exception, error)
+            else:
+                self._loop.call_soon_threadsafe(settle, future.set_result, result)
+
+        self._orders.put(order)
+        return await future
+
+    def stop(self) -> None:
+        """End the thread after its step; texts that have not ended give no more pieces."""
+        self._orders.put(None)
+        self._thread.join()
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take_orders():
+                if self._session is not None and not self._session.is_idle:
+                    self._step(self._session)
+                self._hand_over()
+        finally:
+            error = StepFailedError("the server is ending")
+            for answer in {answer for answer, _ in self._owners.values()}:
+                self._events.append(_Event(answer=answer, error=error, is_over=True))
+            self._hand_over()
+
+    def _take_orders(self) -> bool:
+        """Do what was asked for; wait for it if there is nothing else to do. Whether the thread shall go on."""
+        waits = self._session is None or self._session.is_idle
+        while True:
+            try:
+                order = self._orders.get(block=waits)
+            except queue.Empty:
+                return True
+            if order is None:
+                return False
+            order()
+            waits = False
+
+    def _step(self, session: Session[Any]) -> None:
+        self._step_began = began = time.monotonic()
+        try:
+            with self._turn:
+                pieces = session.step()
+        except Exception:
+            _LOGGER.exception("a step failed; its texts end")
+            self._fail(session.stepping)
+            return
+        finally:
+            self._step_began = None
+        for piece in pieces:
+            if piece.row not in self._owners:
+                # Of a text that ended when a step failed.
+                continue
+            answer, number = self._owners[piece.row]
+            if piece.finish_reason is not None:
+                del self._owners[piece.row]
+            self._events.append(_Event(answer=answer, pieces=(replace(piece, row=number),)))
+        if self._watcher is not None:
+            self._watcher.stepped(time.monotonic() - began, pieces, session)
+
+    def _fail(self, rows: Sequence[int]) -> None:
+        error = StepFailedError("the model failed while this text was being written")
+        for answer in {self._owners[row][0] for row in rows}:
+            self._end(answer, keep=False)
+            self._events.append(_Event(answer=answer, error=error, is_over=True))
+
+    def _add(
+        self, answer: Answer, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> None:
+        assert self._session is not None
+        try:
+            rows = self._session.add_all(prompts, **options)
+        except NanochatError as error:
+            self._events.append(_Event(answer=answer, error=error, is_over=True))
+            return
+        self._owners |= {row: (answer, number) for number, row in enumerate(rows)}
+        self._events.append(_Event(answer=answer, is_accepted=True))
+
+    def _cancel(self, answer: Answer) -> None:
+        self._end(answer, keep=True)
+        self._events.append(_Event(answer=answer, is_over=True))
+
+    def _end(self, answer: Answer, *, keep: bool) -> None:
+        assert self._session is not None
+        for row in [row for row, (owner, _) in self._owners.items() if owner is answer]:
+            self._session.cancel(row, keep=keep)
+            del self._owners[row]
+
+    def _hand_over(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self._loop.call_soon_threadsafe(self._tell, events)
+
+    # And this in the loop.
+
+    def _tell(self, events: Sequence[_Event]) -> None:
+        for event in events:
+            answer = event.answer
+            self.num_texts -= answer.take(event)
+            if answer.begun is None and answer.num_tokens:
+                answer.begun = time.monotonic()
+                if self._watcher is not None:
+                    self._watcher.began(answer)
+            if not answer.num_left and answer in self.open:
+                self.open.remove(answer)
+                if self._watcher is not None:
+                    self._watcher.ended(answer)

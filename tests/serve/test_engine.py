@@ -1,0 +1,173 @@
+"""The engine's thread outlives whatever goes wrong in a step, and takes nobody else's text with it."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat.backends.reference.ops import Array, ReferenceOps
+from nanochat.errors import InputError, NumericError
+from nanochat.generation.engine import Engine
+from nanochat.generation.options import GenerationOptions
+from nanochat.generation.session import Session, generate
+from nanochat.init import freeze
+from nanochat.serve.engine import Answer, EngineThread, QueueFullError, StepFailedError
+from tests.parity.random_models import random_config, random_tokenizer, random_weights
+
+TOKENIZER = random_tokenizer()
+CONFIG = random_config(context_length=64)
+BAD, NAN = 13, 14
+
+
+class FragileOps(ReferenceOps):
+    """Fails if it reads one token, and gives NaN after another."""
+
+    tokens_read: Array
+
+    def embed(self, tokens: Array, table: Any) -> Array:
+        if BAD in tokens:
+            raise RuntimeError("a kernel failed")
+        self.tokens_read = tokens
+        return super().embed(tokens, table)
+
+    def project(self, x: Array, *linears: Any) -> tuple[Array, ...]:
+        found = super().project(x, *linears)
+        if found[0].shape[-1] == CONFIG.vocab_size:
+            found[0][0, self.tokens_read[0][-found[0].shape[1] :] == NAN] = np.nan
+        return found
+
+
+def new_engine() -> Engine[Any, Any, Any]:
+    ops = FragileOps()
+    return Engine(CONFIG, ops.prepare(freeze(random_weights(CONFIG))), ops)
+
+
+ENGINE = new_engine()
+OPTIONS: GenerationOptions = {"max_tokens": 12, "ignore_eos": True, "logit_bias": {BAD: -100.0}}
+
+
+def alone(ids: list[int], **options: Any) -> list[int]:
+    wanted: Any = {**OPTIONS, **options}
+    return [piece.token for piece in generate(ENGINE, TOKENIZER, [ids], **wanted)]
+
+
+async def tokens(answer: Answer) -> list[int]:
+    return [piece.token async for pieces in answer.pieces() for piece in pieces]
+
+
+def with_thread(
+    test: Callable[[EngineThread], Coroutine[Any, Any, None]], *, rows: int = 3, waiting: int = 8
+) -> None:
+    async def run() -> None:
+        thread = EngineThread()
+        try:
+            session = Session(ENGINE, TOKENIZER, rows=rows)
+            await thread.call(lambda: thread.run(session, most_texts=rows + waiting))
+            await test(thread)
+            assert thread.is_alive
+            # It still serves.
+            assert await tokens(thread.submit([[9]], OPTIONS, n=1)) == alone([9])
+            assert thread.num_texts == len(thread.open) == 0
+            assert thread.load.running == thread.load.waiting == 0
+        finally:
+            thread.stop()
+
+    asyncio.run(run())
+
+
+def test_texts_that_come_together_are_those_that_each_would_be_alone() -> None:
+    async def test(thread: EngineThread) -> None:
+        answers = [thread.submit([[number, 7]], OPTIONS, n=1) for number in range(20, 29)]
+        found = await asyncio.gather(*map(tokens, answers))
+        assert found == [alone([number, 7]) for number in range(20, 29)]
+
+    with_thread(test)
+
+
+def test_a_step_that_fails_ends_its_texts_and_the_next_ones_are_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(thread: EngineThread) -> None:
+        waiting = [thread.submit([[number]], OPTIONS, n=1) for number in (21, 22, 23, 24)]
+        answers = [tokens(thread.submit([[BAD]], OPTIONS, n=1)), *map(tokens, waiting)]
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        assert isinstance(found[0], StepFailedError)
+        for number, one in zip((21, 22, 23, 24), found[1:], strict=True):
+            # In the step that failed, or whole.
+            assert isinstance(one, StepFailedError) or one == alone([number])
+
+    with_thread(test)
+    assert "a kernel failed" in caplog.text
+
+
+def test_logits_that_are_not_finite_end_one_text_only() -> None:
+    async def test(thread: EngineThread) -> None:
+        good, bad = (thread.submit([[number]], OPTIONS, n=1) for number in (21, NAN))
+        found = await asyncio.gather(tokens(good), tokens(bad), return_exceptions=True)
+        assert found[0] == alone([21])
+        assert isinstance(found[1], NumericError)
+
+    with_thread(test)
+
+
+def test_what_the_session_refuses_is_raised_before_anything_is_written() -> None:
+    async def test(thread: EngineThread) -> None:
+        answer = thread.submit([[10_000]], OPTIONS, n=1)
+        with pytest.raises(InputError, match="token 10000"):
+            await answer.accepted()
+
+    with_thread(test)
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_an_answer_that_is_cancelled_gives_no_more_and_frees_its_rows(after: int) -> None:
+    async def test(thread: EngineThread) -> None:
+        other = thread.submit([[21]], OPTIONS, n=1)
+        answer = thread.submit([[22], [23]], {**OPTIONS, "n": 2, "seed": 0}, n=2)
+        count = 0
+        if after:
+            async for pieces in answer.pieces():
+                count += len(pieces)
+                if count >= after:
+                    break
+        answer.cancel()
+        assert await tokens(other) == alone([21])
+        assert answer.num_left == 0
+
+    with_thread(test)
+
+
+def test_an_error_with_which_it_is_cancelled_is_what_its_reader_gets() -> None:
+    async def test(thread: EngineThread) -> None:
+        answer = thread.submit([[22]], OPTIONS, n=1)
+        answer.cancel(TimeoutError("too late"))
+        with pytest.raises(TimeoutError, match="too late"):
+            await tokens(answer)
+
+    with_thread(test)
+
+
+def test_more_than_may_wait_is_refused_at_once() -> None:
+    async def test(thread: EngineThread) -> None:
+        answers = [thread.submit([[21]], OPTIONS, n=1) for _ in range(3)]
+        with pytest.raises(QueueFullError, match="3 texts are being written or wait"):
+            thread.submit([[22]], OPTIONS, n=1)
+        await asyncio.gather(*map(tokens, answers))
+
+    with_thread(test, rows=1, waiting=2)
+
+
+def test_functions_are_called_between_steps_and_their_errors_are_raised() -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    async def test(thread: EngineThread) -> None:
+        answer = thread.submit([[21]], OPTIONS, n=1)
+        assert await thread.call(lambda: 5) == 5
+        with pytest.raises(ValueError, match="no"):
+            await thread.call(fail)
+        assert await tokens(answer) == alone([21])
+
+    with_thread(test)
