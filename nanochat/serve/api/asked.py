@@ -1,0 +1,76 @@
+"""This file holds what a request asks of the sampler, as options of generation."""
+
+import secrets
+from collections.abc import Mapping
+
+from nanochat.generation.options import GenerationOptions
+from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.schema import GenerationRequest
+
+__all__ = ["asked_options", "wants_usage"]
+
+# Fields that are called as the options are, and mean the same.
+_SAME = (
+    "ignore_eos",
+    "frequency_penalty",
+    "min_p",
+    "min_tokens",
+    "n",
+    "presence_penalty",
+    "repetition_penalty",
+    "stop",
+    "stop_token_ids",
+    "temperature",
+    "top_k",
+    "top_p",
+    "cache_salt",
+)
+_SEEDS = 2**63
+
+
+def asked_options(
+    request: GenerationRequest, *, stated: GenerationOptions, num_prompts: int
+) -> GenerationOptions:
+    """The options that a request asks for, but for the number of tokens.
+
+    Parameters
+    ----------
+    stated : GenerationOptions
+        What the model's authors state, for fields that are absent.
+
+    Raises
+    ------
+    ApiError
+        If a field is wrong by itself.
+    """
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options without stream: true", param="stream_options")
+    options: GenerationOptions = {"temperature": 1.0, **stated}
+    for name in _SAME:
+        value = getattr(request, name)
+        if value is not None:
+            options[name] = value  # type: ignore[literal-required]  # it is one of its names
+    if request.logit_bias is not None:
+        options["logit_bias"] = _bias(request.logit_bias)
+    seed = secrets.randbits(62) if request.seed is None else request.seed
+    texts = num_prompts * (request.n or 1)
+    options["seed"] = [(seed + number) % _SEEDS for number in range(texts)]
+    return options
+
+
+def wants_usage(request: GenerationRequest) -> bool:
+    """Whether a stream ends with the number of tokens."""
+    return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for name, value in given.items():
+        if not (name.isascii() and name.isdecimal()):
+            raise ApiError(
+                400,
+                f"logit_bias has the key {name!r:.40}: keys are ids of tokens",
+                param="logit_bias",
+            )
+        found[int(name)] = value
+    return found

@@ -1,0 +1,296 @@
+"""This file holds chat completions: a conversation in, the assistant's next turn out, whole or in events.
+
+References
+----------
+.. [1] OpenAI, API reference, "The chat completion object" and "The chat completion chunk object".
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.generation.options import GenerationOptions, Piece
+from nanochat.serve.api.asked import asked_options, wants_usage
+from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.logprobs import chat_logprob
+from nanochat.serve.api.schema import ChatRequest
+from nanochat.serve.api.sse import DONE, error_event, event
+from nanochat.serve.engine import Answer
+from nanochat.serve.served import Served
+from nanochat.text.chat import chat_prompt, render
+from nanochat.text.tokenizer import Tokenizer
+
+__all__ = ["AskedChat", "ChatEvents", "Tally", "ask_chat", "chat_answer", "usage"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedChat:
+    """A chat request, ready for the engine."""
+
+    served: Served
+    request: ChatRequest
+    model: str
+    ids: list[int]
+    options: GenerationOptions
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The one prompt."""
+        return [self.ids]
+
+    @property
+    def n(self) -> int:
+        """Choices."""
+        return self.request.n or 1
+
+    def body(self, kind: str) -> dict[str, Any]:
+        """What begins each object of the answer."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.served.fingerprint,
+        }
+
+
+def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
+    """Render a conversation, and check what is asked of its answer.
+
+    Raises
+    ------
+    ApiError, NanochatError
+        If something is wrong with either.
+    """
+    for name in ("tools", "response_format"):
+        if getattr(request, name) not in (None, [], {"type": "text"}):
+            raise ApiError(400, f"{name} is not served yet: leave it out", param=name)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs without logprobs: true", param="top_logprobs")
+    options = asked_options(request, stated=served.model.stated_options, num_prompts=1)
+    ids, thoughts = _prompt(request, served)
+    most = request.max_completion_tokens
+    most = request.max_tokens if most is None else most
+    if most == 0:
+        raise ApiError(
+            400, "max_tokens is 0, but an answer has 1 token or more", param="max_tokens"
+        )
+    # A prompt that fills the context is refused with all numbers.
+    options["max_tokens"] = max(served.context - len(ids), 1) if most is None else most
+    options["thoughts"] = thoughts
+    if request.logprobs:
+        options["logprobs"] = request.top_logprobs or 0
+    return AskedChat(
+        served=served,
+        request=request,
+        model=request.model or served.id,
+        ids=ids,
+        options=options,
+    )
+
+
+def _prompt(request: ChatRequest, served: Served) -> tuple[list[int], Any]:
+    tokenizer, messages = served.tokenizer, request.messages
+    continues = bool(request.continue_final_message)
+    if not continues and request.add_generation_prompt is not False:
+        prompt = chat_prompt(
+            messages,  # type: ignore[arg-type]  # they are checked there
+            tokenizer,
+            chat_template_kwargs=request.chat_template_kwargs,
+            thinking_budget=request.thinking_budget,
+        )
+        return prompt.ids, prompt.thoughts
+    ids = render(
+        messages,  # type: ignore[arg-type]  # the same
+        tokenizer,
+        reply=False,
+        chat_template_kwargs=request.chat_template_kwargs,
+    )
+    if continues:
+        if request.add_generation_prompt:
+            raise ApiError(
+                400,
+                "continue_final_message and add_generation_prompt exclude each other",
+                param="continue_final_message",
+            )
+        if messages[-1].get("role") != "assistant":
+            raise ApiError(
+                400,
+                "continue_final_message is true, but the last message is not the assistant's",
+                param="continue_final_message",
+            )
+        if not isinstance(tokenizer, Tokenizer):
+            raise ApiError(
+                400,
+                "continue_final_message: where a turn ends is not known of this model's chat template",
+                param="continue_final_message",
+            )
+        # Without the end of the turn.
+        ids = ids[:-1]
+    return ids, None
+
+
+@dataclass
+class Tally:
+    """What a text has taken, and how it ended."""
+
+    num_tokens: int = 0
+    # Of thoughts.
+    num_thought: int = 0
+    cached: int = 0
+    finish_reason: str | None = None
+    stopped_by: str | int | None = None
+
+    def count(self, piece: Piece) -> None:
+        """Add a piece of it."""
+        self.num_tokens += piece.token >= 0
+        self.num_thought += bool(piece.reasoning)
+        self.cached = piece.cached
+        self.finish_reason, self.stopped_by = piece.finish_reason, piece.stopped_by
+
+
+def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, Any]:
+    """Tokens that were read and written."""
+    completion = sum(tally.num_tokens for tally in tallies)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(tally.num_thought for tally in tallies),
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+async def chat_answer(asked: AskedChat, answer: Answer) -> dict[str, Any]:
+    """The whole answer, as an object of type ``chat.completion``."""
+    choices: list[list[Piece]] = [[] for _ in range(asked.n)]
+    async for pieces in answer.pieces():
+        for piece in pieces:
+            choices[piece.row].append(piece)
+    tallies = [Tally() for _ in choices]
+    for tally, pieces in zip(tallies, choices, strict=True):
+        for piece in pieces:
+            tally.count(piece)
+    return {
+        **asked.body("chat.completion"),
+        "choices": [
+            _choice(asked, index, pieces, tally)
+            for index, (pieces, tally) in enumerate(zip(choices, tallies, strict=True))
+        ],
+        "usage": _usage(asked, tallies),
+        "nanochat": {"seed": asked.options["seed"][0]},  # type: ignore[index]  # a list
+    }
+
+
+def _choice(asked: AskedChat, index: int, pieces: Sequence[Piece], tally: Tally) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": "".join(piece.text for piece in pieces),
+        "refusal": None,
+    }
+    if reasoning := "".join(piece.reasoning for piece in pieces):
+        message["reasoning_content"] = reasoning
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": _logprobs(asked, pieces),
+        "finish_reason": tally.finish_reason,
+        "stop_reason": tally.stopped_by,
+    }
+
+
+def _logprobs(asked: AskedChat, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    if not asked.request.logprobs:
+        return None
+    codec = asked.served.tokenizer
+    told = [chat_logprob(piece, codec) for piece in pieces if piece.logprob is not None]
+    # The token that ends a text is none of its own.
+    if pieces and isinstance(pieces[-1].stopped_by, int):
+        told = told[:-1]
+    return {"content": told, "refusal": None}
+
+
+def _usage(asked: AskedChat, tallies: Sequence[Tally]) -> dict[str, Any]:
+    return usage(prompt=len(asked.ids), tallies=tallies, cached=tallies[0].cached)
+
+
+class ChatEvents:
+    """An answer as chunks, of type ``chat.completion.chunk``."""
+
+    def __init__(self, asked: AskedChat) -> None:
+        self._asked = asked
+        self._body = asked.body("chat.completion.chunk")
+        self._usage = wants_usage(asked.request)
+        self._tallies = [Tally() for _ in range(asked.n)]
+        # Tokens whose text is held back.
+        self._held: list[list[Piece]] = [[] for _ in self._tallies]
+
+    def begin(self) -> bytes:
+        """See `Translator`: each choice says its role."""
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._chunk(index, role) for index in range(len(self._tallies)))
+
+    def more(self, pieces: Sequence[Piece]) -> bytes:
+        """See `Translator`."""
+        found = []
+        for index in dict.fromkeys(piece.row for piece in pieces):
+            own = [piece for piece in pieces if piece.row == index]
+            tally = self._tallies[index]
+            for piece in own:
+                tally.count(piece)
+            held = self._held[index]
+            held += own
+            delta = {}
+            if text := "".join(piece.text for piece in own):
+                delta["content"] = text
+            if reasoning := "".join(piece.reasoning for piece in own):
+                delta["reasoning_content"] = reasoning
+            logprobs = None
+            if delta or tally.finish_reason is not None:
+                logprobs = _logprobs(self._asked, held)
+                held.clear()
+            if delta or (logprobs is not None and logprobs["content"]):
+                found.append(self._chunk(index, delta, logprobs=logprobs))
+            if tally.finish_reason is not None:
+                found.append(self._chunk(index, {}, tally=tally))
+        return b"".join(found)
+
+    def end(self) -> bytes:
+        """See `Translator`."""
+        if not self._usage:
+            return DONE
+        last = {**self._body, "choices": [], "usage": _usage(self._asked, self._tallies)}
+        return event(last) + DONE
+
+    def failed(self, error: Exception) -> bytes:
+        """See `Translator`."""
+        return error_event(error, context=self._asked.served.context)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        tally: Tally | None = None,
+    ) -> bytes:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": None if tally is None else tally.finish_reason,
+        }
+        if tally is not None:
+            choice["stop_reason"] = tally.stopped_by
+        chunk = {**self._body, "choices": [choice]}
+        if self._usage:
+            chunk["usage"] = None
+        return event(chunk)
