@@ -1,6 +1,7 @@
 """This file holds the command `python -m bench CASE`, run from the root of a checkout."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -27,6 +28,12 @@ _WIDE = 160
     "--exports", is_flag=True, help="For parity: compare exported files, not the backends."
 )
 @click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    help="For serve: another server to measure in turns, such as http://127.0.0.1:8080/v1; repeatable.",
+)
+@click.option(
     "--results",
     type=click.File("w"),
     help="Write one JSON object a line into this file, too, as each is measured.",
@@ -43,16 +50,19 @@ def main(
     quick: bool,
     check: bool,
     exports: bool,
+    urls: Sequence[str],
     results: TextIO | None,
     plot: Path | None,
 ) -> None:
     """Measure CASE and print a table."""
     if exports and case != "parity":
         raise click.UsageError(f"--exports is for parity, not for {case}")
+    if urls and case != "serve":
+        raise click.UsageError(f"--url is for serve, not for {case}")
     chosen = Case.of(EXPORTS if exports else case)
     found = []
     with Console(stderr=True).status(case) as status:
-        for result in chosen.run(quick):
+        for result in chosen.run(quick, urls=urls) if urls else chosen.run(quick):
             found.append(result)
             status.update(result.what)
             if as_json:

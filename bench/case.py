@@ -23,6 +23,7 @@ SUMMARIES = {
     "load": "seconds and memory to load a large model on every backend",
     "memory": "what a model takes on every backend, beside what is estimated before it is loaded",
     "rows": "texts that are written together, come, leave and share what they read",
+    "serve": "the server beside the engine alone, and what its clients wait for",
     "storages": "what keys and values that are kept in fewer bits change of the logits",
     "sampling": "microseconds to draw a token, compiled and in NumPy",
     "training": "what the shipped model's training log says, beside its unquantised twin's",
@@ -39,7 +40,7 @@ class Case:
     draws them for people, `plot` into an SVG file.
     """
 
-    run: Callable[[bool], Iterator[Result]]
+    run: Callable[..., Iterator[Result]]
     table: Callable[[Sequence[Result]], Table]
     plot: Callable[[Sequence[Result], Path], None]
 

@@ -14,6 +14,7 @@ __all__ = ["main"]
 _VERBS = {
     "generate": ("nanochat.cli.generate", "generate", "Continue a text."),
     "chat": ("nanochat.cli.generate", "chat", "Talk with a model."),
+    "serve": ("nanochat.cli.serve", "serve", "Serve models to OpenAI's clients."),
     "models": ("nanochat.cli.models", "models", "List the models that have a name."),
     "info": ("nanochat.cli.info", "info", "Show the size and cost of a preset or a model."),
     "export": ("nanochat.cli.export", "export", "Write a model as GGUF, ONNX, MLX ... for others."),

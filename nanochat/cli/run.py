@@ -33,15 +33,20 @@ INTERRUPTED = 130
 
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
+    "httptools": "serve",
     "mlx": "mlx",
     "mlx_lm": "runtimes",
+    "msgspec": "serve",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxruntime_genai": "runtimes",
+    "prometheus_client": "serve",
     "safetensors": "train",
+    "starlette": "serve",
     "torch": "torch",
     "transformers": "runtimes",
     "triton": "cuda",
+    "uvicorn": "serve",
 }
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 _LEVELS = ("debug", "info", "warning", "error")

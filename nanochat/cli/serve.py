@@ -1,0 +1,164 @@
+"""This file holds `nanochat serve`: models behind an HTTP API that OpenAI's clients know."""
+
+import dataclasses
+import functools
+import logging
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import click
+
+from nanochat.cli.options import (
+    Command,
+    backend_option,
+    tables_option,
+    threads_option,
+    unpinned_option,
+)
+from nanochat.cli.output import note
+from nanochat.cli.run import require_packages
+from nanochat.errors import InputError, did_you_mean
+from nanochat.ops import Storage
+
+__all__ = ["serve"]
+
+_EXAMPLES = """\b
+Examples:
+  nanochat serve nanochat-tiny
+  nanochat serve prism-ml/Ternary-Bonsai-8B-gguf --kv-cache int8 --max-rows 16
+  nanochat serve path/to/model --host 0.0.0.0 --api-key-file keys.txt
+"""
+_PACKAGES = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn")
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_OF_BYTES = ("kv_memory", "max_body")
+
+
+class _Bytes(click.ParamType[int]):
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
+        if found is None or found[2] not in _UNITS:
+            self.fail(f"{value!r} is no size: pass one such as 4GB, 500MB or 2GiB", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _settings_options(command: Command) -> Command:
+    """Add an option for each field of the settings."""
+    from nanochat.serve.settings import Settings
+
+    hints = get_type_hints(Settings, include_extras=True)
+    for each in reversed(dataclasses.fields(Settings)):
+        flag = "--" + each.name.replace("_", "-")
+        kind, text = get_args(hints[each.name])
+        options: dict[str, Any] = {"help": text, "default": each.default}
+        if kind is bool:
+            if each.default:
+                flag = f"{flag}/--no-{flag[2:]}"
+            options |= {"is_flag": True, "show_default": bool(each.default)}
+        elif each.name in _OF_BYTES:
+            options |= {"type": _Bytes(), "show_default": bool(each.default)}
+        elif each.default == ():
+            options["multiple"] = True
+        elif each.default is None:
+            options["type"] = click.Path(path_type=Path)
+        else:
+            options |= {"type": kind, "show_default": each.default != ""}
+        command = click.option(flag, each.name, **options)(command)
+    return command
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    """Take the keys of a TOML file as defaults of the options."""
+    if value is None:
+        return
+    try:
+        given = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{value}: {error}: pass a file in TOML") from error
+    names = {parameter.name for parameter in context.command.params} - {"config", "models"}
+    found = {name.replace("-", "_"): setting for name, setting in given.items()}
+    for name in found.keys() - names:
+        known = [str(each) for each in names]
+        raise InputError(
+            f"{value}: there is no setting {name!r:.80}{did_you_mean(name, known)}: see nanochat serve --help"
+        )
+    context.default_map = found
+
+
+@click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "NANOCHAT_SERVE"})
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="A TOML file of these options, such as max-rows = 16; each may be a variable NANOCHAT_SERVE_MAX_ROWS, too.",
+)
+@click.option(
+    "--served-name",
+    multiple=True,
+    help="A name by which requests name the model, in place of its own; repeatable.",
+)
+@backend_option
+@threads_option
+@click.option(
+    "--kv-cache",
+    type=click.Choice(get_args(Storage)),
+    default="float32",
+    show_default=True,
+    help="What keys and values are kept in; the narrow ones round, and leave room for more texts.",
+)
+@tables_option
+@unpinned_option
+@_settings_options
+def serve(
+    models: Sequence[str],
+    *,
+    served_name: Sequence[str],
+    backend: str,
+    num_threads: int | None,
+    kv_cache: Storage,
+    tables: Literal["int8"] | None,
+    unpinned: bool,
+    **settings: Any,
+) -> None:
+    """Serve models over HTTP, as OpenAI's clients ask for them; each answer is what it would be alone.
+
+    Ends with SIGTERM or Ctrl-C once all answers are written, and at once with a second one.
+    """
+    require_packages("serve", *_PACKAGES)
+
+    from nanochat.lm import Model
+    from nanochat.serve.run import ToServe, serve
+    from nanochat.serve.settings import Settings
+
+    if len(models) > 1 and served_name:
+        raise InputError("--served-name is for one model: leave it out, or pass one model")
+    models = models or ("nanochat-tiny",)
+    # What a server is asked is nobody else's business.
+    for name in ("uvicorn", "uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    serve(
+        Settings(**settings),
+        [
+            ToServe(
+                load=functools.partial(
+                    Model.from_pretrained,
+                    model,
+                    backend=backend,
+                    num_threads=num_threads,
+                    kv_cache=kv_cache,
+                    tables=tables,
+                    unpinned=unpinned,
+                ),
+                names=served_name or (model,),
+            )
+            for model in models
+        ],
+        note,
+    )

@@ -1,0 +1,264 @@
+"""This file holds the guard before the application: who may ask, how much may come, and what every response has.
+
+It is an ASGI application around another. Pages of other sites can post to a server on this machine, and read what it
+answers if their name leads here, too: so `Host` and `Origin` are checked, whoever asks.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.messages import message_error
+from nanochat.serve.engine import Answer
+from nanochat.serve.keys import Key, Keys
+from nanochat.serve.settings import Settings
+
+__all__ = ["Guard"]
+
+_LOGGER = logging.getLogger("nanochat.serve")
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+# What a browser may ask of another site's page.
+_METHODS, _ALLOWED_HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-request-id"
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+# What tells nothing, and whom balancers and browsers ask without a key.
+_OPEN = ("/health", "/ready", "/version", "/")
+_OPEN_FOLDER = "/page/"
+
+
+class Guard:
+    """See above.
+
+    Parameters
+    ----------
+    keys : Keys, optional
+        Absent, everybody may ask.
+    """
+
+    def __init__(self, application: ASGIApp, settings: Settings, keys: Keys | None) -> None:
+        self._application = application
+        self._settings = settings
+        self._keys = keys
+        self._hosts = {*_LOOPBACK, settings.host, *settings.allow_host}
+        self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allow_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as an ASGI application."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        await _Call(self, scope, send).run(self._application, receive)
+
+    def admit(self, scope: Scope, headers: Headers) -> Key | None:
+        """Who asks.
+
+        Raises
+        ------
+        ApiError
+            If it may not.
+        """
+        self._check_host(headers)
+        origin = headers.get("origin")
+        if origin is not None and not self.allows(origin, headers):
+            raise ApiError(
+                403,
+                f"pages of {origin!r:.200} may not ask this server: start it with --allow-origin {origin:.200}",
+                type="permission_error",
+                code="origin_not_allowed",
+            )
+        path = scope["path"]
+        if self._keys is None or path in _OPEN or path.startswith(_OPEN_FOLDER):
+            return None
+        if scope["method"] == "OPTIONS":
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        key = self._keys.find(given) if given else None
+        if key is None:
+            raise ApiError(
+                401,
+                f"{'this is no key of' if given else 'a key is needed for'} this server: send one as "
+                "'Authorization: Bearer KEY'",
+                type="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if scope["method"] == "POST" and (wait := key.wait_seconds()):
+            raise ApiError(
+                429,
+                f"more than {key.requests} requests in a minute: ask again in {wait:.0f} s",
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(int(wait) + 1)},
+            )
+        return key
+
+    def allows(self, origin: str, headers: Headers) -> bool:
+        """Whether pages of a site may ask: those of this server, and of sites that were named."""
+        allowed = self._settings.allow_origin
+        return "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host")
+
+    def _check_host(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname if _is_host(host) else None
+        if not self._any_host and (name is None or name not in self._hosts):
+            raise ApiError(
+                403,
+                f"this server is not called {host!r:.200}: start it with --allow-host {name or 'NAME'}",
+                type="permission_error",
+                code="host_not_allowed",
+            )
+
+
+class _Call:
+    """One request, and its response as far as it is."""
+
+    def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
+        self._guard = guard
+        self._settings = guard._settings
+        self._scope = scope
+        self._send = send
+        self._headers = Headers(scope=scope)
+        given = self._headers.get("x-request-id", "")
+        self.id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        # What the application tells of it, for the log.
+        self.told: dict[str, Any] = {}
+        scope.setdefault("state", {})["told"] = self.told
+        scope["state"]["request_id"] = self.id
+        self._status: int | None = None
+        self._came = 0
+        self._is_whole = False
+        self._limit = self._settings.max_body
+        self._deadline = asyncio.get_running_loop().time() + self._settings.body_timeout
+
+    async def run(self, application: ASGIApp, receive: Receive) -> None:
+        began = time.monotonic()
+        try:
+            key = self._guard.admit(self._scope, self._headers)
+            self.told["key"] = None if key is None else key.name
+            self._scope["state"]["key"] = key
+            if self._is_preflight:
+                await Response(status_code=204)(self._scope, receive, self.send)
+                return
+            await application(self._scope, self._limited(receive), self.send)
+        except ApiError as error:
+            await self._fail(error, receive)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _LOGGER.exception("request %s failed", self.id)
+            await self._fail(
+                ApiError(
+                    500, f"the server failed: request {self.id}", type="server_error", code=self.id
+                ),
+                receive,
+            )
+        finally:
+            self._log(time.monotonic() - began)
+
+    @property
+    def _is_preflight(self) -> bool:
+        return (
+            self._scope["method"] == "OPTIONS"
+            and "origin" in self._headers
+            and "access-control-request-method" in self._headers
+        )
+
+    async def _fail(self, error: ApiError, receive: Receive) -> None:
+        if self._status is None:
+            is_anthropic = self._scope["path"].endswith("/v1/messages")
+            body = message_error(error) if is_anthropic else error.body
+            response = JSONResponse(body, error.status, headers=error.headers)
+            if not self._is_whole and self._came:
+                # What is left of the body is not read.
+                response.headers["connection"] = "close"
+            await response(self._scope, receive, self.send)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.id
+            headers["x-content-type-options"] = "nosniff"
+            origin = self._headers.get("origin")
+            if origin is not None and self._guard.allows(origin, self._headers):
+                headers["access-control-allow-origin"] = origin
+                headers["access-control-allow-methods"] = _METHODS
+                headers["access-control-allow-headers"] = _ALLOWED_HEADERS
+                headers["access-control-expose-headers"] = "x-request-id, retry-after"
+                headers.add_vary_header("Origin")
+        await self._send(message)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The request's body, if it is not too long and comes in time."""
+        length = self._headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._limit:
+            raise _too_long(self._limit)
+
+        async def limited() -> Message:
+            if self._is_whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(
+                    408, f"the body did not come within {self._settings.body_timeout:g} s"
+                ) from error
+            if message["type"] == "http.request":
+                self._came += len(message.get("body", b""))
+                self._is_whole = not message.get("more_body", False)
+                if self._came > self._limit:
+                    raise _too_long(self._limit)
+            return message
+
+        return limited
+
+    def _log(self, seconds: float) -> None:
+        scope = self._scope
+        fields = {
+            "id": self.id,
+            "method": scope["method"],
+            "path": scope["path"],
+            # As nginx writes it where the client has left before the answer.
+            "status": self._status or 499,
+            "seconds": round(seconds, 4),
+            **{name: value for name, value in self.told.items() if value is not None},
+        }
+        answer: Answer | None = fields.pop("answer", None)
+        if answer is not None:
+            fields |= {
+                "prompt": answer.num_prompt_tokens,
+                "cached": answer.cached,
+                "tokens": answer.num_tokens,
+                "finish": "cancelled" if answer.is_cancelled else answer.finish_reason,
+            }
+        if self._settings.json_log:
+            _LOGGER.info("%s", json.dumps(fields))
+        else:
+            words = [f"{name}={value}" for name, value in fields.items() if name not in _FIRST]
+            _LOGGER.info(
+                "%s %s %s %s", fields["method"], fields["path"], fields["status"], " ".join(words)
+            )
+
+
+_FIRST = ("method", "path", "status")
+
+
+def _too_long(limit: int) -> ApiError:
+    return ApiError(
+        413, f"the body is longer than {limit} bytes: send less, or start with --max-body"
+    )
+
+
+def _is_host(host: str) -> bool:
+    return bool(re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?", host, re.ASCII))

@@ -1,0 +1,223 @@
+"""This file holds a server at work: it listens, loads its models, says what runs, and ends without losing an answer."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+
+from nanochat import __version__
+from nanochat.errors import InputError, counted
+from nanochat.lm import Model
+from nanochat.serve.api.errors import ApiError
+from nanochat.serve.app import Server, application
+from nanochat.serve.keys import Keys
+from nanochat.serve.metrics import Metrics
+from nanochat.serve.protocol import limited_protocol
+from nanochat.serve.served import Served, load_served
+from nanochat.serve.settings import Settings
+
+__all__ = ["ToServe", "serve"]
+
+_LOGGER = logging.getLogger("nanochat.serve")
+
+_SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
+# Rows for which kernels are compiled before the first request.
+_WARM_ROWS = (1, 2, 4)
+# How often it looks whether all answers have ended.
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToServe:
+    """A model that shall be served: how it is loaded, and its names."""
+
+    load: Callable[[], Model]
+    names: Sequence[str]
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to `_Run`: they are not the server's end, but the beginning of it."""
+        yield
+
+
+def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], None]) -> None:
+    """Serve models until a signal ends it.
+
+    Parameters
+    ----------
+    say : callable
+        Takes lines for people.
+
+    Raises
+    ------
+    InputError
+        If the port is in use, or the keys cannot be read.
+    NanochatError
+        If a model cannot be loaded.
+    """
+    keys = None if settings.api_key_file is None else Keys.read(settings.api_key_file)
+    listener = _listen(settings)
+    # That of uvloop, where it is installed.
+    factory = uvicorn.Config("", loop="auto").get_loop_factory()
+    runner = asyncio.Runner(loop_factory=factory)
+    with runner, listener:
+        runner.run(_Run(settings, models, keys, say).run(listener))
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it has started the server and asks to be told; see sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path or not hasattr(socket, "AF_UNIX"):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        # Names that begin with @ are not in the file system.
+        told.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror}): pass another --port, or 0 for "
+            "any that is free, or end what listens there"
+        ) from error
+    return listener
+
+
+class _Run:
+    """One life of a server."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[ToServe],
+        keys: Keys | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._say = say
+        metrics = Metrics(version=__version__)
+        self._server = Server(settings=settings, metrics=metrics, keys=keys)
+        self._signalled = asyncio.Event()
+        self._is_impatient = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> None:
+        self._take_signals()
+        settings = self._settings
+        config = uvicorn.Config(
+            application(self._server),
+            http=limited_protocol(settings.max_connections),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            root_path=settings.root_path,
+            timeout_keep_alive=60,
+            ssl_certfile=settings.ssl_cert,
+            ssl_keyfile=settings.ssl_key,
+        )
+        web = _Uvicorn(config)
+        serving = asyncio.create_task(web.serve([listener]))
+        ended = asyncio.create_task(self._signalled.wait())
+        loading = asyncio.create_task(self._load())
+        try:
+            await asyncio.wait((serving, loading, ended), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                await loading
+                self._server.phase = "ready"
+                scheme = "http" if settings.ssl_cert is None else "https"
+                host, port = listener.getsockname()[:2]
+                _notify("READY=1")
+                self._say(f"ready: {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
+                await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+            self._server.phase = "draining"
+            await self._drain()
+        finally:
+            loading.cancel()
+            ended.cancel()
+            web.should_exit = True
+            web.force_exit = self._is_impatient.is_set()
+            await serving
+            for served in self._server.models.values():
+                served.engine.stop()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def take() -> None:
+            (self._is_impatient if self._signalled.is_set() else self._signalled).set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if sys.platform == "win32":
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(take))
+            else:
+                loop.add_signal_handler(number, take)
+
+    async def _load(self) -> None:
+        found: dict[str, Served] = {}
+        turn = threading.Lock()
+        for one in self._models:
+            self._say(f"loading {one.names[0]} ...")
+            served = await load_served(
+                one.load,
+                names=one.names,
+                settings=self._settings,
+                watcher=self._server.metrics,
+                turn=turn,
+            )
+            await self._warm(served)
+            self._say(served.in_words)
+            found |= dict.fromkeys(one.names, served)
+        self._server.models = found
+
+    async def _warm(self, served: Served) -> None:
+        """Have kernels compiled, and the steps that are repeated noted, before somebody waits for them."""
+        codec = served.tokenizer
+        ids = [*codec.opening, *codec.encode("Hello")]
+        rows = {n for n in (*_WARM_ROWS, self._settings.max_rows) if n <= self._settings.max_rows}
+        for n in sorted(rows):
+            answer = served.engine.submit(
+                [ids],
+                {"n": n, "max_tokens": 4, "temperature": 0.7, "top_p": 0.9, "ignore_eos": True},
+                n=n,
+            )
+            async for _ in answer.pieces():
+                pass
+
+    async def _drain(self) -> None:
+        """Let balancers notice, then texts end; whoever is not done in time is told so."""
+        _notify("STOPPING=1")
+        impatient = asyncio.create_task(self._is_impatient.wait())
+        open_answers = [served.engine.open for served in set(self._server.models.values())]
+        count = sum(map(len, open_answers))
+        self._say(f"ending, once {counted(count, 'answer')} have ended" if count else "ending")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_delay):
+                await asyncio.shield(impatient)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout):
+                while any(open_answers) and not impatient.done():
+                    await asyncio.sleep(_LOOK_SECONDS)
+        for answers in open_answers:
+            for answer in list(answers):
+                answer.cancel(_SHUTTING_DOWN)
+        impatient.cancel()
+        # One turn for the last words of streams.
+        await asyncio.sleep(_LOOK_SECONDS)

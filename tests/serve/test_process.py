@@ -1,0 +1,186 @@
+"""A server says what runs, ends without losing an answer, and tells its user in one line what cannot be."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.serve.processes import Process, ask, post, running
+
+TINY = ("nanochat-tiny", "--backend", "numba", "--max-rows", "4")
+
+
+def refused(*words: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "nanochat", "serve", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stderr
+
+
+def stream(server: Process, tokens: int, found: list[str]) -> None:
+    """Read a stream to its end, or to its error."""
+    with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
+        try:
+            for chunk in client.completions.create(
+                model="nanochat-tiny",
+                prompt="fn",
+                max_tokens=tokens,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            ):
+                found.append(chunk.choices[0].text)  # noqa: PERF401  # somebody looks at it
+        except openai.APIError as error:
+            found.append(f"error: {error.message}")
+        else:
+            found.append("end")
+
+
+def begun(server: Process, tokens: int) -> tuple[threading.Thread, list[str]]:
+    """A stream that has begun."""
+    found: list[str] = []
+    thread = threading.Thread(target=stream, args=(server, tokens, found))
+    thread.start()
+    while not found:
+        time.sleep(0.01)
+    return thread, found
+
+
+def test_it_says_what_runs_and_where() -> None:
+    with running(*TINY, "--served-name", "mine", "--served-name", "other") as server:
+        assert "mine: 5.8M parameters on numba" in server.said
+        assert "4 texts at a time of up to 1,024 tokens" in server.said
+        names = [model["id"] for model in ask(server, "GET", "/v1/models").json["data"]]
+        assert names == ["mine", "other"]
+        assert post(server, "/v1/completions", {"model": "other", "prompt": "x"}).status == 200
+
+
+def test_with_a_signal_streams_end_first_and_new_requests_are_refused() -> None:
+    with running(*TINY) as server:
+        thread, found = begun(server, 900)
+        server.signal(signal.SIGTERM)
+        while ask(server, "GET", "/ready").status == 200:
+            time.sleep(0.01)
+        late = post(server, "/v1/completions", {"prompt": "x"})
+
+        assert (late.status, late.error["code"]) == (503, "shutting_down")
+        assert "retry-after" in late.headers
+        thread.join(60)
+        assert found[-1] == "end"
+        assert server.wait() == 0
+        assert "ending, once 1 answer have ended" in server.said
+
+
+@pytest.mark.parametrize("how", ["second signal", "no time"])
+def test_who_cannot_wait_ends_at_once_and_streams_are_told(how: str) -> None:
+    words = ("--drain-timeout", "0") if how == "no time" else ()
+    with running(*TINY, *words) as server:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        thread, found = begun(server, 1000)
+        server.signal(signal.SIGTERM)
+        if how == "second signal":
+            time.sleep(0.1)
+            server.signal(signal.SIGTERM)
+
+        assert server.wait(5) == 0
+        thread.join(10)
+        assert found[-1].startswith("error: the server is ending")
+        assert not any(child.is_running() for child in children)
+
+
+def test_a_client_that_leaves_frees_its_row_at_once() -> None:
+    with running(*TINY) as server:
+        body = b'{"prompt": "fn", "max_tokens": 1000, "ignore_eos": true}'
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        for stage in range(3):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(head.encode() + body)
+                # In the queue, or in the middle of the text.
+                time.sleep(0.15 * stage)
+            for _ in range(40):
+                rows = [
+                    line
+                    for line in ask(server, "GET", "/metrics").body.decode().splitlines()
+                    if line.startswith(("nanochat_rows ", "nanochat_queue "))
+                ]
+                if rows == ["nanochat_rows 0.0", "nanochat_queue 0.0"]:
+                    break
+                time.sleep(0.02)
+            assert rows == ["nanochat_rows 0.0", "nanochat_queue 0.0"]
+
+
+def test_a_full_queue_says_when_to_ask_again() -> None:
+    with running(*TINY, "--queue", "0") as server:
+        threads = [begun(server, 600) for _ in range(4)]
+
+        late = post(server, "/v1/completions", {"prompt": "x"})
+
+        assert (late.status, late.error["code"]) == (429, "queue_full")
+        assert late.headers["retry-after"] == "1"
+        for thread, found in threads:
+            thread.join(60)
+            assert found[-1] == "end"
+        assert post(server, "/v1/completions", {"prompt": "x"}).status == 200
+
+
+def test_an_answer_that_takes_too_long_ends_with_an_error() -> None:
+    with running(*TINY, "--request-timeout", "0.05") as server:
+        late = post(
+            server, "/v1/completions", {"prompt": "x", "max_tokens": 1000, "ignore_eos": True}
+        )
+        _, found = begun(server, 1000)
+        time.sleep(1)
+
+        assert (late.status, late.error["code"]) == (504, "timeout")
+        assert found[-1] == "error: the answer took more than 0.05 s"
+
+
+def test_a_port_in_use_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        code, said = refused(*TINY, "--port", port)
+
+    assert code == 2
+    assert said.startswith(f"error: cannot listen on 127.0.0.1, port {port}")
+    assert "pass another --port" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--host", "0.0.0.0"), "there is no key: pass --api-key-file FILE, or --insecure"),
+        (("--kv-memory", "1kB"), "are the least for keys and values of so many texts"),
+        (("--kv-memory", "much"), "'much' is no size: pass one such as 4GB"),
+        (("--api-key-file", "/nowhere"), "/nowhere"),
+        (("--max-row", "4"), "No such option"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words: tuple[str, ...], message: str) -> None:
+    code, said = refused(*TINY, *words)
+
+    assert code in (1, 2)
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_settings_come_from_a_file_and_the_environment_too(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text('max-rows = 3\nserved-name = ["filed"]\n')
+
+    with running("nanochat-tiny", "--config", path, NANOCHAT_SERVE_BACKEND="reference") as server:
+        assert "filed: 5.8M parameters on reference" in server.said
+        assert "3 texts at a time" in server.said
+    path.write_text("max-rowz = 3\n")
+    code, said = refused("nanochat-tiny", "--config", path)
+    assert (code, "max_rowz' (did you mean max_rows?)" in said) == (2, True)
