@@ -2,8 +2,10 @@
 
 __all__ = ["Pace"]
 
-# However slow prompts are, they are read at least at this rate.
-_LEAST = 32
+# However slow prompts are, they are read at least at this rate: products take four rows at a time.
+_LEAST = 4
+# A step of so many seconds is no hitch to anybody, however short the others are.
+_SMOOTH = 0.02
 # Before anything was measured.
 _FIRST = 128
 # Share of the last step in what is expected of the next one.
@@ -20,8 +22,8 @@ class Pace:
     most : int
         Tokens of prompts in a step at most.
     stretch : float, optional
-        How many times as long as one without prompts a step may take beside texts that are being written; absent, as
-        long as it likes.
+        How many times as long as one without prompts a step may take beside texts that are being written, or a fiftieth
+        of a second if that is longer; absent, as long as it likes.
 
     Examples
     --------
@@ -29,7 +31,7 @@ class Pace:
     >>> pace.note(0.010, num_writing=4, num_read=0)
     >>> pace.note(0.110, num_writing=4, num_read=1000)
     >>> pace.tokens(num_writing=4), pace.tokens(num_writing=0)
-    (150, 512)
+    (148, 512)
     """
 
     def __init__(self, most: int, *, stretch: float | None = None) -> None:
@@ -45,8 +47,9 @@ class Pace:
             return self._most
         if self._step is None or not self._token:
             return min(_FIRST, self._most)
-        room = round((self._stretch - 1) * self._step / self._token)
-        return max(_LEAST, min(room, self._most))
+        seconds = max(self._stretch * self._step, _SMOOTH) - self._step
+        room = int(max(seconds, 0.0) / self._token)
+        return max(_LEAST, min(room // _LEAST * _LEAST, self._most))
 
     def note(self, seconds: float, *, num_writing: int, num_read: int) -> None:
         """Count a step, by its texts that are being written and its tokens of prompts."""

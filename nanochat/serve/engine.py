@@ -95,7 +95,7 @@ class Answer:
     async def accepted(self) -> None:
         """Wait until the engine has taken the request, or raise why it has not."""
         while not self._is_accepted and self._error is None:
-            await self._wait()
+            await self.changed()
         if not self._is_accepted:
             assert self._error is not None
             raise self._error
@@ -103,15 +103,29 @@ class Answer:
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """All pieces, in the lists in which they came; it raises what ended them too early."""
         while True:
-            found, self._pieces = self._pieces, []
-            if found:
+            if found := self.take_pieces():
                 yield found
-            elif self._error is not None:
-                raise self._error
-            elif not self._left:
+            elif self.is_over:
                 return
             else:
-                await self._wait()
+                await self.changed()
+
+    def take_pieces(self) -> list[Piece]:
+        """The pieces that have come since the last time; then, what ended them too early is raised."""
+        found, self._pieces = self._pieces, []
+        if not found and self._error is not None:
+            raise self._error
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more pieces will come than those that can be taken."""
+        return not self._left
+
+    async def changed(self) -> None:
+        """Wait until more can be taken, or it is over."""
+        self._changed.clear()
+        await self._changed.wait()
 
     @property
     def num_left(self) -> int:
@@ -125,10 +139,6 @@ class Answer:
             self._error = self._error or error
             self._engine.cancel(self)
             self._changed.set()
-
-    async def _wait(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
 
     def when_over(self, function: Callable[[], None]) -> None:
         """Call a function once no text is left."""

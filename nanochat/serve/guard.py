@@ -8,7 +8,6 @@ import asyncio
 import json
 import logging
 import re
-import secrets
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.messages import message_error
 from nanochat.serve.engine import Answer
 from nanochat.serve.keys import Key, Keys
@@ -129,7 +129,7 @@ class _Call:
         self._send = send
         self._headers = Headers(scope=scope)
         given = self._headers.get("x-request-id", "")
-        self.id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        self.id = given if _ID.fullmatch(given) else f"req_{new_id()}"
         # What the application tells of it, for the log.
         self.told: dict[str, Any] = {}
         scope.setdefault("state", {})["told"] = self.told

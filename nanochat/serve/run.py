@@ -15,9 +15,11 @@ import uvicorn
 
 from nanochat import __version__
 from nanochat.errors import InputError, counted
+from nanochat.generation.options import GenerationOptions
 from nanochat.lm import Model
 from nanochat.serve.api.errors import ApiError
 from nanochat.serve.app import Server, application
+from nanochat.serve.engine import Answer
 from nanochat.serve.keys import Keys
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.protocol import limited_protocol
@@ -31,6 +33,7 @@ _LOGGER = logging.getLogger("nanochat.serve")
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
 # Rows for which kernels are compiled before the first request.
 _WARM_ROWS = (1, 2, 4)
+_WARM_PROMPT = 64
 # How often it looks whether all answers have ended.
 _LOOK_SECONDS = 0.05
 
@@ -72,6 +75,11 @@ def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], No
     runner = asyncio.Runner(loop_factory=factory)
     with runner, listener:
         runner.run(_Run(settings, models, keys, say).run(listener))
+
+
+async def _written(answer: Answer) -> None:
+    async for _ in answer.pieces():
+        pass
 
 
 def _notify(state: str) -> None:
@@ -191,15 +199,18 @@ class _Run:
         """Have kernels compiled, and the steps that are repeated noted, before somebody waits for them."""
         codec = served.tokenizer
         ids = [*codec.opening, *codec.encode("Hello")]
+        sampled: GenerationOptions = {"temperature": 0.7, "top_p": 0.9, "ignore_eos": True}
         rows = {n for n in (*_WARM_ROWS, self._settings.max_rows) if n <= self._settings.max_rows}
         for n in sorted(rows):
-            answer = served.engine.submit(
-                [ids],
-                {"n": n, "max_tokens": 4, "temperature": 0.7, "top_p": 0.9, "ignore_eos": True},
-                n=n,
-            )
-            async for _ in answer.pieces():
-                pass
+            options: GenerationOptions = {**sampled, "n": n, "max_tokens": 4}
+            await _written(served.engine.submit([ids], options, n=n))
+        # And one that is read beside a text that is being written.
+        room = served.context // 2
+        beside = served.engine.submit([ids], {**sampled, "max_tokens": max(room // 4, 1)}, n=1)
+        await beside.accepted()
+        prompt = [*ids, *ids * (room // len(ids))][:_WARM_PROMPT]
+        await _written(served.engine.submit([prompt], {**sampled, "max_tokens": 1}, n=1))
+        beside.cancel()
 
     async def _drain(self) -> None:
         """Let balancers notice, then texts end; whoever is not done in time is told so."""

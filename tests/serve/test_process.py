@@ -28,7 +28,7 @@ def refused(*words: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def stream(server: Process, tokens: int, found: list[str]) -> None:
+def stream(server: Process, tokens: int, found: list[str], n: int) -> None:
     """Read a stream to its end, or to its error."""
     with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
         try:
@@ -36,6 +36,7 @@ def stream(server: Process, tokens: int, found: list[str]) -> None:
                 model="nanochat-tiny",
                 prompt="fn",
                 max_tokens=tokens,
+                n=n,
                 stream=True,
                 extra_body={"ignore_eos": True},
             ):
@@ -46,10 +47,10 @@ def stream(server: Process, tokens: int, found: list[str]) -> None:
             found.append("end")
 
 
-def begun(server: Process, tokens: int) -> tuple[threading.Thread, list[str]]:
+def begun(server: Process, tokens: int, *, n: int = 1) -> tuple[threading.Thread, list[str]]:
     """A stream that has begun."""
     found: list[str] = []
-    thread = threading.Thread(target=stream, args=(server, tokens, found))
+    thread = threading.Thread(target=stream, args=(server, tokens, found, n))
     thread.start()
     while not found:
         time.sleep(0.01)
@@ -67,7 +68,7 @@ def test_it_says_what_runs_and_where() -> None:
 
 def test_with_a_signal_streams_end_first_and_new_requests_are_refused() -> None:
     with running(*TINY) as server:
-        thread, found = begun(server, 900)
+        thread, found = begun(server, 1000, n=4)
         server.signal(signal.SIGTERM)
         while ask(server, "GET", "/ready").status == 200:
             time.sleep(0.01)
@@ -86,7 +87,7 @@ def test_who_cannot_wait_ends_at_once_and_streams_are_told(how: str) -> None:
     words = ("--drain-timeout", "0") if how == "no time" else ()
     with running(*TINY, *words) as server:
         children = psutil.Process(server.process.pid).children(recursive=True)
-        thread, found = begun(server, 1000)
+        thread, found = begun(server, 1000, n=4)
         server.signal(signal.SIGTERM)
         if how == "second signal":
             time.sleep(0.1)
@@ -121,15 +122,14 @@ def test_a_client_that_leaves_frees_its_row_at_once() -> None:
 
 def test_a_full_queue_says_when_to_ask_again() -> None:
     with running(*TINY, "--queue", "0") as server:
-        threads = [begun(server, 600) for _ in range(4)]
+        thread, found = begun(server, 1000, n=4)
 
         late = post(server, "/v1/completions", {"prompt": "x"})
 
         assert (late.status, late.error["code"]) == (429, "queue_full")
         assert late.headers["retry-after"] == "1"
-        for thread, found in threads:
-            thread.join(60)
-            assert found[-1] == "end"
+        thread.join(60)
+        assert found[-1] == "end"
         assert post(server, "/v1/completions", {"prompt": "x"}).status == 200
 
 

@@ -1,6 +1,6 @@
 """This file holds what a request asks of the sampler, as options of generation."""
 
-import secrets
+import random
 from collections.abc import Mapping
 
 from nanochat.generation.options import GenerationOptions
@@ -52,7 +52,7 @@ def asked_options(
             options[name] = value  # type: ignore[literal-required]  # it is one of its names
     if request.logit_bias is not None:
         options["logit_bias"] = _bias(request.logit_bias)
-    seed = secrets.randbits(62) if request.seed is None else request.seed
+    seed = random.getrandbits(62) if request.seed is None else request.seed
     texts = num_prompts * (request.n or 1)
     options["seed"] = [(seed + number) % _SEEDS for number in range(texts)]
     return options

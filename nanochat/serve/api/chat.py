@@ -5,7 +5,6 @@ References
 .. [1] OpenAI, API reference, "The chat completion object" and "The chat completion chunk object".
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from typing import Any
 from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.serve.api.asked import asked_options, wants_usage
 from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import chat_logprob
 from nanochat.serve.api.schema import ChatRequest
-from nanochat.serve.api.sse import DONE, error_event, event
+from nanochat.serve.api.sse import DONE, Chunks, error_event, event
 from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
 from nanochat.text.chat import chat_prompt, render
@@ -34,7 +34,7 @@ class AskedChat:
     model: str
     ids: list[int]
     options: GenerationOptions
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -229,6 +229,7 @@ class ChatEvents:
         self._asked = asked
         self._body = asked.body("chat.completion.chunk")
         self._usage = wants_usage(asked.request)
+        self._chunks = Chunks(self._body, has_usage=self._usage)
         self._tallies = [Tally() for _ in range(asked.n)]
         # Tokens whose text is held back.
         self._held: list[list[Piece]] = [[] for _ in self._tallies]
@@ -290,7 +291,4 @@ class ChatEvents:
         }
         if tally is not None:
             choice["stop_reason"] = tally.stopped_by
-        chunk = {**self._body, "choices": [choice]}
-        if self._usage:
-            chunk["usage"] = None
-        return event(chunk)
+        return self._chunks.event([choice])

@@ -5,7 +5,6 @@ References
 .. [1] OpenAI, API reference, "The completion object".
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from nanochat.generation.prompts import encode_prompt
 from nanochat.serve.api.asked import asked_options, wants_usage
 from nanochat.serve.api.chat import Tally, usage
 from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import CompletionLogprobs
 from nanochat.serve.api.schema import CompletionRequest, Prompt
-from nanochat.serve.api.sse import DONE, error_event, event
+from nanochat.serve.api.sse import DONE, Chunks, error_event, event
 from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
 from nanochat.text.codec import TextCodec
@@ -47,7 +47,7 @@ class AskedCompletion:
     # The prompts as texts, if they are to be told.
     texts: list[str]
     options: GenerationOptions
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"cmpl-{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -217,6 +217,7 @@ class CompletionEvents:
     def __init__(self, asked: AskedCompletion) -> None:
         self._asked = asked
         self._usage = wants_usage(asked.request)
+        self._chunks = Chunks(asked.body, has_usage=self._usage)
         self._choices = [_Choice(asked, index) for index in range(asked.num_texts)]
 
     def begin(self) -> bytes:
@@ -231,8 +232,7 @@ class CompletionEvents:
         for index in dict.fromkeys(piece.row for piece in pieces):
             choice = self._choices[index].take(whole=False)
             if choice is not None:
-                chunk = {**self._asked.body, "choices": [choice]}
-                found.append(event({**chunk, "usage": None} if self._usage else chunk))
+                found.append(self._chunks.event([choice]))
         return b"".join(found)
 
     def end(self) -> bytes:

@@ -5,7 +5,6 @@ References
 .. [1] Anthropic, API reference, "Messages", "Streaming messages" and "Errors".
 """
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from msgspec import Meta, Struct
 from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.serve.api.chat import AskedChat, Tally, ask_chat
 from nanochat.serve.api.errors import ApiError, as_api_error
+from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.schema import ChatRequest
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
@@ -48,7 +48,7 @@ class AskedMessage:
     """A request, as the chat that it is."""
 
     chat: AskedChat
-    id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"msg_{new_id()}")
 
     @property
     def served(self) -> Served:

@@ -7,7 +7,6 @@ References
 .. [1] OpenAI, API reference, "Create a model response" and "Streaming events".
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from msgspec import Struct
 from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.serve.api.chat import AskedChat, Tally, ask_chat
 from nanochat.serve.api.errors import ApiError, as_api_error
+from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.schema import ChatRequest, Count
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
@@ -61,9 +61,9 @@ class AskedResponse:
 
     request: ResponseRequest
     chat: AskedChat
-    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
-    item: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
-    thought: str = field(default_factory=lambda: f"rs_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"resp_{new_id()}")
+    item: str = field(default_factory=lambda: f"msg_{new_id()}")
+    thought: str = field(default_factory=lambda: f"rs_{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
