@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code
 # Rows for which kernels are compiled before the first request.
 _WARM_ROWS = (1, 2, 4)
 _WARM_PROMPT = 64
+# Of a text whose rate is told: tokens, or as many as come in so many seconds.
+_RATED_TOKENS, _RATED_SECONDS = 32, 3.0
 # How often it looks whether all answers have ended.
 _LOOK_SECONDS = 0.05
 
@@ -191,7 +194,8 @@ class _Run:
                 turn=turn,
             )
             await self._warm(served)
-            self._say(served.in_words)
+            rate = await self._rate(served)
+            self._say(f"{served.in_words}; one text alone gets about {rate:,.0f} tokens/s")
             found |= dict.fromkeys(one.names, served)
         self._server.models = found
 
@@ -211,6 +215,19 @@ class _Run:
         prompt = [*ids, *ids * (room // len(ids))][:_WARM_PROMPT]
         await _written(served.engine.submit([prompt], {**sampled, "max_tokens": 1}, n=1))
         beside.cancel()
+
+    async def _rate(self, served: Served) -> float:
+        """Tokens a second of one text, as somebody gets them who asks alone."""
+        ids = [*served.tokenizer.opening, *served.tokenizer.encode("Hello")]
+        most = min(_RATED_TOKENS, served.context - len(ids))
+        answer = served.engine.submit([ids], {"max_tokens": most, "ignore_eos": True}, n=1)
+        times = []
+        async for pieces in answer.pieces():
+            times += [time.monotonic()] * len(pieces)
+            if times[-1] - times[0] > _RATED_SECONDS:
+                answer.cancel()
+                break
+        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
     async def _drain(self) -> None:
         """Let balancers notice, then texts end; whoever is not done in time is told so."""
