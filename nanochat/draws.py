@@ -41,6 +41,10 @@ class Draws:
         The ids of these tokens, different ones below V, in any order.
     factors, addends : float32 arrays, shape (M, V)
         A logit l of these tokens becomes ``(l / factor if l > 0 else l * factor) + addend``.
+    masked : bool array, shape (M,)
+        Whether a row draws only tokens that are allowed.
+    allowed : uint32 array, shape (M, V / 32 rounded up)
+        Bit ``i % 32`` of word ``i // 32`` is set if token i is. At least one is, in a row that is masked.
     temperature : float64 array, shape (M,)
         Scores are divided by this; 0.0 takes the largest and skips all that follows.
     top_k : int64 array, shape (M,)
@@ -60,6 +64,8 @@ class Draws:
     adjusted: NDArray[np.int32]
     factors: NDArray[np.float32]
     addends: NDArray[np.float32]
+    masked: NDArray[np.bool_]
+    allowed: NDArray[np.uint32]
     temperature: NDArray[np.float64]
     top_k: NDArray[np.int64]
     top_p: NDArray[np.float64]
@@ -80,6 +86,8 @@ class Draws:
             adjusted=np.zeros((rows, vocab_size), np.int32),
             factors=np.zeros((rows, vocab_size), np.float32),
             addends=np.zeros((rows, vocab_size), np.float32),
+            masked=np.zeros(rows, np.bool_),
+            allowed=np.zeros((rows, -(-vocab_size // 32)), np.uint32),
             temperature=np.zeros(rows, np.float64),
             top_k=np.zeros(rows, np.int64),
             top_p=np.ones(rows, np.float64),
@@ -251,7 +259,7 @@ def _hash(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def _scores(row: NDArray[np.float32], draws: Draws, r: int) -> NDArray[np.float32]:
-    """Logits after the row's adjustments, kept finite."""
+    """Logits after the row's adjustments, kept finite; those of tokens that are not allowed are the least."""
     scores = row.copy()
     adjusted = np.s_[r, : draws.num_adjusted[r]]
     ids, factors = draws.adjusted[adjusted], draws.factors[adjusted]
@@ -259,6 +267,10 @@ def _scores(row: NDArray[np.float32], draws: Draws, r: int) -> NDArray[np.float3
     with np.errstate(over="ignore"):
         found = np.where(found > 0, found / factors, found * factors) + draws.addends[adjusted]
     scores[ids] = np.clip(found, -_LARGEST, _LARGEST)
+    if draws.masked[r]:
+        bits = np.unpackbits(draws.allowed[r].view(np.uint8), bitorder="little")
+        # Beside any other, such a score has probability 0.
+        scores[bits[: scores.size] == 0] = -_LARGEST
     return scores
 
 

@@ -26,6 +26,11 @@ class Mind:
         # Of all thoughts, and of this one.
         self._num_tokens = self._num_fresh = 0
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the text is inside a thought, which no form binds."""
+        return self._splitter.is_inside
+
     def push(self, text: str, token: int | None) -> tuple[str, str]:
         """What of the thoughts, and what of the answer, a token's text releases; without a token, all that is left."""
         if token is None:

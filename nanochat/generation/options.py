@@ -15,6 +15,7 @@ import numpy as np
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError, NanochatError, did_you_mean
 from nanochat.generation.cache import PromptCache
+from nanochat.generation.constraint import Constraint
 from nanochat.generation.sampling import Sampling
 from nanochat.text.thinking import Thoughts
 
@@ -79,6 +80,8 @@ class GenerationOptions(TypedDict, total=False):
     cache_salt : str or None
         Texts of a session begin with what others read only if these had the same salt; "". Whoever must not learn, by
         timing, what others asked has one of his own.
+    constraint : Constraint or None
+        A form that the answer is held to, such as `nanochat.text.grammar.json_grammar`; any.
     thoughts : Thoughts or None
         How thoughts are told from the answer, and when they are ended, from `nanochat.text.chat.chat_prompt`; not at
         all. They may make a text longer than `max_tokens` is by default, and no string in them stops it.
@@ -104,6 +107,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | Sequence[int] | None
     cache: PromptCache | None
     cache_salt: str | None
+    constraint: Constraint | None
     thoughts: Thoughts | None
 
 
@@ -137,6 +141,7 @@ class Wanted:
     seed: object
     cache: PromptCache | None
     cache_salt: str
+    constraint: Constraint | None
     thoughts: Thoughts | None
 
 
@@ -234,6 +239,7 @@ def read_options(options: GenerationOptions) -> Wanted:
         seed=options.get("seed", 0),
         cache=cache,
         cache_salt=salt,
+        constraint=given.get("constraint"),
         thoughts=thoughts,
     )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nanochat.draws import Draws, require_finite, sample
 from nanochat.errors import InputError, ShapeError
+from nanochat.generation.constraint import Matcher
 from nanochat.text.held import overlap
 
 __all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
@@ -114,6 +115,8 @@ class Sampler:
         Whether draws shall give the log-probability of the token, too.
     held_back : sequence of int
         Tokens that cannot be drawn before `min_tokens` others were.
+    matcher : Matcher, optional
+        Which tokens may be drawn, where `is_constrained`.
 
     Attributes
     ----------
@@ -135,11 +138,14 @@ class Sampler:
         with_logprob: bool = False,
         held_back: Sequence[int] = (),
         min_tokens: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
         assert settings.seed is not None
         self.settings = settings
         self._held_back = frozenset(held_back if min_tokens else ())
         self._min_tokens = min_tokens
+        self.matcher = matcher
+        self.is_constrained = matcher is not None
         self.with_logprob = with_logprob
         self.seed: int = settings.seed
         self.position = 0
@@ -202,6 +208,10 @@ class Sampler:
         draws.adjusted[row, :count] = self._ids[:count]
         draws.factors[row, :count] = self._factors[:count]
         draws.addends[row, :count] = self._addends[:count]
+        draws.masked[row] = self.is_constrained
+        if self.is_constrained:
+            assert self.matcher is not None
+            self.matcher.fill(draws.allowed[row])
         draws.temperature[row] = self.settings.temperature
         draws.top_k[row] = self.settings.top_k
         draws.top_p[row] = self.settings.top_p
@@ -282,6 +292,7 @@ def fill_draws(draws: Draws, samplers: Sequence[Sampler]) -> None:
         sampler.fill(draws, row)
     draws.temperature[len(samplers) :] = 0.0
     draws.num_adjusted[len(samplers) :] = 0
+    draws.masked[len(samplers) :] = False
     draws.with_logprob[len(samplers) :] = False
 
 

@@ -193,6 +193,9 @@ class Session(Generic[State]):
                             with_logprob=wanted.logprobs is not None,
                             held_back=[*stop_ids],
                             min_tokens=wanted.min_tokens,
+                            matcher=None
+                            if wanted.constraint is None
+                            else wanted.constraint.matcher(),
                         ),
                         stop_ids=stop_ids,
                         stops=StopStrings(wanted.stops),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.draws import log_sum_exp, require_finite, top_logprobs
-from nanochat.errors import NumericError
+from nanochat.errors import InputError, NumericError
 from nanochat.generation.engine import Choices
 from nanochat.generation.mind import Mind
 from nanochat.generation.options import FinishReason, Piece, TokenLogprob
@@ -108,6 +108,7 @@ class Text:
         self.ids = [*self.prompt.ids]
         self._decoder = StreamDecoder(self.tokenizer)
         self._mind = None if self.thoughts is None else Mind(self.thoughts, self.tokenizer)
+        self._bind()
 
     @property
     def needs_logits(self) -> bool:
@@ -127,6 +128,10 @@ class Text:
                 require_finite(logits)
             except NumericError as error:
                 return [Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)]
+        matcher = self.sampler.matcher
+        if matcher is not None and matcher.error is not None:
+            why = InputError(f"the text cannot go on within its form: {matcher.error:.300}")
+            return [Piece(row=self.row, token=-1, text="", finish_reason="error", error=why)]
         if self._mind is not None and self._mind.is_over(token, self._decoder):
             return self._force(self._mind.ending())
         logprob: float | None = None
@@ -158,10 +163,14 @@ class Text:
         is_forced: bool = False,
     ) -> Piece:
         is_first = len(self.ids) == len(self.prompt.ids)
+        matcher = self.sampler.matcher
+        if matcher is not None and self.sampler.is_constrained and not is_forced:
+            matcher.push(token)
         self.sampler.push(token)
         self.ids.append(token)
         self.tokens_left -= 1
         thought, said = self._told_apart(self._decoder.push(token), token)
+        self._bind()
         reason: FinishReason | None = None
         stopped_by: str | int | None = None
         text, stopped = self.stops.push(said)
@@ -196,6 +205,11 @@ class Text:
             finish_reason="length",
             prompt_logprobs=tuple(self.prompt.logprobs),
         )
+
+    def _bind(self) -> None:
+        """Hold what comes to the form of the answer, unless it is a thought."""
+        is_thinking = self._mind is not None and self._mind.is_thinking
+        self.sampler.is_constrained = self.sampler.matcher is not None and not is_thinking
 
     def _told_apart(self, text: str, token: int | None) -> tuple[str, str]:
         """What of the thoughts, and what of the answer, a token releases; without one, all that is left."""

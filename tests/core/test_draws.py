@@ -242,3 +242,19 @@ def test_logits_must_fit_the_draws(shape: tuple[int, ...]) -> None:
 def test_a_negative_number_of_alternatives_is_refused() -> None:
     with pytest.raises(InputError, match="-1 alternatives were asked for: pass 0 or more"):
         top_logprobs(np.zeros(5, np.float32), -1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1e6])
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_what_is_not_allowed_is_never_drawn(temperature: float, top_k: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((200, 70)).astype(np.float32)
+    draws = Draws.greedy(200, vocab_size=70)
+    draws.temperature[:], draws.top_k[:] = temperature, top_k
+    draws.seed[:] = range(200)
+    draws.masked[:] = True
+    draws.allowed[:] = [1 << 5, 1 << 31, 1 << 2]
+
+    tokens = sample(logits, draws).tokens
+
+    assert set(tokens.tolist()) == {5, 63, 66}

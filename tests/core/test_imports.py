@@ -50,6 +50,7 @@ FRAMEWORKS = {
     "httptools": ("nanochat/serve/*",),
     "huggingface_hub": ("nanochat/publish/*", "zoo/*"),
     "jinja2": ("nanochat/text/template.py",),
+    "llguidance": ("nanochat/text/grammar.py",),
     "llvmlite": ("backends/numba/*",),
     "mlx": ("backends/mlx/*", "nanochat/train/*mlx*", "export/stock/mlx_run.py"),
     "ml_dtypes": ("nanochat/tensors.py", "nanochat/weights.py", "export/*"),

@@ -49,6 +49,11 @@ def random_draws(rows: int, vocab_size: int, rng: np.random.Generator) -> Draws:
     draws.with_logprob[:] = rng.random(rows) < 0.3
     most = rng.choice([1, min(9, vocab_size), vocab_size + 1], rows)
     draws.num_adjusted[:] = rng.integers(0, most)
+    draws.masked[:] = rng.random(rows) < 0.4
+    for row, share in enumerate(rng.choice([0.0, 0.02, 0.5, 1.0], rows)):
+        bits = rng.random(32 * draws.allowed.shape[1]) < share
+        bits[rng.integers(vocab_size)] = True
+        draws.allowed[row] = np.packbits(bits, bitorder="little").view(np.uint32)
     for row, count in enumerate(draws.num_adjusted):
         draws.adjusted[row, :count] = rng.permutation(vocab_size)[:count]
         draws.factors[row, :count] = rng.choice([1.0, 1.1, 0.1, 10.0], count)

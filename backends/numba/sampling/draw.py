@@ -49,6 +49,8 @@ def draw(
     adjusted: _Ids,
     factors: _Array,
     addends: _Array,
+    masked: NDArray[np.bool_],
+    allowed: NDArray[np.uint32],
     temperature: _Reals,
     top_k: _Wholes,
     top_p: _Reals,
@@ -83,9 +85,11 @@ def draw(
             continue
         largest, known = most, raw
         count = num_adjusted[row]
-        if count > 0:
+        if count > 0 or masked[row]:
             known = scores[row]
             _adjust(raw, adjusted[row, :count], factors[row], addends[row], known)
+            if masked[row]:
+                _mask(known, allowed[row])
             largest, _ = extent(known)
         if temperature[row] == 0.0:
             tokens[row] = first_of(known, largest)
@@ -115,6 +119,13 @@ def _adjust(raw: _Array, ids: _Ids, factors: _Array, addends: _Array, scores: _A
         logit, factor = raw[ids[i]], factors[i]
         score = (logit / factor if logit > 0 else logit * factor) + addends[i]
         scores[ids[i]] = max(min(score, _LARGEST), -_LARGEST)
+
+
+@kernel
+def _mask(scores: _Array, allowed: NDArray[np.uint32]) -> None:
+    for token in range(scores.shape[0]):
+        if not (allowed[token >> 5] >> np.uint32(token & 31)) & np.uint32(1):
+            scores[token] = -_LARGEST
 
 
 @sum_kernel
