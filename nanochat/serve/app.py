@@ -234,6 +234,12 @@ _APIS = {
 async def _generate(api: _Api, server: Server, request: Request) -> Response:
     """An answer, as a whole or as events."""
     read, served, size = await _read(server, request, api.kind)
+    # A form takes up to a second to compile.
+    if any(
+        getattr(read, name, None)
+        for name in ("response_format", "structured_outputs", "grammar", "text")
+    ):
+        size += _LARGE_BODY
     asked = await _translated(partial(api.ask, read, served), served, api.kind, size=size)
     answer = await _translated(partial(_submit, request, asked), served, api.kind, size=0)
     seconds = server.settings.request_timeout

@@ -1,5 +1,6 @@
 """This file holds the models of a server: each with its names, its engine thread and what it says of itself."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from nanochat.serve.engine import EngineThread, Watcher
 from nanochat.serve.room import Room, find_room
 from nanochat.serve.settings import Settings
 from nanochat.text.codec import TextCodec
+from nanochat.text.grammar import Vocabulary
 
 __all__ = ["Served", "find_model", "load_served"]
 
@@ -66,6 +68,11 @@ class Served:
     def tokenizer(self) -> TextCodec:
         """The model's."""
         return self.model.tokenizer
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens, for forms; made when it is first asked for."""
+        return Vocabulary(self.tokenizer)
 
     @property
     def in_words(self) -> str:

@@ -101,7 +101,7 @@ def test_events_of_a_response_are_numbered_and_add_up(client: openai.OpenAI, mod
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": "json"}}, "text"),
     ],
 )
 def test_what_would_need_a_memory_or_more_than_text_is_refused(

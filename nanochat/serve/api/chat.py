@@ -13,6 +13,7 @@ from typing import Any
 from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.serve.api.asked import asked_options, wants_usage
 from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.forms import asked_form
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import chat_logprob
 from nanochat.serve.api.schema import ChatRequest
@@ -66,9 +67,8 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
     ApiError, NanochatError
         If something is wrong with either.
     """
-    for name in ("tools", "response_format"):
-        if getattr(request, name) not in (None, [], {"type": "text"}):
-            raise ApiError(400, f"{name} is not served yet: leave it out", param=name)
+    if request.tools:
+        raise ApiError(400, "tools is not served yet: leave it out", param="tools")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs without logprobs: true", param="top_logprobs")
     options = asked_options(request, stated=served.model.stated_options, num_prompts=1)
@@ -82,6 +82,7 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
     # A prompt that fills the context is refused with all numbers.
     options["max_tokens"] = max(served.context - len(ids), 1) if most is None else most
     options["thoughts"] = thoughts
+    options["constraint"] = asked_form(request, served)
     if request.logprobs:
         options["logprobs"] = request.top_logprobs or 0
     return AskedChat(

@@ -15,6 +15,7 @@ from nanochat.generation.prompts import encode_prompt
 from nanochat.serve.api.asked import asked_options, wants_usage
 from nanochat.serve.api.chat import Tally, usage
 from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.forms import asked_form
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import CompletionLogprobs
 from nanochat.serve.api.schema import CompletionRequest, Prompt
@@ -88,6 +89,7 @@ def ask_completion(request: CompletionRequest, served: Served) -> AskedCompletio
     most = request.max_tokens if request.max_tokens is not None else _MAX_TOKENS
     options = asked_options(request, stated=served.model.stated_options, num_prompts=len(prompts))
     options["max_tokens"] = most
+    options["constraint"] = asked_form(request, served)
     if request.logprobs is not None:
         options["logprobs"] = request.logprobs
     if request.echo and (request.logprobs is not None or most == 0):

@@ -108,7 +108,7 @@ class AskedResponse:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": options["temperature"],
-            "text": {"format": {"type": "text"}},
+            "text": request.text or {"format": {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "top_p": options.get("top_p", 1.0),
@@ -164,8 +164,13 @@ def ask_response(request: ResponseRequest, served: Served) -> AskedResponse:
                 400, f"{name} {why}: leave it out, and send the conversation", param=name
             )
     form = (request.text or {}).get("format", {"type": "text"})
-    if form != {"type": "text"}:
-        raise ApiError(400, f"text.format is {form!r:.80}: only text is served yet", param="text")
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        # Here the schema is not in an object of its own.
+        form = {"type": "json_schema", "json_schema": form}
+    if not isinstance(form, dict):
+        raise ApiError(
+            400, f"text.format is {form!r:.80}: pass an object with a type", param="text"
+        )
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
@@ -181,6 +186,7 @@ def ask_response(request: ResponseRequest, served: Served) -> AskedResponse:
         top_p=request.top_p,
         stream=request.stream,
         seed=request.seed,
+        response_format=form,
     )
     return AskedResponse(request=request, chat=ask_chat(chat, served))
 

@@ -66,6 +66,10 @@ class GenerationRequest(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
+    # A form of the answer, by one of these; the second as vLLM names it.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    grammar: str | None = None
     # Taken, and of no effect here.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -88,7 +92,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     thinking_budget: Count | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
 
