@@ -75,7 +75,8 @@ class Guard:
                 type="permission_error",
                 code="origin_not_allowed",
             )
-        path = scope["path"]
+        # What a proxy has put before it is in front of each path.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if self._keys is None or path in _OPEN or path.startswith(_OPEN_FOLDER):
             return None
         if scope["method"] == "OPTIONS":
