@@ -46,6 +46,20 @@ _END_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 _CHUNK_BYTES = 2**20
 _SCHEMES = ("http:", "https:", "ws:", "wss:")
+# Levels of what the browser's console shows.
+_COMPLAINING = ("assert", "error", "warning")
+
+_SHIFT = 8
+# Keys by the names that events have, with their codes of Windows and what they type.
+_KEYS = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "End": (35, ""),
+    "Home": (36, ""),
+    "ArrowLeft": (37, ""),
+    "ArrowRight": (39, ""),
+}
 
 Message = dict[str, Any]
 
@@ -78,6 +92,7 @@ class Chromium:
             )
         self.requests: list[str] = []
         self.problems: dict[str, list[str]] = {}
+        self.complaints: dict[str, list[str]] = {}
         self._answers: dict[int, Message] = {}
         self._data = bytearray()
         self._number = 0
@@ -211,6 +226,15 @@ class Chromium:
             case "Runtime.exceptionThrown" if session is not None:
                 details = params["exceptionDetails"]
                 self.problems.setdefault(session, []).append(_reason(details))
+            case "Log.entryAdded" if session is not None:
+                entry = params["entry"]
+                if entry["level"] in _COMPLAINING:
+                    words = f"{entry['text']} {entry.get('url', '')}"
+                    self.complaints.setdefault(session, []).append(words)
+            case "Runtime.consoleAPICalled" if session is not None:
+                if params["type"] in _COMPLAINING:
+                    words = " ".join(str(each.get("value")) for each in params["args"])
+                    self.complaints.setdefault(session, []).append(words)
 
     def _attach_to_all(self, session: str | None) -> None:
         # They wait, so that none of their requests is missed.
@@ -230,11 +254,17 @@ class Page:
         self._session = session
         self._call("Page.enable")
         self._call("Runtime.enable")
+        self._call("Log.enable")
 
     @property
     def problems(self) -> list[str]:
         """Errors that nothing on the page has caught."""
         return self._browser.problems.get(self._session, [])
+
+    @property
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the browser's console: of scripts, of policies, of what could not be fetched."""
+        return self._browser.complaints.get(self._session, [])
 
     def go(self, url: str) -> None:
         """Load another page in this tab."""
@@ -293,6 +323,37 @@ class Page:
     def insert(self, text: str) -> None:
         """Type a text where the focus is."""
         self._call("Input.insertText", text=text)
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """Press a key such as "Enter", "Tab" or "ArrowLeft", and release it."""
+        code, text = _KEYS[key]
+        for kind, typed in (("keyDown", text), ("keyUp", "")):
+            self._call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                text=typed,
+                windowsVirtualKeyCode=code,
+                modifiers=_SHIFT if shift else 0,
+            )
+
+    def point(self, x: float, y: float) -> None:
+        """Move the pointer there."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Role and name of each thing on the page, as screen readers get them."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        return [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node["ignored"]
+        ]
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._call("Page.close")
 
     def screenshot(self) -> bytes:
         """What can be seen, as PNG."""
