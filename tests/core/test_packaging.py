@@ -36,10 +36,13 @@ def test_every_folder_with_code_is_a_regular_package() -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("folder", ["zoo/models", "zoo/weights", "export/web/page"])
+@pytest.mark.parametrize(
+    "folder", ["zoo/models", "zoo/weights", "export/web/page", "nanochat/serve/page"]
+)
 def test_every_file_of_data_is_shipped(project: dict[str, Any], folder: str) -> None:
     package = folder.rpartition("/")[0]
-    name = f"nanochat.{package.replace('/', '.')}"
+    name = package.replace("/", ".")
+    name = name if name.startswith("nanochat") else f"nanochat.{name}"
     patterns = project["tool"]["setuptools"]["package-data"][name]
     files = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
 
