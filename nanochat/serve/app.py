@@ -49,6 +49,7 @@ from nanochat.serve.api.schema import (
 )
 from nanochat.serve.api.sse import EventStream, Translator, until_gone
 from nanochat.serve.api.tokens import detokenized, tokenized, tokenizer_info
+from nanochat.serve.chat_page import page_routes
 from nanochat.serve.engine import Answer
 from nanochat.serve.guard import Guard
 from nanochat.serve.keys import Key, Keys
@@ -143,6 +144,7 @@ def application(server: Server) -> ASGIApp:
     routes = [
         *(Route(path, bound(answer), methods=["POST"]) for path, answer in posts.items()),
         *(Route(path, bound(answer), methods=["GET"]) for path, answer in gets.items()),
+        *(page_routes() if server.settings.page else ()),
     ]
     app = Starlette(
         routes=routes,
