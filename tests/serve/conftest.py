@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from bench.peers.chromium import Chromium
 from nanochat.lm import Model
 from tests.serve.processes import Process, running
 
@@ -26,4 +27,11 @@ def model() -> Model:
 def client(server: Process) -> Iterator[openai.OpenAI]:
     """OpenAI's own client, which shall not ask twice."""
     with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chromium]:
+    """A browser for all pages."""
+    with Chromium() as one:
         yield one
