@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any
 
-__all__ = ["Answered", "Process", "ask", "post", "running"]
+__all__ = ["Answered", "Process", "ask", "free_port", "post", "running"]
 
 _READY = re.compile(r"ready: (https?)://([^:]+|\[[^]]+\]):(\d+)/v1")
 _SECONDS = 120
@@ -50,6 +50,10 @@ class Process:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def page(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
@@ -64,8 +68,9 @@ class Process:
 @contextmanager
 def running(*words: object, **environment: str) -> Iterator[Process]:
     """`nanochat serve` of these words, once it is ready; it is ended if it has not ended by itself."""
+    port = () if "--port" in words else ("--port", "0")
     process = subprocess.Popen(
-        [sys.executable, "-m", "nanochat", "serve", *map(str, words), "--port", "0"],
+        [sys.executable, "-m", "nanochat", "serve", *map(str, words), *port],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
