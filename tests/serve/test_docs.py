@@ -43,7 +43,7 @@ def test_commands_of_curl_stream(server: Process, command: str) -> None:
 
 def test_the_paths_that_are_named_are_there(server: Process) -> None:
     rows = re.findall(r"^\| `(.*?) \|", TEXT, re.MULTILINE)
-    paths = [path for row in rows for path in re.findall(r"/[\w/{}]+", row)]
+    paths = [path for row in rows for path in re.findall(r"/[\w/{}.]*", row)]
 
     assert len(paths) > 10
     for path in paths:

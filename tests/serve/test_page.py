@@ -1,5 +1,6 @@
 """A person's browser shows the page: what it says is what the model says, and nothing that was said is lost."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -270,11 +271,19 @@ def test_a_setting_that_is_none_is_said_before_anything_is_sent(told: Page, stub
     assert "top_p" not in stub.asked[-1]
 
 
+def test_an_answer_keeps_to_a_schema(page: Page) -> None:
+    fill(page, schema='{"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}', max_tokens=30)
+
+    answer = say(page, "Hello")
+
+    assert set(json.loads(answer)) <= {1, 2}
+
+
 def test_what_the_server_refuses_is_said_in_its_words(page: Page) -> None:
-    fill(page, schema='{"type": "object"}', max_tokens=5)
+    fill(page, schema='{"type": "hiccup"}', max_tokens=5)
     say(page, "Hello")
 
-    assert shown(page, ".error p") == "response_format is not served yet: leave it out"
+    assert "the JSON schema cannot be used: Invalid type: hiccup" in shown(page, ".error p")
     fill(page, schema="")
     click(page, ".error button")
     wait_for_end(page)
