@@ -34,6 +34,7 @@ INTERRUPTED = 130
 # Which extra brings a package that the package runs without.
 _EXTRAS = {
     "httptools": "serve",
+    "llguidance": "serve",
     "mlx": "mlx",
     "mlx_lm": "runtimes",
     "msgspec": "serve",

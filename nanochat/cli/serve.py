@@ -31,7 +31,7 @@ Examples:
   nanochat serve prism-ml/Ternary-Bonsai-8B-gguf --kv-cache int8 --max-rows 16
   nanochat serve path/to/model --host 0.0.0.0 --api-key-file keys.txt
 """
-_PACKAGES = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn")
+_PACKAGES = ("httptools", "llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn")
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _OF_BYTES = ("kv_memory", "max_body")
 
@@ -66,7 +66,7 @@ def _settings_options(command: Command) -> Command:
         elif each.default is None:
             options["type"] = click.Path(path_type=Path)
         else:
-            options |= {"type": kind, "show_default": each.default != ""}
+            options |= {"type": kind, "show_default": "[default" not in text and each.default != ""}
         command = click.option(flag, each.name, **options)(command)
     return command
 
@@ -84,7 +84,8 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: Pat
     for name in found.keys() - names:
         known = [str(each) for each in names]
         raise InputError(
-            f"{value}: there is no setting {name!r:.80}{did_you_mean(name, known)}: see nanochat serve --help"
+            f"{value}: there is no setting {name!r:.80}{did_you_mean(name, known)}: name one of "
+            f"{', '.join(sorted(known))}"
         )
     context.default_map = found
 

@@ -204,7 +204,8 @@ class _Run:
         codec = served.tokenizer
         ids = [*codec.opening, *codec.encode("Hello")]
         sampled: GenerationOptions = {"temperature": 0.7, "top_p": 0.9, "ignore_eos": True}
-        rows = {n for n in (*_WARM_ROWS, self._settings.max_rows) if n <= self._settings.max_rows}
+        most = served.room.rows
+        rows = {n for n in (*_WARM_ROWS, most) if n <= most}
         for n in sorted(rows):
             options: GenerationOptions = {**sampled, "n": n, "max_tokens": 4}
             await _written(served.engine.submit([ids], options, n=n))

@@ -37,14 +37,12 @@ class Served:
         engine: EngineThread,
         *,
         names: Sequence[str],
-        rows: int,
         room: Room,
         owner: CacheOwner,
     ) -> None:
         self.model = model
         self.engine = engine
         self.names = tuple(names)
-        self.rows = rows
         self.room = room
         self.context = room.capacity
         self.created = int(time.time())
@@ -79,7 +77,7 @@ class Served:
         """What runs, for people."""
         company = (
             ""
-            if self.model.engine.name in _EXACT or self.rows == 1
+            if self.model.engine.name in _EXACT or self.room.rows == 1
             else (
                 "; a text may depend on those beside it on this backend, unless --deterministic is passed: "
                 "then one is written at a time"
@@ -91,7 +89,7 @@ class Served:
         parameters = float(str(described["parameters"]))
         return (
             f"{self.id}: {parameters / 1e6:,.1f}M parameters on {described['backend']} ({described['device']}), "
-            f"{counted(self.rows, 'text')} at a time of up to {self.context:,} tokens, keys and values in "
+            f"{counted(self.room.rows, 'text')} at a time of up to {self.context:,} tokens, keys and values in "
             f"{described['kv_cache']}, {self.room.bytes / 1e6:,.0f} MB{company}"
         )
 
@@ -141,8 +139,9 @@ async def load_served(
         model = load()
         # What has no company cannot depend on it.
         is_alone = settings.deterministic and model.engine.name not in _EXACT
-        rows = 1 if is_alone else settings.max_rows
-        room = find_room(model, rows=rows, kv_memory=settings.kv_memory)
+        wanted = 1 if is_alone else settings.max_rows
+        room = find_room(model, rows=wanted, kv_memory=settings.kv_memory)
+        rows = room.rows
         session = Session(
             model.engine,
             model.tokenizer,
@@ -154,7 +153,7 @@ async def load_served(
             copies=room.copies,
         )
         engine.run(session, most_texts=rows + settings.queue)
-        return Served(model, engine, names=names, rows=rows, room=room, owner=model.cache_owner)
+        return Served(model, engine, names=names, room=room, owner=model.cache_owner)
 
     try:
         return await engine.call(begin)

@@ -23,7 +23,9 @@ class Settings:
         "127.0.0.1"
     )
     port: Annotated[int, "The port; 0 takes any that is free."] = 8000
-    max_rows: Annotated[int, "Texts that are written at the same time."] = 32
+    max_rows: Annotated[
+        int, "Texts that are written at the same time.  [default: 32, or as many as have room]"
+    ] = 0
     queue: Annotated[int, "Texts that wait for a row; more are refused with 429."] = 256
     kv_memory: Annotated[
         int,
@@ -60,10 +62,10 @@ class Settings:
     page: Annotated[bool, "Show a page to chat with at /."] = True
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_body", "max_connections"):
+        for name in ("max_body", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: pass 1 or more")
-        for name in ("queue", "kv_memory", "drain_delay", "drain_timeout"):
+        for name in ("max_rows", "queue", "kv_memory", "drain_delay", "drain_timeout"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: pass 0 or more")
         for name in ("request_timeout", "body_timeout"):

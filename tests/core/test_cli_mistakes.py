@@ -34,7 +34,7 @@ MISTAKES = [
     (["generate", "MODEL", "--prompt", "a", "--temperature", "hot"], 2, "'hot' is not a valid"),
     (["generate", "MODEL", "--prompt", "a", "--top-p", "0"], 2, "top_p=0.0"),
     (["generate", "MODEL", "--prompt", "a", "--seed", "-1"], 2, "seed=-1"),
-    (["generate", "MODEL", "--prompt", "a", "--stop", ""], 2, "stop string is empty"),
+    (["generate", "MODEL", "--prompt", "a", "--stop", ""], 2, "stop holds an empty string"),
     (["generate", "MODEL", "--prompt", "a", "--max-tokens", "0"], 2, "--max-tokens"),
     (["generate", "MODEL", "--prompt", "a", "--max-tokens", "99"], 2, "max_tokens=62 or less"),
     (["generate", "MODEL", "--prompt", "a" * 99], 2, "leaves no room"),

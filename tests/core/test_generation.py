@@ -226,7 +226,7 @@ def test_too_long_a_prompt_is_refused_with_the_room_that_is_left(length: int, fi
         ([[0]], {"max_tokens": 0}, "max_tokens=0"),
         ([[0]], {"max_tokens": True}, "max_tokens=True"),
         ([[0]], {"temperature": -1.0}, "temperature=-1"),
-        ([[0]], {"stop": ""}, "stop string is empty"),
+        ([[0]], {"stop": ""}, "stop holds an empty string"),
         ([[0]], {"stop": [7]}, "holds 7"),
         ([[0]], {"stop": 3}, "stop=3 is no text"),
         (["abc"], {}, "'abc' is not one sequence of token ids"),

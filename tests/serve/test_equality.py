@@ -26,7 +26,7 @@ class Crowd:
     words: tuple[str, ...]
     clients: int = 64
     texts: int = 80
-    tokens: int = 120
+    tokens: int = 250
     seconds: float = 10.0
 
     @property
@@ -56,7 +56,7 @@ CROWDS = [
 def crowded(request: pytest.FixtureRequest) -> Iterator[tuple[Crowd, Process]]:
     """A server with so few pages that texts are put aside, and what is kept is given up."""
     crowd: Crowd = request.param
-    words = ("--max-rows", "12", "--queue", "400", "--kv-memory", "20MB")
+    words = ("--max-rows", "12", "--queue", "400", "--kv-memory", "16MB")
     with running("nanochat-tiny", *crowd.words, *words) as one:
         yield crowd, one
 
@@ -170,8 +170,8 @@ def test_nobody_s_text_depends_on_the_others(
     assert found["pages_used"] == found["pages_cached"]
     assert found['cancelled_total{where="stream"}'] > 0
     assert process.num_threads() <= before[0] + 1
-    # In the first seconds, steps of new sizes are still noted.
-    assert process.memory_info().rss < before[1] * (1.03 if is_long else 1.25)
+    # In the first seconds, steps of new sizes are still noted, and take memory of their own.
+    assert process.memory_info().rss < before[1] * (1.03 if is_long else 1.5)
     assert not [one for one in process.net_connections("tcp") if one.status == "ESTABLISHED"]
     assert compared > 10
     if crowd.backend == "numba":

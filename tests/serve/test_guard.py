@@ -156,7 +156,7 @@ def test_a_file_of_keys_that_is_none_is_refused(tmp_path: Path, content: str, me
     ("fields", "message"),
     [
         ({"host": "0.0.0.0"}, "there is no key: pass --api-key-file FILE, or --insecure"),
-        ({"max_rows": 0}, "max_rows=0: pass 1 or more"),
+        ({"max_rows": -1}, "max_rows=-1: pass 0 or more"),
         ({"queue": -1}, "queue=-1: pass 0 or more"),
         ({"request_timeout": 0}, "request_timeout=0: pass more than 0"),
         ({"port": 70000}, "port=70000"),

@@ -12,7 +12,7 @@ from nanochat.rows import PAGE
 from nanochat.serve.room import find_room
 from tests.parity.random_models import random_bundle
 
-DELTA = {"layer_pattern": ("delta", "attention")}
+DELTA: dict[str, Any] = {"layer_pattern": ("delta", "attention")}
 
 
 def model_of(backend: str, kv_cache: Storage = "float32", **options: Any) -> Model:
@@ -51,6 +51,19 @@ def test_without_a_number_texts_have_room_at_their_longest() -> None:
     assert room.capacity == 2048
     # And one page for each row whose last page others begin with.
     assert room.pages == 2 * 2048 // PAGE + 2
+
+
+@pytest.mark.parametrize(("share", "rows"), [(200, 32), (66, 8), (20, 2), (12, 1)])
+def test_fewer_texts_are_written_where_each_remembers_much(share: int, rows: int) -> None:
+    large: dict[str, Any] = {"delta_heads": 8, "delta_key_dim": 128, "delta_value_dim": 128}
+    model = model_of("reference", **large, **DELTA)
+    row = model.engine.new_state(rows=1, capacity=PAGE).row_bytes
+
+    room = find_room(model, rows=0, kv_memory=share * row)
+
+    # A state for each, two copies, and a state that nobody reads: half of what there is at most.
+    assert room.rows == rows
+    assert room.copies == 2 * rows
 
 
 def test_a_long_context_is_cut_to_what_there_is_room_for() -> None:
