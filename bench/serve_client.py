@@ -95,6 +95,7 @@ class Client:
         found = [] if arrivals is None else arrivals
         # What belongs to an event or to the end may come in two parts.
         rest = b""
+        is_begun = False
         while True:
             data = await reader.read(_READ)
             if not data:
@@ -105,9 +106,11 @@ class Client:
                 found.append((time.perf_counter(), count))
             if _END in seen and seen.endswith(b"0\r\n\r\n"):
                 return Stream(asked=asked, arrivals=tuple(found))
-            if not found and b"\r\n\r\n" in seen and not seen.startswith(b"HTTP/1.1 200"):
-                raise ConnectionError(f"the server refused: {seen[:400]!r}")
-            rest = seen[-64:]
+            if not is_begun and b"\r\n\r\n" in seen:
+                if not seen.startswith(b"HTTP/1.1 200"):
+                    raise ConnectionError(f"the server refused: {seen[:400]!r}")
+                is_begun = True
+            rest = seen[-64:] if is_begun else seen
 
     def close(self) -> None:
         if self._streams is not None:

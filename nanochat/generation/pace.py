@@ -2,8 +2,10 @@
 
 __all__ = ["Pace"]
 
-# However slow prompts are, they are read at least at this rate: products take four rows at a time.
-_LEAST = 4
+# However slow prompts are, they are read at least at this rate, or what a step costs besides would be most of it.
+_LEAST = 8
+# Products take so many rows at a time.
+_ROWS = 4
 # A step of so many seconds is no hitch to anybody, however short the others are.
 _SMOOTH = 0.02
 # Before anything was measured.
@@ -22,43 +24,53 @@ class Pace:
     most : int
         Tokens of prompts in a step at most.
     stretch : float, optional
-        How many times as long as one without prompts a step may take beside texts that are being written, or a fiftieth
-        of a second if that is longer; absent, as long as it likes.
+        How many times as long as one in which all texts were being written a step may take, or a fiftieth of a second
+        if that is longer; absent, as long as it likes. Texts whose prompts are still read count as if they were being
+        written: else a few would be written fast, and the others wait.
 
     Examples
     --------
     >>> pace = Pace(512, stretch=2.5)
     >>> pace.note(0.010, num_writing=4, num_read=0)
     >>> pace.note(0.110, num_writing=4, num_read=1000)
-    >>> pace.tokens(num_writing=4), pace.tokens(num_writing=0)
+    >>> pace.tokens(num_writing=4, num_reading=0), pace.tokens(num_writing=0, num_reading=1)
     (148, 512)
     """
 
     def __init__(self, most: int, *, stretch: float | None = None) -> None:
         self._most = most
         self._stretch = stretch
-        # Seconds of a step without prompts, and of a token of a prompt.
-        self._step: float | None = None
+        # Seconds of a step without prompts, by its texts; and of a token of a prompt.
+        self._steps: dict[int, float] = {}
         self._token: float | None = None
 
-    def tokens(self, *, num_writing: int) -> int:
-        """Tokens of prompts that the next step may read, beside so many texts that are being written."""
+    def tokens(self, *, num_writing: int, num_reading: int) -> int:
+        """Tokens that so many prompts may read in the next step, beside so many texts that are being written."""
         if self._stretch is None or not num_writing:
             return self._most
-        if self._step is None or not self._token:
+        step, whole = self._seconds(num_writing), self._seconds(num_writing + num_reading)
+        if step is None or whole is None or not self._token:
             return min(_FIRST, self._most)
-        seconds = max(self._stretch * self._step, _SMOOTH) - self._step
-        room = int(max(seconds, 0.0) / self._token)
-        return max(_LEAST, min(room // _LEAST * _LEAST, self._most))
+        room = int(max(max(self._stretch * whole, _SMOOTH) - step, 0.0) / self._token)
+        return max(_LEAST, min(room // _ROWS * _ROWS, self._most))
 
     def note(self, seconds: float, *, num_writing: int, num_read: int) -> None:
         """Count a step, by its texts that are being written and its tokens of prompts."""
         if not num_read:
-            self._step = _mixed(self._step, seconds)
-        elif num_writing and self._step is not None:
-            self._token = _mixed(self._token, max(seconds - self._step, 0.0) / num_read)
-        elif not num_writing:
-            self._token = _mixed(self._token, seconds / num_read)
+            self._steps[num_writing] = _mixed(self._steps.get(num_writing), seconds)
+            return
+        step = self._seconds(num_writing)
+        if step is not None:
+            self._token = _mixed(self._token, max(seconds - step, 0.0) / num_read)
+
+    def _seconds(self, texts: int) -> float | None:
+        """What a step of so many texts takes, as far as one can tell from others."""
+        if not texts:
+            return 0.0
+        if not self._steps:
+            return None
+        known = min(self._steps, key=lambda count: abs(count - texts))
+        return self._steps[known] * max(texts / known, 1.0)
 
 
 def _mixed(old: float | None, new: float) -> float:

@@ -63,7 +63,10 @@ class Places(Generic[State]):
     def spans(self, pace: Pace) -> list[tuple[Text, list[int]]]:
         """The tokens of the next step: one of each text that is being written, and some of prompts."""
         new = [(text, text.ids[text.read :]) for text in self.running if text.prompt.is_told]
-        left = pace.tokens(num_writing=sum(len(ids) == 1 for _, ids in new))
+        num_writing = sum(len(ids) == 1 for _, ids in new)
+        # That one more is read is what the others wait for.
+        num_reading = max(len(new) - num_writing - 1, 0)
+        left = pace.tokens(num_writing=num_writing, num_reading=num_reading)
         found = []
         for text, ids in new:
             if len(ids) > 1:
