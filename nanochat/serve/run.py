@@ -74,7 +74,7 @@ def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], No
     keys = None if settings.api_key_file is None else Keys.read(settings.api_key_file)
     listener = _listen(settings)
     # That of uvloop, where it is installed.
-    factory = uvicorn.Config("", loop="auto").get_loop_factory()
+    factory = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
     runner = asyncio.Runner(loop_factory=factory)
     with runner, listener:
         runner.run(_Run(settings, models, keys, say).run(listener))

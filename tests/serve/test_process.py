@@ -61,6 +61,7 @@ def test_it_says_what_runs_and_where() -> None:
     with running(*TINY, "--served-name", "mine", "--served-name", "other") as server:
         assert "mine: 5.8M parameters on numba" in server.said
         assert "4 texts at a time of up to 1,024 tokens" in server.said
+        assert "Started server process" not in server.said
         names = [model["id"] for model in ask(server, "GET", "/v1/models").json["data"]]
         assert names == ["mine", "other"]
         assert post(server, "/v1/completions", {"model": "other", "prompt": "x"}).status == 200
