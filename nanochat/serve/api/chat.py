@@ -23,7 +23,8 @@ from nanochat.serve.served import Served
 from nanochat.text.chat import chat_prompt, render
 from nanochat.text.tokenizer import Tokenizer
 
-__all__ = ["AskedChat", "ChatEvents", "Tally", "ask_chat", "chat_answer", "usage"]
+__all__ = ["AskedAsChat", "AskedChat", "ChatEvents", "Tally", "ask_chat", "chat_answer", "usage"]
+__all__ += ["written"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,33 @@ class AskedChat:
             "model": self.model,
             "system_fingerprint": self.served.fingerprint,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedAsChat:
+    """A request of another API, as the chat that it is."""
+
+    chat: AskedChat
+
+    @property
+    def served(self) -> Served:
+        """The model."""
+        return self.chat.served
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The one prompt."""
+        return self.chat.prompts
+
+    @property
+    def options(self) -> GenerationOptions:
+        """As of the chat."""
+        return self.chat.options
+
+    @property
+    def n(self) -> int:
+        """One."""
+        return self.chat.n
 
 
 def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
@@ -168,6 +196,17 @@ def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, An
             "rejected_prediction_tokens": 0,
         },
     }
+
+
+async def written(answer: Answer) -> tuple[Tally, str, str]:
+    """What the one text of an answer has taken, the text, and what was thought before."""
+    tally, text, thought = Tally(), "", ""
+    async for pieces in answer.pieces():
+        for piece in pieces:
+            tally.count(piece)
+            text += piece.text
+            thought += piece.reasoning
+    return tally, text, thought
 
 
 async def chat_answer(asked: AskedChat, answer: Answer) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from nanochat.generation.options import GenerationOptions, Piece
-from nanochat.serve.api.chat import AskedChat, Tally, ask_chat
+from nanochat.generation.options import Piece
+from nanochat.serve.api.chat import AskedAsChat, Tally, ask_chat, written
 from nanochat.serve.api.errors import ApiError, as_api_error
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.schema import ChatRequest
@@ -44,31 +44,10 @@ class MessageRequest(Struct, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedMessage:
-    """A request, as the chat that it is."""
+class AskedMessage(AskedAsChat):
+    """A request for a message, as the chat that it is."""
 
-    chat: AskedChat
     id: str = field(default_factory=lambda: f"msg_{new_id()}")
-
-    @property
-    def served(self) -> Served:
-        """The model."""
-        return self.chat.served
-
-    @property
-    def prompts(self) -> list[list[int]]:
-        """The one prompt."""
-        return self.chat.prompts
-
-    @property
-    def options(self) -> GenerationOptions:
-        """As of the chat."""
-        return self.chat.options
-
-    @property
-    def n(self) -> int:
-        """One."""
-        return 1
 
     def body(self, content: Sequence[dict[str, Any]], tally: Tally | None) -> dict[str, Any]:
         """The message, as far as it is."""
@@ -163,12 +142,7 @@ def _text(where: str, content: object) -> str:
 
 async def message_answer(asked: AskedMessage, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``message``."""
-    tally, text, thought = Tally(), "", ""
-    async for pieces in answer.pieces():
-        for piece in pieces:
-            tally.count(piece)
-            text += piece.text
-            thought += piece.reasoning
+    tally, text, thought = await written(answer)
     content: list[dict[str, Any]] = []
     if thought:
         content.append({"type": "thinking", "thinking": thought, "signature": ""})

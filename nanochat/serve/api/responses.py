@@ -14,8 +14,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from nanochat.generation.options import GenerationOptions, Piece
-from nanochat.serve.api.chat import AskedChat, Tally, ask_chat
+from nanochat.generation.options import Piece
+from nanochat.serve.api.chat import AskedAsChat, Tally, ask_chat, written
 from nanochat.serve.api.errors import ApiError, as_api_error
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.schema import ChatRequest, Count
@@ -56,35 +56,14 @@ _REFUSED = ("previous_response_id", "conversation", "background", "tools", "stor
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedResponse:
-    """A request, as the chat that it is."""
+class AskedResponse(AskedAsChat):
+    """A request for a response, as the chat that it is."""
 
     request: ResponseRequest
-    chat: AskedChat
     id: str = field(default_factory=lambda: f"resp_{new_id()}")
     item: str = field(default_factory=lambda: f"msg_{new_id()}")
     thought: str = field(default_factory=lambda: f"rs_{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def served(self) -> Served:
-        """The model."""
-        return self.chat.served
-
-    @property
-    def prompts(self) -> list[list[int]]:
-        """The one prompt."""
-        return self.chat.prompts
-
-    @property
-    def options(self) -> GenerationOptions:
-        """As of the chat."""
-        return self.chat.options
-
-    @property
-    def n(self) -> int:
-        """One."""
-        return 1
 
     def body(
         self, status: str, output: Sequence[dict[str, Any]], tally: Tally | None
@@ -219,12 +198,7 @@ def _text(index: int, part: object) -> str:
 
 async def response_answer(asked: AskedResponse, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``response``."""
-    tally, text, thought = Tally(), "", ""
-    async for pieces in answer.pieces():
-        for piece in pieces:
-            tally.count(piece)
-            text += piece.text
-            thought += piece.reasoning
+    tally, text, thought = await written(answer)
     output = [asked.reasoning(thought)] if thought else []
     return asked.body("completed", [*output, asked.message(text, "completed")], tally)
 
