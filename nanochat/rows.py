@@ -26,7 +26,7 @@ from nanochat.errors import (
 from nanochat.ops import Slot
 
 __all__ = ["PAGE", "Group", "RowState", "Snapshot", "Step", "num_pages", "step_of_sequences"]
-__all__ += ["require_segments", "step_of_segments", "step_of_spans"]
+__all__ += ["pages_of_rows", "require_segments", "step_of_segments", "step_of_spans"]
 
 Recurrent = TypeVar("Recurrent")
 
@@ -422,6 +422,11 @@ class RowState(ABC, Generic[Recurrent]):
     @abstractmethod
     def _copy_page(self, source: int, target: int) -> None:
         """Copy the keys and values of a page, in all slots."""
+
+
+def pages_of_rows(rows: int, capacity: int) -> int:
+    """The pages of rows at their longest, and one for each whose last page others begin with."""
+    return rows * num_pages(capacity) + rows
 
 
 def num_pages(positions: int) -> int:

@@ -14,8 +14,10 @@ from typing import Any
 
 from nanochat.rows import PAGE, RowState
 
-__all__ = ["Beginning", "Prefixes", "shared_length"]
+__all__ = ["COPIES", "Beginning", "Prefixes", "shared_length"]
 
+# Copies of what rows remember besides keys and values that are kept for each row, unless somebody says how many.
+COPIES = 2
 _STRIDE = 4 * PAGE
 
 

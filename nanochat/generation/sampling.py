@@ -18,10 +18,10 @@ from nanochat.errors import InputError, ShapeError
 from nanochat.generation.constraint import Matcher
 from nanochat.text.held import overlap
 
-__all__ = ["Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
+__all__ = ["SEEDS", "Sampler", "Sampling", "StopStrings", "batch_samplers", "fill_draws"]
 
 # Seeds have 63 bits, since kernels keep them in int64.
-_SEEDS = 2**63
+SEEDS = 2**63
 # A logit plus this is the smallest that there is, which has probability 0 beside any other.
 _NEVER = -np.finfo(np.float32).max
 
@@ -85,7 +85,7 @@ class Sampling:
             if isinstance(value, np.number):
                 object.__setattr__(self, name, value.item())
         if self.seed is None:
-            object.__setattr__(self, "seed", secrets.randbelow(_SEEDS))
+            object.__setattr__(self, "seed", secrets.randbelow(SEEDS))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         _check_number(
             "repetition_penalty", self.repetition_penalty, 0.1, 10.0, "1.0 switches it off"
@@ -100,7 +100,7 @@ class Sampling:
                 "top_p=0.0 keeps no token; it must be above 0: pass temperature=0.0 for greedy choice"
             )
         _check_number("min_p", self.min_p, 0.0, 1.0, "0.0 switches it off")
-        _check_integer("seed", self.seed, _SEEDS - 1, "any integer of that range will do")
+        _check_integer("seed", self.seed, SEEDS - 1, "any integer of that range will do")
 
 
 class Sampler:
@@ -271,7 +271,7 @@ def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list
     """
     assert settings.seed is not None
     return [
-        Sampler(replace(settings, seed=(settings.seed + row) % _SEEDS), prompt_ids)
+        Sampler(replace(settings, seed=(settings.seed + row) % SEEDS), prompt_ids)
         for row, prompt_ids in enumerate(prompts)
     ]
 

@@ -25,10 +25,10 @@ from nanochat.generation.options import (
 )
 from nanochat.generation.pace import Pace
 from nanochat.generation.places import Places
-from nanochat.generation.prefixes import Prefixes
+from nanochat.generation.prefixes import COPIES, Prefixes
 from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.generation.texts import Prompt, Text
-from nanochat.rows import PAGE, RowState, num_pages
+from nanochat.rows import PAGE, RowState, num_pages, pages_of_rows
 from nanochat.text.codec import TextCodec
 
 __all__ = ["Load", "Session", "generate"]
@@ -98,10 +98,9 @@ class Session(Generic[State]):
         self.capacity = runner.config.context_length if capacity is None else capacity
         self._pace = Pace(prompt_tokens, stretch=stretch)
         if pages is None:
-            # And one for each row whose last page others begin with.
-            pages = rows * num_pages(self.capacity) + rows
+            pages = pages_of_rows(rows, self.capacity)
         state = runner.new_state(rows=rows, capacity=self.capacity, pages=pages)
-        copies = 2 * rows if copies is None else copies
+        copies = COPIES * rows if copies is None else copies
         prefixes = Prefixes(state, copies=copies) if prefix_cache else None
         self._state = state
         self._places = Places(state, rows=rows, prefixes=prefixes)
@@ -409,7 +408,7 @@ def generate(
     cache = wanted.cache
     capacity = max(longest + max_tokens - 1, len(cache.ids) if cache else 0)
     rows = min(texts, _MOST_ROWS)
-    pages = rows * num_pages(capacity) + rows + (0 if cache is None else num_pages(len(cache.ids)))
+    pages = pages_of_rows(rows, capacity) + (0 if cache is None else num_pages(len(cache.ids)))
     session = Session(
         engine,
         tokenizer,

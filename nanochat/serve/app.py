@@ -24,13 +24,13 @@ from nanochat.generation.options import GenerationOptions
 from nanochat.serve.api.chat import ChatEvents, ask_chat, chat_answer
 from nanochat.serve.api.completions import CompletionEvents, ask_completion, completion_answer
 from nanochat.serve.api.embeddings import embeddings_answer
-from nanochat.serve.api.errors import ApiError, as_api_error
+from nanochat.serve.api.errors import ApiError, as_api_error, failure
 from nanochat.serve.api.messages import (
     MessageEvents,
     MessageRequest,
     ask_message,
+    error_body,
     message_answer,
-    message_error,
 )
 from nanochat.serve.api.openapi import as_page, document
 from nanochat.serve.api.responses import (
@@ -169,13 +169,9 @@ async def _refuse(server: Server, request: Request, error: Exception) -> Respons
             text = words.get(error.status_code, error.detail)
             told = ApiError(error.status_code, text, headers=dict(error.headers or {}))
         case _:
-            name = request.state.request_id
-            text = f"the server failed: request {name}"
-            told = ApiError(500, text, type="server_error", code=name)
+            told = failure(request.state.request_id)
     server.metrics.refused.labels(status=str(told.status)).inc()
-    is_anthropic = request.url.path.endswith("/v1/messages")
-    body = message_error(told) if is_anthropic else told.body
-    return _Json(body, told.status, headers=told.headers)
+    return _Json(error_body(told, request.url.path), told.status, headers=told.headers)
 
 
 async def _read(server: Server, request: Request, kind: type[Any]) -> tuple[Any, Served, int]:

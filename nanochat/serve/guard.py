@@ -16,12 +16,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.errors import ApiError, failure
 from nanochat.serve.api.ids import new_id
-from nanochat.serve.api.messages import message_error
+from nanochat.serve.api.messages import error_body
 from nanochat.serve.engine import Answer
 from nanochat.serve.keys import Key, Keys
-from nanochat.serve.settings import Settings
+from nanochat.serve.settings import LOOPBACK, Settings
 
 __all__ = ["Guard"]
 
@@ -29,7 +29,6 @@ _LOGGER = logging.getLogger("nanochat.serve")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 # What a browser may ask of another site's page.
 _METHODS, _ALLOWED_HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-request-id"
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # What tells nothing, and whom balancers and browsers ask without a key.
 _OPEN = ("/health", "/ready", "/version", "/")
 _OPEN_FOLDER = "/page/"
@@ -48,7 +47,7 @@ class Guard:
         self._application = application
         self._settings = settings
         self._keys = keys
-        self._hosts = {*_LOOPBACK, settings.host, *settings.allow_host}
+        self._hosts = {*LOOPBACK, settings.host, *settings.allow_host}
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allow_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,12 +156,7 @@ class _Call:
             raise
         except Exception:
             _LOGGER.exception("request %s failed", self.id)
-            await self._fail(
-                ApiError(
-                    500, f"the server failed: request {self.id}", type="server_error", code=self.id
-                ),
-                receive,
-            )
+            await self._fail(failure(self.id), receive)
         finally:
             self._log(time.monotonic() - began)
 
@@ -176,8 +170,7 @@ class _Call:
 
     async def _fail(self, error: ApiError, receive: Receive) -> None:
         if self._status is None:
-            is_anthropic = self._scope["path"].endswith("/v1/messages")
-            body = message_error(error) if is_anthropic else error.body
+            body = error_body(error, self._scope["path"])
             response = JSONResponse(body, error.status, headers=error.headers)
             if not self._is_whole and self._came:
                 # What is left of the body is not read.

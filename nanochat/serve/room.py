@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from nanochat.errors import InputError
+from nanochat.generation.prefixes import COPIES
 from nanochat.lm import Model
 from nanochat.memory import free_bytes
-from nanochat.rows import PAGE, num_pages
+from nanochat.rows import PAGE, num_pages, pages_of_rows
 
 __all__ = ["Room", "find_room"]
 
@@ -61,7 +62,7 @@ def find_room(model: Model, *, rows: int, kv_memory: int) -> Room:
         return (rows + 1 + _copies(rows, can_go_back)) * row
 
     def whole(rows: int) -> int:
-        return fixed(rows) + (rows * num_pages(context) + rows + 1) * page
+        return fixed(rows) + (pages_of_rows(rows, context) + 1) * page
 
     if not kv_memory:
         free = free_bytes()
@@ -88,7 +89,7 @@ def find_room(model: Model, *, rows: int, kv_memory: int) -> Room:
 
 
 def _copies(rows: int, can_go_back: bool) -> int:
-    return 0 if can_go_back else 2 * rows
+    return 0 if can_go_back else COPIES * rows
 
 
 def _too_little(model: Model, needed: int, given: int) -> InputError:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -28,8 +27,6 @@ from nanochat.serve.served import Served, load_served
 from nanochat.serve.settings import Settings
 
 __all__ = ["ToServe", "serve"]
-
-_LOGGER = logging.getLogger("nanochat.serve")
 
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
 # Rows for which kernels are compiled before the first request.

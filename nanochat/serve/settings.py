@@ -6,10 +6,10 @@ from typing import Annotated
 
 from nanochat.errors import ConfigError
 
-__all__ = ["Settings", "is_loopback"]
+__all__ = ["LOOPBACK", "Settings", "is_loopback"]
 
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +93,4 @@ def is_loopback(host: str) -> bool:
     >>> is_loopback("127.0.0.1"), is_loopback("0.0.0.0")
     (True, False)
     """
-    return host in _LOOPBACK or host.startswith("127.")
+    return host in LOOPBACK or host.startswith("127.")

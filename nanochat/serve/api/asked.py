@@ -4,6 +4,7 @@ import random
 from collections.abc import Mapping
 
 from nanochat.generation.options import GenerationOptions
+from nanochat.generation.sampling import SEEDS
 from nanochat.serve.api.errors import ApiError
 from nanochat.serve.api.schema import GenerationRequest
 
@@ -25,7 +26,6 @@ _SAME = (
     "top_p",
     "cache_salt",
 )
-_SEEDS = 2**63
 
 
 def asked_options(
@@ -54,7 +54,7 @@ def asked_options(
         options["logit_bias"] = _bias(request.logit_bias)
     seed = random.getrandbits(62) if request.seed is None else request.seed
     texts = num_prompts * (request.n or 1)
-    options["seed"] = [(seed + number) % _SEEDS for number in range(texts)]
+    options["seed"] = [(seed + number) % SEEDS for number in range(texts)]
     return options
 
 

@@ -149,7 +149,7 @@ class _Choice:
         self._told: CompletionLogprobs | None = None
         if request.logprobs is not None:
             self._told = CompletionLogprobs(
-                self.asked.served.tokenizer, offset=0, alternatives=request.logprobs
+                self.asked.served.tokenizer, alternatives=request.logprobs
             )
         self._decoder = StreamDecoder(self.asked.served.tokenizer)
 

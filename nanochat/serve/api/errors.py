@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nanochat.errors import ContextLengthError, FormatError, InputError, NanochatError
 from nanochat.serve.engine import QueueFullError, StepFailedError
 
-__all__ = ["ApiError", "as_api_error"]
+__all__ = ["ApiError", "as_api_error", "failure"]
 
 # How messages of this package name the argument that they refuse, as in "top_k=-1 is not an integer ...".
 _ARGUMENT = re.compile(r"([a-z_]+)(?:\[[^]]*\])?(?:=| is | id | holds )")
@@ -92,6 +92,12 @@ def as_api_error(
             return ApiError(500, message, type="server_error")
         case _:
             return ApiError(500, "the server failed; its log says how", type="server_error")
+
+
+def failure(request_id: str) -> ApiError:
+    """What a client is told of an error that is the server's: by which name the log has it."""
+    text = f"the server failed: request {request_id}"
+    return ApiError(500, text, type="server_error", code=request_id)
 
 
 def _param(message: str, fields: frozenset[str]) -> str | None:

@@ -28,15 +28,13 @@ class CompletionLogprobs:
 
     Parameters
     ----------
-    offset : int
-        Characters before the first token.
     alternatives : int
         Most probable tokens to tell of at each place; the token that is there is told in any case.
     """
 
-    def __init__(self, codec: TextCodec, *, offset: int, alternatives: int) -> None:
+    def __init__(self, codec: TextCodec, *, alternatives: int) -> None:
         self._codec = codec
-        self._offset = offset
+        self._offset = 0
         self._alternatives = alternatives
         self._names = {token: name for name, token in codec.specials.items()}
         self._clear()

@@ -21,7 +21,7 @@ from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
 
 __all__ = ["AskedMessage", "MessageEvents", "MessageRequest", "ask_message", "message_answer"]
-__all__ += ["message_error"]
+__all__ += ["error_body"]
 
 
 class MessageRequest(Struct, kw_only=True):
@@ -191,7 +191,7 @@ class MessageEvents:
 
     def failed(self, error: Exception) -> bytes:
         """See `nanochat.serve.api.sse.Translator`."""
-        told = message_error(as_api_error(error, context=self._asked.chat.served.context))
+        told = _message_error(as_api_error(error, context=self._asked.chat.served.context))
         return event(told, kind="error")
 
     def _open(self, kind: str) -> bytes:
@@ -228,7 +228,12 @@ _ERRORS = {
 }
 
 
-def message_error(error: ApiError) -> dict[str, Any]:
+def _message_error(error: ApiError) -> dict[str, Any]:
     """An error in the words of this API."""
     kind = _ERRORS.get(error.status, "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """An error in the words of the API at a path."""
+    return _message_error(error) if path.endswith("/v1/messages") else error.body
