@@ -8,6 +8,7 @@ import pytest
 from bench.peers.chromium import Chromium
 from nanochat.lm import Model
 from tests.serve.processes import Process, running
+from tests.serve.stub import Stub
 
 
 @pytest.fixture(scope="session")
@@ -34,4 +35,11 @@ def client(server: Process) -> Iterator[openai.OpenAI]:
 def browser() -> Iterator[Chromium]:
     """A browser for all pages."""
     with Chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[Stub]:
+    """A server whose answers are said by a test."""
+    with Stub() as one:
         yield one

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any
 
-__all__ = ["Answered", "Process", "ask", "free_port", "post", "running"]
+__all__ = ["Answered", "Process", "ask", "counts", "free_port", "post", "running"]
 
 _READY = re.compile(r"ready: (https?)://([^:]+|\[[^]]+\]):(\d+)/v1")
 _SECONDS = 120
@@ -130,6 +130,13 @@ def post(server: Process, path: str, content: object, **headers: str) -> Answere
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return ask(server, "POST", path, body, {"content-type": "application/json", **given})
+
+
+def counts(server: Process) -> dict[str, float]:
+    """What the server counts, by the names that Prometheus reads."""
+    lines = ask(server, "GET", "/metrics").body.decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name.removeprefix("nanochat_"): float(value) for name, value in pairs}
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from nanochat.lm import Model
 from tests.parity.backends import backends_under_test
-from tests.serve.processes import Process, ask, running
+from tests.serve.processes import Process, counts, running
 
 # A third of the clients leaves before the end.
 _LEAVE = 3
@@ -134,17 +134,11 @@ async def come(server: Process, requests: list[Wanted], *, clients: int, seconds
     return sum(counts)
 
 
-def gauges(server: Process) -> dict[str, float]:
-    lines = ask(server, "GET", "/metrics").body.decode().splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    return {name.removeprefix("nanochat_"): float(value) for name, value in pairs}
-
-
 def settled(server: Process) -> dict[str, float]:
     """What the server counts once nobody is served any more."""
     found: dict[str, float] = {}
     for _ in range(100):
-        found = gauges(server)
+        found = counts(server)
         if found["rows"] == found["queue"] == 0:
             break
         time.sleep(0.05)

@@ -45,12 +45,6 @@ def page(browser: Chromium, server: Process) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
 @pytest.fixture
 def told(browser: Chromium, stub: Stub) -> Iterator[Page]:
     """A page whose answers are said by a test."""

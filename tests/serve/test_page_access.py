@@ -29,12 +29,6 @@ PROBABLE = [
 
 
 @pytest.fixture(scope="module")
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
 def page(browser: Chromium, stub: Stub) -> Iterator[Page]:
     """A page on which everything that there is can be seen."""
     with open_page(browser, stub.url, width=1300) as page:

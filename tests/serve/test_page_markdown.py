@@ -43,12 +43,6 @@ _HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
 def page(browser: Chromium, stub: Stub) -> Iterator[Page]:
     before = "window.alert = () => { window.isHarmed = true }"
     with open_page(browser, stub.url, before=before) as page:

@@ -24,12 +24,6 @@ from tests.serve.pages import (
 from tests.serve.stub import Stub
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[Stub]:
-    with Stub() as stub:
-        yield stub
-
-
 @pytest.fixture
 def page(browser: Chromium, stub: Stub) -> Iterator[Page]:
     stub.say("fine")
