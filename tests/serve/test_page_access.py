@@ -123,6 +123,8 @@ def test_the_focus_is_not_lost_with_what_had_it(browser: Chromium, stub: Stub) -
 def test_a_phone_needs_no_scrolling_to_the_side(page: Page, height: int) -> None:
     page.resize(PHONE, height)
     try:
+        # The panels follow the window a frame later.
+        page.wait("!document.getElementById('show-list').hidden")
         page.wait("document.getElementById('settings-panel').hidden")
         found = overflowing(page)
         for panel in ("show-list", "show-settings"):
@@ -133,7 +135,7 @@ def test_a_phone_needs_no_scrolling_to_the_side(page: Page, height: int) -> None
         focused = page.evaluate("document.activeElement.id")
     finally:
         page.resize(1300, 800)
-        page.wait("innerWidth === 1300")
+        page.wait("innerWidth === 1300 && document.getElementById('show-list').hidden")
         click(page, "#show-settings")
 
     assert found == []
