@@ -79,6 +79,15 @@ class Described(Protocol):
         ...
 
     @property
+    def is_exact(self) -> bool:
+        """Whether what a sequence gives depends on its own tokens alone, to the last bit.
+
+        Then it depends neither on the sequences beside it, nor on how its tokens were cut into steps, nor on who shares
+        its memory.
+        """
+        ...
+
+    @property
     def details(self) -> Mapping[str, object]:
         """Plain values, ready for JSON.
 
@@ -98,9 +107,6 @@ class Ops(Described, Protocol[Array, Leaf, State]):
     Without a state, sequences may be packed: `segments`, from ``tokens(nanochat.rows.require_segments(ids))``, has the
     number of each token's document, (B, T). Documents do not see each other, and each counts positions from its own
     start, as if it were a sequence.
-
-    What a row gets does not depend on the rows beside it, on how its tokens were cut into steps, or on who shares its
-    pages: to the last bit on the reference, numba and MLX.
     """
 
     @property

@@ -51,6 +51,7 @@ class MlxOps:
     """MLX implementation of `nanochat.ops.Ops`, where every method is specified."""
 
     name = "mlx"
+    is_exact = True
 
     def __init__(self) -> None:
         on_gpu = mx.default_device().type == mx.DeviceType.gpu

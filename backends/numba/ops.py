@@ -81,6 +81,7 @@ class NumbaOps:
     """
 
     name = "numba"
+    is_exact = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class ReferenceOps:
     """NumPy implementation of `nanochat.ops.Ops`, where every method is specified."""
 
     name = "reference"
+    is_exact = True
     device = "cpu"
     free_bytes = None
 

@@ -47,6 +47,7 @@ class TorchOps:
     """
 
     name = "torch"
+    is_exact = False
 
     def __init__(
         self,

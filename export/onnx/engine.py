@@ -102,6 +102,7 @@ class OnnxEngine(Runner[OnnxRows]):
     """A file of `nanochat.export.onnx.write.export_onnx`, run by ONNX Runtime on the CPU, by default on all cores."""
 
     name = "onnx"
+    is_exact = False
     runtime = f"onnxruntime {onnxruntime.__version__}"
     tolerance = TOLERANCES["logits"].limit
     rounding: Rounding = "same"

@@ -39,6 +39,7 @@ class OnnxOps(ABC):
     """`nanochat.ops.Ops` on the values of one graph; always with a state."""
 
     name = "onnx"
+    is_exact = False
     # Where the graph will run is not known here.
     device = "cpu"
     free_bytes = None

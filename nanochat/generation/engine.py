@@ -185,6 +185,10 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         return self.ops.device
 
     @property
+    def is_exact(self) -> bool:
+        return self.ops.is_exact
+
+    @property
     def details(self) -> Mapping[str, object]:
         return self.ops.details
 

@@ -22,8 +22,6 @@ from nanochat.text.grammar import Vocabulary
 __all__ = ["Served", "find_model", "load_served"]
 
 
-# Backends on which a row has the same bits in any company; a graph runs its rows one after the other.
-_EXACT = ("numba", "reference", "mlx", "onnx")
 # How many times as long as others a step may take that reads of a prompt: streams shall stay smooth.
 _STRETCH = 2.5
 
@@ -77,7 +75,7 @@ class Served:
         """What runs, for people."""
         company = (
             ""
-            if self.model.engine.name in _EXACT or self.room.rows == 1
+            if _has_no_company(self.model) or self.room.rows == 1
             else (
                 "; a text may depend on those beside it on this backend, unless --deterministic is passed: "
                 "then one is written at a time"
@@ -138,7 +136,7 @@ async def load_served(
     def begin() -> Served:
         model = load()
         # What has no company cannot depend on it.
-        is_alone = settings.deterministic and model.engine.name not in _EXACT
+        is_alone = settings.deterministic and not _has_no_company(model)
         wanted = 1 if is_alone else settings.max_rows
         room = find_room(model, rows=wanted, kv_memory=settings.kv_memory)
         rows = room.rows
@@ -160,6 +158,11 @@ async def load_served(
     except BaseException:
         engine.stop()
         raise
+
+
+def _has_no_company(model: Model) -> bool:
+    """Whether texts are what they are alone; a graph runs its rows one after the other."""
+    return model.engine.is_exact or model.engine.name == "onnx"
 
 
 def find_model(models: Mapping[str, Served], name: str | None) -> Served:

@@ -7,7 +7,7 @@ from typing import Any
 from nanochat import backends
 from nanochat.ops import Ops
 
-__all__ = ["backends_under_test", "loaded"]
+__all__ = ["backends_under_test", "exact_backends", "loaded"]
 
 
 def backends_under_test() -> list[str]:
@@ -16,6 +16,11 @@ def backends_under_test() -> list[str]:
     if declared:
         return [name.strip() for name in declared.split(",")]
     return [name for name in backends.names() if backends.unavailable(name) is None]
+
+
+def exact_backends() -> list[str]:
+    """Those of them that promise bits, see `nanochat.ops.Described.is_exact`: nothing of the kind is known of torch."""
+    return [name for name in backends_under_test() if name != "torch"]
 
 
 def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:

@@ -94,6 +94,7 @@ class LockstepOps(Generic[Array, Leaf, State]):
     """
 
     name = "lockstep"
+    is_exact = False
     free_bytes = None
 
     def __init__(

@@ -13,7 +13,7 @@ from nanochat.init import freeze
 from nanochat.ops import Ops, Storage
 from nanochat.rows import PAGE
 from nanochat.weights import Stored, Weights
-from tests.parity.backends import backends_under_test, loaded
+from tests.parity.backends import exact_backends, loaded
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
 
@@ -21,13 +21,10 @@ AnyOps = Ops[Any, Any, Any]
 AnyEngine = Engine[Any, Any, Any]
 Values = NDArray[np.float32]
 
-# See `nanochat.ops.Ops`: nothing of the kind is promised for torch.
-EXACT = [name for name in backends_under_test() if name in ("reference", "numba", "mlx")]
-
 each_storage = pytest.mark.parametrize("storage", ["float32", "int8", "int4"])
 
 
-@pytest.fixture(scope="module", params=EXACT)
+@pytest.fixture(scope="module", params=exact_backends())
 def ops(request: pytest.FixtureRequest) -> Iterator[AnyOps]:
     yield from loaded(request.param)
 

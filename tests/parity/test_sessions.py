@@ -12,21 +12,17 @@ from nanochat.generation.engine import Engine
 from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
 from nanochat.ops import Ops
-from tests.parity.backends import backends_under_test, loaded
+from tests.parity.backends import exact_backends, loaded
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_tokenizer, random_weights
 
 AnyOps = Ops[Any, Any, Any]
 
 TOKENIZER = random_tokenizer()
-# Where a row has the same bits in any company.
-EXACT = [name for name in ("numba", "reference", "mlx") if name in backends_under_test()]
-
-
 # All on numba, one of five on the slower ones.
 PAIRS = [
     (name, case)
-    for name in EXACT
+    for name in exact_backends()
     for number, case in enumerate(CASES)
     if name == "numba" or number % 5 == 0
 ]
@@ -49,6 +45,7 @@ def test_texts_have_the_bits_that_they_have_alone(ops: AnyOps, case: str) -> Non
     config = replace(CASES[case], vocab_size=TOKENIZER.vocab_size)
     engine = Engine(config, ops.prepare(freeze(random_weights(config))), ops)
     ids = np.random.default_rng(5).integers(5, 60, 30).tolist()
+    assert ops.is_exact
     # They share beginnings, and there is a page too few.
     session = Session(engine, TOKENIZER, rows=3, capacity=60, pages=2, prompt_tokens=7)
     # Log-probabilities tell any bit of the logits.

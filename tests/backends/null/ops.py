@@ -64,6 +64,7 @@ class NullOps:
     """
 
     name = "null"
+    is_exact = True
     device = "cpu"
     free_bytes = None
 
