@@ -481,17 +481,17 @@ def feed_forward(
 class Repeats(Protocol[Array, Continued]):
     """A backend that can repeat a step of generation faster than by running the model's code again."""
 
-    def num_repeated(self, rows: int) -> int:
-        """The rows of the step that is repeated for so many: as many, or a few more."""
+    def num_repeated(self, rows: int, tokens: int) -> int:
+        """The tokens of the step that is repeated for so many of so many rows: as many, or a few more; 0 if none is."""
         ...
 
     def repeat(
         self, step: Callable[[Array], Result], tokens: Array, state: Continued, *, kind: str
     ) -> Result:
-        """``step(tokens)`` for tokens (1, M), one of each row of the state's step.
+        """``step(tokens)`` for the tokens (1, N) of the state's step, each of which it gives something for.
 
-        For one state, kind and number of rows that are repeated, `step` must do the same in every call but for the
-        tokens, which fit the model, and for what is in the state and in the arrays that it reads. The result has
-        `num_repeated` rows, of which the first are the step's, and is overwritten by the next call with that state.
+        For one state, kind and number of tokens that are repeated, `step` must do the same in every call but for the
+        tokens, which fit the model, and for what is in the state and in the arrays that it reads. The result is for
+        `num_repeated` tokens, of which the first are the step's, and is overwritten by the next call with that state.
         """
         ...

@@ -242,17 +242,26 @@ class RowState(ABC, Generic[Recurrent]):
 
         With a length, it begins with the first of them only, where that is possible: see `can_go_back`.
         """
-        whole = self.length(row)
-        if length is not None and (
-            not 0 < length <= whole or (length < whole and not self.can_go_back)
-        ):
-            raise InputError(
-                f"row {row} of {whole} positions cannot be continued after {length}: pass 1 to {whole}, or all of them "
-                "for a state that remembers more than keys and values, or take a snapshot there"
-            )
-        length = whole if length is None else length
+        length = self.length(row) if length is None else length
+        self._require_begins(row, length, can_go_back=self.can_go_back)
         recurrent = None if self.can_go_back else self._save(row)
         return self.admit_pages(self._pages[row][: num_pages(length)], length, recurrent)
+
+    def truncate(self, row: int, length: int, recurrent: Recurrent | None = None) -> None:
+        """Let a row have its first positions only, and go on from there.
+
+        `recurrent` is what it remembered there besides keys and values, from `recurrent`; a state that remembers no
+        more needs none.
+        """
+        can_go_back = self.can_go_back or recurrent is not None
+        self._require_begins(row, length, can_go_back=can_go_back)
+        if recurrent is not None:
+            self._restore(row, recurrent)
+        pages, count = self._pages[row], num_pages(length)
+        self.let_go(pages[count:])
+        self.table[row, count : len(pages)] = self.num_pages
+        del pages[count:]
+        self._lengths[row] = length
 
     def pages(self, row: int) -> list[int]:
         """The pages of a row's positions, in order."""
@@ -368,6 +377,14 @@ class RowState(ABC, Generic[Recurrent]):
 
     def _arranged(self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> Step:
         return step_of_spans(rows, starts, counts)
+
+    def _require_begins(self, row: int, length: int, *, can_go_back: bool) -> None:
+        whole = self.length(row)
+        if length != whole and not (can_go_back and 0 < length < whole):
+            raise InputError(
+                f"row {row} of {whole} positions cannot be continued after {length}: pass 1 to {whole}, or all of them "
+                "for a state that remembers more than keys and values, or take a snapshot there"
+            )
 
     def _free_row(self) -> int:
         if None not in self._lengths:

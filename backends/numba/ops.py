@@ -37,7 +37,8 @@ from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.memory import WeightMemory, spread_over_nodes
 from nanochat.backends.numba.runtime.threads import Program, run_program
 from nanochat.backends.numba.sampling import launching as sampling
-from nanochat.backends.numba.state import NumbaState, Repeated, bucket, kept, spans_of
+from nanochat.backends.numba.state import NumbaState, Repeated, kept, spans_of
+from nanochat.backends.numba.steps import bucket
 from nanochat.backends.numba.streams import launching as mhc
 from nanochat.backends.numba.streams import leaving
 from nanochat.backends.numba.streams.sites import Sites
@@ -180,16 +181,17 @@ class NumbaOps:
 
     # A step that is repeated.
 
-    def num_repeated(self, rows: int) -> int:
+    def num_repeated(self, rows: int, tokens: int) -> int:
         """See `nanochat.ops.Repeats`."""
-        return bucket(rows)
+        return bucket(rows, tokens)
 
     def repeat(
         self, step: Callable[[Array], Result], tokens: Array, state: NumbaState, *, kind: str
     ) -> Result:
-        """See `nanochat.ops.Repeats`: noted at the first step of so many rows, and then run without Python."""
+        """See `nanochat.ops.Repeats`: noted at the first step of so many tokens, and then run without Python."""
         number = tokens.shape[1]
-        key = kind, bucket(number)
+        assert state.step is not None
+        key = kind, len(state.step.spans)
         repeated = state.repeated.get(key)
         # The calls read the weights of then.
         if repeated is None or repeated.num_replaced != self._num_replaced:
@@ -254,11 +256,12 @@ class NumbaOps:
     def last(self, x: Array, *, state: NumbaState | None) -> Array:
         values = realize(x)
         spans = spans_of(x, state)
-        if spans.number == x.shape[0] * x.shape[1]:
+        are_there = spans.step.counts[: spans.number] > 0
+        if spans.number == x.shape[0] * x.shape[1] and are_there.all():
             return values
         self._needs_python()
         flat = values.reshape(-1, *values.shape[2:])
-        last = flat[spans.step.last_tokens]
+        last = flat[spans.step.last_tokens[: spans.number][are_there]]
         return last[:, None] if state is None else last[None]
 
     # Attention.

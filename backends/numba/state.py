@@ -1,9 +1,8 @@
 """This file holds what the Numba backend remembers between calls, in the layouts of its kernels."""
 
 import math
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -11,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.arrays import ArrayState
-from nanochat.backends.numba.attention.attention import QUERIES
 from nanochat.backends.numba.attention.lane_product import PACKED_LANES
 from nanochat.backends.numba.pending import Array, Values
 from nanochat.backends.numba.runtime.isa import has_half
 from nanochat.backends.numba.runtime.launch import Notes, Pool
 from nanochat.backends.numba.runtime.vectors import LANES
+from nanochat.backends.numba.steps import NumbaStep, RepeatedStep, bucket
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.rows import (
@@ -28,7 +27,7 @@ from nanochat.rows import (
 )
 from nanochat.ternary import KV_BLOCK
 
-__all__ = ["NumbaState", "NumbaStep", "Repeated", "Spans", "bucket", "buffers", "kept", "spans_of"]
+__all__ = ["NumbaState", "Repeated", "Spans", "buffers", "kept", "spans_of"]
 
 # float16 is kept as its bits, and int4 two to a byte.
 _NUMBERS: dict[Storage, type[np.generic]] = {
@@ -42,39 +41,10 @@ _LINE = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NumbaStep(Step):
-    """A step with what the kernels want to know of it besides: for how its attention is cut, see `parts_of`."""
-
-    _parts: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict)
-
-    def parts_of(self, groups: int, share: int) -> NDArray[np.int64]:
-        """Parts of `attention_kernel` for so many key heads and queries of a token that share one."""
-        key = groups, share
-        if key not in self._parts:
-            parts = []
-            for span, count in enumerate(self.counts.tolist()):
-                firsts = deque(range(0, count * share, QUERIES))
-                # From both ends in turn: later queries see more, and every thread should have its share of them.
-                while firsts:
-                    parts.append((span, firsts.popleft()))
-                    if firsts:
-                        parts.append((span, firsts.pop()))
-            heads = range(groups)
-            if self.counts.max() == 1:
-                # What one row remembers of its key heads lies together, and is read once.
-                found = [(*part, head) for part in parts for head in heads]
-            else:
-                # Queries of a row share what it remembers of a key head.
-                found = [(*part, head) for head in heads for part in parts]
-            self._parts[key] = np.array(found, np.int64)
-        return self._parts[key]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Spans:
     """Which tokens are whose: a step, the table (rows, pages of a row) of the pages, and how many spans are read.
 
-    The arrays of a step of one token a row may be longer than what is read.
+    The arrays of a step that is repeated may be longer than what is read.
     """
 
     step: NumbaStep
@@ -98,8 +68,7 @@ class Repeated:
 class NumbaState(ArrayState[Values]):
     """The buffers of every slot, with pages or rows in front, and the steps that are repeated.
 
-    A step of one token a row keeps its numbers where they are: it has the arrays of a bucket, which is as large as it
-    is, or a little larger. What is beyond it continues the row that nobody reads.
+    A step of few tokens has the arrays of a bucket, see `nanochat.backends.numba.steps`.
     """
 
     def __init__(
@@ -111,8 +80,7 @@ class NumbaState(ArrayState[Values]):
         self.repeated: dict[tuple[str, int], Repeated] = {}
         # What the noted steps write to, which is used again by the next one.
         self.pool = Pool(most=1 << 62)
-        self._buckets: dict[int, NumbaStep] = {}
-        self._in_buckets: dict[int, list[int]] = {}
+        self._buckets: dict[int, RepeatedStep] = {}
         # The positions of the step's longest row, before it.
         self.longest = 0
 
@@ -120,21 +88,13 @@ class NumbaState(ArrayState[Values]):
         self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]
     ) -> NumbaStep:
         self.longest = max(starts)
-        if max(counts) > 1:
+        size = bucket(len(rows), sum(counts))
+        if not size:
             return _for_kernels(super()._arranged(rows, starts, counts))
-        number = len(rows)
-        size = bucket(number)
         if size not in self._buckets:
-            self._buckets[size] = _steps_of_one(size)
-        step = self._buckets[size]
-        # As a rule the rows are those of the step before.
-        if self._in_buckets.get(size) != rows:
-            self._in_buckets[size] = [*rows]
-            step.rows[:number] = rows
-            step.rows[number:] = self.num_rows
-            step.positions[number:] = 0
-        step.positions[:number] = starts
-        return step
+            self._buckets[size] = RepeatedStep.of(size, nobody=self.num_rows)
+        self._buckets[size].become(rows, starts, counts)
+        return self._buckets[size]
 
     def _copied(self, array: Values) -> Values:
         return array.copy()
@@ -144,13 +104,6 @@ class NumbaState(ArrayState[Values]):
 
     def _array(self, values: Values) -> Values:
         return values
-
-
-def bucket(rows: int) -> int:
-    """The rows of the step that is repeated for so many: products take four at a time."""
-    if rows <= 4:
-        return rows
-    return -(-rows // 4) * 4 if rows <= 32 else -(-rows // 8) * 8
 
 
 def _for_kernels(step: Step) -> NumbaStep:
@@ -220,18 +173,6 @@ def buffers(slot: Slot, *, pages: int, rows: int) -> list[Values]:
         _zeros((pages, slot.heads, scales, PAGE), scale),
         _zeros((pages, slot.heads, scales, PAGE), scale),
     ]
-
-
-def _steps_of_one(size: int) -> NumbaStep:
-    numbers, positions = np.arange(size), np.zeros(size, np.int64)
-    return NumbaStep(
-        rows=np.zeros(size, np.int64),
-        starts=positions,
-        counts=np.ones(size, np.int64),
-        offsets=numbers,
-        spans=numbers,
-        positions=positions,
-    )
 
 
 def _zeros(shape: tuple[int, ...], number: type[np.generic]) -> Values:

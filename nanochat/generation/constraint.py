@@ -3,6 +3,7 @@
 `nanochat.text.grammar` has some; anything of these two shapes will do.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,18 @@ class Matcher(Protocol):
 
     def push(self, token: int) -> None:
         """Go on with a token that was allowed."""
+        ...
+
+    def count(self, tokens: Sequence[int]) -> int:
+        """How many of some tokens may follow, one after the other; those after that are not looked at."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Tokens that must follow, or others of the same bytes; none where there is a choice."""
+        ...
+
+    def undo(self, count: int) -> None:
+        """Take the last tokens back."""
         ...
 
 

@@ -49,11 +49,20 @@ class Choices:
     logits: NDArray[np.float32] | None
 
 
-def choose(logits: NDArray[np.float32], samplers: Sequence[Sampler], *, vocab_size: int) -> Choices:
-    """Choose a token for each sampler from its row of logits, the first of (M, V), by NumPy."""
-    count = len(samplers)
+def choose(
+    logits: NDArray[np.float32],
+    samplers: Sequence[Sampler],
+    *,
+    vocab_size: int,
+    guessed: Sequence[Sequence[int]] = (),
+) -> Choices:
+    """Choose a token for each sampler from its row of logits, the first of (M, V), by NumPy.
+
+    With guessed tokens, a sampler has a row for each of them, too; see `nanochat.generation.sampling.fill_draws`.
+    """
+    count = len(samplers) + sum(map(len, guessed))
     draws = Draws.greedy(count, vocab_size=vocab_size)
-    fill_draws(draws, samplers)
+    fill_draws(draws, samplers, guessed=guessed)
     return Choices(**vars(sample(logits[:count], draws)), logits=logits)
 
 
@@ -116,13 +125,21 @@ class Runner(Described, Protocol[State]):
         *,
         vocab_size: int,
         with_logits: bool = False,
+        drafted: Sequence[int] = (),
     ) -> "Choices":
         """Continue some rows by some tokens each, and choose what follows the first of them, one for each sampler.
 
         A token is below `vocab_size`; a model may have more rows in its table than its tokenizer has tokens.
+
+        With `drafted`, a number for each row, so many of its last tokens are guesses, and a token is chosen also for
+        the place of each, as if those before it had been chosen: 1 + drafted tokens for each sampler, one sampler for
+        each row.
         """
         del with_logits
-        return choose(self.step(state, rows, tokens), samplers, vocab_size=vocab_size)
+        guessed, _, drawn = _of_drafts(tokens, drafted)
+        logits = self.step(state, rows, tokens, every=bool(drafted))
+        logits = logits[drawn] if drafted else logits
+        return choose(logits, samplers, vocab_size=vocab_size, guessed=guessed)
 
     def extend(self, state: State, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """Let one row read tokens, in parts if they are many; the logits after the last one, (V,)."""
@@ -227,8 +244,8 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         *,
         every: bool = False,
     ) -> NDArray[np.float32]:
-        ids, is_repeated = self._begin(state, rows, tokens)
-        if self._repeats is None or every or not is_repeated:
+        ids, count = self._begin(state, rows, tokens)
+        if self._repeats is None or every or count > len(rows):
             logits = self._forward(ids, state, only_last=not every)
         else:
             logits = self._repeats.repeat(
@@ -247,41 +264,47 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         *,
         vocab_size: int,
         with_logits: bool = False,
+        drafted: Sequence[int] = (),
     ) -> Choices:
-        ids, is_repeated = self._begin(state, rows, tokens)
-        # A step that is repeated reads its draws where they are, and may have more rows.
-        repeats = self._repeats if is_repeated else None
-        number = len(rows) if repeats is None else repeats.num_repeated(len(rows))
-        if repeats is None:
-            draws = Draws.greedy(number, vocab_size=vocab_size)
-        elif (number, vocab_size) in state.draws:
-            draws = state.draws[number, vocab_size]
+        ids, count = self._begin(state, rows, tokens)
+        # Whether every token's logits are drawn from.
+        every = bool(drafted) or count == len(rows)
+        guessed, places, drawn_rows = _of_drafts(tokens, drafted)
+        number = self._num_repeated(len(rows), count) if every else 0
+        if number:
+            # A step that is repeated reads its draws where they are, and may have more rows.
+            key = number, vocab_size
+            if key not in state.draws:
+                state.draws[key] = Draws.greedy(number, vocab_size=vocab_size)
+            draws = state.draws[key]
         else:
-            draws = state.draws[number, vocab_size] = Draws.greedy(number, vocab_size=vocab_size)
-        fill_draws(draws, samplers)
+            draws = Draws.greedy(count if every else len(rows), vocab_size=vocab_size)
+        fill_draws(draws, samplers, guessed=guessed, places=places)
 
         def step(ids: Array) -> tuple[Array, Drawn]:
-            logits = self._forward(ids, state)
+            logits = self._forward(ids, state, only_last=not every)
             return logits, self.ops.sample(logits, draws)
 
-        if repeats is None:
-            logits, drawn = step(ids)
+        if self._repeats is not None and number:
+            logits, drawn = self._repeats.repeat(step, ids, state, kind=f"draw of {vocab_size}")
         else:
-            logits, drawn = repeats.repeat(step, ids, state, kind=f"draw of {vocab_size}")
+            logits, drawn = step(ids)
         state.end()
-        count = len(samplers)
-        wanted = with_logits or drawn.tokens[:count].min(initial=0) < 0
+        chosen = drawn_rows if drafted else slice(len(samplers))
+        tokens_chosen = drawn.tokens[chosen]
+        wanted = with_logits or tokens_chosen.min(initial=0) < 0
+        of_rows = drawn_rows if drafted else slice(len(rows))
         return Choices(
-            tokens=drawn.tokens[:count],
-            logprobs=drawn.logprobs[:count],
-            normalizers=drawn.normalizers[:count],
-            logits=self.ops.numpy(logits)[0, : len(rows)] if wanted else None,
+            tokens=tokens_chosen,
+            logprobs=drawn.logprobs[chosen],
+            normalizers=drawn.normalizers[chosen],
+            logits=self.ops.numpy(logits)[0, of_rows] if wanted else None,
         )
 
     def _begin(
         self, state: State, rows: Sequence[int], tokens: Sequence[Sequence[int]]
-    ) -> tuple[Array, bool]:
-        """The flat tokens of a step, for which there is room, and whether it is one of one token a row."""
+    ) -> tuple[Array, int]:
+        """The flat tokens of a step, for which there is room, and their number."""
         flat = [token for ids in tokens for token in ids]
         # Before anything is changed: a row cannot take back half a step.
         if flat and not 0 <= min(flat) <= max(flat) < self.config.vocab_size:
@@ -290,7 +313,11 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
                 "the tokenizer of this model"
             )
         state.begin(rows, [len(ids) for ids in tokens])
-        return self.ops.tokens(np.array([flat], np.int64)), len(flat) == len(rows)
+        return self.ops.tokens(np.array([flat], np.int64)), len(flat)
+
+    def _num_repeated(self, rows: int, tokens: int) -> int:
+        """The tokens of the step that is repeated for one whose tokens are all drawn from; 0 if none is."""
+        return 0 if self._repeats is None else self._repeats.num_repeated(rows, tokens)
 
     def update(self, name: str, values: NDArray[np.float32]) -> None:
         """Put new values of one parameter to work: the next call uses them, also with a state that was there before.
@@ -329,6 +356,25 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
 
     def _forward(self, tokens: Array, state: State, *, only_last: bool = True) -> Array:
         return forward(tokens, self.weights, self.config, self.ops, state, only_last=only_last)
+
+
+def _of_drafts(
+    tokens: Sequence[Sequence[int]], drafted: Sequence[int]
+) -> tuple[list[Sequence[int]], list[int], list[int]]:
+    """The guesses of each row, where in the flat tokens the one before them is, and where all that is chosen after."""
+    if not drafted:
+        return [], [], []
+    guessed: list[Sequence[int]] = []
+    places: list[int] = []
+    drawn: list[int] = []
+    end = 0
+    for ids, count in zip(tokens, drafted, strict=True):
+        end += len(ids)
+        first = end - count - 1
+        guessed.append(ids[len(ids) - count :])
+        places.append(first)
+        drawn += range(first, end)
+    return guessed, places, drawn
 
 
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:

@@ -8,6 +8,7 @@ Legend: V vocabulary, the number of tokens that may be drawn.
 
 import secrets
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = ["SEEDS", "Sampler", "Sampling", "StopStrings", "batch_samplers", "fil
 SEEDS = 2**63
 # A logit plus this is the smallest that there is, which has probability 0 beside any other.
 _NEVER = -np.finfo(np.float32).max
+# What of a sampler changes with its tokens.
+_MOVING = {"position", "_places", "_counts", "_ids", "_factors", "_addends", "_highest"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,14 +192,32 @@ class Sampler:
         self.push(token)
         return token
 
-    def fill(self, draws: Draws, row: int) -> None:
+    def fill(self, draws: Draws, row: int, guessed: Sequence[int] = ()) -> None:
         """Write into a row of `draws` what the next token depends on.
+
+        And into the row after it what the one depends on that follows the first guessed token, and so on.
 
         Raises
         ------
         InputError
             If an id of the prompt, of `logit_bias` or of a pushed token is outside the vocabulary.
         """
+        self._write(draws, row)
+        if not guessed:
+            return
+        kept = {name: copy(value) for name, value in vars(self).items() if name in _MOVING}
+        for number, token in enumerate(guessed, start=1):
+            if self.is_constrained:
+                assert self.matcher is not None
+                self.matcher.push(token)
+            self.push(token)
+            self._write(draws, row + number)
+        vars(self).update(kept)
+        if self.is_constrained:
+            assert self.matcher is not None
+            self.matcher.undo(len(guessed))
+
+    def _write(self, draws: Draws, row: int) -> None:
         for what, token in self._highest.items():
             if token >= draws.vocab_size:
                 raise InputError(
@@ -276,10 +297,23 @@ def batch_samplers(settings: Sampling, prompts: Sequence[Sequence[int]]) -> list
     ]
 
 
-def fill_draws(draws: Draws, samplers: Sequence[Sampler]) -> None:
-    """Write into the first rows of `draws` what the next tokens of `samplers` depend on.
+def fill_draws(
+    draws: Draws,
+    samplers: Sequence[Sampler],
+    *,
+    guessed: Sequence[Sequence[int]] = (),
+    places: Sequence[int] = (),
+) -> None:
+    """Write into rows of `draws` what the next tokens of `samplers` depend on.
 
-    The other rows, if there are fewer samplers, take their largest logit, which costs least.
+    The other rows take their largest logit, which costs least.
+
+    Parameters
+    ----------
+    guessed : sequence of sequences of int, optional
+        Tokens after which each sampler draws, too; see `Sampler.fill`.
+    places : sequence of int, optional
+        The row of each sampler's first draw; by default they follow one another.
 
     Examples
     --------
@@ -288,12 +322,16 @@ def fill_draws(draws: Draws, samplers: Sequence[Sampler]) -> None:
     >>> draws.temperature.tolist()
     [0.5, 0.5, 0.0, 0.0]
     """
-    for row, sampler in enumerate(samplers):
-        sampler.fill(draws, row)
-    draws.temperature[len(samplers) :] = 0.0
-    draws.num_adjusted[len(samplers) :] = 0
-    draws.masked[len(samplers) :] = False
-    draws.with_logprob[len(samplers) :] = False
+    draws.temperature[:] = 0.0
+    draws.num_adjusted[:] = 0
+    draws.masked[:] = False
+    draws.with_logprob[:] = False
+    row = 0
+    for number, sampler in enumerate(samplers):
+        tokens = guessed[number] if guessed else ()
+        row = places[number] if places else row
+        sampler.fill(draws, row, tokens)
+        row += 1 + len(tokens)
 
 
 class StopStrings:

@@ -7,8 +7,9 @@ References
 .. [1] github.com/guidance-ai/llguidance, docs/syntax.md and docs/json_schema.md.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,19 @@ class _Matcher:
         if self.error is None and token not in self._ends:
             self._matcher.consume_token(token)
             self._note()
+
+    def count(self, tokens: Sequence[int]) -> int:
+        if self.error is not None:
+            return 0
+        # What ends a text is not told to the matcher.
+        whole = [*itertools.takewhile(lambda token: token not in self._ends, tokens)]
+        return int(self._matcher.validate_tokens(whole))
+
+    def forced(self) -> list[int]:
+        return [] if self.error is not None else self._matcher.compute_ff_tokens()
+
+    def undo(self, count: int) -> None:
+        self._matcher.rollback(count)
 
     def _note(self) -> None:
         if self._matcher.is_error():

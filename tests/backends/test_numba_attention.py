@@ -20,7 +20,8 @@ from nanochat.backends.numba.attention.lane_product import MOST_ROWS, multiply
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.backends.numba.runtime.launch import Launcher
 from nanochat.backends.numba.runtime.vectors import LANES
-from nanochat.backends.numba.state import NumbaStep, Spans, buffers
+from nanochat.backends.numba.state import Spans, buffers
+from nanochat.backends.numba.steps import NumbaStep
 from nanochat.errors import BackendError
 from nanochat.ops import Slot, Storage
 from nanochat.rows import PAGE, num_pages, step_of_spans

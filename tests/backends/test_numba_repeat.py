@@ -13,6 +13,7 @@ from nanochat.backends.numba.ops import NumbaOps
 from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation.engine import Engine
+from nanochat.generation.sampling import Sampling, batch_samplers
 from nanochat.init import freeze
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights
@@ -52,6 +53,37 @@ def test_a_step_of_every_model_is_repeated(option: str) -> None:
     model.decode([3], state)
 
     assert state.repeated["logits", 1].notes.complete
+
+
+@pytest.mark.parametrize("option", CASES)
+def test_a_step_of_several_tokens_a_row_is_repeated(option: str) -> None:
+    model, expected = engine(CASES[option]), engine(CASES[option], repeats=False)
+    states = [each.new_state(rows=2, capacity=30) for each in (model, expected)]
+    for each, state in zip((model, expected), states, strict=True):
+        for _ in range(2):
+            each.extend(state, state.admit(), [1, 2])
+    samplers = batch_samplers(Sampling(temperature=0.7), [[], []])
+    vocab_size = model.config.vocab_size
+
+    # Of one bucket, however the tokens are shared out.
+    for counts in ([5, 2], [2, 6], [1, 5], [7, 1]):
+        tokens = [[3] * count for count in counts]
+        found, other = (
+            each.draw(
+                state,
+                [0, 1],
+                tokens,
+                samplers,
+                vocab_size=vocab_size,
+                with_logits=True,
+                drafted=[count - 1 for count in counts],
+            )
+            for each, state in zip((model, expected), states, strict=True)
+        )
+        np.testing.assert_array_equal(found.logits, other.logits)
+        np.testing.assert_array_equal(found.tokens, other.tokens)
+    assert [size for _, size in states[0].repeated] == [8]
+    assert all(repeated.notes.complete for repeated in states[0].repeated.values())
 
 
 def test_what_follows_the_exit_of_all_tokens_is_left_out() -> None:

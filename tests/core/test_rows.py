@@ -484,3 +484,48 @@ def test_the_bytes_of_pages_and_rows_are_those_of_the_arrays() -> None:
     # With one page and one row that nobody reads.
     assert state.page_bytes * 8 + state.row_bytes * 6 == sum(array.nbytes for array in arrays)
     assert state.page_bytes == 128 * 2 * 2 * 4
+
+
+# Going back.
+
+
+def test_a_row_that_is_cut_short_goes_on_as_if_it_had_read_no_more() -> None:
+    state = new_state()
+    row = admitted(state, 120, 3.0)
+    whole = state.recurrent(row)
+    before = picture(state)
+
+    read(state, [row], [150], 4.0)
+    state.truncate(row, 120, whole)
+
+    assert picture(state) == before
+    read(state, [row], [10], 5.0)
+    assert keys(state, row) == [3.0] * 120 + [5.0] * 10
+
+
+def test_a_row_that_is_cut_short_leaves_pages_to_others_that_share_them() -> None:
+    state = ReferenceState(SLOTS[:1], rows=2, capacity=300, pages=6)
+    first = state.admit()
+    with stepping(state, [first], [200]):
+        x = np.full((1, 200, 1, 2), 7.0, np.float32)
+        OPS.append_kv(x, x, state=state, slot=0)
+    second = state.fork(first)
+
+    state.truncate(second, 10)
+
+    assert (state.length(first), state.length(second), state.free_pages) == (200, 10, 4)
+    assert keys(state, first) == [7.0] * 200
+
+
+@pytest.mark.parametrize("length", [0, 6, -1])
+def test_a_row_is_cut_to_some_of_its_positions(length: int) -> None:
+    state = new_state()
+    row = admitted(state, 5)
+    before = picture(state)
+
+    with pytest.raises(InputError, match="cannot be continued after"):
+        state.truncate(row, length, state.recurrent(row))
+    with pytest.raises(InputError, match="take a snapshot there"):
+        state.truncate(row, 3)
+
+    assert picture(state) == before

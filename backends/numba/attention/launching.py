@@ -84,6 +84,7 @@ def attend(
     y = launch.like(q)
     parts = step.parts_of(groups, heads // groups)
     if spans.number < len(step.rows):
+        # Those of the other tokens come last.
         parts = parts[: spans.number * (len(parts) // len(step.rows))]
     # For each position that a query sees.
     nanoseconds = 2 * q.size * FLOAT
