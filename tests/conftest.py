@@ -5,12 +5,15 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from nanochat import backends
+from nanochat.generation import costs
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
@@ -52,6 +55,18 @@ def soon_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(bandwidth, "measure", functools.partial(bandwidth.measure, 2**22))
     monkeypatch.setattr(bandwidth, "path", lambda: tmp_path / "bandwidth.json")
+
+
+@pytest.fixture
+def many_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give texts that are drafted some of their guesses, or all of them, whether that pays or not."""
+    generator = np.random.default_rng(0)
+
+    def choose(_: object, unread: Any, chances: Any, **__: object) -> list[int]:
+        del unread
+        return [int(generator.integers(0, len(row) + 1)) for row in chances]
+
+    monkeypatch.setattr(costs.Chooser, "choose", choose)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,12 @@ class GenerationOptions(TypedDict, total=False):
         timing, what others asked has one of his own.
     constraint : Constraint or None
         A form that the answer is held to, such as `nanochat.text.grammar.json_grammar`; any.
+    draft : bool
+        Whether several tokens are guessed and read at once, where that is faster; the text is the same. False, or
+        True if there is a `prediction`.
+    prediction : str, sequence of int, or None
+        What the text may say, in whole or in parts, such as a file that is to be changed a little: tokens are guessed
+        from it; nothing.
     thoughts : Thoughts or None
         How thoughts are told from the answer, and when they are ended, from `nanochat.text.chat.chat_prompt`; not at
         all. They may make a text longer than `max_tokens` is by default, and no string in them stops it.
@@ -108,6 +114,8 @@ class GenerationOptions(TypedDict, total=False):
     cache: PromptCache | None
     cache_salt: str | None
     constraint: Constraint | None
+    draft: bool | None
+    prediction: str | Sequence[int] | None
     thoughts: Thoughts | None
 
 
@@ -142,6 +150,8 @@ class Wanted:
     cache: PromptCache | None
     cache_salt: str
     constraint: Constraint | None
+    draft: bool
+    prediction: str | tuple[int, ...]
     thoughts: Thoughts | None
 
 
@@ -162,7 +172,8 @@ class Piece:
     the same of the prompt's second token and all that follow, on the first piece of a text.
 
     `stopped_by` is the stop string or the id of the token that ended a text, and `cached` the tokens of the prompt that
-    were not read for this text, because they were known.
+    were not read for this text, because they were known. `drafted` and `accepted` are tokens that were guessed for the
+    text so far, and those of them that stood; `predicted` are both of what was guessed from a prediction.
     """
 
     row: int
@@ -176,6 +187,9 @@ class Piece:
     is_forced: bool = False
     stopped_by: str | int | None = None
     cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    predicted: tuple[int, int] = (0, 0)
     prompt_logprobs: tuple["TokenLogprob", ...] = ()
 
 
@@ -240,6 +254,8 @@ def read_options(options: GenerationOptions) -> Wanted:
         cache=cache,
         cache_salt=salt,
         constraint=given.get("constraint"),
+        draft=bool(given.get("draft", "prediction" in given)),
+        prediction=_prediction(given.get("prediction", ())),
         thoughts=thoughts,
     )
 
@@ -285,6 +301,19 @@ def _stop_ids(ids: object) -> tuple[int, ...]:
             )
         found.append(number)
     return tuple(found)
+
+
+def _prediction(value: object) -> str | tuple[int, ...]:
+    """A text, or tokens of one."""
+    if isinstance(value, str):
+        return value
+    tokens = [_whole(token) for token in value] if isinstance(value, Iterable) else [None]
+    found = tuple(token for token in tokens if token is not None and 0 <= token < 2**31)
+    if len(found) < len(tokens):
+        raise InputError(
+            f"prediction={value!r:.80} is no text: pass a string, or ids of the model's tokenizer"
+        )
+    return found
 
 
 def _whole(value: object) -> int | None:

@@ -7,6 +7,7 @@ several texts that one of them has read, another text's row, or what the prefix 
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from nanochat.generation.drafts import Guess
 from nanochat.generation.pace import Pace
 from nanochat.generation.prefixes import Beginning, Prefixes, shared_length
 from nanochat.generation.texts import Text
@@ -91,6 +92,26 @@ class Places(Generic[State]):
         whole = not self.state.can_go_back
         if not whole or text.read == len(prompt.ids) or text.read % self.prefixes.stride == 0:
             self.prefixes.keep(text.ids[: text.read], text.place, salt=prompt.salt, whole=whole)
+
+    def before(self, text: Text, guess: Guess) -> Beginning | None:
+        """What a text comes back to if a guess does not stand, where its row cannot go back by itself."""
+        if self.state.can_go_back or not guess.tokens:
+            return None
+        return Beginning(length=text.read, recurrent=self.state.recurrent(text.place))
+
+    def went_on(self, text: Text, guess: Guess, stood: int, before: Beginning | None) -> None:
+        """Count the tokens that were guessed and stood; what is read of the others is forgotten.
+
+        A row that has come back reads those that stood once more, with what follows them.
+        """
+        if stood == len(guess.tokens):
+            text.read += stood
+        elif before is None:
+            text.read += stood
+            self.state.truncate(text.place, text.read)
+        else:
+            text.read = before.length
+            self.state.truncate(text.place, text.read, before.recurrent)
 
     def leave(self, text: Text, *, keep: bool) -> None:
         """End a text; what it has read is kept, if that is wanted."""

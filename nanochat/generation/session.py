@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from nanochat.draws import Draws
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation.cache import PromptCache
+from nanochat.generation.costs import Chooser
+from nanochat.generation.drafts import MOST_GUESSED, Guess
 from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.generation.options import (
     GenerationOptions,
@@ -105,6 +107,7 @@ class Session(Generic[State]):
         self._state = state
         self._places = Places(state, rows=rows, prefixes=prefixes)
         self._one_draw = Draws.greedy(1, vocab_size=tokenizer.vocab_size)
+        self._chooser = Chooser(runner)
         self._next = 0
         # The texts that the step continues which is being computed, or was last.
         self.stepping: list[int] = []
@@ -171,6 +174,14 @@ class Session(Generic[State]):
             # What could not be drawn for is refused now, and not in a step with others.
             tried = replace(wanted.sampling, seed=0)
             Sampler(tried, ids, held_back=wanted.stop_ids).fill(self._one_draw, 0)
+        if wanted.draft and not self.runner.is_exact:
+            raise InputError(
+                f"draft=True on backend {self.runner.name}: there a text could be another, since its numbers depend on "
+                "how many tokens are read at once; load the model with backend numba, or leave draft out"
+            )
+        predicted = wanted.prediction
+        if isinstance(predicted, str):
+            predicted = tuple(self.tokenizer.encode(predicted))
         first = self._next
         for ids in prompts:
             prompt = Prompt(
@@ -201,6 +212,8 @@ class Session(Generic[State]):
                         tokens_left=max_tokens,
                         num_alternatives=wanted.logprobs,
                         thoughts=wanted.thoughts,
+                        is_drafted=wanted.draft,
+                        predicted=predicted,
                     )
                 )
                 self._next += 1
@@ -267,41 +280,90 @@ class Session(Generic[State]):
         return sorted(pieces, key=lambda piece: piece.row)
 
     def _continue(self) -> list[Piece]:
-        """Let texts read, and choose a token for each that has read all."""
+        """Let texts read, and choose tokens for each that has read all."""
+        may_guess = True
         while spans := self._places.spans(self._pace):
             began = time.perf_counter()
             # First those that have read all, for which a token is chosen.
             spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
             ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
             self.stepping = [text.row for text, _ in spans]
+            guesses = self._guesses(spans) if may_guess else []
+            befores = [
+                self._places.before(text, guess)
+                for text, guess in zip(ends, guesses, strict=bool(guesses))
+            ]
+            tokens = [ids for _, ids in spans]
+            for number, guess in enumerate(guesses):
+                tokens[number] = [*tokens[number], *guess.tokens]
+            is_drawn_each = guesses and max(map(len, tokens)) > 1
             try:
                 choices = self.runner.draw(
                     self._state,
                     [text.place for text, _ in spans],
-                    [ids for _, ids in spans],
+                    tokens,
                     [text.sampler for text in ends],
                     vocab_size=self.tokenizer.vocab_size,
                     with_logits=any(text.needs_logits for text in ends),
+                    drafted=[len(guess.tokens) for guess in guesses] if is_drawn_each else (),
                 )
             except MemoryShortageError:
-                if not self._places.make_room():
+                # Nobody gives way for what is only guessed.
+                if not any(guess.tokens for guess in guesses) and not self._places.make_room():
                     raise
+                may_guess = False
                 continue
-            counts = [len(ids) for _, ids in spans if len(ids) > 1]
-            self._pace.note(
-                time.perf_counter() - began,
-                num_writing=len(spans) - len(counts),
-                num_read=sum(counts),
-            )
+            self._note_seconds(time.perf_counter() - began, tokens, guesses)
             for text, ids in spans:
                 self._places.was_read(text, len(ids))
             pieces: list[Piece] = []
-            for row, text in enumerate(ends):
+            row = 0
+            for number, text in enumerate(ends):
                 if text.read == len(text.prompt.ids):
                     text.prompt.was_read(text, choices.logits, row, self._state)
-                pieces += self._push(text, choices, row)
+                if not guesses:
+                    pieces += self._push(text, choices, row)
+                    row += 1
+                    continue
+                found, stood = text.take(choices, row, guesses[number])
+                self._places.went_on(text, guesses[number], stood, befores[number])
+                pieces += self._left(text, found)
+                row += 1 + len(guesses[number].tokens)
             return pieces
         return []
+
+    def _guesses(self, spans: Sequence[tuple[Text, list[int]]]) -> list[Guess]:
+        """What is guessed of each text, as much as pays; nothing at all while prompts are read."""
+        is_drafted = False
+        for text, ids in spans:
+            if (
+                not text.has_begun
+                or text.read + len(ids) < len(text.ids)
+                or len(ids) > MOST_GUESSED + 1
+            ):
+                return []
+            is_drafted |= text.is_drafted
+        if not is_drafted:
+            return []
+        guesses = [text.guess() for text, _ in spans]
+        if not any(guess.tokens for guess in guesses):
+            return guesses
+        counts = self._chooser.choose(
+            [len(ids) for _, ids in spans],
+            [guess.chances for guess in guesses],
+            replayed=not self._state.can_go_back,
+        )
+        return [guess.first(count) for guess, count in zip(guesses, counts, strict=True)]
+
+    def _note_seconds(
+        self, seconds: float, tokens: Sequence[Sequence[int]], guesses: Sequence[Guess]
+    ) -> None:
+        """Learn what a step takes."""
+        if guesses:
+            self._chooser.note(sum(map(len, tokens)), seconds)
+        if not any(guess.tokens for guess in guesses):
+            counts = [len(ids) for ids in tokens if len(ids) > 1]
+            self._pace.note(seconds, num_writing=len(tokens) - len(counts), num_read=sum(counts))
 
     def _tell_prompt(self) -> list[Piece]:
         """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""
@@ -345,7 +407,7 @@ class Session(Generic[State]):
                         rows.remove(piece.row)
                     if piece.error is not None:
                         raise piece.error
-                    yield replace(piece, row=piece.row - first)
+                    yield replace(piece, row=piece.row - first) if first else piece
         finally:
             # Whoever stops listening ends the texts.
             for row in rows:
@@ -367,7 +429,10 @@ class Session(Generic[State]):
         return self._push(text, choose(logits[None], [text.sampler], vocab_size=vocab_size), 0)
 
     def _push(self, text: Text, choices: Choices, row: int) -> list[Piece]:
-        pieces = text.push(choices, row) if text.tokens_left else [text.end()]
+        return self._left(text, text.push(choices, row) if text.tokens_left else [text.end()])
+
+    def _left(self, text: Text, pieces: list[Piece]) -> list[Piece]:
+        """Pieces of a text, which leaves if the last one ends it."""
         if pieces[-1].finish_reason is not None:
             self._places.leave(text, keep=pieces[-1].error is None)
         return pieces

@@ -3,6 +3,7 @@
 A text is a row of a state while it runs; waiting, it has none.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from nanochat.draws import log_sum_exp, require_finite, top_logprobs
 from nanochat.errors import InputError, NumericError
+from nanochat.generation.drafts import NO_GUESS, Draft, Guess
 from nanochat.generation.engine import Choices
 from nanochat.generation.mind import Mind
 from nanochat.generation.options import FinishReason, Piece, TokenLogprob
@@ -96,6 +98,9 @@ class Text:
     thoughts: Thoughts | None = None
     # Tokens that end it.
     stop_ids: frozenset[int] = frozenset()
+    # Whether its tokens are guessed, and what from besides itself.
+    is_drafted: bool = False
+    predicted: tuple[int, ...] = ()
     # The prompt and what was chosen; of which the row `place` of the state has read some.
     ids: list[int] = field(init=False)
     place: int = -1
@@ -103,9 +108,15 @@ class Text:
     has_begun: bool = False
     # How many tokens of its prompt it has not read, when it began.
     cached: int | None = None
+    # Tokens that were guessed and those that stood; and both of what was predicted.
+    drafted: int = 0
+    accepted: int = 0
+    predicted_drafted: int = 0
+    predicted_accepted: int = 0
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt.ids]
+        self._draft: Draft | None = None
         self._decoder = StreamDecoder(self.tokenizer)
         self._mind = None if self.thoughts is None else Mind(self.thoughts, self.tokenizer)
         self._bind()
@@ -146,6 +157,42 @@ class Text:
             alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
         return [self._continue(token, logprob=logprob, top_logprobs=alternatives)]
 
+    def guess(self) -> Guess:
+        """What it may say next."""
+        matcher = self.sampler.matcher
+        # Whether the form counts after a guessed token depends on whether a thought is over.
+        is_unsure = matcher is not None and not self.sampler.is_constrained
+        if not self.is_drafted or not self.has_begun or self.tokens_left < 2 or is_unsure:
+            return NO_GUESS
+        if self._draft is None:
+            self._draft = Draft(self.ids, self.predicted)
+        forced = () if matcher is None else matcher.forced()
+        guess = self._draft.guess(self.tokens_left - 1, forced=forced)
+        if not guess.tokens:
+            return guess
+        # What ends a text needs no guess: nothing is read after it.
+        tokens = [*itertools.takewhile(lambda token: token not in self.stop_ids, guess.tokens)]
+        return guess.first(len(tokens) if matcher is None else matcher.count(tokens))
+
+    def take(self, choices: Choices, row: int, guess: Guess) -> tuple[list[Piece], int]:
+        """Continue with the tokens that were chosen from a row on, one more than were guessed; how many of these stood.
+
+        What was chosen after a guess that did not stand is of no use.
+        """
+        is_predicted = guess.source[0] == "predicted"
+        self.drafted += len(guess.tokens)
+        self.predicted_drafted += is_predicted * len(guess.tokens)
+        pieces, stood = self.push(choices, row), 0
+        for token in guess.tokens:
+            # A token may end a text, or a thought, for which others come in its place.
+            if len(pieces) != stood + 1 or pieces[-1].finish_reason or pieces[-1].token != token:
+                break
+            stood += 1
+            self.accepted += 1
+            self.predicted_accepted += is_predicted
+            pieces += self.push(choices, row + stood)
+        return pieces, stood
+
     def _force(self, tokens: Sequence[int]) -> list[Piece]:
         pieces: list[Piece] = []
         for token in tokens:
@@ -168,6 +215,8 @@ class Text:
             matcher.push(token)
         self.sampler.push(token)
         self.ids.append(token)
+        if self._draft is not None:
+            self._draft.push()
         self.tokens_left -= 1
         thought, said = self._told_apart(self._decoder.push(token), token)
         self._bind()
@@ -193,6 +242,9 @@ class Text:
             is_forced=is_forced,
             stopped_by=stopped_by,
             cached=self.cached or 0,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            predicted=(self.predicted_drafted, self.predicted_accepted),
             prompt_logprobs=tuple(self.prompt.logprobs) if is_first else (),
         )
 
