@@ -5,15 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 from hypothesis import settings
 
 from nanochat import backends
 from nanochat.generation import costs
+from tests.parity.guesses import some_guesses
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
 from tests.zoo.hub_state import Hub
@@ -60,13 +59,7 @@ def soon_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def many_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give texts that are drafted some of their guesses, or all of them, whether that pays or not."""
-    generator = np.random.default_rng(0)
-
-    def choose(_: object, unread: Any, chances: Any, **__: object) -> list[int]:
-        del unread
-        return [int(generator.integers(0, len(row) + 1)) for row in chances]
-
-    monkeypatch.setattr(costs.Chooser, "choose", choose)
+    monkeypatch.setattr(costs.Chooser, "choose", some_guesses(seed=0))
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,8 @@ class Answer:
         self.num_prompt_tokens = num_prompt_tokens
         # Of its first text, the tokens of the prompt that were known; and how the last one ended.
         self.cached = 0
+        # Tokens that were guessed for texts that have ended, and those of them that stood.
+        self.num_drafted = self.num_accepted = 0
         self.finish_reason: str | None = None
         # Texts that have not ended.
         self._left = num_texts
@@ -157,7 +159,10 @@ class Answer:
             self._error = self._error or piece.error
             self.cached = piece.cached if piece.row == 0 else self.cached
             self.finish_reason = piece.finish_reason or self.finish_reason
-            self._left -= piece.finish_reason is not None
+            if piece.finish_reason is not None:
+                self._left -= 1
+                self.num_drafted += piece.drafted
+                self.num_accepted += piece.accepted
             if piece.error is None:
                 self._pieces.append(piece)
         self._error = self._error or event.error

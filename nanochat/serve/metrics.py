@@ -38,6 +38,8 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
         self.cached_tokens = counter("cached_tokens", "Tokens of prompts that were known")
         self.generated_tokens = counter("generated_tokens", "Tokens that were chosen")
+        self.drafted_tokens = counter("drafted_tokens", "Tokens that were guessed")
+        self.accepted_tokens = counter("accepted_tokens", "Guessed tokens that stood")
         self.answers = counter("answers", "Answers that have ended", "finish")
         self.refused = counter("refused", "Requests that got an error", "status")
         self.cancelled = counter("cancelled", "Answers that their clients left", "where")
@@ -82,6 +84,8 @@ class Metrics:
         now = time.monotonic()
         self.prompt_tokens.inc(answer.num_prompt_tokens)
         self.cached_tokens.inc(answer.cached)
+        self.drafted_tokens.inc(answer.num_drafted)
+        self.accepted_tokens.inc(answer.num_accepted)
         finish = "cancelled" if answer.is_cancelled else answer.finish_reason or "error"
         self.answers.labels(finish=finish).inc()
         self.answer.observe(now - answer.asked)

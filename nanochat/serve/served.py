@@ -37,8 +37,11 @@ class Served:
         names: Sequence[str],
         room: Room,
         owner: CacheOwner,
+        drafts: bool,
     ) -> None:
         self.model = model
+        # Texts of other backends would not be the same.
+        self.drafts = drafts and model.engine.is_exact
         self.engine = engine
         self.names = tuple(names)
         self.room = room
@@ -151,7 +154,14 @@ async def load_served(
             copies=room.copies,
         )
         engine.run(session, most_texts=rows + settings.queue)
-        return Served(model, engine, names=names, room=room, owner=model.cache_owner)
+        return Served(
+            model,
+            engine,
+            names=names,
+            room=room,
+            owner=model.cache_owner,
+            drafts=settings.drafts,
+        )
 
     try:
         return await engine.call(begin)

@@ -32,6 +32,10 @@ class Settings:
         "Memory for keys and values, such as 4GB.  [default: as --max-rows texts need, or half of what is free]",
     ] = 0
     prefix_cache: Annotated[bool, "Let prompts begin with what earlier ones have read."] = True
+    drafts: Annotated[
+        bool,
+        "Guess what texts say next and read several tokens at once, where that is faster; texts are the same.",
+    ] = True
     deterministic: Annotated[
         bool,
         "Give each text what it gets alone on any backend: where company changes bits, one text at a time.",

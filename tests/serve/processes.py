@@ -66,11 +66,17 @@ class Process:
 
 
 @contextmanager
-def running(*words: object, **environment: str) -> Iterator[Process]:
-    """`nanochat serve` of these words, once it is ready; it is ended if it has not ended by itself."""
+def running(*words: object, first: str = "", **environment: str) -> Iterator[Process]:
+    """`nanochat serve` of these words, once it is ready; it is ended if it has not ended by itself.
+
+    The module named by `first` is imported before.
+    """
     port = () if "--port" in words else ("--port", "0")
+    program = ("-m", "nanochat")
+    if first:
+        program = ("-c", f"import {first}\nfrom nanochat.cli import main\nmain()")
     process = subprocess.Popen(
-        [sys.executable, "-m", "nanochat", "serve", *map(str, words), *port],
+        [sys.executable, *program, "serve", *map(str, words), *port],
         env={**os.environ, **environment},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -57,7 +57,8 @@ def crowded(request: pytest.FixtureRequest) -> Iterator[tuple[Crowd, Process]]:
     """A server with so few pages that texts are put aside, and what is kept is given up."""
     crowd: Crowd = request.param
     words = ("--max-rows", "12", "--queue", "400", "--kv-memory", "16MB")
-    with running("nanochat-tiny", *crowd.words, *words) as one:
+    # Guesses are read whether they pay or not.
+    with running("nanochat-tiny", *crowd.words, *words, first="tests.serve.eager") as one:
         yield crowd, one
 
 
@@ -88,7 +89,11 @@ def random_requests(crowd: Crowd) -> list[Wanted]:
         n, seed = int(rng.choice([1, 1, 3])), int(rng.integers(1000))
         texts = [model.generate(prompt, seed=seed + i, **options) for i in range(n)]
         options |= {"n": n, "seed": seed}
-        extra = {"cache_salt": "own"} if rng.random() < 0.2 else {}
+        extra: dict[str, Any] = {"cache_salt": "own"} if rng.random() < 0.2 else {}
+        if rng.random() < 0.3:
+            # Right, but for a letter.
+            changed = texts[0][:9] + texts[0][10:]
+            extra["prediction"] = {"type": "content", "content": changed}
         found.append(Wanted({"prompt": prompt, **options, "extra_body": extra}, texts))
     return found
 
@@ -172,3 +177,4 @@ def test_nobody_s_text_depends_on_the_others(
         assert compared > 5 * seconds
         assert found["preempted_total"] > 0
         assert found["cached_tokens_total"] > 0
+        assert found["accepted_tokens_total"] > 0

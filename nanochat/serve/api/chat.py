@@ -99,7 +99,7 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
         raise ApiError(400, "tools is not served yet: leave it out", param="tools")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs without logprobs: true", param="top_logprobs")
-    options = asked_options(request, stated=served.model.stated_options, num_prompts=1)
+    options = asked_options(request, served, num_prompts=1)
     ids, thoughts = _prompt(request, served)
     most = request.max_completion_tokens
     most = request.max_tokens if most is None else most
@@ -173,18 +173,21 @@ class Tally:
     cached: int = 0
     finish_reason: str | None = None
     stopped_by: str | int | None = None
+    # Tokens that were guessed from a prediction, and those of them that stood.
+    predicted: tuple[int, int] = (0, 0)
 
     def count(self, piece: Piece) -> None:
         """Add a piece of it."""
         self.num_tokens += piece.token >= 0
         self.num_thought += bool(piece.reasoning)
-        self.cached = piece.cached
+        self.cached, self.predicted = piece.cached, piece.predicted
         self.finish_reason, self.stopped_by = piece.finish_reason, piece.stopped_by
 
 
 def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, Any]:
     """Tokens that were read and written."""
     completion = sum(tally.num_tokens for tally in tallies)
+    accepted = sum(tally.predicted[1] for tally in tallies)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -192,8 +195,8 @@ def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, An
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
             "reasoning_tokens": sum(tally.num_thought for tally in tallies),
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(tally.predicted[0] for tally in tallies) - accepted,
         },
     }
 

@@ -87,7 +87,7 @@ def ask_completion(request: CompletionRequest, served: Served) -> AskedCompletio
         raise ApiError(400, f"best_of is {request.best_of}: only 1 is served", param="best_of")
     prompts = prompts_of(request.prompt, served.tokenizer, param="prompt")
     most = request.max_tokens if request.max_tokens is not None else _MAX_TOKENS
-    options = asked_options(request, stated=served.model.stated_options, num_prompts=len(prompts))
+    options = asked_options(request, served, num_prompts=len(prompts))
     options["max_tokens"] = most
     options["constraint"] = asked_form(request, served)
     if request.logprobs is not None:

@@ -66,6 +66,8 @@ class GenerationRequest(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
+    # What the text may say; changes the time that it takes.
+    prediction: dict[str, Any] | None = None
     # A form of the answer, by one of these; the second as vLLM names it.
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
