@@ -29,8 +29,10 @@ from nanochat.weights import (
 __all__ = [
     "TrainingOutputs",
     "forward",
+    "forward_ahead",
     "hidden_states",
     "losses",
+    "read_ahead",
     "slots",
     "training_outputs",
 ]
@@ -65,10 +67,12 @@ class TrainingOutputs(Generic[Array, Leaf]):
     table: Leaf
 
 
-def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, ...]:
+def slots(
+    config: ModelConfig, *, storage: Storage = "float32", ahead: bool = False
+) -> tuple[Slot, ...]:
     """What a state must hold, in the order in which `forward` reaches it; a looped layer has its own at every step.
 
-    Keys and values are kept as `storage` says.
+    Keys and values are kept as `storage` says. With `ahead`, those of the extra heads come last, see `forward_ahead`.
     """
     kinds = layer_kinds(config)
     heads, taps = config.delta_heads, config.delta_conv_width
@@ -94,7 +98,8 @@ def slots(config: ModelConfig, *, storage: Storage = "float32") -> tuple[Slot, .
             ),
         ),
     }
-    return tuple(slot for number in run_order(config) for slot in of_kind[kinds[number]])
+    found = [slot for number in run_order(config) for slot in of_kind[kinds[number]]]
+    return (*found, *(of_kind["attention"] * config.num_ahead if ahead else ()))
 
 
 def forward(
@@ -128,6 +133,43 @@ def forward(
     walk = _Walk(config, ops, state, weights.signs, observe, segments)
     x = walk.through(tokens, weights)
     hidden = walk.hidden(ops.last(x, state=state) if only_last else x, weights)
+    return ops.project(hidden, _table(weights))[0]
+
+
+def forward_ahead(
+    tokens: Array,
+    weights: Weights[Leaf],
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, State],
+    state: State,
+    *,
+    only_last: bool,
+) -> tuple[Array, tuple[Array, ...]]:
+    """As `forward`, and what each extra head has of the same tokens, (1, N, C) or (1, M, C), for `read_ahead`.
+
+    The state has slots for the heads, from ``slots(config, ahead=True)``.
+    """
+    walk = _Walk(config, ops, state, weights.signs)
+    x = walk.close(walk.through(tokens, weights))
+    heads = [walk.layer(x, layer) for layer in weights.ahead]
+    if only_last:
+        x, *heads = (ops.last(y, state=state) for y in (x, *heads))
+    return ops.project(walk.normed(x, weights), _table(weights))[0], tuple(heads)
+
+
+def read_ahead(
+    x: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
+) -> Array:
+    """Logits of what extra heads have, (..., C) to (..., vocabulary).
+
+    Those of head i, from 0, after the token at position t, are of the token at t + 2 + i.
+
+    References
+    ----------
+    .. [1] F. Gloeckle et al., "Better & Faster Large Language Models via Multi-token Prediction", 2024, section 2.
+       arXiv:2404.19737
+    """
+    hidden = _Walk(config, ops, None, weights.signs).normed(x, weights)
     return ops.project(hidden, _table(weights))[0]
 
 

@@ -139,9 +139,11 @@ class OnnxEngine(Runner[OnnxRows]):
         sequence = self._new_sequence(len(ids))
         return np.concatenate([self._run(chunk, sequence)[0] for chunk in _chunks(ids)])
 
-    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> OnnxRows:
-        """Rows with buffers of their own: `pages` would be shared, and are not counted."""
-        del pages
+    def new_state(
+        self, *, rows: int, capacity: int, pages: int | None = None, ahead: bool = False
+    ) -> OnnxRows:
+        """Rows with buffers of their own: `pages` would be shared, and are not counted; and a graph has no heads."""
+        del pages, ahead
         self._require_room(capacity)
         return OnnxRows(lambda: self._new_sequence(capacity), rows=rows, capacity=capacity)
 

@@ -16,7 +16,9 @@ MOST_GUESSED = 15
 # Share of the last guess in what is expected of the next.
 _NEW = 0.2
 # How often a guess stands, before any was made, by its source.
-_FIRST = {"said": 0.5, "predicted": 0.8, "forced": 0.8}
+_FIRST = {"said": 0.5, "predicted": 0.8, "forced": 0.8, "ahead": 0.6}
+# Heads that are seldom right are asked for one of so many tokens.
+_SELDOM, _ASKED = 0.25, 16
 # No token, of which an id has 31 bits.
 _NOTHING = 0xB7E15163
 # Any large odd number.
@@ -72,7 +74,8 @@ class Draft:
         self._predicted_places, _ = _index(self._predicted)
         # How often guesses of each source stand.
         self._chances: dict[tuple[str, int], float] = {}
-        self._expected = NO_GUESS
+        # The guesses at the next token, of each source.
+        self._expected: list[Guess] = []
 
     def push(self) -> None:
         """Note that the text has one more token, and learn whether it would have been guessed."""
@@ -81,26 +84,45 @@ class Draft:
             self._places[key] = len(ids) - 1
         new = ids[-2] << 32 | ids[-1]
         self._last = _four(before, new), new, pair
-        expected = self._expected
-        if expected.tokens:
-            stood, known = expected.tokens[0] == ids[-1], self._chance(expected.source)
-            self._chances[expected.source] = known + _NEW * (stood - known)
-            self._expected = Guess(expected.tokens[1:], (), expected.source) if stood else NO_GUESS
+        if self._expected:
+            self._expected = [found for each in self._expected if (found := self._learned(each))]
 
-    def guess(self, most: int, *, forced: Sequence[int] = ()) -> Guess:
-        """What may follow, at most so many tokens; `forced` is what a form has next, if it leaves no choice."""
+    def _learned(self, expected: Guess) -> Guess | None:
+        """Learn whether the first token of a guess stands; the rest of it, if so."""
+        stood, known = expected.tokens[0] == self._ids[-1], self._chance(expected.source)
+        self._chances[expected.source] = known + _NEW * (stood - known)
+        rest = expected.tokens[1:]
+        return Guess(rest, (), expected.source) if stood and rest else None
+
+    def guess(self, most: int, *, forced: Sequence[int] = (), ahead: Sequence[int] = ()) -> Guess:
+        """What may follow, at most so many tokens.
+
+        Parameters
+        ----------
+        forced : sequence of int
+            What a form has next, if it leaves no choice: then nothing else is guessed.
+        ahead : sequence of int
+            What extra heads of the model say.
+        """
         most = min(most, MOST_GUESSED)
-        if forced:
-            tokens, source = forced[:most], ("forced", 0)
-        else:
-            tokens, source = self._found(most)
-        if not tokens:
-            self._expected = NO_GUESS
-            return NO_GUESS
+        found = [(forced[:most], ("forced", 0))]
+        if not forced:
+            found = [self._found(most), (ahead[:most], ("ahead", 0))]
+        self._expected = [self._guess_of(tokens, source) for tokens, source in found if tokens]
+        if len(self._expected) < 2:
+            return self._expected[0] if self._expected else NO_GUESS
+        return max(self._expected, key=lambda guess: sum(guess.chances))
+
+    @property
+    def asks_ahead(self) -> bool:
+        """Whether it is worth while to ask extra heads: they are right often enough, or were not asked for long."""
+        return self._chance(("ahead", 0)) > _SELDOM or len(self._ids) % _ASKED == 0
+
+    def _guess_of(self, tokens: Sequence[int], source: tuple[str, int]) -> Guess:
         chance = self._chance(source)
-        chances = tuple(chance**place for place in range(1, len(tokens) + 1))
-        self._expected = Guess(tuple(tokens), chances, source)
-        return self._expected
+        return Guess(
+            tuple(tokens), tuple(chance**place for place in range(1, len(tokens) + 1)), source
+        )
 
     def _chance(self, source: tuple[str, int]) -> float:
         return self._chances.get(source, _FIRST[source[0]])

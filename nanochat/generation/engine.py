@@ -18,7 +18,14 @@ from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError, InputError, ShapeError, did_you_mean
 from nanochat.generation.sampling import Sampler, fill_draws
 from nanochat.init import freeze_leaf
-from nanochat.model import forward, hidden_states, losses, slots
+from nanochat.model import (
+    forward,
+    forward_ahead,
+    hidden_states,
+    losses,
+    read_ahead,
+    slots,
+)
 from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
 from nanochat.shapes import shapes
@@ -40,13 +47,15 @@ PREFILL_CHUNK = 512
 class Choices:
     """The tokens that were chosen for the first rows of a step, as `nanochat.draws.Drawn` has them.
 
-    `logits` are those of all rows of the step, if they were asked for or one has no token for theirs.
+    `logits` are those of all rows of the step, if they were asked for or one has no token for theirs. `ahead` is what
+    the extra heads have for each token that was chosen, (tokens, heads, C), in a state that has them.
     """
 
     tokens: NDArray[np.int64]
     logprobs: NDArray[np.float64]
     normalizers: NDArray[np.float64]
     logits: NDArray[np.float32] | None
+    ahead: NDArray[np.float32] | None = None
 
 
 def choose(
@@ -98,9 +107,28 @@ class Runner(Described, Protocol[State]):
             f"backend {self.name} gives logits only: load the model with another backend, such as numba"
         )
 
-    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
-        """A state that holds no row yet, with room for rows of `capacity` tokens; see `nanochat.rows.RowState`."""
+    def new_state(
+        self, *, rows: int, capacity: int, pages: int | None = None, ahead: bool = False
+    ) -> State:
+        """A state that holds no row yet, with room for rows of `capacity` tokens; see `nanochat.rows.RowState`.
+
+        With `ahead`, the extra heads read what the model reads.
+        """
         ...
+
+    @property
+    def num_ahead(self) -> int:
+        """Extra heads, each of which says a token after the next one."""
+        return 0
+
+    def ahead(
+        self, hidden: NDArray[np.float32], samplers: Sequence[Sampler], *, vocab_size: int
+    ) -> NDArray[np.int64]:
+        """The tokens (M, heads) that extra heads say after the next one, from `Choices.ahead` of M samplers."""
+        del hidden, samplers, vocab_size
+        raise BackendError(
+            f"backend {self.name} has no extra heads: load the model with backend numba"
+        )
 
     def step(
         self,
@@ -233,8 +261,26 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         found: NDArray[np.float32] = self.ops.numpy(nats)[0]
         return found
 
-    def new_state(self, *, rows: int, capacity: int, pages: int | None = None) -> State:
-        return self.ops.new_state(self._slots, rows=rows, capacity=capacity, pages=pages)
+    def new_state(
+        self, *, rows: int, capacity: int, pages: int | None = None, ahead: bool = False
+    ) -> State:
+        wanted = slots(self.config, storage=self.kv_cache, ahead=True) if ahead else self._slots
+        return self.ops.new_state(wanted, rows=rows, capacity=capacity, pages=pages)
+
+    @property
+    def num_ahead(self) -> int:
+        return len(self.weights.ahead)
+
+    def ahead(
+        self, hidden: NDArray[np.float32], samplers: Sequence[Sampler], *, vocab_size: int
+    ) -> NDArray[np.int64]:
+        draws = Draws.greedy(hidden.shape[0] * hidden.shape[1], vocab_size=vocab_size)
+        for row in range(draws.rows):
+            sampler, later = divmod(row, hidden.shape[1])
+            samplers[sampler].fill_later(draws, row, later)
+        x = self.ops.array(hidden.reshape(1, draws.rows, hidden.shape[2]))
+        drawn = self.ops.sample(read_ahead(x, self.weights, self.config, self.ops), draws)
+        return drawn.tokens.reshape(hidden.shape[:2])
 
     def step(
         self,
@@ -246,9 +292,9 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
     ) -> NDArray[np.float32]:
         ids, count = self._begin(state, rows, tokens)
         if self._repeats is None or every or count > len(rows):
-            logits = self._forward(ids, state, only_last=not every)
+            logits, _ = self._forward(ids, state, only_last=not every)
         else:
-            logits = self._repeats.repeat(
+            logits, _ = self._repeats.repeat(
                 lambda ids: self._forward(ids, state), ids, state, kind="logits"
             )
         found: NDArray[np.float32] = self.ops.numpy(logits)[0, : None if every else len(rows)]
@@ -281,14 +327,15 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
             draws = Draws.greedy(count if every else len(rows), vocab_size=vocab_size)
         fill_draws(draws, samplers, guessed=guessed, places=places)
 
-        def step(ids: Array) -> tuple[Array, Drawn]:
-            logits = self._forward(ids, state, only_last=not every)
-            return logits, self.ops.sample(logits, draws)
+        def step(ids: Array) -> tuple[Array, Drawn, tuple[Array, ...]]:
+            logits, heads = self._forward(ids, state, only_last=not every)
+            return logits, self.ops.sample(logits, draws), heads
 
         if self._repeats is not None and number:
-            logits, drawn = self._repeats.repeat(step, ids, state, kind=f"draw of {vocab_size}")
+            found = self._repeats.repeat(step, ids, state, kind=f"draw of {vocab_size}")
         else:
-            logits, drawn = step(ids)
+            found = step(ids)
+        logits, drawn, heads = found
         state.end()
         chosen = drawn_rows if drafted else slice(len(samplers))
         tokens_chosen = drawn.tokens[chosen]
@@ -299,6 +346,7 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
             logprobs=drawn.logprobs[chosen],
             normalizers=drawn.normalizers[chosen],
             logits=self.ops.numpy(logits)[0, of_rows] if wanted else None,
+            ahead=np.stack([self.ops.numpy(y)[0, chosen] for y in heads], 1) if heads else None,
         )
 
     def _begin(
@@ -354,8 +402,14 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
         leaf = freeze_leaf(name, leaf_of(spec, np.asarray(values, np.float32)))
         self.weights = self.ops.replace(self.weights, name, leaf)
 
-    def _forward(self, tokens: Array, state: State, *, only_last: bool = True) -> Array:
-        return forward(tokens, self.weights, self.config, self.ops, state, only_last=only_last)
+    def _forward(
+        self, tokens: Array, state: State, *, only_last: bool = True
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The logits, and what extra heads have if the state is for them, too."""
+        model = tokens, self.weights, self.config, self.ops, state
+        if len(state.slots) == len(self._slots):
+            return forward(*model, only_last=only_last), ()
+        return forward_ahead(*model, only_last=only_last)
 
 
 def _of_drafts(

@@ -82,9 +82,9 @@ class GenerationOptions(TypedDict, total=False):
         timing, what others asked has one of his own.
     constraint : Constraint or None
         A form that the answer is held to, such as `nanochat.text.grammar.json_grammar`; any.
-    draft : bool
+    draft : bool or "heads"
         Whether several tokens are guessed and read at once, where that is faster; the text is the same. False, or
-        True if there is a `prediction`.
+        True if there is a `prediction`. With "heads", extra heads of the model guess, too.
     prediction : str, sequence of int, or None
         What the text may say, in whole or in parts, such as a file that is to be changed a little: tokens are guessed
         from it; nothing.
@@ -114,7 +114,7 @@ class GenerationOptions(TypedDict, total=False):
     cache: PromptCache | None
     cache_salt: str | None
     constraint: Constraint | None
-    draft: bool | None
+    draft: bool | Literal["heads"] | None
     prediction: str | Sequence[int] | None
     thoughts: Thoughts | None
 
@@ -150,7 +150,7 @@ class Wanted:
     cache: PromptCache | None
     cache_salt: str
     constraint: Constraint | None
-    draft: bool
+    draft: bool | Literal["heads"]
     prediction: str | tuple[int, ...]
     thoughts: Thoughts | None
 
@@ -254,7 +254,7 @@ def read_options(options: GenerationOptions) -> Wanted:
         cache=cache,
         cache_salt=salt,
         constraint=given.get("constraint"),
-        draft=bool(given.get("draft", "prediction" in given)),
+        draft=_draft(given.get("draft", "prediction" in given)),
         prediction=_prediction(given.get("prediction", ())),
         thoughts=thoughts,
     )
@@ -301,6 +301,14 @@ def _stop_ids(ids: object) -> tuple[int, ...]:
             )
         found.append(number)
     return tuple(found)
+
+
+def _draft(value: object) -> bool | Literal["heads"]:
+    if value == "heads":
+        return "heads"
+    if isinstance(value, bool):
+        return value
+    raise InputError(f'draft={value!r:.80} is no choice: pass True, False or "heads"')
 
 
 def _prediction(value: object) -> str | tuple[int, ...]:

@@ -217,6 +217,13 @@ class Sampler:
             assert self.matcher is not None
             self.matcher.undo(len(guessed))
 
+    def fill_later(self, draws: Draws, row: int, later: int) -> None:
+        """Write what a token depends on that comes so many places after the next, as far as it is known.
+
+        With the random numbers of its place, a guess is more often what is chosen there.
+        """
+        self._write_settings(draws, row, self.position + later)
+
     def _write(self, draws: Draws, row: int) -> None:
         for what, token in self._highest.items():
             if token >= draws.vocab_size:
@@ -233,13 +240,16 @@ class Sampler:
         if self.is_constrained:
             assert self.matcher is not None
             self.matcher.fill(draws.allowed[row])
+        self._write_settings(draws, row, self.position)
+        draws.with_logprob[row] = self.with_logprob
+
+    def _write_settings(self, draws: Draws, row: int, position: int) -> None:
         draws.temperature[row] = self.settings.temperature
         draws.top_k[row] = self.settings.top_k
         draws.top_p[row] = self.settings.top_p
         draws.min_p[row] = self.settings.min_p
         draws.seed[row] = self.seed
-        draws.position[row] = self.position
-        draws.with_logprob[row] = self.with_logprob
+        draws.position[row] = position
 
     def push(self, token: int) -> None:
         """Count a token that continues the sequence: the one that was drawn, or another that took its place."""

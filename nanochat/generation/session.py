@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from nanochat.draws import Draws
 from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation.cache import PromptCache
-from nanochat.generation.costs import Chooser
-from nanochat.generation.drafts import MOST_GUESSED, Guess
+from nanochat.generation.drafter import Drafter
+from nanochat.generation.drafts import Guess
 from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
 from nanochat.generation.options import (
     GenerationOptions,
@@ -80,6 +80,13 @@ class Session(Generic[State]):
     copies : int, optional
         Most copies that are kept of what rows remember besides keys and values, of which each is as large as that of a
         row; by default two for each row.
+    heads : bool
+        Let extra heads of the model read all that it reads, so that they can guess for texts.
+
+    Raises
+    ------
+    InputError
+        If the model has no heads.
     """
 
     def __init__(
@@ -94,20 +101,28 @@ class Session(Generic[State]):
         stretch: float | None = None,
         prefix_cache: bool = True,
         copies: int | None = None,
+        heads: bool = False,
     ) -> None:
+        if heads and not runner.num_ahead:
+            raise InputError(
+                "this model has no extra heads (num_ahead=0) that could guess: pass draft=True, or drop --draft-heads"
+            )
         self.runner = runner
+        self._has_heads = heads
         self.tokenizer = tokenizer
         self.capacity = runner.config.context_length if capacity is None else capacity
         self._pace = Pace(prompt_tokens, stretch=stretch)
         if pages is None:
             pages = pages_of_rows(rows, self.capacity)
-        state = runner.new_state(rows=rows, capacity=self.capacity, pages=pages)
+        state = runner.new_state(rows=rows, capacity=self.capacity, pages=pages, ahead=heads)
         copies = COPIES * rows if copies is None else copies
         prefixes = Prefixes(state, copies=copies) if prefix_cache else None
         self._state = state
         self._places = Places(state, rows=rows, prefixes=prefixes)
         self._one_draw = Draws.greedy(1, vocab_size=tokenizer.vocab_size)
-        self._chooser = Chooser(runner)
+        self._drafter = Drafter(
+            runner, vocab_size=tokenizer.vocab_size, can_go_back=state.can_go_back
+        )
         self._next = 0
         # The texts that the step continues which is being computed, or was last.
         self.stepping: list[int] = []
@@ -179,6 +194,10 @@ class Session(Generic[State]):
                 f"draft=True on backend {self.runner.name}: there a text could be another, since its numbers depend on "
                 "how many tokens are read at once; load the model with backend numba, or leave draft out"
             )
+        if wanted.draft == "heads" and not self._has_heads:
+            raise InputError(
+                "draft='heads' in a session whose heads read nothing: make it with heads=True"
+            )
         predicted = wanted.prediction
         if isinstance(predicted, str):
             predicted = tuple(self.tokenizer.encode(predicted))
@@ -212,7 +231,7 @@ class Session(Generic[State]):
                         tokens_left=max_tokens,
                         num_alternatives=wanted.logprobs,
                         thoughts=wanted.thoughts,
-                        is_drafted=wanted.draft,
+                        is_drafted=bool(wanted.draft),
                         predicted=predicted,
                     )
                 )
@@ -288,7 +307,7 @@ class Session(Generic[State]):
             spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
             ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
             self.stepping = [text.row for text, _ in spans]
-            guesses = self._guesses(spans) if may_guess else []
+            guesses = self._drafter.guesses(spans) if may_guess else []
             befores = [
                 self._places.before(text, guess)
                 for text, guess in zip(ends, guesses, strict=bool(guesses))
@@ -313,11 +332,11 @@ class Session(Generic[State]):
                     raise
                 may_guess = False
                 continue
-            self._note_seconds(time.perf_counter() - began, tokens, guesses)
             for text, ids in spans:
                 self._places.was_read(text, len(ids))
             pieces: list[Piece] = []
             row = 0
+            asking: list[tuple[Text, int]] = []
             for number, text in enumerate(ends):
                 if text.read == len(text.prompt.ids):
                     text.prompt.was_read(text, choices.logits, row, self._state)
@@ -328,39 +347,20 @@ class Session(Generic[State]):
                 found, stood = text.take(choices, row, guesses[number])
                 self._places.went_on(text, guesses[number], stood, befores[number])
                 pieces += self._left(text, found)
+                if choices.ahead is not None and text.is_drafted and text.tokens_left:
+                    asking.append((text, row + stood))
                 row += 1 + len(guesses[number].tokens)
+            self._drafter.ask_ahead(asking, choices)
+            self._note_seconds(time.perf_counter() - began, tokens, guesses)
             return pieces
         return []
-
-    def _guesses(self, spans: Sequence[tuple[Text, list[int]]]) -> list[Guess]:
-        """What is guessed of each text, as much as pays; nothing at all while prompts are read."""
-        is_drafted = False
-        for text, ids in spans:
-            if (
-                not text.has_begun
-                or text.read + len(ids) < len(text.ids)
-                or len(ids) > MOST_GUESSED + 1
-            ):
-                return []
-            is_drafted |= text.is_drafted
-        if not is_drafted:
-            return []
-        guesses = [text.guess() for text, _ in spans]
-        if not any(guess.tokens for guess in guesses):
-            return guesses
-        counts = self._chooser.choose(
-            [len(ids) for _, ids in spans],
-            [guess.chances for guess in guesses],
-            replayed=not self._state.can_go_back,
-        )
-        return [guess.first(count) for guess, count in zip(guesses, counts, strict=True)]
 
     def _note_seconds(
         self, seconds: float, tokens: Sequence[Sequence[int]], guesses: Sequence[Guess]
     ) -> None:
         """Learn what a step takes."""
         if guesses:
-            self._chooser.note(sum(map(len, tokens)), seconds)
+            self._drafter.note(sum(map(len, tokens)), seconds)
         if not any(guess.tokens for guess in guesses):
             counts = [len(ids) for ids in tokens if len(ids) > 1]
             self._pace.note(seconds, num_writing=len(tokens) - len(counts), num_read=sum(counts))
@@ -481,6 +481,7 @@ def generate(
         capacity=capacity,
         pages=pages,
         prefix_cache=cache is not None,
+        heads=wanted.draft == "heads",
     )
     if cache is not None:
         session.restore(cache)

@@ -113,6 +113,8 @@ class Text:
     accepted: int = 0
     predicted_drafted: int = 0
     predicted_accepted: int = 0
+    # What extra heads say that comes next.
+    ahead: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt.ids]
@@ -164,21 +166,27 @@ class Text:
         is_unsure = matcher is not None and not self.sampler.is_constrained
         if not self.is_drafted or not self.has_begun or self.tokens_left < 2 or is_unsure:
             return NO_GUESS
-        if self._draft is None:
-            self._draft = Draft(self.ids, self.predicted)
         forced = () if matcher is None else matcher.forced()
-        guess = self._draft.guess(self.tokens_left - 1, forced=forced)
+        guess = self.draft.guess(self.tokens_left - 1, forced=forced, ahead=self.ahead)
         if not guess.tokens:
             return guess
         # What ends a text needs no guess: nothing is read after it.
         tokens = [*itertools.takewhile(lambda token: token not in self.stop_ids, guess.tokens)]
         return guess.first(len(tokens) if matcher is None else matcher.count(tokens))
 
+    @property
+    def draft(self) -> Draft:
+        """What is guessed of it, made when it is first asked for."""
+        if self._draft is None:
+            self._draft = Draft(self.ids, self.predicted)
+        return self._draft
+
     def take(self, choices: Choices, row: int, guess: Guess) -> tuple[list[Piece], int]:
         """Continue with the tokens that were chosen from a row on, one more than were guessed; how many of these stood.
 
         What was chosen after a guess that did not stand is of no use.
         """
+        self.ahead = ()
         is_predicted = guess.source[0] == "predicted"
         self.drafted += len(guess.tokens)
         self.predicted_drafted += is_predicted * len(guess.tokens)

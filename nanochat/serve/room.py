@@ -34,7 +34,7 @@ class Room:
     bytes: int
 
 
-def find_room(model: Model, *, rows: int, kv_memory: int) -> Room:
+def find_room(model: Model, *, rows: int, kv_memory: int, heads: bool = False) -> Room:
     """What texts may take.
 
     Parameters
@@ -43,6 +43,8 @@ def find_room(model: Model, *, rows: int, kv_memory: int) -> Room:
         How many are written at the same time; 0 is 32, or as many as leave half of the memory to their pages.
     kv_memory : int
         Most bytes; 0 is what all texts take at their longest, or half of what is free if that is less.
+    heads : bool
+        Whether extra heads of the model keep keys and values, too.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def find_room(model: Model, *, rows: int, kv_memory: int) -> Room:
         If one short text does not fit.
     """
     context = model.config.context_length
-    probe = model.engine.new_state(rows=1, capacity=min(PAGE, context), pages=1)
+    probe = model.engine.new_state(rows=1, capacity=min(PAGE, context), pages=1, ahead=heads)
     page: int = probe.page_bytes
     can_go_back: bool = probe.can_go_back
     if not page:

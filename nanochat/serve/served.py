@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 from nanochat import __version__
 from nanochat.errors import counted
@@ -37,11 +37,11 @@ class Served:
         names: Sequence[str],
         room: Room,
         owner: CacheOwner,
-        drafts: bool,
+        drafts: bool | Literal["heads"],
     ) -> None:
         self.model = model
-        # Texts of other backends would not be the same.
-        self.drafts = drafts and model.engine.is_exact
+        # What its texts are guessed from.
+        self.drafts = drafts
         self.engine = engine
         self.names = tuple(names)
         self.room = room
@@ -141,7 +141,10 @@ async def load_served(
         # What has no company cannot depend on it.
         is_alone = settings.deterministic and not _has_no_company(model)
         wanted = 1 if is_alone else settings.max_rows
-        room = find_room(model, rows=wanted, kv_memory=settings.kv_memory)
+        # Texts of other backends would not be the same.
+        drafts = settings.drafts and model.engine.is_exact
+        heads = drafts and settings.draft_heads
+        room = find_room(model, rows=wanted, kv_memory=settings.kv_memory, heads=heads)
         rows = room.rows
         session = Session(
             model.engine,
@@ -152,6 +155,7 @@ async def load_served(
             stretch=None if is_alone else _STRETCH,
             prefix_cache=settings.prefix_cache and not is_alone,
             copies=room.copies,
+            heads=heads,
         )
         engine.run(session, most_texts=rows + settings.queue)
         return Served(
@@ -160,7 +164,7 @@ async def load_served(
             names=names,
             room=room,
             owner=model.cache_owner,
-            drafts=settings.drafts,
+            drafts="heads" if heads else drafts,
         )
 
     try:

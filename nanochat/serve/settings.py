@@ -36,6 +36,9 @@ class Settings:
         bool,
         "Guess what texts say next and read several tokens at once, where that is faster; texts are the same.",
     ] = True
+    draft_heads: Annotated[
+        bool, "Let extra heads of the models guess, too; for models that were trained with some."
+    ] = False
     deterministic: Annotated[
         bool,
         "Give each text what it gets alone on any backend: where company changes bits, one text at a time.",

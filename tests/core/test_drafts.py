@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanochat.errors import InputError
 from nanochat.generation.costs import Chooser
 from nanochat.generation.drafts import Draft
 from nanochat.generation.options import Piece
@@ -293,3 +294,23 @@ def test_texts_are_written_as_fast_as_the_chooser_thinks(model: Model) -> None:
 
     assert last.drafted > 50
     assert last.accepted > 0.8 * last.drafted
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft": "heads"}, "has no extra heads"),
+        ({"draft": "much"}, "pass True, False"),
+        ({"prediction": [5, "x"]}, "is no text"),
+        ({"prediction": 5}, "is no text"),
+        ({"prediction": [-1]}, "is no text"),
+    ],
+)
+def test_a_draft_that_cannot_be_is_refused(model: Model, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        texts(model, max_tokens=2, **options)
+
+
+def test_heads_that_read_nothing_cannot_guess(model: Model) -> None:
+    with pytest.raises(InputError, match="heads=True"):
+        model.session(rows=1).add([5], max_tokens=2, draft="heads")

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.errors import InputError
 from nanochat.generation.engine import Engine
 from nanochat.generation.options import Piece
+from nanochat.generation.sampling import Sampling, batch_samplers
 from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
+from nanochat.model import training_outputs
 from nanochat.ops import Ops
 from tests.parity.backends import backends_under_test, exact_backends, loaded
 from tests.parity.cases import CASES
@@ -79,6 +82,52 @@ def test_texts_that_are_guessed_have_the_bits_of_others(ops: AnyOps, case: str) 
     assert all(piece.drafted > piece.accepted > 5 for piece in last[:2])
     assert last[2].drafted == 0
     assert session.load.pages_used - session.load.pages_kept == 0
+
+
+@pytest.mark.usefixtures("many_guesses")
+@pytest.mark.parametrize("ops", exact_backends(), indirect=True)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_extra_heads_guess_changes_no_text(ops: AnyOps, temperature: float) -> None:
+    engine = engine_of(ops, "ahead")
+    prompts = [[5, 6, 7], [9, 8]]
+    options: Any = {"max_tokens": 24, "temperature": temperature, "logprobs": 0, "ignore_eos": True}
+    expected = [list(generate(engine, TOKENIZER, [ids], seed=2, **options)) for ids in prompts]
+    session = Session(engine, TOKENIZER, rows=2, heads=True)
+    rows = [
+        *session.add(prompts[0], seed=2, **options, draft="heads"),
+        *session.add(prompts[1], seed=2, **options),
+    ]
+
+    found = written(session, rows)
+
+    assert [told(pieces) for pieces in found] == [told(pieces) for pieces in expected]
+    # Two heads have guessed, of which the weights are random.
+    assert found[0][-1].drafted > 5
+    assert found[1][-1].drafted == 0
+
+
+@pytest.mark.parametrize("ops", exact_backends(), indirect=True)
+def test_extra_heads_say_what_they_say_in_training(ops: AnyOps) -> None:
+    config = replace(CASES["ahead"], vocab_size=TOKENIZER.vocab_size)
+    weights = freeze(random_weights(config))
+    engine = Engine(config, ops.prepare(weights), ops)
+    ids = [5, 6, 7, 8, 9]
+    state = engine.new_state(rows=1, capacity=9, ahead=True)
+    row = state.admit()
+    samplers = batch_samplers(Sampling(temperature=0.0), [ids])
+    engine.step(state, [row], [ids[:2]])
+
+    choices = engine.draw(
+        state, [row], [ids[2:]], samplers, vocab_size=config.vocab_size, drafted=[2]
+    )
+
+    assert choices.ahead is not None
+    found = engine.ahead(choices.ahead[2:], samplers, vocab_size=config.vocab_size)
+    reference = ReferenceOps()
+    leaves = reference.prepare(weights)
+    trained = training_outputs(reference.tokens(np.array([ids])), leaves, config, reference)
+    logits = [reference.project(x, trained.table)[0][0, -1] for x in trained.ahead]
+    assert found.tolist() == [[int(np.argmax(row)) for row in logits]]
 
 
 @pytest.mark.skipif("torch" not in backends_under_test(), reason="torch is not under test")
