@@ -79,7 +79,7 @@ class ArrayState(RowState[list[Array]], Generic[Array]):
 
     def _copy_page(self, source: int, target: int) -> None:
         for array in self._of_pages():
-            self._set_pages(array, [target], self._pages_of(array, [source]))
+            array[target] = array[source]  # type: ignore[index]  # the same
 
     def _pages_of(self, array: Any, pages: Sequence[int]) -> Array:
         """Some pages of an array."""

@@ -89,6 +89,10 @@ class MlxState(ArrayState[mx.array]):
         for array in self._of_pages():
             array[:, page * PAGE : (page + 1) * PAGE] = 0
 
+    def _copy_page(self, source: int, target: int) -> None:
+        for array in self._of_pages():
+            self._set_pages(array, [target], self._pages_of(array, [source]))
+
     def _pages_of(self, array: mx.array, pages: Sequence[int]) -> mx.array:
         return array[:, _places(pages)]
 

@@ -434,7 +434,7 @@ def _of_drafts(
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
     """Refuse tokens that a model cannot read."""
     try:
-        tokens = [operator.index(token) for token in ids]
+        tokens = [*map(operator.index, ids)]
     except TypeError as error:
         raise InputError(
             f"{ids!r:.80} is not one sequence of token ids, which are integers: encode the text with the model's "

@@ -159,11 +159,10 @@ class Sampler:
         self._ids = np.zeros(8, np.int64)
         self._factors = np.zeros(8, np.float32)
         self._addends = np.zeros(8, np.float32)
-        seen = {int(token) for token in prompt_ids}
-        _require_not_negative("prompt id", min(seen, default=0))
+        _require_not_negative("prompt id", int(min(prompt_ids, default=0)))
         # What a vocabulary must be larger than: a backend's kernel checks no id.
         self._highest = {
-            "prompt id": max(seen, default=-1),
+            "prompt id": int(max(prompt_ids, default=-1)),
             "logit_bias id": max(settings.logit_bias, default=-1),
             "pushed id": -1,
             "stop_token_ids id": max(held_back, default=-1),
@@ -171,7 +170,7 @@ class Sampler:
         for token in {*settings.logit_bias, *self._held_back}:
             self._adjust(token)
         if settings.repetition_penalty != 1.0:
-            for token in seen:
+            for token in {int(token) for token in prompt_ids}:
                 self._see(token)
 
     def next(self, logits: NDArray[np.float32]) -> int:
