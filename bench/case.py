@@ -23,6 +23,7 @@ SUMMARIES = {
     "load": "seconds and memory to load a large model on every backend",
     "memory": "what a model takes on every backend, beside what is estimated before it is loaded",
     "rows": "texts that are written together, come, leave and share what they read",
+    "drafts": "texts that are guessed, beside the same texts that are not, and texts held to a form",
     "serve": "the server beside the engine alone, and what its clients wait for",
     "storages": "what keys and values that are kept in fewer bits change of the logits",
     "sampling": "microseconds to draw a token, compiled and in NumPy",
