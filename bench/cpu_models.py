@@ -27,7 +27,7 @@ from nanochat.text.tokenizer import Tokenizer
 from nanochat.weights import Stored, Weights, map_leaves, named_leaves
 from tests.parity.random_models import random_packed_weights
 
-__all__ = ["against_llama_cpp", "cost_of_streams", "plain"]
+__all__ = ["against_llama_cpp", "cost_of_streams", "plain", "write_for_llama_cpp"]
 
 # Tokens that the sequence holds before decoding is timed, tokens of a prompt, and room for those of a turn.
 _CONTEXT, _PROMPT, _ROOM = 64, 512, 2048
@@ -76,7 +76,7 @@ def against_llama_cpp(
         weights = random_packed_weights(config, seed=0)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
-            _write(path, config, weights)
+            write_for_llama_cpp(path, config, weights)
             for threads in thread_counts:
                 yield from _compare(name, config, weights, path, threads, turns, prefill_turns)
 
@@ -122,7 +122,8 @@ def cost_of_streams(name: str, *, turns: int) -> Iterator[Result]:
         )
 
 
-def _write(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None:
+def write_for_llama_cpp(path: Path, config: ModelConfig, weights: Weights[Stored]) -> None:
+    """A file that the library of llama.cpp runs."""
     # Only token numbers are fed, so the smallest vocabulary of texts will do.
     tokenizer = Tokenizer.train(["a"], vocab_size=263)
     source = Bundle(

@@ -1,4 +1,4 @@
-"""This file holds the case `rows`: what it costs that texts are written together, come, leave, and share a beginning.
+"""This file holds the case `rows`: what it costs that texts come, leave, and share a beginning; and to draw for many.
 
 Weights are random, which compute as fast as any. Everything runs on all cores with a cache of float16; what is compared
 takes turns.
@@ -11,40 +11,35 @@ from statistics import median
 import numpy as np
 
 from bench.cpu_models import plain
-from bench.interleaved import Runner, interleaved, ratio
+from bench.engine import decoding
+from bench.interleaved import interleaved, ratio
 from bench.result import Result, table
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
 from nanochat.generation.engine import Engine
-from nanochat.generation.sampling import Sampling, batch_samplers
+from nanochat.generation.sampling import Sampling
 from nanochat.generation.session import Session
 from nanochat.text.tokenizer import Tokenizer
 from tests.parity.random_models import random_packed_weights
 
 __all__ = ["run", "table"]
 
-_CONTEXT, _PROMPT, _ROWS = 64, 512, 32
+_CONTEXT, _ROWS = 64, 32
 _IDS = [7 + i * i % 250 for i in range(4096)]
 _TURN = 0.5
-_GREEDY = Sampling(temperature=0.0)
-# How many times as fast 32 rows are as one.
-_OVER_ONE = {"nano-125m": 2.2, "560m": 1.9}
 
 
 def run(quick: bool) -> Iterator[Result]:
-    """The models of the targets; the larger one only where there is time."""
-    for name in ("nano-125m",) if quick else ("nano-125m", "560m"):
-        ops = NumbaOps(num_threads=num_cores())
-        config = plain(name)
-        weights = ops.prepare(random_packed_weights(config, seed=0))
-        engine = Engine(config, weights, ops, kv_cache="float16")
-        case = _Case(name, engine, turns=3 if quick else 15)
-        yield from case.throughput()
-        if name == "nano-125m":
-            yield from case.membership()
-            yield from case.sampling()
-            yield from case.conversation()
-            yield from case.samples()
+    """A model of 125 million weights."""
+    ops = NumbaOps(num_threads=num_cores())
+    config = plain("nano-125m")
+    weights = ops.prepare(random_packed_weights(config, seed=0))
+    engine = Engine(config, weights, ops, kv_cache="float16")
+    case = _Case("nano-125m", engine, turns=3 if quick else 15)
+    yield from case.membership()
+    yield from case.sampling()
+    yield from case.conversation()
+    yield from case.samples()
 
 
 class _Case:
@@ -53,51 +48,6 @@ class _Case:
         self.engine = engine
         self.turns = turns
         self.tokenizer = Tokenizer.train(["a"], vocab_size=263)
-        self._over_one = _OVER_ONE[name]
-
-    def throughput(self) -> Iterator[Result]:
-        """Tokens a second of 32 greedy rows, beside one row and beside reading a prompt."""
-        runners = {
-            "1 row": self._decoding(1),
-            "32 rows": self._decoding(_ROWS),
-            "prompt": Runner(run=lambda: self.engine.prefill(_IDS[:_PROMPT], capacity=_PROMPT)),
-        }
-        timings = interleaved(runners, turns=self.turns, seconds=_TURN)
-        for peer, amount, target in (("prompt", _PROMPT, 0.90), ("1 row", 1, self._over_one)):
-            times = ratio(timings["32 rows"], timings[peer]) * _ROWS / amount
-            yield Result(
-                case="rows",
-                what=f"32 rows, context 64, {self.name}",
-                unit="tokens/s",
-                **timings["32 rows"].rates(_ROWS),
-                peer=amount / timings[peer].seconds,
-                peer_name=peer,
-                ratio=times,
-                target=target,
-                ok=times >= target,
-            )
-
-    def _decoding(self, rows: int, settings: Sampling = _GREEDY) -> Runner:
-        """A token for each of so many rows, as a session does it."""
-        engine, state = self.engine, None
-        vocab_size = engine.config.vocab_size
-        samplers = batch_samplers(settings, [[]] * rows)
-
-        def start() -> None:
-            nonlocal state
-            state = engine.new_state(rows=rows, capacity=1024)
-            row = state.admit()
-            engine.extend(state, row, _IDS[:_CONTEXT])
-            for _ in range(rows - 1):
-                state.fork(row)
-
-        def step() -> None:
-            # Another draw each time: to be turned down by a filter takes a token several passes.
-            for sampler in samplers:
-                sampler.push(9)
-            engine.draw(state, range(rows), [[9]] * rows, samplers, vocab_size=vocab_size)
-
-        return Runner(run=step, start=start)
 
     def membership(self) -> Iterator[Result]:
         """What it costs that a row of 32 leaves and another, with a context of 64, takes its place."""
@@ -121,8 +71,8 @@ class _Case:
     def sampling(self) -> Iterator[Result]:
         """What drawing adds to a step of 32 rows, for each row, in row steps."""
         runners = {
-            "drawn": self._decoding(_ROWS, Sampling(temperature=0.7, top_p=0.95)),
-            "greedy": self._decoding(_ROWS),
+            "drawn": decoding(self.engine, _ROWS, Sampling(temperature=0.7, top_p=0.95)),
+            "greedy": decoding(self.engine, _ROWS),
         }
         timings = interleaved(runners, turns=self.turns, seconds=_TURN)
         share = 1 / ratio(timings["drawn"], timings["greedy"]) - 1

@@ -6,7 +6,7 @@ Its library is fetched once from a registry; see `nanochat.export.gguf.llama_cpp
 import ctypes
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,12 +39,16 @@ class LlamaCpp:
         A file of an architecture that llama.cpp has, such as `nanochat.export.gguf.write.write_gguf` writes for it.
     context : int
         The most tokens of the sequence.
+    rows : int
+        Sequences that `decode_rows` continues at once.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, context: int) -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, context: int, rows: int = 1
+    ) -> None:
         self._library = library()
         self.runtime = f"llama.cpp {self._library.llama_version().decode()}"
-        self._limit, self._length = context, 0
+        self._limit, self._length, self._rows = context, 0, rows
         # What frees what has been made, in the order in which it was.
         frees: list[Callable[[], None]] = []
         self._close = weakref.finalize(self, _run_all, frees)
@@ -103,6 +107,26 @@ class LlamaCpp:
         """As `prefill`, with one token."""
         return self.prefill((token,))
 
+    def decode_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Continue each of the rows, or the first ones, by a token; the logits after it, (rows, vocabulary)."""
+        if self._length == self._limit:
+            raise ContextLengthError(
+                f"rows of {self._length} tokens, which is the context: open the model with a larger one, or call reset"
+            )
+        count = len(tokens)
+        # Kept while it runs.
+        ids = (ctypes.c_int32 * count)(*tokens)
+        numbers = [(ctypes.c_int32 * 1)(row) for row in range(count)]
+        pointers = [ctypes.cast(number, ctypes.POINTER(ctypes.c_int32)) for number in numbers]
+        batch = self._library.llama_batch_get_one(ids, count)
+        batch.pos = (ctypes.c_int32 * count)(*[self._length] * count)
+        batch.n_seq_id = (ctypes.c_int32 * count)(*[1] * count)
+        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * count)(*pointers)
+        batch.logits = (ctypes.c_int8 * count)(*[1] * count)
+        self._decode_batch(batch)
+        self._length += 1
+        return self._logits(range(count))
+
     def reset(self) -> None:
         """Forget the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
@@ -133,7 +157,8 @@ class LlamaCpp:
         self._pool = pool = processor.ggml_threadpool_new(ctypes.byref(pool_parameters))
         frees.append(lambda: processor.ggml_threadpool_free(pool))
         parameters = functions.llama_context_default_params()
-        parameters.n_ctx = self._limit
+        parameters.n_ctx = self._limit * self._rows
+        parameters.n_seq_max = self._rows
         parameters.n_batch = parameters.n_ubatch = _BATCH
         parameters.n_threads = parameters.n_threads_batch = threads
         self._context = context = functions.llama_init_from_model(model, parameters)
@@ -160,13 +185,19 @@ class LlamaCpp:
         wanted = (ctypes.c_int8 * len(ids))(*[1] * len(ids))
         if every:
             batch.logits = wanted
+        self._decode_batch(batch)
+        self._length += len(ids)
+        return self._logits(range(len(ids)) if every else (-1,))
+
+    def _decode_batch(self, batch: ctypes.Structure) -> None:
         code = self._decode(self._context, batch)
         if code:
             raise BackendError(
                 f"llama.cpp cannot go on (code {code}, {last_error()}): call reset or open the model again"
             )
-        self._length += len(ids)
-        rows = range(len(ids)) if every else (-1,)
+
+    def _logits(self, rows: Iterable[int]) -> NDArray[np.float32]:
+        """The logits after some tokens of the last batch."""
         pointers = [self._library.llama_get_logits_ith(self._context, row) for row in rows]
         return np.stack(
             [np.ctypeslib.as_array(pointer, (self._num_tokens,)) for pointer in pointers]

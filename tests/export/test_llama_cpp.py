@@ -107,6 +107,23 @@ def test_logits_and_greedy_text_are_of_a_new_sequence(model: LlamaCppVocabulary)
 
 
 @on_linux_x86
+def test_rows_are_continued_side_by_side(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "x.gguf", small())
+    texts = [[5, 6, 7], [9, 8, 5]]
+    with closing(LlamaCpp(tmp_path / "x.gguf", threads=1, context=16, rows=2)) as model:
+        for tokens in zip(*texts, strict=True):
+            found = model.decode_rows(tokens)
+
+        expected = np.stack([model.logits(text)[-1] for text in texts])
+        assert rms_error(found, expected) < 1e-2
+        model.reset()
+        for _ in range(16):
+            model.decode_rows([5, 5])
+        with pytest.raises(ContextLengthError, match="larger one"):
+            model.decode_rows([5, 5])
+
+
+@on_linux_x86
 def test_a_library_between_two_passes_may_shape_the_tiles_of_amx(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     # Of these rows a table in Q8_0 is multiplied in tiles.

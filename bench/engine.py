@@ -1,0 +1,147 @@
+"""This file holds the case `engine`: tokens a second of 1 to 64 texts at a time, beside llama.cpp and the prompt rate.
+
+Weights are random, texts greedy after a context of 64, on all cores with a cache of float16. llama.cpp runs the same
+weights as TQ2_0 with as many sequences in a batch, and need not even choose tokens. The bound is the rate at which this
+engine reads a prompt: products cannot be used better than that.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.cpu_models import plain, write_for_llama_cpp
+from bench.interleaved import Runner, Timing, interleaved, ratio
+from bench.result import Result, table
+from nanochat.backends.host import num_cores
+from nanochat.backends.numba.ops import NumbaOps
+from nanochat.errors import counted
+from nanochat.export.gguf.llama_cpp import LlamaCpp
+from nanochat.generation.engine import Engine
+from nanochat.generation.sampling import Sampling, batch_samplers
+from tests.parity.random_models import random_packed_weights
+
+__all__ = ["decoding", "run", "table"]
+
+_CONTEXT, _PROMPT, _ROOM = 64, 512, 4096
+_IDS = [7 + i * i % 250 for i in range(4096)]
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_MOST = 32
+_TURN = 0.5
+_GREEDY = Sampling(temperature=0.0)
+_PEER = "llama.cpp TQ2_0"
+# How many times as fast as llama.cpp, and 32 rows over one, and over a prompt.
+_OVER_PEER = {("nano-125m", 8): 2.2, ("nano-125m", 32): 2.2}
+_OVER_ONE = {"nano-125m": 3.3, "560m": 2.3, "2.3b": 2.7}
+_OVER_PROMPT = 0.92
+
+
+def run(quick: bool) -> Iterator[Result]:
+    """The models of the targets; the larger ones only where there is time."""
+    for name in ("nano-125m",) if quick else ("nano-125m", "560m"):
+        ops = NumbaOps(num_threads=num_cores())
+        config = plain(name)
+        weights = random_packed_weights(config, seed=0)
+        engine = Engine(config, ops.prepare(weights), ops, kv_cache="float16")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}.gguf"
+            write_for_llama_cpp(path, config, weights)
+            rows = (1, 8, 32) if quick else _ROWS
+            yield from _results(name, engine, path, rows, turns=3 if quick else 9)
+
+
+def _results(
+    name: str,
+    engine: Engine[Any, Any, Any],
+    path: Path,
+    rows: tuple[int, ...],
+    *,
+    turns: int,
+) -> Iterator[Result]:
+    peer = LlamaCpp(path, threads=num_cores(), context=512, rows=max(rows))
+    runners: dict[str, Runner] = {
+        "prompt": Runner(run=lambda: engine.prefill(_IDS[:_PROMPT], capacity=_PROMPT))
+    }
+    for count in rows:
+        runners[f"ours, {count}"] = decoding(engine, count)
+        runners[f"peer, {count}"] = _decoding_by_peer(peer, count)
+    timings = interleaved(runners, turns=turns, seconds=_TURN)
+    where = f"{name}, {counted(num_cores(), 'thread')}"
+    prompt = timings["prompt"]
+    for count in rows:
+        yield _beside(
+            f"{counted(count, 'row')}, context {_CONTEXT}, {where}",
+            timings[f"ours, {count}"],
+            timings[f"peer, {count}"],
+            count,
+            target=_OVER_PEER.get((name, count)),
+            bound=_PROMPT / prompt.seconds,
+        )
+    most = timings[f"ours, {_MOST}"]
+    for peer_name, other, amount, target in (
+        ("1 row", timings["ours, 1"], 1, _OVER_ONE.get(name)),
+        ("prompt", prompt, _PROMPT, _OVER_PROMPT),
+    ):
+        times = ratio(most, other) * _MOST / amount
+        yield Result(
+            case="engine",
+            what=f"{_MOST} rows over {peer_name}, {where}",
+            unit="tokens/s",
+            **most.rates(_MOST),
+            peer=amount / other.seconds,
+            peer_name=peer_name,
+            ratio=times,
+            target=target,
+            ok=target is None or times >= target,
+        )
+    peer.close()
+
+
+def _beside(
+    what: str, ours: Timing, peer: Timing, count: int, *, target: float | None, bound: float
+) -> Result:
+    times = ratio(ours, peer)
+    return Result(
+        case="engine",
+        what=what,
+        unit="tokens/s",
+        **ours.rates(count),
+        peer=count / peer.seconds,
+        peer_name=_PEER,
+        ratio=times,
+        bound=bound,
+        target=target,
+        ok=target is None or times >= target,
+    )
+
+
+def decoding(engine: Engine[Any, Any, Any], rows: int, settings: Sampling = _GREEDY) -> Runner:
+    """A token for each of so many rows, as a session does it."""
+    state = None
+    vocab_size = engine.config.vocab_size
+    samplers = batch_samplers(settings, [[]] * rows)
+
+    def start() -> None:
+        nonlocal state
+        state = engine.new_state(rows=rows, capacity=1024)
+        row = state.admit()
+        engine.extend(state, row, _IDS[:_CONTEXT])
+        for _ in range(rows - 1):
+            state.fork(row)
+
+    def step() -> None:
+        # Another draw each time: to be turned down by a filter takes a token several passes.
+        for sampler in samplers:
+            sampler.push(9)
+        engine.draw(state, range(rows), [[9]] * rows, samplers, vocab_size=vocab_size)
+
+    return Runner(run=step, start=start)
+
+
+def _decoding_by_peer(peer: LlamaCpp, rows: int) -> Runner:
+    def start() -> None:
+        peer.reset()
+        for token in _IDS[:_CONTEXT]:
+            peer.decode_rows([token] * rows)
+
+    return Runner(run=lambda: peer.decode_rows([9] * rows), start=start, rest=peer.pause)
