@@ -29,8 +29,8 @@ class Drafter:
         self._can_go_back = can_go_back
         self._chooser = Chooser(runner)
 
-    def guesses(self, spans: Sequence[tuple[Text, list[int]]]) -> list[Guess]:
-        """What is guessed of each text, as much as pays; nothing at all while prompts are read."""
+    def guesses(self, spans: Sequence[tuple[Text, list[int]]]) -> list[tuple[Text, Guess]]:
+        """The texts and what is guessed of each, as much as pays; empty while prompts are read."""
         is_drafted = False
         for text, ids in spans:
             if (
@@ -44,13 +44,16 @@ class Drafter:
             return []
         guesses = [text.guess() for text, _ in spans]
         if not any(guess.tokens for guess in guesses):
-            return guesses
+            return [(text, guess) for (text, _), guess in zip(spans, guesses, strict=True)]
         counts = self._chooser.choose(
             [len(ids) for _, ids in spans],
             [guess.chances for guess in guesses],
             replayed=not self._can_go_back,
         )
-        return [guess.first(count) for guess, count in zip(guesses, counts, strict=True)]
+        return [
+            (text, guess.first(count))
+            for (text, _), guess, count in zip(spans, guesses, counts, strict=True)
+        ]
 
     def ask_ahead(self, texts: Sequence[tuple[Text, int]], choices: Choices) -> None:
         """Let extra heads guess for texts, from their rows of the choices."""

@@ -5,6 +5,7 @@ several texts that one of them has read, another text's row, or what the prefix 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from nanochat.generation.drafts import Guess
@@ -13,9 +14,24 @@ from nanochat.generation.prefixes import Beginning, Prefixes, shared_length
 from nanochat.generation.texts import Text
 from nanochat.rows import PAGE, RowState, Snapshot, num_pages
 
-__all__ = ["Places"]
+__all__ = ["Load", "Places"]
 
 State = TypeVar("State", bound=RowState[Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Texts of a session that are being written and that wait; all pages, those in use, and those kept for others.
+
+    `put_aside` is how often a text was, since the session began, for want of pages.
+    """
+
+    running: int
+    waiting: int
+    put_aside: int
+    pages: int
+    pages_used: int
+    pages_kept: int
 
 
 class Places(Generic[State]):
@@ -38,6 +54,19 @@ class Places(Generic[State]):
         self.running: list[Text] = []
         # How often a text had to wait again.
         self.num_put_aside = 0
+
+    @property
+    def load(self) -> Load:
+        """What there is to do, and what that takes."""
+        state = self.state
+        return Load(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            put_aside=self.num_put_aside,
+            pages=state.num_pages,
+            pages_used=state.num_pages - state.free_pages,
+            pages_kept=0 if self.prefixes is None else self.prefixes.num_pages,
+        )
 
     def find(self, row: int) -> Text | None:
         """The text of that number."""

@@ -6,7 +6,7 @@ none changes another's tokens. `generate` is a session for some prompts that beg
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar, Unpack
 
 import numpy as np
@@ -26,14 +26,14 @@ from nanochat.generation.options import (
     tokens_after,
 )
 from nanochat.generation.pace import Pace
-from nanochat.generation.places import Places
-from nanochat.generation.prefixes import COPIES, Prefixes
+from nanochat.generation.places import Load, Places
+from nanochat.generation.prefixes import COPIES, Beginning, Prefixes
 from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.generation.texts import Prompt, Text
 from nanochat.rows import PAGE, RowState, num_pages, pages_of_rows
 from nanochat.text.codec import TextCodec
 
-__all__ = ["Load", "Session", "generate"]
+__all__ = ["Session", "generate"]
 
 State = TypeVar("State", bound=RowState[Any])
 
@@ -41,21 +41,6 @@ State = TypeVar("State", bound=RowState[Any])
 _TOLD_AT_ONCE = 64
 # Texts of one call that are written at the same time: more of them would not be written faster.
 _MOST_ROWS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """Texts of a session that are being written and that wait; all pages, those in use, and those kept for others.
-
-    `put_aside` is how often a text was, since the session began, for want of pages.
-    """
-
-    running: int
-    waiting: int
-    put_aside: int
-    pages: int
-    pages_used: int
-    pages_kept: int
 
 
 class Session(Generic[State]):
@@ -135,17 +120,9 @@ class Session(Generic[State]):
         return not self._places.waiting and not self._places.running
 
     @property
-    def load(self) -> "Load":
+    def load(self) -> Load:
         """What it has to do, and what that takes."""
-        state, places = self._state, self._places
-        return Load(
-            running=len(places.running),
-            waiting=len(places.waiting),
-            put_aside=places.num_put_aside,
-            pages=state.num_pages,
-            pages_used=state.num_pages - state.free_pages,
-            pages_kept=0 if places.prefixes is None else places.prefixes.num_pages,
-        )
+        return self._places.load
 
     def add(self, ids: Sequence[int], **options: Unpack[GenerationOptions]) -> list[int]:
         """Begin to continue a prompt; the rows of its texts, one, or as many as option `n` says.
@@ -305,65 +282,89 @@ class Session(Generic[State]):
             began = time.perf_counter()
             # First those that have read all, for which a token is chosen.
             spans.sort(key=lambda span: span[0].read + len(span[1]) < len(span[0].ids))
-            ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
             self.stepping = [text.row for text, _ in spans]
+            # Of each text, or of none while prompts are read.
             guesses = self._drafter.guesses(spans) if may_guess else []
-            befores = [
-                self._places.before(text, guess)
-                for text, guess in zip(ends, guesses, strict=bool(guesses))
-            ]
-            tokens = [ids for _, ids in spans]
-            for number, guess in enumerate(guesses):
-                tokens[number] = [*tokens[number], *guess.tokens]
-            is_drawn_each = guesses and max(map(len, tokens)) > 1
+            befores = [self._places.before(text, guess) for text, guess in guesses]
             try:
-                choices = self.runner.draw(
-                    self._state,
-                    [text.place for text, _ in spans],
-                    tokens,
-                    [text.sampler for text in ends],
-                    vocab_size=self.tokenizer.vocab_size,
-                    with_logits=any(text.needs_logits for text in ends),
-                    drafted=[len(guess.tokens) for guess in guesses] if is_drawn_each else (),
-                )
+                choices = self._choose(spans, [guess for _, guess in guesses])
             except MemoryShortageError:
                 # Nobody gives way for what is only guessed.
-                if not any(guess.tokens for guess in guesses) and not self._places.make_room():
+                if not any(guess.tokens for _, guess in guesses) and not self._places.make_room():
                     raise
                 may_guess = False
                 continue
             for text, ids in spans:
                 self._places.was_read(text, len(ids))
-            pieces: list[Piece] = []
-            row = 0
-            asking: list[tuple[Text, int]] = []
-            for number, text in enumerate(ends):
-                if text.read == len(text.prompt.ids):
-                    text.prompt.was_read(text, choices.logits, row, self._state)
-                if not guesses:
-                    pieces += self._push(text, choices, row)
-                    row += 1
-                    continue
-                found, stood = text.take(choices, row, guesses[number])
-                self._places.went_on(text, guesses[number], stood, befores[number])
-                pieces += self._left(text, found)
-                if choices.ahead is not None and text.is_drafted and text.tokens_left:
-                    asking.append((text, row + stood))
-                row += 1 + len(guesses[number].tokens)
-            self._drafter.ask_ahead(asking, choices)
-            self._note_seconds(time.perf_counter() - began, tokens, guesses)
+            if guesses:
+                pieces = self._take_guesses(guesses, befores, choices)
+            else:
+                pieces = self._take_tokens([text for text, _ in spans], choices)
+            self._note_seconds(time.perf_counter() - began, spans, guesses)
             return pieces
         return []
 
+    def _choose(self, spans: Sequence[tuple[Text, list[int]]], guesses: Sequence[Guess]) -> Choices:
+        """Let texts read, with what is guessed to follow, and choose a token for each that has read all then."""
+        ends = [text for text, ids in spans if text.read + len(ids) == len(text.ids)]
+        tokens = [ids for _, ids in spans]
+        if guesses:
+            tokens = [[*ids, *guess.tokens] for ids, guess in zip(tokens, guesses, strict=True)]
+        drafted = [len(guess.tokens) for guess in guesses]
+        return self.runner.draw(
+            self._state,
+            [text.place for text, _ in spans],
+            tokens,
+            [text.sampler for text in ends],
+            vocab_size=self.tokenizer.vocab_size,
+            with_logits=any(text.needs_logits for text in ends),
+            # A text that must read several tokens has them repeated, too, with one choice after the last.
+            drafted=drafted if max(map(len, tokens)) > 1 else (),
+        )
+
+    def _take_tokens(self, texts: Sequence[Text], choices: Choices) -> list[Piece]:
+        """Continue each of the first texts with the token that was chosen for it."""
+        pieces = []
+        for row, text in zip(range(len(choices.tokens)), texts, strict=False):
+            if text.read == len(text.prompt.ids):
+                text.prompt.was_read(text, choices.logits, row, self._state)
+            pieces += self._push(text, choices, row)
+        return pieces
+
+    def _take_guesses(
+        self,
+        guesses: Sequence[tuple[Text, Guess]],
+        befores: Sequence[Beginning | None],
+        choices: Choices,
+    ) -> list[Piece]:
+        """Continue each text with the tokens that were chosen, as far as its guesses stand."""
+        pieces: list[Piece] = []
+        asking = []
+        row = 0
+        for (text, guess), before in zip(guesses, befores, strict=True):
+            found, stood = text.take(choices, row, guess)
+            self._places.went_on(text, guess, stood, before)
+            pieces += self._left(text, found)
+            if choices.ahead is not None and text.is_drafted and text.tokens_left:
+                asking.append((text, row + stood))
+            row += 1 + len(guess.tokens)
+        self._drafter.ask_ahead(asking, choices)
+        return pieces
+
     def _note_seconds(
-        self, seconds: float, tokens: Sequence[Sequence[int]], guesses: Sequence[Guess]
+        self,
+        seconds: float,
+        spans: Sequence[tuple[Text, list[int]]],
+        guesses: Sequence[tuple[Text, Guess]],
     ) -> None:
         """Learn what a step takes."""
+        counts = [len(ids) for _, ids in spans]
+        guessed = sum(len(guess.tokens) for _, guess in guesses)
         if guesses:
-            self._drafter.note(sum(map(len, tokens)), seconds)
-        if not any(guess.tokens for guess in guesses):
-            counts = [len(ids) for ids in tokens if len(ids) > 1]
-            self._pace.note(seconds, num_writing=len(tokens) - len(counts), num_read=sum(counts))
+            self._drafter.note(sum(counts) + guessed, seconds)
+        if not guessed:
+            read = [count for count in counts if count > 1]
+            self._pace.note(seconds, num_writing=len(counts) - len(read), num_read=sum(read))
 
     def _tell_prompt(self) -> list[Piece]:
         """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""

@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 from nanochat.errors import NanochatError
 from nanochat.generation.options import GenerationOptions, Piece
-from nanochat.generation.session import Load, Session
+from nanochat.generation.places import Load
+from nanochat.generation.session import Session
 
 __all__ = ["Answer", "EngineThread", "QueueFullError", "StepFailedError", "Watcher"]
 

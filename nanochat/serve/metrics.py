@@ -10,7 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from nanochat.generation.options import Piece
-from nanochat.generation.session import Load, Session
+from nanochat.generation.places import Load
+from nanochat.generation.session import Session
 from nanochat.serve.engine import Answer
 
 __all__ = ["Metrics"]

@@ -11,6 +11,7 @@ import pytest
 
 from nanochat.backends.reference.ops import Array, Leaf, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
+from nanochat.draws import Drawn, Draws
 from nanochat.errors import ContextLengthError, InputError
 from nanochat.generation.engine import Engine
 from nanochat.generation.options import GenerationOptions, Piece, read_options
@@ -304,11 +305,11 @@ class WatchedOps(ReferenceOps):
         self.states.append(weakref.ref(state))
         return state
 
-    def last(self, x: Array, *, state: ReferenceState | None) -> Array:
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
         self._calls_left -= 1
         if not self._calls_left:
             raise KeyboardInterrupt
-        return super().last(x, state=state)
+        return super().sample(logits, draws)
 
     def num_living(self) -> int:
         gc.collect()
