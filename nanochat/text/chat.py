@@ -12,6 +12,7 @@ Other people's models bring their own format as such a template. Contents are da
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 from typing import Any
 
@@ -23,6 +24,7 @@ from nanochat.text.messages import (
     checked_tools,
     plain,
     text_of,
+    with_argument_texts,
     with_texts,
 )
 from nanochat.text.thinking import Thoughts, check_budget, marks_of, require_marks
@@ -306,4 +308,11 @@ class _Conversation:
     def _rendered(self, messages: list[dict[str, object]], reply: bool) -> str:
         from nanochat.text.template import render_template
 
-        return render_template(self._template, messages, names=self._names, reply=reply)
+        render = partial(render_template, self._template, names=self._names, reply=reply)
+        try:
+            return render(messages)
+        except FormatError:
+            if not any("tool_calls" in message for message in messages):
+                raise
+            # Most templates want what arguments say, and some their text.
+            return render(with_argument_texts(messages))

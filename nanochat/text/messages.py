@@ -1,7 +1,9 @@
 """This file holds conversations as callers give them, checked: messages, and the tools that a model may ask for."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Required, TypedDict
 
 from nanochat.errors import InputError, did_you_mean
@@ -14,6 +16,7 @@ __all__ = [
     "checked_tools",
     "plain",
     "text_of",
+    "with_argument_texts",
     "with_texts",
 ]
 
@@ -57,7 +60,8 @@ class Message(TypedDict, total=False):
 def checked_messages(messages: object, *, template: str = "") -> list[dict[str, object]]:
     """Return a conversation as plain data, or a text as its only message; refuse what is none.
 
-    As in transformers, what is None counts as absent, and reasoning has all of its names.
+    As in transformers, what is None counts as absent, and reasoning has all of its names. Arguments of calls that are
+    JSON in a text, as OpenAI's clients send them, become what they say.
 
     Parameters
     ----------
@@ -111,6 +115,16 @@ def with_texts(messages: Iterable[Mapping[str, object]]) -> list[dict[str, objec
     ]
 
 
+def with_argument_texts(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with JSON in a text for the arguments of every call."""
+    return [
+        {**message, "tool_calls": [_with_arguments(call, _json_text) for call in calls]}
+        if isinstance(calls := message.get("tool_calls"), list)
+        else {**message}
+        for message in messages
+    ]
+
+
 def plain(value: object, where: str, depth: int = 0) -> object:
     """Return a copy that has JSON's types only: what a template sees has no methods of anybody else's."""
     match value:
@@ -149,10 +163,43 @@ def _checked(index: int, message: object, template: str) -> dict[str, object]:
     found = {
         key: value for key, value in {**fields, "content": content}.items() if value is not None
     }
+    if isinstance(calls := found.get("tool_calls"), list):
+        read = partial(_read_arguments, where)
+        found["tool_calls"] = [_with_arguments(call, read) for call in calls]
     reasoning = next((found[key] for key in _REASONING if key in found), None)
     if reasoning is not None:
         found = {"thinking": reasoning, **found, "reasoning_content": reasoning}
     return found
+
+
+def _with_arguments(call: Any, change: Callable[[object], object]) -> object:
+    """A call with other arguments, which are its own or those of its function."""
+    match call:
+        case {"function": {"arguments": arguments} as function}:
+            return {**call, "function": {**function, "arguments": change(arguments)}}
+        case {"arguments": arguments}:
+            return {**call, "arguments": change(arguments)}
+        case _:
+            return call
+
+
+def _json_text(arguments: object) -> object:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _read_arguments(where: str, arguments: object) -> object:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        # Some clients send nothing for none.
+        read = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise InputError(
+            f"{where} calls a function with the arguments {arguments!r:.80}: pass an object of JSON"
+        )
+    return plain(read, where)
 
 
 def _require_role(where: str, role: object, template: str) -> None:
