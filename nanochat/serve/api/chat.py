@@ -16,6 +16,7 @@ from nanochat.serve.api.errors import ApiError
 from nanochat.serve.api.forms import asked_form
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import chat_logprob
+from nanochat.serve.api.said import Said, Tally, usage
 from nanochat.serve.api.schema import ChatRequest
 from nanochat.serve.api.sse import DONE, Chunks, error_event, event
 from nanochat.serve.engine import Answer
@@ -23,8 +24,7 @@ from nanochat.serve.served import Served
 from nanochat.text.chat import chat_prompt, render
 from nanochat.text.tokenizer import Tokenizer
 
-__all__ = ["AskedAsChat", "AskedChat", "ChatEvents", "Tally", "ask_chat", "chat_answer", "usage"]
-__all__ += ["written"]
+__all__ = ["AskedAsChat", "AskedChat", "ChatEvents", "ask_chat", "chat_answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,90 +163,36 @@ def _prompt(request: ChatRequest, served: Served) -> tuple[list[int], Any]:
     return ids, None
 
 
-@dataclass
-class Tally:
-    """What a text has taken, and how it ended."""
-
-    num_tokens: int = 0
-    # Of thoughts.
-    num_thought: int = 0
-    cached: int = 0
-    finish_reason: str | None = None
-    stopped_by: str | int | None = None
-    # Tokens that were guessed from a prediction, and those of them that stood.
-    predicted: tuple[int, int] = (0, 0)
-
-    def count(self, piece: Piece) -> None:
-        """Add a piece of it."""
-        self.num_tokens += piece.token >= 0
-        self.num_thought += bool(piece.reasoning)
-        self.cached, self.predicted = piece.cached, piece.predicted
-        self.finish_reason, self.stopped_by = piece.finish_reason, piece.stopped_by
-
-
-def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, Any]:
-    """Tokens that were read and written."""
-    completion = sum(tally.num_tokens for tally in tallies)
-    accepted = sum(tally.predicted[1] for tally in tallies)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {
-            "reasoning_tokens": sum(tally.num_thought for tally in tallies),
-            "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": sum(tally.predicted[0] for tally in tallies) - accepted,
-        },
-    }
-
-
-async def written(answer: Answer) -> tuple[Tally, str, str]:
-    """What the one text of an answer has taken, the text, and what was thought before."""
-    tally, text, thought = Tally(), "", ""
-    async for pieces in answer.pieces():
-        for piece in pieces:
-            tally.count(piece)
-            text += piece.text
-            thought += piece.reasoning
-    return tally, text, thought
-
-
 async def chat_answer(asked: AskedChat, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``chat.completion``."""
     choices: list[list[Piece]] = [[] for _ in range(asked.n)]
     async for pieces in answer.pieces():
         for piece in pieces:
             choices[piece.row].append(piece)
-    tallies = [Tally() for _ in choices]
-    for tally, pieces in zip(tallies, choices, strict=True):
-        for piece in pieces:
-            tally.count(piece)
+    said = [Said() for _ in choices]
+    for each, pieces in zip(said, choices, strict=True):
+        each.take(pieces)
     return {
         **asked.body("chat.completion"),
         "choices": [
-            _choice(asked, index, pieces, tally)
-            for index, (pieces, tally) in enumerate(zip(choices, tallies, strict=True))
+            _choice(asked, index, pieces, each)
+            for index, (pieces, each) in enumerate(zip(choices, said, strict=True))
         ],
-        "usage": _usage(asked, tallies),
+        "usage": _usage(asked, [each.tally for each in said]),
         "nanochat": {"seed": asked.options["seed"][0]},  # type: ignore[index]  # a list
     }
 
 
-def _choice(asked: AskedChat, index: int, pieces: Sequence[Piece], tally: Tally) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": "".join(piece.text for piece in pieces),
-        "refusal": None,
-    }
-    if reasoning := "".join(piece.reasoning for piece in pieces):
-        message["reasoning_content"] = reasoning
+def _choice(asked: AskedChat, index: int, pieces: Sequence[Piece], said: Said) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+    if said.thought:
+        message["reasoning_content"] = said.thought
     return {
         "index": index,
         "message": message,
         "logprobs": _logprobs(asked, pieces),
-        "finish_reason": tally.finish_reason,
-        "stop_reason": tally.stopped_by,
+        "finish_reason": said.tally.finish_reason,
+        "stop_reason": said.tally.stopped_by,
     }
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.generation.prompts import encode_prompt
 from nanochat.serve.api.asked import asked_options, wants_usage
-from nanochat.serve.api.chat import Tally, usage
 from nanochat.serve.api.errors import ApiError
 from nanochat.serve.api.forms import asked_form
 from nanochat.serve.api.ids import new_id
 from nanochat.serve.api.logprobs import CompletionLogprobs
+from nanochat.serve.api.said import Tally, usage
 from nanochat.serve.api.schema import CompletionRequest, Prompt
 from nanochat.serve.api.sse import DONE, Chunks, error_event, event
 from nanochat.serve.engine import Answer

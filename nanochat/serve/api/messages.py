@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from nanochat.generation.options import Piece
-from nanochat.serve.api.chat import AskedAsChat, Tally, ask_chat, written
+from nanochat.serve.api.chat import AskedAsChat, ask_chat
 from nanochat.serve.api.errors import ApiError, as_api_error
 from nanochat.serve.api.ids import new_id
+from nanochat.serve.api.said import Tally, written
 from nanochat.serve.api.schema import ChatRequest
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
@@ -142,11 +143,11 @@ def _text(where: str, content: object) -> str:
 
 async def message_answer(asked: AskedMessage, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``message``."""
-    tally, text, thought = await written(answer)
+    said = await written(answer)
     content: list[dict[str, Any]] = []
-    if thought:
-        content.append({"type": "thinking", "thinking": thought, "signature": ""})
-    return asked.body([*content, {"type": "text", "text": text}], tally)
+    if said.thought:
+        content.append({"type": "thinking", "thinking": said.thought, "signature": ""})
+    return asked.body([*content, {"type": "text", "text": said.text}], said.tally)
 
 
 # The blocks of an answer by the fields of its pieces: type, and what its deltas are called.

@@ -15,9 +15,10 @@ from typing import Any
 from msgspec import Struct
 
 from nanochat.generation.options import Piece
-from nanochat.serve.api.chat import AskedAsChat, Tally, ask_chat, written
+from nanochat.serve.api.chat import AskedAsChat, ask_chat
 from nanochat.serve.api.errors import ApiError, as_api_error
 from nanochat.serve.api.ids import new_id
+from nanochat.serve.api.said import Tally, written
 from nanochat.serve.api.schema import ChatRequest, Count
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
@@ -198,9 +199,9 @@ def _text(index: int, part: object) -> str:
 
 async def response_answer(asked: AskedResponse, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``response``."""
-    tally, text, thought = await written(answer)
-    output = [asked.reasoning(thought)] if thought else []
-    return asked.body("completed", [*output, asked.message(text, "completed")], tally)
+    said = await written(answer)
+    output = [asked.reasoning(said.thought)] if said.thought else []
+    return asked.body("completed", [*output, asked.message(said.text, "completed")], said.tally)
 
 
 class ResponseEvents:
