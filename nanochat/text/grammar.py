@@ -139,8 +139,8 @@ def regex_grammar(vocabulary: Vocabulary, expression: str) -> Grammar:
     )
 
 
-def lark_grammar(vocabulary: Vocabulary, grammar: str) -> Grammar:
-    """Texts of a grammar in the manner of Lark, see [1]_.
+def lark_grammar(vocabulary: Vocabulary, grammar: str, *, most: int = _MAX_BYTES) -> Grammar:
+    """Texts of a grammar in the manner of Lark, see [1]_, of so many characters at most.
 
     Raises
     ------
@@ -148,18 +148,27 @@ def lark_grammar(vocabulary: Vocabulary, grammar: str) -> Grammar:
         If it is none that can be compiled.
     """
     return _grammar(
-        vocabulary, grammar, lambda: LLMatcher.grammar_from_lark(grammar), "the grammar"
+        vocabulary, grammar, lambda: LLMatcher.grammar_from_lark(grammar), "the grammar", most=most
     )
 
 
-def _grammar(vocabulary: Vocabulary, text: str, make: Callable[[], str], what: str) -> Grammar:
-    if len(text) > _MAX_BYTES:
-        raise InputError(f"{what} has {len(text)} characters: pass {_MAX_BYTES} or less")
+def _grammar(
+    vocabulary: Vocabulary,
+    text: str,
+    make: Callable[[], str],
+    what: str,
+    *,
+    most: int = _MAX_BYTES,
+) -> Grammar:
+    if len(text) > most:
+        raise InputError(f"{what} has {len(text)} characters: pass {most} or less")
     try:
         grammar = make()
     except ValueError as error:
         raise InputError(f"{what} cannot be used: {error!s:.300}") from error
     matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0)
     if matcher.is_error():
-        raise InputError(f"{what} cannot be used: {matcher.get_error():.300}")
+        # Behind it is where in the library, which helps nobody else.
+        why = matcher.get_error().partition("\n<backtrace>")[0]
+        raise InputError(f"{what} cannot be used: {why:.300}")
     return Grammar(vocabulary, matcher)
