@@ -150,6 +150,8 @@ class _Probe:
         for call in calls:
             if NAME.match(call):
                 raise _UnknownError("nothing ends the name of a function")
+        if opening not in (self._turn(asked, self._call(0, _ARGUMENTS), content=_CONTENT) or ""):
+            raise _UnknownError("calls behind a text are written otherwise")
         bare = re.split("|".join(_FUNCTIONS), empty)[1:] or [""]
         bare[-1] = self._without_end(bare[-1], turn_end)
         short = self._ids is _IDS[1]
@@ -179,10 +181,10 @@ class _Probe:
         function = {"name": _FUNCTIONS[number], "arguments": arguments}
         return {"id": self._ids[number], "type": "function", "function": function}
 
-    def _turn(self, asked: str, *calls: Mapping[str, object]) -> str | None:
+    def _turn(self, asked: str, *calls: Mapping[str, object], content: str = "") -> str | None:
         """What is written for a turn with calls; None if it cannot have as many."""
         try:
-            text = self._written({"content": "", "tool_calls": [*calls]})
+            text = self._written({"content": content, "tool_calls": [*calls]})
         except NanochatError:
             if len(calls) > 1:
                 return None

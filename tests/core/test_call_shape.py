@@ -141,6 +141,7 @@ def test_the_end_of_an_argument_cannot_begin_within_itself() -> None:
         (real_templates()["trl/gptoss"], "not written once for each call"),
         (real_templates()["trl/gemma4"], "neither JSON nor one after the other"),
         (real_templates()["trl/lfm2_v2"], "depends on them"),
+        (real_templates()["axolotl/llama4"], "calls behind a text are written otherwise"),
         ("{{ tools }}{{ messages[0].content }}", "not written once"),
         (
             "{{ tools }}{% if messages[1] %}{{ raise_exception('no') }}{% endif %}",
@@ -148,7 +149,7 @@ def test_the_end_of_an_argument_cannot_begin_within_itself() -> None:
         ),
         ("{# </think> #}" + BARE, "it thinks, and calls have no mark"),
     ],
-    ids=["none", "harmony", "gemma", "python", "silent", "refuses", "thinks"],
+    ids=["none", "harmony", "gemma", "python", "llama 4", "silent", "refuses", "thinks"],
 )
 def test_what_is_not_understood_is_refused_with_the_reason(template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
