@@ -17,6 +17,7 @@ from nanochat.errors import ContextLengthError, InputError, NanochatError, did_y
 from nanochat.generation.cache import PromptCache
 from nanochat.generation.constraint import Constraint
 from nanochat.generation.sampling import Sampling
+from nanochat.text.calls import CallPart, Calls
 from nanochat.text.thinking import Thoughts
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "tokens_after",
 ]
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "error"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ class GenerationOptions(TypedDict, total=False):
     thoughts : Thoughts or None
         How thoughts are told from the answer, and when they are ended, from `nanochat.text.chat.chat_prompt`; not at
         all. They may make a text longer than `max_tokens` is by default, and no string in them stops it.
+    calls : Calls or None
+        How calls of tools are told from the answer, from `nanochat.text.calls.calls_of`; not at all. What keeps calls
+        to declared functions is a `constraint` of `nanochat.text.call_grammar`. No string in them stops a text.
     """
 
     max_tokens: int | None
@@ -117,6 +121,7 @@ class GenerationOptions(TypedDict, total=False):
     draft: bool | Literal["heads"] | None
     prediction: str | Sequence[int] | None
     thoughts: Thoughts | None
+    calls: Calls | None
 
 
 class TemplateOptions(TypedDict, total=False):
@@ -153,6 +158,7 @@ class Wanted:
     draft: bool | Literal["heads"]
     prediction: str | tuple[int, ...]
     thoughts: Thoughts | None
+    calls: Calls | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +166,16 @@ class Piece:
     """One chosen token, which continues the text number `row`, and the text that it releases.
 
     `text` is often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.
-    `finish_reason` is on the last piece of a row: "stop" at a special token or a stop string, "length" at `max_tokens`,
-    "error" where no token could be chosen, for which `error` says why and `token` is -1.
+    `finish_reason` is on the last piece of a row: "stop" at a special token or a stop string, "tool_calls" if calls of
+    tools have come to an end with it, "length" at `max_tokens`, "error" where no token could be chosen, for which
+    `error` says why and `token` is -1.
 
     `reasoning` is what the token releases of a thought, if `GenerationOptions.thoughts` tells thoughts from the answer;
     then `text` is of the answer alone. A token that `is_forced` was not chosen, and has no `logprob`: it ends a thought
     that is too long.
+
+    `calls` is what the token releases of calls, if `GenerationOptions.calls` tells them from the answer; its text comes
+    before them.
 
     `logprob` is the logarithm of the token's probability after softmax of the model's logits, and `top_logprobs` has
     the ids and those of the most probable tokens, if `GenerationOptions.logprobs` asks for them. `prompt_logprobs` has
@@ -184,6 +194,7 @@ class Piece:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
     is_forced: bool = False
     stopped_by: str | int | None = None
     cached: int = 0
@@ -231,6 +242,11 @@ def read_options(options: GenerationOptions) -> Wanted:
         raise InputError(
             f"thoughts={thoughts!r:.80} are none: pass what nanochat.text.chat.chat_prompt returns"
         )
+    calls = given.get("calls")
+    if calls is not None and not isinstance(calls, Calls):
+        raise InputError(
+            f"calls={calls!r:.80} are none: pass what nanochat.text.calls.calls_of returns"
+        )
     salt = given.get("cache_salt", "")
     if not isinstance(salt, str):
         raise InputError(f"cache_salt={salt!r:.80} is no text: pass a string, or leave it out")
@@ -257,6 +273,7 @@ def read_options(options: GenerationOptions) -> Wanted:
         draft=_draft(given.get("draft", "prediction" in given)),
         prediction=_prediction(given.get("prediction", ())),
         thoughts=thoughts,
+        calls=calls,
     )
 
 

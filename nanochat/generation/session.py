@@ -210,6 +210,7 @@ class Session(Generic[State]):
                         thoughts=wanted.thoughts,
                         is_drafted=bool(wanted.draft),
                         predicted=predicted,
+                        calls=wanted.calls,
                     )
                 )
                 self._next += 1

@@ -18,7 +18,9 @@ from nanochat.generation.engine import Choices
 from nanochat.generation.mind import Mind
 from nanochat.generation.options import FinishReason, Piece, TokenLogprob
 from nanochat.generation.sampling import Sampler, StopStrings
+from nanochat.generation.voice import Voice
 from nanochat.rows import RowState, Snapshot
+from nanochat.text.calls import Calls
 from nanochat.text.codec import TextCodec
 from nanochat.text.thinking import Thoughts
 from nanochat.text.tokenizer import StreamDecoder
@@ -96,6 +98,7 @@ class Text:
     # How many log-probabilities it tells besides that of the chosen token; None if not even that.
     num_alternatives: int | None
     thoughts: Thoughts | None = None
+    calls: Calls | None = None
     # Tokens that end it.
     stop_ids: frozenset[int] = frozenset()
     # Whether its tokens are guessed, and what from besides itself.
@@ -121,6 +124,7 @@ class Text:
         self._draft: Draft | None = None
         self._decoder = StreamDecoder(self.tokenizer)
         self._mind = None if self.thoughts is None else Mind(self.thoughts, self.tokenizer)
+        self._voice = Voice(self.stops, self.calls, self.tokenizer)
         self._bind()
 
     @property
@@ -226,11 +230,15 @@ class Text:
         if self._draft is not None:
             self._draft.push()
         self.tokens_left -= 1
-        thought, said = self._told_apart(self._decoder.push(token), token)
+        found = self._decoder.push(token)
+        if not self._is_thinking:
+            found += self._voice.name_of(token)
+        thought, said = self._told_apart(found, token)
         self._bind()
         reason: FinishReason | None = None
         stopped_by: str | int | None = None
-        text, stopped = self.stops.push(said)
+        text, calls = self._voice.push(said)
+        stopped = self.stops.met is not None
         if stopped or token in self.stop_ids:
             reason, stopped_by = "stop", self.stops.met if stopped else token
         elif not self.tokens_left:
@@ -238,12 +246,15 @@ class Text:
         if reason is not None:
             last, rest = self._told_apart(self._decoder.flush(), None)
             thought += last
-            text += self.stops.push(rest)[0] + self.stops.flush()
+            text += self._voice.end(rest)
+        if reason == "stop" and self._voice.has_called:
+            reason = "tool_calls"
         return Piece(
             row=self.row,
             token=token,
             text=text,
             reasoning=thought,
+            calls=calls,
             finish_reason=reason,
             logprob=logprob,
             top_logprobs=top_logprobs,
@@ -268,8 +279,11 @@ class Text:
 
     def _bind(self) -> None:
         """Hold what comes to the form of the answer, unless it is a thought."""
-        is_thinking = self._mind is not None and self._mind.is_thinking
-        self.sampler.is_constrained = self.sampler.matcher is not None and not is_thinking
+        self.sampler.is_constrained = self.sampler.matcher is not None and not self._is_thinking
+
+    @property
+    def _is_thinking(self) -> bool:
+        return self._mind is not None and self._mind.is_thinking
 
     def _told_apart(self, text: str, token: int | None) -> tuple[str, str]:
         """What of the thoughts, and what of the answer, a token releases; without one, all that is left."""
