@@ -142,7 +142,7 @@ def sample(logits: NDArray[np.float32], draws: Draws) -> Drawn:
     [1]
     """
     require_rows(logits.shape, draws)
-    rows = logits.reshape(draws.rows, -1)[:, : draws.vocab_size]
+    rows = logits.reshape(-1, logits.shape[-1])[:, : draws.vocab_size]
     tokens = np.full(draws.rows, -1, np.int64)
     logprobs, normalizers = np.full((2, draws.rows), np.nan)
     for r, row in enumerate(rows):

@@ -213,6 +213,12 @@ def test_columns_beyond_the_vocabulary_are_not_looked_at() -> None:
     assert sample(logits, Draws.greedy(2, vocab_size=2)).tokens.tolist() == [1, 0]
 
 
+def test_nothing_is_drawn_for_no_rows() -> None:
+    drawn = sample(np.zeros((0, 5), np.float32), Draws.greedy(0, vocab_size=5))
+
+    assert [len(values) for values in vars(drawn).values()] == [0, 0, 0]
+
+
 def test_logits_are_not_changed() -> None:
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((9, 67)).astype(np.float32)
