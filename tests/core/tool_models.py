@@ -19,7 +19,7 @@ from nanochat.text.roles import Roles
 from tests.core.foreign_tokenizers import llama_3
 from tests.parity.random_models import random_bundle
 
-__all__ = ["BARE", "HERMES", "LISTED", "MARKED", "NONE", "THINKING", "Parrot", "codec"]
+__all__ = ["BARE", "HERMES", "LISTED", "MARKED", "NONE", "THINKER", "THINKING", "Parrot", "codec"]
 __all__ += ["guesser", "parrot"]
 
 
@@ -41,11 +41,10 @@ _HERMES = (
     "{{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}"
 )
 HERMES = _template(_HERMES)
-# The same, of a model that thinks, and whose template begins the thought.
-THINKING = _template(
-    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}" + _HERMES,
-    begins="<think>\n",
-)
+# The same, of models that think: one begins its thoughts itself, for the other its template does.
+_THOUGHT = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+THINKER = _template(_THOUGHT + _HERMES)
+THINKING = _template(_THOUGHT + _HERMES, begins="<think>\n")
 # Qwen 3.5.
 MARKED = _template(
     "{% for c in m.tool_calls or [] %}{{ '\\n' }}<tool_call>\n<function={{ c.function.name }}>\n"

@@ -1,4 +1,4 @@
-"""This file holds what the tests of the server share: one of nanochat-tiny, and the same model here."""
+"""This file holds what the tests of the server share: servers of nanochat-tiny, and of models that call tools."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,11 @@ import pytest
 
 from bench.peers.chromium import Chromium
 from nanochat.lm import Model
+from tests.core.tool_models import NONE, THINKER, THINKING, guesser, parrot
+from tests.serve.here import Here, served_here
 from tests.serve.processes import Process, running
 from tests.serve.stub import Stub
+from tests.serve.tools import TEMPLATES
 
 
 @pytest.fixture(scope="session")
@@ -42,4 +45,26 @@ def browser() -> Iterator[Chromium]:
 def stub() -> Iterator[Stub]:
     """A server whose answers are said by a test."""
     with Stub() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def talker() -> Model:
+    """The model of that name below, which says what a test wants, and may think before."""
+    return parrot(THINKER, "")
+
+
+@pytest.fixture(scope="session")
+def tool_server(talker: Model) -> Iterator[Here]:
+    """A server of models whose chat templates write calls, each in its way."""
+    models = {name: guesser(template) for name, template in TEMPLATES.items()}
+    more = {"thinking": guesser(THINKING), "none": guesser(NONE), "talker": talker}
+    with served_here({**models, **more}) as one:
+        yield one
+
+
+@pytest.fixture
+def tool_client(tool_server: Here) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of that server."""
+    with openai.OpenAI(base_url=tool_server.url, api_key="none", max_retries=0) as one:
         yield one

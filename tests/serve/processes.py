@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Answered", "Process", "ask", "counts", "free_port", "post", "running"]
+__all__ = ["Answered", "Asked", "Process", "ask", "counts", "free_port", "post", "running"]
 
 _READY = re.compile(r"ready: (https?)://([^:]+|\[[^]]+\]):(\d+)/v1")
 _SECONDS = 120
@@ -113,8 +113,15 @@ def _read(server: Process, is_ready: threading.Event) -> None:
     is_ready.set()
 
 
+class Asked(Protocol):
+    """A server that can be asked."""
+
+    @property
+    def port(self) -> int: ...
+
+
 def ask(
-    server: Process,
+    server: Asked,
     method: str,
     path: str,
     body: bytes | None = None,
@@ -131,7 +138,7 @@ def ask(
         connection.close()
 
 
-def post(server: Process, path: str, content: object, **headers: str) -> Answered:
+def post(server: Asked, path: str, content: object, **headers: str) -> Answered:
     """The answer to JSON, or to bytes that say they are."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     given = {name.replace("_", "-"): value for name, value in headers.items()}
