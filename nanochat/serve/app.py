@@ -235,7 +235,7 @@ async def _generate(api: _Api, server: Server, request: Request) -> Response:
     # A form takes up to a second to compile.
     if any(
         getattr(read, name, None)
-        for name in ("response_format", "structured_outputs", "grammar", "text")
+        for name in ("response_format", "structured_outputs", "grammar", "text", "tools")
     ):
         size += _LARGE_BODY
     asked = await _translated(partial(api.ask, read, served), served, api.kind, size=size)

@@ -113,7 +113,7 @@ def test_a_response_keeps_to_a_schema(client: openai.OpenAI) -> None:
         ({"grammar": "start: NOTHING"}, "grammar", "cannot be used"),
         ({"grammar": "x" * 200_000}, "grammar", "pass 100000 or less"),
         ({"grammar": 'start: "a"', "structured_outputs": {}}, "grammar", "pass one of them"),
-        ({"tools": [{"type": "function"}]}, "tools", "not served yet"),
+        ({"tools": [{"type": "function"}]}, "tools", "chat template knows none"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -6,7 +6,7 @@ References
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,12 @@ from nanochat.serve.api.logprobs import chat_logprob
 from nanochat.serve.api.said import Said, Tally, usage
 from nanochat.serve.api.schema import ChatRequest
 from nanochat.serve.api.sse import DONE, Chunks, error_event, event
+from nanochat.serve.api.tools import AskedTools, asked_tools
 from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
+from nanochat.text.calls import CallPart
 from nanochat.text.chat import chat_prompt, render
+from nanochat.text.thinking import Thoughts
 from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["AskedAsChat", "AskedChat", "ChatEvents", "ask_chat", "chat_answer"]
@@ -36,6 +39,7 @@ class AskedChat:
     model: str
     ids: list[int]
     options: GenerationOptions
+    tools: AskedTools | None
     id: str = field(default_factory=lambda: f"chatcmpl-{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -48,6 +52,11 @@ class AskedChat:
     def n(self) -> int:
         """Choices."""
         return self.request.n or 1
+
+    def new_call_id(self) -> str:
+        """The number of a call, which only a request with tools can lead to."""
+        assert self.tools is not None
+        return self.tools.new_id()
 
     def body(self, kind: str) -> dict[str, Any]:
         """What begins each object of the answer."""
@@ -95,12 +104,11 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
     ApiError, NanochatError
         If something is wrong with either.
     """
-    if request.tools:
-        raise ApiError(400, "tools is not served yet: leave it out", param="tools")
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs without logprobs: true", param="top_logprobs")
     options = asked_options(request, served, num_prompts=1)
-    ids, thoughts = _prompt(request, served)
+    tools = asked_tools(request, served)
+    ids, thoughts = _prompt(request, served, tools)
     most = request.max_completion_tokens
     most = request.max_tokens if most is None else most
     if most == 0:
@@ -110,7 +118,11 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
     # A prompt that fills the context is refused with all numbers.
     options["max_tokens"] = max(served.context - len(ids), 1) if most is None else most
     options["thoughts"] = thoughts
-    options["constraint"] = asked_form(request, served)
+    if tools is None:
+        options["constraint"] = asked_form(request, served)
+    else:
+        options["constraint"] = tools.constraint(thoughts)
+        options["calls"] = tools.calls
     if request.logprobs:
         options["logprobs"] = request.top_logprobs or 0
     return AskedChat(
@@ -119,16 +131,21 @@ def ask_chat(request: ChatRequest, served: Served) -> AskedChat:
         model=request.model or served.id,
         ids=ids,
         options=options,
+        tools=tools,
     )
 
 
-def _prompt(request: ChatRequest, served: Served) -> tuple[list[int], Any]:
+def _prompt(
+    request: ChatRequest, served: Served, tools: AskedTools | None
+) -> tuple[list[int], Thoughts | None]:
+    declared = None if tools is None else tools.declared
     tokenizer, messages = served.tokenizer, request.messages
     continues = bool(request.continue_final_message)
     if not continues and request.add_generation_prompt is not False:
         prompt = chat_prompt(
             messages,  # type: ignore[arg-type]  # they are checked there
             tokenizer,
+            tools=declared,
             chat_template_kwargs=request.chat_template_kwargs,
             thinking_budget=request.thinking_budget,
         )
@@ -137,6 +154,7 @@ def _prompt(request: ChatRequest, served: Served) -> tuple[list[int], Any]:
         messages,  # type: ignore[arg-type]  # the same
         tokenizer,
         reply=False,
+        tools=declared,
         chat_template_kwargs=request.chat_template_kwargs,
     )
     if continues:
@@ -169,7 +187,7 @@ async def chat_answer(asked: AskedChat, answer: Answer) -> dict[str, Any]:
     async for pieces in answer.pieces():
         for piece in pieces:
             choices[piece.row].append(piece)
-    said = [Said() for _ in choices]
+    said = [Said(asked.new_call_id) for _ in choices]
     for each, pieces in zip(said, choices, strict=True):
         each.take(pieces)
     return {
@@ -187,6 +205,16 @@ def _choice(asked: AskedChat, index: int, pieces: Sequence[Piece], said: Said) -
     message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
     if said.thought:
         message["reasoning_content"] = said.thought
+    if said.calls:
+        message["content"] = said.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in said.calls
+        ]
     return {
         "index": index,
         "message": message,
@@ -238,20 +266,40 @@ class ChatEvents:
                 tally.count(piece)
             held = self._held[index]
             held += own
-            delta = {}
+            delta: dict[str, Any] = {}
             if text := "".join(piece.text for piece in own):
                 delta["content"] = text
             if reasoning := "".join(piece.reasoning for piece in own):
                 delta["reasoning_content"] = reasoning
+            deltas = [delta] if delta else []
+            deltas += [
+                {"tool_calls": [call]}
+                for piece in own
+                for part in piece.calls
+                for call in self._calls(part)
+            ]
             logprobs = None
-            if delta or tally.finish_reason is not None:
+            if deltas or tally.finish_reason is not None:
                 logprobs = _logprobs(self._asked, held)
                 held.clear()
-            if delta or (logprobs is not None and logprobs["content"]):
+            if not deltas and logprobs is not None and logprobs["content"]:
+                deltas = [{}]
+            # Those of all tokens come with the first.
+            for delta in deltas:
                 found.append(self._chunk(index, delta, logprobs=logprobs))
+                logprobs = None
             if tally.finish_reason is not None:
                 found.append(self._chunk(index, {}, tally=tally))
         return b"".join(found)
+
+    def _calls(self, part: CallPart) -> Iterator[dict[str, Any]]:
+        """What is new of a call: its name with nothing else, then arguments."""
+        if part.name is not None:
+            function = {"name": part.name, "arguments": ""}
+            call = {"id": self._asked.new_call_id(), "type": "function", "function": function}
+            yield {"index": part.number, **call}
+        if part.arguments:
+            yield {"index": part.number, "function": {"arguments": part.arguments}}
 
     def end(self) -> bytes:
         """See `Translator`."""

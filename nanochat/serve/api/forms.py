@@ -17,7 +17,10 @@ from nanochat.serve.api.schema import GenerationRequest
 from nanochat.serve.served import Served
 from nanochat.text.grammar import Grammar, Vocabulary, json_grammar, lark_grammar, regex_grammar
 
-__all__ = ["asked_form"]
+__all__ = ["FORMS", "asked_form", "asked_schema"]
+
+# Fields, of which a request may have one.
+FORMS = ("response_format", "structured_outputs", "grammar")
 
 # Schemas that are kept compiled: programs ask for the same again and again.
 _KEPT = 64
@@ -31,8 +34,7 @@ def asked_form(request: GenerationRequest, served: Served) -> Grammar | None:
     ApiError
         If it asks for several, or for one that is not known or cannot be compiled.
     """
-    names = ("response_format", "structured_outputs", "grammar")
-    given = [name for name in names if getattr(request, name) is not None]
+    given = [name for name in FORMS if getattr(request, name) is not None]
     if len(given) > 1:
         raise ApiError(400, f"{' and '.join(given)}: pass one of them", param=given[1])
     if not given or request.response_format == {"type": "text"}:
@@ -43,23 +45,31 @@ def asked_form(request: GenerationRequest, served: Served) -> Grammar | None:
         raise ApiError(400, str(error), param=given[0]) from error
 
 
+def asked_schema(request: GenerationRequest) -> dict[str, Any] | None:
+    """The JSON schema of a response format that asks for one, or for any object."""
+    match request.response_format:
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            return schema
+        case _:
+            return None
+
+
 def _form(request: GenerationRequest, vocabulary: Vocabulary) -> Grammar:
     if request.grammar is not None:
         return _compiled(vocabulary, "grammar", request.grammar)
     if request.structured_outputs is not None:
         return _structured(vocabulary, request.structured_outputs)
-    match request.response_format:
-        case {"type": "json_object"}:
-            return _compiled(vocabulary, "json", "")
-        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
-            return _compiled(vocabulary, "json", _text(schema))
-        case _:
-            raise ApiError(
-                400,
-                f"response_format is {request.response_format!r:.200}: types are text, json_object, and json_schema "
-                "with a json_schema that holds a schema",
-                param="response_format",
-            )
+    schema = asked_schema(request)
+    if schema is None:
+        raise ApiError(
+            400,
+            f"response_format is {request.response_format!r:.200}: types are text, json_object, and json_schema "
+            "with a json_schema that holds a schema",
+            param="response_format",
+        )
+    return _compiled(vocabulary, "json", _text(schema))
 
 
 def _structured(vocabulary: Vocabulary, given: dict[str, Any]) -> Grammar:

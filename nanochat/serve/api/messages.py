@@ -143,7 +143,7 @@ def _text(where: str, content: object) -> str:
 
 async def message_answer(asked: AskedMessage, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``message``."""
-    said = await written(answer)
+    said = await written(answer, asked.chat.new_call_id)
     content: list[dict[str, Any]] = []
     if said.thought:
         content.append({"type": "thinking", "thinking": said.thought, "signature": ""})

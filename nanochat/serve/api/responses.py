@@ -199,7 +199,7 @@ def _text(index: int, part: object) -> str:
 
 async def response_answer(asked: AskedResponse, answer: Answer) -> dict[str, Any]:
     """The whole answer, as an object of type ``response``."""
-    said = await written(answer)
+    said = await written(answer, asked.chat.new_call_id)
     output = [asked.reasoning(said.thought)] if said.thought else []
     return asked.body("completed", [*output, asked.message(said.text, "completed")], said.tally)
 

@@ -1,13 +1,13 @@
 """This file holds what a text of an answer says as it comes, and what it has taken."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat.generation.options import Piece
 from nanochat.serve.engine import Answer
 
-__all__ = ["Said", "Tally", "usage", "written"]
+__all__ = ["Call", "Said", "Tally", "usage", "written"]
 
 
 @dataclass
@@ -49,12 +49,29 @@ def usage(*, prompt: int, tallies: Sequence[Tally], cached: int) -> dict[str, An
 
 
 @dataclass
-class Said:
-    """A text, as far as it has come, and what was thought before it."""
+class Call:
+    """A call of a tool, of which the arguments are JSON, as far as they have come."""
 
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class Said:
+    """A text, as far as it has come, what was thought before it, and the calls behind it.
+
+    Parameters
+    ----------
+    new_id : callable
+        The number of a call.
+    """
+
+    new_id: Callable[[], str]
     tally: Tally = field(default_factory=Tally)
     text: str = ""
     thought: str = ""
+    calls: list[Call] = field(default_factory=list)
 
     def take(self, pieces: Sequence[Piece]) -> None:
         """Add pieces of it."""
@@ -62,11 +79,15 @@ class Said:
             self.tally.count(piece)
             self.text += piece.text
             self.thought += piece.reasoning
+            for part in piece.calls:
+                if part.name is not None:
+                    self.calls.append(Call(self.new_id(), part.name))
+                self.calls[part.number].arguments += part.arguments
 
 
-async def written(answer: Answer) -> Said:
+async def written(answer: Answer, new_id: Callable[[], str]) -> Said:
     """The one text of an answer, once it has ended."""
-    said = Said()
+    said = Said(new_id)
     async for pieces in answer.pieces():
         said.take(pieces)
     return said
