@@ -5,7 +5,9 @@ References
 .. [1] Anthropic, API reference, "Messages", "Streaming messages" and "Errors".
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -20,6 +22,7 @@ from nanochat.serve.api.schema import ChatRequest
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
+from nanochat.text.calls import CallPart
 
 __all__ = ["AskedMessage", "MessageEvents", "MessageRequest", "ask_message", "message_answer"]
 __all__ += ["error_body"]
@@ -71,8 +74,11 @@ class AskedMessage(AskedAsChat):
 def _stop(tally: Tally) -> dict[str, str | None]:
     if isinstance(tally.stopped_by, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": tally.stopped_by}
-    reason = "max_tokens" if tally.finish_reason == "length" else "end_turn"
-    return {"stop_reason": reason, "stop_sequence": None}
+    reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+    return {
+        "stop_reason": reasons.get(tally.finish_reason or "", "end_turn"),
+        "stop_sequence": None,
+    }
 
 
 def ask_message(request: MessageRequest, served: Served) -> AskedMessage:
@@ -83,19 +89,19 @@ def ask_message(request: MessageRequest, served: Served) -> AskedMessage:
     ApiError, NanochatError
         If something is wrong with it.
     """
-    if request.tools:
-        raise ApiError(400, "tools is not served yet: leave it out", param="tools")
     messages: list[dict[str, Any]] = []
     if request.system:
         messages.append({"role": "system", "content": _text("system", request.system)})
     for index, message in enumerate(request.messages):
         match message:
-            case {"role": "user" | "assistant" as role, "content": str() | list() as content}:
-                messages.append({"role": role, "content": _text(f"messages[{index}]", content)})
+            case {"role": "user", "content": str() | list() as content}:
+                messages += _results(f"messages[{index}]", content)
+            case {"role": "assistant", "content": str() | list() as content}:
+                messages.append(_said(f"messages[{index}]", content))
             case _:
                 raise ApiError(
                     400,
-                    f"messages[{index}] is {message!r:.80}: roles are user and assistant, and contents text",
+                    f"messages[{index}] is {message!r:.80}: roles are user and assistant, and contents text or blocks",
                     param="messages",
                 )
     budget = None
@@ -107,8 +113,12 @@ def ask_message(request: MessageRequest, served: Served) -> AskedMessage:
                 f"thinking.budget_tokens is {budget!r:.40}: pass a number of tokens",
                 param="thinking",
             )
+    choice, is_single = _choice(request.tool_choice)
     chat = ChatRequest(
         messages=messages,
+        tools=[_tool(number, tool) for number, tool in enumerate(request.tools or [])],
+        tool_choice=choice,
+        parallel_tool_calls=not is_single,
         model=request.model,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
@@ -121,6 +131,71 @@ def ask_message(request: MessageRequest, served: Served) -> AskedMessage:
         continue_final_message=bool(messages) and messages[-1]["role"] == "assistant",
     )
     return AskedMessage(chat=ask_chat(chat, served))
+
+
+def _tool(number: int, tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as chats declare it."""
+    match tool:
+        case {"name": name, **fields} if fields.get("type", "custom") == "custom":
+            function = {"name": name, "parameters": fields.get("input_schema")}
+            if "description" in fields:
+                function["description"] = fields["description"]
+            return {"type": "function", "function": function}
+        case _:
+            raise ApiError(
+                400,
+                f"tools[{number}] is {tool!r:.80}: pass a name and an input_schema",
+                param="tools",
+            )
+
+
+def _choice(given: Mapping[str, Any] | None) -> tuple[str | dict[str, Any] | None, bool]:
+    """A choice of tools as chats have it, and whether there may be one call only."""
+    is_single = given is not None and given.get("disable_parallel_tool_use") is True
+    match given:
+        case None:
+            return None, False
+        case {"type": "auto" | "none" as choice}:
+            return choice, is_single
+        case {"type": "any"}:
+            return "required", is_single
+        case {"type": "tool", "name": str(name)}:
+            return {"type": "function", "function": {"name": name}}, is_single
+        case _:
+            raise ApiError(
+                400,
+                f"tool_choice is {given!r:.80}: types are auto, any, none, and tool with a name",
+                param="tool_choice",
+            )
+
+
+def _results(where: str, content: str | list[Any]) -> list[dict[str, Any]]:
+    """What a user says, as messages: results of tools come first."""
+    found, rest = [], []
+    for block in content if isinstance(content, list) else []:
+        match block:
+            case {"type": "tool_result", "tool_use_id": str(number), **fields}:
+                text = _text(where, fields.get("content") or "")
+                found.append({"role": "tool", "tool_call_id": number, "content": text})
+            case _:
+                rest.append(block)
+    if found and not rest:
+        return found
+    return [*found, {"role": "user", "content": _text(where, rest if found else content)}]
+
+
+def _said(where: str, content: str | list[Any]) -> dict[str, Any]:
+    """What the assistant said and called."""
+    calls, rest = [], []
+    for block in content if isinstance(content, list) else []:
+        match block:
+            case {"type": "tool_use", "id": str(number), "name": str(name), "input": dict(given)}:
+                function = {"name": name, "arguments": given}
+                calls.append({"id": number, "type": "function", "function": function})
+            case _:
+                rest.append(block)
+    said = {"role": "assistant", "content": _text(where, rest if calls else content)}
+    return {**said, "tool_calls": calls} if calls else said
 
 
 def _text(where: str, content: object) -> str:
@@ -147,7 +222,14 @@ async def message_answer(asked: AskedMessage, answer: Answer) -> dict[str, Any]:
     content: list[dict[str, Any]] = []
     if said.thought:
         content.append({"type": "thinking", "thinking": said.thought, "signature": ""})
-    return asked.body([*content, {"type": "text", "text": said.text}], said.tally)
+    if said.text or not said.calls:
+        content.append({"type": "text", "text": said.text})
+    for call in said.calls:
+        # One that was cut is told in events only: half an object is none.
+        with suppress(ValueError):
+            given = json.loads(call.arguments)
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
+    return asked.body(content, said.tally)
 
 
 # The blocks of an answer by the fields of its pieces: type, and what its deltas are called.
@@ -181,11 +263,30 @@ class MessageEvents:
                 found += _event(
                     "content_block_delta", index=self._index, delta={"type": delta, name: text}
                 )
+        for piece in pieces:
+            for part in piece.calls:
+                found += self._call(part)
+        return found
+
+    def _call(self, part: CallPart) -> bytes:
+        found = b""
+        if part.name is not None:
+            found += self._close()
+            self._kind = "call"
+            self._index += 1
+            block = {"type": "tool_use", "id": self._asked.chat.new_call_id(), "name": part.name}
+            found += _event(
+                "content_block_start", index=self._index, content_block={**block, "input": {}}
+            )
+        if part.arguments:
+            delta = {"type": "input_json_delta", "partial_json": part.arguments}
+            found += _event("content_block_delta", index=self._index, delta=delta)
         return found
 
     def end(self) -> bytes:
         """See `nanochat.serve.api.sse.Translator`."""
-        found = self._open("text") + self._close()
+        found = b"" if self._kind == "call" else self._open("text")
+        found += self._close()
         body = self._asked.body([], self._tally)
         found += _event("message_delta", delta=_stop(self._tally), usage=body["usage"])
         return found + _event("message_stop")

@@ -18,11 +18,12 @@ from nanochat.generation.options import Piece
 from nanochat.serve.api.chat import AskedAsChat, ask_chat
 from nanochat.serve.api.errors import ApiError, as_api_error
 from nanochat.serve.api.ids import new_id
-from nanochat.serve.api.said import Tally, written
+from nanochat.serve.api.said import Call, Tally, written
 from nanochat.serve.api.schema import ChatRequest, Count
 from nanochat.serve.api.sse import event
 from nanochat.serve.engine import Answer
 from nanochat.serve.served import Served
+from nanochat.text.calls import CallPart
 
 __all__ = ["AskedResponse", "ResponseEvents", "ResponseRequest", "ask_response", "response_answer"]
 
@@ -44,6 +45,7 @@ class ResponseRequest(Struct, kw_only=True):
     background: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
@@ -52,8 +54,8 @@ class ResponseRequest(Struct, kw_only=True):
     seed: int | None = None
 
 
-# What needs a memory of answers, or what is not served yet.
-_REFUSED = ("previous_response_id", "conversation", "background", "tools", "store")
+# What needs a memory of answers.
+_REFUSED = ("previous_response_id", "conversation", "background", "store")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +85,14 @@ class AskedResponse(AskedAsChat):
             "max_output_tokens": request.max_output_tokens,
             "model": self.chat.model,
             "output": [*output],
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": options["temperature"],
             "text": request.text or {"format": {"type": "text"}},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": request.tool_choice or ("auto" if request.tools else "none"),
+            "tools": request.tools or [],
             "top_p": options.get("top_p", 1.0),
             "truncation": "disabled",
             "usage": None if tally is None else self._usage(tally),
@@ -119,6 +121,17 @@ class AskedResponse(AskedAsChat):
             "content": content,
         }
 
+    def call(self, call: Call, status: str) -> dict[str, Any]:
+        """The item of a call."""
+        return {
+            "type": "function_call",
+            "id": f"fc_{call.id}",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
+            "status": status,
+        }
+
     def reasoning(self, text: str) -> dict[str, Any]:
         """The item of its thoughts."""
         content = [{"type": "reasoning_text", "text": text}] if text else []
@@ -135,13 +148,10 @@ def ask_response(request: ResponseRequest, served: Served) -> AskedResponse:
     """
     for name in _REFUSED:
         if getattr(request, name):
-            why = (
-                "is not served yet"
-                if name == "tools"
-                else "needs a memory that this server has not"
-            )
             raise ApiError(
-                400, f"{name} {why}: leave it out, and send the conversation", param=name
+                400,
+                f"{name} needs a memory that this server has not: leave it out, and send the conversation",
+                param=name,
             )
     form = (request.text or {}).get("format", {"type": "text"})
     if isinstance(form, dict) and form.get("type") == "json_schema":
@@ -157,7 +167,8 @@ def ask_response(request: ResponseRequest, served: Served) -> AskedResponse:
     if isinstance(request.input, str):
         messages.append({"role": "user", "content": request.input})
     else:
-        messages += [_message(index, item) for index, item in enumerate(request.input)]
+        for index, item in enumerate(request.input):
+            _add(messages, index, item)
     chat = ChatRequest(
         messages=messages,
         model=request.model,
@@ -167,22 +178,71 @@ def ask_response(request: ResponseRequest, served: Served) -> AskedResponse:
         stream=request.stream,
         seed=request.seed,
         response_format=form,
+        tools=[_tool(number, tool) for number, tool in enumerate(request.tools or [])],
+        tool_choice=_choice(request.tool_choice),
+        parallel_tool_calls=request.parallel_tool_calls,
     )
     return AskedResponse(request=request, chat=ask_chat(chat, served))
 
 
-def _message(index: int, item: dict[str, Any]) -> dict[str, Any]:
-    """An item of the input as a message."""
+def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as chats declare it."""
+    match tool:
+        case {"type": "function", **function}:
+            return {"type": "function", "function": function}
+        case _:
+            raise ApiError(
+                400, f"tools[{number}] is {tool!r:.80}: only functions are called", param="tools"
+            )
+
+
+def _choice(given: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """A choice of tools as chats have it."""
+    match given:
+        case {"type": "function", "name": name}:
+            return {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
+            named = [
+                {**tool, "function": tool} if isinstance(tool, dict) else tool for tool in tools
+            ]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+        case _:
+            return given
+
+
+def _add(messages: list[dict[str, Any]], index: int, item: dict[str, Any]) -> None:
+    """Add an item of the input to the messages; what the assistant said and called is one of them."""
     match item:
         case {"role": str(role), "content": str(content)}:
-            return {"role": role, "content": content}
+            messages.append({"role": role, "content": content})
         case {"role": str(role), "content": [*parts]}:
-            return {"role": role, "content": "".join(_text(index, part) for part in parts)}
+            text = "".join(_text(index, part) for part in parts)
+            messages.append({"role": role, "content": text})
+        case {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}:
+            function = {"name": name, "arguments": arguments}
+            call = {"id": call_id, "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        case {
+            "type": "function_call_output",
+            "call_id": call_id,
+            "output": str() | list() as output,
+        }:
+            text = (
+                output
+                if isinstance(output, str)
+                else "".join(_text(index, part) for part in output)
+            )
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        case {"type": "reasoning"}:
+            # Thoughts of earlier turns are the templates' to drop.
+            pass
         case _:
             kind = item.get("type", "message")
             raise ApiError(
                 400,
-                f"input[{index}] of type {kind!r:.40} is no message with a role and a content of text",
+                f"input[{index}] of type {kind!r:.40} is no message, nor a call of a function or what came of it",
                 param="input",
             )
 
@@ -201,7 +261,12 @@ async def response_answer(asked: AskedResponse, answer: Answer) -> dict[str, Any
     """The whole answer, as an object of type ``response``."""
     said = await written(answer, asked.chat.new_call_id)
     output = [asked.reasoning(said.thought)] if said.thought else []
-    return asked.body("completed", [*output, asked.message(said.text, "completed")], said.tally)
+    if said.text or not said.calls:
+        output.append(asked.message(said.text, "completed"))
+    output += [asked.call(call, "completed") for call in said.calls]
+    if said.calls and said.tally.finish_reason == "length":
+        output[-1]["status"] = "incomplete"
+    return asked.body("completed", output, said.tally)
 
 
 class ResponseEvents:
@@ -212,9 +277,10 @@ class ResponseEvents:
         self._tally = Tally()
         self._number = 0
         self._output: list[dict[str, Any]] = []
-        # The kind of the item that is being written, and its text.
+        # The kind of the item that is being written, and its text, or the call that it is.
         self._kind: str | None = None
         self._text = ""
+        self._call: Call | None = None
 
     def begin(self) -> bytes:
         """See `nanochat.serve.api.sse.Translator`."""
@@ -233,11 +299,15 @@ class ResponseEvents:
                 found += self._open(kind)
                 self._text += text
                 found += self._of_item(f"response.{self._part}.delta", delta=text)
+        for piece in pieces:
+            for part in piece.calls:
+                found += self._go_on(part)
         return found
 
     def end(self) -> bytes:
         """See `nanochat.serve.api.sse.Translator`."""
-        found = self._open("text") + self._close()
+        found = b"" if self._call is not None else self._open("text")
+        found += self._close(is_last=True)
         body = self._asked.body("completed", self._output, self._tally)
         return found + self._event(f"response.{body['status']}", response=body)
 
@@ -265,7 +335,30 @@ class ResponseEvents:
         )
         return found + self._of_item("response.content_part.added", part=self._content(""))
 
-    def _close(self) -> bytes:
+    def _go_on(self, part: CallPart) -> bytes:
+        """Begin a call, or go on with it."""
+        found = b""
+        if part.name is not None:
+            found += self._close()
+            self._call = Call(self._asked.chat.new_call_id(), part.name)
+            found += self._event(
+                "response.output_item.added",
+                output_index=len(self._output),
+                item=self._asked.call(self._call, "in_progress"),
+            )
+        assert self._call is not None
+        if part.arguments:
+            self._call.arguments += part.arguments
+            found += self._of_call("delta", self._call, delta=part.arguments)
+        return found
+
+    def _close(self, *, is_last: bool = False) -> bytes:
+        if self._call is not None:
+            call, self._call = self._call, None
+            is_cut = is_last and self._tally.finish_reason == "length"
+            item = self._asked.call(call, "incomplete" if is_cut else "completed")
+            found = self._of_call("done", call, name=call.name, arguments=call.arguments)
+            return found + self._done(item)
         if self._kind is None:
             return b""
         found = self._of_item(f"response.{self._part}.done", text=self._text)
@@ -276,14 +369,22 @@ class ResponseEvents:
             if self._kind == "text"
             else asked.reasoning(self._text)
         )
-        found += self._event("response.output_item.done", output_index=len(self._output), item=item)
-        self._output.append(item)
         self._kind = None
-        return found
+        return found + self._done(item)
+
+    def _done(self, item: dict[str, Any]) -> bytes:
+        self._output.append(item)
+        index = len(self._output) - 1
+        return self._event("response.output_item.done", output_index=index, item=item)
 
     def _content(self, text: str) -> dict[str, Any]:
         content = {"type": self._part, "text": text}
         return {**content, "annotations": []} if self._kind == "text" else content
+
+    def _of_call(self, kind: str, call: Call, **fields: object) -> bytes:
+        item, index = self._asked.call(call, "in_progress"), len(self._output)
+        kind = f"response.function_call_arguments.{kind}"
+        return self._event(kind, item_id=item["id"], output_index=index, **fields)
 
     def _of_item(self, kind: str, **fields: object) -> bytes:
         item = self._asked.item if self._kind == "text" else self._asked.thought
