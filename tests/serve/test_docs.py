@@ -9,7 +9,8 @@ import pytest
 
 from nanochat.lm import Model
 from nanochat.serve.api.schema import ChatRequest, CompletionRequest
-from tests.serve.processes import Process, ask
+from tests.serve.here import Here
+from tests.serve.processes import Asked, Process, ask
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -17,7 +18,7 @@ PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 CURL = re.findall(r"^(curl .*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
-def at(server: Process, text: str) -> str:
+def at(server: Asked, text: str) -> str:
     assert "127.0.0.1:8000" in text
     return text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
 
@@ -33,12 +34,20 @@ def test_python_blocks_get_the_model_s_answer(server: Process, model: Model, blo
 
 
 @pytest.mark.parametrize("command", CURL)
-def test_commands_of_curl_stream(server: Process, command: str) -> None:
-    done = subprocess.run(
-        ["bash", "-c", at(server, command)], capture_output=True, text=True, check=True
-    )
+def test_commands_of_curl_stream(server: Process, tool_server: Here, command: str) -> None:
+    # The document's model has a name that people may know.
+    has_tools = '"qwen"' in command
+    command = at(tool_server if has_tools else server, command.replace('"qwen"', '"hermes"'))
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
 
     assert done.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_the_fields_of_tools_have_a_row_each() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+
+    assert {name for name in ChatRequest.__struct_fields__ if "tool" in name} == {*rows}
 
 
 def test_the_paths_that_are_named_are_there(server: Process) -> None:
