@@ -1,14 +1,20 @@
 """Other people's programs that speak OpenAI's API are served: LangChain, and the command llm."""
 
+import functools
+import operator
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
 
 from nanochat.lm import Model
+from tests.core.test_call_grammar import hermes
+from tests.serve.here import Here
 from tests.serve.processes import Process
+from tests.serve.tools import say
 
 TEXT = "fn main() {"
 NO_KEY = SecretStr("none")
@@ -32,6 +38,30 @@ def test_langchain_chats_and_streams(server: Process, model: Model) -> None:
     assert "".join(str(part.content) for part in parts) == wanted
     assert whole.usage_metadata is not None
     assert whole.usage_metadata["output_tokens"] <= 12
+
+
+def test_langchain_calls_tools(tool_server: Here, talker: Model) -> None:
+    def now(city: str) -> str:
+        """Tell the time."""
+        return city
+
+    say(talker, "Yes.\n" + hermes("now", '{"city": "Köln"}'))
+    chat = ChatOpenAI(
+        model="talker",
+        base_url=tool_server.url,
+        api_key=NO_KEY,
+        temperature=0,
+        max_completion_tokens=150,
+    ).bind_tools([now], strict=True)
+
+    whole = chat.invoke("Hi")
+    joined: Any = functools.reduce(operator.add, chat.stream("Hi"))
+
+    for answer in (whole, joined):
+        assert answer.content == "Yes."
+        assert [(call["name"], call["args"]) for call in answer.tool_calls] == [
+            ("now", {"city": "Köln"})
+        ]
 
 
 def test_langchain_completes_several_texts(server: Process, model: Model) -> None:

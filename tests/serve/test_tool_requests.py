@@ -27,12 +27,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("hermes", {"tools": [NOW, WEATHER, NOW]}, "tools", "tools[2] is a second function 'now'"),
     ("hermes", {"tools": [tool(f"f{i}") for i in range(129)]}, "tools", "pass 128 or less"),
     ("hermes", {"tools": [tool("f", [1])]}, "tools", "no dict"),
-    ("hermes", {"tools": [tool("f", {"type": "array"})]}, "tools", "tools[0] (f): parameters are"),
+    ("hermes", {"tools": [tool("f", {"type": "array"})]}, "tools", "function 'f': parameters are"),
     (
         "hermes",
         {"tools": [NOW, tool("f", {"properties": {"a": {"type": "hiccup"}}})]},
         "tools",
-        "tools[1] (f)",
+        "function 'f': the grammar",
     ),
     (
         "hermes",

@@ -71,11 +71,11 @@ class AskedTools:
         try:
             return self._compiled(self.functions, thought)
         except InputError as error:
-            for number, function in enumerate(self.functions):
+            for function in self.functions:
                 try:
                     self._compiled([function], thought)
                 except InputError as own:
-                    raise _wrong(f"tools[{number}] ({function.name}): {own}") from error
+                    raise _wrong(f"tools, function {function.name!r}: {own}") from error
             raise _wrong(f"tools, all together: {error}") from error
 
     def new_id(self) -> str:
