@@ -17,7 +17,7 @@ from nanochat.text.grammar import Vocabulary, lark_grammar
 from tests.core.real_templates import real_templates
 from tests.core.test_call_grammar import hermes, listed
 from tests.core.test_chat_template import TOKENIZER, tokenizer
-from tests.core.tool_models import BARE, HERMES, LISTED, MARKED, THINKING, guesser, parrot
+from tests.core.tool_models import BARE, HERMES, LISTED, MARKED, THINKER, THINKING, guesser, parrot
 
 NAME = "<|eot_id|>"
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -187,6 +187,16 @@ def test_a_call_is_made_behind_a_thought_and_none_within() -> None:
 
         assert told(found) == ("", [CALL], "tool_calls")
         assert "".join(piece.reasoning for piece in found) == f"Hm {inner}"
+
+
+def test_a_call_is_made_behind_a_thought_that_the_model_begins() -> None:
+    inner = hermes("now", "{}")
+    model = parrot(THINKER, f"<think>\nHm {inner}</think>\n\nYes.\n{hermes(*CALL)}")
+
+    found = pieces(model)
+
+    assert told(found) == ("Yes.", [CALL], "tool_calls")
+    assert "".join(piece.reasoning for piece in found) == f"Hm {inner}"
 
 
 def test_a_special_token_in_a_thought_is_no_mark() -> None:
