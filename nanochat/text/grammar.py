@@ -51,8 +51,19 @@ class Vocabulary:
         )
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        return self._codec.encode(text)
+        """Tokens of exactly these bytes; where a form leaves no choice, llguidance wants the first of them."""
+        wanted = text.encode()
+        # SentencePiece's put a space before a text, and none behind a line's end.
+        for guard in ("", "\n"):
+            tokens = self._codec.encode(guard + text)
+            sizes = [len(self.tokens[token]) for token in tokens]
+            own = itertools.accumulate(reversed(sizes), initial=0)
+            count = next((n for n, size in enumerate(own) if size == len(wanted)), None)
+            if count is not None:
+                tail = tokens[len(tokens) - count :]
+                if b"".join(self.tokens[token] for token in tail) == wanted:
+                    return tail
+        return self.tokenizer.greedy_tokenize(text)
 
 
 class Grammar:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from nanochat.errors import InputError
 from nanochat.generation.options import Piece
@@ -18,9 +19,10 @@ from nanochat.text.grammar import (
     lark_grammar,
     regex_grammar,
 )
-from nanochat.text.library import load_tokenizer
+from nanochat.text.library import LibraryTokenizer, load_tokenizer
+from nanochat.text.roles import Roles
 from nanochat.text.thinking import KNOWN_MARKS, Thoughts
-from tests.core.foreign_tokenizers import write_llama_3
+from tests.core.foreign_tokenizers import llama_3, sentencepiece, write_llama_3
 from tests.parity.random_models import random_bundle
 
 FEW, MANY = 40, 1000
@@ -181,6 +183,20 @@ def test_an_expression_and_a_grammar_are_kept_to(
 
     assert re.fullmatch(expression, by_expression)
     assert last.finish_reason == "length" or re.fullmatch("<[xyz]{2}>(,[xyz]{2})*", by_grammar)
+
+
+@pytest.mark.parametrize("library", [sentencepiece(), llama_3()])
+def test_every_kind_of_tokenizer_is_kept_to_a_form(library: Tokenizer) -> None:
+    codec = LibraryTokenizer(json.loads(library.to_str()), Roles(eos=2))
+    bundle = random_bundle(tokenizer=codec, vocab_size=codec.vocab_size, context_length=512)
+    model = Model.from_bundle(bundle, backend="reference")
+    schema = {"type": "object", "properties": {"be": {"const": "to be<"}}, "required": ["be"]}
+
+    text, last = written(
+        model, json_grammar(Vocabulary(codec), {**schema, "additionalProperties": False})
+    )
+
+    assert (text.strip(), last.finish_reason) == ('{"be":"to be<"}', "stop")
 
 
 def test_options_hold_within_a_form(model: Model, vocabulary: Vocabulary) -> None:
