@@ -161,8 +161,7 @@ class Wanted:
     calls: Calls | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """One chosen token, which continues the text number `row`, and the text that it releases.
 
     `text` is often empty: characters whose bytes are incomplete and text that may begin a stop string are held back.

@@ -409,7 +409,7 @@ class Session(Generic[State]):
                         rows.remove(piece.row)
                     if piece.error is not None:
                         raise piece.error
-                    yield replace(piece, row=piece.row - first) if first else piece
+                    yield piece._replace(row=piece.row - first) if first else piece
         finally:
             # Whoever stops listening ends the texts.
             for row in rows:

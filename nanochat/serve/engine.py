@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from nanochat.errors import NanochatError
 from nanochat.generation.options import GenerationOptions, Piece
@@ -51,8 +50,7 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Event:
+class _Event(NamedTuple):
     """What the thread has to say of an answer."""
 
     answer: "Answer"
@@ -330,7 +328,7 @@ class EngineThread:
             answer, number = self._owners[piece.row]
             if piece.finish_reason is not None:
                 del self._owners[piece.row]
-            self._events.append(_Event(answer=answer, pieces=(replace(piece, row=number),)))
+            self._events.append(_Event(answer=answer, pieces=(piece._replace(row=number),)))
         if self._watcher is not None:
             self._watcher.stepped(time.monotonic() - began, pieces, session)
 
