@@ -67,14 +67,18 @@ class Answer:
     Text i of prompt p is number ``p * n + i``.
     """
 
-    def __init__(self, engine: "EngineThread", *, num_texts: int, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, engine: "EngineThread", *, num_texts: int, n: int, num_prompt_tokens: int
+    ) -> None:
         self._engine = engine
+        self._n = n
         self.num_texts = num_texts
         self.num_prompt_tokens = num_prompt_tokens
-        # Of its first text, the tokens of the prompt that were known; and how the last one ended.
-        self.cached = 0
+        # By the first text of a prompt, the tokens of it that were known.
+        self._cached: dict[int, int] = {}
         # Tokens that were guessed for texts that have ended, and those of them that stood.
         self.num_drafted = self.num_accepted = 0
+        # How the last text ended.
         self.finish_reason: str | None = None
         # Texts that have not ended.
         self._left = num_texts
@@ -87,6 +91,11 @@ class Answer:
         self.num_tokens = 0
         self._timer: asyncio.TimerHandle | None = None
         self._over: Callable[[], None] | None = None
+
+    @property
+    def cached(self) -> int:
+        """Tokens of its prompts that were known; each prompt counts once, however many texts follow it."""
+        return sum(self._cached.values())
 
     @property
     def is_cancelled(self) -> bool:
@@ -156,7 +165,8 @@ class Answer:
         self.num_tokens += len(event.pieces)
         for piece in event.pieces:
             self._error = self._error or piece.error
-            self.cached = piece.cached if piece.row == 0 else self.cached
+            if piece.row % self._n == 0:
+                self._cached[piece.row] = piece.cached
             self.finish_reason = piece.finish_reason or self.finish_reason
             if piece.finish_reason is not None:
                 self._left -= 1
@@ -249,7 +259,7 @@ class EngineThread:
                 "later"
             )
         tokens = sum(map(len, prompts))
-        answer = Answer(self, num_texts=count, num_prompt_tokens=tokens)
+        answer = Answer(self, num_texts=count, n=n, num_prompt_tokens=tokens)
         self.open.add(answer)
         self.num_texts += count
         self._orders.put(partial(self._add, answer, prompts, options))

@@ -171,3 +171,16 @@ def test_functions_are_called_between_steps_and_their_errors_are_raised() -> Non
         assert await tokens(answer) == alone([21])
 
     with_thread(test)
+
+
+def test_known_tokens_are_those_of_all_prompts_each_counted_once() -> None:
+    prompts = [list(range(20, 40)), list(range(60, 90))]
+
+    async def test(thread: EngineThread) -> None:
+        await tokens(thread.submit(prompts, OPTIONS, n=1))
+        again = thread.submit(prompts, {**OPTIONS, "n": 2, "seed": 0}, n=2)
+        await tokens(again)
+        # All but the last token, whose logits are needed.
+        assert again.cached == again.num_prompt_tokens - len(prompts)
+
+    with_thread(test)
