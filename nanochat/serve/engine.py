@@ -327,7 +327,8 @@ class EngineThread:
                 pieces = session.step()
         except Exception:
             _LOGGER.exception("a step failed; its texts end")
-            self._fail(session.stepping)
+            # Before texts are stepped, it may fail as they get their rows: whose fault that is, nobody knows.
+            self._fail(session.stepping or list(self._owners))
             return
         finally:
             self._step_began = None

@@ -1,7 +1,7 @@
 """The engine's thread outlives whatever goes wrong in a step, and takes nobody else's text with it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 
 from nanochat.backends.reference.ops import Array, ReferenceOps
 from nanochat.errors import InputError, NumericError
+from nanochat.generation.constraint import Matcher
 from nanochat.generation.engine import Engine
 from nanochat.generation.options import GenerationOptions
 from nanochat.generation.session import Session, generate
@@ -100,6 +101,53 @@ def test_a_step_that_fails_ends_its_texts_and_the_next_ones_are_served(
 
     with_thread(test)
     assert "a kernel failed" in caplog.text
+
+
+class FragileForm:
+    """A form whose library raises as the second text begins."""
+
+    error = None
+
+    def __init__(self) -> None:
+        self.num_texts = 0
+
+    def matcher(self) -> Matcher:
+        self.num_texts += 1
+        return self if self.num_texts == 1 else FailingMatcher()
+
+    def fill(self, allowed: Any) -> None:
+        allowed[...] = 2**32 - 1
+
+    def push(self, token: int) -> None:
+        pass
+
+    def count(self, tokens: Sequence[int]) -> int:
+        return len(tokens)
+
+    def forced(self) -> list[int]:
+        return []
+
+    def undo(self, count: int) -> None:
+        pass
+
+
+class FailingMatcher(FragileForm):
+    def fill(self, allowed: Any) -> None:
+        del allowed
+        raise RuntimeError("a library failed")
+
+
+def test_a_text_that_fails_as_it_gets_its_row_does_not_fail_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(thread: EngineThread) -> None:
+        options: GenerationOptions = {**OPTIONS, "n": 2, "seed": 0, "constraint": FragileForm()}
+        async with asyncio.timeout(20):
+            with pytest.raises(StepFailedError):
+                await tokens(thread.submit([[21, 22]], options, n=2))
+
+    with_thread(test)
+    assert "a library failed" in caplog.text
 
 
 def test_logits_that_are_not_finite_end_one_text_only() -> None:
