@@ -153,7 +153,7 @@ def application(server: Server) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return Guard(app, server.settings, server.keys)
+    return Guard(app, server.settings, server.keys, refused=server.metrics.was_refused)
 
 
 async def _refuse(server: Server, request: Request, error: Exception) -> Response:
@@ -170,7 +170,7 @@ async def _refuse(server: Server, request: Request, error: Exception) -> Respons
             told = ApiError(error.status_code, text, headers=dict(error.headers or {}))
         case _:
             told = failure(request.state.request_id)
-    server.metrics.refused.labels(status=str(told.status)).inc()
+    server.metrics.was_refused(told.status)
     return _Json(error_body(told, request.url.path), told.status, headers=told.headers)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,12 +42,22 @@ class Guard:
     ----------
     keys : Keys, optional
         Absent, everybody may ask.
+    refused : callable
+        Told the status of each request that the guard refuses; others are the application's to count.
     """
 
-    def __init__(self, application: ASGIApp, settings: Settings, keys: Keys | None) -> None:
+    def __init__(
+        self,
+        application: ASGIApp,
+        settings: Settings,
+        keys: Keys | None,
+        *,
+        refused: Callable[[int], None],
+    ) -> None:
         self._application = application
         self._settings = settings
         self._keys = keys
+        self.refused = refused
         self._hosts = {*LOOPBACK, settings.host, *settings.allow_host}
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allow_host
 
@@ -170,6 +181,7 @@ class _Call:
 
     async def _fail(self, error: ApiError, receive: Receive) -> None:
         if self._status is None:
+            self._guard.refused(error.status)
             body = error_body(error, self._scope["path"])
             response = JSONResponse(body, error.status, headers=error.headers)
             if not self._is_whole and self._came:

@@ -69,6 +69,10 @@ class Metrics:
         self._put_aside = put_aside
         return generate_latest(self.registry)
 
+    def was_refused(self, status: int) -> None:
+        """Count a request that got an error."""
+        self.refused.labels(status=str(status)).inc()
+
     def stepped(self, seconds: float, pieces: Sequence[Piece], session: Session[Any]) -> None:
         """See `nanochat.serve.engine.Watcher`."""
         self.step.observe(seconds)

@@ -145,9 +145,9 @@ def post(server: Asked, path: str, content: object, **headers: str) -> Answered:
     return ask(server, "POST", path, body, {"content-type": "application/json", **given})
 
 
-def counts(server: Process) -> dict[str, float]:
+def counts(server: Process, **headers: str) -> dict[str, float]:
     """What the server counts, by the names that Prometheus reads."""
-    lines = ask(server, "GET", "/metrics").body.decode().splitlines()
+    lines = ask(server, "GET", "/metrics", headers=headers).body.decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name.removeprefix("nanochat_"): float(value) for name, value in pairs}
 

@@ -9,7 +9,7 @@ import pytest
 from nanochat.errors import ConfigError, InputError
 from nanochat.serve.keys import Keys
 from nanochat.serve.settings import Settings
-from tests.serve.processes import Process, ask, post, running
+from tests.serve.processes import Process, ask, counts, post, running
 
 BODY = {"prompt": "fn", "max_tokens": 2}
 
@@ -86,6 +86,22 @@ def test_logs_name_the_key_and_hold_neither_it_nor_the_prompt(guarded: Process) 
     assert '"key": "alice"' in guarded.said
     assert "sk-alice" not in guarded.said
     assert "secret words" not in guarded.said
+
+
+def test_what_the_guard_refuses_is_counted_once(guarded: Process) -> None:
+    def refused() -> dict[str, float]:
+        found = counts(guarded, authorization="Bearer sk-alice")
+        return {
+            status: found.get(f'refused_total{{status="{status}"}}', 0)
+            for status in ["401", "403", "404"]
+        }
+
+    before = refused()
+    post(guarded, "/v1/completions", BODY)
+    ask(guarded, "GET", "/health", headers={"host": "evil.example"})
+    ask(guarded, "GET", "/nothing", headers={"authorization": "Bearer sk-alice"})
+
+    assert refused() == {status: count + 1 for status, count in before.items()}
 
 
 @pytest.mark.parametrize(
