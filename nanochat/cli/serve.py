@@ -135,7 +135,8 @@ def serve(
     require_packages("serve", *_PACKAGES)
 
     from nanochat.lm import Model
-    from nanochat.serve.run import ToServe, serve
+    from nanochat.serve.loading import ToServe
+    from nanochat.serve.run import serve
     from nanochat.serve.settings import Settings
 
     if len(models) > 1 and served_name:

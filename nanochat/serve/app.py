@@ -92,6 +92,14 @@ class Server:
                 headers={"Retry-After": "2"},
             )
 
+    def require_health(self) -> None:
+        """Raise what ails it, if anything does."""
+        for served in self.models.values():
+            if not served.engine.is_alive:
+                raise ApiError(503, "an engine has died", type="server_error", code="engine_failed")
+            if served.engine.step_seconds > _STUCK_SECONDS:
+                raise ApiError(503, "an engine is stuck", type="server_error", code="engine_failed")
+
 
 class _Asked(Protocol):
     """A request for texts that was read."""
@@ -344,11 +352,7 @@ async def _model(server: Server, request: Request) -> Response:
 
 async def _health(server: Server, request: Request) -> Response:
     del request
-    for served in server.models.values():
-        if not served.engine.is_alive:
-            raise ApiError(503, "an engine has died", type="server_error", code="engine_failed")
-        if served.engine.step_seconds > _STUCK_SECONDS:
-            raise ApiError(503, "an engine is stuck", type="server_error", code="engine_failed")
+    server.require_health()
     return _Json({"status": "ok"})
 
 

@@ -6,44 +6,25 @@ import os
 import signal
 import socket
 import sys
-import threading
-import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 
 import uvicorn
 
 from nanochat import __version__
 from nanochat.errors import InputError, counted
-from nanochat.generation.options import GenerationOptions
-from nanochat.lm import Model
 from nanochat.serve.api.errors import ApiError
 from nanochat.serve.app import Server, application
-from nanochat.serve.engine import Answer
 from nanochat.serve.keys import Keys
+from nanochat.serve.loading import ToServe, load_models
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.protocol import limited_protocol
-from nanochat.serve.served import Served, load_served
 from nanochat.serve.settings import Settings
 
-__all__ = ["ToServe", "serve"]
+__all__ = ["serve"]
 
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
-# Rows for which kernels are compiled before the first request.
-_WARM_ROWS = (1, 2, 4)
-_WARM_PROMPT = 64
-# Of a text whose rate is told: tokens, or as many as come in so many seconds.
-_RATED_TOKENS, _RATED_SECONDS = 32, 3.0
 # How often it looks whether all answers have ended.
 _LOOK_SECONDS = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToServe:
-    """A model that shall be served: how it is loaded, and its names."""
-
-    load: Callable[[], Model]
-    names: Sequence[str]
 
 
 class _Uvicorn(uvicorn.Server):
@@ -75,11 +56,6 @@ def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], No
     runner = asyncio.Runner(loop_factory=factory)
     with runner, listener:
         runner.run(_Run(settings, models, keys, say).run(listener))
-
-
-async def _written(answer: Answer) -> None:
-    async for _ in answer.pieces():
-        pass
 
 
 def _notify(state: str) -> None:
@@ -144,7 +120,7 @@ class _Run:
         web = _Uvicorn(config)
         serving = asyncio.create_task(web.serve([listener]))
         ended = asyncio.create_task(self._signalled.wait())
-        loading = asyncio.create_task(self._load())
+        loading = asyncio.create_task(load_models(self._server, self._models, self._say))
         try:
             await asyncio.wait((serving, loading, ended), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -177,55 +153,6 @@ class _Run:
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(take))
             else:
                 loop.add_signal_handler(number, take)
-
-    async def _load(self) -> None:
-        found: dict[str, Served] = {}
-        turn = threading.Lock()
-        for one in self._models:
-            self._say(f"loading {one.names[0]} ...")
-            served = await load_served(
-                one.load,
-                names=one.names,
-                settings=self._settings,
-                watcher=self._server.metrics,
-                turn=turn,
-            )
-            await self._warm(served)
-            rate = await self._rate(served)
-            self._say(f"{served.in_words}; one text alone gets about {rate:,.0f} tokens/s")
-            found |= dict.fromkeys(one.names, served)
-        self._server.models = found
-
-    async def _warm(self, served: Served) -> None:
-        """Have kernels compiled, and the steps that are repeated noted, before somebody waits for them."""
-        codec = served.tokenizer
-        ids = [*codec.opening, *codec.encode("Hello")]
-        sampled: GenerationOptions = {"temperature": 0.7, "top_p": 0.9, "ignore_eos": True}
-        most = served.room.rows
-        rows = {n for n in (*_WARM_ROWS, most) if n <= most}
-        for n in sorted(rows):
-            options: GenerationOptions = {**sampled, "n": n, "max_tokens": 4}
-            await _written(served.engine.submit([ids], options, n=n))
-        # And one that is read beside a text that is being written.
-        room = served.context // 2
-        beside = served.engine.submit([ids], {**sampled, "max_tokens": max(room // 4, 1)}, n=1)
-        await beside.accepted()
-        prompt = [*ids, *ids * (room // len(ids))][:_WARM_PROMPT]
-        await _written(served.engine.submit([prompt], {**sampled, "max_tokens": 1}, n=1))
-        beside.cancel()
-
-    async def _rate(self, served: Served) -> float:
-        """Tokens a second of one text, as somebody gets them who asks alone."""
-        ids = [*served.tokenizer.opening, *served.tokenizer.encode("Hello")]
-        most = min(_RATED_TOKENS, served.context - len(ids))
-        answer = served.engine.submit([ids], {"max_tokens": most, "ignore_eos": True}, n=1)
-        times = []
-        async for pieces in answer.pieces():
-            times += [time.monotonic()] * len(pieces)
-            if times[-1] - times[0] > _RATED_SECONDS:
-                answer.cancel()
-                break
-        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
     async def _drain(self) -> None:
         """Let balancers notice, then texts end; whoever is not done in time is told so."""
