@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,23 +31,23 @@ Examples:
   nanochat serve path/to/model --host 0.0.0.0 --api-key-file keys.txt
 """
 _PACKAGES = ("httptools", "llguidance", "msgspec", "prometheus_client", "starlette", "uvicorn")
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_OF_BYTES = ("kv_memory", "max_body")
 
 
 class _Bytes(click.ParamType[int]):
     name = "bytes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(value).lower())
-        if found is None or found[2] not in _UNITS:
-            self.fail(f"{value!r} is no size: pass one such as 4GB, 500MB or 2GiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2]])
+        from nanochat.serve.settings import read_size
+
+        try:
+            return read_size(str(value))
+        except InputError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _settings_options(command: Command) -> Command:
     """Add an option for each field of the settings."""
-    from nanochat.serve.settings import Settings
+    from nanochat.serve.settings import SIZES, Settings
 
     hints = get_type_hints(Settings, include_extras=True)
     for each in reversed(dataclasses.fields(Settings)):
@@ -59,7 +58,7 @@ def _settings_options(command: Command) -> Command:
             if each.default:
                 flag = f"{flag}/--no-{flag[2:]}"
             options |= {"is_flag": True, "show_default": bool(each.default)}
-        elif each.name in _OF_BYTES:
+        elif each.name in SIZES:
             options |= {"type": _Bytes(), "show_default": bool(each.default)}
         elif each.default == ():
             options["multiple"] = True

@@ -1,14 +1,18 @@
 """This file holds the settings of a server: each is a flag, a key of a TOML file and a variable of the environment."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, InputError
 
-__all__ = ["LOOPBACK", "Settings", "is_loopback"]
+__all__ = ["LOOPBACK", "SIZES", "Settings", "is_loopback", "read_size"]
 
 
+# Settings that are numbers of bytes.
+SIZES = ("kv_memory", "max_body")
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -101,3 +105,22 @@ def is_loopback(host: str) -> bool:
     (True, False)
     """
     return host in LOOPBACK or host.startswith("127.")
+
+
+def read_size(text: str) -> int:
+    """Bytes as people write them.
+
+    Raises
+    ------
+    InputError
+        If it is no size.
+
+    Examples
+    --------
+    >>> read_size("4GB"), read_size("0.5 kiB")
+    (4000000000, 512)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in _UNITS:
+        raise InputError(f"{text!r:.80} is no size: pass one such as 4GB, 500MB or 2GiB")
+    return int(float(found[1]) * _UNITS[found[2]])
