@@ -4,15 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import openai
 import psutil
 import pytest
 
-from tests.serve.processes import Process, ask, post, running
+from tests.serve.processes import ask, post, running
+from tests.serve.streams import Stream
 
 TINY = ("nanochat-tiny", "--backend", "numba", "--max-rows", "4")
 
@@ -28,35 +27,6 @@ def refused(*words: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def stream(server: Process, tokens: int, found: list[str], n: int) -> None:
-    """Read a stream to its end, or to its error."""
-    with openai.OpenAI(base_url=server.url, api_key="x", max_retries=0) as client:
-        try:
-            for chunk in client.completions.create(
-                model="nanochat-tiny",
-                prompt="fn",
-                max_tokens=tokens,
-                n=n,
-                stream=True,
-                extra_body={"ignore_eos": True},
-            ):
-                found.append(chunk.choices[0].text)  # noqa: PERF401  # somebody looks at it
-        except openai.APIError as error:
-            found.append(f"error: {error.message}")
-        else:
-            found.append("end")
-
-
-def begun(server: Process, tokens: int, *, n: int = 1) -> tuple[threading.Thread, list[str]]:
-    """A stream that has begun."""
-    found: list[str] = []
-    thread = threading.Thread(target=stream, args=(server, tokens, found, n))
-    thread.start()
-    while not found:
-        time.sleep(0.01)
-    return thread, found
-
-
 def test_it_says_what_runs_and_where() -> None:
     with running(*TINY, "--served-name", "mine", "--served-name", "other") as server:
         assert "mine: 5.8M parameters on numba" in server.said
@@ -69,7 +39,7 @@ def test_it_says_what_runs_and_where() -> None:
 
 def test_with_a_signal_streams_end_first_and_new_requests_are_refused() -> None:
     with running(*TINY) as server:
-        thread, found = begun(server, 1000, n=4)
+        stream = Stream(server.url, n=4).begun()
         server.signal(signal.SIGTERM)
         while ask(server, "GET", "/ready").status == 200:
             time.sleep(0.01)
@@ -77,8 +47,7 @@ def test_with_a_signal_streams_end_first_and_new_requests_are_refused() -> None:
 
         assert (late.status, late.error["code"]) == (503, "shutting_down")
         assert "retry-after" in late.headers
-        thread.join(60)
-        assert found[-1] == "end"
+        assert stream.wait() == "end"
         assert server.wait() == 0
         assert "ending, once 1 answer have ended" in server.said
 
@@ -88,15 +57,14 @@ def test_who_cannot_wait_ends_at_once_and_streams_are_told(how: str) -> None:
     words = ("--drain-timeout", "0") if how == "no time" else ()
     with running(*TINY, *words) as server:
         children = psutil.Process(server.process.pid).children(recursive=True)
-        thread, found = begun(server, 1000, n=4)
+        stream = Stream(server.url, n=4).begun()
         server.signal(signal.SIGTERM)
         if how == "second signal":
             time.sleep(0.1)
             server.signal(signal.SIGTERM)
 
         assert server.wait(5) == 0
-        thread.join(10)
-        assert found[-1].startswith("error: the server is ending")
+        assert stream.wait(10).startswith("error: the server is ending")
         assert not any(child.is_running() for child in children)
 
 
@@ -123,14 +91,13 @@ def test_a_client_that_leaves_frees_its_row_at_once() -> None:
 
 def test_a_full_queue_says_when_to_ask_again() -> None:
     with running(*TINY, "--queue", "0") as server:
-        thread, found = begun(server, 1000, n=4)
+        stream = Stream(server.url, n=4).begun()
 
         late = post(server, "/v1/completions", {"prompt": "x"})
 
         assert (late.status, late.error["code"]) == (429, "queue_full")
         assert late.headers["retry-after"] == "1"
-        thread.join(60)
-        assert found[-1] == "end"
+        assert stream.wait() == "end"
         assert post(server, "/v1/completions", {"prompt": "x"}).status == 200
 
 
@@ -139,11 +106,10 @@ def test_an_answer_that_takes_too_long_ends_with_an_error() -> None:
         late = post(
             server, "/v1/completions", {"prompt": "x", "max_tokens": 1000, "ignore_eos": True}
         )
-        _, found = begun(server, 1000)
-        time.sleep(1)
+        stream = Stream(server.url)
 
         assert (late.status, late.error["code"]) == (504, "timeout")
-        assert found[-1] == "error: the answer took more than 0.05 s"
+        assert stream.wait() == "error: the answer took more than 0.05 s"
 
 
 def test_a_port_in_use_is_said() -> None:
