@@ -27,7 +27,11 @@ _CORES = pytest.StashKey[set[int]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option for what takes hours."""
-    parser.addoption("--long", action="store_true", help="many more random files in fuzzing tests")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="many more random files in fuzzing tests, and the server among other people's programs",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,9 +86,11 @@ def _move_threads(cores: set[int]) -> None:
             os.sched_setaffinity(int(thread.name), cores)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the Hub's client call its HTTP library as that no longer likes."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, and let the Hub's client call its HTTP library as that no longer likes."""
     for item in items:
+        if "long" in item.keywords and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes programs that only --long installs"))
         if "hub" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"))
 

@@ -88,8 +88,8 @@ def names() -> set[str]:
     return found
 
 
-# Keys of other people's files, which are not for the caller to pass.
-OTHERS = {"hidden_size", "num_attention_heads"}
+# Keys of other people's files, which are not for the caller to pass; and what Ray Serve is told.
+OTHERS = {"hidden_size", "num_attention_heads"} | {"replicas"}
 
 
 def test_there_are_hundreds() -> None:

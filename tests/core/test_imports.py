@@ -61,6 +61,7 @@ FRAMEWORKS = {
     "onnxruntime": ("export/onnx/*",),
     "prometheus_client": ("nanochat/serve/*",),
     "psutil": ("backends/free_memory.py",),
+    "ray": ("nanochat/serve/ray.py",),
     "rich": ("nanochat/cli/*", "nanochat/train/*"),
     "safetensors": ("nanochat/train/*",),
     "starlette": ("nanochat/serve/*",),
