@@ -32,15 +32,14 @@ install_into() {
         --root-user-action=ignore --constraint constraints.txt "$@"
 }
 
-# require_chromium: the exported page is tested in a browser; as root, installs Debian's if there is none.
-require_chromium() {
-    command -v chromium >/dev/null && return
+# require_program NAME USE: as root, installs Debian's package of that name if there is no such program.
+require_program() {
+    command -v "$1" >/dev/null && return
     if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
-        echo "Installing chromium ..." >&2
-        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq chromium >/dev/null
+        echo "Installing $1 ..." >&2
+        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq "$1" >/dev/null
     fi
-    command -v chromium >/dev/null && return
-    echo "error: no chromium on the PATH, in which the exported page is tested: install it, for example with" \
-        "'apt install chromium'" >&2
+    command -v "$1" >/dev/null && return
+    echo "error: no $1 on the PATH, $2: install it, for example with 'apt install $1'" >&2
     return 1
 }

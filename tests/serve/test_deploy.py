@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from nanochat.cli.serve import serve
 from nanochat.serve.metrics import Metrics
+from nanochat.serve.settings import Settings
 from tests.serve.processes import running
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -91,3 +92,12 @@ def test_the_dashboard_shows_what_the_server_counts() -> None:
             named |= set(re.findall(r"nanochat_\w+", target["expr"]))
     assert {re.sub("_bucket$", "", name) for name in named} <= known
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_balancer_asks_what_a_server_answers_and_waits_as_long_as_that_may_take() -> None:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    seconds = re.findall(r"timeout (?:client|server) (\d+)s", text)
+
+    assert "option httpchk GET /ready" in text
+    assert {float(each) for each in seconds} == {Settings().request_timeout}
+    assert set(re.findall(r"--[a-z-]+", text)) <= set(re.findall(r"--[a-z-]+", HELP))

@@ -100,17 +100,25 @@ def wait_for_replicas(cluster: Cluster, before: set[int], count: int) -> None:
         time.sleep(0.2)
 
 
+def answered(cluster: Cluster) -> dict[float, float]:
+    """Answers of each replica, by the time of its first: it counts for itself, and Ray asks any."""
+    found = [counts(cluster.server) for _ in range(30)]
+    key = '{finish="length"}'
+    return {each[f"answers_created{key}"]: each[f"answers_total{key}"] for each in found}
+
+
 def test_streams_of_two_replicas_are_the_model_s_texts(cluster: Cluster, model: Model) -> None:
     prompts = [f"fn f{number}() {{" for number in range(8)]
+    before = answered(cluster)
 
     streams = [Stream(cluster.server.url, prompt=prompt, tokens=200) for prompt in prompts]
 
     assert [stream.wait() for stream in streams] == ["end"] * 8
     for stream, prompt in zip(streams, prompts, strict=True):
         assert stream.texts == [model.generate(prompt, max_tokens=200, ignore_eos=True)]
-    # A replica counts for itself, and Ray asks one of them.
-    answers = {counts(cluster.server).get('answers_total{finish="length"}') for _ in range(20)}
-    assert len(answers) == len(cluster.replicas()) == 2
+    after = answered(cluster)
+    assert len(after) == len(cluster.replicas()) == 2
+    assert all(after[replica] > before[replica] for replica in after)
 
 
 def test_a_client_that_leaves_frees_its_rows_in_the_replica(cluster: Cluster) -> None:
