@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,6 +138,7 @@ def serve(
     from nanochat.serve.loading import ToServe
     from nanochat.serve.run import serve
     from nanochat.serve.settings import Settings
+    from nanochat.serve.workers import run_workers
 
     if len(models) > 1 and served_name:
         raise InputError("--served-name is for one model: leave it out, or pass one model")
@@ -144,8 +146,12 @@ def serve(
     # What a server is asked is nobody else's business.
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    wanted = Settings(**settings)
+    if wanted.workers > 1:
+        code = run_workers(sys.argv[1:], workers=wanted.workers, port=wanted.port, say=note)
+        raise click.exceptions.Exit(code)
     serve(
-        Settings(**settings),
+        wanted,
         [
             ToServe(
                 load=functools.partial(

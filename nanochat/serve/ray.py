@@ -26,7 +26,7 @@ __all__ = ["app"]
 
 _LOGGER = logging.getLogger("nanochat.serve")
 # What the configuration of Ray says in their place.
-_OF_RAY = ("drain_delay", "host", "max_connections", "port", "ssl_cert", "ssl_key")
+_OF_RAY = ("drain_delay", "host", "max_connections", "port", "ssl_cert", "ssl_key", "workers")
 # Texts for which a replica has rows, where nobody says how many; see `nanochat.serve.room`.
 _ROWS = 32
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from nanochat.serve.app import Server, application
 from nanochat.serve.keys import Keys
 from nanochat.serve.loading import ToServe, load_models
 from nanochat.serve.metrics import Metrics
+from nanochat.serve.notify import notify
 from nanochat.serve.protocol import limited_protocol
 from nanochat.serve.settings import Settings
 
@@ -56,16 +56,6 @@ def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], No
     runner = asyncio.Runner(loop_factory=factory)
     with runner, listener:
         runner.run(_Run(settings, models, keys, say).run(listener))
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, if it has started the server and asks to be told; see sd_notify(3)."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path or not hasattr(socket, "AF_UNIX"):
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        # Names that begin with @ are not in the file system.
-        told.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -128,7 +118,7 @@ class _Run:
                 self._server.phase = "ready"
                 scheme = "http" if settings.ssl_cert is None else "https"
                 host, port = listener.getsockname()[:2]
-                _notify("READY=1")
+                notify("READY=1")
                 self._say(f"ready: {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
                 await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
             self._server.phase = "draining"
@@ -156,7 +146,7 @@ class _Run:
 
     async def _drain(self) -> None:
         """Let balancers notice, then texts end; whoever is not done in time is told so."""
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
         impatient = asyncio.create_task(self._is_impatient.wait())
         open_answers = [served.engine.open for served in set(self._server.models.values())]
         count = sum(map(len, open_answers))

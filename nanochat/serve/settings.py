@@ -27,6 +27,10 @@ class Settings:
         "127.0.0.1"
     )
     port: Annotated[int, "The port; 0 takes any that is free."] = 8000
+    workers: Annotated[
+        int,
+        "Processes, one for each NUMA node, with cores of their own and ports from --port on; bounds are of each.",
+    ] = 1
     max_rows: Annotated[
         int, "Texts that are written at the same time.  [default: 32, or as many as have room]"
     ] = 0
@@ -73,7 +77,7 @@ class Settings:
     page: Annotated[bool, "Show a page to chat with at /."] = True
 
     def __post_init__(self) -> None:
-        for name in ("max_body", "max_connections"):
+        for name in ("max_body", "max_connections", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: pass 1 or more")
         for name in ("max_rows", "queue", "kv_memory", "drain_delay", "drain_timeout"):
