@@ -56,6 +56,7 @@ from nanochat.serve.keys import Key, Keys
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.served import Served, find_model
 from nanochat.serve.settings import Settings
+from nanochat.serve.traces import Traces
 
 __all__ = ["Server", "application"]
 
@@ -79,6 +80,7 @@ class Server:
     models: Mapping[str, Served] = field(default_factory=dict)
     phase: Literal["loading", "ready", "draining"] = "loading"
     keys: Keys | None = None
+    traces: Traces | None = None
 
     def require_ready(self) -> None:
         """Refuse what comes too early or too late."""
@@ -161,7 +163,13 @@ def application(server: Server) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return Guard(app, server.settings, server.keys, refused=server.metrics.was_refused)
+    return Guard(
+        app,
+        server.settings,
+        server.keys,
+        refused=server.metrics.was_refused,
+        ended=None if server.traces is None else server.traces.ended,
+    )
 
 
 async def _refuse(server: Server, request: Request, error: Exception) -> Response:

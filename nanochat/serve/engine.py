@@ -86,8 +86,11 @@ class Answer:
         self._error: Exception | None = None
         self._is_accepted = self._is_cancelled = False
         self._changed = asyncio.Event()
+        # When it was asked for, a step first took one of its texts, the first token was there, and the last.
         self.asked = time.monotonic()
+        self.started: float | None = None
         self.begun: float | None = None
+        self.over: float | None = None
         self.num_tokens = 0
         self._timer: asyncio.TimerHandle | None = None
         self._over: Callable[[], None] | None = None
@@ -101,6 +104,11 @@ class Answer:
     def is_cancelled(self) -> bool:
         """Whether somebody did not want the rest."""
         return self._is_cancelled
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it too early."""
+        return self._error
 
     async def accepted(self) -> None:
         """Wait until the engine has taken the request, or raise why it has not."""
@@ -178,6 +186,7 @@ class Answer:
         if event.is_over:
             self._left = 0
         if not self._left:
+            self.over = time.monotonic()
             if self._timer is not None:
                 self._timer.cancel()
             if self._over is not None:
@@ -332,6 +341,9 @@ class EngineThread:
             return
         finally:
             self._step_began = None
+        for row in session.stepping:
+            if row in self._owners and self._owners[row][0].started is None:
+                self._owners[row][0].started = began
         for piece in pieces:
             if piece.row not in self._owners:
                 # Of a text that ended when a step failed.

@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from nanochat.serve.engine import Answer
 from nanochat.serve.keys import Key, Keys
 from nanochat.serve.settings import LOOPBACK, Settings
 
-__all__ = ["Guard"]
+__all__ = ["Ended", "Guard"]
 
 _LOGGER = logging.getLogger("nanochat.serve")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -33,6 +34,25 @@ _METHODS, _ALLOWED_HEADERS = "GET, POST, OPTIONS", "authorization, content-type,
 # What tells nothing, and whom balancers and browsers ask without a key.
 _OPEN = ("/health", "/ready", "/version", "/")
 _OPEN_FOLDER = "/page/"
+# As nginx writes it where the client has left before the answer.
+_LEFT = 499
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A request that has had its response, or was left.
+
+    `told` is what the application has said of it: its model and its `Answer`, by these names; `path` is without what a
+    proxy has put before it, and `began` of the monotonic clock.
+    """
+
+    id: str
+    method: str
+    path: str
+    status: int
+    began: float
+    headers: Headers
+    told: Mapping[str, Any]
 
 
 class Guard:
@@ -44,6 +64,8 @@ class Guard:
         Absent, everybody may ask.
     refused : callable
         Told the status of each request that the guard refuses; others are the application's to count.
+    ended : callable, optional
+        Told of each request at its end.
     """
 
     def __init__(
@@ -53,11 +75,13 @@ class Guard:
         keys: Keys | None,
         *,
         refused: Callable[[int], None],
+        ended: Callable[[Ended], None] | None = None,
     ) -> None:
         self._application = application
         self._settings = settings
         self._keys = keys
         self.refused = refused
+        self.ended = ended
         self._hosts = {*LOOPBACK, settings.host, *settings.allow_host}
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allow_host
 
@@ -85,8 +109,7 @@ class Guard:
                 type="permission_error",
                 code="origin_not_allowed",
             )
-        # What a proxy has put before it is in front of each path.
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _own_path(scope)
         if self._keys is None or path in _OPEN or path.startswith(_OPEN_FOLDER):
             return None
         if scope["method"] == "OPTIONS":
@@ -169,6 +192,8 @@ class _Call:
             _LOGGER.exception("request %s failed", self.id)
             await self._fail(failure(self.id), receive)
         finally:
+            if self._guard.ended is not None:
+                self._guard.ended(self._as_ended(began))
             self._log(time.monotonic() - began)
 
     @property
@@ -229,14 +254,24 @@ class _Call:
 
         return limited
 
+    def _as_ended(self, began: float) -> Ended:
+        return Ended(
+            id=self.id,
+            method=self._scope["method"],
+            path=_own_path(self._scope),
+            status=self._status or _LEFT,
+            began=began,
+            headers=self._headers,
+            told=self.told,
+        )
+
     def _log(self, seconds: float) -> None:
         scope = self._scope
         fields = {
             "id": self.id,
             "method": scope["method"],
             "path": scope["path"],
-            # As nginx writes it where the client has left before the answer.
-            "status": self._status or 499,
+            "status": self._status or _LEFT,
             "seconds": round(seconds, 4),
             **{name: value for name, value in self.told.items() if value is not None},
         }
@@ -258,6 +293,12 @@ class _Call:
 
 
 _FIRST = ("method", "path", "status")
+
+
+def _own_path(scope: Scope) -> str:
+    """The path without what a proxy has put before each."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _too_long(limit: int) -> ApiError:

@@ -21,6 +21,7 @@ from nanochat.serve.loading import ToServe, load_models
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.options import serve_options
 from nanochat.serve.settings import Settings
+from nanochat.serve.traces import open_traces
 
 __all__ = ["app"]
 
@@ -39,7 +40,7 @@ class _Replica:
     ) -> None:
         _log_to_stderr()
         metrics = Metrics(version=__version__)
-        self._server = Server(settings=settings, metrics=metrics, keys=keys)
+        self._server = Server(settings=settings, metrics=metrics, keys=keys, traces=open_traces())
         # Requests come once this has returned.
         await load_models(self._server, models, _LOGGER.info)
         self._server.phase = "ready"

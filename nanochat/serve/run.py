@@ -19,6 +19,7 @@ from nanochat.serve.metrics import Metrics
 from nanochat.serve.notify import notify
 from nanochat.serve.protocol import limited_protocol
 from nanochat.serve.settings import Settings
+from nanochat.serve.traces import open_traces
 
 __all__ = ["serve"]
 
@@ -88,7 +89,7 @@ class _Run:
         self._models = models
         self._say = say
         metrics = Metrics(version=__version__)
-        self._server = Server(settings=settings, metrics=metrics, keys=keys)
+        self._server = Server(settings=settings, metrics=metrics, keys=keys, traces=open_traces())
         self._signalled = asyncio.Event()
         self._is_impatient = asyncio.Event()
 
@@ -131,6 +132,8 @@ class _Run:
             await serving
             for served in self._server.models.values():
                 served.engine.stop()
+            if self._server.traces is not None:
+                self._server.traces.close()
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
