@@ -1,5 +1,6 @@
 """This file holds `nanochat serve`: models behind an HTTP API that OpenAI's clients know."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -148,7 +149,7 @@ def serve(
         logging.getLogger(name).setLevel(logging.WARNING)
     wanted = Settings(**settings)
     if wanted.workers > 1:
-        code = run_workers(sys.argv[1:], workers=wanted.workers, port=wanted.port, say=note)
+        code = run_workers(sys.argv[1:], workers=wanted.workers, port=wanted.port, say=_say)
         raise click.exceptions.Exit(code)
     serve(
         wanted,
@@ -167,5 +168,11 @@ def serve(
             )
             for model in models
         ],
-        note,
+        _say,
     )
+
+
+def _say(text: str) -> None:
+    """Tell people, if it can be: whoever is served shall not suffer from a full disk, or a reader who has left."""
+    with contextlib.suppress(OSError):
+        note(text)
