@@ -54,12 +54,12 @@ class _Subject:
 
 
 def run(quick: bool, *, urls: Sequence[str] = ()) -> Iterator[Result]:
-    """Models of the targets; only the smallest where there is little time."""
-    for name in ("tiny",) if quick else ("tiny", "nano-125m"):
+    """Models of the targets; only the smallest where there is little time, and one that a peer can have."""
+    for name in ("nano-125m",) if urls else ("tiny",) if quick else ("tiny", "nano-125m"):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder) / name
             _write(directory, name)
-            case = _Case(name, directory, turns=1 if quick else 5, seconds=3.0 if quick else 8.0)
+            case = _Case(name, directory, turns=1 if quick else 3, seconds=3.0 if quick else 6.0)
             with case.served() as subject:
                 others = [_Subject(name=url, url=url, process=None) for url in urls]
                 for clients in _QUICK_CLIENTS if quick else _CLIENTS:

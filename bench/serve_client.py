@@ -82,6 +82,7 @@ class Client:
         self, request: Request, arrivals: list[tuple[float, int]] | None = None
     ) -> Stream:
         """Ask, and read to the end; what has come is in `arrivals` meanwhile."""
+        is_new = self._streams is None
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
@@ -98,6 +99,10 @@ class Client:
         is_begun = False
         while True:
             data = await reader.read(_READ)
+            if not data and not is_new and not found and not rest:
+                # Some servers end a connection after an answer.
+                self.close()
+                return await self.ask(request, arrivals)
             if not data:
                 raise ConnectionError(f"the server closed the connection: {rest[-200:]!r}")
             seen = rest + data
