@@ -36,8 +36,8 @@ class Matcher(Protocol):
         """Tokens that must follow, or others of the same bytes; none where there is a choice."""
         ...
 
-    def undo(self, count: int) -> None:
-        """Take the last tokens back."""
+    def copy(self) -> "Matcher":
+        """The same text, which grows for itself."""
         ...
 
 

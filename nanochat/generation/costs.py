@@ -64,16 +64,19 @@ class Costs:
         """Forget steps of a kind that has not been tried for long: they may have been disturbed."""
         for kind, last in [*self._last.items()]:
             if last < self._steps - _REMEMBERED:
-                del self._last[kind], self._seconds[kind]
+                self._last.pop(kind, None)
+                self._seconds.pop(kind, None)
 
     def of(self, kind: int) -> float | None:
         """About the seconds of a step, or None where nothing at all is known of fewer tokens."""
-        if kind in self._seconds or not self._seconds:
-            return self._seconds.get(kind)
-        known = max((number for number in self._seconds if number < kind), default=0)
+        # Several threads may use a runner, each with a session of its own.
+        seconds = {**self._seconds}
+        known = max((number for number in seconds if number <= kind), default=0)
+        if known in (0, kind):
+            return seconds.get(kind)
         # A few tokens beside others take little, and those for which products begin anew take most.
         more = _BESIDE * (kind - known) + _ANEW * (-(-kind // _ROWS) - -(-known // _ROWS))
-        return self._seconds[known] * (1 + more / max(1, known / _ROWS)) if known else None
+        return seconds[known] * (1 + more / max(1, known / _ROWS))
 
 
 # Sessions of one runner share what they have learned.
@@ -132,14 +135,15 @@ class Chooser:
             ((chance, text) for text, row in enumerate(chances) for chance in row), reverse=True
         )
         counts, expected = [0] * texts, float(texts)
-        for number, (chance, text) in enumerate(ranked[: _MOST_TOGETHER - base], start=1):
+        for number, (chance, text) in enumerate(ranked[: max(0, _MOST_TOGETHER - base)], start=1):
             if chance < _HOPELESS:
                 break
             counts[text] += 1
             expected += chance
             kind = _kind(base + number)
             seconds = self._costs.of(kind)
-            assert seconds is not None
+            if seconds is None:
+                break
             if replayed:
                 seconds += (seconds - alone) / number * _replayed(counts, chances)
             if expected / seconds > best.rate:

@@ -31,6 +31,11 @@ class Mind:
         """Whether the text is inside a thought, which no form binds."""
         return self._splitter.is_inside
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the answer has begun, in which no thought begins any more."""
+        return self._splitter.is_answering
+
     def push(self, text: str, token: int | None) -> tuple[str, str]:
         """What of the thoughts, and what of the answer, a token's text releases; without a token, all that is left."""
         if token is None:

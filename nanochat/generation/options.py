@@ -16,7 +16,7 @@ from nanochat.config import ModelConfig
 from nanochat.errors import ContextLengthError, InputError, NanochatError, did_you_mean
 from nanochat.generation.cache import PromptCache
 from nanochat.generation.constraint import Constraint
-from nanochat.generation.sampling import Sampling
+from nanochat.generation.sampling import SEEDS, Sampling
 from nanochat.text.calls import CallPart, Calls
 from nanochat.text.thinking import Thoughts
 
@@ -352,7 +352,9 @@ def seeds_of(seed: object, count: int) -> list[int]:
         seed = secrets.randbits(62)
         _LOGGER.info("seed=%d", seed)
     if isinstance(seed, int | np.integer):
-        return [int(seed) + row for row in range(count)]
+        # One that is out of range is refused by whoever draws with it.
+        turns = 0 <= seed < SEEDS
+        return [(int(seed) + row) % SEEDS if turns else int(seed) for row in range(count)]
     if isinstance(seed, str) or not isinstance(seed, Iterable):
         raise InputError(
             f"seed={seed!r:.80} is no integer: pass one, or a list with one for each text"

@@ -4,7 +4,7 @@ A text waits until there is a row for it, and pages for its prompt. It goes on f
 several texts that one of them has read, another text's row, or what the prefix cache has kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -159,6 +159,14 @@ class Places(Generic[State]):
         row = self.state.write_row(len(ids), arrays)
         self.prefixes.keep(ids, row, salt="", whole=True)
         self.state.release(row)
+
+    def begin_again(self, rows: Container[int]) -> None:
+        """Let texts that have been torn out of a step wait, and read what they have once more."""
+        torn = [text for text in self.running if text.row in rows]
+        for text in torn:
+            self.running.remove(text)
+            self._release(text)
+        self.waiting = sorted([*torn, *self.waiting], key=lambda text: text.row)
 
     def make_room(self) -> bool:
         """Give up a page that is only kept, or put the youngest text aside; whether there was one beside the oldest."""

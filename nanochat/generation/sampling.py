@@ -153,6 +153,8 @@ class Sampler:
         self.seed: int = settings.seed
         self.position = 0
         self._draws: Draws | None = None
+        # A place that was guessed at, and why no token can be drawn there.
+        self._failed: tuple[int, str] | None = None
         # By token id: its place in the arrays of adjustments.
         self._places: dict[int, int] = {}
         self._counts: dict[int, int] = {}
@@ -205,16 +207,28 @@ class Sampler:
         if not guessed:
             return
         kept = {name: copy(value) for name, value in vars(self).items() if name in _MOVING}
-        for number, token in enumerate(guessed, start=1):
-            if self.is_constrained:
-                assert self.matcher is not None
-                self.matcher.push(token)
-            self.push(token)
-            self._write(draws, row + number)
-        vars(self).update(kept)
-        if self.is_constrained:
-            assert self.matcher is not None
-            self.matcher.undo(len(guessed))
+        matcher = self.matcher
+        try:
+            if matcher is not None and self.is_constrained:
+                self.matcher = matcher.copy()
+            for number, token in enumerate(guessed, start=1):
+                if self.matcher is not None and self.is_constrained:
+                    self.matcher.push(token)
+                self.push(token)
+                self._write(draws, row + number)
+                if self.error is not None:
+                    kept["_failed"] = (self.position, self.error)
+                    break
+        finally:
+            vars(self).update(kept)
+            self.matcher = matcher
+
+    @property
+    def error(self) -> str | None:
+        """Why no token can be drawn within the form, if that is so: the last `fill` has found out."""
+        if self._failed is not None and self._failed[0] == self.position:
+            return self._failed[1]
+        return None if self.matcher is None else self.matcher.error
 
     def fill_later(self, draws: Draws, row: int, later: int) -> None:
         """Write what a token depends on that comes so many places after the next, as far as it is known.
@@ -239,8 +253,20 @@ class Sampler:
         if self.is_constrained:
             assert self.matcher is not None
             self.matcher.fill(draws.allowed[row])
+            if self.position < self._min_tokens:
+                self._hold_back_within(draws, row)
         self._write_settings(draws, row, self.position)
         draws.with_logprob[row] = self.with_logprob
+
+    def _hold_back_within(self, draws: Draws, row: int) -> None:
+        """Let only what goes on be drawn within a form, unless it allows nothing but the end."""
+        allowed, whole = draws.allowed[row], draws.allowed[row].copy()
+        for token in self._held_back:
+            allowed[token >> 5] &= ~np.uint32(1 << (token & 31))
+        if not allowed.any():
+            allowed[:] = whole
+            for token in self._held_back:
+                draws.addends[row, self._places[token]] = 0.0
 
     def _write_settings(self, draws: Draws, row: int, position: int) -> None:
         draws.temperature[row] = self.settings.temperature

@@ -22,14 +22,13 @@ from nanochat.generation.options import (
     GenerationOptions,
     Piece,
     read_options,
-    seeds_of,
     tokens_after,
 )
 from nanochat.generation.pace import Pace
 from nanochat.generation.places import Load, Places
 from nanochat.generation.prefixes import COPIES, Beginning, Prefixes
-from nanochat.generation.sampling import Sampler, StopStrings
-from nanochat.generation.texts import Prompt, Text
+from nanochat.generation.sampling import Sampler
+from nanochat.generation.texts import Text, failed_piece, new_texts
 from nanochat.rows import PAGE, RowState, num_pages, pages_of_rows
 from nanochat.text.codec import TextCodec
 
@@ -159,9 +158,6 @@ class Session(Generic[State]):
                 f"a prompt of {longest} tokens and max_tokens={max_tokens} do not fit into a session for {room} "
                 "tokens: pass fewer, or make the session with more capacity and pages"
             )
-        seeds = seeds_of(wanted.seed, len(prompts) * wanted.n)
-        ends = () if wanted.ignore_eos else self.tokenizer.stop_ids
-        stop_ids = frozenset([*ends, *wanted.stop_ids])
         for ids in prompts:
             # What could not be drawn for is refused now, and not in a step with others.
             tried = replace(wanted.sampling, seed=0)
@@ -175,46 +171,10 @@ class Session(Generic[State]):
             raise InputError(
                 "draft='heads' in a session whose heads read nothing: make it with heads=True"
             )
-        predicted = wanted.prediction
-        if isinstance(predicted, str):
-            predicted = tuple(self.tokenizer.encode(predicted))
-        first = self._next
-        for ids in prompts:
-            prompt = Prompt(
-                ids=tuple(map(int, ids)),
-                unread=wanted.n,
-                salt=wanted.cache_salt,
-                num_alternatives=wanted.prompt_logprobs,
-            )
-            for _ in range(wanted.n):
-                settings = replace(wanted.sampling, seed=seeds[self._next - first])
-                self._places.waiting.append(
-                    Text(
-                        row=self._next,
-                        prompt=prompt,
-                        tokenizer=self.tokenizer,
-                        sampler=Sampler(
-                            settings,
-                            prompt.ids,
-                            with_logprob=wanted.logprobs is not None,
-                            held_back=[*stop_ids],
-                            min_tokens=wanted.min_tokens,
-                            matcher=None
-                            if wanted.constraint is None
-                            else wanted.constraint.matcher(),
-                        ),
-                        stop_ids=stop_ids,
-                        stops=StopStrings(wanted.stops),
-                        tokens_left=max_tokens,
-                        num_alternatives=wanted.logprobs,
-                        thoughts=wanted.thoughts,
-                        is_drafted=bool(wanted.draft),
-                        predicted=predicted,
-                        calls=wanted.calls,
-                    )
-                )
-                self._next += 1
-        return list(range(first, self._next))
+        texts = new_texts(prompts, wanted, self.tokenizer, first=self._next, max_tokens=max_tokens)
+        self._next += len(texts)
+        self._places.waiting += texts
+        return [text.row for text in texts]
 
     def restore(self, cache: PromptCache) -> None:
         """Keep what was read before, so that a prompt that begins with it is read from there on.
@@ -268,15 +228,17 @@ class Session(Generic[State]):
         self.stepping = []
         pieces, self._unsaid = self._unsaid, []
         try:
-            pieces += self._admit()
-            pieces += self._tell_prompt()
-            pieces += self._continue()
+            self._admit(pieces)
+            self._tell_prompt(pieces)
+            self._continue(pieces)
         except BaseException:
+            # Nobody knows what a row remembers that was torn out of a step: its text reads again what it has.
+            self._places.begin_again(self.stepping)
             self._unsaid = pieces
             raise
         return sorted(pieces, key=lambda piece: piece.row)
 
-    def _continue(self) -> list[Piece]:
+    def _continue(self, pieces: list[Piece]) -> None:
         """Let texts read, and choose tokens for each that has read all."""
         may_guess = True
         while spans := self._places.spans(self._pace):
@@ -298,12 +260,11 @@ class Session(Generic[State]):
             for text, ids in spans:
                 self._places.was_read(text, len(ids))
             if guesses:
-                pieces = self._take_guesses(guesses, befores, choices)
+                self._take_guesses(guesses, befores, choices, pieces)
             else:
-                pieces = self._take_tokens([text for text, _ in spans], choices)
+                self._take_tokens([text for text, _ in spans], choices, pieces)
             self._note_seconds(time.perf_counter() - began, spans, guesses)
-            return pieces
-        return []
+            break
 
     def _choose(self, spans: Sequence[tuple[Text, list[int]]], guesses: Sequence[Guess]) -> Choices:
         """Let texts read, with what is guessed to follow, and choose a token for each that has read all then."""
@@ -323,34 +284,34 @@ class Session(Generic[State]):
             drafted=drafted if max(map(len, tokens)) > 1 else (),
         )
 
-    def _take_tokens(self, texts: Sequence[Text], choices: Choices) -> list[Piece]:
+    def _take_tokens(self, texts: Sequence[Text], choices: Choices, pieces: list[Piece]) -> None:
         """Continue each of the first texts with the token that was chosen for it."""
-        pieces = []
         for row, text in zip(range(len(choices.tokens)), texts, strict=False):
             if text.read == len(text.prompt.ids):
                 text.prompt.was_read(text, choices.logits, row, self._state)
             pieces += self._push(text, choices, row)
-        return pieces
 
     def _take_guesses(
         self,
         guesses: Sequence[tuple[Text, Guess]],
         befores: Sequence[Beginning | None],
         choices: Choices,
-    ) -> list[Piece]:
+        pieces: list[Piece],
+    ) -> None:
         """Continue each text with the tokens that were chosen, as far as its guesses stand."""
-        pieces: list[Piece] = []
         asking = []
         row = 0
         for (text, guess), before in zip(guesses, befores, strict=True):
-            found, stood = text.take(choices, row, guess)
+            try:
+                found, stood = text.take(choices, row, guess)
+            except Exception as error:
+                found, stood = [failed_piece(text, error)], 0
             self._places.went_on(text, guess, stood, before)
             pieces += self._left(text, found)
-            if choices.ahead is not None and text.is_drafted and text.tokens_left:
+            if choices.ahead is not None and text.is_drafted and not found[-1].finish_reason:
                 asking.append((text, row + stood))
             row += 1 + len(guess.tokens)
         self._drafter.ask_ahead(asking, choices)
-        return pieces
 
     def _note_seconds(
         self,
@@ -367,11 +328,11 @@ class Session(Generic[State]):
             read = [count for count in counts if count > 1]
             self._pace.note(seconds, num_writing=len(counts) - len(read), num_read=sum(read))
 
-    def _tell_prompt(self) -> list[Piece]:
+    def _tell_prompt(self, pieces: list[Piece]) -> None:
         """Read of the first prompt whose log-probabilities are wanted, in a step of its own."""
         text = next((text for text in self._places.running if not text.prompt.is_told), None)
         if text is None:
-            return []
+            return
         ids = text.ids[text.read : text.read + _TOLD_AT_ONCE]
         self.stepping = [text.row]
         while True:
@@ -381,15 +342,14 @@ class Session(Generic[State]):
                 if not self._places.make_room():
                     raise
                 if text not in self._places.running:
-                    return []
+                    return
             else:
                 break
         self._places.was_read(text, len(ids))
         text.prompt.tell(logits[:, : self.tokenizer.vocab_size])
-        if not text.prompt.is_told:
-            return []
-        text.prompt.was_read(text, logits, len(ids) - 1, self._state)
-        return self._first(text, logits[-1])
+        if text.prompt.is_told:
+            text.prompt.was_read(text, logits, len(ids) - 1, self._state)
+            pieces += self._first(text, logits[-1])
 
     def pieces(
         self, prompts: Sequence[Sequence[int]], **options: Unpack[GenerationOptions]
@@ -415,23 +375,28 @@ class Session(Generic[State]):
             for row in rows:
                 self.cancel(row)
 
-    def _admit(self) -> list[Piece]:
+    def _admit(self, pieces: list[Piece]) -> None:
         """Give waiting texts rows; the first token of those whose prompt has been read."""
-        pieces: list[Piece] = []
         for text in self._places.admit():
             if text.prompt.logits is not None and text.read == len(text.ids):
                 logits = text.prompt.logits
                 text.prompt.leave(text, self._state)
                 pieces += self._first(text, logits)
-        return pieces
 
     def _first(self, text: Text, logits: NDArray[np.float32]) -> list[Piece]:
         """Begin a text whose prompt's last logits, (V,), are there."""
-        vocab_size = self.tokenizer.vocab_size
-        return self._push(text, choose(logits[None], [text.sampler], vocab_size=vocab_size), 0)
+        try:
+            choices = choose(logits[None], [text.sampler], vocab_size=self.tokenizer.vocab_size)
+        except Exception as error:
+            return self._left(text, [failed_piece(text, error)])
+        return self._push(text, choices, 0)
 
     def _push(self, text: Text, choices: Choices, row: int) -> list[Piece]:
-        return self._left(text, text.push(choices, row) if text.tokens_left else [text.end()])
+        try:
+            pieces = text.push(choices, row) if text.tokens_left else [text.end()]
+        except Exception as error:
+            pieces = [failed_piece(text, error)]
+        return self._left(text, pieces)
 
     def _left(self, text: Text, pieces: list[Piece]) -> list[Piece]:
         """Pieces of a text, which leaves if the last one ends it."""
@@ -473,6 +438,8 @@ def generate(
     max_tokens = tokens_after(longest, wanted.max_tokens, engine.config, thoughts=wanted.thoughts)
     texts = len(prompts) * wanted.n
     cache = wanted.cache
+    if cache is not None and wanted.draft == "heads":
+        raise InputError("draft='heads' with a cache, in which heads have no part: pass draft=True")
     capacity = max(longest + max_tokens - 1, len(cache.ids) if cache else 0)
     rows = min(texts, _MOST_ROWS)
     pages = pages_of_rows(rows, capacity) + (0 if cache is None else num_pages(len(cache.ids)))

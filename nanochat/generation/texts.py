@@ -4,19 +4,21 @@ A text is a row of a state while it runs; waiting, it has none.
 """
 
 import itertools
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.draws import log_sum_exp, require_finite, top_logprobs
-from nanochat.errors import InputError, NumericError
-from nanochat.generation.drafts import NO_GUESS, Draft, Guess
+from nanochat.errors import InputError, NanochatError, NumericError
+from nanochat.generation.drafts import NO_GUESS, Draft, Guess, Index
 from nanochat.generation.engine import Choices
 from nanochat.generation.mind import Mind
-from nanochat.generation.options import FinishReason, Piece, TokenLogprob
+from nanochat.generation.options import FinishReason, Piece, TokenLogprob, Wanted, seeds_of
 from nanochat.generation.sampling import Sampler, StopStrings
 from nanochat.generation.voice import Voice
 from nanochat.rows import RowState, Snapshot
@@ -25,7 +27,9 @@ from nanochat.text.codec import TextCodec
 from nanochat.text.thinking import Thoughts
 from nanochat.text.tokenizer import StreamDecoder
 
-__all__ = ["Prompt", "Text"]
+__all__ = ["Prompt", "Text", "failed_piece", "new_texts"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -47,6 +51,11 @@ class Prompt:
 
     def __post_init__(self) -> None:
         self.is_told = self.num_alternatives is None
+
+    @cached_property
+    def index(self) -> Index:
+        """Its tokens by those before them, once for all texts."""
+        return Index.of(self.ids)
 
     def tell(self, logits: NDArray[np.float32]) -> None:
         """Note the log-probabilities of tokens, whose logits (T, V) follow those that were noted before."""
@@ -145,10 +154,8 @@ class Text:
                 require_finite(logits)
             except NumericError as error:
                 return [Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)]
-        matcher = self.sampler.matcher
-        if matcher is not None and matcher.error is not None:
-            why = InputError(f"the text cannot go on within its form: {matcher.error:.300}")
-            return [Piece(row=self.row, token=-1, text="", finish_reason="error", error=why)]
+        if self.sampler.error is not None:
+            return [self._ended_by_its_form(self.sampler.error)]
         if self._mind is not None and self._mind.is_over(token, self._decoder):
             return self._force(self._mind.ending())
         logprob: float | None = None
@@ -163,11 +170,15 @@ class Text:
             alternatives = tuple(zip(*(each.tolist() for each in found), strict=True))
         return [self._continue(token, logprob=logprob, top_logprobs=alternatives)]
 
+    def _ended_by_its_form(self, why: str) -> Piece:
+        error = InputError(f"the text cannot go on within its form: {why:.300}")
+        return Piece(row=self.row, token=-1, text="", finish_reason="error", error=error)
+
     def guess(self) -> Guess:
         """What it may say next."""
         matcher = self.sampler.matcher
-        # Whether the form counts after a guessed token depends on whether a thought is over.
-        is_unsure = matcher is not None and not self.sampler.is_constrained
+        # Whether the form counts after a guessed token depends on whether that begins a thought, or ends one.
+        is_unsure = matcher is not None and self._mind is not None and not self._mind.is_answering
         if not self.is_drafted or not self.has_begun or self.tokens_left < 2 or is_unsure:
             return NO_GUESS
         forced = () if matcher is None else matcher.forced()
@@ -182,7 +193,7 @@ class Text:
     def draft(self) -> Draft:
         """What is guessed of it, made when it is first asked for."""
         if self._draft is None:
-            self._draft = Draft(self.ids, self.predicted)
+            self._draft = Draft(self.ids, self.prompt.index, self.predicted)
         return self._draft
 
     def take(self, choices: Choices, row: int, guess: Guess) -> tuple[list[Piece], int]:
@@ -190,7 +201,6 @@ class Text:
 
         What was chosen after a guess that did not stand is of no use.
         """
-        self.ahead = ()
         is_predicted = guess.source[0] == "predicted"
         self.drafted += len(guess.tokens)
         self.predicted_drafted += is_predicted * len(guess.tokens)
@@ -227,6 +237,7 @@ class Text:
             matcher.push(token)
         self.sampler.push(token)
         self.ids.append(token)
+        self.ahead = ()
         if self._draft is not None:
             self._draft.push()
         self.tokens_left -= 1
@@ -234,7 +245,12 @@ class Text:
         if not self._is_thinking:
             found += self._voice.name_of(token)
         thought, said = self._told_apart(found, token)
+        was_bound = self.sampler.is_constrained
         self._bind()
+        if self.sampler.is_constrained and not was_bound and not self._holds(said):
+            return self._ended_by_its_form(
+                f"it begins with {said:.80}, in the token that ends a thought"
+            )
         reason: FinishReason | None = None
         stopped_by: str | int | None = None
         text, calls = self._voice.push(said)
@@ -277,6 +293,18 @@ class Text:
             prompt_logprobs=tuple(self.prompt.logprobs),
         )
 
+    def _holds(self, said: str) -> bool:
+        """Go on in the form with what stands in a token behind the end of a thought; whether it may stand there."""
+        matcher = self.sampler.matcher
+        assert matcher is not None
+        # White space there is of the thought.
+        tokens = self.tokenizer.encode(said) if said.strip() else []
+        if matcher.count(tokens) < len(tokens):
+            return False
+        for token in tokens:
+            matcher.push(token)
+        return True
+
     def _bind(self) -> None:
         """Hold what comes to the form of the answer, unless it is a thought."""
         self.sampler.is_constrained = self.sampler.matcher is not None and not self._is_thinking
@@ -288,3 +316,72 @@ class Text:
     def _told_apart(self, text: str, token: int | None) -> tuple[str, str]:
         """What of the thoughts, and what of the answer, a token releases; without one, all that is left."""
         return ("", text) if self._mind is None else self._mind.push(text, token)
+
+
+def new_texts(
+    prompts: Sequence[Sequence[int]],
+    wanted: Wanted,
+    tokenizer: TextCodec,
+    *,
+    first: int,
+    max_tokens: int,
+) -> list[Text]:
+    """Texts of a call, `Wanted.n` after each prompt, that are numbered from the first on.
+
+    Raises
+    ------
+    InputError
+        If a seed is none, or a prediction holds what the tokenizer has not.
+    """
+    seeds = seeds_of(wanted.seed, len(prompts) * wanted.n)
+    ends = () if wanted.ignore_eos else tokenizer.stop_ids
+    stop_ids = frozenset([*ends, *wanted.stop_ids])
+    predicted = wanted.prediction
+    if isinstance(predicted, str):
+        predicted = tuple(tokenizer.encode(predicted))
+    if max(predicted, default=0) >= tokenizer.vocab_size:
+        raise InputError(
+            f"prediction holds token {max(predicted)}, which is not below the vocabulary of {tokenizer.vocab_size} "
+            "tokens: pass ids of the model's tokenizer, or a string"
+        )
+    texts: list[Text] = []
+    for ids in prompts:
+        prompt = Prompt(
+            ids=tuple(map(int, ids)),
+            unread=wanted.n,
+            salt=wanted.cache_salt,
+            num_alternatives=wanted.prompt_logprobs,
+        )
+        for _ in range(wanted.n):
+            sampler = Sampler(
+                replace(wanted.sampling, seed=seeds[len(texts)]),
+                prompt.ids,
+                with_logprob=wanted.logprobs is not None,
+                held_back=[*stop_ids],
+                min_tokens=wanted.min_tokens,
+                matcher=None if wanted.constraint is None else wanted.constraint.matcher(),
+            )
+            text = Text(
+                row=first + len(texts),
+                prompt=prompt,
+                tokenizer=tokenizer,
+                sampler=sampler,
+                stop_ids=stop_ids,
+                stops=StopStrings(wanted.stops),
+                tokens_left=max_tokens,
+                num_alternatives=wanted.logprobs,
+                thoughts=wanted.thoughts,
+                is_drafted=bool(wanted.draft),
+                predicted=predicted,
+                calls=wanted.calls,
+            )
+            texts.append(text)
+    return texts
+
+
+def failed_piece(text: Text, error: Exception) -> Piece:
+    """The last piece of a text that a mistake of a library, or of ours, has ended; called while it is handled."""
+    _LOGGER.exception("text %d failed; the others go on", text.row)
+    why = NanochatError("this text could not go on: the log says why")
+    why.__cause__ = error
+    return Piece(row=text.row, token=-1, text="", finish_reason="error", error=why)

@@ -80,6 +80,7 @@ class Grammar:
 
 class _Matcher:
     def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher) -> None:
+        self._vocabulary = vocabulary
         self._ends = vocabulary.ends
         self._matcher = matcher
         self.error: str | None = None
@@ -108,8 +109,10 @@ class _Matcher:
     def forced(self) -> list[int]:
         return [] if self.error is not None else self._matcher.compute_ff_tokens()
 
-    def undo(self, count: int) -> None:
-        self._matcher.rollback(count)
+    def copy(self) -> "_Matcher":
+        copied = _Matcher(self._vocabulary, self._matcher.deep_copy())
+        copied.error = self.error
+        return copied
 
     def _note(self) -> None:
         if self._matcher.is_error():

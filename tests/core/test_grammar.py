@@ -9,8 +9,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from nanochat.errors import InputError
-from nanochat.generation.options import Piece
+from nanochat.generation.engine import Choices
+from nanochat.generation.options import Piece, read_options
 from nanochat.generation.session import generate
+from nanochat.generation.texts import new_texts
 from nanochat.lm import Model
 from nanochat.text.grammar import (
     Grammar,
@@ -22,6 +24,7 @@ from nanochat.text.grammar import (
 from nanochat.text.library import LibraryTokenizer, load_tokenizer
 from nanochat.text.roles import Roles
 from nanochat.text.thinking import KNOWN_MARKS, Thoughts
+from nanochat.text.tokenizer import Tokenizer as OurTokenizer
 from tests.core.foreign_tokenizers import llama_3, sentencepiece, write_llama_3
 from tests.parity.random_models import random_bundle
 
@@ -210,6 +213,53 @@ def test_options_hold_within_a_form(model: Model, vocabulary: Vocabulary) -> Non
     assert only == "bbbbbb"
     assert (stopped, last.finish_reason) == ("", "stop")
     assert re.fullmatch("[ab]{6}", told)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_form_that_is_complete_ends_a_text_however_short(
+    model: Model, vocabulary: Vocabulary, temperature: float
+) -> None:
+    form = regex_grammar(vocabulary, "[ab]{3}(,[ab]{3})?")
+
+    text, last = written(model, form, min_tokens=50, temperature=temperature)
+
+    # What may go on does.
+    assert re.fullmatch("[ab]{3},[ab]{3}", text)
+    assert last.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("expression", "is_of_it"), [("\\{[xy]\\}", True), ("[xy]", False)])
+def test_what_follows_a_thought_in_its_last_token_is_of_the_form(
+    expression: str, is_of_it: bool
+) -> None:
+    tokenizer = OurTokenizer.train(["</think>{"] * 50, vocab_size=269)
+    *before, last = tokenizer.encode("</think>{")
+    assert tokenizer.decode([last]) == ">{"
+    wanted = read_options(
+        {
+            "constraint": regex_grammar(Vocabulary(tokenizer), expression),
+            "thoughts": Thoughts(marks=KNOWN_MARKS[0], begun="<think>", budget=None),
+        }
+    )
+    (text,) = new_texts([[5]], wanted, tokenizer, first=0, max_tokens=30)
+
+    def pushed(token: int) -> Piece:
+        nothing = np.zeros(1)
+        choices = Choices(
+            tokens=np.array([token]), logprobs=nothing, normalizers=nothing, logits=None
+        )
+        return text.push(choices, 0)[-1]
+
+    for token in before:
+        pushed(token)
+    piece = pushed(last)
+
+    if not is_of_it:
+        assert "in the token that ends a thought" in str(piece.error)
+        return
+    rest = [pushed(token) for token in tokenizer.encode("x}")]
+    assert [one.text for one in (piece, *rest)] == ["{", "x", "}"]
+    assert text.sampler.error is None
 
 
 def test_texts_side_by_side_keep_to_forms_of_their_own(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanochat.backends.reference.ops import Array, ReferenceOps
-from nanochat.draws import log_sum_exp
+from nanochat.draws import Drawn, Draws, log_sum_exp
 from nanochat.errors import ContextLengthError, InputError, NumericError
 from nanochat.generation.engine import Engine
 from nanochat.generation.options import GenerationOptions, Piece
@@ -416,3 +416,133 @@ def test_samples_of_a_prompt_of_one_token_give_their_pages_back() -> None:
         assert len([*session.pieces([[9]], n=4, max_tokens=3, temperature=1.0)]) <= 12
 
     assert session._state.free_pages == free
+
+
+class TornOps(ReferenceOps):
+    """Is interrupted once, when a step has been computed and nobody knows it yet."""
+
+    calls_left = -1
+
+    def sample(self, logits: Array, draws: Draws) -> Drawn:
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise KeyboardInterrupt
+        return super().sample(logits, draws)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", [1, 2, 5])
+def test_a_step_that_was_interrupted_leaves_no_trace(kind: str, when: int) -> None:
+    ops = TornOps()
+    engine = engine_of(ops, kind)
+    ids = [[5, 6, 7], [8, 9]]
+    expected = [alone(engine, each, {"max_tokens": 9, "seed": 0}) for each in ids]
+    longer = [*ids[0], *expected[0][0][:4]]
+    after = alone(engine, longer, {"max_tokens": 5, "seed": 0})
+    session = Session(engine, TOKENIZER, rows=2)
+    rows = [session.add(each, max_tokens=9)[0] for each in ids]
+    found: dict[int, list[int]] = defaultdict(list)
+    ops.calls_left = when
+
+    interrupted = 0
+    while not session.is_idle:
+        try:
+            pieces = session.step()
+        except KeyboardInterrupt:
+            interrupted += 1
+            continue
+        for piece in pieces:
+            found[piece.row].append(piece.token)
+    (again,) = session.add(longer, max_tokens=5)
+    while not session.is_idle:
+        for piece in session.step():
+            found[piece.row].append(piece.token)
+
+    assert interrupted == 1
+    assert [[found[row]] for row in rows] == expected
+    assert found[again] == after[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_kept_of_a_text_that_ends_with_an_interrupted_step(kind: str) -> None:
+    ops = TornOps()
+    engine = engine_of(ops, kind)
+    ids = [5, 6, 7, 8, 9]
+    expected = alone(engine, ids, {"max_tokens": 6, "seed": 0})
+    session = Session(engine, TOKENIZER, rows=1)
+    ops.calls_left = 4
+
+    with pytest.raises(KeyboardInterrupt):
+        list(session.pieces([ids], max_tokens=6))
+    ops.calls_left = -1
+
+    assert [piece.token for piece in session.pieces([ids], max_tokens=6)] == expected[0]
+
+
+class FailingForm:
+    """Fails as a library may, at its second token."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self._pushed = 0
+
+    def matcher(self) -> "FailingForm":
+        return FailingForm()
+
+    def fill(self, allowed: Any) -> None:
+        allowed[:] = 0xFFFFFFFF
+
+    def push(self, token: int) -> None:
+        del token
+        self._pushed += 1
+        if self._pushed == 2:
+            raise RuntimeError("a library failed")
+
+    def count(self, tokens: Any) -> int:
+        return len(tokens)
+
+    def forced(self) -> list[int]:
+        return []
+
+    def copy(self) -> "FailingForm":
+        return FailingForm()
+
+
+def test_a_text_that_fails_takes_nothing_from_the_others(
+    ops: AnyOps, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of(ops, "attention")
+    session = Session(engine, TOKENIZER, rows=3)
+    options: Any = {"max_tokens": 6, "ignore_eos": True, "seed": 0}
+    expected = alone(engine, [5, 6], options)
+    first = session.add([5, 6], **options)[0]
+    failing = session.add([5, 7], **options, constraint=FailingForm())[0]
+    last = session.add([5, 6], **options)[0]
+    found: dict[int, list[Piece]] = defaultdict(list)
+    while not session.is_idle:
+        for piece in session.step():
+            found[piece.row].append(piece)
+
+    for row in (first, last):
+        assert [piece.token for piece in found[row]] == expected[0]
+    assert len(found[failing]) == 2
+    assert str(found[failing][-1].error) == "this text could not go on: the log says why"
+    assert "a library failed" in caplog.text
+
+
+def test_a_call_that_is_refused_leaves_no_text() -> None:
+    session = Session(random_engine(), TOKENIZER, rows=2)
+
+    with pytest.raises(InputError, match="seed=-1"):
+        session.add([5], n=2, seed=[0, -1], max_tokens=2)
+
+    assert session.is_idle
+
+
+def test_seeds_begin_again_behind_the_last() -> None:
+    engine = random_engine()
+    options: Any = {"temperature": 1.0, "max_tokens": 6}
+    both = list(generate(engine, TOKENIZER, [[5]], n=2, seed=2**63 - 1, **options))
+    first = list(generate(engine, TOKENIZER, [[5]], seed=0, **options))
+
+    assert [piece.token for piece in both if piece.row == 1] == [piece.token for piece in first]
