@@ -324,13 +324,19 @@ def test_heads_have_no_part_in_a_cache(model: Model, tmp_path: Path) -> None:
         texts(model, max_tokens=2, cache=cache, draft="heads")
 
 
-@pytest.mark.usefixtures("many_guesses")
-def test_what_a_form_forces_ends_before_a_thought_may_begin(model: Model) -> None:
+def test_what_a_form_forces_ends_before_a_thought_may_begin(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_of_them(_: object, unread: Any, chances: Any, **__: object) -> list[int]:
+        del unread
+        return [len(row) for row in chances]
+
+    monkeypatch.setattr(Chooser, "choose", all_of_them)
     marks = next(marks for marks in KNOWN_MARKS if marks.opening == "[THINK]")
     options: Any = {
         # The mark is several tokens, which the form leaves no choice about.
         "constraint": regex_grammar(Vocabulary(model.tokenizer), r"\[THINK\][ab]{5}"),
-        "thoughts": Thoughts(marks=marks, begun="", budget=6),
+        "thoughts": Thoughts(marks=marks, begun=None, budget=6),
         "max_tokens": 300,
         "temperature": 1.0,
         "ignore_eos": True,
