@@ -6,6 +6,7 @@ must have as many threads.
 """
 
 import asyncio
+import math
 import os
 import re
 import subprocess
@@ -40,8 +41,6 @@ _OF_ENGINE = {"tiny": 0.6, "nano-125m": 0.9}
 _CPU_MICROSECONDS = 25.0
 _ROWS = 64
 _READY = re.compile(r"ready: (http://\S+)")
-# Of a run, what is not counted, until all clients are in their stride.
-_WARM = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,15 +195,13 @@ class _Case:
 
     def _closed(self, one: _Subject, clients: int) -> tuple[float, Load, float]:
         before = _loop_seconds(one.process)
-        began = time.perf_counter()
         with self._pinned(self._cores[1:] or self._cores):
-            load = asyncio.run(
+            load, start, end = asyncio.run(
                 closed_loop(one.url, self._fresh(), clients=clients, seconds=self._seconds)
             )
         taken = _loop_seconds(one.process) - before
         events = sum(count for each in load.streams for _, count in each.arrivals)
-        start = began + _WARM * self._seconds
-        return load.rate(start, began + self._seconds), load, taken / max(events, 1) * 1e6
+        return load.rate(start, end), load, taken / max(events, 1) * 1e6
 
     def _alone(self, rows: int) -> float:
         """Tokens/s of a session of as many texts that are asked for as the clients do."""
@@ -214,15 +211,19 @@ class _Case:
             session = self._model.session(rows=rows)
             for _ in range(rows):
                 session.add(next(requests).ids, **options)
-            count, began = 0, time.perf_counter()
-            start, end = began + _WARM * self._seconds, began + self._seconds
+            begun: set[int] = set()
+            count, start, end = 0, math.inf, math.inf
             while (now := time.perf_counter()) < end:
                 pieces = session.step()
-                count += len(pieces) if now >= start else 0
+                begun |= {piece.row for piece in pieces}
+                # As for clients: once each has begun.
+                if start == math.inf and len(begun) >= rows:
+                    start, end = now, now + self._seconds
+                count += len(pieces) if now > start else 0
                 for piece in pieces:
                     if piece.finish_reason is not None:
                         session.add(next(requests).ids, **options)
-            return count / (end - start)
+            return count / self._seconds
 
     @contextmanager
     def _pinned(self, cores: Sequence[int]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -134,20 +135,35 @@ async def stream(url: str, request: Request) -> Stream:
 
 async def closed_loop(
     url: str, requests: Sequence[Request], *, clients: int, seconds: float
-) -> Load:
-    """So many clients, each of which asks again as soon as it is answered."""
+) -> tuple[Load, float, float]:
+    """So many clients, each of which asks again as soon as it is answered; what came, and between which times.
+
+    The seconds begin when all are in their stride: the first answer of each has begun.
+    """
     load = Load()
-    end = time.perf_counter() + seconds
+    begun: dict[int, list[tuple[float, int]]] = {}
+    start = end = math.inf
+
+    async def wait_for_all() -> None:
+        nonlocal start, end
+        while len(begun) < clients or not all(begun.values()):
+            await asyncio.sleep(0.02)
+        start = time.perf_counter()
+        end = start + seconds
 
     async def one(number: int) -> None:
-        client = Client(url)
+        client, me = Client(url), number
         try:
             while time.perf_counter() < end:
                 arrivals: list[tuple[float, int]] = []
+                begun.setdefault(me, arrivals)
                 asked = time.perf_counter()
                 request = requests[number % len(requests)]
                 task = asyncio.create_task(client.ask(request, arrivals))
-                done, _ = await asyncio.wait((task,), timeout=max(end - time.perf_counter(), 0))
+                done: set[asyncio.Task[Stream]] = set()
+                while not done and time.perf_counter() < end:
+                    left = min(end - time.perf_counter(), 1.0)
+                    done, _ = await asyncio.wait((task,), timeout=max(left, 0))
                 if not done:
                     task.cancel()
                     await asyncio.wait((task,))
@@ -159,8 +175,8 @@ async def closed_loop(
         finally:
             client.close()
 
-    await asyncio.gather(*(one(number) for number in range(clients)))
-    return load
+    await asyncio.gather(wait_for_all(), *(one(number) for number in range(clients)))
+    return load, start, end
 
 
 async def open_loop(url: str, requests: Sequence[Request], *, rate: float, seconds: float) -> Load:
