@@ -113,7 +113,7 @@ def as_json(text: str, types: frozenset[str]) -> str:
     """
     if types != {"string"}:
         try:
-            value = json.loads(text, parse_constant=float)
+            value = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             value = text
         # A whole number is a number, too.
@@ -121,6 +121,11 @@ def as_json(text: str, types: frozenset[str]) -> str:
         if not isinstance(value, str) and own & types:
             return text.strip()
     return json.dumps(text, ensure_ascii=False)
+
+
+def _refuse(constant: str) -> float:
+    """Python reads NaN and Infinity, which JSON has not."""
+    raise ValueError(constant)
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any] | None:
