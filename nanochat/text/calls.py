@@ -141,8 +141,10 @@ class CallSplitter:
             self._num_calls += 1
             self._is_open = True
             if shape.parameters is None:
-                yield from _skip(len(shape.middle) - 1)
-                yield from self._json()
+                if shape.middle:
+                    yield from _skip(len(shape.middle) - 1)
+                    character = yield
+                yield from self._json(character)
                 self._is_open = False
                 yield from _skip(len(shape.close))
             else:
@@ -154,13 +156,10 @@ class CallSplitter:
         while True:
             yield
 
-    def _json(self, end: str = "") -> _Reads:
-        """Read a list or an object, or any value up to what follows it."""
+    def _json(self, character: str, end: str = "") -> _Reads:
+        """Read a list or an object, or any value up to what follows it, of which a character has been read."""
         depth, is_text, is_escaped = 0, False, False
-        while True:
-            character = yield
-            if not depth and not is_text and character == end:
-                return
+        while depth or is_text or character != end:
             self._write(character)
             if is_text:
                 is_text = is_escaped or character != '"'
@@ -170,6 +169,7 @@ class CallSplitter:
                 depth += (character in "{[") - (character in "}]")
                 if not end and not depth:
                     return
+            character = yield
 
     def _marked(self, name: str, character: str) -> _Reads:
         """Read arguments between marks, of which the first character has been read, and what closes the call."""
@@ -194,7 +194,7 @@ class CallSplitter:
     def _value(self, types: frozenset[str], ending: str) -> _Reads:
         """Read an argument, and what ends it."""
         if "string" not in types:
-            yield from self._json(ending[0])
+            yield from self._json((yield), ending[0])
             yield from _skip(len(ending) - 1)
         elif types != _TEXTS:
             # What it is shows at its end.

@@ -124,6 +124,21 @@ def test_json_among_marks_may_hold_them() -> None:
     assert joined([*parts]) == [("f", f'{{"a": {value}}}')]
 
 
+def test_arguments_may_follow_a_name_at_once() -> None:
+    template = HERMES.replace(
+        '\n{"name": "{{ c.function.name }}", "arguments": ', "{{ c.function.name }}"
+    ).replace("}}}\n</tool", "}}</tool")
+    first, second = (
+        '<tool_call>weather{"a": {}}</tool_call>',
+        "<tool_call>weather_now{}</tool_call>",
+    )
+
+    said, parts, is_whole = split(template, [f"Yes. {first}\n{second}"])
+
+    assert (said, is_whole) == ("Yes. ", True)
+    assert joined(parts) == [("weather", '{"a": {}}'), ("weather_now", "{}")]
+
+
 # Names of this model's and of other models' tokens.
 _END = re.compile(r"<\|(?:im_end|eom|eot_id|endofturn)\|>|</s>")
 CALLS: list[tuple[str, dict[str, Any]]] = [
