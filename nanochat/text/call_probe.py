@@ -91,6 +91,8 @@ def _found(
             return f"{why} ({error})"
         else:
             shape = _spelled_shape(shape, specials)
+            if not shape.mark and ID in shape.opening:
+                return f"{why} (numbers stand before names, and calls have no mark)"
             if shape.mark or marks_of(template) is None:
                 return shape
             return f"{why} (it thinks, and calls have no mark)"
@@ -150,7 +152,8 @@ class _Probe:
         for call in calls:
             if NAME.match(call):
                 raise _UnknownError("nothing ends the name of a function")
-        if opening not in (self._turn(asked, self._call(0, _ARGUMENTS), content=_CONTENT) or ""):
+        behind = self._turn(asked, self._call(0, _ARGUMENTS), content=_CONTENT)
+        if opening not in self._without_id(behind or ""):
             raise _UnknownError("calls behind a text are written otherwise")
         bare = re.split("|".join(_FUNCTIONS), empty)[1:] or [""]
         bare[-1] = self._without_end(bare[-1], turn_end)
@@ -284,7 +287,7 @@ def _ends(rests: list[str]) -> tuple[str, str | None, str]:
         return rests[0], None, ""
     between, end = rests
     shared = _common_start(between, end)
-    if shared == between:
+    if shared == between or between.startswith(ID, len(shared)):
         raise _UnknownError("nothing tells another call from the end")
     return shared, between.removeprefix(shared), end.removeprefix(shared)
 

@@ -160,6 +160,15 @@ def test_a_second_call_is_taken_only_if_several_may_be() -> None:
     assert taken(HERMES, f"{once}\n{once}", several=False) == once + "."
 
 
+def test_a_number_may_stand_before_a_name() -> None:
+    template = HERMES.replace('{"name"', '{"id": "{{ c.id }}", "name"')
+    once = hermes("weather_now", "{}").replace('{"name"', '{"id": "a1B2c3D4e5F6g7H", "name"')
+    short = once.replace("F6g7H", "")
+
+    assert taken(template, f"Yes.\n{once}\n{once}") == f"Yes.\n{once}\n{once}."
+    assert '", "name"' not in taken(template, short)
+
+
 def test_a_thought_may_come_before_what_is_required() -> None:
     call = f"<think>\n\n{hermes('weather_now', '{}')}"
 

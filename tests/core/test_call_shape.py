@@ -13,6 +13,7 @@ from tests.core.foreign_tokenizers import CHAT_TEMPLATE, llama_3
 from tests.core.real_templates import real_templates
 from tests.core.test_chat_template import tokenizer
 from tests.core.tool_models import BARE, LISTED, codec
+from tests.core.tool_models import HERMES as TOOL_CALL
 
 HERMES = CallShape(
     mark="<tool_call>",
@@ -114,6 +115,15 @@ def test_special_tokens_are_told_from_texts_that_look_like_them() -> None:
     assert shape.opening == f'{SPECIAL}[TOOL_CALLS][{{"name": "'
 
 
+def test_a_call_s_number_may_stand_before_its_name() -> None:
+    template = TOOL_CALL.replace('{"name"', '{"id": "{{ c.id }}", "name"')
+
+    shape = call_shape(template, codec(template))
+
+    assert shape.opening == f'<tool_call>\n{{"id": "{ID * 15}", "name": "'
+    assert shape.between == f"\n{shape.opening}"
+
+
 def test_what_ends_a_turn_is_no_part_of_a_call() -> None:
     other = BARE.replace(
         "<|eot_id|>{% endfor", "{{ '<|end_of_text|>' if m.tool_calls else '<|eot_id|>' }}{% endfor"
@@ -134,6 +144,15 @@ def test_the_end_of_an_argument_cannot_begin_within_itself() -> None:
     assert GLM_4.value_end == "</arg_value>\n"
 
 
+NUMBERED = BARE.replace('{"name"', '{"id": "{{ m.tool_calls[0].id }}", "name"')
+# The number of the second call is the first that tells it from the end.
+TOUCHING = (
+    LISTED.replace('{"name"', '{{ c.id }}{"name"')
+    .replace(', "id": "{{ c.id }}"', "")
+    .replace('{{ ", " if not loop.last }}', "")
+)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -148,8 +167,21 @@ def test_the_end_of_an_argument_cannot_begin_within_itself() -> None:
             "writes no calls",
         ),
         ("{# </think> #}" + BARE, "it thinks, and calls have no mark"),
+        (NUMBERED, "numbers stand before names, and calls have no mark"),
+        (TOUCHING, "nothing tells another call from the end"),
     ],
-    ids=["none", "harmony", "gemma", "python", "llama 4", "silent", "refuses", "thinks"],
+    ids=[
+        "none",
+        "harmony",
+        "gemma",
+        "python",
+        "llama 4",
+        "silent",
+        "refuses",
+        "thinks",
+        "numbered",
+        "touching",
+    ],
 )
 def test_what_is_not_understood_is_refused_with_the_reason(template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

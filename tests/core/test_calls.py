@@ -139,6 +139,17 @@ def test_arguments_may_follow_a_name_at_once() -> None:
     assert joined(parts) == [("weather", '{"a": {}}'), ("weather_now", "{}")]
 
 
+def test_a_call_s_number_before_its_name_is_skipped() -> None:
+    template = HERMES.replace('{"name"', '{"id": "{{ c.id }}", "name"')
+    plain = "\n".join((hermes("weather_now", "{}"), hermes("weather", '{"a": 1}')))
+    text = plain.replace('{"name"', '{"id": "a1B2c3D4e5F6g7H", "name"')
+
+    said, parts, is_whole = split(template, [*text])
+
+    assert (said, is_whole) == ("", True)
+    assert joined(parts) == [("weather_now", "{}"), ("weather", '{"a": 1}')]
+
+
 # Names of this model's and of other models' tokens.
 _END = re.compile(r"<\|(?:im_end|eom|eot_id|endofturn)\|>|</s>")
 CALLS: list[tuple[str, dict[str, Any]]] = [
