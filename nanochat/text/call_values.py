@@ -164,9 +164,21 @@ def _text(schema: Mapping[str, Any]) -> str:
         own = [f"/(?s:.{{{least:d},{most}}})/"]
     pattern = schema.get("pattern")
     if isinstance(pattern, str):
-        # What is searched for stands anywhere in a text.
-        start = "" if pattern.startswith("^") else "(?s:.*)"
-        end = "" if pattern.endswith("$") else "(?s:.*)"
-        inner = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern).replace("\n", r"\n")
-        own.append(f"/{start}({inner.removeprefix('^').removesuffix('$')}){end}/")
+        own.append(_search(pattern))
     return " & ".join(own)
+
+
+def _search(pattern: str) -> str:
+    """What matches texts in which a regular expression is found."""
+    # Signs with their backslashes.
+    signs = re.findall(r"(?s)\\.|.", pattern)
+    if signs[-1:] == ["\\"]:
+        raise InputError(
+            f"the JSON schema cannot be used: pattern {pattern!r:.80} ends within an escape: double the last backslash"
+        )
+    start = "" if signs[:1] == ["^"] else "(?s:.*)"
+    end = "" if signs[-1:] == ["$"] else "(?s:.*)"
+    inner = signs[not start : len(signs) - (not end)]
+    # As they are spelled between slashes, in one line.
+    spelled = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
+    return f"/{start}({''.join(spelled.get(sign, sign) for sign in inner)}){end}/"

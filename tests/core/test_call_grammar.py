@@ -214,6 +214,28 @@ def test_arguments_that_are_not_named_are_written_if_the_schema_says_so(
     assert (found == call + ".") is expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        (r"^[0-9]+\$", "12$, at most", True),
+        (r"^[0-9]+\$", "12", False),
+        (r"^[0-9]+\$$", "12$", True),
+        (r"^[0-9]+\$$", "12$, at most", False),
+        (r"^a\\$", "a\\", True),
+        (r"^a\\$", "a\\b", False),
+        (r"\^a/b", "1 ^a/b", True),
+        ("^a\n\\\nb$", "a\n\nb", True),
+    ],
+)
+def test_signs_of_a_pattern_keep_their_backslashes(pattern: str, text: str, expected: bool) -> None:
+    parameters = {"properties": {"a": {"type": "string", "pattern": pattern}}}
+    call = marked("f", a=text)
+
+    found = taken(MARKED, call, functions=[Function(name="f", parameters=parameters)])
+
+    assert (found == call + ".") is expected
+
+
 @pytest.mark.parametrize("template", [HERMES, MARKED])
 @pytest.mark.parametrize(
     "parameters",
@@ -223,6 +245,8 @@ def test_arguments_that_are_not_named_are_written_if_the_schema_says_so(
         {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]},
         {"type": "object", "properties": {"a": {"type": "integer", "not": {"const": 1}}}},
         {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}},
+        # What is put behind it must not complete it.
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "a)\\"}}},
     ],
 )
 def test_schemas_that_are_wrong_are_refused(template: str, parameters: dict[str, Any]) -> None:
