@@ -13,14 +13,7 @@ from typing import Any, Literal
 
 from nanochat.errors import InputError
 from nanochat.text.call_shape import ID, SPECIAL, CallShape, spelled
-from nanochat.text.call_values import (
-    COMPOSED,
-    TEXT,
-    argument_schema,
-    expressions,
-    resolved,
-    types_of,
-)
+from nanochat.text.call_values import COMPOSED, TEXT, Schemas, argument_schema
 from nanochat.text.codec import TextCodec
 
 __all__ = ["CallChoice", "Function", "calls_grammar"]
@@ -170,6 +163,7 @@ class _Marked:
         self._lark, self._shape, self._name, self._function = lark, shape, name, function
         self._marks = shape.parameters
         self._root = argument_schema(function.parameters)
+        self._schemas = Schemas(self._root)
         self._ending = shape.value_end
 
     def add(self) -> None:
@@ -213,17 +207,17 @@ class _Marked:
     def _value(self, name: str, schema: object) -> str:
         """What matches a value and its end."""
         lark, root = self._lark, self._root
-        if "string" not in types_of(schema, root):
+        if "string" not in self._schemas.types(schema):
             own: dict[str, Any] = {
                 key: root[key] for key in ("$defs", "definitions") if key in root
             }
-            body = _json({**own, **resolved(schema, root)}, self._shape.separators)
+            body = _json({**own, **self._schemas.resolved(schema)}, self._shape.separators)
             if '"$ref": "#"' in body:
                 raise InputError(
                     "a parameter's JSON schema refers to all of them: name it in $defs"
                 )
             return f"{body} {lark.literal(self._ending)}"
-        forms = expressions(schema, root)
+        forms = self._schemas.expressions(schema)
         if TEXT in forms:
             return lark.until(name, "TEXT", self._ending)
         # A text ends at the first of these marks, even if it is too short.

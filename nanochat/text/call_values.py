@@ -3,14 +3,15 @@
 Where a chat template writes an argument between marks, a text stands there as it is, and all else as JSON.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from nanochat.errors import InputError
 
-__all__ = ["COMPOSED", "TEXT", "argument_schema", "as_json", "expressions", "resolved", "types_of"]
+__all__ = ["COMPOSED", "TEXT", "Schemas", "argument_schema", "as_json"]
 
 # Any text, as an expression of a grammar in the manner of Lark, as are those that follow.
 TEXT = "/(?s:.*)/"
@@ -23,7 +24,8 @@ _EXPRESSIONS = {
 _TYPES = frozenset([*_EXPRESSIONS, "string", "array", "object"])
 # Beside these, whether what is not named may be there cannot be decided for a schema alone.
 COMPOSED = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties", "if"}
-_MOST_REFERENCES = 32
+_MOST_LEVELS = 32
+_Found = TypeVar("_Found")
 
 
 def argument_schema(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -44,65 +46,105 @@ def argument_schema(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     return schema
 
 
-def resolved(schema: object, root: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema, or the one that it refers to in the whole.
+class Schemas:
+    """The schemas within a whole one, to which they may refer.
 
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    for _ in range(_MOST_REFERENCES):
-        if not isinstance(schema, Mapping) or "$ref" not in schema:
-            return {**schema} if isinstance(schema, Mapping) else {}
-        found: object = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            name = part.replace("~1", "/").replace("~0", "~")
-            found = found.get(name) if isinstance(found, Mapping) else None
-        if found is None:
-            break
-        schema = found
-    raise InputError(f"the JSON schema cannot be used: {schema!r:.80} leads nowhere within it")
+    What is found of one that is referred to is kept: where each of n refers to the next twice, the last would be read
+    2^n times.
 
-
-def types_of(schema: object, root: Mapping[str, Any], *, depth: int = 0) -> frozenset[str]:
-    """The types that values of a schema may have.
-
-    >>> sorted(types_of({"anyOf": [{"type": "string"}, {"const": None}]}, {}))
+    Examples
+    --------
+    >>> sorted(Schemas({}).types({"anyOf": [{"type": "string"}, {"const": None}]}))
     ['null', 'string']
     """
-    schema = resolved(schema, root)
-    found = _TYPES
-    named = schema.get("type")
-    if isinstance(named, str | list):
-        found &= frozenset(map(str, [named] if isinstance(named, str) else named))
-    values = _values(schema)
-    if values is not None:
-        found &= frozenset(map(_type, values))
-    for key in ("anyOf", "oneOf", "allOf"):
-        parts = schema.get(key)
-        if isinstance(parts, list) and parts and depth < _MOST_REFERENCES:
-            every = [types_of(part, root, depth=depth + 1) for part in parts]
-            joined = frozenset.intersection if key == "allOf" else frozenset.union
-            found &= joined(*every)
-    return found
 
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._types: dict[str, frozenset[str]] = {}
+        self._forms: dict[str, list[str]] = {}
 
-def expressions(schema: object, root: Mapping[str, Any], *, depth: int = 0) -> list[str]:
-    """What matches values of a schema that has texts, without those that are lists or objects."""
-    schema = resolved(schema, root)
-    values = _values(schema)
-    if values is not None:
-        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-        return [json.dumps(text, ensure_ascii=False) for text in texts if text]
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list) and depth < _MOST_REFERENCES:
-            return [
-                each for part in schema[key] for each in expressions(part, root, depth=depth + 1)
-            ]
-    types = types_of(schema, root)
-    own = [form for name, form in _EXPRESSIONS.items() if name in types]
-    return [*own, _text(schema)] if "string" in types else own
+    def resolved(self, schema: object) -> dict[str, Any]:
+        """A schema, or the one that it refers to.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        for _ in range(_MOST_LEVELS):
+            if not isinstance(schema, Mapping) or "$ref" not in schema:
+                return {**schema} if isinstance(schema, Mapping) else {}
+            found: object = self._root
+            for part in str(schema["$ref"]).removeprefix("#/").split("/"):
+                name = part.replace("~1", "/").replace("~0", "~")
+                found = found.get(name) if isinstance(found, Mapping) else None
+            if found is None:
+                break
+            schema = found
+        raise InputError(f"the JSON schema cannot be used: {schema!r:.80} leads nowhere within it")
+
+    def types(self, schema: object) -> frozenset[str]:
+        """The types that values of a schema may have.
+
+        Raises
+        ------
+        InputError
+            If it chooses among others that choose, and so on, for too long, or for ever.
+        """
+        return self._once(self._types, self._types_of, schema, 0)
+
+    def expressions(self, schema: object) -> list[str]:
+        """What matches values of a schema that has texts, without those that are lists or objects; raises the same."""
+        return self._once(self._forms, self._forms_of, schema, 0)
+
+    def _once(
+        self,
+        known: dict[str, _Found],
+        find: Callable[[dict[str, Any], int], _Found],
+        schema: object,
+        level: int,
+    ) -> _Found:
+        if level > _MOST_LEVELS:
+            raise InputError(
+                f"the JSON schema cannot be used: {schema!r:.80} is a choice within others without an end, or more "
+                f"than {_MOST_LEVELS} deep: write anyOf, oneOf and allOf in fewer levels"
+            )
+        if not isinstance(schema, Mapping) or "$ref" not in schema:
+            return find(self.resolved(schema), level)
+        reference = str(schema["$ref"])
+        if reference not in known:
+            known[reference] = find(self.resolved(schema), level)
+        return known[reference]
+
+    def _types_of(self, schema: dict[str, Any], level: int) -> frozenset[str]:
+        found = _TYPES
+        named = schema.get("type")
+        if isinstance(named, str | list):
+            found &= frozenset(map(str, [named] if isinstance(named, str) else named))
+        values = _values(schema)
+        if values is not None:
+            found &= frozenset(map(_type, values))
+        for key in ("anyOf", "oneOf", "allOf"):
+            parts = schema.get(key)
+            if isinstance(parts, list) and parts:
+                every = [self._once(self._types, self._types_of, part, level + 1) for part in parts]
+                joined = frozenset.intersection if key == "allOf" else frozenset.union
+                found &= joined(*every)
+        return found
+
+    def _forms_of(self, schema: dict[str, Any], level: int) -> list[str]:
+        values = _values(schema)
+        if values is not None:
+            texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+            return [json.dumps(text, ensure_ascii=False) for text in texts if text]
+        for key in ("anyOf", "oneOf"):
+            parts = schema.get(key)
+            if isinstance(parts, list):
+                every = (self._once(self._forms, self._forms_of, part, level + 1) for part in parts)
+                return [*dict.fromkeys(itertools.chain.from_iterable(every))]
+        types = self._types_of(schema, level)
+        own = [form for name, form in _EXPRESSIONS.items() if name in types]
+        return [*own, _text(schema)] if "string" in types else own
 
 
 def as_json(text: str, types: frozenset[str]) -> str:

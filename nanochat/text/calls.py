@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nanochat.text.call_grammar import Function
 from nanochat.text.call_shape import NAME, CallShape
-from nanochat.text.call_values import argument_schema, as_json, types_of
+from nanochat.text.call_values import Schemas, argument_schema, as_json
 from nanochat.text.held import overlap
 
 __all__ = ["CallPart", "CallSplitter", "Calls", "calls_of"]
@@ -52,8 +52,8 @@ def calls_of(shape: CallShape, functions: Sequence[Function]) -> Calls:
     if shape.parameters is not None:
         for function in functions:
             root = argument_schema(function.parameters)
-            properties = root.get("properties", {})
-            types[function.name] = {key: types_of(each, root) for key, each in properties.items()}
+            schemas, properties = Schemas(root), root.get("properties", {})
+            types[function.name] = {key: schemas.types(each) for key, each in properties.items()}
     return Calls(shape=shape, types=types)
 
 

@@ -254,6 +254,9 @@ def test_schemas_that_are_wrong_are_refused(template: str, parameters: dict[str,
         taken(template, "", functions=[Function(name="f", parameters=parameters)])
 
 
+ENDLESS = {"$ref": "#/$defs/a"}
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -263,6 +266,10 @@ def test_schemas_that_are_wrong_are_refused(template: str, parameters: dict[str,
         ({"properties": {"a": {}}, "required": [["a"]]}, "pass parameters with properties"),
         ({"properties": {"a": {"type": "string", "maxLength": "9})/ | /("}}}, "are no lengths"),
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "leads nowhere"),
+        (
+            {"properties": {"a": ENDLESS}, "$defs": {"a": {"anyOf": [ENDLESS] * 2}}},
+            "without an end",
+        ),
         ({"properties": {"a": {"type": "array", "items": {"$ref": "#"}}}}, "refers to all of them"),
     ],
 )
