@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanochat.errors import InputError
-from nanochat.text.call_shape import ID, SPECIAL, CallShape, spelled
+from nanochat.text.call_shape import BLANK, ID, SPECIAL, CallShape, spelled
 from nanochat.text.call_values import COMPOSED, TEXT, Schemas, argument_schema
 from nanochat.text.codec import TextCodec
 
@@ -77,7 +77,7 @@ def calls_grammar(
         lark.add("content", _json(content, (",:")))
         lark.add("start", f"{before}(content | {opening} {calls})")
     elif not shape.mark:
-        lark.add("start", f"{before}({_plain(lark, shape)} | {opening} {calls})")
+        lark.add("start", f"{before}({_plain(lark, shape)} | OPENING {calls})")
     else:
         head = lark.until("head", "TEXT", shape.mark)
         lark.add("start", f"{before}(TEXT | {head} {rest} {calls})")
@@ -130,7 +130,9 @@ def _plain(lark: _Lark, shape: CallShape) -> str:
     if shape.mark:
         lark.add("CALLING", f"TEXT {lark.literal(shape.mark)} TEXT")
     else:
-        lark.add("CALLING", f"{lark.literal(shape.opening)} TEXT")
+        # One terminal, since white space alone may as well begin a text.
+        lark.add("OPENING", f"/[{json.dumps(BLANK)[1:-1]}]*/ {lark.literal(shape.opening)}")
+        lark.add("CALLING", "OPENING TEXT")
     return lark.add("PLAIN", "TEXT & ~CALLING")
 
 

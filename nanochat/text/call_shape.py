@@ -10,10 +10,12 @@ from os.path import commonprefix
 
 from nanochat.text.held import overlap
 
-__all__ = ["ID", "NAME", "SPECIAL", "CallShape", "ParameterShape", "spelled"]
+__all__ = ["BLANK", "ID", "NAME", "SPECIAL", "CallShape", "ParameterShape", "spelled"]
 
 # Characters that no text has: one stands before the name of a special token, the other for each of a call's number.
 SPECIAL, ID = "\udcff", "\udcfe"
+# White space, of which any may stand between the beginning of an answer and a call.
+BLANK = " \t\r\n"
 # Characters of the name of a function.
 NAME = re.compile(r"[A-Za-z0-9_-]")
 
@@ -42,7 +44,7 @@ class CallShape:
     ----------
     mark : str
         The beginning of `opening`, by which calls are known anywhere in an answer; empty if they are known by all of
-        `opening`, and only where the answer begins.
+        `opening`, and only where the answer begins, but for `BLANK`.
     between : str or None
         None if a turn has one call at most.
     separators : tuple of str

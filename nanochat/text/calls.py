@@ -11,7 +11,7 @@ from os.path import commonprefix
 from typing import NamedTuple
 
 from nanochat.text.call_grammar import Function
-from nanochat.text.call_shape import NAME, CallShape
+from nanochat.text.call_shape import BLANK, NAME, CallShape
 from nanochat.text.call_values import Schemas, argument_schema, as_json
 from nanochat.text.held import overlap
 
@@ -109,7 +109,7 @@ class CallSplitter:
     def _split(self, text: str) -> tuple[str, str]:
         """What may be shown, and, if calls have begun, what follows their mark."""
         mark, opening = self._shape.mark, self._shape.opening
-        start = text.lstrip()
+        start = text.lstrip(BLANK)
         if mark:
             said, found, rest = text.partition(mark)
             held = overlap(text, mark)

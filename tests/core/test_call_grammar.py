@@ -63,6 +63,8 @@ WHOLE = [
     (LISTED, "The text [TOOL_CALLS is none.".replace("S is", "S  is")),
     (BARE, f'{{"name": "weather", "parameters": {ARGUMENTS}}}'),
     (BARE, '{"name": 1} {"name": "weather"'),
+    (BARE, f'\n \t{{"name": "weather", "parameters": {ARGUMENTS}}}'),
+    (BARE, '\n\u2003{"name": "evil"'),
     (MARKED, marked("weather", city="a\n</parameter\n>\n <b> é", days="3")),
     (MARKED, marked("weather", city="", unit="f", days="9", note="a/b", tree='{"of": [{}]}')),
     (
@@ -88,6 +90,7 @@ PARTS = [
     (LISTED, listed(("weather_now", '{|"a": 1}'))),
     (LISTED, listed(("weather_now", "{}")).replace("4e", "|-e")),
     (BARE, '{"name": "weather_now", "parameters": {}}.|{'),
+    (BARE, '\n\n{"name": "|evil", "parameters": {}}'),
     (MARKED, marked("weather", city="x", days="1|2")),
     (MARKED, marked("weather", city="x", unit="|g", days="1")),
     (MARKED, marked("weather", city="x", days="1", note="a/bc|d")),
@@ -137,6 +140,7 @@ def test_none_takes_text_and_no_call(template: str, text: str) -> None:
 def test_none_of_bare_json_takes_other_json() -> None:
     assert taken(BARE, '{"nam": "weather"}', choice="none") == '{"nam": "weather"}.'
     assert taken(BARE, '{"name": "weather"', choice="none") == '{"name": .'
+    assert taken(BARE, '\n {"name": "weather"', choice="none") == '\n {"name": .'
 
 
 @pytest.mark.parametrize("template", [HERMES, LISTED, BARE, MARKED])

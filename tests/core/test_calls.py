@@ -33,6 +33,7 @@ CASES: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     (LISTED, LISTED_CALLS + "x" * 40 + " {}", "", [("weather", '{"city": "a\\\\"}'), ("weather_now", "{}")]),
     (LISTED, "The text [TOOL_CALLS][{", "The text [TOOL_CALLS][{", []),
     (BARE, '\n{"name": "now", "parameters": {"a": {"b": 1}}}', "", [("now", '{"a": {"b": 1}}')]),
+    (BARE, '\u2003{"name": "now", "parameters": {}}', '\u2003{"name": "now", "parameters": {}}', []),
     (BARE, '{"nam": 1} {"name": "', '{"nam": 1} {"name": "', []),
     (BARE, 'Yes: {"name": "now", "parameters": {}}', 'Yes: {"name": "now", "parameters": {}}', []),
     (MARKED, "Yes\n" + marked("weather", city='é\n</parameter \\"<\n', days="3", unit="c"), "Yes\n",
