@@ -8,7 +8,7 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nanochat.text.call_grammar import Function
 from nanochat.text.call_shape import BLANK, NAME, CallShape
@@ -38,23 +38,28 @@ class Calls:
     ----------
     shape : CallShape
         How they are written.
+    begin_answers : bool
+        Whether there are calls only where the answer begins, also if they have a mark.
     types : mapping
         The types of each parameter of each function, where arguments are no JSON.
     """
 
     shape: CallShape
+    begin_answers: bool = False
     types: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
 
 
-def calls_of(shape: CallShape, functions: Sequence[Function]) -> Calls:
-    """How calls of these functions are told from text."""
+def calls_of(
+    shape: CallShape, functions: Sequence[Function], *, content: Mapping[str, Any] | None = None
+) -> Calls:
+    """How calls of these functions are told from text, or from what is kept to a JSON schema, which may hold a mark."""
     types: dict[str, dict[str, frozenset[str]]] = {}
     if shape.parameters is not None:
         for function in functions:
             root = argument_schema(function.parameters)
             schemas, properties = Schemas(root), root.get("properties", {})
             types[function.name] = {key: schemas.types(each) for key, each in properties.items()}
-    return Calls(shape=shape, types=types)
+    return Calls(shape=shape, begin_answers=content is not None, types=types)
 
 
 class CallSplitter:
@@ -72,6 +77,7 @@ class CallSplitter:
 
     def __init__(self, calls: Calls) -> None:
         self._shape, self._types = calls.shape, calls.types
+        self._begins_answers = calls.begin_answers or not calls.shape.mark
         self._held = ""
         # Whether no text has been handed out.
         self._is_fresh = True
@@ -108,21 +114,19 @@ class CallSplitter:
 
     def _split(self, text: str) -> tuple[str, str]:
         """What may be shown, and, if calls have begun, what follows their mark."""
-        mark, opening = self._shape.mark, self._shape.opening
-        start = text.lstrip(BLANK)
-        if mark:
+        opening = self._shape.opening
+        mark = self._shape.mark or opening
+        if not self._begins_answers:
             said, found, rest = text.partition(mark)
             held = overlap(text, mark)
         else:
-            # Known by their whole opening, where the answer begins.
-            is_first = self._is_fresh and start.startswith(opening)
-            said, found, rest = (
-                ("", opening, start.removeprefix(opening)) if is_first else (text, "", "")
-            )
-            held = len(text) if self._is_fresh and opening.startswith(start) else 0
+            start = text.lstrip(BLANK)
+            is_first = self._is_fresh and start.startswith(mark)
+            said, found, rest = ("", mark, start.removeprefix(mark)) if is_first else (text, "", "")
+            held = len(text) if self._is_fresh and mark.startswith(start) else 0
         if found:
             self._held = ""
-            self._reader = self._read(len(opening) - len(found))
+            self._reader = self._read(len(opening) - len(mark))
             next(self._reader)
             return said, rest
         said, self._held = text[: len(text) - held], text[len(text) - held :]

@@ -125,6 +125,36 @@ def test_json_among_marks_may_hold_them() -> None:
     assert joined([*parts]) == [("f", f'{{"a": {value}}}')]
 
 
+CONTENT = {"properties": {"a": {"type": "string"}}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_mark_in_an_answer_that_is_json_is_text(size: int) -> None:
+    text = '{"a":"<tool_call>\\n{!name!: weather_now, {}}"}'
+    shape = call_shape(HERMES, codec(HERMES))
+    grammar = calls_grammar(
+        shape, FUNCTIONS, codec(HERMES), choice="auto", several=True, thought=None, content=CONTENT
+    )
+    splitter = CallSplitter(calls_of(shape, FUNCTIONS, content=CONTENT))
+
+    found = [splitter.push(text[start : start + size]) for start in range(0, len(text), size)]
+
+    assert allowed_start(grammar, codec(HERMES), text) == text + "."
+    assert ("".join(said for said, _ in found), splitter.is_whole) == (text, False)
+    assert not any(parts for _, parts in found)
+
+
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_a_call_in_the_place_of_an_answer_that_is_json_is_found(blank: str) -> None:
+    shape = call_shape(HERMES, codec(HERMES))
+    splitter = CallSplitter(calls_of(shape, FUNCTIONS, content=CONTENT))
+
+    found = [splitter.push(character) for character in blank + hermes("weather_now", "{}")]
+
+    assert "".join(said for said, _ in found) == ""
+    assert joined([part for _, parts in found for part in parts]) == [("weather_now", "{}")]
+
+
 def test_arguments_may_follow_a_name_at_once() -> None:
     template = HERMES.replace(
         '\n{"name": "{{ c.function.name }}", "arguments": ', "{{ c.function.name }}"
