@@ -201,6 +201,20 @@ def test_an_answer_without_calls_keeps_to_its_form(
     assert json.loads(refrained.message.content or "")["a"] in (1, 2)
 
 
+def test_a_mark_within_json_begins_no_call(tool_client: openai.OpenAI, talker: Model) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    content = json.dumps({"a": "<tool_call>" + hermes("now", "{}")}, separators=(",", ":"))
+
+    say(talker, content)
+    (answered,) = tool_client.chat.completions.create(
+        **{**ASKED, "model": "talker", "response_format": form, "temperature": 0}
+    ).choices
+
+    assert answered.message.content == content
+    assert (answered.message.tool_calls, answered.finish_reason) == (None, "stop")
+
+
 @pytest.mark.parametrize("model", TEMPLATES)
 def test_a_conversation_goes_on_with_calls_and_their_results(
     tool_client: openai.OpenAI, model: str

@@ -54,7 +54,9 @@ class AskedTools:
     @property
     def calls(self) -> Calls | None:
         """How calls are told from the text, if there may be any."""
-        return None if self.choice == "none" else calls_of(self.shape, self.functions)
+        if self.choice == "none":
+            return None
+        return calls_of(self.shape, self.functions, content=self.schema)
 
     def constraint(self, thoughts: Thoughts | None) -> Grammar:
         """What keeps the answer to text and calls of declared functions.
