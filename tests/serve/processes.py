@@ -8,16 +8,30 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any, Protocol
 
-__all__ = ["Answered", "Asked", "Process", "ask", "counts", "free_port", "post", "running"]
+__all__ = [
+    "Answered",
+    "Asked",
+    "Process",
+    "ask",
+    "counts",
+    "free_port",
+    "post",
+    "running",
+    "started",
+    "wait_until",
+]
 
 _READY = re.compile(r"ready: (https?)://([^:]+|\[[^]]+\]):(\d+)/v1")
 _SECONDS = 120
+# Longer than answers may take to end, and what is left after them.
+_END_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ class Process:
 
     process: subprocess.Popen[str]
     port: int = 0
+    is_ready: threading.Event = field(default_factory=threading.Event)
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -67,11 +82,21 @@ class Process:
 
 @contextmanager
 def running(*words: object, first: str = "", **environment: str) -> Iterator[Process]:
-    """`nanochat serve` of these words, once it is ready; it is ended if it has not ended by itself.
+    """`nanochat serve` of these words, once it is ready; see `started`."""
+    with started(*words, first=first, **environment) as server:
+        assert server.is_ready.wait(_SECONDS), server.said
+        assert server.port, server.said
+        yield server
+
+
+@contextmanager
+def started(*words: object, first: str = "", **environment: str) -> Iterator[Process]:
+    """`nanochat serve` of these words, ready or not; it is ended if it has not ended by itself.
 
     The module named by `first` is imported before.
     """
-    port = () if "--port" in words else ("--port", "0")
+    has_port = "--port" in words or "NANOCHAT_SERVE_PORT" in environment
+    port = () if has_port else ("--port", "0")
     program = ("-m", "nanochat")
     if first:
         program = ("-c", f"import {first}\nfrom nanochat.cli import main\nmain()")
@@ -82,35 +107,34 @@ def running(*words: object, first: str = "", **environment: str) -> Iterator[Pro
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    server, is_ready = Process(process), threading.Event()
-    reader = threading.Thread(target=_read, args=(server, is_ready), daemon=True)
+    server = Process(process)
+    reader = threading.Thread(target=_read, args=(server,), daemon=True)
     reader.start()
     try:
-        assert is_ready.wait(_SECONDS), server.said
-        assert server.port, server.said
         yield server
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        reader.join(10)
-        assert process.stderr is not None
-        process.stderr.close()
+        try:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(_END_SECONDS)
+        finally:
+            # A server that does not end fails its test, and is in the way of no other.
+            process.kill()
+            process.wait()
+            reader.join(10)
+            assert process.stderr is not None
+            process.stderr.close()
 
 
-def _read(server: Process, is_ready: threading.Event) -> None:
+def _read(server: Process) -> None:
     assert server.process.stderr is not None
     for line in server.process.stderr:
         server.lines.append(line)
         if found := _READY.search(line):
             server.port = int(found[3])
-            is_ready.set()
+            server.is_ready.set()
     # It has ended, ready or not.
-    is_ready.set()
+    server.is_ready.set()
 
 
 class Asked(Protocol):
@@ -152,8 +176,25 @@ def counts(server: Process, **headers: str) -> dict[str, float]:
     return {name.removeprefix("nanochat_"): float(value) for name, value in pairs}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Look again and again, and fail if it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def free_port(*, count: int = 1) -> int:
+    """The first of so many ports, one after the other, at which nobody listens."""
+    while True:
+        with ExitStack() as stack:
+            first = 0
+            try:
+                for number in range(count):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", first and first + number))
+                    first = first or probe.getsockname()[1]
+            # Somebody has the next one, or there is none.
+            except (OSError, OverflowError):
+                continue
+            return first

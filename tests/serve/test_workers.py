@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from nanochat.errors import InputError
 from nanochat.serve.nodes import divide, numa_nodes
-from tests.serve.processes import Process, free_port, post, running
+from tests.serve.processes import Process, free_port, post, running, wait_until
 from tests.serve.streams import Stream
 from tests.serve.test_process import refused
 
@@ -25,23 +25,15 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux"),
 ]
 WORDS = ("nanochat-tiny", "--backend", "reference", "--max-rows", "4", "--workers", "2")
-SECONDS = 60
 
 
 @contextmanager
 def two_workers() -> Iterator[tuple[Process, list[Process]]]:
     """The parent, and its workers as servers that can be asked."""
-    with running(*WORDS, "--port", free_port()) as parent:
+    with running(*WORDS, "--port", free_port(count=2)) as parent:
         wait_until(lambda: "2 workers take requests" in parent.said)
         ports = sorted(int(port) for port in re.findall(r"ready: .*:(\d+)/v1", parent.said))
         yield parent, [replace(parent, port=port) for port in ports]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def children(parent: Process) -> list[psutil.Process]:
