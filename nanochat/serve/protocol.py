@@ -1,6 +1,7 @@
-"""This file holds HTTP as the server speaks it: uvicorn's, with limits on connections, and on headers and their time.
+"""This file holds HTTP as the server speaks it: uvicorn's, with limits on connections, on headers, and on time.
 
-Measured without them, uvicorn 0.54 read a header of 100 MB, and kept connections that send nothing open for ever.
+Measured without them, uvicorn 0.54 read a header of 100 MB, and kept connections open for ever that send nothing, or
+take nothing of what they asked for: closed, they wait until that is sent.
 """
 
 import asyncio
@@ -11,10 +12,15 @@ __all__ = ["LimitedProtocol", "limited_protocol"]
 
 _MOST_HEADER_BYTES = 65_536
 _HEADER_SECONDS = 30.0
+# A client that has taken nothing between two looks is gone.
+_LOOK_SECONDS = 30.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """A connection; it is closed if its headers are too long or come too slowly, or there are too many connections."""
+    """A connection; it is closed if its headers are too long or come too slowly, or there are too many connections.
+
+    It is broken off if its client takes nothing.
+    """
 
     most_connections: int
 
@@ -25,6 +31,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         is_full = len(self.connections) >= self.most_connections
         super().connection_made(transport)
+        self._unsent = 0
+        self._look()
         if is_full:
             self._refuse(b"503 Service Unavailable", "too many connections", "server_error")
         else:
@@ -33,6 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._stop_waiting()
+        self._looking.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -62,6 +71,15 @@ class LimitedProtocol(HttpToolsProtocol):
         """See httptools."""
         super().on_message_complete()
         self._is_in_headers = True
+
+    def _look(self) -> None:
+        """Break off if bytes wait to be sent, and they are as many as last time."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == self._unsent:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._looking = self.loop.call_later(_LOOK_SECONDS, self._look)
 
     def _await_headers(self) -> None:
         self._timer = self.loop.call_later(_HEADER_SECONDS, self._refuse_slow)

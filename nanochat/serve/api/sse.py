@@ -27,8 +27,6 @@ DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 # While nothing is said: balancers and clients give up on silent connections.
 _PING_SECONDS = 15.0
-# A client that takes nothing for so long is gone.
-_SLOW_SECONDS = 60.0
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -108,7 +106,8 @@ class EventStream(Response):
         self._answer = answer
         self._translator = translator
         self._send: Send
-        self._wrote = self._sending_since = 0.0
+        self._wrote = 0.0
+        self._is_sending = False
         self.status_code = 200
         self.background = None
         self.raw_headers = list(_HEADERS)
@@ -118,7 +117,7 @@ class EventStream(Response):
         del scope
         self._send = send
         writer = asyncio.create_task(self._write())
-        others = [asyncio.create_task(until_gone(receive)), asyncio.create_task(self._watch())]
+        others = [asyncio.create_task(until_gone(receive)), asyncio.create_task(self._ping())]
         try:
             await asyncio.wait((writer, *others), return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
@@ -154,18 +153,14 @@ class EventStream(Response):
 
     async def _out(self, body: bytes) -> None:
         if body:
-            self._sending_since = time.monotonic()
+            self._is_sending = True
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            self._wrote, self._sending_since = time.monotonic(), 0.0
+            self._wrote, self._is_sending = time.monotonic(), False
 
-    async def _watch(self) -> None:
-        """Say something now and then, and end if the client takes nothing."""
+    async def _ping(self) -> None:
+        """Say something now and then; whether the client takes it is for `nanochat.serve.protocol` to see."""
         self._wrote = time.monotonic()
         while True:
             await asyncio.sleep(_PING_SECONDS / 3)
-            now = time.monotonic()
-            if self._sending_since:
-                if now - self._sending_since > _SLOW_SECONDS:
-                    return
-            elif now - self._wrote > _PING_SECONDS:
+            if not self._is_sending and time.monotonic() - self._wrote > _PING_SECONDS:
                 await self._out(_PING)
