@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import uvicorn
@@ -24,8 +25,10 @@ from nanochat.serve.traces import open_traces
 __all__ = ["serve"]
 
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
-# How often it looks whether all answers have ended.
+# How often it looks whether what it waits for has ended.
 _LOOK_SECONDS = 0.05
+# For what is left when all answers have ended: bytes that have not been sent.
+_CLOSE_SECONDS = 5.0
 
 
 class _Uvicorn(uvicorn.Server):
@@ -91,7 +94,9 @@ class _Run:
         metrics = Metrics(version=__version__)
         self._server = Server(settings=settings, metrics=metrics, keys=keys, traces=open_traces())
         self._signalled = asyncio.Event()
-        self._is_impatient = asyncio.Event()
+        self._is_impatient = False
+        # Until when answers may be written.
+        self._drained = 0.0
 
     async def run(self, listener: socket.socket) -> None:
         self._take_signals()
@@ -127,9 +132,7 @@ class _Run:
         finally:
             loading.cancel()
             ended.cancel()
-            web.should_exit = True
-            web.force_exit = self._is_impatient.is_set()
-            await serving
+            await self._close(web, serving)
             for served in self._server.models.values():
                 served.engine.stop()
             if self._server.traces is not None:
@@ -139,7 +142,8 @@ class _Run:
         loop = asyncio.get_running_loop()
 
         def take() -> None:
-            (self._is_impatient if self._signalled.is_set() else self._signalled).set()
+            self._is_impatient = self._signalled.is_set()
+            self._signalled.set()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             if sys.platform == "win32":
@@ -147,23 +151,36 @@ class _Run:
             else:
                 loop.add_signal_handler(number, take)
 
+    async def _until(self, is_over: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something is over, but only for so long, and not after a second signal; whether it is."""
+        end = time.monotonic() + seconds
+        while not (found := is_over()) and not self._is_impatient and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_SECONDS)
+        return found
+
     async def _drain(self) -> None:
         """Let balancers notice, then texts end; whoever is not done in time is told so."""
         notify("STOPPING=1")
-        impatient = asyncio.create_task(self._is_impatient.wait())
         open_answers = [served.engine.open for served in set(self._server.models.values())]
         count = sum(map(len, open_answers))
         self._say(f"ending, once {counted(count, 'answer')} have ended" if count else "ending")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_delay):
-                await asyncio.shield(impatient)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_timeout):
-                while any(open_answers) and not impatient.done():
-                    await asyncio.sleep(_LOOK_SECONDS)
+        await self._until(lambda: False, self._settings.drain_delay)
+        self._drained = time.monotonic() + self._settings.drain_timeout
+        await self._until(lambda: not any(open_answers), self._settings.drain_timeout)
         for answers in open_answers:
             for answer in list(answers):
                 answer.cancel(_SHUTTING_DOWN)
-        impatient.cancel()
         # One turn for the last words of streams.
         await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _close(self, web: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+        """Let responses be sent to their ends, and break off those that their clients do not take."""
+        web.should_exit = True
+        await self._until(serving.done, max(self._drained - time.monotonic(), _CLOSE_SECONDS))
+        while not serving.done():
+            for connection in list(web.server_state.connections):
+                connection.transport.abort()
+            # Whoever answers there has this time to tidy up.
+            await asyncio.sleep(_LOOK_SECONDS)
+            web.force_exit = True
+        await serving

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,30 @@ def test_who_cannot_wait_ends_at_once_and_streams_are_told(how: str) -> None:
 
         assert server.wait(5) == 0
         assert stream.wait(10).startswith("error: the server is ending")
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_client_that_takes_nothing_does_not_hold_the_end_up(signals: int) -> None:
+    requests = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000
+    with running(*TINY, "--drain-timeout", "0") as server, socket.socket() as connection:
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(requests)
+        # The system has taken what it takes, and the rest waits in the server.
+        wait_until(lambda: is_still(lambda: server.said.count("GET /openapi.json")))
+        assert 0 < server.said.count("GET /openapi.json") < 1000
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: "ending" in server.said)
+        if signals == 2:
+            server.signal(signal.SIGTERM)
+
+        assert server.wait(15 if signals == 1 else 3) == 0
+
+
+def is_still(look: Callable[[], object]) -> bool:
+    """Whether something stays what it is for a moment."""
+    before = look()
+    time.sleep(0.5)
+    return look() == before
 
 
 def test_a_client_that_leaves_frees_its_row_at_once() -> None:
