@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -24,6 +24,8 @@ __all__ = ["Answer", "EngineThread", "QueueFullError", "StepFailedError", "Watch
 Result = TypeVar("Result")
 
 _LOGGER = logging.getLogger(__name__)
+# How often it is looked whether a thread has ended.
+_LOOK_SECONDS = 0.02
 
 
 class QueueFullError(NanochatError):
@@ -290,17 +292,18 @@ class EngineThread:
             try:
                 result = function()
             except Exception as error:
-                self._loop.call_soon_threadsafe(settle, future.set_exception, error)
+                self._tell_loop(settle, future.set_exception, error)
             else:
-                self._loop.call_soon_threadsafe(settle, future.set_result, result)
+                self._tell_loop(settle, future.set_result, result)
 
         self._orders.put(order)
         return await future
 
-    def stop(self) -> None:
-        """End the thread after its step; texts that have not ended give no more pieces."""
+    async def stop(self) -> None:
+        """End the thread after its step, and wait for that; texts that have not ended give no more pieces."""
         self._orders.put(None)
-        self._thread.join()
+        while self._thread.is_alive():
+            await asyncio.sleep(_LOOK_SECONDS)
 
     # What follows runs in the thread.
 
@@ -386,7 +389,12 @@ class EngineThread:
     def _hand_over(self) -> None:
         if self._events:
             events, self._events = self._events, []
-            self._loop.call_soon_threadsafe(self._tell, events)
+            self._tell_loop(self._tell, events)
+
+    def _tell_loop(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have the loop call a function, unless it has ended, since nobody waited for this thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     # And this in the loop.
 

@@ -45,19 +45,24 @@ async def load_models(
     """
     found: dict[str, Served] = {}
     turn = threading.Lock()
-    for one in models:
-        say(f"loading {one.names[0]} ...")
-        served = await load_served(
-            one.load,
-            names=one.names,
-            settings=server.settings,
-            watcher=server.metrics,
-            turn=turn,
-        )
-        await _warm(served)
-        rate = await _rate(served)
-        say(f"{served.in_words}; one text alone gets about {rate:,.0f} tokens/s")
-        found |= dict.fromkeys(one.names, served)
+    try:
+        for one in models:
+            say(f"loading {one.names[0]} ...")
+            served = await load_served(
+                one.load,
+                names=one.names,
+                settings=server.settings,
+                watcher=server.metrics,
+                turn=turn,
+            )
+            found |= dict.fromkeys(one.names, served)
+            await _warm(served)
+            rate = await _rate(served)
+            say(f"{served.in_words}; one text alone gets about {rate:,.0f} tokens/s")
+    except BaseException:
+        for engine in {served.engine for served in found.values()}:
+            await engine.stop()
+        raise
     server.models = found
 
 

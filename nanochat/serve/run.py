@@ -27,7 +27,7 @@ __all__ = ["serve"]
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
 # How often it looks whether what it waits for has ended.
 _LOOK_SECONDS = 0.05
-# For what is left when all answers have ended: bytes that have not been sent.
+# For what is left when all answers have ended: bytes that have not been sent, and engines.
 _CLOSE_SECONDS = 5.0
 
 
@@ -133,8 +133,7 @@ class _Run:
             loading.cancel()
             ended.cancel()
             await self._close(web, serving)
-            for served in self._server.models.values():
-                served.engine.stop()
+            await self._stop(loading)
             if self._server.traces is not None:
                 self._server.traces.close()
 
@@ -184,3 +183,12 @@ class _Run:
             await asyncio.sleep(_LOOK_SECONDS)
             web.force_exit = True
         await serving
+
+    async def _stop(self, loading: asyncio.Task[None]) -> None:
+        """Let engines end, each after its step, or after a model that is being loaded; none is waited for for ever."""
+        engines = {served.engine for served in self._server.models.values()}
+        stopping = {loading, *(asyncio.create_task(engine.stop()) for engine in engines)}
+        # One turn for those that have nothing to do.
+        await asyncio.sleep(_LOOK_SECONDS)
+        if not await self._until(lambda: all(task.done() for task in stopping), _CLOSE_SECONDS):
+            self._say("ended without waiting for an engine that is still busy")

@@ -170,7 +170,7 @@ async def load_served(
     try:
         return await engine.call(begin)
     except BaseException:
-        engine.stop()
+        await engine.stop()
         raise
 
 

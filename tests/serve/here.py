@@ -46,7 +46,7 @@ def served_here(models: Mapping[str, Model]) -> Iterator[Here]:
         server.phase = "ready"
         await runner.serve()
         for served in server.models.values():
-            served.engine.stop()
+            await served.engine.stop()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()

@@ -73,7 +73,7 @@ def with_thread(
             assert thread.num_texts == len(thread.open) == 0
             assert thread.load.running == thread.load.waiting == 0
         finally:
-            thread.stop()
+            await thread.stop()
 
     asyncio.run(run())
 

@@ -85,7 +85,7 @@ def test_a_server_whose_engine_has_died_is_not_healthy() -> None:
         server = Server(settings=options.settings, metrics=Metrics(version="x"))
         await load_models(server, options.models, lambda _: None)
         server.require_health()
-        server.models["nanochat-tiny"].engine.stop()
+        await server.models["nanochat-tiny"].engine.stop()
         with pytest.raises(ApiError, match="an engine has died"):
             server.require_health()
 

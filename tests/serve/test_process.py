@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.processes import ask, post, running, wait_until
+from tests.serve.processes import ask, post, running, started, wait_until
 from tests.serve.streams import Stream
 
 TINY = ("nanochat-tiny", "--backend", "numba", "--max-rows", "4")
@@ -89,6 +89,20 @@ def is_still(look: Callable[[], object]) -> bool:
     before = look()
     time.sleep(0.5)
     return look() == before
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_model_that_is_being_loaded_does_not_hold_the_end_up(signals: int) -> None:
+    with started(*TINY, first="tests.serve.stuck") as server:
+        wait_until(lambda: "loading nanochat-tiny" in server.said)
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: "ending" in server.said)
+        if signals == 2:
+            server.signal(signal.SIGTERM)
+
+        assert server.wait(15 if signals == 1 else 3) == 0
+        assert "an engine that is still busy" in server.said
+        assert "Traceback" not in server.said
 
 
 def test_a_client_that_leaves_frees_its_row_at_once() -> None:

@@ -43,7 +43,7 @@ def traced(*requests: tuple[str, dict[str, object]], **headers: str) -> Sequence
             for path, body in requests:
                 await client.post(path, json=body, headers=headers)
             await client.get("/health")
-        server.models["nanochat-tiny"].engine.stop()
+        await server.models["nanochat-tiny"].engine.stop()
 
     asyncio.run(run())
     return memory.get_finished_spans()
