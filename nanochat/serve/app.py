@@ -78,13 +78,14 @@ class Server:
     metrics: Metrics
     # By each of their names.
     models: Mapping[str, Served] = field(default_factory=dict)
-    phase: Literal["loading", "ready", "draining"] = "loading"
+    # While it leaves, it answers, but says that it is not ready: balancers shall look for another.
+    phase: Literal["loading", "ready", "leaving", "draining"] = "loading"
     keys: Keys | None = None
     traces: Traces | None = None
 
-    def require_ready(self) -> None:
-        """Refuse what comes too early or too late."""
-        if self.phase != "ready":
+    def require_ready(self, *, for_long: bool = False) -> None:
+        """Refuse what comes too early or too late; `for_long`, while it leaves, too, since more shall follow."""
+        if self.phase != "ready" and (for_long or self.phase != "leaving"):
             is_early = self.phase == "loading"
             raise ApiError(
                 503,
@@ -366,7 +367,7 @@ async def _health(server: Server, request: Request) -> Response:
 
 async def _ready(server: Server, request: Request) -> Response:
     del request
-    server.require_ready()
+    server.require_ready(for_long=True)
     return _Json({"status": "ready"})
 
 

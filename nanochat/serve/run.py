@@ -127,7 +127,6 @@ class _Run:
                 notify("READY=1")
                 self._say(f"ready: {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
                 await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
-            self._server.phase = "draining"
             await self._drain()
         finally:
             loading.cancel()
@@ -158,12 +157,15 @@ class _Run:
         return found
 
     async def _drain(self) -> None:
-        """Let balancers notice, then texts end; whoever is not done in time is told so."""
+        """Let balancers notice, who may ask until then; then texts end, and whoever is not done in time is told so."""
         notify("STOPPING=1")
         open_answers = [served.engine.open for served in set(self._server.models.values())]
         count = sum(map(len, open_answers))
         self._say(f"ending, once {counted(count, 'answer')} have ended" if count else "ending")
-        await self._until(lambda: False, self._settings.drain_delay)
+        if self._server.phase == "ready":
+            self._server.phase = "leaving"
+            await self._until(lambda: False, self._settings.drain_delay)
+        self._server.phase = "draining"
         self._drained = time.monotonic() + self._settings.drain_timeout
         await self._until(lambda: not any(open_answers), self._settings.drain_timeout)
         for answers in open_answers:

@@ -67,6 +67,16 @@ def test_who_cannot_wait_ends_at_once_and_streams_are_told(how: str) -> None:
         assert stream.wait(10).startswith("error: the server is ending")
 
 
+def test_until_balancers_have_noticed_requests_are_answered() -> None:
+    with running(*TINY, "--drain-delay", "60") as server:
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: ask(server, "GET", "/ready").status == 503)
+
+        assert post(server, "/v1/completions", {"prompt": "x"}).status == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait(5) == 0
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_client_that_takes_nothing_does_not_hold_the_end_up(signals: int) -> None:
     requests = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000
