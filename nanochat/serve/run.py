@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +27,8 @@ from nanochat.serve.traces import open_traces
 __all__ = ["serve"]
 
 _SHUTTING_DOWN = ApiError(503, "the server is ending", type="server_error", code="shutting_down")
+# What another port may help against.
+_OF_PORTS = (errno.EADDRINUSE, errno.EACCES)
 # How often it looks whether what it waits for has ended.
 _LOOK_SECONDS = 0.05
 # For what is left when all answers have ended: bytes that have not been sent, and engines.
@@ -49,17 +53,37 @@ def serve(settings: Settings, models: Sequence[ToServe], say: Callable[[str], No
     Raises
     ------
     InputError
-        If the port is in use, or the keys cannot be read.
+        If the port is in use, or keys or the certificate cannot be read.
     NanochatError
         If a model cannot be loaded.
     """
     keys = None if settings.api_key_file is None else Keys.read(settings.api_key_file)
+    one = _Run(settings, models, keys, say)
+    _load_certificate(one.config, settings)
     listener = _listen(settings)
     # That of uvloop, where it is installed.
-    factory = uvicorn.Config("", loop="auto", log_config=None).get_loop_factory()
-    runner = asyncio.Runner(loop_factory=factory)
+    runner = asyncio.Runner(loop_factory=one.config.get_loop_factory())
     with runner, listener:
-        runner.run(_Run(settings, models, keys, say).run(listener))
+        runner.run(one.run(listener))
+
+
+def _load_certificate(config: uvicorn.Config, settings: Settings) -> None:
+    """Read the certificate, before anybody waits for a model."""
+    for flag, path in (("--ssl-cert", settings.ssl_cert), ("--ssl-key", settings.ssl_key)):
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            raise InputError(
+                f"{flag} {path}: {error.strerror}: pass a file in PEM that this user may read"
+            ) from error
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise InputError(
+            f"--ssl-cert {settings.ssl_cert} with --ssl-key {settings.ssl_key}: {error.reason or error}: pass a "
+            "certificate in PEM, and the private key that belongs to it"
+        ) from error
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -69,11 +93,15 @@ def _listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-    except OSError as error:
+    # A name may have characters that no name has.
+    except (OSError, UnicodeError) as error:
         listener.close()
+        advice = "pass a --host that is an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
+        if isinstance(error, OSError) and error.errno in _OF_PORTS:
+            advice = "pass another --port, or 0 for any that is free, or end what listens there"
         raise InputError(
-            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror}): pass another --port, or 0 for "
-            "any that is free, or end what listens there"
+            f"cannot listen on {settings.host}, port {settings.port} "
+            f"({getattr(error, 'strerror', None) or error}): {advice}"
         ) from error
     return listener
 
@@ -93,15 +121,7 @@ class _Run:
         self._say = say
         metrics = Metrics(version=__version__)
         self._server = Server(settings=settings, metrics=metrics, keys=keys, traces=open_traces())
-        self._signalled = asyncio.Event()
-        self._is_impatient = False
-        # Until when answers may be written.
-        self._drained = 0.0
-
-    async def run(self, listener: socket.socket) -> None:
-        self._take_signals()
-        settings = self._settings
-        config = uvicorn.Config(
+        self.config = uvicorn.Config(
             application(self._server),
             http=limited_protocol(settings.max_connections),
             lifespan="off",
@@ -113,7 +133,14 @@ class _Run:
             ssl_certfile=settings.ssl_cert,
             ssl_keyfile=settings.ssl_key,
         )
-        web = _Uvicorn(config)
+        self._signalled = asyncio.Event()
+        self._is_impatient = False
+        # Until when answers may be written.
+        self._drained = 0.0
+
+    async def run(self, listener: socket.socket) -> None:
+        self._take_signals()
+        web = _Uvicorn(self.config)
         serving = asyncio.create_task(web.serve([listener]))
         ended = asyncio.create_task(self._signalled.wait())
         loading = asyncio.create_task(load_models(self._server, self._models, self._say))
@@ -122,7 +149,7 @@ class _Run:
             if loading.done():
                 await loading
                 self._server.phase = "ready"
-                scheme = "http" if settings.ssl_cert is None else "https"
+                scheme = "http" if self._settings.ssl_cert is None else "https"
                 host, port = listener.getsockname()[:2]
                 notify("READY=1")
                 self._say(f"ready: {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")

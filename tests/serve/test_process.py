@@ -1,5 +1,6 @@
 """A server says what runs, ends without losing an answer, and tells its user in one line what cannot be."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -169,6 +170,42 @@ def test_a_port_in_use_is_said() -> None:
     assert code == 2
     assert said.startswith(f"error: cannot listen on 127.0.0.1, port {port}")
     assert "pass another --port" in said
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "192.0.2.1", "fe80::zz"])
+def test_a_host_that_is_not_this_machine_s_is_said(host: str) -> None:
+    code, said = refused(*TINY, "--host", host, "--port", "0", "--insecure")
+
+    assert code == 2
+    assert said.startswith(f"error: cannot listen on {host}, port 0 (")
+    assert "pass a --host that is an address of this machine" in said
+    assert "loading" not in said
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "message"),
+    [
+        ("absent.pem", "key.pem", "--ssl-cert absent.pem: No such file or directory: pass a file"),
+        ("cert.pem", "absent.pem", "--ssl-key absent.pem: No such file or directory: pass a file"),
+        ("key.pem", "key.pem", "--ssl-cert key.pem with --ssl-key key.pem: "),
+        ("cert.pem", "other.pem", "and the private key that belongs to it"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_said_before_a_model_is_loaded(
+    cert: str, key: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    for files in (("key.pem", "cert.pem"), ("other.pem", "other_cert.pem")):
+        names = ["-keyout", files[0], "-out", files[1]]
+        subprocess.run([*make, *names], check=True, capture_output=True)
+
+    code, said = refused(*TINY, "--ssl-cert", cert, "--ssl-key", key)
+
+    assert (code, message in said) == (2, True)
+    assert "loading" not in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
