@@ -6,6 +6,7 @@ system would then choose by chance who answers: what a worker has read would rar
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -80,7 +81,7 @@ class _Parent:
         say: Callable[[str], None],
     ) -> None:
         self._say = say
-        self._is_ending = False
+        self._ending = asyncio.Event()
         self._is_told = False
         self._workers = [
             _Worker(
@@ -118,11 +119,11 @@ class _Parent:
                 # A signal from the keyboard is the parent's to pass on, once.
                 process_group=0,
             )
-            if self._is_ending:
+            if self._ending.is_set():
                 # It came while the process was being started.
                 process.terminate()
             code = await process.wait()
-            if self._is_ending:
+            if self._ending.is_set():
                 return code
             if not worker.has_been_ready:
                 # It has said why, and would say so again.
@@ -130,8 +131,8 @@ class _Parent:
                 return code
             self._say(f"worker {worker.number} has ended with {code}, and is started again")
             worker.seconds = _SOON if worker.is_ready else min(2 * worker.seconds, _LATER)
-            await asyncio.sleep(worker.seconds)
-            if self._is_ending:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), worker.seconds)
                 return 0
 
     def _was_told(self, worker: _Worker) -> None:
@@ -144,8 +145,8 @@ class _Parent:
             self._say(f"{counted(len(self._workers), 'worker')} take requests")
 
     def _end(self) -> None:
-        if not self._is_ending:
-            self._is_ending = True
+        if not self._ending.is_set():
+            self._ending.set()
             notify("STOPPING=1")
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:

@@ -28,9 +28,9 @@ WORDS = ("nanochat-tiny", "--backend", "reference", "--max-rows", "4", "--worker
 
 
 @contextmanager
-def two_workers() -> Iterator[tuple[Process, list[Process]]]:
+def two_workers(first: str = "") -> Iterator[tuple[Process, list[Process]]]:
     """The parent, and its workers as servers that can be asked."""
-    with running(*WORDS, "--port", free_port(count=2)) as parent:
+    with running(*WORDS, "--port", free_port(count=2), first=first) as parent:
         wait_until(lambda: "2 workers take requests" in parent.said)
         ports = sorted(int(port) for port in re.findall(r"ready: .*:(\d+)/v1", parent.said))
         yield parent, [replace(parent, port=port) for port in ports]
@@ -80,6 +80,16 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on() -> Non
         assert streams[1].wait() == "end"
         wait_until(lambda: answers(workers[0]))
         assert "worker 0 has ended with -9, and is started again" in parent.said
+
+
+def test_a_signal_does_not_wait_for_the_next_try() -> None:
+    with two_workers(first="tests.serve.patient") as (parent, _):
+        children(parent)[0].kill()
+        wait_until(lambda: "is started again" in parent.said)
+
+        parent.signal(signal.SIGTERM)
+
+        assert parent.wait(10) == 0
 
 
 def test_a_signal_to_the_parent_lets_the_streams_of_all_end() -> None:
