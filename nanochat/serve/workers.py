@@ -97,43 +97,56 @@ class _Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._end)
-        for worker in self._workers:
-            # An abstract name: it is gone with the process.
-            worker.told.bind(f"\0{_name(worker)}")
-            loop.add_reader(worker.told, self._was_told, worker)
-        codes = await asyncio.gather(*map(self._keep, self._workers))
+        with contextlib.ExitStack() as stack:
+            for worker in self._workers:
+                stack.enter_context(worker.told)
+                # An abstract name: it is gone with the process.
+                worker.told.bind(f"\0{_name(worker)}")
+                loop.add_reader(worker.told, self._was_told, worker)
+                stack.callback(loop.remove_reader, worker.told)
+            codes = await asyncio.gather(*map(self._keep, self._workers))
         return next((code if code > 0 else 1 for code in codes if code), 0)
 
     async def _keep(self, worker: _Worker) -> int:
         """Start a worker, and again whenever it ends by itself; the exit code of the last."""
         while True:
             worker.is_ready = False
-            worker.process = process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "nanochat.serve.pinned",
-                str(os.getpid()),
-                ",".join(map(str, worker.cores)),
-                *worker.command,
-                env={**os.environ, VARIABLE: f"@{_name(worker)}"},
-                # A signal from the keyboard is the parent's to pass on, once.
-                process_group=0,
-            )
-            if self._ending.is_set():
-                # It came while the process was being started.
-                process.terminate()
-            code = await process.wait()
+            try:
+                code = await self._live(worker)
+                how = f"has ended with {code}"
+            except OSError as error:
+                code, how = 1, f"could not be started ({error})"
+                if not worker.has_been_ready:
+                    self._say(f"worker {worker.number} {how}")
             if self._ending.is_set():
                 return code
             if not worker.has_been_ready:
                 # It has said why, and would say so again.
                 self._end()
                 return code
-            self._say(f"worker {worker.number} has ended with {code}, and is started again")
+            self._say(f"worker {worker.number} {how}, and is started again")
             worker.seconds = _SOON if worker.is_ready else min(2 * worker.seconds, _LATER)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), worker.seconds)
                 return 0
+
+    async def _live(self, worker: _Worker) -> int:
+        """One life of a worker; its exit code."""
+        worker.process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "nanochat.serve.pinned",
+            str(os.getpid()),
+            ",".join(map(str, worker.cores)),
+            *worker.command,
+            env={**os.environ, VARIABLE: f"@{_name(worker)}"},
+            # A signal from the keyboard is the parent's to pass on, once.
+            process_group=0,
+        )
+        if self._ending.is_set():
+            # It came while the process was being started.
+            process.terminate()
+        return await process.wait()
 
     def _was_told(self, worker: _Worker) -> None:
         if worker.told.recv(100) != b"READY=1":

@@ -82,6 +82,22 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on() -> Non
         assert "worker 0 has ended with -9, and is started again" in parent.said
 
 
+def test_a_worker_that_cannot_be_started_again_is_tried_later_and_the_other_goes_on() -> None:
+    with two_workers() as (parent, workers):
+        process = psutil.Process(parent.process.pid)
+        _, most = process.rlimit(psutil.RLIMIT_NOFILE)
+        # No file may be opened, and a process is started with some.
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, most))
+        victim = next(one for one in children(parent) if str(workers[0].port) in one.cmdline())
+
+        victim.kill()
+
+        wait_until(lambda: "worker 0 could not be started" in parent.said)
+        assert answers(workers[1])
+        process.rlimit(psutil.RLIMIT_NOFILE, (most, most))
+        wait_until(lambda: answers(workers[0]))
+
+
 def test_a_signal_does_not_wait_for_the_next_try() -> None:
     with two_workers(first="tests.serve.patient") as (parent, _):
         children(parent)[0].kill()
