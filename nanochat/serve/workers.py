@@ -100,8 +100,8 @@ class _Parent:
         with contextlib.ExitStack() as stack:
             for worker in self._workers:
                 stack.enter_context(worker.told)
-                # An abstract name: it is gone with the process.
-                worker.told.bind(f"\0{_name(worker)}")
+                # An abstract name, which the system chooses: it is nobody else's, and gone with the process.
+                worker.told.bind("")
                 loop.add_reader(worker.told, self._was_told, worker)
                 stack.callback(loop.remove_reader, worker.told)
             codes = await asyncio.gather(*map(self._keep, self._workers))
@@ -132,6 +132,7 @@ class _Parent:
 
     async def _live(self, worker: _Worker) -> int:
         """One life of a worker; its exit code."""
+        name = worker.told.getsockname()[1:].decode()
         worker.process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -139,7 +140,7 @@ class _Parent:
             str(os.getpid()),
             ",".join(map(str, worker.cores)),
             *worker.command,
-            env={**os.environ, VARIABLE: f"@{_name(worker)}"},
+            env={**os.environ, VARIABLE: f"@{name}"},
             # A signal from the keyboard is the parent's to pass on, once.
             process_group=0,
         )
@@ -164,10 +165,6 @@ class _Parent:
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:
                 worker.process.terminate()
-
-
-def _name(worker: _Worker) -> str:
-    return f"nanochat-{os.getpid()}-{worker.number}"
 
 
 def _with_port(words: Sequence[str], port: int) -> list[str]:

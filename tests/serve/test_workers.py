@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from nanochat.errors import InputError
 from nanochat.serve.nodes import divide, numa_nodes
+from nanochat.serve.workers import run_workers
 from tests.serve.processes import Process, free_port, post, running, wait_until
 from tests.serve.streams import Stream
 from tests.serve.test_process import refused
@@ -126,6 +128,16 @@ def test_what_no_worker_can_do_is_said_and_not_tried_again() -> None:
     assert code in (1, 2)
     assert "/nowhere" in said
     assert "started again" not in said
+
+
+def test_parents_that_have_the_same_number_elsewhere_are_in_nobody_s_way() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        # As in a container that shares the network of another, where both parents are process 1.
+        other.bind(f"\0nanochat-{os.getpid()}-0")
+
+        code = run_workers(["serve", "/nowhere"], workers=2, port=0, say=lambda _: None)
+
+    assert code in (1, 2)
 
 
 def test_more_workers_than_cores_are_refused() -> None:
