@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nanochat.errors import InputError, counted
 from nanochat.serve.nodes import divide, numa_nodes
@@ -134,7 +135,7 @@ class _Parent:
         """One life of a worker; its exit code."""
         name = worker.told.getsockname()[1:].decode()
         worker.process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            *_python(),
             "-m",
             "nanochat.serve.pinned",
             str(os.getpid()),
@@ -167,8 +168,14 @@ class _Parent:
                 worker.process.terminate()
 
 
+def _python() -> list[str]:
+    """Python as it runs here: the modules of the current folder are a worker's only if they are the parent's."""
+    is_here = Path(sys.path[0]).resolve() == Path.cwd()
+    return [sys.executable] if is_here else [sys.executable, "-P"]
+
+
 def _with_port(words: Sequence[str], port: int) -> list[str]:
     """The command of one worker: the last word on each option holds."""
     end = words.index("--") if "--" in words else len(words)
     own = ["--workers", "1", "--port", str(port)]
-    return [sys.executable, "-m", "nanochat", *words[:end], *own, *words[end:]]
+    return [*_python(), "-m", "nanochat", *words[:end], *own, *words[end:]]

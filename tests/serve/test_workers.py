@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("all_cores"),
     pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux"),
 ]
+ROOT = Path(__file__).parents[2]
 WORDS = ("nanochat-tiny", "--backend", "reference", "--max-rows", "4", "--workers", "2")
 
 
@@ -138,6 +140,23 @@ def test_parents_that_have_the_same_number_elsewhere_are_in_nobody_s_way() -> No
         code = run_workers(["serve", "/nowhere"], workers=2, port=0, say=lambda _: None)
 
     assert code in (1, 2)
+
+
+def test_workers_take_no_modules_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "asyncio.py").write_text("raise SystemExit('a module of somebody else')")
+    words = ("serve", "/nowhere", "--workers", "2", "--port", "0")
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "nanochat", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "/nowhere" in done.stderr
+    assert "a module of somebody else" not in done.stderr
 
 
 def test_more_workers_than_cores_are_refused() -> None:
