@@ -9,13 +9,12 @@ References
 .. [2] W3C, Trace Context, "traceparent header".
 """
 
-import os
 import threading
 import time
 from collections.abc import Mapping
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
@@ -57,10 +56,10 @@ class Spans:
     @classmethod
     def sent(cls) -> "Spans":
         """Spans that are sent by OTLP over HTTP, to where the environment says."""
-        name = os.environ.get("OTEL_SERVICE_NAME", "nanochat")
-        provider = TracerProvider(
-            resource=Resource.create({"service.name": name}), shutdown_on_exit=False
-        )
+        # What the environment says of any resource is stronger, and has two ways to name a service.
+        told = Resource({"service.name": "nanochat"}).merge(OTELResourceDetector().detect())
+        resource = Resource.create(told.attributes)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 

@@ -126,9 +126,20 @@ def collector() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
         thread.join()
 
 
-def test_a_server_sends_its_spans_to_a_collector_before_it_ends() -> None:
+@pytest.mark.parametrize(
+    ("named", "service"),
+    [
+        ({}, "nanochat"),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,service.version=1"}, "ours"),
+    ],
+    ids=["no name", "name", "attribute"],
+)
+def test_a_server_sends_its_spans_to_a_collector_before_it_ends(
+    named: dict[str, str], service: str
+) -> None:
     with collector() as (address, found):
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_SERVICE_NAME": "mine"}
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, **named}
         with running("nanochat-tiny", "--backend", "reference", **environment) as server:
             post(server, "/v1/completions", {"prompt": "fn", "max_tokens": 2})
             server.signal()
@@ -136,7 +147,7 @@ def test_a_server_sends_its_spans_to_a_collector_before_it_ends() -> None:
 
     (resource,) = [each for request in found for each in request.resource_spans]
     attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
-    assert attributes["service.name"] == "mine"
+    assert attributes["service.name"] == service
     names = [span.name for scope in resource.scope_spans for span in scope.spans]
     assert names == ["queue", "prompt", "decode", "text_completion nanochat-tiny"]
 
