@@ -22,6 +22,8 @@ pytestmark = pytest.mark.long
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 TINY = ("nanochat-tiny", "--backend", "numba", "--max-rows", "8", "--drain-delay", "2.5")
+# Servers see the name by which the balancer is called.
+NAME = "llm.example.com"
 JSON = {"content-type": "application/json"}
 BODY = {"prompt": "fn main() {", "max_tokens": 12, "temperature": 0}
 
@@ -42,11 +44,12 @@ class Balanced:
 
 def haproxy(port: int, servers: list[Process], folder: Path) -> list[str]:
     text = CONFIG.read_text()
-    assert re.findall(r"127.0.0.1:\d+$", text, re.MULTILINE) == ["127.0.0.1:8001", "127.0.0.1:8002"]
+    named = re.findall(r"server \w+ (127.0.0.1:\d+)$", text, re.MULTILINE)
+    assert named == ["127.0.0.1:8001", "127.0.0.1:8002"]
     lines = [f"    server s{one.port} 127.0.0.1:{one.port}" for one in servers]
     text = re.sub(r"    server one .*\n    server two .*", "\n".join(lines), text)
     path = folder / "haproxy.cfg"
-    path.write_text(text.replace("bind :8000", f"bind 127.0.0.1:{port}"))
+    path.write_text(text.replace("bind 127.0.0.1:8000", f"bind 127.0.0.1:{port}"))
     return [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(path)]
 
 
@@ -69,7 +72,7 @@ def balanced(
 ) -> Iterator[Balanced]:
     with ExitStack() as stack:
         # One is killed, and one ended.
-        servers = [stack.enter_context(running(*TINY)) for _ in range(3)]
+        servers = [stack.enter_context(running(*TINY, "--allow-host", NAME)) for _ in range(3)]
         command = haproxy if request.param == "haproxy" else vllm_router
         port = free_port()
         process = stack.enter_context(
@@ -127,6 +130,10 @@ def test_requests_that_are_wrong_are_told_so_and_no_server_is_blamed(balanced: B
 
     assert {post(balanced.front, "/v1/completions", wrong).status for _ in range(6)} == {400}
     assert statuses(balanced.front, 0.2) == {200}
+
+
+def test_servers_answer_by_the_name_of_the_balancer(balanced: Balanced) -> None:
+    assert post(balanced.front, "/v1/completions", BODY, host=NAME).status == 200
 
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "plain"])
