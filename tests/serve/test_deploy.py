@@ -16,6 +16,7 @@ from nanochat.cli.serve import serve
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.settings import Settings
 from tests.serve.processes import running
+from tests.serve.test_process import refused
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 HELP = CliRunner().invoke(serve, ["--help"]).output
@@ -40,13 +41,27 @@ def test_the_unit_starts_a_server_with_flags_that_it_has() -> None:
         assert f"--{name.lower().replace('_', '-')}" in HELP
 
 
+def test_the_unit_is_not_restarted_with_settings_that_are_wrong() -> None:
+    unit = (DEPLOY / "nanochat.service").read_text()
+    (status,) = re.findall(r"^RestartPreventExitStatus=(\d+)$", unit, re.MULTILINE)
+
+    code, said = refused("nanochat-tiny", "--queue", "-1")
+
+    assert said.startswith("error: queue=-1")
+    assert code == int(status)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    text = (
-        (DEPLOY / "nanochat.service").read_text().replace("/opt/nanochat/bin/nanochat", "/bin/true")
-    )
+def test_systemd_finds_nothing_wrong_with_the_unit_and_what_it_says_to_add(tmp_path: Path) -> None:
+    text = (DEPLOY / "nanochat.service").read_text()
+    added = re.findall(r"^#   (.*)$", text, re.MULTILINE)
+    assert [line.partition("=")[0] for line in added] == [
+        "[Service]",
+        "LoadCredential",
+        "Environment",
+    ]
     path = tmp_path / "nanochat.service"
-    path.write_text(text)
+    path.write_text(text.replace("/opt/nanochat/bin/nanochat", "/bin/true") + "\n".join(added))
 
     done = subprocess.run(
         ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False
