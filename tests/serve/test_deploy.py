@@ -2,11 +2,13 @@
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 from nanochat.cli.serve import serve
 from nanochat.serve.metrics import Metrics
 from nanochat.serve.settings import Settings
-from tests.serve.processes import running
+from tests.serve.processes import free_port, running
 from tests.serve.test_process import refused
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -91,10 +93,34 @@ def test_the_image_serves_as_nobody_and_says_whether_it_is_well() -> None:
     assert of["USER"] == "nanochat"
     assert json.loads(of["ENTRYPOINT"]) == ["nanochat", "serve"]
     assert json.loads(of["CMD"]) == ["nanochat-tiny"]
-    assert "/health" in of["HEALTHCHECK"]
     assert "[serve]" in of["RUN"]
     for name in re.findall(r"NANOCHAT_SERVE_(\w+)=", text):
         assert f"--{name.lower().replace('_', '-')}" in HELP
+
+
+@pytest.mark.parametrize("has_tls", [False, True], ids=["http", "https"])
+def test_the_image_s_check_of_health_asks_where_variables_say(
+    has_tls: bool, tmp_path: Path
+) -> None:
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", text, re.MULTILINE)
+    _, *words = json.loads(check)
+    variables = {"NANOCHAT_SERVE_PORT": str(free_port())}
+    if has_tls:
+        files = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+        make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other"]
+        names = ["-keyout", files["key"], "-out", files["cert"]]
+        subprocess.run([*make, *names], check=True, capture_output=True)
+        variables |= {f"NANOCHAT_SERVE_SSL_{name.upper()}": path for name, path in files.items()}
+
+    def is_well() -> bool:
+        environment = {**os.environ, **variables}
+        done = subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.DEVNULL)
+        return done.returncode == 0
+
+    with running("nanochat-tiny", "--backend", "reference", **variables):
+        assert is_well()
+    assert not is_well()
 
 
 def test_the_dashboard_shows_what_the_server_counts() -> None:
