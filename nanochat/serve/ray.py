@@ -48,6 +48,13 @@ class _Replica:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return application(self._server)
 
+    async def __del__(self) -> None:
+        """End what runs beside requests; Ray awaits it when the replica has answered all of them."""
+        for engine in {served.engine for served in self._server.models.values()}:
+            await engine.stop()
+        if self._server.traces is not None:
+            self._server.traces.close()
+
     def check_health(self) -> None:
         """Raise what ails it: then Ray ends it, and starts another."""
         self._server.require_health()

@@ -6,16 +6,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nanochat.lm import Model
-from tests.serve.processes import Process, counts, free_port, post
+from tests.serve.processes import Process, counts, free_port, post, wait_until
 from tests.serve.streams import Stream
+from tests.serve.test_traces import collector
 
 pytestmark = pytest.mark.long
 
@@ -45,9 +47,14 @@ class Cluster:
     """Ray on this machine, with the server on it."""
 
     def __init__(
-        self, server: Process, head: subprocess.Popen[str], environment: dict[str, str]
+        self,
+        server: Process,
+        head: subprocess.Popen[str],
+        environment: dict[str, str],
+        spans: list[ExportTraceServiceRequest],
     ) -> None:
         self.server = server
+        self.spans = spans
         self._head = head
         self._environment = environment
 
@@ -82,12 +89,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "--num-cpus=4",
     ]
     ray += [f"--port={port}", "--object-store-memory=100000000", f"--temp-dir={folder}"]
-    with in_background(*ray, environment=environment) as head:
+    with collector() as (address, spans), ExitStack() as stack:
+        # Spans come when a replica ends, and not before.
+        environment |= {
+            "OTEL_BSP_SCHEDULE_DELAY": "3600000",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": address,
+        }
+        head = stack.enter_context(in_background(*ray, environment=environment))
         serve = [program("serve"), "start", "--http-port", str(server.port)]
         began = time.monotonic()
         while subprocess.run(serve, env=environment, check=False, timeout=SECONDS).returncode:
             assert time.monotonic() - began < SECONDS
-        found = Cluster(server, head, environment)
+        found = Cluster(server, head, environment, spans)
         found.deploy("replicas=2")
         yield found
 
@@ -173,6 +186,17 @@ def test_an_update_lets_streams_end_and_refuses_nobody(cluster: Cluster) -> None
     assert stream.wait() == "end"
     assert set(statuses) == {200}
     assert len(statuses) > 10
+
+
+def test_replicas_that_are_renewed_send_their_last_spans(cluster: Cluster) -> None:
+    before = {each.pid for each in cluster.replicas()}
+    assert post(cluster.server, "/v1/completions", {"prompt": "x"}).status == 200
+    cluster.spans.clear()
+
+    cluster.deploy("replicas=2", "queue=101")
+
+    wait_for_replicas(cluster, before, 2)
+    wait_until(lambda: bool(cluster.spans))
 
 
 def test_what_cannot_be_is_said_before_a_replica_starts() -> None:
