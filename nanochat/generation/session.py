@@ -115,8 +115,8 @@ class Session(Generic[State]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no text is being written, or waits."""
-        return not self._places.waiting and not self._places.running
+        """Whether no text is being written, or waits, and all that was chosen has been said."""
+        return not self._places.waiting and not self._places.running and not self._unsaid
 
     @property
     def load(self) -> Load:
@@ -218,6 +218,10 @@ class Session(Generic[State]):
                 f"row {row} is no text that is being written: it has ended, or was never begun"
             )
         self._places.leave(text, keep=keep)
+
+    def holds(self, row: int) -> bool:
+        """Whether a text is being written, or waits: after a step that failed, one may have ended without a word."""
+        return self._places.find(row) is not None
 
     def step(self) -> list[Piece]:
         """Continue every text by one token, or read of its prompt; what was chosen, in the order of the rows.
@@ -371,9 +375,10 @@ class Session(Generic[State]):
                         raise piece.error
                     yield piece._replace(row=piece.row - first) if first else piece
         finally:
-            # Whoever stops listening ends the texts.
-            for row in rows:
+            # Whoever stops listening ends the texts, and nobody hears what was not said.
+            for row in filter(self.holds, rows):
                 self.cancel(row)
+            self._unsaid.clear()
 
     def _admit(self, pieces: list[Piece]) -> None:
         """Give waiting texts rows; the first token of those whose prompt has been read."""

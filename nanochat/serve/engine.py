@@ -360,7 +360,9 @@ class EngineThread:
 
     def _fail(self, rows: Sequence[int]) -> None:
         error = StepFailedError("the model failed while this text was being written")
-        for answer in {self._owners[row][0] for row in rows}:
+        assert self._session is not None
+        # Those of them that have ended are whole: the next step says what is left of them.
+        for answer in {self._owners[row][0] for row in filter(self._session.holds, rows)}:
             self._end(answer, keep=False)
             self._events.append(_Event(answer=answer, error=error, is_over=True))
 
@@ -383,8 +385,15 @@ class EngineThread:
     def _end(self, answer: Answer, *, keep: bool) -> None:
         assert self._session is not None
         for row in [row for row, (owner, _) in self._owners.items() if owner is answer]:
-            self._session.cancel(row, keep=keep)
             del self._owners[row]
+            # It may have ended in a step that failed, and only its last piece has not come.
+            if not self._session.holds(row):
+                continue
+            try:
+                self._session.cancel(row, keep=keep)
+            except Exception:
+                # The session has it no more, and the others go on.
+                _LOGGER.exception("a text could not be ended as it should")
 
     def _hand_over(self) -> None:
         if self._events:

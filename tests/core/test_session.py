@@ -392,6 +392,48 @@ def test_a_text_that_has_ended_cannot_be_cancelled() -> None:
     assert session.step() == []
 
 
+def fragile_engine(bad: int) -> AnyEngine:
+    """An engine that fails when it reads a token."""
+
+    class Fragile(ReferenceOps):
+        def embed(self, tokens: Array, table: Any) -> Array:
+            if bad in tokens:
+                raise RuntimeError("a kernel failed")
+            return super().embed(tokens, table)
+
+    fragile, config = Fragile(), random_config(context_length=64)
+    return Engine(config, fragile.prepare(freeze(random_weights(config))), fragile)
+
+
+def test_what_was_chosen_before_a_step_failed_is_said_by_the_next_one() -> None:
+    session = Session(fragile_engine(bad=13), TOKENIZER, rows=4)
+    first, *others = session.add([5, 6], n=3, seed=0, max_tokens=1)
+    assert [piece.row for piece in session.step()] == [first]
+    (failing,) = session.add([13], max_tokens=1)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        session.step()
+    session.cancel(failing)
+
+    # They have ended where the failed step gave them their rows, and nobody has been told.
+    assert not session.is_idle
+    assert not any(map(session.holds, others))
+    assert [(piece.row, piece.finish_reason) for piece in session.step()] == [
+        (row, "length") for row in others
+    ]
+    assert session.is_idle
+
+
+def test_a_call_of_which_a_step_fails_raises_what_failed_and_leaves_nothing() -> None:
+    # The end of the second prompt is read in the step in which two texts of the first end as they get their rows.
+    session = Session(fragile_engine(bad=13), TOKENIZER, rows=4, prompt_tokens=4)
+    options: GenerationOptions = {"max_tokens": 1, "n": 3, "seed": 0}
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        list(session.pieces([[5, 6], [7, 7, 13]], **options))
+
+    assert session.is_idle
+    assert len(list(session.pieces([[5, 6]], **options))) == 3
+
+
 def test_what_could_never_fit_is_refused_when_it_is_added() -> None:
     session = Session(random_engine(context_length=400), TOKENIZER, rows=2, pages=1)
 

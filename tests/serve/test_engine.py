@@ -1,6 +1,7 @@
 """The engine's thread outlives whatever goes wrong in a step, and takes nobody else's text with it."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -19,17 +20,23 @@ from tests.parity.random_models import random_config, random_tokenizer, random_w
 
 TOKENIZER = random_tokenizer()
 CONFIG = random_config(context_length=64)
-BAD, NAN = 13, 14
+BAD, NAN, SLOW = 13, 14, 15
 
 
 class FragileOps(ReferenceOps):
-    """Fails if it reads one token, and gives NaN after another."""
+    """Fails if it reads one token, gives NaN after another, and waits with a third until it may go on."""
 
     tokens_read: Array
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
 
     def embed(self, tokens: Array, table: Any) -> Array:
         if BAD in tokens:
             raise RuntimeError("a kernel failed")
+        if SLOW in tokens:
+            self.may_go_on.wait(20)
         self.tokens_read = tokens
         return super().embed(tokens, table)
 
@@ -40,13 +47,13 @@ class FragileOps(ReferenceOps):
         return found
 
 
-def new_engine() -> Engine[Any, Any, Any]:
-    ops = FragileOps()
-    return Engine(CONFIG, ops.prepare(freeze(random_weights(CONFIG))), ops)
-
-
-ENGINE = new_engine()
-OPTIONS: GenerationOptions = {"max_tokens": 12, "ignore_eos": True, "logit_bias": {BAD: -100.0}}
+OPS = FragileOps()
+ENGINE: Engine[Any, Any, Any] = Engine(CONFIG, OPS.prepare(freeze(random_weights(CONFIG))), OPS)
+OPTIONS: GenerationOptions = {
+    "max_tokens": 12,
+    "ignore_eos": True,
+    "logit_bias": {BAD: -100.0, SLOW: -100.0},
+}
 
 
 def alone(ids: list[int], **options: Any) -> list[int]:
@@ -103,17 +110,10 @@ def test_a_step_that_fails_ends_its_texts_and_the_next_ones_are_served(
     assert "a kernel failed" in caplog.text
 
 
-class FragileForm:
-    """A form whose library raises as the second text begins."""
+class Free:
+    """A form that is none."""
 
     error = None
-
-    def __init__(self) -> None:
-        self.num_texts = 0
-
-    def matcher(self) -> Matcher:
-        self.num_texts += 1
-        return self if self.num_texts == 1 else FailingMatcher()
 
     def fill(self, allowed: Any) -> None:
         allowed[...] = 2**32 - 1
@@ -127,27 +127,83 @@ class FragileForm:
     def forced(self) -> list[int]:
         return []
 
-    def copy(self) -> "FragileForm":
+    def copy(self) -> "Free":
         return self
 
 
-class FailingMatcher(FragileForm):
+class FailsToFill(Free):
     def fill(self, allowed: Any) -> None:
         del allowed
         raise RuntimeError("a library failed")
+
+
+class Only(Free):
+    """A form of one token, again and again."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def fill(self, allowed: Any) -> None:
+        allowed[...] = 0
+        allowed[self._token // 32] = 1 << self._token % 32
+
+
+class Form:
+    """What each text shall be held to, one after the other; a library that fails where there is no more."""
+
+    def __init__(self, *matchers: Matcher) -> None:
+        self.matchers = [*matchers]
+
+    def matcher(self) -> Matcher:
+        if not self.matchers:
+            raise RuntimeError("a library failed")
+        return self.matchers.pop(0)
 
 
 def test_a_text_that_fails_as_it_gets_its_row_does_not_fail_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test(thread: EngineThread) -> None:
-        options: GenerationOptions = {**OPTIONS, "n": 2, "seed": 0, "constraint": FragileForm()}
+        form = Form(Free(), FailsToFill())
+        options: GenerationOptions = {**OPTIONS, "n": 2, "seed": 0, "constraint": form}
         async with asyncio.timeout(20):
             with pytest.raises(NanochatError, match="the log says why"):
                 await tokens(thread.submit([[21, 22]], options, n=2))
 
     with_thread(test)
     assert "a library failed" in caplog.text
+
+
+def test_a_text_that_ends_in_the_step_in_which_another_of_its_answer_fails_harms_nobody() -> None:
+    async def test(thread: EngineThread) -> None:
+        # The first one's token fails as it is read, in the step in which the second ends as it gets its row.
+        form = Form(Only(BAD), Only(30), Free())
+        options: GenerationOptions = {
+            "max_tokens": 12, "n": 3, "seed": 0, "constraint": form, "stop_token_ids": [30]
+        }  # fmt: skip
+        async with asyncio.timeout(20):
+            with pytest.raises(StepFailedError):
+                await tokens(thread.submit([[21, 22]], options, n=3))
+
+    with_thread(test)
+
+
+def test_texts_that_ended_before_their_step_failed_are_whole() -> None:
+    async def test(thread: EngineThread) -> None:
+        OPS.may_go_on.clear()
+        options: GenerationOptions = {**OPTIONS, "max_tokens": 1, "n": 3, "seed": 0}
+        # The first reads the prompt, and the others end as they get their rows: in the step that fails.
+        ending = thread.submit([[SLOW, 22]], options, n=3)
+        while not thread.step_seconds:
+            await asyncio.sleep(0.001)
+        failing = thread.submit([[BAD]], OPTIONS, n=1)
+        OPS.may_go_on.set()
+        async with asyncio.timeout(20):
+            with pytest.raises(StepFailedError):
+                await tokens(failing)
+            assert len(await tokens(ending)) == 3
+
+    with_thread(test)
 
 
 def test_logits_that_are_not_finite_end_one_text_only() -> None:
