@@ -375,6 +375,12 @@ class EngineThread:
         except NanochatError as error:
             self._events.append(_Event(answer=answer, error=error, is_over=True))
             return
+        except Exception:
+            # Whatever it is, it is this request's: a library of forms, or no memory for so many texts.
+            _LOGGER.exception("a request could not be begun")
+            failed = StepFailedError("the server failed as it began this request")
+            self._events.append(_Event(answer=answer, error=failed, is_over=True))
+            return
         self._owners |= {row: (answer, number) for number, row in enumerate(rows)}
         self._events.append(_Event(answer=answer, is_accepted=True))
 

@@ -206,6 +206,24 @@ def test_texts_that_ended_before_their_step_failed_are_whole() -> None:
     with_thread(test)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_request_that_cannot_be_begun_is_told_so_and_harms_nobody(
+    n: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(thread: EngineThread) -> None:
+        other = thread.submit([[21]], OPTIONS, n=1)
+        # None of its texts can begin, or the second cannot.
+        form = Form(*[Free()] * (n - 1))
+        options: GenerationOptions = {**OPTIONS, "n": n, "seed": 0, "constraint": form}
+        async with asyncio.timeout(20):
+            with pytest.raises(StepFailedError, match="failed as it began this request"):
+                await thread.submit([[22]], options, n=n).accepted()
+        assert await tokens(other) == alone([21])
+
+    with_thread(test)
+    assert "a library failed" in caplog.text
+
+
 def test_logits_that_are_not_finite_end_one_text_only() -> None:
     async def test(thread: EngineThread) -> None:
         good, bad = (thread.submit([[number]], OPTIONS, n=1) for number in (21, NAN))
