@@ -203,8 +203,6 @@ class EngineThread:
 
     Parameters
     ----------
-    watcher : Watcher, optional
-        Told of each step.
     turn : Lock, optional
         Held while a step is computed: engines that share it take turns, since two would be in each other's way.
     """
@@ -212,14 +210,13 @@ class EngineThread:
     def __init__(
         self,
         *,
-        watcher: Watcher | None = None,
         turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._session: Session[Any] | None = None
         # Texts that may be written or wait at the same time.
         self.most_texts = 0
         self._turn = threading.Lock() if turn is None else turn
-        self._watcher = watcher
+        self._watcher: Watcher | None = None
         self._loop = asyncio.get_running_loop()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # By the session's number of a text: whose it is, and which of them. Of the thread.
@@ -252,6 +249,10 @@ class EngineThread:
     def run(self, session: Session[Any], *, most_texts: int) -> None:
         """Take texts for a session, which nobody else uses from now on; to be called by `call`."""
         self._session, self.most_texts = session, most_texts
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell somebody of all that is done from now on."""
+        self._watcher = watcher
 
     def submit(
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions, *, n: int

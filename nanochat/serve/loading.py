@@ -52,12 +52,13 @@ async def load_models(
                 one.load,
                 names=one.names,
                 settings=server.settings,
-                watcher=server.metrics,
                 turn=turn,
             )
             found |= dict.fromkeys(one.names, served)
             await _warm(served)
             rate = await _rate(served)
+            # What was written until now, nobody has asked for.
+            served.engine.watch(server.metrics)
             say(f"{served.in_words}; one text alone gets about {rate:,.0f} tokens/s")
     except BaseException:
         for engine in {served.engine for served in found.values()}:
@@ -83,6 +84,7 @@ async def _warm(served: Served) -> None:
     prompt = [*ids, *ids * (room // len(ids))][:_WARM_PROMPT]
     await _written(served.engine.submit([prompt], {**sampled, "max_tokens": 1}, n=1))
     beside.cancel()
+    await _written(beside)
 
 
 async def _rate(served: Served) -> float:
@@ -91,11 +93,11 @@ async def _rate(served: Served) -> float:
     most = min(_RATED_TOKENS, served.context - len(ids))
     answer = served.engine.submit([ids], {"max_tokens": most, "ignore_eos": True}, n=1)
     times = []
+    # Until it is over, though it may be cancelled: nothing of it is left for those who ask then.
     async for pieces in answer.pieces():
         times += [time.monotonic()] * len(pieces)
         if times[-1] - times[0] > _RATED_SECONDS:
             answer.cancel()
-            break
     return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
 

@@ -13,7 +13,7 @@ from nanochat.generation.cache import CacheOwner
 from nanochat.generation.session import Session
 from nanochat.lm import Model
 from nanochat.serve.api.errors import ApiError
-from nanochat.serve.engine import EngineThread, Watcher
+from nanochat.serve.engine import EngineThread
 from nanochat.serve.room import Room, find_room
 from nanochat.serve.settings import Settings
 from nanochat.text.codec import TextCodec
@@ -117,7 +117,6 @@ async def load_served(
     *,
     names: Sequence[str],
     settings: Settings,
-    watcher: Watcher | None = None,
     turn: AbstractContextManager[Any] | None = None,
 ) -> Served:
     """Load a model into an engine thread of its own.
@@ -126,7 +125,7 @@ async def load_served(
     ----------
     names : sequence of str
         By which requests name it; the first is its own.
-    watcher, turn
+    turn
         See `nanochat.serve.engine.EngineThread`.
 
     Raises
@@ -134,7 +133,7 @@ async def load_served(
     NanochatError
         If it cannot be loaded, or its texts have no room.
     """
-    engine = EngineThread(watcher=watcher, turn=turn)
+    engine = EngineThread(turn=turn)
 
     def begin() -> Served:
         model = load()

@@ -138,6 +138,7 @@ def test_servers_answer_by_the_name_of_the_balancer(balanced: Balanced) -> None:
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "plain"])
 def test_who_leaves_is_gone_from_the_server_too(balanced: Balanced, is_stream: bool) -> None:
+    before = num_cancelled(balanced)
     body = {"prompt": "fn", "max_tokens": 1000, "n": 8, "ignore_eos": True, "stream": is_stream}
     connection = HTTPConnection("127.0.0.1", balanced.front.port)
     connection.request("POST", "/v1/completions", json.dumps(body), JSON)
@@ -148,13 +149,12 @@ def test_who_leaves_is_gone_from_the_server_too(balanced: Balanced, is_stream: b
     left = time.monotonic()
     while any(counts(server)["rows"] for server in balanced.servers):
         assert time.monotonic() - left < 1
-    cancelled = [
-        value
-        for server in balanced.servers
-        for name, value in counts(server).items()
-        if name.startswith("cancelled_total")
-    ]
-    assert sum(cancelled) >= 1
+    assert num_cancelled(balanced) == before + 1
+
+
+def num_cancelled(balanced: Balanced) -> float:
+    found = [each for server in balanced.servers for each in counts(server).items()]
+    return sum(value for name, value in found if name.startswith("cancelled_total"))
 
 
 def test_a_server_that_is_killed_breaks_its_streams_at_once_and_no_other_request(
