@@ -82,6 +82,8 @@ class Server:
     phase: Literal["loading", "ready", "leaving", "draining"] = "loading"
     keys: Keys | None = None
     traces: Traces | None = None
+    # Set once an engine has ended by itself, for whoever runs the server.
+    engine_died: asyncio.Event = field(default_factory=asyncio.Event)
 
     def require_ready(self, *, for_long: bool = False) -> None:
         """Refuse what comes too early or too late; `for_long`, while it leaves, too, since more shall follow."""
@@ -94,14 +96,18 @@ class Server:
                 code="not_ready" if is_early else "shutting_down",
                 headers={"Retry-After": "2"},
             )
+        self._require_engines()
 
     def require_health(self) -> None:
         """Raise what ails it, if anything does."""
+        self._require_engines()
         for served in self.models.values():
-            if not served.engine.is_alive:
-                raise ApiError(503, "an engine has died", type="server_error", code="engine_failed")
             if served.engine.step_seconds > _STUCK_SECONDS:
                 raise ApiError(503, "an engine is stuck", type="server_error", code="engine_failed")
+
+    def _require_engines(self) -> None:
+        if not all(served.engine.is_alive for served in self.models.values()):
+            raise ApiError(503, "an engine has died", type="server_error", code="engine_failed")
 
 
 class _Asked(Protocol):

@@ -19,7 +19,14 @@ from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.generation.places import Load
 from nanochat.generation.session import Session
 
-__all__ = ["Answer", "EngineThread", "QueueFullError", "StepFailedError", "Watcher"]
+__all__ = [
+    "Answer",
+    "EngineEndedError",
+    "EngineThread",
+    "QueueFullError",
+    "StepFailedError",
+    "Watcher",
+]
 
 Result = TypeVar("Result")
 
@@ -34,6 +41,10 @@ class QueueFullError(NanochatError):
 
 class StepFailedError(NanochatError):
     """A step of the model that failed, with all texts that it would have continued."""
+
+
+class EngineEndedError(NanochatError):
+    """An engine that computes nothing any more."""
 
 
 class Watcher(Protocol):
@@ -205,18 +216,22 @@ class EngineThread:
     ----------
     turn : Lock, optional
         Held while a step is computed: engines that share it take turns, since two would be in each other's way.
+    died : callable, optional
+        Called by the loop if the thread ends though nobody has stopped it.
     """
 
     def __init__(
         self,
         *,
         turn: AbstractContextManager[Any] | None = None,
+        died: Callable[[], object] | None = None,
     ) -> None:
         self._session: Session[Any] | None = None
         # Texts that may be written or wait at the same time.
         self.most_texts = 0
         self._turn = threading.Lock() if turn is None else turn
         self._watcher: Watcher | None = None
+        self._died = died
         self._loop = asyncio.get_running_loop()
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # By the session's number of a text: whose it is, and which of them. Of the thread.
@@ -225,6 +240,9 @@ class EngineThread:
         # Texts that were asked for and have not ended, and their answers. Of the loop.
         self.num_texts = 0
         self.open: set[Answer] = set()
+        # What `call` waits for. Of the loop, too.
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._has_ended = False
         self._step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -244,7 +262,7 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return not self._has_ended and self._thread.is_alive()
 
     def run(self, session: Session[Any], *, most_texts: int) -> None:
         """Take texts for a session, which nobody else uses from now on; to be called by `call`."""
@@ -263,7 +281,10 @@ class EngineThread:
         ------
         QueueFullError
             If too many texts wait already.
+        EngineEndedError
+            If there is nobody who would write them.
         """
+        self._require_life()
         count = len(prompts) * n
         if self.num_texts + count > self.most_texts:
             raise QueueFullError(
@@ -282,8 +303,17 @@ class EngineThread:
         self._orders.put(partial(self._cancel, answer))
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """What a function gives that the thread calls between two steps."""
+        """What a function gives that the thread calls between two steps.
+
+        Raises
+        ------
+        EngineEndedError
+            If the thread has ended, or ends before.
+        """
+        self._require_life()
         future: asyncio.Future[Result] = self._loop.create_future()
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
 
         def settle(method: Callable[[Any], None], value: object) -> None:
             if not future.done():
@@ -306,19 +336,26 @@ class EngineThread:
         while self._thread.is_alive():
             await asyncio.sleep(_LOOK_SECONDS)
 
+    def _require_life(self) -> None:
+        if not self.is_alive:
+            raise EngineEndedError("the engine of this model has ended: ask again later")
+
     # What follows runs in the thread.
 
     def _run(self) -> None:
+        error: NanochatError = EngineEndedError("the engine has died while this was being done")
+        has_died = True
         try:
             while self._take_orders():
                 if self._session is not None and not self._session.is_idle:
                     self._step(self._session)
                 self._hand_over()
+            error, has_died = StepFailedError("the server is ending"), False
+        except Exception:
+            _LOGGER.exception("the engine has died")
         finally:
-            error = StepFailedError("the server is ending")
-            for answer in {answer for answer, _ in self._owners.values()}:
-                self._events.append(_Event(answer=answer, error=error, is_over=True))
             self._hand_over()
+            self._tell_loop(self._end_all, error, has_died)
 
     def _take_orders(self) -> bool:
         """Do what was asked for; wait for it if there is nothing else to do. Whether the thread shall go on."""
@@ -426,3 +463,13 @@ class EngineThread:
                 self.open.remove(answer)
                 if self._watcher is not None:
                     self._watcher.ended(answer)
+
+    def _end_all(self, error: NanochatError, has_died: bool) -> None:
+        """End what nobody will do any more, whether the thread has taken it up or not."""
+        self._has_ended = True
+        self._tell([_Event(answer=answer, error=error, is_over=True) for answer in self.open])
+        for future in list(self._calls):
+            if not future.done():
+                future.set_exception(error)
+        if has_died and self._died is not None:
+            self._died()

@@ -53,6 +53,7 @@ async def load_models(
                 names=one.names,
                 settings=server.settings,
                 turn=turn,
+                died=server.engine_died.set,
             )
             found |= dict.fromkeys(one.names, served)
             await _warm(served)

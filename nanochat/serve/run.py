@@ -16,6 +16,7 @@ from nanochat import __version__
 from nanochat.errors import InputError, counted
 from nanochat.serve.api.errors import ApiError
 from nanochat.serve.app import Server, application
+from nanochat.serve.engine import EngineEndedError
 from nanochat.serve.keys import Keys
 from nanochat.serve.loading import ToServe, load_models
 from nanochat.serve.metrics import Metrics
@@ -143,6 +144,7 @@ class _Run:
         web = _Uvicorn(self.config)
         serving = asyncio.create_task(web.serve([listener]))
         ended = asyncio.create_task(self._signalled.wait())
+        died = asyncio.create_task(self._server.engine_died.wait())
         loading = asyncio.create_task(load_models(self._server, self._models, self._say))
         try:
             await asyncio.wait((serving, loading, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -153,15 +155,19 @@ class _Run:
                 host, port = listener.getsockname()[:2]
                 notify("READY=1")
                 self._say(f"ready: {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1")
-                await asyncio.wait((serving, ended), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((serving, ended, died), return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
         finally:
             loading.cancel()
             ended.cancel()
+            died.cancel()
             await self._close(web, serving)
             await self._stop(loading)
             if self._server.traces is not None:
                 self._server.traces.close()
+        if self._server.engine_died.is_set():
+            # Its exit code lets whoever watches over this process start another.
+            raise EngineEndedError("an engine has died, as the log says: start the server again")
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -118,6 +118,7 @@ async def load_served(
     names: Sequence[str],
     settings: Settings,
     turn: AbstractContextManager[Any] | None = None,
+    died: Callable[[], object] | None = None,
 ) -> Served:
     """Load a model into an engine thread of its own.
 
@@ -125,7 +126,7 @@ async def load_served(
     ----------
     names : sequence of str
         By which requests name it; the first is its own.
-    turn
+    turn, died
         See `nanochat.serve.engine.EngineThread`.
 
     Raises
@@ -133,7 +134,7 @@ async def load_served(
     NanochatError
         If it cannot be loaded, or its texts have no room.
     """
-    engine = EngineThread(turn=turn)
+    engine = EngineThread(turn=turn, died=died)
 
     def begin() -> Served:
         model = load()

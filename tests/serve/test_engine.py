@@ -12,10 +12,16 @@ from nanochat.backends.reference.ops import Array, ReferenceOps
 from nanochat.errors import InputError, NanochatError, NumericError
 from nanochat.generation.constraint import Matcher
 from nanochat.generation.engine import Engine
-from nanochat.generation.options import GenerationOptions
+from nanochat.generation.options import GenerationOptions, Piece
 from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
-from nanochat.serve.engine import Answer, EngineThread, QueueFullError, StepFailedError
+from nanochat.serve.engine import (
+    Answer,
+    EngineEndedError,
+    EngineThread,
+    QueueFullError,
+    StepFailedError,
+)
 from tests.parity.random_models import random_config, random_tokenizer, random_weights
 
 TOKENIZER = random_tokenizer()
@@ -222,6 +228,65 @@ def test_a_request_that_cannot_be_begun_is_told_so_and_harms_nobody(
 
     with_thread(test)
     assert "a library failed" in caplog.text
+
+
+class Deadly:
+    """A watcher with an error, which the thread does not survive."""
+
+    def stepped(self, seconds: float, pieces: Sequence[Piece], session: Session[Any]) -> None:
+        del seconds, pieces, session
+        raise RuntimeError("a watcher failed")
+
+    def began(self, answer: Answer) -> None: ...
+
+    def ended(self, answer: Answer) -> None: ...
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        deaths: list[str] = []
+        thread = EngineThread(died=lambda: deaths.append("died"))
+        session = Session(ENGINE, TOKENIZER, rows=1)
+        await thread.call(lambda: thread.run(session, most_texts=9))
+        thread.watch(Deadly())
+        OPS.may_go_on.clear()
+        # One is being written, and nothing that is asked for meanwhile is ever taken up.
+        answers = [thread.submit([ids], OPTIONS, n=1) for ids in ([SLOW, 21], [22])]
+        while not thread.step_seconds:
+            await asyncio.sleep(0.001)
+        answers.append(thread.submit([[23]], OPTIONS, n=1))
+        call = asyncio.create_task(thread.call(lambda: 5))
+        await asyncio.sleep(0)
+        OPS.may_go_on.set()
+
+        async with asyncio.timeout(20):
+            found = await asyncio.gather(*map(tokens, answers), call, return_exceptions=True)
+
+        assert [type(error) for error in found] == [EngineEndedError] * 4
+        assert (thread.is_alive, thread.num_texts, len(thread.open)) == (False, 0, 0)
+        assert deaths == ["died"]
+        with pytest.raises(EngineEndedError):
+            thread.submit([[21]], OPTIONS, n=1)
+        with pytest.raises(EngineEndedError):
+            await thread.call(lambda: 5)
+
+    asyncio.run(run())
+    assert "a watcher failed" in caplog.text
+
+
+def test_who_waits_when_the_thread_is_stopped_is_told_so() -> None:
+    async def run() -> None:
+        deaths: list[str] = []
+        thread = EngineThread(died=lambda: deaths.append("died"))
+        session = Session(ENGINE, TOKENIZER, rows=1)
+        await thread.call(lambda: thread.run(session, most_texts=9))
+        answers = [thread.submit([[number]], OPTIONS, n=1) for number in (21, 22)]
+        await thread.stop()
+        found = await asyncio.gather(*map(tokens, answers), return_exceptions=True)
+        assert list(map(str, found)) == ["the server is ending"] * 2
+        assert deaths == []
+
+    asyncio.run(run())
 
 
 def test_logits_that_are_not_finite_end_one_text_only() -> None:

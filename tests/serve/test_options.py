@@ -1,6 +1,5 @@
 """Options of a server that come as text mean what the flags of the same names mean."""
 
-import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,6 @@ import pytest
 
 from nanochat.cli.serve import serve
 from nanochat.errors import InputError
-from nanochat.serve.api.errors import ApiError
-from nanochat.serve.app import Server
-from nanochat.serve.loading import load_models
-from nanochat.serve.metrics import Metrics
 from nanochat.serve.options import serve_options
 
 
@@ -76,20 +71,6 @@ def test_what_is_wrong_is_said(given: dict[str, object], message: str) -> None:
         serve_options(given, ignored=())
 
     assert message in str(error.value)
-
-
-def test_a_server_whose_engine_has_died_is_not_healthy() -> None:
-    options = serve_options({"backend": "reference", "max_rows": 1}, ignored=())
-
-    async def run() -> None:
-        server = Server(settings=options.settings, metrics=Metrics(version="x"))
-        await load_models(server, options.models, lambda _: None)
-        server.require_health()
-        await server.models["nanochat-tiny"].engine.stop()
-        with pytest.raises(ApiError, match="an engine has died"):
-            server.require_health()
-
-    asyncio.run(run())
 
 
 def test_a_server_imports_nothing_that_only_some_want() -> None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from nanochat.errors import ContextLengthError, FormatError, InputError, NanochatError
-from nanochat.serve.engine import QueueFullError, StepFailedError
+from nanochat.serve.engine import EngineEndedError, QueueFullError, StepFailedError
 
 __all__ = ["ApiError", "as_api_error", "failure"]
 
@@ -75,6 +75,14 @@ def as_api_error(
                 message,
                 type="rate_limit_error",
                 code="queue_full",
+                headers={"Retry-After": _SOON},
+            )
+        case EngineEndedError():
+            return ApiError(
+                503,
+                message,
+                type="server_error",
+                code="engine_failed",
                 headers={"Retry-After": _SOON},
             )
         case StepFailedError():
