@@ -66,7 +66,7 @@ _LOGGER = logging.getLogger("nanochat.serve")
 
 # A step that takes so many seconds will not end.
 _STUCK_SECONDS = 30.0
-# Bodies from which on encoding takes so long that streams would wait for it.
+# Bodies from which on reading and encoding take so long that streams would wait for it.
 _LARGE_BODY = 20_000
 
 
@@ -204,7 +204,10 @@ async def _read(server: Server, request: Request, kind: type[Any]) -> tuple[Any,
     if media.lower() != "application/json":
         raise ApiError(415, f"the body is {media!r:.80}: send application/json")
     body = await request.body()
-    asked, unknown = read_request(body, kind)
+    if len(body) > _LARGE_BODY:
+        asked, unknown = await asyncio.to_thread(read_request, body, kind)
+    else:
+        asked, unknown = read_request(body, kind)
     if unknown:
         _LOGGER.info("%s: fields %s are not known", request.url.path, ", ".join(unknown))
     served = find_model(server.models, asked.model)

@@ -3,10 +3,13 @@
 import json
 import re
 import socket
+import time
 from typing import Any
 
 import pytest
 
+from nanochat.serve.api.errors import ApiError
+from nanochat.serve.api.schema import TokenizeRequest, read_request
 from tests.serve.processes import Process, ask, post
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -103,6 +106,16 @@ def test_a_body_that_is_no_request_is_refused(server: Process, body: bytes, mess
 
     assert answer.status == 400
     assert message in answer.error["message"]
+
+
+def test_a_key_that_is_there_twice_is_found_among_many_at_once() -> None:
+    names = [f'"{number}":1' for number in range(20_000)]
+    began = time.monotonic()
+
+    with pytest.raises(ApiError, match="the key '19999' is there twice"):
+        read_request(f"{{{','.join([*names, names[-1]])}}}".encode(), TokenizeRequest)
+
+    assert time.monotonic() - began < 1
 
 
 def test_no_answer_has_a_traceback_and_all_have_an_id(server: Process) -> None:
