@@ -181,20 +181,22 @@ def application(server: Server) -> ASGIApp:
 
 async def _refuse(server: Server, request: Request, error: Exception) -> Response:
     """The answer to a request that gets none, in the words of the API that it asked."""
+    # Its URL would be read with the client's `Host`, which may be none.
+    path: str = request.scope["path"]
     match error:
         case ApiError():
             told = error
         case HTTPException():
             words = {
-                404: f"there is nothing at {request.url.path!r:.200}",
-                405: f"{request.method} is not for {request.url.path!r:.200}",
+                404: f"there is nothing at {path!r:.200}",
+                405: f"{request.method} is not for {path!r:.200}",
             }
             text = words.get(error.status_code, error.detail)
             told = ApiError(error.status_code, text, headers=dict(error.headers or {}))
         case _:
             told = failure(request.state.request_id)
     server.metrics.was_refused(told.status)
-    return _Json(error_body(told, request.url.path), told.status, headers=told.headers)
+    return _Json(error_body(told, path), told.status, headers=told.headers)
 
 
 async def _read(server: Server, request: Request, kind: type[Any]) -> tuple[Any, Served, int]:

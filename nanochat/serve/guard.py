@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -34,6 +34,8 @@ _METHODS, _ALLOWED_HEADERS = "GET, POST, OPTIONS", "authorization, content-type,
 # What tells nothing, and whom balancers and browsers ask without a key.
 _OPEN = ("/health", "/ready", "/version", "/")
 _OPEN_FOLDER = "/page/"
+# Of a number of bytes that somebody may send.
+_MOST_DIGITS = 18
 # As nginx writes it where the client has left before the answer.
 _LEFT = 499
 
@@ -78,7 +80,7 @@ class Guard:
         ended: Callable[[Ended], None] | None = None,
     ) -> None:
         self._application = application
-        self._settings = settings
+        self.settings = settings
         self._keys = keys
         self.refused = refused
         self.ended = ended
@@ -138,12 +140,16 @@ class Guard:
 
     def allows(self, origin: str, headers: Headers) -> bool:
         """Whether pages of a site may ask: those of this server, and of sites that were named."""
-        allowed = self._settings.allow_origin
-        return "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host")
+        allowed = self.settings.allow_origin
+        if "*" in allowed or origin in allowed:
+            return True
+        site = _split(origin)
+        return site is not None and site.netloc == headers.get("host")
 
     def _check_host(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if _is_host(host) else None
+        site = _split(f"//{host}") if _is_host(host) else None
+        name = None if site is None else site.hostname
         if not self._any_host and (name is None or name not in self._hosts):
             raise ApiError(
                 403,
@@ -158,7 +164,7 @@ class _Call:
 
     def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
         self._guard = guard
-        self._settings = guard._settings
+        self._settings = guard.settings
         self._scope = scope
         self._send = send
         self._headers = Headers(scope=scope)
@@ -231,8 +237,9 @@ class _Call:
 
     def _limited(self, receive: Receive) -> Receive:
         """The request's body, if it is not too long and comes in time."""
-        length = self._headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._limit:
+        length = self._headers.get("content-length", "0").lstrip("0")
+        # Longer numbers than 4300 digits are none to Python.
+        if length.isdecimal() and (len(length) > _MOST_DIGITS or int(length) > self._limit):
             raise _too_long(self._limit)
 
         async def limited() -> Message:
@@ -305,6 +312,14 @@ def _too_long(limit: int) -> ApiError:
     return ApiError(
         413, f"the body is longer than {limit} bytes: send less, or start with --max-body"
     )
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL that a client has made up, if it is one."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 def _is_host(host: str) -> bool:

@@ -12,6 +12,7 @@ from nanochat.errors import InputError
 __all__ = ["Key", "Keys"]
 
 _MINUTE = 60.0
+_MOST_DIGITS = 9
 
 
 @dataclass(eq=False, kw_only=True)
@@ -88,7 +89,8 @@ def _key(words: list[str], where: str) -> Key:
     limits = {"requests": 0, "rows": 0}
     while words and "=" in words[-1] and words[-1].partition("=")[0] in limits:
         name, _, number = words.pop().partition("=")
-        if not number.isdecimal():
+        # Longer numbers than 4300 digits are none to Python.
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
             raise InputError(f"{where}: {name}={number!r:.20} is no number")
         limits[name] = int(number)
     if len(words) not in (1, 2):

@@ -127,4 +127,7 @@ def read_size(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if found is None or found[2] not in _UNITS:
         raise InputError(f"{text!r:.80} is no size: pass one such as 4GB, 500MB or 2GiB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    size = float(found[1]) * _UNITS[found[2]]
+    if size >= 2**63:
+        raise InputError(f"{text!r:.80} is more than any machine has: pass a size such as 4GB")
+    return int(size)

@@ -1,4 +1,4 @@
-"""This file holds servers of models that are in this process already."""
+"""This file holds servers in this process: of models that are here already, or of none."""
 
 import asyncio
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx2
 import uvicorn
 
 from nanochat import __version__
@@ -16,7 +17,7 @@ from nanochat.serve.metrics import Metrics
 from nanochat.serve.served import load_served
 from nanochat.serve.settings import Settings
 
-__all__ = ["Here", "served_here"]
+__all__ = ["Here", "asked_here", "served_here"]
 
 
 @dataclass
@@ -58,3 +59,17 @@ def served_here(models: Mapping[str, Model]) -> Iterator[Here]:
     finally:
         runner.should_exit = runner.force_exit = True
         thread.join()
+
+
+def asked_here(
+    settings: Settings, method: str, path: str, body: object = None, **headers: str
+) -> httpx2.Response:
+    """The answer of a server without models."""
+    server = Server(settings=settings, metrics=Metrics(version=__version__), phase="ready")
+    transport = httpx2.ASGITransport(application(server))
+
+    async def run() -> httpx2.Response:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path, json=body, headers=headers)
+
+    return asyncio.run(run())

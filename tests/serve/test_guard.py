@@ -9,6 +9,7 @@ import pytest
 from nanochat.errors import ConfigError, InputError
 from nanochat.serve.keys import Keys
 from nanochat.serve.settings import Settings
+from tests.serve.here import asked_here
 from tests.serve.processes import Process, ask, counts, post, running
 
 BODY = {"prompt": "fn", "max_tokens": 2}
@@ -112,6 +113,7 @@ def test_what_the_guard_refuses_is_counted_once(guarded: Process) -> None:
         ("[::1]:80", True),
         ("evil.example", False),
         ("localhost.evil.example", False),
+        ("[:::]", False),
         ("evil.example@localhost", False),
         ("", False),
     ],
@@ -124,6 +126,15 @@ def test_a_server_has_no_other_names(guarded: Process, host: str, allowed: bool)
         assert answer.error["code"] == "host_not_allowed"
 
 
+@pytest.mark.parametrize("host", ["[", "[:::]", "a b"])
+def test_a_host_that_is_none_is_no_error_of_a_server_with_any_name(host: str) -> None:
+    settings = Settings(host="0.0.0.0", insecure=True)
+
+    answer = asked_here(settings, "GET", "/nothing", host=host)
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
 @pytest.mark.parametrize(
     ("origin", "allowed"),
     [
@@ -133,6 +144,7 @@ def test_a_server_has_no_other_names(guarded: Process, host: str, allowed: bool)
         ("null", False),
         ("http://127.0.0.1:1", False),
         ("https://friend.example.evil.example", False),
+        ("http://[", False),
     ],
 )
 def test_pages_of_other_sites_may_not_ask(guarded: Process, origin: str, allowed: bool) -> None:

@@ -64,6 +64,7 @@ def test_what_another_program_decides_is_ignored_with_a_warning(
         ({"kv_cache": "int3"}, "kv_cache='int3'"),
         ({"kv_memory": "much"}, "'much' is no size"),
         ({"model": "a b", "served_name": "x"}, "served_name is for one model"),
+        ({"max_body": "9" * 400}, "is more than any machine has"),
     ],
 )
 def test_what_is_wrong_is_said(given: dict[str, object], message: str) -> None:

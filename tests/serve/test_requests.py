@@ -118,6 +118,23 @@ def test_a_key_that_is_there_twice_is_found_among_many_at_once() -> None:
     assert time.monotonic() - began < 1
 
 
+def test_a_number_that_is_longer_than_python_reads_is_no_id(server: Process) -> None:
+    answer = post(server, CHAT, chat(logit_bias={"1" * 5000: 1}))
+
+    assert (answer.status, answer.error["param"]) == (400, "logit_bias")
+
+
+def test_a_length_with_zeros_before_it_is_a_length(server: Process) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        head = (
+            f"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {'0' * 5000}15\r\n\r\n"
+        )
+        connection.sendall(head.encode() + b'{"prompt": "x"}')
+        answer = connection.recv(4096)
+
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_no_answer_has_a_traceback_and_all_have_an_id(server: Process) -> None:
     for path in ("/nothing", "/v1/chat/completions/", "/v1/models/none"):
         answer = ask(server, "GET", path)

@@ -28,6 +28,8 @@ _SAME = (
     "top_p",
     "cache_salt",
 )
+# Of a token's id: no vocabulary is so large, and longer numbers than 4300 digits are none to Python.
+_MOST_DIGITS = 18
 
 
 def asked_options(
@@ -73,7 +75,7 @@ def wants_usage(request: GenerationRequest) -> bool:
 def _bias(given: Mapping[str, float]) -> dict[int, float]:
     found: dict[int, float] = {}
     for name, value in given.items():
-        if not (name.isascii() and name.isdecimal()):
+        if not (name.isascii() and name.isdecimal() and len(name) <= _MOST_DIGITS):
             raise ApiError(
                 400,
                 f"logit_bias has the key {name!r:.40}: keys are ids of tokens",
