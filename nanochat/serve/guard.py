@@ -2,6 +2,10 @@
 
 It is an ASGI application around another. Pages of other sites can post to a server on this machine, and read what it
 answers if their name leads here, too: so `Host` and `Origin` are checked, whoever asks.
+
+References
+----------
+.. [1] RFC 9112, "HTTP/1.1", section 9.6, "Tear-down", on closing in stages.
 """
 
 import asyncio
@@ -10,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -92,7 +97,7 @@ class Guard:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        await _Call(self, scope, send).run(self._application, receive)
+        await _Call(self, scope, receive, send).run(self._application)
 
     def admit(self, scope: Scope, headers: Headers) -> Key | None:
         """Who asks.
@@ -162,10 +167,11 @@ class Guard:
 class _Call:
     """One request, and its response as far as it is."""
 
-    def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self._guard = guard
         self._settings = guard.settings
         self._scope = scope
+        self._receive = receive
         self._send = send
         self._headers = Headers(scope=scope)
         given = self._headers.get("x-request-id", "")
@@ -176,27 +182,29 @@ class _Call:
         scope["state"]["request_id"] = self.id
         self._status: int | None = None
         self._came = 0
-        self._is_whole = False
+        # Whether all of the request is there; and whether the response does not wait for that.
+        self._is_whole = not self._has_body
+        self._is_early = False
         self._limit = self._settings.max_body
         self._deadline = asyncio.get_running_loop().time() + self._settings.body_timeout
 
-    async def run(self, application: ASGIApp, receive: Receive) -> None:
+    async def run(self, application: ASGIApp) -> None:
         began = time.monotonic()
         try:
             key = self._guard.admit(self._scope, self._headers)
             self.told["key"] = None if key is None else key.name
             self._scope["state"]["key"] = key
             if self._is_preflight:
-                await Response(status_code=204)(self._scope, receive, self.send)
+                await Response(status_code=204)(self._scope, self._receive, self.send)
                 return
-            await application(self._scope, self._limited(receive), self.send)
+            await application(self._scope, self._limited(), self.send)
         except ApiError as error:
-            await self._fail(error, receive)
+            await self._fail(error)
         except asyncio.CancelledError:
             raise
         except Exception:
             _LOGGER.exception("request %s failed", self.id)
-            await self._fail(failure(self.id), receive)
+            await self._fail(failure(self.id))
         finally:
             if self._guard.ended is not None:
                 self._guard.ended(self._as_ended(began))
@@ -210,18 +218,23 @@ class _Call:
             and "access-control-request-method" in self._headers
         )
 
-    async def _fail(self, error: ApiError, receive: Receive) -> None:
+    async def _fail(self, error: ApiError) -> None:
         if self._status is None:
             self._guard.refused(error.status)
             body = error_body(error, self._scope["path"])
             response = JSONResponse(body, error.status, headers=error.headers)
-            if not self._is_whole and self._came:
-                # What is left of the body is not read.
-                response.headers["connection"] = "close"
-            await response(self._scope, receive, self.send)
+            await response(self._scope, self._receive, self.send)
+
+    @property
+    def _has_body(self) -> bool:
+        return (
+            self._headers.get("content-length", "0").strip("0") != ""
+            or "transfer-encoding" in self._headers
+        )
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self._is_early = not self._is_whole
             self._status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.id
@@ -233,9 +246,26 @@ class _Call:
                 headers["access-control-allow-headers"] = _ALLOWED_HEADERS
                 headers["access-control-expose-headers"] = "x-request-id, retry-after"
                 headers.add_vary_header("Origin")
+            if self._is_early:
+                headers["connection"] = "close"
+        elif self._is_early and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._take_rest()
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
-    def _limited(self, receive: Receive) -> Receive:
+    async def _take_rest(self) -> None:
+        """Let the client send what it has begun to, for as long as a request may take, and read none of it.
+
+        A connection that is closed before is reset, and with it goes the response that the client has not read [1]_.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                while not self._is_whole:
+                    message = await self._receive()
+                    self._is_whole = not message.get("more_body", False)
+
+    def _limited(self) -> Receive:
         """The request's body, if it is not too long and comes in time."""
         length = self._headers.get("content-length", "0").lstrip("0")
         # Longer numbers than 4300 digits are none to Python.
@@ -244,10 +274,10 @@ class _Call:
 
         async def limited() -> Message:
             if self._is_whole:
-                return await receive()
+                return await self._receive()
             try:
                 async with asyncio.timeout_at(self._deadline):
-                    message = await receive()
+                    message = await self._receive()
             except TimeoutError as error:
                 raise ApiError(
                     408, f"the body did not come within {self._settings.body_timeout:g} s"

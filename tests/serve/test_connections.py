@@ -34,10 +34,50 @@ def test_half_a_body_is_given_up_in_time(strict: Process) -> None:
         head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 500\r\n\r\n"
         began = time.monotonic()
         connection.sendall(head + b'{"prompt": ')
-        answer = connection.recv(4096)
+        answer = received(connection)
 
     assert answer.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in answer
     assert time.monotonic() - began < 5
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    found = b""
+    while data := connection.recv(4096):
+        found += data
+    return found
+
+
+def test_who_is_refused_in_the_middle_of_a_body_cannot_hold_the_connection(strict: Process) -> None:
+    with connected(strict) as connection:
+        head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000\r\n\r\n"
+        connection.sendall(head)
+        began = time.monotonic()
+        answer = connection.recv(4096)
+        # It would go on for minutes.
+        try:
+            while time.monotonic() - began < 5:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer
+    assert time.monotonic() - began < 5
+
+
+def test_who_is_refused_reads_why_though_much_of_the_body_is_still_to_come(strict: Process) -> None:
+    answer = post(strict, "/tokenize", {"prompt": "x" * 3_000_000})
+
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_connection_is_kept_where_the_request_is_whole(strict: Process) -> None:
+    assert "connection" not in ask(strict, "GET", "/health").headers
+    assert "connection" not in ask(strict, "GET", "/nothing").headers
+    assert "connection" not in post(strict, "/tokenize", {"prompt": 5}).headers
 
 
 def test_a_body_that_comes_byte_by_byte_is_read_if_it_is_there_in_time(strict: Process) -> None:
