@@ -152,6 +152,10 @@ class NoticeHandler(logging.StreamHandler):  # type: ignore[type-arg]
         )
         NoticeHandler._spinner.start()
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The words of a record; what clients and files have put into them moves no cursor."""
+        return without_controls(super().format(record))
+
     def close(self) -> None:
         """Give the terminal back as it was."""
         self.stop()

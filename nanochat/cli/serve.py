@@ -144,9 +144,10 @@ def serve(
     if len(models) > 1 and served_name:
         raise InputError("--served-name is for one model: leave it out, or pass one model")
     models = models or ("nanochat-tiny",)
-    # What a server is asked is nobody else's business.
+    # What a server is asked is nobody else's business; the last one repeats what clients send as "tracestate".
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
     wanted = Settings(**settings)
     if wanted.workers > 1:
         code = run_workers(sys.argv[1:], workers=wanted.workers, port=wanted.port, say=_say)

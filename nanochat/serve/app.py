@@ -5,7 +5,7 @@ It is an ASGI application for any server of such; `nanochat.serve.run` is ours.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -68,6 +68,8 @@ _LOGGER = logging.getLogger("nanochat.serve")
 _STUCK_SECONDS = 30.0
 # Bodies from which on reading and encoding take so long that streams would wait for it.
 _LARGE_BODY = 20_000
+# Unknown fields of a request that are named in the log.
+_NAMED = 5
 
 
 @dataclass(kw_only=True)
@@ -211,10 +213,16 @@ async def _read(server: Server, request: Request, kind: type[Any]) -> tuple[Any,
     else:
         asked, unknown = read_request(body, kind)
     if unknown:
-        _LOGGER.info("%s: fields %s are not known", request.url.path, ", ".join(unknown))
+        _LOGGER.info("%s: fields %s are not known", request.scope["path"], _named(unknown))
     served = find_model(server.models, asked.model)
     request.state.told["model"] = served.id
     return asked, served, len(body)
+
+
+def _named(fields: Sequence[str]) -> str:
+    """Names that a client has made up, for the log: some of them, and not all of what they may hold."""
+    few = ", ".join(f"{name!r:.40}" for name in fields[:_NAMED])
+    return few if len(fields) <= _NAMED else f"{few} and {len(fields) - _NAMED} more"
 
 
 async def _translated(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -41,6 +41,8 @@ _OPEN = ("/health", "/ready", "/version", "/")
 _OPEN_FOLDER = "/page/"
 # Of a number of bytes that somebody may send.
 _MOST_DIGITS = 18
+# Of a path, in the log.
+_MOST_SHOWN = 200
 # As nginx writes it where the client has left before the answer.
 _LEFT = 499
 
@@ -307,7 +309,8 @@ class _Call:
         fields = {
             "id": self.id,
             "method": scope["method"],
-            "path": scope["path"],
+            # As it came: what it stands for may be new lines, and words that look like another request's.
+            "path": quote(scope["path"], safe=_PLAIN, errors="replace")[:_MOST_SHOWN],
             "status": self._status or _LEFT,
             "seconds": round(seconds, 4),
             **{name: value for name, value in self.told.items() if value is not None},
@@ -330,6 +333,8 @@ class _Call:
 
 
 _FIRST = ("method", "path", "status")
+# What paths have besides letters and digits.
+_PLAIN = "/-._~!$&'()*+,;=:@"
 
 
 def _own_path(scope: Scope) -> str:

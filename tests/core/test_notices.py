@@ -48,6 +48,14 @@ def test_a_pipe_gets_a_line_at_the_begin_and_one_at_the_end(
     assert err.getvalue() == "compiling ...\ncompiled\n"
 
 
+def test_what_a_record_repeats_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, err = replace(monkeypatch, io.StringIO(), io.StringIO())
+
+    NoticeHandler().handle(record("a name: \x1b[2J"))
+
+    assert err.getvalue() == "a name: \N{REPLACEMENT CHARACTER}[2J\n"
+
+
 def test_a_terminal_gets_a_sign_that_makes_room_for_the_next_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
