@@ -34,8 +34,12 @@ __all__ = ["Ended", "Guard"]
 
 _LOGGER = logging.getLogger("nanochat.serve")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-# What a browser may ask of another site's page.
-_METHODS, _ALLOWED_HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-request-id"
+# What a browser lets the pages of sites send that were named: clients in them have headers of their own, such as
+# x-stainless-os, so those that it asks for are allowed; these are, where it asks for none.
+_METHODS = "GET, POST, OPTIONS"
+_ALLOWED_HEADERS = "authorization, content-type, x-api-key, x-request-id"
+_ASKED_HEADERS = "access-control-request-headers"
+_NAMES = re.compile(r"[\w, -]{1,2000}", re.ASCII)
 # What tells nothing, and whom balancers and browsers ask without a key.
 _OPEN = ("/health", "/ready", "/version", "/")
 _OPEN_FOLDER = "/page/"
@@ -245,9 +249,12 @@ class _Call:
             if origin is not None and self._guard.allows(origin, self._headers):
                 headers["access-control-allow-origin"] = origin
                 headers["access-control-allow-methods"] = _METHODS
-                headers["access-control-allow-headers"] = _ALLOWED_HEADERS
+                asked = self._headers.get(_ASKED_HEADERS, "")
+                headers["access-control-allow-headers"] = (
+                    asked if _NAMES.fullmatch(asked) else _ALLOWED_HEADERS
+                )
                 headers["access-control-expose-headers"] = "x-request-id, retry-after"
-                headers.add_vary_header("Origin")
+                headers.add_vary_header(f"Origin, {_ASKED_HEADERS}")
             if self._is_early:
                 headers["connection"] = "close"
         elif self._is_early and not message.get("more_body", False):
