@@ -49,6 +49,8 @@ class Keys:
         # name  key             most requests a minute, most texts at once
         alice   sk-4f1c...      requests=60 rows=4
         sk-99ab...
+
+    A comment is a line of its own.
     """
 
     def __init__(self, keys: list[Key]) -> None:
@@ -64,17 +66,23 @@ class Keys:
             If it cannot be read, or a line is none.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Editors may put a mark before the first line, which would be a part of it.
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: {error}: pass a text file with one key a line") from error
-        keys = [
-            _key(line.split(), f"{path}, line {number}")
-            for number, line in enumerate(lines, 1)
-            if line.strip() and not line.lstrip().startswith("#")
-        ]
-        if not keys:
+        found: dict[bytes, tuple[int, Key]] = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            key = _key(line.split(), f"{path}, line {number}")
+            if key.digest in found:
+                raise InputError(
+                    f"{path}, line {number}: this key is that of line {found[key.digest][0]}: give each line its own"
+                )
+            found[key.digest] = number, key
+        if not found:
             raise InputError(f"{path} holds no key: write one on a line")
-        return cls(keys)
+        return cls([key for _, key in found.values()])
 
     def find(self, given: str) -> Key | None:
         """The key that a client gives, if it is one; takes equally long for any."""
@@ -86,6 +94,9 @@ class Keys:
 
 
 def _key(words: list[str], where: str) -> Key:
+    if any(word.startswith("#") for word in words):
+        # Which word the key is would be a guess, and names are logged.
+        raise InputError(f"{where}: put what begins with # on a line of its own, above the key")
     limits = {"requests": 0, "rows": 0}
     while words and "=" in words[-1] and words[-1].partition("=")[0] in limits:
         name, _, number = words.pop().partition("=")

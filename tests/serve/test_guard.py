@@ -172,6 +172,8 @@ def test_pages_of_other_sites_may_not_ask(guarded: Process, origin: str, allowed
         ("", "holds no key"),
         ("a b c\n", "line 1: write a key"),
         ("x requests=many", "requests='many' is no number"),
+        ("sk-secret #bob", "line 1: put what begins with # on a line of its own"),
+        ("alice sk-1\nsk-2\nbob sk-1", "line 3: this key is that of line 1"),
     ],
 )
 def test_a_file_of_keys_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -180,6 +182,16 @@ def test_a_file_of_keys_that_is_none_is_refused(tmp_path: Path, content: str, me
 
     with pytest.raises(InputError, match=message):
         Keys.read(path)
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# keys\nsk-1\n", encoding="utf-8-sig")
+
+    keys = Keys.read(path)
+
+    assert keys.find("sk-1") is not None
+    assert keys.find("keys") is None
 
 
 @pytest.mark.parametrize(
