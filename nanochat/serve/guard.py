@@ -95,7 +95,8 @@ class Guard:
         self._keys = keys
         self.refused = refused
         self.ended = ended
-        self._hosts = {*LOOPBACK, settings.host, *settings.allow_host}
+        names = (*LOOPBACK, settings.host, *settings.allow_host)
+        self._hosts = {name.lower() for name in names}
         self._any_host = settings.host in ("0.0.0.0", "::") and not settings.allow_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,5 +1,6 @@
 """This file holds the settings of a server: each is a flag, a key of a TOML file and a variable of the environment."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: pass 1 or more")
         for name in ("max_rows", "queue", "kv_memory", "drain_delay", "drain_timeout"):
-            if getattr(self, name) < 0:
+            # In these words, since NaN is not less, either.
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: pass 0 or more")
         for name in ("request_timeout", "body_timeout"):
             if not getattr(self, name) > 0:
@@ -95,6 +97,16 @@ class Settings:
                 raise ConfigError(
                     f"allow_origin={origin}: pass a scheme and a host, such as https://example.com"
                 )
+        for name in self.allow_host:
+            if not _is_name(name):
+                raise ConfigError(
+                    f"allow_host={name!r:.200}: pass a name or an address alone, without scheme, port or brackets, as "
+                    "in box.example"
+                )
+        if self.root_path and not re.fullmatch(r"(/[^/\s?#]+)+", self.root_path):
+            raise ConfigError(
+                f"root_path={self.root_path!r:.200}: begin with / and end without, as in /llm"
+            )
         if not is_loopback(self.host) and self.api_key_file is None and not self.insecure:
             raise ConfigError(
                 f"host={self.host} can be reached by other machines, and there is no key: pass --api-key-file FILE, or "
@@ -109,6 +121,15 @@ def is_loopback(host: str) -> bool:
     (True, False)
     """
     return host in LOOPBACK or host.startswith("127.")
+
+
+def _is_name(host: str) -> bool:
+    if ":" not in host:
+        return bool(re.fullmatch(r"[\w.-]+", host, re.ASCII))
+    try:
+        return bool(ipaddress.IPv6Address(host))
+    except ValueError:
+        return False
 
 
 def read_size(text: str) -> int:

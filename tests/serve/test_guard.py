@@ -1,5 +1,6 @@
 """Who has no key, calls the server by another's name, or asks from another's page, gets nothing."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,13 @@ def test_a_host_that_is_none_is_no_error_of_a_server_with_any_name(host: str) ->
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
 
 
+def test_a_host_s_name_may_be_written_in_capitals() -> None:
+    settings = Settings(allow_host=("My.Box",))
+
+    assert asked_here(settings, "GET", "/health", host="my.box:8000").status_code == 200
+    assert asked_here(settings, "GET", "/health", host="MY.BOX").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("origin", "allowed"),
     [
@@ -204,6 +212,12 @@ def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
         ({"port": 70000}, "port=70000"),
         ({"ssl_cert": Path("x")}, "belong together"),
         ({"allow_origin": ("example.com",)}, "pass a scheme and a host"),
+        ({"allow_host": ("box:8000",)}, "allow_host='box:8000': pass a name or an address alone"),
+        ({"allow_host": ("[::1]",)}, "without scheme, port or brackets"),
+        ({"allow_host": ("http://box",)}, "without scheme, port or brackets"),
+        ({"root_path": "llm/"}, "root_path='llm/': begin with / and end without"),
+        ({"root_path": "/llm/"}, "root_path='/llm/': begin with / and end without"),
+        ({"drain_timeout": math.nan}, "drain_timeout=nan: pass 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields: dict[str, object], message: str) -> None:
