@@ -47,23 +47,26 @@ def divide(nodes: Sequence[Sequence[int]], workers: int) -> list[list[int]]:
     --------
     >>> divide([[0, 1], [2, 3]], 2), divide([[0, 1], [2, 3]], 1)
     ([[0, 1], [2, 3]], [[0, 1, 2, 3]])
-    >>> divide([[0, 1, 2, 3]], 2)
-    [[0, 1], [2, 3]]
+    >>> divide([[0, 1, 2, 3]], 2), divide([[0], [1, 2]], 3)
+    ([[0, 1], [2, 3]], [[0], [1], [2]])
     """
     num_cores = sum(map(len, nodes))
-    found: list[list[int]] = []
-    for number in range(min(workers, len(nodes))):
-        cores = [core for node in nodes[number::workers] for core in node]
-        # As many workers share it as have this place.
-        share = len(range(number, workers, len(nodes)))
-        found += [
-            cores[len(cores) * i // share : len(cores) * (i + 1) // share] for i in range(share)
-        ]
-    if not all(found):
+    if workers > num_cores:
         raise InputError(
-            f"workers={workers} for {num_cores} cores: pass {len(nodes)}, one for each node, or as many as cores"
+            f"workers={workers} for {num_cores} cores: pass {len(nodes)}, one for each node, or at most {num_cores}"
         )
-    return found
+    if workers <= len(nodes):
+        return [[core for node in nodes[n::workers] for core in node] for n in range(workers)]
+    shares = [1] * len(nodes)
+    while sum(shares) < workers:
+        # One more for the node whose workers have most cores.
+        widest = max(range(len(nodes)), key=lambda n: len(nodes[n]) / shares[n])
+        shares[widest] += 1
+    return [
+        list(node[len(node) * part // share : len(node) * (part + 1) // share])
+        for node, share in zip(nodes, shares, strict=True)
+        for part in range(share)
+    ]
 
 
 def _first_sibling(core: int, cpus: Path) -> int:
