@@ -132,7 +132,7 @@ def _load(
     backend: str,
     kv_cache: Storage,
     tables: Literal["int8"] | None,
-    num_threads: int | None,
+    threads: int | None,
     unpinned: bool,
     **values: object,
 ) -> "tuple[Model, GenerationOptions]":
@@ -153,7 +153,7 @@ def _load(
             backend=backend,
             kv_cache=kv_cache,
             tables=tables,
-            num_threads=num_threads,
+            num_threads=threads,
             unpinned=unpinned,
         )
     stated = model.stated_options

@@ -56,7 +56,6 @@ backend_option = click.option(
 )
 threads_option = click.option(
     "--threads",
-    "num_threads",
     type=click.IntRange(min=1, max=256),
     help="Threads of the CPU that share the work; more than cores are slower.  [default: one for each physical core]",
 )

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 
@@ -76,6 +75,7 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: Pat
     """Take the keys of a TOML file as defaults of the options."""
     if value is None:
         return
+    require_packages("serve", *_PACKAGES)
     try:
         given = tomllib.loads(value.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -88,7 +88,12 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: Pat
             f"{value}: there is no setting {name!r:.80}{did_you_mean(name, known)}: name one of "
             f"{', '.join(sorted(known))}"
         )
-    context.default_map = found
+    from nanochat.serve.options import typed_options
+
+    try:
+        context.default_map = typed_options(found, is_text=False)
+    except InputError as error:
+        raise InputError(f"{value}: {error}") from error
 
 
 @click.command(epilog=_EXAMPLES, context_settings={"auto_envvar_prefix": "NANOCHAT_SERVE"})
@@ -118,59 +123,27 @@ def _read_config(context: click.Context, _parameter: click.Parameter, value: Pat
 @tables_option
 @unpinned_option
 @_settings_options
-def serve(
-    models: Sequence[str],
-    *,
-    served_name: Sequence[str],
-    backend: str,
-    num_threads: int | None,
-    kv_cache: Storage,
-    tables: Literal["int8"] | None,
-    unpinned: bool,
-    **settings: Any,
-) -> None:
+def serve(models: Sequence[str], **given: Any) -> None:
     """Serve models over HTTP, as OpenAI's clients ask for them; each answer is what it would be alone.
 
     Ends with SIGTERM or Ctrl-C once all answers are written, and at once with a second one.
     """
     require_packages("serve", *_PACKAGES)
 
-    from nanochat.lm import Model
-    from nanochat.serve.loading import ToServe
+    from nanochat.serve.options import made_options
     from nanochat.serve.run import serve
-    from nanochat.serve.settings import Settings
     from nanochat.serve.workers import run_workers
 
-    if len(models) > 1 and served_name:
-        raise InputError("--served-name is for one model: leave it out, or pass one model")
-    models = models or ("nanochat-tiny",)
+    options = made_options({**given, **({"model": models} if models else {})})
     # What a server is asked is nobody else's business; the last one repeats what clients send as "tracestate".
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
-    wanted = Settings(**settings)
-    if wanted.workers > 1:
-        code = run_workers(sys.argv[1:], workers=wanted.workers, port=wanted.port, say=_say)
+    settings = options.settings
+    if settings.workers > 1:
+        code = run_workers(sys.argv[1:], workers=settings.workers, port=settings.port, say=_say)
         raise click.exceptions.Exit(code)
-    serve(
-        wanted,
-        [
-            ToServe(
-                load=functools.partial(
-                    Model.from_pretrained,
-                    model,
-                    backend=backend,
-                    num_threads=num_threads,
-                    kv_cache=kv_cache,
-                    tables=tables,
-                    unpinned=unpinned,
-                ),
-                names=served_name or (model,),
-            )
-            for model in models
-        ],
-        _say,
-    )
+    serve(settings, options.models, _say)
 
 
 def _say(text: str) -> None:

@@ -50,7 +50,7 @@ def tune(
     model: str,
     *,
     numbers: Sequence[int],
-    num_threads: int | None,
+    threads: int | None,
     show: bool,
     clear: bool,
     as_json: bool,
@@ -77,7 +77,7 @@ def tune(
         else:
             note(f"{counted(count, 'file')} removed")
         return
-    found = choices.load() if show else _measure(find_config(model), numbers, num_threads)
+    found = choices.load() if show else _measure(find_config(model), numbers, threads)
     if as_json:
         path = choices.path()
         records = [choices.record(key, finding) for key, finding in found.items()]
@@ -89,7 +89,7 @@ def tune(
 
 
 def _measure(
-    config: "ModelConfig", numbers: Sequence[int], num_threads: int | None
+    config: "ModelConfig", numbers: Sequence[int], threads: int | None
 ) -> "dict[Key, Finding]":
     from nanochat.backends.numba.ops import NumbaOps
     from nanochat.backends.numba.runtime.compilation import end_wait
@@ -98,7 +98,7 @@ def _measure(
 
     if not is_on():
         raise InputError("NANOCHAT_TUNE=off: what is measured would not be used; unset it")
-    ops = NumbaOps(num_threads=num_threads)
+    ops = NumbaOps(num_threads=threads)
     tuner, matrices = ops.tuner, _matrices(config, ops)
     found: dict[Key, Finding] = {}
     for tokens in sorted({group(number) for number in numbers}) or CLASSES:

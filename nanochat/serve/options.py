@@ -1,4 +1,4 @@
-"""This file holds the options of a server as text: from the environment, and as another program passes them."""
+"""This file holds the options of a server by their names: as text, from a file, and as the command has read them."""
 
 import dataclasses
 import functools
@@ -17,14 +17,12 @@ from nanochat.ops import Storage
 from nanochat.serve.loading import ToServe
 from nanochat.serve.settings import SIZES, Settings, read_size
 
-__all__ = ["ServeOptions", "serve_options"]
+__all__ = ["ServeOptions", "made_options", "serve_options", "typed_options"]
 
 Options = TypeVar("Options")
 
 _LOGGER = logging.getLogger(__name__)
 _PREFIX = "NANOCHAT_SERVE_"
-# Those that click names after the argument, not the flag.
-_VARIABLES = {"threads": "num_threads"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,9 @@ class _ModelOptions:
     kv_cache: Storage = "float32"
     tables: Literal["int8"] | None = None
     unpinned: bool = False
+
+
+_KINDS: tuple[type[Any], ...] = (Settings, _ModelOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +65,33 @@ def serve_options(given: Mapping[str, object], *, ignored: Collection[str]) -> S
     InputError
         If a name is unknown or a value is wrong.
     """
-    kinds: tuple[type[Any], ...] = (Settings, _ModelOptions)
-    names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+    names = [field.name for kind in _KINDS for field in dataclasses.fields(kind)]
     for name in given:
         if name not in names:
             raise InputError(
                 f"there is no option {name!r:.80}{did_you_mean(name, names)}: name one of {', '.join(sorted(names))}"
             )
-    variables = {
-        name: os.environ.get(_PREFIX + _VARIABLES.get(name, name).upper()) for name in names
-    }
+    variables = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
     values = {**{name: value for name, value in variables.items() if value}, **given}
     if without := sorted(values.keys() & set(ignored)):
         _LOGGER.warning(
             "%s: without effect here, where another program listens", ", ".join(without)
         )
     values = {name: value for name, value in values.items() if name not in ignored}
-    settings = _read(Settings, values)
-    asked = _read(_ModelOptions, values)
+    return made_options(typed_options(values, is_text=True))
+
+
+def made_options(values: Mapping[str, Any]) -> ServeOptions:
+    """Settings and models from values by the names of their options, which have the types of these.
+
+    Raises
+    ------
+    InputError, ConfigError
+        If they do not go together.
+    """
+    settings, asked = _made(Settings, values), _made(_ModelOptions, values)
+    if twice := next((name for name in asked.model if asked.model.count(name) > 1), None):
+        raise InputError(f"model {twice!r:.200} is there twice: name it once")
     if len(asked.model) > 1 and asked.served_name:
         raise InputError("served_name is for one model: leave it out, or pass one model")
     models = [
@@ -102,24 +112,42 @@ def serve_options(given: Mapping[str, object], *, ignored: Collection[str]) -> S
     return ServeOptions(settings=settings, models=models, threads=asked.threads)
 
 
-def _read(kind: type[Options], values: Mapping[str, object]) -> Options:
-    """Those of the values that are fields of a dataclass, as one."""
+def typed_options(values: Mapping[str, object], *, is_text: bool) -> dict[str, Any]:
+    """Values by the names of their options, with the types of these.
+
+    Parameters
+    ----------
+    is_text : bool
+        Whether a text may stand for a number, a truth, or several values with spaces between them. Sizes such as 4GB
+        are text in any case.
+
+    Raises
+    ------
+    InputError
+        If a value is no such thing.
+    """
+    hints = {name: hint for kind in _KINDS for name, hint in get_type_hints(kind).items()}
     read = {}
-    for name, hint in get_type_hints(kind).items():
-        if name not in values:
+    for name, value in values.items():
+        if name in SIZES and isinstance(value, str):
+            read[name] = read_size(value)
             continue
-        value = values[name]
-        if isinstance(value, str):
-            if name in SIZES:
-                value = read_size(value)
-            elif get_origin(hint) is tuple:
-                value = value.split()
+        hint = hints[name]
+        if is_text and isinstance(value, str) and get_origin(hint) is tuple:
+            value = value.split()
         try:
-            read[name] = msgspec.convert(value, hint, strict=False, dec_hook=_path)
+            read[name] = msgspec.convert(value, hint, strict=not is_text, dec_hook=_path)
         except msgspec.ValidationError as error:
             raise InputError(f"{name}={value!r:.80}: {error}") from error
-    return kind(**read)
+    return read
+
+
+def _made(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """A dataclass with those of the values that are its fields."""
+    return kind(**{name: values[name] for name in get_type_hints(kind) if name in values})
 
 
 def _path(kind: type[Path], value: object) -> Path:
-    return kind(str(value))
+    if not isinstance(value, str | Path):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    return kind(value)

@@ -1,5 +1,6 @@
 """Options of a server that come as text mean what the flags of the same names mean."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from nanochat.cli.serve import serve
 from nanochat.errors import InputError
-from nanochat.serve.options import serve_options
+from nanochat.serve.options import made_options, serve_options
 
 
 def test_values_are_read_from_text_and_what_is_passed_is_before_the_environment(
@@ -16,7 +17,7 @@ def test_values_are_read_from_text_and_what_is_passed_is_before_the_environment(
 ) -> None:
     monkeypatch.setenv("NANOCHAT_SERVE_MAX_ROWS", "3")
     monkeypatch.setenv("NANOCHAT_SERVE_QUEUE", "5")
-    monkeypatch.setenv("NANOCHAT_SERVE_NUM_THREADS", "2")
+    monkeypatch.setenv("NANOCHAT_SERVE_THREADS", "2")
     monkeypatch.setenv("NANOCHAT_SERVE_PAGE", "")
 
     given = {"max_rows": "7", "kv_memory": "4GB", "allow_host": "a b", "json_log": "true"}
@@ -37,6 +38,74 @@ def test_names_are_those_of_the_command_s_flags() -> None:
     flags = {option.opts[0].removeprefix("--").replace("-", "_") for option in serve.params}
     known = str(error.value).partition("name one of ")[2].split(", ")
     assert {*known} == flags - {"config", "models"} | {"model"}
+    # Those by which a file and the environment have them are no others.
+    assert flags == {option.name for option in serve.params}
+
+
+def test_defaults_are_those_of_the_command_s_flags() -> None:
+    given = serve.make_context("serve", []).params
+    del given["models"]
+
+    assert made_options(given).settings == made_options({}).settings
+    (flags,), (none,) = made_options(given).models, made_options({}).models
+    assert isinstance(flags.load, functools.partial)
+    assert isinstance(none.load, functools.partial)
+    assert (flags.load.args, flags.load.keywords) == (none.load.args, none.load.keywords)
+
+
+def test_a_number_of_threads_has_the_same_name_everywhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text("threads = 3\n")
+
+    assert serve.make_context("serve", ["--config", str(path)]).params["threads"] == 3
+    monkeypatch.setenv("NANOCHAT_SERVE_THREADS", "2")
+    assert serve.make_context("serve", []).params["threads"] == 2
+    assert serve.make_context("serve", ["--threads", "1"]).params["threads"] == 1
+
+
+def test_a_file_has_values_of_each_kind(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(
+        'allow-host = ["a", "b"]\njson-log = true\nkv-memory = "4GB"\nmax-body = 500\n'
+        'drain-delay = 3\napi-key-file = "keys"\ntables = "int8"\npage = false\n'
+    )
+
+    found = serve.make_context("serve", ["--config", str(path)]).params
+
+    assert found["allow_host"] == ("a", "b")
+    assert (found["json_log"], found["page"], found["tables"]) == (True, False, "int8")
+    assert (found["kv_memory"], found["max_body"], found["drain_delay"]) == (4 * 10**9, 500, 3.0)
+    assert found["api_key_file"] == Path("keys")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("json-log = 5", "json_log=5: Expected `bool`, got `int`"),
+        ('json-log = "yes"', "json_log='yes': Expected `bool`, got `str`"),
+        ("max-rows = 3.7", "max_rows=3.7: Expected `int`, got `float`"),
+        ('max-rows = "3"', "max_rows='3': Expected `int`, got `str`"),
+        ('allow-host = "a b"', "allow_host='a b': Expected `array`, got `str`"),
+        ("api-key-file = 5", "api_key_file=5: Expected `str`, got `int`"),
+        ("kv-memory = 1.5", "kv_memory=1.5: Expected `int`, got `float`"),
+        ('kv-memory = "much"', "'much' is no size"),
+        ('kv-cache = "int3"', "kv_cache='int3'"),
+        ("model = 5", "there is no setting 'model'"),
+    ],
+)
+def test_a_value_of_another_kind_in_a_file_is_refused(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(line)
+
+    with pytest.raises(InputError) as error:
+        serve.make_context("serve", ["--config", str(path)])
+
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
 
 
 def test_each_model_has_its_name_and_one_may_have_others() -> None:
@@ -64,6 +133,7 @@ def test_what_another_program_decides_is_ignored_with_a_warning(
         ({"kv_cache": "int3"}, "kv_cache='int3'"),
         ({"kv_memory": "much"}, "'much' is no size"),
         ({"model": "a b", "served_name": "x"}, "served_name is for one model"),
+        ({"model": "a b a"}, "model 'a' is there twice: name it once"),
         ({"max_body": "9" * 400}, "is more than any machine has"),
     ],
 )
