@@ -167,6 +167,37 @@ def test_another_type_of_content_is_refused(server: Process) -> None:
     assert answer.status == 415
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        (CHAT, "metadata", {"a": "\ud800"}),
+        (
+            CHAT,
+            "response_format",
+            {"type": "json_schema", "json_schema": {"schema": {"const": "\udc00"}}},
+        ),
+        (CHAT, "stop", ["\ud83d"]),
+        ("/v1/responses", "instructions", "\ud800"),
+        ("/v1/responses", "metadata", {"\ud800": "a"}),
+    ],
+    ids=lambda value: str(value).encode("ascii", "replace").decode()[:20],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_character_is_refused_wherever_it_stands(
+    server: Process, path: str, field: str, value: object, stream: bool
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    if path != CHAT:
+        body = {"input": "x", "max_output_tokens": 2}
+    answer = post(server, path, {**body, "stream": stream, field: value})
+    whole = post(server, path, {**body, "metadata": {"a": "\U0001f600"}})
+
+    assert answer.status == 400
+    assert answer.error["param"] == field
+    assert "lone surrogate" in answer.error["message"]
+    assert whole.status == 200
+
+
 def test_unknown_fields_and_null_are_as_if_they_were_not_there(server: Process) -> None:
     plain = post(server, CHAT, chat(seed=1)).json
     odd = post(server, CHAT, chat(seed=1, temperature=None, foo={"a": 1}, tools=None)).json

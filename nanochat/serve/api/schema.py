@@ -154,6 +154,8 @@ def read_request(body: bytes, kind: type[Request]) -> tuple[Request, list[str]]:
         raise ApiError(400, f"the body is {type(fields).__name__} in JSON: send one object")
     given = {name: value for name, value in fields.items() if value is not None}
     known = kind.__struct_fields__
+    if b"\\ud" in body.lower():
+        _refuse_halves(given)
     try:
         request = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
@@ -164,6 +166,20 @@ def read_request(body: bytes, kind: type[Request]) -> tuple[Request, list[str]]:
             param = missing
         raise ApiError(400, f"{param or 'the body'}: {what}", param=param) from error
     return request, sorted(given.keys() - set(known))
+
+
+def _refuse_halves(fields: dict[str, Any]) -> None:
+    """Refuse texts with half a character, which escapes of JSON can write, and nobody can send back."""
+    for name, value in fields.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ApiError(
+                400,
+                f"{name!a:.40} holds a lone surrogate, {error.object[error.start]!a}, which is half a character: send "
+                "whole ones",
+                param=name if name.isascii() else None,
+            ) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
