@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.cpu_models import plain, write_for_llama_cpp
-from bench.interleaved import Runner, Timing, interleaved, ratio
+from bench.cpu_models import beside_llama_cpp, plain, write_for_llama_cpp
+from bench.interleaved import Runner, interleaved, ratio
 from bench.result import Result, table
 from nanochat.backends.host import num_cores
 from nanochat.backends.numba.ops import NumbaOps
@@ -29,7 +29,6 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _MOST = 32
 _TURN = 0.5
 _GREEDY = Sampling(temperature=0.0)
-_PEER = "llama.cpp TQ2_0"
 # How many times as fast as llama.cpp, and 32 rows over one, and over a prompt.
 _OVER_PEER = {("nano-125m", 8): 2.2, ("nano-125m", 32): 2.2}
 _OVER_ONE = {"nano-125m": 3.3, "560m": 2.3, "2.3b": 2.7}
@@ -69,7 +68,8 @@ def _results(
     where = f"{name}, {counted(num_cores(), 'thread')}"
     prompt = timings["prompt"]
     for count in rows:
-        yield _beside(
+        yield beside_llama_cpp(
+            "engine",
             f"{counted(count, 'row')}, context {_CONTEXT}, {where}",
             timings[f"ours, {count}"],
             timings[f"peer, {count}"],
@@ -95,24 +95,6 @@ def _results(
             ok=target is None or times >= target,
         )
     peer.close()
-
-
-def _beside(
-    what: str, ours: Timing, peer: Timing, count: int, *, target: float | None, bound: float
-) -> Result:
-    times = ratio(ours, peer)
-    return Result(
-        case="engine",
-        what=what,
-        unit="tokens/s",
-        **ours.rates(count),
-        peer=count / peer.seconds,
-        peer_name=_PEER,
-        ratio=times,
-        bound=bound,
-        target=target,
-        ok=target is None or times >= target,
-    )
 
 
 def decoding(engine: Engine[Any, Any, Any], rows: int, settings: Sampling = _GREEDY) -> Runner:

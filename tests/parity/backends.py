@@ -6,8 +6,9 @@ from typing import Any
 
 from nanochat import backends
 from nanochat.ops import Ops
+from tests.parity.cases import CASES
 
-__all__ = ["backends_under_test", "exact_backends", "loaded"]
+__all__ = ["backends_under_test", "exact_backends", "exact_pairs", "loaded"]
 
 
 def backends_under_test() -> list[str]:
@@ -21,6 +22,16 @@ def backends_under_test() -> list[str]:
 def exact_backends() -> list[str]:
     """Those of them that promise bits, see `nanochat.ops.Described.is_exact`: nothing of the kind is known of torch."""
     return [name for name in backends_under_test() if name != "torch"]
+
+
+def exact_pairs(*, one_of: int) -> list[tuple[str, str]]:
+    """Each of these backends with models of `CASES`: all on numba, one of so many on the slower ones."""
+    return [
+        (name, case)
+        for name in exact_backends()
+        for number, case in enumerate(CASES)
+        if name == "numba" or number % one_of == 0
+    ]
 
 
 def loaded(name: str) -> Iterator[Ops[Any, Any, Any]]:

@@ -16,20 +16,13 @@ from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
 from nanochat.model import training_outputs
 from nanochat.ops import Ops
-from tests.parity.backends import backends_under_test, exact_backends, loaded
+from tests.parity.backends import backends_under_test, exact_backends, exact_pairs, loaded
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_tokenizer, random_weights
 
 AnyOps = Ops[Any, Any, Any]
 
 TOKENIZER = random_tokenizer()
-# All on numba, one of seven on the slower ones.
-PAIRS = [
-    (name, case)
-    for name in exact_backends()
-    for number, case in enumerate(CASES)
-    if name == "numba" or number % 7 == 0
-]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +48,7 @@ def written(session: Session[Any], rows: list[int]) -> list[list[Piece]]:
 
 
 @pytest.mark.usefixtures("many_guesses")
-@pytest.mark.parametrize(("ops", "case"), PAIRS, indirect=["ops"])
+@pytest.mark.parametrize(("ops", "case"), exact_pairs(one_of=7), indirect=["ops"])
 def test_texts_that_are_guessed_have_the_bits_of_others(ops: AnyOps, case: str) -> None:
     engine = engine_of(ops, case)
     ids = np.random.default_rng(5).integers(5, 60, 9).tolist()

@@ -12,20 +12,13 @@ from nanochat.generation.engine import Engine
 from nanochat.generation.session import Session, generate
 from nanochat.init import freeze
 from nanochat.ops import Ops
-from tests.parity.backends import exact_backends, loaded
+from tests.parity.backends import exact_pairs, loaded
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_tokenizer, random_weights
 
 AnyOps = Ops[Any, Any, Any]
 
 TOKENIZER = random_tokenizer()
-# All on numba, one of five on the slower ones.
-PAIRS = [
-    (name, case)
-    for name in exact_backends()
-    for number, case in enumerate(CASES)
-    if name == "numba" or number % 5 == 0
-]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def logged(pieces: Any) -> dict[int, list[tuple[int, float | None]]]:
     return found
 
 
-@pytest.mark.parametrize(("ops", "case"), PAIRS, indirect=["ops"])
+@pytest.mark.parametrize(("ops", "case"), exact_pairs(one_of=5), indirect=["ops"])
 def test_texts_have_the_bits_that_they_have_alone(ops: AnyOps, case: str) -> None:
     config = replace(CASES[case], vocab_size=TOKENIZER.vocab_size)
     engine = Engine(config, ops.prepare(freeze(random_weights(config))), ops)
