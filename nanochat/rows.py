@@ -26,12 +26,15 @@ from nanochat.errors import (
 from nanochat.ops import Slot
 
 __all__ = ["PAGE", "Group", "RowState", "Snapshot", "Step", "num_pages", "step_of_sequences"]
-__all__ += ["pages_of_rows", "require_segments", "step_of_segments", "step_of_spans"]
+__all__ += ["MOST_TOGETHER", "pages_of_rows", "require_segments", "step_of_segments"]
+__all__ += ["step_of_spans"]
 
 Recurrent = TypeVar("Recurrent")
 
 # Positions of a page.
 PAGE = 128
+# Tokens of a step in which rows have several and each is drawn after: more are not guessed, nor repeated.
+MOST_TOGETHER = 64
 
 _Ints = NDArray[np.int64]
 _UNREADABLE = (

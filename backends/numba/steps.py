@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.backends.numba.attention.attention import QUERIES
-from nanochat.rows import Step
+from nanochat.rows import MOST_TOGETHER, Step
 
 __all__ = ["NumbaStep", "RepeatedStep", "bucket"]
 
 _Ints = NDArray[np.int64]
 
-# Tokens of a step that is repeated although some rows have several.
-_MOST_TOGETHER = 64
 # Of the queries of a span, one that is none of them: such a part does nothing.
 _NONE = 1 << 32
 
@@ -113,7 +111,7 @@ class RepeatedStep(NumbaStep):
 
 def bucket(rows: int, tokens: int) -> int:
     """The tokens of the step that is repeated for some: products take four at a time; 0 if none is."""
-    if tokens > max(rows, _MOST_TOGETHER):
+    if tokens > max(rows, MOST_TOGETHER):
         return 0
     if tokens <= 4:
         return tokens

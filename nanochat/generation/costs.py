@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
+from nanochat.rows import MOST_TOGETHER
+
 __all__ = ["Chooser"]
 
-# Tokens of a step with guesses.
-_MOST_TOGETHER = 64
 # Tokens that products take at a time; what one takes beside others, and what the first of the next few takes more, over
 # what a step of one takes.
 _ROWS, _BESIDE, _ANEW = 4, 0.2, 0.5
@@ -135,7 +135,7 @@ class Chooser:
             ((chance, text) for text, row in enumerate(chances) for chance in row), reverse=True
         )
         counts, expected = [0] * texts, float(texts)
-        for number, (chance, text) in enumerate(ranked[: max(0, _MOST_TOGETHER - base)], start=1):
+        for number, (chance, text) in enumerate(ranked[: max(0, MOST_TOGETHER - base)], start=1):
             if chance < _HOPELESS:
                 break
             counts[text] += 1
