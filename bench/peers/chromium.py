@@ -64,6 +64,10 @@ _KEYS = {
 Message = dict[str, Any]
 
 
+class _RefusedError(BackendError):
+    """The browser could not do what it was told."""
+
+
 class Chromium:
     """A browser with a new profile; use it as a context, at whose end it ends.
 
@@ -162,7 +166,7 @@ class Chromium:
             self._receive(method, end)
         answer = self._answers.pop(number)
         if "error" in answer:
-            raise BackendError(f"{self.__class__.__name__}: {method}: {answer['error']['message']}")
+            raise _RefusedError(f"Chromium refuses {method}: {answer['error']['message']}")
         result: Message = answer["result"]
         return result
 
@@ -270,6 +274,10 @@ class Page:
         """Load another page in this tab."""
         self._call("Page.navigate", url=url)
 
+    def reload(self) -> None:
+        """Load this tab's page anew."""
+        self._call("Page.reload")
+
     def before(self, script: str) -> None:
         """Run a script in this tab before those of each page that is loaded from here on."""
         self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
@@ -360,7 +368,11 @@ class Page:
         return base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
 
     def _holds(self, expression: str) -> bool:
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        try:
+            answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        except _RefusedError:
+            # The page went while it was asked: the next one is asked again.
+            return False
         return "exceptionDetails" not in answer and answer["result"].get("value") is True
 
     def _call(self, method: str, *, seconds: float = 60.0, **params: object) -> Message:

@@ -39,7 +39,7 @@ def open_page(browser: Chromium, url: str, *, before: str = "", **size: int) -> 
 def reload(page: Page) -> None:
     """Load the page anew, and wait until it is ready."""
     page.evaluate("window.isOld = true")
-    page.evaluate("location.reload()")
+    page.reload()
     page.wait(f"!window.isOld && {_IS_READY}")
 
 
