@@ -2,9 +2,8 @@
 
 __all__ = ["Pace"]
 
-# However slow prompts are, they are read at least at this rate, or what a step costs besides would be most of it.
-_LEAST = 8
-# Products take so many rows at a time.
+# Products take so many rows at a time, and however slow prompts are, they are read at least at this rate. With twice as
+# many, streams wait for four of their steps while the end of a prompt of 4,000 tokens is read.
 _ROWS = 4
 # A step of so many seconds is no hitch to anybody, however short the others are.
 _SMOOTH = 0.02
@@ -52,7 +51,7 @@ class Pace:
         if step is None or whole is None or not self._token:
             return min(_FIRST, self._most)
         room = int(max(max(self._stretch * whole, _SMOOTH) - step, 0.0) / self._token)
-        return max(_LEAST, min(room // _ROWS * _ROWS, self._most))
+        return max(_ROWS, min(room // _ROWS * _ROWS, self._most))
 
     def note(self, seconds: float, *, num_writing: int, num_read: int) -> None:
         """Count a step, by its texts that are being written and its tokens of prompts."""
