@@ -8,6 +8,8 @@ from bench import start
 from bench.start_probe import Stage
 
 
+# It compiles every kernel, which half a minute goes to.
+@pytest.mark.long
 def test_the_case_gives_both_totals_what_bounds_them_and_stages_that_add_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,7 +27,7 @@ class Crowd:
     clients: int = 64
     texts: int = 80
     tokens: int = 250
-    seconds: float = 10.0
+    seconds: float = 6.0
 
     @property
     def backend(self) -> str:
