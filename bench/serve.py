@@ -24,22 +24,27 @@ import numpy as np
 import psutil
 
 from bench.cpu_models import plain
+from bench.curves import Curve, draw_curves
 from bench.result import Result, table
 from bench.serve_client import Load, Request, closed_loop, open_loop, stream
-from nanochat.generation.options import GenerationOptions
 from nanochat.lm import Model
 from nanochat.presets import preset
 from nanochat.text.tokenizer import Tokenizer
 from tests.parity.random_models import random_packed_weights
 
-__all__ = ["run", "table"]
+__all__ = ["plot", "run", "table"]
 
 _PROMPT, _ANSWER = 128, 128
+# They end at different times, or all clients would read together, and then write.
+_ANSWERS = range(_ANSWER // 2, _ANSWER * 3 // 2 + 1)
+# More than are asked for in one measurement.
+_PROMPTS = 1024
 _CLIENTS, _QUICK_CLIENTS = (1, 8, 32, 64), (1, 32)
 # How much of what the engine does alone 32 clients get.
 _OF_ENGINE = {"tiny": 0.6, "nano-125m": 0.9}
 _CPU_MICROSECONDS = 25.0
 _ROWS = 64
+_CLIENTS_OF = re.compile(r"(\S+), (\d+) clients, [^:]*(, beside .*)?")
 _READY = re.compile(r"ready: (http://\S+)")
 
 
@@ -68,6 +73,22 @@ def run(quick: bool, *, urls: Sequence[str] = ()) -> Iterator[Result]:
                 yield from case.long_prompt(subject)
 
 
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw tokens a second by clients, of the server, of the engine alone and of other servers."""
+    charts: dict[str, dict[str, dict[float, float]]] = {}
+    for result in results:
+        found = _CLIENTS_OF.fullmatch(result.what)
+        if found is not None and result.peer is not None:
+            curves, clients = charts.setdefault(f"{found[1]}, tokens a second", {}), float(found[2])
+            curves.setdefault("the server", {})[clients] = result.ours
+            curves.setdefault(result.peer_name or "", {})[clients] = result.peer
+    drawn = {
+        title: [Curve(name, sorted(points.items())) for name, points in curves.items()]
+        for title, curves in charts.items()
+    }
+    draw_curves(drawn, path, x_label="clients")
+
+
 def _write(directory: Path, name: str) -> None:
     """A model with random weights, a long context, and more rows than tokens."""
     shape = preset("tiny") if name == "tiny" else plain(name)
@@ -78,13 +99,14 @@ def _write(directory: Path, name: str) -> None:
     ).save_pretrained(directory, licence="MIT")
 
 
-def _requests(number: int, *, length: int = _PROMPT, num_tokens: int = _ANSWER) -> list[Request]:
-    """Prompts of which no two begin alike."""
+def _requests(
+    number: int, *, length: int = _PROMPT, num_tokens: Sequence[int] = _ANSWERS
+) -> list[Request]:
+    """Prompts of which no two begin alike, with answers of any of those lengths."""
     generator = np.random.default_rng(number)
-    return [
-        Request(ids=generator.integers(7, 263, length).tolist(), num_tokens=num_tokens)
-        for _ in range(512)
-    ]
+    prompts = generator.integers(7, 263, (_PROMPTS, length)).tolist()
+    answers = generator.choice(num_tokens, _PROMPTS).tolist()
+    return [Request(ids=ids, num_tokens=count) for ids, count in zip(prompts, answers, strict=True)]
 
 
 class _Case:
@@ -121,13 +143,15 @@ class _Case:
             process.terminate()
             process.wait()
 
-    def _fresh(self, **options: int) -> list[Request]:
+    def _fresh(
+        self, *, length: int = _PROMPT, num_tokens: Sequence[int] = _ANSWERS
+    ) -> list[Request]:
         self._number += 1
-        return _requests(self._number, **options)
+        return _requests(self._number, length=length, num_tokens=num_tokens)
 
     def clients(self, ours: _Subject, others: Sequence[_Subject], clients: int) -> Iterator[Result]:
         """Tokens/s, waits and CPU of so many clients that ask without a pause, beside the engine alone."""
-        what = f"{self.name}, {clients} clients, prompts of {_PROMPT}, answers of {_ANSWER}"
+        what = f"{self.name}, {clients} clients, prompts of {_PROMPT}, answers of {_ANSWER} +- {_ANSWER // 2}"
         rates: dict[str, list[float]] = {one.name: [] for one in (ours, *others)}
         alone: list[float] = []
         loads: list[Load] = []
@@ -206,23 +230,26 @@ class _Case:
     def _alone(self, rows: int) -> float:
         """Tokens/s of a session of as many texts that are asked for as the clients do."""
         requests = iter(self._fresh())
-        options: GenerationOptions = {"max_tokens": _ANSWER, "ignore_eos": True}
         with self._pinned(self._cores[:1]):
             session = self._model.session(rows=rows)
-            for _ in range(rows):
-                session.add(next(requests).ids, **options)
-            begun: set[int] = set()
+
+            def add() -> int:
+                request = next(requests)
+                (row,) = session.add(request.ids, max_tokens=request.num_tokens, ignore_eos=True)
+                return row
+
+            firsts = {add() for _ in range(rows)}
             count, start, end = 0, math.inf, math.inf
             while (now := time.perf_counter()) < end:
                 pieces = session.step()
-                begun |= {piece.row for piece in pieces}
-                # As for clients: once each has begun.
-                if start == math.inf and len(begun) >= rows:
-                    start, end = now, now + self._seconds
                 count += len(pieces) if now > start else 0
                 for piece in pieces:
                     if piece.finish_reason is not None:
-                        session.add(next(requests).ids, **options)
+                        firsts.discard(piece.row)
+                        add()
+                # As for clients: once the first answer of each has ended.
+                if start == math.inf and not firsts:
+                    start, end = now, now + self._seconds
             return count / self._seconds
 
     @contextmanager
@@ -246,7 +273,7 @@ class _Case:
         """The first token of a prompt of 960 tokens that was seen before, beside one that was not."""
         known: list[float] = []
         unknown: list[float] = []
-        for request in self._fresh(length=960, num_tokens=2)[: 3 * self._turns]:
+        for request in self._fresh(length=960, num_tokens=[2])[: 3 * self._turns]:
             for found in (unknown, known):
                 found.append(asyncio.run(stream(ours.url, request)).first * 1e3)
         times = median(a / b for a, b in zip(unknown, known, strict=True))
@@ -269,8 +296,8 @@ class _Case:
         """The longest gap of eight streams while a prompt of 4,000 tokens is read, beside their median gap."""
 
         async def both() -> float:
-            shorts = self._fresh(num_tokens=1500)[:8]
-            long = self._fresh(length=4000, num_tokens=2)[0]
+            shorts = self._fresh(num_tokens=[1500])[:8]
+            long = self._fresh(length=4000, num_tokens=[2])[0]
             writing = [asyncio.create_task(stream(ours.url, request)) for request in shorts]
             await asyncio.sleep(1)
             began = time.perf_counter()

@@ -138,15 +138,16 @@ async def closed_loop(
 ) -> tuple[Load, float, float]:
     """So many clients, each of which asks again as soon as it is answered; what came, and between which times.
 
-    The seconds begin when all are in their stride: the first answer of each has begun.
+    The seconds begin when all are in their stride: the first answer of each has ended, so that some read while others
+    write.
     """
     load = Load()
-    begun: dict[int, list[tuple[float, int]]] = {}
+    answered: set[int] = set()
     start = end = math.inf
 
     async def wait_for_all() -> None:
         nonlocal start, end
-        while len(begun) < clients or not all(begun.values()):
+        while len(answered) < clients:
             await asyncio.sleep(0.02)
         start = time.perf_counter()
         end = start + seconds
@@ -156,7 +157,6 @@ async def closed_loop(
         try:
             while time.perf_counter() < end:
                 arrivals: list[tuple[float, int]] = []
-                begun.setdefault(me, arrivals)
                 asked = time.perf_counter()
                 request = requests[number % len(requests)]
                 task = asyncio.create_task(client.ask(request, arrivals))
@@ -171,6 +171,7 @@ async def closed_loop(
                     load.streams.append(Stream(asked=asked, arrivals=tuple(arrivals)))
                 if done:
                     task.result()
+                    answered.add(me)
                 number += clients
         finally:
             client.close()
