@@ -27,6 +27,9 @@ __all__ = ["Document", "Unit", "documents", "find_files", "is_held_out", "positi
 
 Unit = Literal["file", "piece"]
 
+# Their relative and their real paths.
+_Files = Sequence[tuple[str, Path]]
+
 _BATCH_CHARACTERS = 4_000_000
 # Of a file, each of which ends with a piece that is held out.
 _SECTION_CHARACTERS = 2**20
@@ -64,7 +67,7 @@ def prepare(
     patterns, held_out, max_file_bytes
         See :func:`documents`.
     output : str or Path
-        Directory to create.
+        Directory to create. If it lies in what `patterns` match, its files are no text of theirs.
     tokenizer : Tokenizer or int
         A tokenizer, or the size of the vocabulary to train on this text.
     shard_tokens : int
@@ -84,13 +87,13 @@ def prepare(
             raise InputError(f"{name}={size} leaves no room: pass 1 or more")
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
-    unit = _choose_unit(patterns, held_out, max_file_bytes)
+    # Before this writes files of its own.
+    files = [each for each in find_files(patterns) if output.resolve() not in each[1].parents]
+    unit = _choose_unit(files, held_out, max_file_bytes)
     if isinstance(tokenizer, int):
-        texts = _sample(patterns, held_out, max_file_bytes, sample_bytes, unit)
+        texts = _sample(files, held_out, max_file_bytes, sample_bytes, unit)
         tokenizer = Tokenizer.train(texts, tokenizer)
-    read = documents(
-        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped, unit=unit
-    )
+    read = _documents(files, held_out, max_file_bytes, dropped, unit)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
@@ -149,8 +152,16 @@ def documents(
         are a million characters long, or shorter.
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
+    yield from _documents(find_files(patterns), held_out, max_file_bytes, counts, unit)
+    if dropped is None:
+        _log_dropped(counts)
+
+
+def _documents(
+    files: _Files, held_out: float, max_file_bytes: int, counts: Counter[str], unit: Unit
+) -> Iterator[Document]:
     seen: set[bytes] = set()
-    for name, path in find_files(patterns):
+    for name, path in files:
         text = _read(path, max_file_bytes, counts)
         if text is None:
             continue
@@ -163,8 +174,6 @@ def documents(
             yield from _pieces(name, text, held_out)
         else:
             yield Document(path=name, text=text, held_out=is_held_out(name, held_out))
-    if dropped is None:
-        _log_dropped(counts)
 
 
 def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -236,14 +245,11 @@ def _read(path: Path, max_file_bytes: int, dropped: Counter[str]) -> str | None:
     return text
 
 
-def _choose_unit(patterns: Sequence[str | Path], held_out: float, max_file_bytes: int) -> Unit:
+def _choose_unit(files: _Files, held_out: float, max_file_bytes: int) -> Unit:
     """Files, if there are some for either split; this reads as many as it takes to see that."""
     found = set()
     num_files = 0
-    dropped: Counter[str] = Counter()
-    for document in documents(
-        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=dropped
-    ):
+    for document in _documents(files, held_out, max_file_bytes, Counter(), "file"):
         found.add(document.held_out)
         num_files += 1
         if len(found) == 2:
@@ -281,24 +287,17 @@ def _line_start(text: str, index: int, reach: int) -> int:
 
 
 def _sample(
-    patterns: Sequence[str | Path],
-    held_out: float,
-    max_file_bytes: int,
-    sample_bytes: int,
-    unit: Unit,
+    files: _Files, held_out: float, max_file_bytes: int, sample_bytes: int, unit: Unit
 ) -> Iterator[str]:
     """Yield the text to train on, chosen by a hash, of about `sample_bytes` in all."""
     sizes = {
         name: path.stat().st_size
-        for name, path in find_files(patterns)
+        for name, path in files
         if unit == "piece" or not is_held_out(name, held_out)
     }
     total = sum(size for size in sizes.values() if size <= max_file_bytes)
     share = sample_bytes / max(1, total)
-    read = documents(
-        patterns, held_out=held_out, max_file_bytes=max_file_bytes, dropped=Counter(), unit=unit
-    )
-    for document in read:
+    for document in _documents(files, held_out, max_file_bytes, Counter(), unit):
         if not document.held_out and position(document.path, "sample") < share:
             yield document.text
 

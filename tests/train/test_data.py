@@ -541,3 +541,14 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
 
     with pytest.raises(FormatError, match="is not the tokenizer that wrote the tokens"):
         Shards(copy)
+
+
+def test_data_in_the_directory_of_their_text_are_no_part_of_it(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.rs").write_text(f"fn f{number}() {{}}\n" * 9)
+
+    first = prepare([tmp_path], tmp_path / "data", TOKENIZER, held_out=0.2)
+    second = prepare([tmp_path], tmp_path / "data", TOKENIZER, held_out=0.2, overwrite=True)
+
+    assert sum(split.files for split in first.splits.values()) == 20
+    assert first == second
