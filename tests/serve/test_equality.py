@@ -169,8 +169,10 @@ def test_nobody_s_text_depends_on_the_others(
     assert found["pages_used"] == found["pages_cached"]
     assert found['cancelled_total{where="stream"}'] > 0
     assert process.num_threads() <= before[0] + 1
-    # In the first seconds, steps of new sizes are still noted, and take memory of their own.
-    assert process.memory_info().rss < before[1] * (1.03 if is_long else 1.5)
+    # In the first seconds, steps of new sizes are still noted, and take memory of their own. Of a small process, what a
+    # request takes at its largest is more than a share: in eight minutes the reference's grew by 1 MB of 120.
+    most = before[1] * 1.03 + 8 * 2**20 if is_long else before[1] * 1.5
+    assert process.memory_info().rss < most
     assert not [one for one in process.net_connections("tcp") if one.status == "ESTABLISHED"]
     assert compared > 10
     if crowd.backend == "numba":
