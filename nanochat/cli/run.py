@@ -42,6 +42,7 @@ _EXTRAS = {
     "onnxruntime": "onnx",
     "onnxruntime_genai": "runtimes",
     "prometheus_client": "serve",
+    "pydantic": "train",
     "safetensors": "train",
     "starlette": "serve",
     "torch": "torch",

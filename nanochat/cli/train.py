@@ -36,21 +36,14 @@ Examples:
 def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
-    from nanochat.train.settings import setting_groups
+    from nanochat.train.settings import setting_groups, titles
 
     listing = context.make_formatter()
-    for prefix, title in (
-        ("", "Settings of a run, for --set NAME=VALUE, with their defaults"),
-        ("objective.", "Factors in its loss"),
-        ("model.", "Its model, whose defaults a preset replaces by its own values"),
-    ):
-        with listing.section(title):
-            listing.write_dl(
-                [
-                    (group.names, f"{group.meaning}  [{group.kind}]")
-                    for group in setting_groups(prefix)
-                ]
-            )
+    listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
+    for prefix, title in titles():
+        groups = [(each.names, f"{each.meaning}  [{each.kind}]") for each in setting_groups(prefix)]
+        with listing.section(f"{prefix.rstrip('.') or 'run'}: {title}"):
+            listing.write_dl(groups)
     write(listing.getvalue().lstrip("\n"))
     context.exit()
 
@@ -129,7 +122,7 @@ def train(
     The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
-    require_packages("train", "torch", "safetensors")
+    require_packages("train", "torch", "pydantic", "safetensors")
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import load_snapshot
 
@@ -173,7 +166,7 @@ def train(
         finished = trainer.run(keep, watch)
     if not finished:
         note(f"stopped after step {trainer.step}, which is saved; go on with --resume")
-    elif recipe.precision == "ternary":
+    elif recipe.precision.weights == "ternary":
         note(f"wrote {out / 'model'}")
     if as_json:
         print_json(last)
@@ -198,6 +191,7 @@ def _recipe(
 ) -> "Recipe":
     from nanochat.config import config_to_dict
     from nanochat.files import parse_json, read_bytes
+    from nanochat.train.flat_recipe import nested
     from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
     from nanochat.train.settings import change_setting
     from nanochat.train.snapshot import load_snapshot
@@ -208,7 +202,7 @@ def _recipe(
     if preset_name is not None:
         fields["model"] = config_to_dict(find_shape(preset_name))
     elif file is not None:
-        fields = parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file))
+        fields = nested(parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file)))
     elif start is not None:
         fields = recipe_to_dict(load_snapshot(start).recipe)
     else:

@@ -24,19 +24,19 @@ __all__ = [
     "use",
 ]
 
-# What stands in a recipe, and what it is called; numbers of tokens are made of them.
+# Settings of a recipe, their names of before settings stood in groups, and what they are called here.
 _RECIPE = {
-    "steps": "steps",
-    "batch_size": "sequences of a step",
-    "length": "tokens of a sequence",
-    "warmup_steps": "steps of rising learning rate",
-    "decay_steps": "steps of falling learning rate",
-    "matrix_rate": "learning rate of ternary matrices",
-    "table_rate": "learning rate of embedding and head",
-    "vector_rate": "learning rate of all other parameters",
-    "weight_decay": "weight decay",
-    "precision": "precision",
-    "seed": "seed",
+    ("steps", "steps"): "steps",
+    ("data.batch_size", "batch_size"): "sequences of a step",
+    ("data.length", "length"): "tokens of a sequence",
+    ("schedule.warmup_steps", "warmup_steps"): "steps of rising learning rate",
+    ("schedule.decay_steps", "decay_steps"): "steps of falling learning rate",
+    ("optimizer.matrices.rate", "matrix_rate"): "learning rate of ternary matrices",
+    ("optimizer.embedding.rate", "table_rate"): "learning rate of the embedding",
+    ("optimizer.norms.rate", "vector_rate"): "learning rate of the norms",
+    ("optimizer.matrices.weight_decay", "weight_decay"): "weight decay of ternary matrices",
+    ("precision.weights", "precision"): "weights",
+    ("seed", "seed"): "seed",
 }
 
 
@@ -118,12 +118,24 @@ def backends(rows: Iterable[BackendRow], *, measured: str) -> str:
 
 def training(recipe: Mapping[str, object], evaluations: Sequence[Evaluation]) -> str:
     """How it was trained and what it reached, as far as it is known; the repository holds the whole recipe."""
-    rows = [(words, recipe[key]) for key, words in _RECIPE.items() if key in recipe]
+    found = {words: _setting(recipe, *places) for places, words in _RECIPE.items()}
+    rows = [(words, value) for words, value in found.items() if value is not None]
     results = [(e.metric, f"{e.value:.4g}", e.dataset) for e in evaluations]
     parts = [_table(("recipe", ""), rows)] if rows else []
     parts += [f"All of it: [{RECIPE}]({RECIPE})."] if rows else []
     parts += [_table(("result", "value", "on"), results)] if results else []
     return "\n\n".join(["## Training", *parts]) if parts else ""
+
+
+def _setting(recipe: Mapping[str, object], *places: str) -> object:
+    """What stands at the first of those places where something stands that is no group."""
+    for place in places:
+        found: object = recipe
+        for part in place.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None and not isinstance(found, Mapping):
+            return found
+    return None
 
 
 def limits(config: ModelConfig, tokenizer: TextCodec) -> str:

@@ -32,9 +32,9 @@ from nanochat.train.interruption import Interruption
 from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
-from nanochat.train.optimizers import Updater
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, find_snapshot, load_snapshot, save_snapshot
+from nanochat.train.updater import Updater
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
@@ -104,22 +104,22 @@ class Trainer:
                 "smaller --vocab-size"
             )
         # Now, not when the first batch or evaluation asks for one.
-        self.shards.num_windows(recipe.length)
-        self._evaluation_length = min(recipe.length, self.held_out.num_tokens - 1)
+        self.shards.num_windows(recipe.data.length)
+        self._evaluation_length = min(recipe.data.length, self.held_out.num_tokens - 1)
         self.held_out.num_windows(self._evaluation_length)
-        if self._evaluation_length < recipe.length:
+        if self._evaluation_length < recipe.data.length:
             _LOGGER.warning(
                 "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "
                 "training: prepare the data with a larger --held-out for a number that says more",
                 data,
                 self.held_out.num_tokens,
-                recipe.length,
+                recipe.data.length,
             )
-        ops = TorchOps(device, getattr(torch, recipe.products))
+        ops = TorchOps(device, getattr(torch, recipe.precision.products))
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
-        self.model = LanguageModel(recipe.model, weights, ops, recipe.precision)
+        self.model = LanguageModel(recipe.model, weights, ops, recipe.precision.weights)
         specs = dict(named_leaves(shapes(recipe.model)))
-        self.updater = Updater(self.model, specs, recipe)
+        self.updater = Updater(self.model, specs, recipe.optimizer)
         self.step = 0
         if start is not None:
             self._restore(start)
@@ -179,7 +179,10 @@ class Trainer:
                         break
                     report(self._advance())
                     # An evaluation may take longer than all the steps before it, and fail.
-                    if self.step == self.recipe.steps or not self.step % self.recipe.snapshot_every:
+                    if (
+                        self.step == self.recipe.steps
+                        or not self.step % self.recipe.run.snapshot_every
+                    ):
                         self.save()
             except KeyboardInterrupt:
                 self.model.zero_grad()
@@ -188,7 +191,7 @@ class Trainer:
                 # Another call goes on.
                 self._first_step = None
                 return False
-        if self.recipe.precision == "ternary":
+        if self.recipe.precision.weights == "ternary":
             self.write_model(self.directory / "model")
         return True
 
@@ -200,7 +203,7 @@ class Trainer:
         Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
         """
         nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
-        batch_size, length = self.recipe.batch_size, self._evaluation_length
+        batch_size, length = self.recipe.data.batch_size, self._evaluation_length
         num_batches = math.ceil(num_windows / batch_size)
         total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
         batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
@@ -208,7 +211,7 @@ class Trainer:
         with torch.no_grad(), self.model.rounded():
             for inputs, targets, lengths in batches:
                 # Another size than in training would be compiled anew.
-                usual = inputs.shape == (batch_size, self.recipe.length)
+                usual = inputs.shape == (batch_size, self.recipe.data.length)
                 run = self._compiled if usual else self._terms
                 with self._interruption.abandonable(), compiling():
                     found = run(self._tensor(inputs), self._tensor(targets))
@@ -226,7 +229,7 @@ class Trainer:
             "held_out_tokens": num_tokens,
         }
         if self.recipe.model.num_streams > 1:
-            inputs, _ = self.shards.batch(0, 1, self.recipe.length)
+            inputs, _ = self.shards.batch(0, 1, self.recipe.data.length)
             divergence, gain = stream_divergence(self.model, self._tensor(inputs))
             values["stream_divergence"] = [round(d, 5) for d in divergence]
             values["composite_gain"] = gain
@@ -273,17 +276,21 @@ class Trainer:
     def _is_evaluation_due(self) -> bool:
         if self.step in (0, self._first_step, self._evaluated):
             return False
-        return self.step == self.recipe.steps or not self.step % self.recipe.evaluate_every
+        return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
 
     def _num_windows(self) -> int:
         if self.step < self.recipe.steps:
-            return self.recipe.evaluation_windows
+            return self.recipe.run.evaluation_windows
         # A short run on much data would be evaluated for longer than it was trained.
-        return max(self.recipe.evaluation_windows, self.recipe.steps * self.recipe.batch_size)
+        return max(
+            self.recipe.run.evaluation_windows, self.recipe.steps * self.recipe.data.batch_size
+        )
 
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
-        inputs, targets = self.shards.batch(self.step, self.recipe.batch_size, self.recipe.length)
+        inputs, targets = self.shards.batch(
+            self.step, self.recipe.data.batch_size, self.recipe.data.length
+        )
         with self.model.rounded(), self._interruption.abandonable(), compiling():
             found = self._compiled(self._tensor(inputs), self._tensor(targets))
             found["loss"].backward()
@@ -297,7 +304,7 @@ class Trainer:
         self.updater.update(self.step, norm=norms["gradient_norm"], factor=factor)
         self.step += 1
         return {
-            "tokens": self.step * self.recipe.batch_size * self.recipe.length,
+            "tokens": self.step * self.recipe.data.batch_size * self.recipe.data.length,
             **values,
             "learning_rate_factor": factor,
             "tokens_per_second": inputs.size / (time.perf_counter() - begin),
@@ -313,7 +320,7 @@ class Trainer:
                 )
                 raise TrainingError(
                     f"{name} is {value} at step {self.step}: must be finite, so nothing is saved; {again} and a lower "
-                    "rate, such as --set matrix_rate=0.01"
+                    "rate, such as --set optimizer.matrices.rate=0.01"
                 )
 
     def _restore(self, start: Path) -> None:

@@ -7,21 +7,22 @@ those of the prompt, a policy gradient has advantages.
 Legend: B sequences, T tokens, C width.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
+from nanochat.train.values import CHECKED, NotNegative
 
 __all__ = ["Objective", "exit_distribution", "terms"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Objective:
     """Factors of the terms that stand beside the cross-entropy.
 
@@ -41,10 +42,10 @@ class Objective:
     .. [3] B. Zoph et al., "ST-MoE", 2022, equation 5. arXiv:2202.08906
     """
 
-    exit_entropy: float = 0.05
-    ahead: float = 0.3
-    balance: float = 0.01
-    router_z: float = 0.001
+    exit_entropy: NotNegative = 0.05
+    ahead: NotNegative = 0.3
+    balance: NotNegative = 0.01
+    router_z: NotNegative = 0.001
 
 
 def terms(

@@ -25,9 +25,8 @@ from nanochat.model import training_outputs
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Latent, Spec, Stored, Weights, leaf_of, map_leaves, named_leaves
 
-__all__ = ["LanguageModel", "Precision"]
+__all__ = ["LanguageModel"]
 
-Precision = Literal["ternary", "float"]
 Result = TypeVar("Result")
 
 
@@ -52,7 +51,7 @@ class LanguageModel(nn.Module):
         config: ModelConfig,
         weights: Weights[Stored],
         ops: TorchOps,
-        precision: Precision = "ternary",
+        precision: Literal["ternary", "float"] = "ternary",
     ) -> None:
         super().__init__()
         self.config = config

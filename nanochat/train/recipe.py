@@ -2,114 +2,136 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from dataclasses import field
+from typing import Literal
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
-from nanochat.errors import ConfigError, did_you_mean
+from nanochat.errors import ConfigError
+from nanochat.train.checks import refusal
+from nanochat.train.flat_recipe import nested
 from nanochat.train.loss import Objective
-from nanochat.train.module import Precision
+from nanochat.train.roles import ROLES, OptimizerSettings
+from nanochat.train.values import CHECKED, Count, Whole
 
-__all__ = ["Recipe", "check_setting", "learning_rate_factor", "recipe_from_dict", "recipe_to_dict"]
+__all__ = [
+    "DataSettings",
+    "Precision",
+    "Recipe",
+    "RunSettings",
+    "Schedule",
+    "learning_rate_factor",
+    "recipe_from_dict",
+    "recipe_to_dict",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A training run.
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DataSettings:
+    """What an update reads.
 
     Parameters
     ----------
-    steps, batch_size, length : int
-        Updates, sequences of one update, tokens of one sequence.
+    batch_size, length : int
+        Sequences of one update, tokens of one sequence.
+    """
+
+    batch_size: Count = 16
+    length: Count = 512
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Schedule:
+    """Learning rates over a run, as shares of their peaks.
+
+    Parameters
+    ----------
     warmup_steps, decay_steps : int
-        The learning rate rises linearly over the first, stays, and falls linearly to zero over the last.
-    matrix_rate, table_rate, vector_rate : float
-        Peak learning rates of ternary matrices (Muon), of embedding and head, and of all other parameters.
-    table_rule : {"adamw", "lion"}
-        Update rule of everything that is not a ternary matrix.
-    weight_decay : float
-        Of the matrices.
-    clip : float
-        Largest global gradient norm.
-    precision : {"ternary", "float"}
+        They rise linearly over the first, stay, and fall linearly to zero over the last.
+    """
+
+    warmup_steps: Whole = 40
+    decay_steps: Whole = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Precision:
+    """What numbers are rounded to in training.
+
+    Parameters
+    ----------
+    weights : {"ternary", "float"}
         "float" trains the unquantised twin.
     products : {"float32", "bfloat16"}
         Type of the products with weights. In bfloat16 the codes are exact and the scales round.
-    seed : int
-        Of the initial weights and of the order of the data.
+    """
+
+    weights: Literal["ternary", "float"] = "ternary"
+    products: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RunSettings:
+    """What a run does besides updates.
+
+    Parameters
+    ----------
     evaluate_every, snapshot_every : int
-        Steps between held-out evaluations and between training checkpoints.
+        Steps between held-out evaluations and between snapshots.
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
         on.
     """
 
+    evaluate_every: Count = 100
+    snapshot_every: Count = 100
+    evaluation_windows: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Recipe:
+    """A training run.
+
+    Parameters
+    ----------
+    steps : int
+        Updates.
+    seed : int
+        Of the initial weights and of the order of the data.
+    """
+
     model: ModelConfig
-    steps: int
-    batch_size: int = 16
-    length: int = 512
-    warmup_steps: int = 40
-    decay_steps: int = 0
-    matrix_rate: float = 0.02
-    table_rate: float = 0.004
-    vector_rate: float = 0.01
-    table_rule: Literal["adamw", "lion"] = "adamw"
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    precision: Precision = "ternary"
-    products: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-    evaluate_every: int = 100
-    snapshot_every: int = 100
-    evaluation_windows: int = 64
+    steps: Count
+    seed: Whole = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: Schedule = field(default_factory=Schedule)
     objective: Objective = field(default_factory=Objective)
+    precision: Precision = field(default_factory=Precision)
+    run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
-        for settings in (self, self.objective):
-            for setting in dataclasses.fields(settings):
-                check_setting(type(settings), setting.name, getattr(settings, setting.name))
-        if self.warmup_steps + self.decay_steps > self.steps:
+        model, schedule, length = self.model, self.schedule, self.data.length
+        if schedule.warmup_steps + schedule.decay_steps > self.steps:
             raise ConfigError(
-                f"warmup_steps={self.warmup_steps} and decay_steps={self.decay_steps} exceed steps={self.steps}: "
-                "train longer, or shorten them with --set warmup_steps=0, say"
+                f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
+                f"steps={self.steps}: train longer, or shorten them with --set schedule.warmup_steps=0, say"
             )
-        if self.length > self.model.context_length:
+        if length > model.context_length:
             raise ConfigError(
-                f"length={self.length} exceeds the model's context_length={self.model.context_length}: shorten it"
+                f"data.length={length} exceeds the model's context_length={model.context_length}: shorten it"
             )
-        if self.model.rotation_block:
+        if model.rotation_block:
             raise ConfigError(
-                f"rotation_block={self.model.rotation_block}: models of rotated inputs are read and run, not trained; "
+                f"rotation_block={model.rotation_block}: models of rotated inputs are read and run, not trained; "
                 "set model.rotation_block=0"
             )
-        if self.model.num_ahead >= self.length:
+        if model.num_ahead >= length:
             raise ConfigError(
-                f"length={self.length} leaves no target for num_ahead={self.model.num_ahead}: lengthen it"
+                f"data.length={length} leaves no target for num_ahead={model.num_ahead}: lengthen it"
             )
-
-
-def check_setting(owner: type[Recipe | Objective], name: str, value: object) -> None:
-    """Refuse a value that a setting has in no recipe."""
-    kind = get_type_hints(owner)[name]
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{name}={value!r}: write a whole number")
-        if name in ("warmup_steps", "decay_steps", "seed"):
-            if value < 0:
-                raise ConfigError(f"{name}={value}: must not be negative")
-        elif value < 1:
-            raise ConfigError(f"{name}={value}: must be at least 1")
-    elif kind is float:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < float("inf")
-        ):
-            raise ConfigError(f"{name}={value!r}: write a number that is not negative")
-        if owner is Recipe and name != "weight_decay" and not value:
-            raise ConfigError(f"{name}={value}: must be a positive number")
-    elif get_args(kind) and value not in get_args(kind):
-        raise ConfigError(f"{name}={value!r}: choose one of {list(get_args(kind))}")
 
 
 def learning_rate_factor(recipe: Recipe, step: int) -> float:
@@ -118,44 +140,54 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     Examples
     --------
     >>> from nanochat.presets import preset
-    >>> recipe = Recipe(model=preset("tiny"), steps=10, warmup_steps=2, decay_steps=4)
+    >>> schedule = Schedule(warmup_steps=2, decay_steps=4)
+    >>> recipe = Recipe(model=preset("tiny"), steps=10, schedule=schedule)
     >>> [round(learning_rate_factor(recipe, step), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    rise = (step + 1) / recipe.warmup_steps if recipe.warmup_steps else 1.0
-    fall = (recipe.steps - step) / recipe.decay_steps if recipe.decay_steps else 1.0
+    warmup, decay = recipe.schedule.warmup_steps, recipe.schedule.decay_steps
+    rise = (step + 1) / warmup if warmup else 1.0
+    fall = (recipe.steps - step) / decay if decay else 1.0
     return min(1.0, rise, fall)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
-    """All fields by name, ready for JSON."""
+    """All settings in their groups, ready for JSON."""
     return {**dataclasses.asdict(recipe), "model": config_to_dict(recipe.model)}
 
 
 def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
-    """Rebuild a recipe from `recipe_to_dict`."""
-    model, terms = fields.get("model"), fields.get("objective", {})
-    for group, found in (("model", model), ("objective", terms)):
-        if not isinstance(found, Mapping):
-            raise ConfigError(
-                f"not a recipe: its {group} is {found!r:.40}, not a group of settings; "
-                "use a recipe of `nanochat train` as it was written"
-            )
-    assert isinstance(model, Mapping)
-    assert isinstance(terms, Mapping)
-    for owner, found in ((Recipe, fields), (Objective, terms)):
-        _require_known(owner, found)
-    whole = {**fields, "model": config_from_dict(model), "objective": Objective(**terms)}
-    if "steps" not in fields:
-        raise ConfigError("the recipe needs a number of steps: add --set steps=1000, say")
-    return Recipe(**whole)  # type: ignore[arg-type]  # checked above and by the recipe
+    """Rebuild a recipe from `recipe_to_dict`, or from one of before settings stood in groups.
+
+    What is absent has its default; of a role's rule only what differs from it need be given.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, absent without a default, or of a value that it may not have.
+    """
+    fields = nested(fields)
+    model = fields.get("model")
+    if not isinstance(model, Mapping):
+        raise ConfigError(
+            f"not a recipe: its model is {model!r:.40}, not a group of settings; use a recipe of `nanochat train` as "
+            "it was written"
+        )
+    optimizer = fields.get("optimizer", {})
+    if isinstance(optimizer, Mapping):
+        fields["optimizer"] = {
+            name: _whole_rule(name, found) if name in ROLES else found
+            for name, found in optimizer.items()
+        }
+    try:
+        return Recipe(**{**fields, "model": config_from_dict(model)})  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise refusal(error, Recipe) from error
 
 
-def _require_known(owner: type[Recipe | Objective], fields: Mapping[str, object]) -> None:
-    known = [field.name for field in dataclasses.fields(owner)]
-    for name in fields:
-        if name not in known:
-            raise ConfigError(
-                f"there is no setting {name!r:.80} in a recipe{did_you_mean(name, known)}: correct or remove it, or "
-                "upgrade nanochat-ternary"
-            )
+def _whole_rule(role: str, found: object) -> object:
+    """A role's rule with its name, if it is absent, and with the role's own defaults, if it is the role's own."""
+    default = dataclasses.asdict(getattr(OptimizerSettings(), role))
+    if isinstance(found, Mapping) and found.get("rule", default["rule"]) == default["rule"]:
+        return {**default, **found}
+    return found

@@ -1,4 +1,4 @@
-"""This file holds the settings of a run by their names, as users write them: ``steps``, ``model.width``.
+"""This file holds the settings of a run by their names, as users write them: ``steps``, ``optimizer.norms.rate``.
 
 What each of them means, their docstrings say.
 """
@@ -6,26 +6,33 @@ What each of them means, their docstrings say.
 import dataclasses
 import inspect
 import json
+import typing
 from collections.abc import Iterator
 
-from nanochat.config import ModelConfig, check_field
+from nanochat.config import check_field
 from nanochat.errors import ConfigError, nearest
-from nanochat.train.loss import Objective
-from nanochat.train.recipe import Recipe, check_setting
+from nanochat.train.checks import check_value, owners
+from nanochat.train.flat_recipe import NEW_NAMES
+from nanochat.train.recipe import Recipe
+from nanochat.train.roles import ROLES, OptimizerSettings, rule_of
+from nanochat.train.rules import AdamW, Lion, Muon
 
-__all__ = ["SettingGroup", "change_setting", "setting_groups"]
+__all__ = ["SettingGroup", "change_setting", "setting_groups", "titles"]
 
-_OWNERS: dict[str, type[Recipe | Objective | ModelConfig]] = {
-    "": Recipe,
-    "objective.": Objective,
-    "model.": ModelConfig,
-}
-_DEFAULTS = {
-    prefix + field.name: field.default
-    for prefix, owner in _OWNERS.items()
-    for field in dataclasses.fields(owner)
-    if f"{field.name}." not in _OWNERS
-}
+_ROLES = {f"optimizer.{role}.": role for role in ROLES}
+_RULES: dict[str, type[Muon | AdamW | Lion]] = {rule().rule: rule for rule in (Muon, AdamW, Lion)}
+
+
+def _groups() -> dict[str, type]:
+    """The dataclass of each group of settings but the rules, by what stands before their names."""
+    found: dict[str, type] = {"": Recipe}
+    for each in dataclasses.fields(Recipe):
+        kinds = owners(typing.get_type_hints(Recipe, include_extras=True)[each.name])
+        found |= {f"{each.name}.": kind for kind in kinds}
+    return found
+
+
+_OWNERS = _groups()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,31 +46,26 @@ class SettingGroup:
 
 def change_setting(fields: dict[str, object], name: str, value: object) -> None:
     """Put a setting into the fields of a recipe, if there is such a one and it may be of that value."""
-    if name not in _DEFAULTS:
-        if f"{name}." in _OWNERS:
-            raise ConfigError(f"{name} is a group of settings: write one of them, {name}.NAME")
-        # Some leave out, or mistake, what stands before the point.
-        full = {known.rpartition(".")[2]: known for known in reversed(_DEFAULTS)}
-        last = name.rpartition(".")[2]
-        near = full.get(last) or nearest(name, _DEFAULTS) or full.get(nearest(last, full))
-        hint = f" (did you mean {near}?)" if near else ""
-        raise ConfigError(
-            f"there is no setting {name!r:.80}{hint}: `nanochat train --settings` lists them all"
-        )
-    group, _, name = name.rpartition(".")
-    if group == "model":
-        check_field(name, tuple(value) if isinstance(value, list) else value)
+    group, _, last = name.rpartition(".")
+    prefix = f"{group}." if group else ""
+    if prefix in _ROLES:
+        _change_rule(fields, prefix, last, value)
+        return
+    if f"{name}." in _OWNERS or f"{name}." in _ROLES:
+        raise ConfigError(f"{name} is a group of settings: write one of them, {name}.NAME")
+    if prefix not in _OWNERS or last not in _names(_OWNERS[prefix]):
+        raise _unknown(name)
+    if prefix == "model.":
+        check_field(last, tuple(value) if isinstance(value, list) else value)
     else:
-        check_setting(Objective if group else Recipe, name, value)
-    inner = fields.setdefault(group, {}) if group else fields
-    if not isinstance(inner, dict):
-        raise ConfigError(f"{group}={inner!r:.80}: must be a group of settings in the recipe")
-    inner[name] = value
+        check_value(_OWNERS[prefix], name, value)
+    _inner(fields, group)[last] = value
 
 
 def setting_groups(prefix: str) -> Iterator[SettingGroup]:
-    """The settings with a prefix, "", "objective." or "model.", in the order of their docstring."""
-    text = inspect.getdoc(_OWNERS[prefix]) or ""
+    """The settings with a prefix of `titles`, in the order of their docstring."""
+    owner = _RULES[prefix] if prefix in _RULES else _OWNERS[prefix]
+    text = inspect.getdoc(owner) or ""
     section = text.partition("Parameters\n----------\n")[2].partition("\n\n")[0]
     names = kind = ""
     meaning: list[str] = []
@@ -74,12 +76,80 @@ def setting_groups(prefix: str) -> Iterator[SettingGroup]:
         if names:
             yield SettingGroup(names=names, kind=kind, meaning=" ".join(meaning))
         listed, _, kind = line.partition(" : ")
-        names = ", ".join(_with_default(prefix + name) for name in listed.split(", ") if name)
+        parts = [_with_defaults(prefix, name) for name in listed.split(", ") if name]
+        names = ", ".join(parts)
         meaning = []
 
 
-def _with_default(name: str) -> str:
-    default = _DEFAULTS[name]
-    if default is dataclasses.MISSING:
-        return name
-    return f"{name}={default if isinstance(default, str) else json.dumps(default)}"
+def titles() -> Iterator[tuple[str, str]]:
+    """What stands before the names of each group, and the first line of what is said of it."""
+    for prefix, owner in [*_OWNERS.items(), *_RULES.items()]:
+        yield prefix, (inspect.getdoc(owner) or "").partition("\n")[0]
+
+
+def _change_rule(fields: dict[str, object], prefix: str, name: str, value: object) -> None:
+    default = rule_of(OptimizerSettings(), _ROLES[prefix])
+    found = _inner(_inner(fields, "optimizer"), _ROLES[prefix])
+    rule = _RULES.get(str(found.get("rule", default.rule)), type(default))
+    if name == "rule":
+        if value not in _RULES:
+            raise ConfigError(f"{prefix}rule={value!r:.80}: choose one of {list(_RULES)}")
+        # Numbers of another rule are none of this one.
+        kept = found if value == rule().rule else {}
+        found.clear()
+        found.update(kept, rule=value)
+        return
+    if name not in _names(rule):
+        others = [word for word, other in _RULES.items() if name in _names(other)]
+        hint = f": set {prefix}rule={others[0]} first" if others else f": it has {_names(rule)}"
+        raise ConfigError(f"{rule().rule} has no {name!r:.80}, which {prefix}{name} sets{hint}")
+    check_value(rule, prefix + name, value)
+    found[name] = value
+
+
+def _inner(fields: dict[str, object], group: str) -> dict[str, object]:
+    inner = fields.setdefault(group, {}) if group else fields
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{group}={inner!r:.80}: must be a group of settings in the recipe")
+    return inner
+
+
+def _names(owner: type) -> list[str]:
+    return [each.name for each in dataclasses.fields(owner)]
+
+
+def _unknown(name: str) -> ConfigError:
+    known = [
+        prefix + each
+        for prefix, owner in _OWNERS.items()
+        for each in _names(owner)
+        if f"{prefix}{each}." not in {**_OWNERS, **_ROLES}
+    ]
+    known += [f"{prefix}{each}" for prefix in _ROLES for each in _names(Muon)]
+    # Some leave out, or mistake, what stands before the last point.
+    full = {each.rpartition(".")[2]: each for each in reversed(known)}
+    last = name.rpartition(".")[2]
+    near = (
+        NEW_NAMES.get(name, (None,))[0]
+        or full.get(last)
+        or nearest(name, known)
+        or full.get(nearest(last, full))
+    )
+    hint = f" (did you mean {near}?)" if near else ""
+    return ConfigError(
+        f"there is no setting {name!r:.80}{hint}: `nanochat train --settings` lists them all"
+    )
+
+
+def _with_defaults(prefix: str, name: str) -> str:
+    """A setting with its default, or a role with all of its rule's."""
+    if f"{prefix}{name}." in _ROLES:
+        rule = rule_of(OptimizerSettings(), _ROLES[f"{prefix}{name}."])
+        return f"{prefix}{name}.rule={rule.rule}, {prefix}{name}.rate={rule.rate:g}"
+    owner = _RULES[prefix] if prefix in _RULES else _OWNERS[prefix]
+    (found,) = (each for each in dataclasses.fields(owner) if each.name == name)
+    before = "optimizer.ROLE." if prefix in _RULES else prefix
+    if found.default is dataclasses.MISSING:
+        return before + name
+    default = found.default
+    return f"{before}{name}={default if isinstance(default, str) else json.dumps(default)}"

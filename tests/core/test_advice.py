@@ -136,7 +136,7 @@ def test_settings_in_messages_and_documents_exist() -> None:
     assert {"steps", "model.num_streams"} <= named
     for name in named:
         fields: dict[str, object] = {}
-        change_setting(fields, name, {"steps": 5, "precision": "float"}.get(name, 1))
+        change_setting(fields, name, {"steps": 5, "precision.weights": "float"}.get(name, 1))
         assert fields
 
 

@@ -61,6 +61,7 @@ FRAMEWORKS = {
     "onnxruntime": ("export/onnx/*",),
     "opentelemetry": ("nanochat/serve/spans.py",),
     "prometheus_client": ("nanochat/serve/*",),
+    "pydantic": ("nanochat/train/*",),
     "psutil": ("backends/free_memory.py",),
     "ray": ("nanochat/serve/ray.py",),
     "rich": ("nanochat/cli/*", "nanochat/train/*"),

@@ -23,18 +23,20 @@ MODEL = {
 
 
 def recipe(**changes: object) -> Recipe:
-    fields = {
+    """A small recipe; the fields of a group are changed one by one."""
+    fields: dict[str, Any] = {
         "model": {"vocab_size": 300, **MODEL},
         "steps": 30,
-        "batch_size": 2,
-        "length": 64,
-        "warmup_steps": 2,
-        "decay_steps": 10,
-        "evaluate_every": 10,
-        "snapshot_every": 5,
-        "evaluation_windows": 8,
+        "data": {"batch_size": 2, "length": 64},
+        "schedule": {"warmup_steps": 2, "decay_steps": 10},
+        "run": {"evaluate_every": 10, "snapshot_every": 5, "evaluation_windows": 8},
     }
-    return recipe_from_dict({**fields, **changes})
+    for name, value in changes.items():
+        inner = fields.get(name)
+        fields[name] = (
+            {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
+    return recipe_from_dict(fields)
 
 
 def entries(run: Path) -> list[dict[str, Any]]:

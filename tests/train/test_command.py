@@ -23,7 +23,7 @@ class Finished:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe of a run of two steps."""
     path = tmp_path_factory.mktemp("settings") / "recipe.json"
-    path.write_text(json.dumps(recipe_to_dict(recipe(steps=2, decay_steps=0))))
+    path.write_text(json.dumps(recipe_to_dict(recipe(steps=2, schedule={"decay_steps": 0}))))
     return path
 
 
@@ -148,7 +148,7 @@ def test_who_cannot_run_the_model_is_said_before_it_is_trained(
 
 def test_a_shape_of_the_catalog_is_trained_as_one_of_ours(data: Path, tmp_path: Path) -> None:
     small = {"vocab_size": 300, **MODEL, "head_dim": 64}
-    settings = ["steps=2", "warmup_steps=0", *(f"model.{k}={v}" for k, v in small.items())]
+    settings = ["steps=2", "schedule.warmup_steps=0", *(f"model.{k}={v}" for k, v in small.items())]
     changes = [word for setting in settings for word in ("--set", setting)]
 
     result = command(*options(data, tmp_path / "run"), "--preset", "ternary-bonsai-1.7b", *changes)

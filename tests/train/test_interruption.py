@@ -76,16 +76,18 @@ def test_the_last_step_is_saved_before_it_is_evaluated(data: Path, tmp_path: Pat
 def test_an_evaluation_is_watched_to_its_end(data: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    trainer(data, tmp_path, recipe(steps=3, decay_steps=0, evaluation_windows=5)).run(
-        quiet, lambda done, total: seen.append((done, total))
-    )
+    trainer(
+        data, tmp_path, recipe(steps=3, schedule={"decay_steps": 0}, run={"evaluation_windows": 5})
+    ).run(quiet, lambda done, total: seen.append((done, total)))
 
     # Of five sequences and six that were trained on, whole batches of two.
     assert seen == [(0, 6), (2, 6), (4, 6), (6, 6)]
 
 
 def test_the_last_evaluation_reads_no_more_than_was_trained_on(data: Path, tmp_path: Path) -> None:
-    run = trainer(data, tmp_path, recipe(steps=5, decay_steps=0, evaluation_windows=1))
+    run = trainer(
+        data, tmp_path, recipe(steps=5, schedule={"decay_steps": 0}, run={"evaluation_windows": 1})
+    )
 
     run.run(quiet)
 
@@ -94,7 +96,11 @@ def test_the_last_evaluation_reads_no_more_than_was_trained_on(data: Path, tmp_p
 
 
 def test_a_long_run_is_evaluated_on_all_held_out_text(data: Path, tmp_path: Path) -> None:
-    run = trainer(data, tmp_path, recipe(steps=100, length=256, batch_size=1, decay_steps=0))
+    run = trainer(
+        data,
+        tmp_path,
+        recipe(steps=100, data={"length": 256, "batch_size": 1}, schedule={"decay_steps": 0}),
+    )
 
     total = len(run.held_out.window_starts(256))
     run.step = 100
@@ -224,7 +230,9 @@ def test_an_interrupted_command_saves_and_says_how_to_go_on(
     number: signal.Signals, data: Path, tmp_path: Path
 ) -> None:
     settings = tmp_path / "recipe.json"
-    settings.write_text(json.dumps(recipe_to_dict(recipe(steps=100_000, snapshot_every=100_000))))
+    settings.write_text(
+        json.dumps(recipe_to_dict(recipe(steps=100_000, run={"snapshot_every": 100_000})))
+    )
     run = tmp_path / "run"
     words = [*options(data, run), "--recipe", str(settings)]
 

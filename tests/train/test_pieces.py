@@ -149,7 +149,7 @@ def test_data_that_cannot_be_trained_on_says_so(
 @pytest.mark.parametrize("held_out", [[], ["--held-out", "0.5"]], ids=["default", "half"])
 def test_a_model_trains_on_one_file(held_out: list[str], file: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
-    small = ("steps=2", "warmup_steps=0", "batch_size=1", "model.num_layers=1")
+    small = ("steps=2", "schedule.warmup_steps=0", "data.batch_size=1", "model.num_layers=1")
     settings = [word for setting in small for word in ("--set", setting)]
 
     prepared = command("data", "prepare", file, "--out", data, "--vocab-size", 270, *held_out)
@@ -169,7 +169,9 @@ def test_text_that_is_shorter_than_a_sequence_is_named_before_the_first_step(
     prepare([file], tmp_path / "data", TOKENIZER, held_out=0.5)
 
     with pytest.raises(DataError, match=r"data: no window of 512 tokens in .* from 1 to 60 "):
-        Trainer(recipe(length=512), tmp_path / "data", tmp_path / "run", compile_model=False)
+        Trainer(
+            recipe(data={"length": 512}), tmp_path / "data", tmp_path / "run", compile_model=False
+        )
 
 
 def test_held_out_text_that_is_shorter_than_a_sequence_is_evaluated_as_one(
@@ -178,7 +180,7 @@ def test_held_out_text_that_is_shorter_than_a_sequence_is_evaluated_as_one(
     prepare([file], tmp_path / "data", TOKENIZER, held_out=0.02)
 
     run = Trainer(
-        recipe(length=256, steps=1, warmup_steps=0, decay_steps=0),
+        recipe(data={"length": 256}, steps=1, schedule={"warmup_steps": 0, "decay_steps": 0}),
         tmp_path / "data",
         tmp_path / "run",
         num_threads=1,

@@ -6,33 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
 from nanochat.presets import preset
 from nanochat.train.loss import Objective
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from nanochat.train.settings import change_setting, setting_groups
+from nanochat.train.roles import ROLES
+from nanochat.train.rules import AdamW, Lion, Muon
+from nanochat.train.settings import change_setting, setting_groups, titles
 from tests.train.runs import command, options
 
 LISTED = "`nanochat train --settings` lists them all"
 
 
+RECIPE = Recipe(model=preset("tiny"), steps=100)
+
+
 def fields() -> dict[str, object]:
-    return recipe_to_dict(Recipe(model=preset("tiny"), steps=100))
+    return recipe_to_dict(RECIPE)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("stpes", " (did you mean steps?)"),
-        ("learning_rate", " (did you mean matrix_rate?)"),
+        ("matrix_rate", " (did you mean optimizer.matrices.rate?)"),
         ("model.widht", " (did you mean model.width?)"),
         ("objective.balanse", " (did you mean objective.balance?)"),
         ("model.seed", " (did you mean seed?)"),
         ("ahead", " (did you mean objective.ahead?)"),
         ("widht", " (did you mean model.width?)"),
-        ("model.batch_size", " (did you mean batch_size?)"),
-        ("optimizer.batch_size", " (did you mean batch_size?)"),
+        ("model.batch_size", " (did you mean data.batch_size?)"),
+        ("batch_size", " (did you mean data.batch_size?)"),
+        ("optimizer.batch_size", " (did you mean data.batch_size?)"),
+        ("optimiser.norms.rate", " (did you mean optimizer.norms.rate?)"),
         ("a.b.c", ""),
         ("", ""),
     ],
@@ -68,14 +74,28 @@ def test_a_group_that_the_recipe_lacks_is_made() -> None:
     assert recipe_from_dict(changed).objective == Objective(ahead=0.5)
 
 
+def test_another_rule_has_its_own_numbers() -> None:
+    changed = fields()
+
+    change_setting(changed, "optimizer.norms.rule", "lion")
+    change_setting(changed, "optimizer.norms.second_beta", 0.98)
+
+    assert recipe_from_dict(changed).optimizer.norms == Lion(second_beta=0.98)
+    with pytest.raises(
+        ConfigError, match=r"^lion has no 'epsilon', .* set .*norms\.rule=adamw first"
+    ):
+        change_setting(changed, "optimizer.norms.epsilon", 1e-7)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("steps", "many"),
         ("steps", 0),
-        ("matrix_rate", True),
-        ("clip", 0.0),
-        ("precision", "int4"),
+        ("optimizer.matrices.rate", True),
+        ("optimizer.clip", 0.0),
+        ("optimizer.norms.rule", "sgd"),
+        ("precision.weights", "int4"),
         ("objective.balance", "x"),
         ("model.width", 0),
         ("model.num_streams", 3),
@@ -88,7 +108,7 @@ def test_a_group_that_the_recipe_lacks_is_made() -> None:
 def test_a_value_that_no_recipe_may_have_is_refused_at_once(name: str, value: object) -> None:
     last = name.rpartition(".")[2]
 
-    with pytest.raises(ConfigError, match=f"^{last}="):
+    with pytest.raises(ConfigError, match=rf"^([a-z_.]*\.)?{last}="):
         change_setting(fields(), name, value)
 
 
@@ -107,18 +127,23 @@ def test_values_that_fit_together_only_may_come_one_after_the_other() -> None:
 
 
 def listed() -> list[str]:
-    groups = itertools.chain.from_iterable(map(setting_groups, ("", "objective.", "model.")))
+    groups = itertools.chain.from_iterable(setting_groups(prefix) for prefix, _ in titles())
     return [setting for group in groups for setting in group.names.split(", ")]
 
 
 def test_the_list_holds_every_setting_once() -> None:
     names = [setting.partition("=")[0] for setting in listed()]
 
-    expected = {
-        *(f.name for f in dataclasses.fields(Recipe) if f.name not in ("model", "objective")),
-        *(f"objective.{f.name}" for f in dataclasses.fields(Objective)),
-        *(f"model.{f.name}" for f in dataclasses.fields(ModelConfig)),
-    }
+    groups = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("steps", "seed")]
+    expected = ["steps", "seed", "optimizer.clip"]
+    expected += [f"optimizer.{role}.{name}" for role in ROLES for name in ("rule", "rate")]
+    for group in groups:
+        owner = type(getattr(RECIPE, group))
+        if group != "optimizer":
+            expected += [f"{group}.{f.name}" for f in dataclasses.fields(owner)]
+    # Each rule has its own.
+    for rule in (Muon, AdamW, Lion):
+        expected += [f"optimizer.ROLE.{f.name}" for f in dataclasses.fields(rule)]
     assert sorted(names) == sorted(expected)
 
 
@@ -131,7 +156,7 @@ def change_by_command(folder: Path, *words: str) -> str:
 
 
 def test_the_listed_settings_may_be_written_as_they_stand_there(tmp_path: Path) -> None:
-    words = [setting for setting in listed() if "=" in setting]
+    words = [each for each in listed() if "=" in each and "ROLE" not in each]
 
     messages = change_by_command(tmp_path, *words, "steps=100")
 
@@ -142,14 +167,17 @@ def test_the_listed_settings_may_be_written_as_they_stand_there(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.width=0", "batch_size=0"], "width=0: must lie between"),
-        (["batch_size=0", "model.width=0"], "batch_size=0: must be at least 1"),
-        (["matrix_rate=fast", "nope=2"], "matrix_rate='fast': write a number"),
+        (["model.width=0", "data.batch_size=0"], "width=0: must lie between"),
+        (["data.batch_size=0", "model.width=0"], "data.batch_size=0: must be at least 1"),
         (
-            ["stpes=100", "batch_size=0"],
+            ["optimizer.matrices.rate=fast", "nope=2"],
+            "optimizer.matrices.rate='fast': write a number",
+        ),
+        (
+            ["stpes=100", "data.batch_size=0"],
             f"there is no setting 'stpes' (did you mean steps?): {LISTED}",
         ),
-        (["length=5000"], "length=5000 exceeds the model's context_length=1024"),
+        (["data.length=5000"], "data.length=5000 exceeds the model's context_length=1024"),
         (["model.width=100"], "width=100 is the input width of a ternary linear"),
         (["seed=1"], "the recipe needs a number of steps: add --set steps=1000"),
     ],
@@ -165,5 +193,5 @@ def test_the_list_needs_nothing_else() -> None:
     result = command("train", "--settings")
 
     assert result.returncode == 0
-    assert "matrix_rate=0.02" in result.stdout
-    assert "Peak learning rates of ternary" in result.stdout
+    assert "optimizer.matrices.rate=0.02" in result.stdout
+    assert "Sequences of one update" in result.stdout

@@ -19,7 +19,7 @@ def steps(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot
     found = []
     for step in (1, 2):
         Trainer(
-            recipe(steps=step, warmup_steps=0, decay_steps=0),
+            recipe(steps=step, schedule={"warmup_steps": 0, "decay_steps": 0}),
             data,
             run,
             start=run if step > 1 else None,

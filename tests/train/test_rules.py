@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.train.optimizers import Hyper, adamw, lion, muon, orthogonalize
+from nanochat.train.rules import RULES, AdamW, Lion, Muon, adamw, lion, muon, orthogonalize
 
 
 def matrix(*shape: int) -> torch.Tensor:
@@ -19,9 +19,8 @@ def test_adamw_takes_the_same_three_steps_as_torch() -> None:
     state: dict[str, torch.Tensor] = {}
 
     for step, gradient in enumerate(gradients, start=1):
-        ours, state = adamw(
-            ours, gradient, state, Hyper(learning_rate=0.01, step=step, weight_decay=0.1)
-        )
+        settings = AdamW(weight_decay=0.1)
+        ours, state = adamw(ours, gradient, state, settings, rate=0.01, step=step)
         theirs.grad = gradient.clone()
         optimizer.step()
 
@@ -31,7 +30,7 @@ def test_adamw_takes_the_same_three_steps_as_torch() -> None:
 def test_lion_moves_every_number_by_the_learning_rate() -> None:
     start, gradient = matrix(4, 6), matrix(4, 6)
 
-    moved, _ = lion(start, gradient, {}, Hyper(learning_rate=0.5, step=1))
+    moved, _ = lion(start, gradient, {}, Lion(), rate=0.5, step=1)
 
     torch.testing.assert_close(moved, start - 0.5 * gradient.sign())
 
@@ -55,10 +54,11 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
 
 def test_a_stack_of_matrices_is_updated_like_each_alone() -> None:
     start, gradient = matrix(3, 8, 16), matrix(3, 8, 16)
-    hyper = Hyper(learning_rate=0.02, step=1)
 
-    together, _ = muon(start, gradient, {}, hyper)
-    alone = torch.stack([muon(start[i], gradient[i], {}, hyper)[0] for i in range(3)])
+    together, _ = muon(start, gradient, {}, Muon(), rate=0.02, step=1)
+    alone = torch.stack(
+        [muon(start[i], gradient[i], {}, Muon(), rate=0.02, step=1)[0] for i in range(3)]
+    )
 
     torch.testing.assert_close(together, alone)
 
@@ -66,9 +66,10 @@ def test_a_stack_of_matrices_is_updated_like_each_alone() -> None:
 def test_the_rules_run_on_mlx_arrays() -> None:
     mx = pytest.importorskip("mlx.core")
     start, gradient = matrix(4, 8), matrix(4, 8)
-    hyper = Hyper(learning_rate=0.02, step=1)
 
-    for rule in (muon, adamw, lion):
-        moved, _ = rule(mx.array(start.numpy()), mx.array(gradient.numpy()), {}, hyper)
-        expected, _ = rule(start, gradient, {}, hyper)
+    for settings in (Muon(), AdamW(), Lion()):
+        rule = RULES[settings.rule]
+        arrays = mx.array(start.numpy()), mx.array(gradient.numpy())
+        moved, _ = rule(*arrays, {}, settings, rate=0.02, step=1)
+        expected, _ = rule(start, gradient, {}, settings, rate=0.02, step=1)
         np.testing.assert_allclose(np.array(moved), expected.numpy(), atol=1e-4)
