@@ -34,7 +34,7 @@ from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
 from nanochat.train.snapshot import Snapshot, find_snapshot, load_snapshot, save_snapshot
-from nanochat.train.updater import Updater
+from nanochat.train.updater import State, Updater, carried
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
@@ -118,11 +118,10 @@ class Trainer:
         ops = TorchOps(device, getattr(torch, recipe.precision.products))
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops, recipe.precision.weights)
-        specs = dict(named_leaves(shapes(recipe.model)))
-        self.updater = Updater(self.model, specs, recipe.optimizer)
+        self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
-        if start is not None:
-            self._restore(start)
+        states = {} if start is None else self._restore(start)
+        self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
         resumed = start is not None and find_snapshot(start).resolve().parent == directory.resolve()
         if self.step >= recipe.steps and not resumed:
@@ -242,11 +241,11 @@ class Trainer:
             recipe=self.recipe,
             data=self.shards.fingerprint,
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
-            optimizer=self.updater.state,
+            optimizer=self.updater.states(),
         )
         tensors = {**snapshot.parameters}
-        for group, state in snapshot.optimizer.items():
-            tensors |= {f"{name} of {group}": tensor for name, tensor in state.items()}
+        for name, state in snapshot.optimizer.items():
+            tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.items()}
         # A finite gradient may still be too large a step.
         largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
@@ -301,7 +300,7 @@ class Trainer:
         values = dict(zip(measured, numbers, strict=True))
         self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
         factor = learning_rate_factor(self.recipe, self.step)
-        self.updater.update(self.step, norm=norms["gradient_norm"], factor=factor)
+        self.updater.update(norm=norms["gradient_norm"], factor=factor)
         self.step += 1
         return {
             "tokens": self.step * self.recipe.data.batch_size * self.recipe.data.length,
@@ -323,7 +322,8 @@ class Trainer:
                     "rate, such as --set optimizer.matrices.rate=0.01"
                 )
 
-    def _restore(self, start: Path) -> None:
+    def _restore(self, start: Path) -> dict[str, State]:
+        """Take the step and the parameters of a snapshot, and return what goes on of its optimizer's state."""
         snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
             raise TrainingError(
@@ -341,10 +341,12 @@ class Trainer:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
-        # Nothing has been updated before the first step.
-        if snapshot.step:
-            self.updater.restore(snapshot.optimizer, str(start))
         self.step = snapshot.step
+        if not snapshot.step:
+            # Nothing was updated yet.
+            return {}
+        old, new = snapshot.recipe.optimizer, self.recipe.optimizer
+        return carried(snapshot.optimizer, self._specs, old=old, new=new, source=str(start))
 
     def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(tokens).to(self.model.ops.device)

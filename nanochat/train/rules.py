@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from nanochat.train.values import CHECKED, NotNegative, Positive, Share
 
 __all__ = [
+    "KEPT",
     "RULES",
     "AdamW",
     "Lion",
@@ -199,4 +200,10 @@ RULES: Mapping[str, Callable[..., tuple[Array, State]]] = {
     "muon": muon,
     "adamw": adamw,
     "lion": lion,
+}
+# What each keeps from step to step, of the parameter's shape.
+KEPT: Mapping[str, tuple[str, ...]] = {
+    "muon": ("average",),
+    "adamw": ("first", "second"),
+    "lion": ("average",),
 }

@@ -1,9 +1,9 @@
 """This file holds training checkpoints: everything from which a run goes on exactly.
 
 A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters-STEP.safetensors`` (latent weights by
-name) and ``optimizer-STEP.safetensors``. The data order is a function of the seed and the step, and nothing else is
-random. The first file is replaced last, and the files of another step stay until then: a run that is killed at any
-moment has one whole snapshot.
+name) and ``optimizer-STEP.safetensors`` (what is kept of each, as ``NAME|KIND``). The data order is a function of the
+seed and the step, and nothing else is random. The first file is replaced last, and the files of another step stay until
+then: a run that is killed at any moment has one whole snapshot.
 """
 
 import json
@@ -18,11 +18,13 @@ from torch import Tensor
 from nanochat.errors import FormatError, TrainingError, VersionError
 from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.train.stacked_states import unstacked
+from nanochat.train.updater import State
 
-__all__ = ["Snapshot", "find_snapshot", "load_snapshot", "save_snapshot"]
+__all__ = ["Snapshot", "find_snapshot", "load_recipe", "load_snapshot", "save_snapshot"]
 
-# The files of the first version had no step in their names.
-_FORMAT = 2
+# The files of the first version had no step in their names; until the second, what an optimizer kept lay in stacks.
+_FORMAT = 3
 _FILE_NAME = "snapshot.json"
 _MAX_JSON_BYTES = 1 << 20
 
@@ -35,15 +37,15 @@ class Snapshot:
     recipe: Recipe
     data: str
     parameters: Mapping[str, Tensor]
-    optimizer: Mapping[str, Mapping[str, Tensor]]
+    optimizer: Mapping[str, State]
 
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     """Write a snapshot into a directory of its own, complete or not at all."""
     flat = {
-        f"{group}|{name}": tensor
-        for group, state in snapshot.optimizer.items()
-        for name, tensor in state.items()
+        f"{name}|{kind}": tensor
+        for name, state in snapshot.optimizer.items()
+        for kind, tensor in state.items()
     }
     text = {
         "format": _FORMAT,
@@ -72,9 +74,32 @@ def find_snapshot(directory: Path) -> Path:
     )
 
 
+def load_recipe(directory: Path) -> Recipe:
+    """The recipe of the snapshot in a directory of its own or in that of its run, without its numbers."""
+    recipe: Recipe = _read_text(find_snapshot(directory))[-1]
+    return recipe
+
+
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     """Read the snapshot in a directory of its own or in that of its run."""
     directory = find_snapshot(directory)
+    version, step, data, recipe = _read_text(directory)
+    parameters_file, optimizer_file = _tensor_files(directory, version, step)
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _load(optimizer_file, device).items():
+        owner, _, kind = key.rpartition("|")
+        optimizer.setdefault(owner, {})[kind] = tensor
+    return Snapshot(
+        step=step,
+        recipe=recipe,
+        data=data,
+        parameters=_load(parameters_file, device),
+        optimizer=unstacked(optimizer, recipe, step) if version < 3 else optimizer,
+    )
+
+
+def _read_text(directory: Path) -> tuple[int, int, str, Recipe]:
+    """Format, step, data and recipe of a snapshot."""
     path = directory / _FILE_NAME
     text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
     version = text.get("format")
@@ -92,18 +117,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    parameters_file, optimizer_file = _tensor_files(directory, version, step)
-    optimizer: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _load(optimizer_file, device).items():
-        group, _, name = key.rpartition("|")
-        optimizer.setdefault(group, {})[name] = tensor
-    return Snapshot(
-        step=step,
-        recipe=recipe_from_dict(recipe),
-        data=data,
-        parameters=_load(parameters_file, device),
-        optimizer=optimizer,
-    )
+    return version, step, data, recipe_from_dict(recipe)
 
 
 def _tensor_files(directory: Path, version: int, step: int) -> tuple[Path, Path]:

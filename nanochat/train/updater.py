@@ -1,7 +1,7 @@
 """This file holds what applies one update to all parameters of a model, by the rule of each one's role."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,48 +10,63 @@ from torch import Tensor, nn
 from nanochat.errors import TrainingError
 from nanochat.train.module import LanguageModel
 from nanochat.train.roles import OptimizerSettings, role_of, rule_of
-from nanochat.train.rules import RULES, Rule
+from nanochat.train.rules import KEPT, RULES, Rule
 from nanochat.weights import Spec
 
-__all__ = ["Updater"]
+__all__ = ["UPDATES", "State", "Updater", "carried"]
+
+# What a rule keeps of a parameter, and under `UPDATES` how often it was updated.
+State = Mapping[str, Tensor]
+UPDATES = "updates"
+
+# Bytes of parameters that are updated together: the copies of a large model's matrices must not double its memory.
+_MOST_BYTES = 1 << 28
 
 
 class Updater:
-    """Applies one update to all parameters of a model, in stacks of equal shapes.
+    """Applies one update to all parameters of a model, in stacks of equal shapes, of which they are views from now on.
 
-    Attributes
+    Parameters
     ----------
-    state : dict of str to dict of str to tensor
-        Per group, the tensors of its rule, stacked like its parameters.
+    states : dict of str to dict of str to tensor
+        By parameter, what `states` gave in a run before; those that are absent begin anew.
     """
 
     def __init__(
-        self, model: LanguageModel, specs: Mapping[str, Spec], settings: OptimizerSettings
+        self,
+        model: LanguageModel,
+        specs: Mapping[str, Spec],
+        settings: OptimizerSettings,
+        states: Mapping[str, State],
     ) -> None:
         self._clip = settings.clip
-        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        self._groups = _groups(specs, settings)
-        self.state: dict[str, dict[str, Tensor]] = {name: {} for name in self._groups}
+        parameters = dict(model.named_parameters())
+        self._stacks = list(_stacks(parameters, specs, settings, states))
 
-    def restore(self, state: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
-        """Take over the state of a snapshot, if it is of this model under this recipe."""
-        for key, group in self._groups.items():
-            shape = (len(group.names), *self._parameters[group.names[0]].shape)
-            found = state.get(key, {})
-            if not found or any(tuple(tensor.shape) != shape for tensor in found.values()):
-                raise TrainingError(
-                    f"{source} has no optimizer state {key} of shape {shape}: it is damaged, or of a recipe with other "
-                    "rules or rates; use an earlier snapshot, or keep the recipe's rates"
-                )
-            self.state[key] = dict(found)
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """What is kept of each parameter, which the next update changes."""
+        return {
+            name: {
+                **{kind: tensor[number] for kind, tensor in stack.state.items()},
+                UPDATES: torch.tensor(stack.updates),
+            }
+            for stack in self._stacks
+            for number, name in enumerate(stack.names)
+            if stack.updates
+        }
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients that the last pass left, by name; a parameter that it did not use has none."""
-        return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        return {
+            name: parameter.grad
+            for stack in self._stacks
+            for name, parameter in zip(stack.names, stack.parameters, strict=True)
+            if parameter.grad is not None
+        }
 
     @torch.no_grad()
-    def update(self, step: int, *, norm: Tensor, factor: float) -> None:
-        """Clip the gradients, update every parameter for this step (from 0), and drop the gradients.
+    def update(self, *, norm: Tensor, factor: float) -> None:
+        """Clip the gradients, update every parameter, and drop the gradients.
 
         Parameters
         ----------
@@ -61,43 +76,96 @@ class Updater:
             Share of the peak learning rates, from `nanochat.train.recipe.learning_rate_factor`.
         """
         shrink = (self._clip / (norm + 1e-12)).clamp(max=1.0)
-        for key, group in self._groups.items():
-            parameters = [self._parameters[name] for name in group.names]
+        for stack in self._stacks:
             # A parameter that this step did not use (an expert without tokens) has no gradient.
-            stacked = torch.stack(
-                [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            gradients = torch.stack(
+                [torch.zeros_like(p) if p.grad is None else p.grad for p in stack.parameters]
             )
-            new, self.state[key] = RULES[group.rule.rule](
-                torch.stack([p.detach() for p in parameters]),
-                stacked * shrink,
-                self.state[key],
-                group.rule,
-                rate=group.rule.rate * factor,
-                step=step + 1,
+            stack.updates += 1
+            values, stack.state = RULES[stack.rule.rule](
+                stack.values,
+                gradients.mul_(shrink),
+                stack.state,
+                stack.rule,
+                rate=stack.rule.rate * factor,
+                step=stack.updates,
             )
-            for parameter, value in zip(parameters, new.unbind(), strict=True):
-                parameter.copy_(value)
+            stack.values.copy_(values)
+            for parameter in stack.parameters:
                 parameter.grad = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Parameters of one shape that share a rule."""
+def carried(
+    states: Mapping[str, State],
+    specs: Mapping[str, Spec],
+    *,
+    old: OptimizerSettings,
+    new: OptimizerSettings,
+    source: str,
+) -> dict[str, State]:
+    """Those states that go on under other settings: where a parameter's rule is still of the same kind.
 
-    names: tuple[str, ...]
+    Raises
+    ------
+    TrainingError
+        If one of them is not as the rule left it; `source` says whose they are.
+    """
+    kept = {}
+    for name, spec in specs.items():
+        role = role_of(name, spec)
+        rule = rule_of(old, role).rule
+        if rule != rule_of(new, role).rule:
+            continue
+        state = states.get(name, {})
+        shapes = {kind: tuple(tensor.shape) for kind, tensor in state.items()}
+        if shapes != {**dict.fromkeys(KEPT[rule], spec.shape), UPDATES: ()}:
+            raise TrainingError(
+                f"{source} has no optimizer state of {name} as {rule} keeps it: it is damaged; use an earlier snapshot"
+            )
+        kept[name] = state
+    return kept
+
+
+@dataclass(kw_only=True)
+class _Stack:
+    """Parameters of one shape that share a rule and the number of updates, and are views of `values`."""
+
+    names: list[str]
+    parameters: list[nn.Parameter]
     rule: Rule
+    values: Tensor
+    state: dict[str, Tensor]
+    updates: int
 
 
-def _groups(specs: Mapping[str, Spec], settings: OptimizerSettings) -> dict[str, _Group]:
-    alike: dict[tuple[Rule, tuple[int, ...]], list[str]] = {}
+def _stacks(
+    parameters: Mapping[str, nn.Parameter],
+    specs: Mapping[str, Spec],
+    settings: OptimizerSettings,
+    states: Mapping[str, State],
+) -> Iterator[_Stack]:
+    alike: dict[tuple[Rule, tuple[int, ...], int], list[str]] = {}
     for name, spec in specs.items():
         rule = rule_of(settings, role_of(name, spec))
-        alike.setdefault((rule, spec.shape), []).append(name)
-    groups = {}
-    for (rule, shape), names in alike.items():
-        # Bounded stacks: the copies of a large model's matrices must not double its memory.
-        limit = max(1, (1 << 26) // max(1, math.prod(shape)))
+        updates = int(states[name][UPDATES]) if name in states else 0
+        alike.setdefault((rule, spec.shape, updates), []).append(name)
+    for (rule, shape, updates), names in alike.items():
+        limit = max(1, _MOST_BYTES // max(1, 4 * math.prod(shape)))
         for first in range(0, len(names), limit):
-            part = tuple(names[first : first + limit])
-            groups[f"{rule.rule}:{part[0]}"] = _Group(names=part, rule=rule)
-    return groups
+            part = names[first : first + limit]
+            members = [parameters[name] for name in part]
+            values = torch.stack([member.detach() for member in members])
+            for member, view in zip(members, values.unbind(), strict=True):
+                member.data = view
+            state = {
+                kind: torch.stack([states[name][kind] for name in part])
+                for kind in (KEPT[rule.rule] if updates else ())
+            }
+            yield _Stack(
+                names=part,
+                parameters=members,
+                rule=rule,
+                values=values,
+                state=state,
+                updates=updates,
+            )

@@ -1,6 +1,7 @@
 """Whenever a run is killed, one whole snapshot is there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nanochat.errors import VersionError
 from nanochat.train.loop import Trainer
 from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
 from tests.train.runs import quiet, recipe
+from tests.train.test_old_snapshots import OLD
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +79,23 @@ def test_a_snapshot_takes_the_place_of_the_one_before(
     ]
 
 
-def test_a_snapshot_of_the_first_version_is_read(steps: list[Snapshot], tmp_path: Path) -> None:
-    save_snapshot(tmp_path / "snapshot", steps[0])
+def test_a_snapshot_of_the_first_version_is_read(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path / "snapshot")
     for path in (tmp_path / "snapshot").glob("*.safetensors"):
-        path.rename(path.with_name(path.name.replace("-1", "")))
+        path.rename(path.with_name(path.name.replace("-4", "")))
     rewrite(tmp_path / "snapshot", format=1)
 
-    assert is_whole(load_snapshot(tmp_path / "snapshot"), steps[0])
+    assert is_whole(load_snapshot(tmp_path / "snapshot"), load_snapshot(OLD))
 
 
-@pytest.mark.parametrize("version", [0, 3, True, "2", None])
+@pytest.mark.parametrize("version", [0, 4, True, "2", None])
 def test_a_snapshot_of_another_version_is_refused(
     version: object, steps: list[Snapshot], tmp_path: Path
 ) -> None:
     save_snapshot(tmp_path / "snapshot", steps[0])
     rewrite(tmp_path / "snapshot", format=version)
 
-    with pytest.raises(VersionError, match=f"format {version!r} is none of 1 to 2"):
+    with pytest.raises(VersionError, match=f"format {version!r} is none of 1 to 3"):
         load_snapshot(tmp_path / "snapshot")
 
 
