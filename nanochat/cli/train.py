@@ -119,22 +119,22 @@ def train(
 ) -> None:
     """Train a model on prepared data, and write it as a model directory.
 
-    The run's directory receives log.jsonl, snapshot/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
+    The run's directory receives log.jsonl, snapshots/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
     from nanochat.train.loop import Trainer
-    from nanochat.train.snapshot import load_snapshot
+    from nanochat.train.snapshot import holds_run, load_recipe
 
     if resume:
         if preset or recipe_file or start or changes:
             raise click.UsageError(
                 "--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set"
             )
-        recipe = load_snapshot(out).recipe
+        recipe = load_recipe(out)
         start = out
     else:
-        if (out / "snapshot").exists():
+        if holds_run(out):
             raise TrainingError(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
@@ -194,7 +194,7 @@ def _recipe(
     from nanochat.train.flat_recipe import nested
     from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
     from nanochat.train.settings import change_setting
-    from nanochat.train.snapshot import load_snapshot
+    from nanochat.train.snapshot import load_recipe
 
     fields: dict[str, object] = {}
     if preset_name is not None and file is not None:
@@ -204,7 +204,7 @@ def _recipe(
     elif file is not None:
         fields = nested(parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file)))
     elif start is not None:
-        fields = recipe_to_dict(load_snapshot(start).recipe)
+        fields = recipe_to_dict(load_recipe(start))
     else:
         raise click.UsageError("pass what to train: --preset, --recipe, or --start with a run")
     for change in changes:

@@ -1,16 +1,12 @@
 """This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
 
 import itertools
-import json
 import logging
 import math
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -20,9 +16,8 @@ from torch import Tensor
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.bundle import Bundle
-from nanochat.errors import ConfigError, SaveError, TrainingError
+from nanochat.errors import ConfigError, TrainingError
 from nanochat.export.directory import save_model
-from nanochat.files import atomic_write
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
@@ -33,18 +28,39 @@ from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
 from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
-from nanochat.train.snapshot import Snapshot, find_snapshot, load_snapshot, save_snapshot
+from nanochat.train.run_log import HELD_OUT, RunLog, machine
+from nanochat.train.snapshot import (
+    Snapshot,
+    find_snapshot,
+    keep_snapshots,
+    load_snapshot,
+    save_snapshot,
+    snapshot_directory,
+)
 from nanochat.train.updater import State, Updater, carried
 from nanochat.weights import named_leaves
 
-__all__ = ["LogEntry", "Trainer"]
+__all__ = ["LogEntry", "NotFiniteError", "Trainer"]
 
 
 _LOGGER = logging.getLogger(__name__)
 
+# Batches in a row that are left out for numbers that are not finite, before the run goes back.
+_MOST_SKIPPED = 3
+# How often it goes back to one snapshot.
+_MOST_RETURNS = 2
+
 
 def _ignore(*_: int) -> None:
     """What is told nobody."""
+
+
+class NotFiniteError(TrainingError):
+    """A number that decides the run is infinite or none; `what` names it and the step."""
+
+    def __init__(self, message: str, *, what: str) -> None:
+        super().__init__(message)
+        self.what = what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +79,7 @@ class Trainer:
     data : Path
         Token shards, from `nanochat.train.corpus.prepare`.
     directory : Path
-        Of the run: ``log.jsonl``, ``snapshot/`` and in the end ``model/``.
+        Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``.
     start : Path, optional
         A run, or its snapshot, to go on from; its step counts.
     device : str
@@ -120,10 +136,14 @@ class Trainer:
         self.model = LanguageModel(recipe.model, weights, ops, recipe.precision.weights)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
+        # Batches that were left out: each step reads as many later.
+        self.skipped = 0
         states = {} if start is None else self._restore(start)
         self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
-        resumed = start is not None and find_snapshot(start).resolve().parent == directory.resolve()
+        resumed = (
+            start is not None and directory.resolve() in find_snapshot(start).resolve().parents
+        )
         if self.step >= recipe.steps and not resumed:
             raise TrainingError(
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
@@ -135,6 +155,8 @@ class Trainer:
         # The steps of the last snapshot and of the last evaluation that stand in the directory.
         self._saved = self.step if resumed else -1
         self._evaluated = -1
+        # Batches in a row that were left out, and returns to the last snapshot.
+        self._left_out = self._returns = 0
 
     def run(
         self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
@@ -157,36 +179,43 @@ class Trainer:
         bool
             Whether the last step was reached and evaluated; the model directory is then written.
         """
+        kept = -1 if self._first_step is not None else self.step
         # Whoever sees the log may interrupt the run.
-        with self._interruption, self._log() as log:
+        with self._interruption, RunLog(self.directory / "log.jsonl", step=kept) as log:
+            if self.step in log.evaluations:
+                self._evaluated = self.step
 
             def report(values: dict[str, object]) -> None:
-                log.write(json.dumps({"step": self.step, **values}) + "\n")
-                log.flush()
+                log.write(self.step, values)
                 show(LogEntry(step=self.step, values=values))
 
             if self.step == self._first_step:
-                report({"recipe": recipe_to_dict(self.recipe), "machine": _machine()})
+                report({"recipe": recipe_to_dict(self.recipe), "machine": machine()})
             try:
                 # First what a run that goes on has still to do at the step of its snapshot.
                 while True:
                     self._interruption.check()
-                    if self._is_evaluation_due():
-                        report(self.evaluate(self._num_windows(), watch))
-                        self._evaluated = self.step
-                    if self.step == self.recipe.steps:
-                        break
-                    report(self._advance())
-                    # An evaluation may take longer than all the steps before it, and fail.
-                    if (
-                        self.step == self.recipe.steps
-                        or not self.step % self.recipe.run.snapshot_every
-                    ):
-                        self.save()
+                    try:
+                        if self._is_evaluation_due():
+                            report(self.evaluate(self._num_windows(), watch))
+                            self._evaluated = self.step
+                            self._keep(log.evaluations)
+                        if self.step == self.recipe.steps:
+                            break
+                        report(self._advance())
+                        # An evaluation may take longer than all the steps before it, and fail.
+                        if self._is_snapshot_due():
+                            self.save()
+                            self._keep(log.evaluations)
+                    except NotFiniteError as error:
+                        reason = self._go_back(error)
+                        log.cut(self.step)
+                        report({"went_back": reason})
             except KeyboardInterrupt:
                 self.model.zero_grad()
                 if self._saved != self.step:
                     self.save()
+                    self._keep(log.evaluations)
                 # Another call goes on.
                 self._first_step = None
                 return False
@@ -223,7 +252,7 @@ class Trainer:
         # JSON has no word for what is not finite, and no model is worth more steps after it.
         self._require_finite({"held_out_nats_per_token": nats / num_tokens})
         values: dict[str, object] = {
-            "held_out_bits_per_byte": nats / math.log(2) / num_bytes,
+            HELD_OUT: nats / math.log(2) / num_bytes,
             "held_out_nats_per_token": nats / num_tokens,
             "held_out_tokens": num_tokens,
         }
@@ -235,9 +264,16 @@ class Trainer:
         return values
 
     def save(self) -> None:
-        """Write the snapshot of this step."""
+        """Write the snapshot of this step.
+
+        Raises
+        ------
+        NotFiniteError
+            If a number of it is infinite or none.
+        """
         snapshot = Snapshot(
             step=self.step,
+            skipped=self.skipped,
             recipe=self.recipe,
             data=self.shards.fingerprint,
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
@@ -249,8 +285,9 @@ class Trainer:
         # A finite gradient may still be too large a step.
         largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
-        save_snapshot(self.directory / "snapshot", snapshot)
+        save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
         self._saved = self.step
+        self._returns = 0
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
@@ -277,6 +314,19 @@ class Trainer:
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
 
+    def _is_snapshot_due(self) -> bool:
+        # A batch that was left out is no step.
+        if self.step in (0, self._saved):
+            return False
+        return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
+
+    def _keep(self, evaluations: Mapping[int, float]) -> None:
+        """Keep the best snapshot and the last ones, and delete the others."""
+        best = min(evaluations, key=evaluations.__getitem__, default=-1)
+        if best == self.step != self._saved:
+            self.save()
+        keep_snapshots(self.directory, last=self.recipe.run.keep_snapshots, best=best)
+
     def _num_windows(self) -> int:
         if self.step < self.recipe.steps:
             return self.recipe.run.evaluation_windows
@@ -287,8 +337,9 @@ class Trainer:
 
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
+        number = self.step + self.skipped
         inputs, targets = self.shards.batch(
-            self.step, self.recipe.data.batch_size, self.recipe.data.length
+            number, self.recipe.data.batch_size, self.recipe.data.length
         )
         with self.model.rounded(), self._interruption.abandonable(), compiling():
             found = self._compiled(self._tensor(inputs), self._tensor(targets))
@@ -298,7 +349,16 @@ class Trainer:
         # The one time that a step waits for the device.
         numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
         values = dict(zip(measured, numbers, strict=True))
-        self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
+        try:
+            self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
+        except NotFiniteError as error:
+            self.model.zero_grad()
+            self._left_out += 1
+            if self._left_out > _MOST_SKIPPED:
+                raise
+            self.skipped += 1
+            return {"skipped_batch": number, "because": error.what}
+        self._left_out = 0
         factor = learning_rate_factor(self.recipe, self.step)
         self.updater.update(norm=norms["gradient_norm"], factor=factor)
         self.step += 1
@@ -317,10 +377,27 @@ class Trainer:
                     if self._saved >= 0
                     else "begin again"
                 )
-                raise TrainingError(
-                    f"{name} is {value} at step {self.step}: must be finite, so nothing is saved; {again} and a lower "
-                    "rate, such as --set optimizer.matrices.rate=0.01"
+                what = f"{name} is {value} at step {self.step}"
+                raise NotFiniteError(
+                    f"{what}: must be finite, so nothing is saved; {again} and a lower rate, such as --set "
+                    "optimizer.matrices.rate=0.01",
+                    what=what,
                 )
+
+    def _go_back(self, error: "NotFiniteError") -> str:
+        """Go on from the last snapshot, with other batches than those that led here, and return why."""
+        if self._saved < 0 or self._returns == _MOST_RETURNS:
+            raise error
+        self.model.zero_grad()
+        last = self.step + self.skipped
+        states = self._restore(find_snapshot(self.directory))
+        self.updater = Updater(self.model, self._specs, self.recipe.optimizer, states)
+        first = self.step + self.skipped
+        self.skipped = last + 1 - self.step
+        self._returns += 1
+        self._left_out = 0
+        self._evaluated = -1
+        return f"{error.what}: batches {first} to {last} are left out"
 
     def _restore(self, start: Path) -> dict[str, State]:
         """Take the step and the parameters of a snapshot, and return what goes on of its optimizer's state."""
@@ -341,7 +418,7 @@ class Trainer:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
-        self.step = snapshot.step
+        self.step, self.skipped = snapshot.step, snapshot.skipped
         if not snapshot.step:
             # Nothing was updated yet.
             return {}
@@ -350,41 +427,3 @@ class Trainer:
 
     def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(tokens).to(self.model.ops.device)
-
-    @contextmanager
-    def _log(self) -> Iterator[TextIO]:
-        path = self.directory / "log.jsonl"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            # Lines after the snapshot will be written again, the same.
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            kept = [
-                line for line in lines if self._first_step is None and _step_of(line) <= self.step
-            ]
-            if kept and "held_out_bits_per_byte" in json.loads(kept[-1]):
-                self._evaluated = int(_step_of(kept[-1]))
-            atomic_write(path, "".join(kept).encode())
-            with path.open("a") as file:
-                yield file
-        except OSError as error:
-            if isinstance(error, SaveError):
-                raise
-            raise SaveError(
-                f"cannot write {path}: {error}; free space or pass another directory, and resume"
-            ) from error
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _machine() -> dict[str, object]:
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }

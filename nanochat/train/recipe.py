@@ -80,6 +80,8 @@ class RunSettings:
     ----------
     evaluate_every, snapshot_every : int
         Steps between held-out evaluations and between snapshots.
+    keep_snapshots : int
+        Snapshots that are kept, the last ones, besides that of the best evaluation.
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
         on.
@@ -87,6 +89,7 @@ class RunSettings:
 
     evaluate_every: Count = 100
     snapshot_every: Count = 100
+    keep_snapshots: Count = 2
     evaluation_windows: Count = 64
 
 

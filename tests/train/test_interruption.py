@@ -24,7 +24,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
 def trainer(data: Path, run: Path, settings: Recipe, *, resume: bool = False) -> Trainer:
-    start = run / "snapshot" if resume else None
+    start = run if resume else None
     return Trainer(settings, data, run, start=start, num_threads=1, compile_model=False)
 
 
@@ -50,7 +50,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_has_saved_and_makes_up_for_it(
             signal.raise_signal(number)
 
     finished = run.run(quiet, interrupt)
-    saved = load_snapshot(tmp_path / "snapshot").step
+    saved = load_snapshot(tmp_path).step
     has_model = (tmp_path / "model").exists()
     resumed = trainer(data, tmp_path, recipe(steps=12), resume=True).run(quiet)
 
@@ -66,7 +66,7 @@ def test_the_last_step_is_saved_before_it_is_evaluated(data: Path, tmp_path: Pat
 
     def look(done: int, _: int) -> None:
         if not done:
-            saved.append(load_snapshot(tmp_path / "snapshot").step)
+            saved.append(load_snapshot(tmp_path).step)
 
     trainer(data, tmp_path, recipe(steps=12)).run(quiet, look)
 
@@ -125,7 +125,7 @@ def test_a_second_signal_does_not_wait_for_the_step_and_loses_no_step_before_it(
 
     hook = run.model.get_parameter("layers.0.mixer.q").register_hook(interrupt)
     finished = run.run(quiet)
-    saved = load_snapshot(tmp_path / "snapshot")
+    saved = load_snapshot(tmp_path)
     kept = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     hook.remove()
 
@@ -155,7 +155,7 @@ def test_signals_cut_no_rounding_and_no_way_back_from_it(
 
     with _Interrupted():
         finished = run.run(quiet)
-    saved = load_snapshot(tmp_path / "snapshot").step
+    saved = load_snapshot(tmp_path).step
 
     assert (finished, saved) == (False, 9)
     assert run.run(quiet)
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_before_its_first_step_goes_on(
         signal.raise_signal(signal.SIGINT)
 
     finished = trainer(data, tmp_path, recipe(steps=12)).run(interrupt)
-    saved = load_snapshot(tmp_path / "snapshot").step
+    saved = load_snapshot(tmp_path).step
     resumed = trainer(data, tmp_path, recipe(steps=12), resume=True).run(quiet)
 
     assert (finished, saved, resumed) == (False, 0, True)
@@ -248,4 +248,4 @@ def test_an_interrupted_command_saves_and_says_how_to_go_on(
     assert process.returncode == 130
     assert "--resume" in messages
     assert "Traceback" not in messages
-    assert (run / "snapshot" / "snapshot.json").is_file()
+    assert list(run.glob("snapshots/*/snapshot.json"))

@@ -32,7 +32,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stopped(short: Path, tmp_path: Path) -> Path:
     """The snapshot of a run of twelve steps, to change."""
-    return Path(shutil.copytree(short / "snapshot", tmp_path / "run" / "snapshot"))
+    return Path(shutil.copytree(short / "snapshots" / "12", tmp_path / "run" / "snapshots" / "12"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_nothing_is_updated_or_saved_after_a_number_that_is_not_finite(
     with pytest.raises(TrainingError, match=rf"^{where} is (nan|inf) at step 0: must be finite"):
         trainer.run(quiet)
 
-    assert not (tmp_path / "snapshot").exists()
+    assert not (tmp_path / "snapshots").exists()
     for name, p in trainer.model.named_parameters():
         assert torch.equal(p.nan_to_num(), before[name].nan_to_num()), name
 
@@ -110,7 +110,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(data: Path, tmp_path: Path)
     with pytest.raises(TrainingError, match=r"^layers\.1\.mixer\.q is inf at step 0"):
         trainer.save()
 
-    assert load_snapshot(tmp_path / "snapshot").parameters["layers.1.mixer.q"].isfinite().all()
+    assert load_snapshot(tmp_path).parameters["layers.1.mixer.q"].isfinite().all()
 
 
 # The command, in a process that is killed in the thirteenth step, three after a snapshot.
@@ -159,7 +159,7 @@ def test_a_branch_starts_from_another_runs_snapshot(data: Path, tmp_path: Path) 
         recipe(steps=25),
         data,
         branch,
-        start=first / "snapshot",
+        start=first / "snapshots" / "20",
         num_threads=1,
         compile_model=False,
     )
@@ -176,11 +176,11 @@ def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
         num_threads=1,
         compile_model=False,
     ).run(quiet)
-    file = tmp_path / "snapshot" / "parameters-5.safetensors"
+    file = tmp_path / "snapshots" / "5" / "parameters.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
 
-    with pytest.raises(ValueError, match=r"parameters-5\.safetensors is damaged"):
-        Trainer(recipe(), data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
+    with pytest.raises(ValueError, match=r"5/parameters\.safetensors is damaged"):
+        Trainer(recipe(), data, tmp_path, start=tmp_path, compile_model=False)
 
 
 def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> N
     other = recipe(model={"num_layers": 1})
 
     with pytest.raises(TrainingError, match="another model"):
-        Trainer(other, data, tmp_path, start=tmp_path / "snapshot", compile_model=False)
+        Trainer(other, data, tmp_path, start=tmp_path, compile_model=False)
 
 
 def test_other_data_than_the_snapshot_saw_is_refused(stopped: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_recipe_that_ends_before_the_snapshot_is_refused(
 def test_a_snapshot_without_its_optimizer_is_refused(
     stopped: Path, data: Path, tmp_path: Path
 ) -> None:
-    save_file({}, stopped / "optimizer-12.safetensors")
+    save_file({}, stopped / "optimizer.safetensors")
 
     with pytest.raises(TrainingError, match="no optimizer state"):
         Trainer(recipe(), data, tmp_path / "branch", start=stopped, compile_model=False)

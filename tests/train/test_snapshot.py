@@ -1,7 +1,6 @@
 """Whenever a run is killed, one whole snapshot is there."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,14 @@ import torch
 
 from nanochat.errors import VersionError
 from nanochat.train.loop import Trainer
-from nanochat.train.snapshot import Snapshot, load_snapshot, save_snapshot
+from nanochat.train.snapshot import (
+    Snapshot,
+    keep_snapshots,
+    load_snapshot,
+    save_snapshot,
+    snapshot_directory,
+)
 from tests.train.runs import quiet, recipe
-from tests.train.test_old_snapshots import OLD
 
 
 @pytest.fixture(scope="module")
@@ -44,48 +48,39 @@ def is_whole(found: Snapshot, snapshot: Snapshot) -> bool:
     return found.step == snapshot.step and tensors[0].keys() == tensors[1].keys() and same
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_snapshot_that_is_cut_short_leaves_the_one_before(
-    moved: int, steps: list[Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: list[Snapshot], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_snapshot(tmp_path / "snapshot", steps[0])
-    done: list[Path] = []
-    replace = Path.replace
+    save_snapshot(snapshot_directory(tmp_path, 1), steps[0])
 
-    def replace_some(path: Path, target: Path) -> Path:
-        if len(done) == moved:
-            raise KeyboardInterrupt
-        done.append(target)
-        return replace(path, target)
+    def stop(*_: Path) -> Path:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", replace_some)
+    monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        save_snapshot(tmp_path / "snapshot", steps[1])
+        save_snapshot(snapshot_directory(tmp_path, 2), steps[1])
 
-    assert is_whole(load_snapshot(tmp_path / "snapshot"), steps[0])
-
-
-def test_a_snapshot_takes_the_place_of_the_one_before(
-    steps: list[Snapshot], tmp_path: Path
-) -> None:
-    for snapshot in steps:
-        save_snapshot(tmp_path / "snapshot", snapshot)
-
-    assert is_whole(load_snapshot(tmp_path / "snapshot"), steps[1])
-    assert sorted(path.name for path in (tmp_path / "snapshot").iterdir()) == [
-        "optimizer-2.safetensors",
-        "parameters-2.safetensors",
-        "snapshot.json",
-    ]
+    assert is_whole(load_snapshot(tmp_path), steps[0])
 
 
-def test_a_snapshot_of_the_first_version_is_read(tmp_path: Path) -> None:
-    shutil.copytree(OLD, tmp_path / "snapshot")
-    for path in (tmp_path / "snapshot").glob("*.safetensors"):
-        path.rename(path.with_name(path.name.replace("-4", "")))
-    rewrite(tmp_path / "snapshot", format=1)
+def test_the_last_snapshot_of_a_run_stands_for_it(steps: list[Snapshot], tmp_path: Path) -> None:
+    for step, snapshot in ((10, steps[1]), (9, steps[0])):
+        save_snapshot(snapshot_directory(tmp_path, step), snapshot)
 
-    assert is_whole(load_snapshot(tmp_path / "snapshot"), load_snapshot(OLD))
+    assert is_whole(load_snapshot(tmp_path), steps[1])
+    assert is_whole(load_snapshot(tmp_path / "snapshots" / "9"), steps[0])
+
+
+def test_the_best_and_the_last_snapshots_are_kept(steps: list[Snapshot], tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 25):
+        save_snapshot(snapshot_directory(tmp_path, step), steps[0])
+    # That of a run which was killed while it deleted.
+    (snapshot_directory(tmp_path, 15) / "snapshot.json").unlink()
+
+    keep_snapshots(tmp_path, last=2, best=10)
+
+    assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {"10", "15", "20", "25"}
+    assert load_snapshot(tmp_path).step == steps[0].step
 
 
 @pytest.mark.parametrize("version", [0, 4, True, "2", None])
@@ -96,7 +91,7 @@ def test_a_snapshot_of_another_version_is_refused(
     rewrite(tmp_path / "snapshot", format=version)
 
     with pytest.raises(VersionError, match=f"format {version!r} is none of 1 to 3"):
-        load_snapshot(tmp_path / "snapshot")
+        load_snapshot(tmp_path)
 
 
 def rewrite(snapshot: Path, **changes: object) -> None:
