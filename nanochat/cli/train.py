@@ -42,7 +42,7 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
     listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
     for prefix, title in titles():
         groups = [(each.names, f"{each.meaning}  [{each.kind}]") for each in setting_groups(prefix)]
-        with listing.section(f"{prefix.rstrip('.') or 'run'}: {title}"):
+        with listing.section(title.rstrip(".")):
             listing.write_dl(groups)
     write(listing.getvalue().lstrip("\n"))
     context.exit()
@@ -166,7 +166,7 @@ def train(
         finished = trainer.run(keep, watch)
     if not finished:
         note(f"stopped after step {trainer.step}, which is saved; go on with --resume")
-    elif recipe.precision.weights == "ternary":
+    elif (out / "model").exists():
         note(f"wrote {out / 'model'}")
     if as_json:
         print_json(last)

@@ -29,9 +29,11 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 def owners(kind: Any) -> tuple[type, ...]:
-    """The dataclasses that a field of that type may hold."""
+    """The dataclasses that a field of that type may be."""
     if is_dataclass(kind):
         return (typing.cast("type", kind),)
+    if typing.get_origin(kind) is tuple:
+        return ()
     return tuple(found for part in typing.get_args(kind) for found in owners(part))
 
 
@@ -81,7 +83,8 @@ def _said(name: str, value: object, kind: str, context: Mapping[str, Any], messa
 def _without_tags(place: Sequence[int | str], owner: type) -> list[str]:
     """The parts of a setting's name: pydantic names the kind of rule among them, too."""
     path: list[str] = []
-    for part in map(str, place):
+    # Users write the changes of a phase beside its steps.
+    for part in (str(each) for each in place if each not in ("changes", "[key]")):
         known = {each.name for kind in _holders(path, owner) for each in fields(kind)}
         tags = {getattr(kind, "rule", None) for kind in _holders(path, owner)}
         if part not in known and part in tags:

@@ -107,12 +107,13 @@ class Shards:
         return max(1, (self.num_tokens - length) // length)
 
     def batch(
-        self, step: int, batch_size: int, length: int
+        self, step: int, batch_size: int, length: int, *, order: int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the inputs and targets of one training step.
 
         An epoch visits each window of `length` tokens once, in an order of its own and cut at an
-        offset of its own. Sample ``i`` of step ``s`` is number ``s * batch_size + i`` of the run.
+        offset of its own. Sample ``i`` of step ``s`` is number ``s * batch_size + i`` of the run. Each `order` is
+        another one of the same seed.
 
         Returns
         -------
@@ -127,8 +128,9 @@ class Shards:
         starts = []
         for sample in range(step * batch_size, (step + 1) * batch_size):
             epoch, number = divmod(sample, num_windows)
-            order = _window_starts(self.num_tokens, num_windows, length, self._seed, epoch)
-            starts.append(int(order[number]))
+            # The first order is that of before there were others.
+            seeds = (self._seed, epoch, order) if order else (self._seed, epoch)
+            starts.append(int(_window_starts(self.num_tokens, num_windows, length, seeds)[number]))
         return self._read(starts, length)
 
     def window_starts(self, length: int) -> range:
@@ -191,11 +193,11 @@ def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 @functools.lru_cache(maxsize=4)
 def _window_starts(
-    num_tokens: int, num_windows: int, length: int, seed: int, epoch: int
+    num_tokens: int, num_windows: int, length: int, seeds: tuple[int, ...]
 ) -> NDArray[np.int64]:
     """Return where each window of one epoch starts, in the order of its samples."""
     # Bit generators are stable across versions of NumPy; Generator.permutation is not (NEP 19).
-    random = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    random = np.random.Philox(np.random.SeedSequence(seeds))
     slack = min(length - 1, num_tokens - 1 - num_windows * length)
     offset = int(random.random_raw()) % (slack + 1)
     order = np.argsort(random.random_raw(num_windows), kind="stable")

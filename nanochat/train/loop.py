@@ -27,7 +27,9 @@ from nanochat.train.interruption import Interruption
 from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
-from nanochat.train.recipe import Recipe, learning_rate_factor, recipe_to_dict
+from nanochat.train.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.train.recipe import Recipe, recipe_to_dict
+from nanochat.train.roles import OptimizerSettings
 from nanochat.train.run_log import HELD_OUT, RunLog, machine
 from nanochat.train.snapshot import (
     Snapshot,
@@ -119,27 +121,27 @@ class Trainer:
                 f"{recipe.model.vocab_size}: pass --set model.vocab_size={vocab_size}, or prepare the data with a "
                 "smaller --vocab-size"
             )
+        self._stages = stages(recipe)
+        longest = max(stage.recipe.data.length for stage in self._stages)
         # Now, not when the first batch or evaluation asks for one.
-        self.shards.num_windows(recipe.data.length)
-        self._evaluation_length = min(recipe.data.length, self.held_out.num_tokens - 1)
-        self.held_out.num_windows(self._evaluation_length)
-        if self._evaluation_length < recipe.data.length:
+        self.shards.num_windows(longest)
+        self.held_out.num_windows(min(longest, self.held_out.num_tokens - 1))
+        if self.held_out.num_tokens <= longest:
             _LOGGER.warning(
                 "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "
                 "training: prepare the data with a larger --held-out for a number that says more",
                 data,
                 self.held_out.num_tokens,
-                recipe.data.length,
+                longest,
             )
-        ops = TorchOps(device, getattr(torch, recipe.precision.products))
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
-        self.model = LanguageModel(recipe.model, weights, ops, recipe.precision.weights)
+        self.model = LanguageModel(recipe.model, weights, TorchOps(device))
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
         # Batches that were left out: each step reads as many later.
         self.skipped = 0
-        states = {} if start is None else self._restore(start)
-        self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
+        self._stage = self._stages[0]
+        self._enter({} if start is None else self._restore(start))
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
         resumed = (
             start is not None and directory.resolve() in find_snapshot(start).resolve().parents
@@ -219,7 +221,7 @@ class Trainer:
                 # Another call goes on.
                 self._first_step = None
                 return False
-        if self.recipe.precision.weights == "ternary":
+        if self._stage.recipe.precision.weights == "ternary":
             self.write_model(self.directory / "model")
         return True
 
@@ -231,7 +233,8 @@ class Trainer:
         Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
         """
         nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
-        batch_size, length = self.recipe.data.batch_size, self._evaluation_length
+        data = self._stage.recipe.data
+        batch_size, length = data.batch_size, min(data.length, self.held_out.num_tokens - 1)
         num_batches = math.ceil(num_windows / batch_size)
         total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
         batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
@@ -239,7 +242,7 @@ class Trainer:
         with torch.no_grad(), self.model.rounded():
             for inputs, targets, lengths in batches:
                 # Another size than in training would be compiled anew.
-                usual = inputs.shape == (batch_size, self.recipe.data.length)
+                usual = inputs.shape == (batch_size, data.length)
                 run = self._compiled if usual else self._terms
                 with self._interruption.abandonable(), compiling():
                     found = run(self._tensor(inputs), self._tensor(targets))
@@ -257,7 +260,7 @@ class Trainer:
             "held_out_tokens": num_tokens,
         }
         if self.recipe.model.num_streams > 1:
-            inputs, _ = self.shards.batch(0, 1, self.recipe.data.length)
+            inputs, _ = self.shards.batch(0, 1, data.length)
             divergence, gain = stream_divergence(self.model, self._tensor(inputs))
             values["stream_divergence"] = [round(d, 5) for d in divergence]
             values["composite_gain"] = gain
@@ -306,7 +309,7 @@ class Trainer:
         return found
 
     def _loss(self, outputs: TrainingOutputs[Tensor, Leaf], targets: Tensor) -> dict[str, Tensor]:
-        model, objective = self.recipe.model, self.recipe.objective
+        model, objective = self.recipe.model, self._stage.recipe.objective
         return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
 
     def _is_evaluation_due(self) -> bool:
@@ -331,15 +334,19 @@ class Trainer:
         if self.step < self.recipe.steps:
             return self.recipe.run.evaluation_windows
         # A short run on much data would be evaluated for longer than it was trained.
-        return max(
-            self.recipe.run.evaluation_windows, self.recipe.steps * self.recipe.data.batch_size
-        )
+        trained = num_tokens(self._stages, self.recipe.steps) // self._stage.recipe.data.length
+        return max(self.recipe.run.evaluation_windows, trained)
 
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
-        number = self.step + self.skipped
+        if self._stage != stage_at(self._stages, self.step):
+            old = self._stage.recipe.optimizer
+            self._stage = stage_at(self._stages, self.step)
+            self._enter(self._carried(self.updater.states(), old, "the run"))
+        stage, number = self._stage, self.step + self.skipped
+        data = stage.recipe.data
         inputs, targets = self.shards.batch(
-            number, self.recipe.data.batch_size, self.recipe.data.length
+            number - stage.data_first, data.batch_size, data.length, order=stage.data_order
         )
         with self.model.rounded(), self._interruption.abandonable(), compiling():
             found = self._compiled(self._tensor(inputs), self._tensor(targets))
@@ -359,11 +366,11 @@ class Trainer:
             self.skipped += 1
             return {"skipped_batch": number, "because": error.what}
         self._left_out = 0
-        factor = learning_rate_factor(self.recipe, self.step)
+        factor = learning_rate_factor(stage, self.step)
         self.updater.update(norm=norms["gradient_norm"], factor=factor)
         self.step += 1
         return {
-            "tokens": self.step * self.recipe.data.batch_size * self.recipe.data.length,
+            "tokens": num_tokens(self._stages, self.step),
             **values,
             "learning_rate_factor": factor,
             "tokens_per_second": inputs.size / (time.perf_counter() - begin),
@@ -390,8 +397,7 @@ class Trainer:
             raise error
         self.model.zero_grad()
         last = self.step + self.skipped
-        states = self._restore(find_snapshot(self.directory))
-        self.updater = Updater(self.model, self._specs, self.recipe.optimizer, states)
+        self._enter(self._restore(find_snapshot(self.directory)))
         first = self.step + self.skipped
         self.skipped = last + 1 - self.step
         self._returns += 1
@@ -419,11 +425,29 @@ class Trainer:
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
         self.step, self.skipped = snapshot.step, snapshot.skipped
-        if not snapshot.step:
+        # A phase ends with the evaluation of its last step.
+        last = max(0, self.step - 1)
+        self._stage = stage_at(self._stages, last)
+        if not self.step:
             # Nothing was updated yet.
             return {}
-        old, new = snapshot.recipe.optimizer, self.recipe.optimizer
-        return carried(snapshot.optimizer, self._specs, old=old, new=new, source=str(start))
+        old = stage_at(stages(snapshot.recipe), last).recipe.optimizer
+        return self._carried(snapshot.optimizer, old, str(start))
+
+    def _carried(
+        self, states: Mapping[str, State], old: OptimizerSettings, source: str
+    ) -> dict[str, State]:
+        new = self._stage.recipe.optimizer
+        return carried(states, self._specs, old=old, new=new, source=source)
+
+    def _enter(self, states: Mapping[str, State]) -> None:
+        """Take over the settings of the phase, with what goes on of the optimizer's state."""
+        recipe = self._stage.recipe
+        self.model.precision = recipe.precision.weights
+        self.model.ops = TorchOps(
+            str(self.model.ops.device), getattr(torch, recipe.precision.products)
+        )
+        self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
 
     def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(tokens).to(self.model.ops.device)

@@ -1,9 +1,9 @@
-"""This file holds the recipe of a training run: every number that decides its result, and the schedule."""
+"""This file holds the recipe of a training run: every number that decides its result, in groups and phases."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
@@ -18,11 +18,11 @@ from nanochat.train.values import CHECKED, Count, Whole
 
 __all__ = [
     "DataSettings",
+    "Phase",
     "Precision",
     "Recipe",
     "RunSettings",
     "Schedule",
-    "learning_rate_factor",
     "recipe_from_dict",
     "recipe_to_dict",
 ]
@@ -94,13 +94,27 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Phase:
+    """A part of a run, and the groups of settings that are other in it, with those settings.
+
+    What the optimizer keeps of a parameter goes on as long as its rule does, and batches as long as the settings of the
+    data are the same. A phase with a schedule has one of its own, over its steps; all others share that of the run.
+    """
+
+    steps: Count
+    changes: dict[
+        Literal["data", "optimizer", "schedule", "objective", "precision"], dict[str, Any]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Recipe:
     """A training run.
 
     Parameters
     ----------
     steps : int
-        Updates.
+        Updates, in all phases together.
     seed : int
         Of the initial weights and of the order of the data.
     """
@@ -114,9 +128,16 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     precision: Precision = field(default_factory=Precision)
     run: RunSettings = field(default_factory=RunSettings)
+    phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:
         model, schedule, length = self.model, self.schedule, self.data.length
+        lengths = [phase.steps for phase in self.phases]
+        if lengths and sum(lengths) != self.steps:
+            raise ConfigError(
+                f"steps={self.steps} but the phases have {' + '.join(map(str, lengths))}: change one of them, or leave "
+                "out the steps of the run or of its last phase"
+            )
         if schedule.warmup_steps + schedule.decay_steps > self.steps:
             raise ConfigError(
                 f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
@@ -137,26 +158,17 @@ class Recipe:
             )
 
 
-def learning_rate_factor(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate at a step, counted from 0: warm-up, stable, decay.
-
-    Examples
-    --------
-    >>> from nanochat.presets import preset
-    >>> schedule = Schedule(warmup_steps=2, decay_steps=4)
-    >>> recipe = Recipe(model=preset("tiny"), steps=10, schedule=schedule)
-    >>> [round(learning_rate_factor(recipe, step), 2) for step in range(10)]
-    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    warmup, decay = recipe.schedule.warmup_steps, recipe.schedule.decay_steps
-    rise = (step + 1) / warmup if warmup else 1.0
-    fall = (recipe.steps - step) / decay if decay else 1.0
-    return min(1.0, rise, fall)
-
-
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
     """All settings in their groups, ready for JSON."""
-    return {**dataclasses.asdict(recipe), "model": config_to_dict(recipe.model)}
+    # The last phase lasts to the end of the run, of which more steps may be asked later.
+    phases = [{"steps": phase.steps, **phase.changes} for phase in recipe.phases]
+    for phase in phases[-1:]:
+        del phase["steps"]
+    return {
+        **dataclasses.asdict(recipe),
+        "model": config_to_dict(recipe.model),
+        "phases": phases,
+    }
 
 
 def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
@@ -182,6 +194,8 @@ def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
             name: _whole_rule(name, found) if name in ROLES else found
             for name, found in optimizer.items()
         }
+    if fields.get("phases"):
+        fields["phases"], fields["steps"] = _phases(fields["phases"], fields.get("steps", 0))
     try:
         return Recipe(**{**fields, "model": config_from_dict(model)})  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
@@ -194,3 +208,22 @@ def _whole_rule(role: str, found: object) -> object:
     if isinstance(found, Mapping) and found.get("rule", default["rule"]) == default["rule"]:
         return {**default, **found}
     return found
+
+
+def _phases(found: object, steps: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Phases as `Phase` has them, and the steps of all: those of the last phase, or of all, may be absent."""
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Mapping) for each in found):
+        raise ConfigError(f"phases={found!r:.80}: write a list of groups of settings")
+    phases = [
+        {
+            "steps": each.get("steps", 0),
+            "changes": {name: value for name, value in each.items() if name != "steps"},
+        }
+        for each in found
+    ]
+    lengths = [each["steps"] for each in phases]
+    if type(steps) is int and all(type(each) is int for each in lengths):
+        if steps and not lengths[-1]:
+            phases[-1]["steps"] = steps - sum(lengths)
+        steps = steps or sum(lengths)
+    return phases, steps

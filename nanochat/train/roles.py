@@ -9,7 +9,7 @@ from nanochat.train.rules import AdamW, Muon, Rule
 from nanochat.train.values import CHECKED, Positive
 from nanochat.weights import Spec
 
-__all__ = ["ROLES", "OptimizerSettings", "Role", "role_of", "rule_of"]
+__all__ = ["ROLES", "OptimizerSettings", "Role", "role_of", "rule_of", "trained_rule"]
 
 Role = Literal[
     "matrices",
@@ -34,6 +34,8 @@ class OptimizerSettings:
     ----------
     clip : float
         Largest norm of all gradients together.
+    only : list of str
+        Roles that are trained, such as ["exits"] for a LoopLM's gate; all, if none is named.
     matrices : rule
         Ternary linears.
     embedding, head : rule
@@ -51,6 +53,7 @@ class OptimizerSettings:
     """
 
     clip: Positive = 1.0
+    only: tuple[Role, ...] = ()
     matrices: Rule = field(default_factory=Muon)
     embedding: Rule = field(default_factory=lambda: AdamW(rate=0.004))
     head: Rule = field(default_factory=lambda: AdamW(rate=0.004))
@@ -67,6 +70,12 @@ def rule_of(settings: OptimizerSettings, role: Role) -> Rule:
     """The update rule of a role's parameters."""
     rule: Rule = getattr(settings, role)
     return rule
+
+
+def trained_rule(settings: OptimizerSettings, name: str, spec: Spec) -> Rule | None:
+    """The update rule of a parameter, if it is trained."""
+    role = role_of(name, spec)
+    return rule_of(settings, role) if not settings.only or role in settings.only else None
 
 
 def role_of(name: str, spec: Spec) -> Role:

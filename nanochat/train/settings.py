@@ -83,7 +83,9 @@ def setting_groups(prefix: str) -> Iterator[SettingGroup]:
 
 def titles() -> Iterator[tuple[str, str]]:
     """What stands before the names of each group, and the first line of what is said of it."""
-    for prefix, owner in [*_OWNERS.items(), *_RULES.items()]:
+    # The model's are as many as all others.
+    ordered = sorted({**_OWNERS, **_RULES}.items(), key=lambda each: each[0] == "model.")
+    for prefix, owner in ordered:
         yield prefix, (inspect.getdoc(owner) or "").partition("\n")[0]
 
 
@@ -129,9 +131,10 @@ def _unknown(name: str) -> ConfigError:
     # Some leave out, or mistake, what stands before the last point.
     full = {each.rpartition(".")[2]: each for each in reversed(known)}
     last = name.rpartition(".")[2]
+    endings = [each.rpartition(".")[2] for each in known]
     near = (
         NEW_NAMES.get(name, (None,))[0]
-        or full.get(last)
+        or (full[last] if endings.count(last) == 1 else None)
         or nearest(name, known)
         or full.get(nearest(last, full))
     )

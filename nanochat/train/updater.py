@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nanochat.errors import TrainingError
 from nanochat.train.module import LanguageModel
-from nanochat.train.roles import OptimizerSettings, role_of, rule_of
+from nanochat.train.roles import OptimizerSettings, trained_rule
 from nanochat.train.rules import KEPT, RULES, Rule
 from nanochat.weights import Spec
 
@@ -24,7 +24,7 @@ _MOST_BYTES = 1 << 28
 
 
 class Updater:
-    """Applies one update to all parameters of a model, in stacks of equal shapes, of which they are views from now on.
+    """Applies one update to all trained parameters of a model, in stacks of equal shapes, whose views they become.
 
     Parameters
     ----------
@@ -112,15 +112,15 @@ def carried(
     """
     kept = {}
     for name, spec in specs.items():
-        role = role_of(name, spec)
-        rule = rule_of(old, role).rule
-        if rule != rule_of(new, role).rule:
+        before, after = trained_rule(old, name, spec), trained_rule(new, name, spec)
+        if before is None or after is None or before.rule != after.rule:
             continue
         state = states.get(name, {})
         shapes = {kind: tuple(tensor.shape) for kind, tensor in state.items()}
-        if shapes != {**dict.fromkeys(KEPT[rule], spec.shape), UPDATES: ()}:
+        if shapes != {**dict.fromkeys(KEPT[after.rule], spec.shape), UPDATES: ()}:
             raise TrainingError(
-                f"{source} has no optimizer state of {name} as {rule} keeps it: it is damaged; use an earlier snapshot"
+                f"{source} has no optimizer state of {name} as {after.rule} keeps it: it is damaged; use an earlier "
+                "snapshot"
             )
         kept[name] = state
     return kept
@@ -146,7 +146,10 @@ def _stacks(
 ) -> Iterator[_Stack]:
     alike: dict[tuple[Rule, tuple[int, ...], int], list[str]] = {}
     for name, spec in specs.items():
-        rule = rule_of(settings, role_of(name, spec))
+        rule = trained_rule(settings, name, spec)
+        parameters[name].requires_grad_(rule is not None)
+        if rule is None:
+            continue
         updates = int(states[name][UPDATES]) if name in states else 0
         alike.setdefault((rule, spec.shape, updates), []).append(name)
     for (rule, shape, updates), names in alike.items():
