@@ -255,6 +255,8 @@ def _progress(
         if isinstance(bits, float):
             held_out = f"  held out {bits:.4f} bits/byte"
             bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
+        for line in _told(entry):
+            bar.console.print(f"step {entry.step}: {line}")
         if "cross_entropy" in entry.values:
             loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
             speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
@@ -269,3 +271,17 @@ def _progress(
 
     with bar:
         yield show, watch
+
+
+def _told(entry: "LogEntry") -> "Iterator[str]":
+    """What an entry says that is no progress."""
+    match entry.values:
+        case {
+            "machine": {"gflops": {"float32": float(full), "bfloat16": float(half)}},
+            "recipe": {"precision": {"products": str(products)}},
+        }:
+            yield f"products in {products} ({full:.0f} GFLOP/s in float32, {half:.0f} in bfloat16)"
+        case {"skipped_batch": int(number), "because": str(reason)}:
+            yield f"batch {number} is left out, because {reason}"
+        case {"went_back": str(reason)}:
+            yield f"back to this step, because {reason}"

@@ -47,14 +47,17 @@ def nested(fields: Mapping[str, object]) -> dict[str, object]:
         # It had AdamW's.
         for role in (*_TABLES, *_OTHERS):
             found["optimizer"][role].update(first_beta=0.9, second_beta=0.95)
-    model = fields.get("model")
-    if isinstance(model, Mapping) and any(name in fields for name in NEW_NAMES):
-        _with_ternary_tables(found, model)
+    if found != fields:
+        # Nobody measured.
+        found.setdefault("precision", {}).setdefault("products", "float32")
+        _with_ternary_tables(found, fields.get("model"))
     return found
 
 
-def _with_ternary_tables(found: dict[str, Any], model: Mapping[str, object]) -> None:
+def _with_ternary_tables(found: dict[str, Any], model: object) -> None:
     """They were updated as matrices."""
+    if not isinstance(model, Mapping):
+        return
     table = model.get("table_format")
     head = model.get("head_format", "table")
     groups = found.setdefault("optimizer", {})

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from nanochat.train.loss import terms
 from nanochat.train.module import LanguageModel
 from nanochat.train.monitoring import gradient_norms, stream_divergence
 from nanochat.train.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.train.products import measured, with_products
 from nanochat.train.recipe import Recipe, recipe_to_dict
 from nanochat.train.roles import OptimizerSettings
 from nanochat.train.run_log import HELD_OUT, RunLog, machine
@@ -110,6 +111,12 @@ class Trainer:
             )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
+        ops = TorchOps(device)
+        # What is faster may be another type tomorrow, and a run that goes on has one already.
+        self._speeds = None
+        if any(stage.recipe.precision.products != "float32" for stage in stages(recipe)):
+            self._speeds = measured(recipe.model.width, ops.torch_device)
+            recipe = with_products(recipe, self._speeds)
         self.recipe = recipe
         self.directory = directory
         self.shards = Shards(data, "train", seed=recipe.seed)
@@ -135,7 +142,7 @@ class Trainer:
                 longest,
             )
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
-        self.model = LanguageModel(recipe.model, weights, TorchOps(device))
+        self.model = LanguageModel(recipe.model, weights, ops)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
         # Batches that were left out: each step reads as many later.
@@ -192,7 +199,8 @@ class Trainer:
                 show(LogEntry(step=self.step, values=values))
 
             if self.step == self._first_step:
-                report({"recipe": recipe_to_dict(self.recipe), "machine": machine()})
+                speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
+                report({"recipe": recipe_to_dict(self.recipe), "machine": machine() | speeds})
             try:
                 # First what a run that goes on has still to do at the step of its snapshot.
                 while True:

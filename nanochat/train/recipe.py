@@ -64,12 +64,13 @@ class Precision:
     ----------
     weights : {"ternary", "float"}
         "float" trains the unquantised twin.
-    products : {"float32", "bfloat16"}
-        Type of the products with weights. In bfloat16 the codes are exact and the scales round.
+    products : {"auto", "float32", "bfloat16"}
+        Type of the products with weights. In bfloat16 codes are exact and scales round. "auto" is what is faster
+        when a run begins.
     """
 
     weights: Literal["ternary", "float"] = "ternary"
-    products: Literal["float32", "bfloat16"] = "float32"
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -29,6 +29,7 @@ def recipe(**changes: object) -> Recipe:
         "steps": 30,
         "data": {"batch_size": 2, "length": 64},
         "schedule": {"warmup_steps": 2, "decay_steps": 10},
+        "precision": {"products": "float32"},
         "run": {"evaluate_every": 10, "snapshot_every": 5, "evaluation_windows": 8},
     }
     for name, value in changes.items():
