@@ -16,16 +16,16 @@ from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
+    from nanochat.train.configuration import Configuration
     from nanochat.train.loop import LogEntry
     from nanochat.train.recipe import Recipe
 
 __all__ = ["train"]
 
-_MAX_RECIPE_BYTES = 1 << 20
-
 _EXAMPLES = """
 \b
 Examples:
+  nanochat train configs/tiny.toml
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat train --preset tiny --data data/rust --out runs/tiny --set steps=1000
   nanochat train --resume --data data/rust --out runs/tiny
@@ -49,15 +49,12 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 
 
 @click.command(epilog=_EXAMPLES)
+@click.argument(
+    "config", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
+)
 @click.option(
     "--preset",
     help="Start from this preset's shape, such as tiny, or that of a model of the catalog.",
-)
-@click.option(
-    "--recipe",
-    "recipe_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Start from this recipe (JSON, as in the log's first line).",
 )
 @click.option(
     "--set",
@@ -76,11 +73,14 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 )
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Token shards, from `nanochat data prepare`.",
+    help="Tokens, from `nanochat data prepare`.  [default: those of CONFIG's text, in the run's directory]",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory of the run.  [default: that which CONFIG names]",
+)
 @click.option("--resume", is_flag=True, help="Go on from the snapshot in --out, with its recipe.")
 @click.option(
     "--start",
@@ -105,11 +105,11 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 @click.option("--json", "as_json", is_flag=True, help="Print the last evaluation as JSON.")
 def train(
     *,
+    config: Path | None,
     preset: str | None,
-    recipe_file: Path | None,
     changes: tuple[str, ...],
-    data: Path,
-    out: Path,
+    data: Path | None,
+    out: Path | None,
     resume: bool,
     start: Path | None,
     device: str,
@@ -117,19 +117,26 @@ def train(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Train a model on prepared data, and write it as a model directory.
+    """Train a model, and write it as a model directory.
+
+    CONFIG is a recipe in TOML or JSON, and may name the text to train on and the directory of the run.
 
     The run's directory receives log.jsonl, snapshots/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
+    from nanochat.train.configuration import Configuration, read_configuration
     from nanochat.train.loop import Trainer
     from nanochat.train.snapshot import holds_run, load_recipe
 
+    whole = Configuration(fields={}) if config is None else read_configuration(config)
+    out = out or whole.out
+    if out is None:
+        raise click.UsageError("pass the directory of the run: --out, or a CONFIG with out")
     if resume:
-        if preset or recipe_file or start or changes:
+        if preset or start or changes:
             raise click.UsageError(
-                "--resume takes the recipe of the snapshot: leave out --preset, --recipe, --start, --set"
+                "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
             )
         recipe = load_recipe(out)
         start = out
@@ -138,10 +145,10 @@ def train(
             raise TrainingError(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
-        recipe = _recipe(preset, recipe_file, start, changes)
+        recipe = _recipe(preset, whole, start, changes)
     trainer = Trainer(
         recipe,
-        data,
+        data or _data(whole, out),
         out,
         start=start,
         device=device,
@@ -186,27 +193,41 @@ def _say_who_cannot_run(config: "ModelConfig") -> None:
     )
 
 
+def _data(config: "Configuration", out: Path) -> Path:
+    """The tokens of a configuration's text, or those that the run had before."""
+    from nanochat.train.configuration import prepared
+
+    if config.text is not None:
+        return prepared(config.text, out)
+    if (out / "data").is_dir():
+        return out / "data"
+    raise click.UsageError("pass what to train on: --data, or a CONFIG with [text]")
+
+
 def _recipe(
-    preset_name: str | None, file: Path | None, start: Path | None, changes: tuple[str, ...]
+    preset_name: str | None,
+    config: "Configuration",
+    start: Path | None,
+    changes: tuple[str, ...],
 ) -> "Recipe":
     from nanochat.config import config_to_dict
-    from nanochat.files import parse_json, read_bytes
-    from nanochat.train.flat_recipe import nested
     from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
     from nanochat.train.settings import change_setting
     from nanochat.train.snapshot import load_recipe
 
     fields: dict[str, object] = {}
-    if preset_name is not None and file is not None:
-        raise click.UsageError("pass one of --preset and --recipe")
+    preset_name = preset_name or config.preset
     if preset_name is not None:
-        fields["model"] = config_to_dict(find_shape(preset_name))
-    elif file is not None:
-        fields = nested(parse_json(read_bytes(file, limit=_MAX_RECIPE_BYTES), str(file)))
+        shape = config_to_dict(find_shape(preset_name))
+        model = config.fields.get("model", {})
+        changed = {**shape, **model} if isinstance(model, dict) else model
+        fields = {**config.fields, "model": changed}
+    elif config.fields:
+        fields = {**config.fields}
     elif start is not None:
         fields = recipe_to_dict(load_recipe(start))
     else:
-        raise click.UsageError("pass what to train: --preset, --recipe, or --start with a run")
+        raise click.UsageError("pass what to train: a CONFIG, --preset, or --start with a run")
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals:

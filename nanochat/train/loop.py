@@ -418,7 +418,7 @@ class Trainer:
         snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
             raise TrainingError(
-                f"{start} is a snapshot of another model than the recipe's: leave out --preset, --recipe and settings "
+                f"{start} is a snapshot of another model than the recipe's: leave out CONFIG, --preset and settings "
                 "of the model, and that of the snapshot is taken"
             )
         for name, parameter in self.model.named_parameters():

@@ -30,14 +30,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = command(*options(data, folder), "--recipe", settings)
+    result = command(*options(data, folder), settings)
     return Finished(folder=folder, said=result.stderr)
 
 
 @pytest.fixture(scope="module")
 def shown(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("shown") / "run"
-    words = [*options(data, folder), "--recipe", settings]
+    words = [*options(data, folder), settings]
     result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
     return Finished(folder=folder, said=re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
 
@@ -75,7 +75,7 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
         program.chmod(0o755)
     # The smallest, since tracing is all that it takes time for.
     small = ["--set", "model.num_layers=1", "--set", "model.num_streams=1"]
-    words = [*options(data, tmp_path / "run"), "--recipe", settings, *small]
+    words = [*options(data, tmp_path / "run"), settings, *small]
     words.remove("--no-compile")
 
     # What was compiled before is in no cache.
@@ -112,7 +112,7 @@ def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
 def test_a_directory_without_a_snapshot_is_named(
     data: Path, settings: Path, tmp_path: Path
 ) -> None:
-    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+    words = [*options(data, tmp_path / "run"), settings]
 
     result = command(*words, "--start", data)
 
@@ -134,7 +134,7 @@ def test_a_finished_run_that_is_resumed_says_how_to_train_on(
 def test_who_cannot_run_the_model_is_said_before_it_is_trained(
     streams: int, said: bool, data: Path, settings: Path, tmp_path: Path
 ) -> None:
-    words = [*options(data, tmp_path / "run"), "--recipe", settings]
+    words = [*options(data, tmp_path / "run"), settings]
 
     result = command(*words, "--set", f"model.num_streams={streams}")
 

@@ -234,7 +234,7 @@ def test_an_interrupted_command_saves_and_says_how_to_go_on(
         json.dumps(recipe_to_dict(recipe(steps=100_000, run={"snapshot_every": 100_000})))
     )
     run = tmp_path / "run"
-    words = [*options(data, run), "--recipe", str(settings)]
+    words = [*options(data, run), str(settings)]
 
     with subprocess.Popen(
         [sys.executable, "-m", "nanochat", *words], stderr=subprocess.PIPE, text=True

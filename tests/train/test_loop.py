@@ -134,7 +134,7 @@ main(sys.argv[1:])
 def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_path: Path) -> None:
     settings, killed = tmp_path / "recipe.json", tmp_path / "killed"
     settings.write_text(json.dumps(recipe_to_dict(recipe())))
-    words = [*options(data, killed), "--recipe", str(settings)]
+    words = [*options(data, killed), str(settings)]
     first = subprocess.run(
         [sys.executable, "-c", KILLED, *words], stderr=subprocess.DEVNULL, check=False
     )

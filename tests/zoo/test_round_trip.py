@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "corpus" / f"{number}.rs").write_text("".join(lines[number:]))
     prepare([str(folder / "corpus")], folder / "data", 300, held_out=0.1)
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    words = ("--recipe", "recipe.json", "--data", "data", "--out", "runs/mine", "--no-compile")
+    words = ("recipe.json", "--data", "data", "--out", "runs/mine", "--no-compile")
     with hub_server() as hub:
         succeed(hub, folder, "train", *words, "--threads", "1")
     return folder / "runs" / "mine"
