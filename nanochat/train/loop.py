@@ -242,7 +242,8 @@ class Trainer:
         """
         nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
         data = self._stage.recipe.data
-        batch_size, length = data.batch_size, min(data.length, self.held_out.num_tokens - 1)
+        batch_size = data.microbatch or data.batch_size
+        length = min(data.length, self.held_out.num_tokens - 1)
         num_batches = math.ceil(num_windows / batch_size)
         total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
         batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
@@ -356,9 +357,7 @@ class Trainer:
         inputs, targets = self.shards.batch(
             number - stage.data_first, data.batch_size, data.length, order=stage.data_order
         )
-        with self.model.rounded(), self._interruption.abandonable(), compiling():
-            found = self._compiled(self._tensor(inputs), self._tensor(targets))
-            found["loss"].backward()
+        found = self._gradients(inputs, targets)
         norms = gradient_norms(self.updater.gradients())
         measured = {**found, **norms}
         # The one time that a step waits for the device.
@@ -383,6 +382,24 @@ class Trainer:
             "learning_rate_factor": factor,
             "tokens_per_second": inputs.size / (time.perf_counter() - begin),
         }
+
+    def _gradients(
+        self, inputs: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """Leave the gradients of a batch, and return its terms: both are means over its microbatches."""
+        size = self._stage.recipe.data.microbatch or len(inputs)
+        share = size / len(inputs)
+        means: dict[str, Tensor] = {}
+        with self.model.rounded():
+            for first in range(0, len(inputs), size):
+                part = slice(first, first + size)
+                with self._interruption.abandonable(), compiling():
+                    found = self._compiled(self._tensor(inputs[part]), self._tensor(targets[part]))
+                    (found["loss"] * share).backward()
+                for name, value in found.items():
+                    mean = value.detach() * share
+                    means[name] = means[name] + mean if name in means else mean
+        return means
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

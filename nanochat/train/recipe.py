@@ -36,10 +36,13 @@ class DataSettings:
     ----------
     batch_size, length : int
         Sequences of one update, tokens of one sequence.
+    microbatch : int
+        Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all.
     """
 
     batch_size: Count = 16
     length: Count = 512
+    microbatch: Whole = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -143,6 +146,11 @@ class Recipe:
             raise ConfigError(
                 f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
                 f"steps={self.steps}: train longer, or shorten them with --set schedule.warmup_steps=0, say"
+            )
+        if self.data.microbatch and self.data.batch_size % self.data.microbatch:
+            raise ConfigError(
+                f"data.microbatch={self.data.microbatch} does not divide data.batch_size={self.data.batch_size}: "
+                "choose one that does"
             )
         if length > model.context_length:
             raise ConfigError(

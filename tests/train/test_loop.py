@@ -70,6 +70,34 @@ def test_the_unquantised_twin_trains_on_the_same_batches(data: Path, tmp_path: P
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("weights", ["float", "ternary"])
+def test_microbatches_have_the_gradients_of_the_batch(
+    weights: str, data: Path, tmp_path: Path
+) -> None:
+    found = []
+    for size in (0, 1, 2):
+        settings = recipe(
+            precision={"weights": weights}, data={"batch_size": 4, "microbatch": size}
+        )
+        run = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
+        terms = run._gradients(*run.shards.batch(0, 4, 64))
+        found.append({**terms, **run.updater.gradients()})
+
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_in_microbatches_has_the_losses_of_one_in_batches(data: Path, tmp_path: Path) -> None:
+    for size in (0, 1):
+        settings = recipe(precision={"weights": "float"}, data={"microbatch": size})
+        run = Trainer(settings, data, tmp_path / f"{size}", num_threads=1, compile_model=False)
+        assert run.run(quiet)
+
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "0"), rel=1e-5)
+
+
 def infinite(gradient: torch.Tensor) -> torch.Tensor:
     return gradient * float("inf")
 
@@ -265,6 +293,7 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(data: Path, tmp_pat
         ({"steps": 0}, r"^steps=0: must be at least 1"),
         ({"schedule": {"warmup_steps": 25, "decay_steps": 25}}, "exceed steps=30"),
         ({"data": {"length": 5000}}, "context_length"),
+        ({"data": {"batch_size": 3, "microbatch": 2}}, r"microbatch=2 does not divide .*size=3"),
         ({"data": 7}, "data=7: must be a group of settings"),
         ({"optimizer": {"matrices": {"rate": float("nan")}}}, r"matrices\.rate=nan"),
         ({"optimizer": {"norms": {"rule": "lion", "epsilon": 1}}}, r"norms\.epsilon"),
