@@ -93,8 +93,8 @@ def find_snapshot(directory: Path) -> Path:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether a run has begun there that has saved, or may have saved, a snapshot."""
-    return (directory / _FOLDER).exists() or (directory / _ONLY).exists()
+    """Whether a run has saved a snapshot there; one that was killed before is no loss."""
+    return bool(_steps(directory)) or (directory / _ONLY / _FILE_NAME).is_file()
 
 
 def keep_snapshots(run: Path, *, last: int, best: int) -> None:
