@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.train.rules import RULES, AdamW, Lion, Muon, adamw, lion, muon, orthogonalize
+from nanochat.train.rules import (
+    _POLAR_EXPRESS,
+    RULES,
+    AdamW,
+    Lion,
+    Muon,
+    adamw,
+    lion,
+    muon,
+    orthogonalize,
+)
 
 
 def matrix(*shape: int) -> torch.Tensor:
@@ -50,6 +60,24 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
 
     inner = left.T @ result @ right.T
     np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(8, 32), (96, 24), (3, 16, 48)], ids=str)
+def test_wide_and_tall_matrices_are_made_orthogonal_by_the_same_polynomials(
+    shape: tuple[int, ...], iterations: int
+) -> None:
+    x = matrix(*shape).double()
+    tall = shape[-2] > shape[-1]
+    expected = x.mT if tall else x
+    expected = expected / (expected.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in _POLAR_EXPRESS[:iterations]:
+        gram = expected @ expected.mT
+        expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
+
+    found = orthogonalize(matrix(*shape), iterations)
+
+    torch.testing.assert_close(found.double(), expected.mT if tall else expected, rtol=0, atol=3e-5)
 
 
 def test_a_stack_of_matrices_is_updated_like_each_alone() -> None:
