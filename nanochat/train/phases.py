@@ -80,6 +80,7 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
     Examples
     --------
     >>> from nanochat.presets import preset
+    >>> from nanochat.train.recipe import Schedule
     >>> schedule = Schedule(warmup_steps=2, decay_steps=4)
     >>> (stage,) = stages(Recipe(model=preset("tiny"), steps=10, schedule=schedule))
     >>> [round(learning_rate_factor(stage, step), 2) for step in range(10)]
