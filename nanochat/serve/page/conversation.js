@@ -110,10 +110,17 @@ export class Conversation {
   adopt(other, written) {
     for (const message of other.messages) {
       const own = this.find(message.id);
-      if (own && own !== written) Object.assign(own, message);
+      if (own && own !== written && !isLonger(own, message)) Object.assign(own, message);
       else if (!own && (message.parent === null || this.find(message.parent))) this.messages.push(message);
     }
     this.show(this.find(this.leaf));
+  }
+
+  /** Take from an older copy what another tab has kept less of, as it knew no better; whether there was any. */
+  restore(older) {
+    const cut = this.messages.filter((message) => isLonger(older.find(message.id), message));
+    for (const message of cut) Object.assign(message, older.find(message.id));
+    return cut.length > 0;
   }
 
   touch() {
@@ -123,6 +130,11 @@ export class Conversation {
   #newest(message) {
     return this.messages.findLast((other) => other.parent === message.id);
   }
+}
+
+/** Whether a message is there, and goes on where another copy of it ends: messages only grow. */
+function isLonger(message, copy) {
+  return message !== null && message.content.length > copy.content.length && message.content.startsWith(copy.content);
 }
 
 /** A message after the one that was read before it; null if it is none. */

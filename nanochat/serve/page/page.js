@@ -269,12 +269,15 @@ async function importFrom(file) {
 function follow(name) {
   const id = library.idOf(name);
   if (id === null) return;
-  const mine = answers.has(id) ? library.find(id) : null;
+  const known = library.find(id);
+  const mine = answers.has(id) ? known : null;
   const theirs = library.refresh(name);
   if (mine) {
     if (theirs) mine.adopt(theirs, answers.get(id).message);
     library.put(mine);
   } else if (theirs && id === conversation.id) conversation = theirs;
+  // Another tab that writes an answer saves all of the conversation, perhaps before it has heard of the end of ours.
+  if (!mine && theirs && known && theirs.restore(known)) save(theirs);
   show();
 }
 
