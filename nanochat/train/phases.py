@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.errors import ConfigError
-from nanochat.train.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.train.recipe import Recipe, merged, recipe_from_dict, recipe_to_dict
 
 __all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
 
@@ -96,14 +96,5 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
 def _changed(recipe: Recipe, changes: Mapping[str, Any], steps: int) -> Recipe:
     fields = recipe_to_dict(recipe)
     for group, values in changes.items():
-        fields[group] = _merged(fields[group], values)
+        fields[group] = merged(fields[group], values)
     return recipe_from_dict({**fields, "steps": steps})
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """A group of settings with some changed; another rule leaves nothing of the one before."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return new
-    if new.get("rule", old.get("rule")) != old.get("rule"):
-        return new
-    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}

@@ -13,7 +13,7 @@ from nanochat.errors import ConfigError
 from nanochat.train.checks import refusal
 from nanochat.train.flat_recipe import nested
 from nanochat.train.loss import Objective
-from nanochat.train.roles import ROLES, OptimizerSettings
+from nanochat.train.roles import OptimizerSettings
 from nanochat.train.values import CHECKED, Count, Whole
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "RunSettings",
     "Schedule",
+    "merged",
     "recipe_from_dict",
     "recipe_to_dict",
 ]
@@ -197,12 +198,8 @@ def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
             f"not a recipe: its model is {model!r:.40}, not a group of settings; use a recipe of `nanochat train` as "
             "it was written"
         )
-    optimizer = fields.get("optimizer", {})
-    if isinstance(optimizer, Mapping):
-        fields["optimizer"] = {
-            name: _whole_rule(name, found) if name in ROLES else found
-            for name, found in optimizer.items()
-        }
+    rules = dataclasses.asdict(OptimizerSettings())
+    fields["optimizer"] = merged(rules, fields.get("optimizer", {}))
     if fields.get("phases"):
         fields["phases"], fields["steps"] = _phases(fields["phases"], fields.get("steps", 0))
     try:
@@ -211,12 +208,13 @@ def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
         raise refusal(error, Recipe) from error
 
 
-def _whole_rule(role: str, found: object) -> object:
-    """A role's rule with its name, if it is absent, and with the role's own defaults, if it is the role's own."""
-    default = dataclasses.asdict(getattr(OptimizerSettings(), role))
-    if isinstance(found, Mapping) and found.get("rule", default["rule"]) == default["rule"]:
-        return {**default, **found}
-    return found
+def merged(old: object, new: object) -> object:
+    """A group of settings with some changed; another rule leaves nothing of the one before."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    if new.get("rule", old.get("rule")) != old.get("rule"):
+        return new
+    return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
 
 
 def _phases(found: object, steps: Any) -> tuple[list[dict[str, Any]], Any]:
