@@ -74,7 +74,8 @@ def _speed(width: int, device: torch.device, dtype: torch.dtype) -> float:
     while time.perf_counter() - begin < _SECONDS or best == math.inf:
         start = time.perf_counter()
         functional.linear(x.to(dtype), weight.to(dtype)).to(x.dtype).sum().backward()
+        assert weight.grad is not None
         # Waits for the device.
-        float(weight.grad[0, 0]) if weight.grad is not None else None
+        float(weight.grad[0, 0])
         best = min(best, time.perf_counter() - start)
     return 3 * 2 * _TOKENS * width**2 / best / 1e9

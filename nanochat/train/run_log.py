@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -75,10 +75,13 @@ class RunLog:
 
     def _open(self, step: int) -> None:
         lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = []
         self.evaluations.clear()
-        for line in kept:
-            self._note(int(_step_of(line)), json.loads(line))
+        for line in lines:
+            entry = _entry(line)
+            if entry["step"] <= step:
+                kept.append(line)
+                self._note(entry["step"], entry)
         atomic_write(self._path, "".join(kept).encode())
         self._file = self._path.open("a")
 
@@ -103,8 +106,10 @@ def machine() -> dict[str, object]:
     }
 
 
-def _step_of(line: str) -> float:
+def _entry(line: str) -> dict[str, Any]:
+    """What a line says; one that was cut short is later than all others."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        found: dict[str, Any] = json.loads(line)
+        return {**found, "step": int(found["step"])}
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return {"step": math.inf}
