@@ -6,16 +6,14 @@ a process whose compiler knows no AVX-512.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
-import llvmlite.binding
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.avx2 import with_avx2
 from bench.bandwidth import read_bandwidth
 from bench.interleaved import Runner, interleaved, ratio
 from bench.peers.onnxruntime import MatMulNBits
@@ -65,25 +63,8 @@ def products(
 
 
 def avx2_only(*, quick: bool) -> Iterator[Result]:
-    """The GEMV on one thread in a process that compiles for AVX2; nothing where the CPU has no AVX2."""
-    there = {name for name, has in llvmlite.binding.get_host_cpu_features().items() if has}
-    if "avx2" not in there or "avx512f" not in there:
-        return
-    old = sorted(f"+{name}" for name in there if not name.startswith(("avx512", "avxvnni", "amx")))
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": ",".join(old),
-        "NANOCHAT_ISA": "avx2",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.cpu_products", *(["--quick"] if quick else [])],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    for line in done.stdout.splitlines():
-        yield Result(**json.loads(line))
+    """The GEMV on one thread in a process that compiles for AVX2; nothing where that is all there is, or less."""
+    return with_avx2("bench.cpu_products", *(["--quick"] if quick else []))
 
 
 def bandwidth_share(*, turns: int) -> Iterator[Result]:
