@@ -12,7 +12,7 @@ from nanochat.cli.output import format_bytes, note, print_json, print_table
 from nanochat.cli.run import Group
 
 if TYPE_CHECKING:
-    from nanochat.train.data import DataIndex
+    from nanochat.training.data import DataIndex
 
 __all__ = ["data"]
 
@@ -71,7 +71,7 @@ def prepare(
 ) -> None:
     """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
     from nanochat.text.tokenizer import Tokenizer
-    from nanochat.train.corpus import prepare as prepare_data
+    from nanochat.training.corpus import prepare as prepare_data
 
     if vocab_size is not None and tokenizer is None:
         source: Tokenizer | int = vocab_size
@@ -93,7 +93,7 @@ def prepare(
 @as_json_option
 def show(directory: Path, *, verify: bool, as_json: bool) -> None:
     """Show what prepared data holds."""
-    from nanochat.train.data import DataIndex, Shards
+    from nanochat.training.data import DataIndex, Shards
 
     index = DataIndex.read(directory)
     if verify:

@@ -16,9 +16,9 @@ from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
-    from nanochat.train.configuration import Configuration
-    from nanochat.train.loop import LogEntry
-    from nanochat.train.recipe import Recipe
+    from nanochat.training.configuration import Configuration
+    from nanochat.training.loop import LogEntry
+    from nanochat.training.recipe import Recipe
 
 __all__ = ["train"]
 
@@ -36,7 +36,7 @@ Examples:
 def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
-    from nanochat.train.settings import setting_groups, titles
+    from nanochat.training.settings import setting_groups, titles
 
     listing = context.make_formatter()
     listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
@@ -125,9 +125,9 @@ def train(
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
-    from nanochat.train.configuration import Configuration, read_configuration
-    from nanochat.train.loop import Trainer
-    from nanochat.train.snapshot import holds_run, load_recipe
+    from nanochat.training.configuration import Configuration, read_configuration
+    from nanochat.training.loop import Trainer
+    from nanochat.training.snapshot import holds_run, load_recipe
 
     whole = Configuration(fields={}) if config is None else read_configuration(config)
     out = out or whole.out
@@ -195,7 +195,7 @@ def _say_who_cannot_run(config: "ModelConfig") -> None:
 
 def _data(config: "Configuration", out: Path) -> Path:
     """The tokens of a configuration's text, or those that the run had before."""
-    from nanochat.train.configuration import prepared
+    from nanochat.training.configuration import prepared
 
     if config.text is not None:
         return prepared(config.text, out)
@@ -211,9 +211,9 @@ def _recipe(
     changes: tuple[str, ...],
 ) -> "Recipe":
     from nanochat.config import config_to_dict
-    from nanochat.train.recipe import recipe_from_dict, recipe_to_dict
-    from nanochat.train.settings import change_setting
-    from nanochat.train.snapshot import load_recipe
+    from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
+    from nanochat.training.settings import change_setting
+    from nanochat.training.snapshot import load_recipe
 
     fields: dict[str, object] = {}
     preset_name = preset_name or config.preset

@@ -18,8 +18,8 @@ from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
 from nanochat.export.transform import unroll, with_exit_threshold
 from nanochat.lm import Model, from_pretrained
-from nanochat.train.recipe import Recipe
-from nanochat.train.settings import change_setting
+from nanochat.training.recipe import Recipe
+from nanochat.training.settings import change_setting
 from tests.core.foreign_tokenizers import llama_3
 from tests.core.test_chat_template import tokenizer
 from tests.parity.random_models import random_bundle, random_model

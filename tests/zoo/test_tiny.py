@@ -21,7 +21,7 @@ from nanochat.lm import Model
 from nanochat.presets import preset
 from nanochat.proof.parity import check_parity
 from nanochat.text.tokenizer import Tokenizer
-from nanochat.train.recipe import recipe_from_dict
+from nanochat.training.recipe import recipe_from_dict
 from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve
 from tests.export.pages import tiny

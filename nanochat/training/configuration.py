@@ -1,0 +1,136 @@
+"""This file holds the configuration of a run: a recipe, in TOML or JSON, with the text that it is trained on."""
+
+import json
+import logging
+import sysconfig
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from nanochat.errors import ConfigError, TrainingError
+from nanochat.files import atomic_write, parse_json, read_bytes
+from nanochat.training.checks import refusal
+from nanochat.training.corpus import prepare
+from nanochat.training.flat_recipe import nested
+from nanochat.training.values import CHECKED, Count, Share
+
+__all__ = ["Configuration", "TextSettings", "prepared", "read_configuration"]
+
+_LOGGER = logging.getLogger(__name__)
+_MAX_BYTES = 1 << 20
+_FOLDER, _RECORD = "data", "text.json"
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class TextSettings:
+    """Text that a run is trained on, and its tokenizer.
+
+    Parameters
+    ----------
+    files : list of str
+        Files, directories and globs; "{python}" stands for the directory of Python's own library.
+    vocab_size : int
+        Tokens of the tokenizer that is trained on it.
+    held_out : float
+        Share of the files that is kept for evaluation.
+    max_file_bytes : int
+        Larger files are left out.
+    """
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    vocab_size: Count = 4096
+    held_out: Share = 0.02
+    max_file_bytes: Count = 1 << 30
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The files, with what stands for a directory replaced by it."""
+        return tuple(each.replace("{python}", sysconfig.get_path("stdlib")) for each in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """What a file says of a run; `fields` are those of the recipe, and `preset` names the shape that they change."""
+
+    fields: Mapping[str, object]
+    preset: str | None = None
+    out: Path | None = None
+    text: TextSettings | None = None
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read a configuration, or a recipe alone, from a file whose name ends in .toml or .json.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or says what no run can be.
+    """
+    fields = _read(path)
+    preset, out, text = (fields.pop(name, None) for name in ("preset", "out", "text"))
+    for name, value in (("preset", preset), ("out", out)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{path}: {name}={value!r:.80}: write a text")
+    return Configuration(
+        fields=nested(fields),
+        preset=preset,
+        out=None if out is None else Path(out),
+        text=None if text is None else _text(text, path),
+    )
+
+
+def prepared(text: TextSettings, run: Path) -> Path:
+    """The directory of a run's tokens, which are made of its text if they are not there yet.
+
+    Raises
+    ------
+    TrainingError
+        If those that are there are of another text.
+    """
+    directory = run / _FOLDER
+    # Of what was asked: a tokenizer may have found fewer tokens.
+    record, asked = directory / _RECORD, {**asdict(text), "files": [*text.patterns]}
+    if not directory.exists():
+        _LOGGER.warning("preparing the text of %s", " ".join(text.files))
+        prepare(
+            text.patterns,
+            directory,
+            text.vocab_size,
+            held_out=text.held_out,
+            max_file_bytes=text.max_file_bytes,
+        )
+        atomic_write(record, json.dumps(asked).encode())
+    elif (
+        not record.exists()
+        or parse_json(read_bytes(record, limit=_MAX_BYTES), str(record)) != asked
+    ):
+        raise TrainingError(
+            f"{directory} was prepared with other settings than [text] has now: pass another --out, or delete it"
+        )
+    return directory
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = read_bytes(path, limit=_MAX_BYTES)
+    if path.suffix != ".toml":
+        return parse_json(data, str(path))
+    try:
+        return tomllib.loads(data.decode())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error}): correct that line") from error
+
+
+def _text(found: object, path: Path) -> TextSettings:
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path}: text={found!r:.80}: must be a group of settings")
+    if "files" not in found:
+        raise ConfigError(f"{path}: [text] names no files: write files = ['src/**/*.rs'], say")
+    try:
+        return TextSettings(**found)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: [text]: {refusal(error, TextSettings)}") from error

@@ -1,0 +1,342 @@
+"""This file holds training data on disk: ``data.json``, the token files that it lists, and batches of their tokens.
+
+A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
+one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``. Which
+tokens a batch holds depends on the seed and the step only: a run resumes exactly from its step number.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.errors import DataError, FormatError, VersionError
+from nanochat.files import parse_json, read_bytes, record_file
+from nanochat.text.tokenizer import Tokenizer
+
+__all__ = ["FILE_NAME", "DataIndex", "Shard", "Shards", "Split", "Tokens", "token_type"]
+
+Tokens = NDArray[np.unsignedinteger]
+
+FILE_NAME = "data.json"
+# The first version has uint16 only. What both can hold is written as the first, for readers that know no other.
+_FORMAT = 2
+_MAX_FILE_BYTES = 64 * 2**20
+_SHARD_NAME = re.compile(r"(train|held_out)-\d{5,}\.npy")
+
+
+class Shards:
+    """The tokens of one split, memory mapped.
+
+    Parameters
+    ----------
+    directory : str or Path
+        What :func:`nanochat.training.corpus.prepare` wrote.
+    split : {"train", "held_out"}
+        Which stream of tokens.
+    seed : int
+        Chooses the order of the windows of :meth:`batch`.
+
+    Attributes
+    ----------
+    index : DataIndex
+        Contents of ``data.json``.
+    tokenizer : Tokenizer
+        The one that wrote the tokens.
+    num_tokens : int
+        Length of the stream.
+    """
+
+    def __init__(
+        self, directory: str | Path, split: Literal["train", "held_out"] = "train", *, seed: int = 0
+    ) -> None:
+        self.directory = Path(directory)
+        self.index = DataIndex.read(self.directory)
+        if split not in self.index.splits:
+            raise DataError(f"unknown split {split!r}: pass 'train' or 'held_out'")
+        self.tokenizer = Tokenizer.load(self.directory)
+        if self.tokenizer.fingerprint != self.index.tokenizer:
+            raise FormatError(
+                f"{self.directory}: tokenizer.json is not the tokenizer that wrote the tokens; "
+                "prepare the data again"
+            )
+        self.num_tokens = self.index.splits[split].tokens
+        if not self.num_tokens:
+            raise DataError(
+                f"{self.directory}: split {split!r} is empty; prepare the data again with --held-out 0.02 "
+                "(held_out=0.02 in Python)"
+            )
+        self._seed = seed
+        self._shards = self.index.splits[split].shards
+        self._arrays = [
+            shard.open(self.directory, token_type(self.index.vocab_size)) for shard in self._shards
+        ]
+        self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over those of the shards: two streams of the same fingerprint hold the same tokens."""
+        return hashlib.sha256("".join(s.sha256 for s in self._shards).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Read every shard and compare its SHA-256 with that in ``data.json``."""
+        for shard in self._shards:
+            path = self.directory / shard.name
+            if record_file(path).sha256 != shard.sha256:
+                raise FormatError(
+                    f"{path}: not the SHA-256 in {FILE_NAME}; copy or prepare it again"
+                )
+
+    def num_windows(self, length: int) -> int:
+        """Return the number of windows of `length` tokens in one epoch of :meth:`batch`."""
+        if not 1 <= length < self.num_tokens:
+            raise DataError(
+                f"{self.directory}: no window of {length} tokens in {self.num_tokens} tokens: a window and its "
+                f"next token must fit; pass a length from 1 to {self.num_tokens - 1} (--set length of a run), or "
+                "prepare more text"
+            )
+        return max(1, (self.num_tokens - length) // length)
+
+    def batch(
+        self, step: int, batch_size: int, length: int, *, order: int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the inputs and targets of one training step.
+
+        An epoch visits each window of `length` tokens once, in an order of its own and cut at an
+        offset of its own. Sample ``i`` of step ``s`` is number ``s * batch_size + i`` of the run. Each `order` is
+        another one of the same seed.
+
+        Returns
+        -------
+        inputs, targets : int64 arrays, shape (batch_size, length)
+            ``targets[:, t]`` is the token after ``inputs[:, t]``.
+        """
+        if step < 0 or batch_size < 1:
+            raise DataError(
+                f"step={step}, batch_size={batch_size}: pass step >= 0, batch_size >= 1"
+            )
+        num_windows = self.num_windows(length)
+        starts = []
+        for sample in range(step * batch_size, (step + 1) * batch_size):
+            epoch, number = divmod(sample, num_windows)
+            # The first order is that of before there were others.
+            seeds = (self._seed, epoch, order) if order else (self._seed, epoch)
+            starts.append(int(_window_starts(self.num_tokens, num_windows, length, seeds)[number]))
+        return self._read(starts, length)
+
+    def window_starts(self, length: int) -> range:
+        """Return where the windows of :meth:`windows` start in the stream."""
+        self.num_windows(length)
+        return range(0, self.num_tokens - length, length)
+
+    def windows(
+        self, batch_size: int, length: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield the stream once, in order, in batches of windows that do not overlap.
+
+        A rest that is shorter than `length` is left out.
+
+        Yields
+        ------
+        inputs, targets : int64 arrays, shape (rows, length)
+            As in :meth:`batch`; the last batch may have fewer than `batch_size` rows.
+        num_bytes : int64 array, shape (rows,)
+            Bytes of text in each row's targets, for bits per byte. ``<|bos|>`` has none.
+        """
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}: pass 1 or more")
+        starts = self.window_starts(length)
+        for first in range(0, len(starts), batch_size):
+            inputs, targets = self._read(starts[first : first + batch_size], length)
+            yield inputs, targets, self.tokenizer.num_bytes[targets].sum(axis=1)
+
+    def _read(
+        self, starts: Sequence[int], length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The windows that start there, and the same moved on by one token."""
+        tokens = np.empty((len(starts), length + 1), np.int64)
+        for row, start in zip(tokens, starts, strict=True):
+            shard = bisect_right(self._starts, start) - 1
+            offset, filled = start - self._starts[shard], 0
+            while filled < len(row):
+                part = self._arrays[shard][offset : offset + len(row) - filled]
+                row[filled : filled + len(part)] = part
+                filled += len(part)
+                shard, offset = shard + 1, 0
+            if row.max() >= self.index.vocab_size:
+                raise FormatError(
+                    f"{self.directory}: token {row.max()} near position {start} is outside the "
+                    f"vocabulary of {self.index.vocab_size}; prepare the data again"
+                )
+        return tokens[:, :-1], tokens[:, 1:]
+
+
+def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """What tokens of such a vocabulary are stored as, little-endian.
+
+    Examples
+    --------
+    >>> token_type(65_536).name, token_type(65_537).name
+    ('uint16', 'uint32')
+    """
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+@functools.lru_cache(maxsize=4)
+def _window_starts(
+    num_tokens: int, num_windows: int, length: int, seeds: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return where each window of one epoch starts, in the order of its samples."""
+    # Bit generators are stable across versions of NumPy; Generator.permutation is not (NEP 19).
+    random = np.random.Philox(np.random.SeedSequence(seeds))
+    slack = min(length - 1, num_tokens - 1 - num_windows * length)
+    offset = int(random.random_raw()) % (slack + 1)
+    order = np.argsort(random.random_raw(num_windows), kind="stable")
+    return offset + length * order.astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of tokens: its name, such as ``train-00000.npy``, and what must be found in it.
+
+    Parameters
+    ----------
+    tokens, bytes : int
+        Length of the array, size of the file.
+    sha256 : str
+        Of the file, hexadecimal.
+    """
+
+    name: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_counts(tokens=self.tokens, bytes=self.bytes)
+        # A name with a slash could point outside the directory.
+        if not isinstance(self.name, str) or not _SHARD_NAME.fullmatch(self.name):
+            raise FormatError(f"{self.name!r:.80} is not the name of a shard")
+        if not isinstance(self.sha256, str):
+            raise FormatError(f"the sha256 of {self.name} is {self.sha256!r:.80}, not a string")
+
+    @classmethod
+    def write(cls, path: Path, tokens: Tokens) -> "Shard":
+        """Write `tokens`, of their `token_type`, to `path`."""
+        np.save(path, tokens)
+        record = record_file(path)
+        return cls(name=path.name, tokens=len(tokens), bytes=record.bytes, sha256=record.sha256)
+
+    def open(self, directory: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
+        """Map the file into memory, after a check of its size and type, but not of its hash."""
+        path = directory / self.name
+        try:
+            size = path.stat().st_size
+            tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{path}: {error}; copy or prepare it again") from error
+        if size != self.bytes or tokens.shape != (self.tokens,) or tokens.dtype != dtype:
+            raise FormatError(
+                f"{path}: {size} bytes, {tokens.dtype} of shape {tokens.shape}; {FILE_NAME} says "
+                f"{self.bytes} bytes, {dtype} of shape ({self.tokens},); copy or prepare it again"
+            )
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The documents for one purpose, as one stream of tokens cut into shards.
+
+    Parameters
+    ----------
+    files, bytes, tokens : int
+        Number of documents, which are files or pieces of them, size of their text in UTF-8, number of their tokens, one
+        ``<|bos|>`` each included.
+    """
+
+    files: int
+    bytes: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        _check_counts(files=self.files, bytes=self.bytes, tokens=self.tokens)
+        total = sum(shard.tokens for shard in self.shards)
+        if total != self.tokens:
+            raise FormatError(f"the shards have {total} tokens, the split says {self.tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIndex:
+    """What a directory of tokens holds and how to make it again: ``data.json``.
+
+    Parameters
+    ----------
+    patterns, held_out, max_file_bytes
+        Of the text; see :func:`nanochat.training.corpus.documents`.
+    vocab_size : int
+        Tokens are below this.
+    tokenizer : str
+        ``Tokenizer.fingerprint``.
+    dropped : dict of str to int
+        Files left out, by reason.
+    splits : dict of str to Split
+        ``train`` and ``held_out``.
+    """
+
+    patterns: tuple[str, ...]
+    held_out: float
+    max_file_bytes: int
+    vocab_size: int
+    tokenizer: str
+    dropped: dict[str, int]
+    splits: dict[str, Split]
+
+    def __post_init__(self) -> None:
+        _check_counts(vocab_size=self.vocab_size)
+        if set(self.splits) != {"train", "held_out"}:
+            raise FormatError(f"the splits are {sorted(self.splits)}, not 'held_out' and 'train'")
+
+    def write(self, directory: Path) -> None:
+        """Write ``data.json`` to `directory`."""
+        version = 1 if token_type(self.vocab_size).itemsize == 2 else _FORMAT
+        text = json.dumps({"format": version, **asdict(self)}, indent=2) + "\n"
+        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "DataIndex":
+        """Read ``data.json`` of `directory`."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; pass a directory that `prepare` has written")
+        data: dict[str, Any] = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
+        version = data.pop("format", None)
+        if type(version) is not int or version < 1:
+            raise FormatError(f"{path}: format is {version!r:.40}; prepare the data again")
+        if version > _FORMAT:
+            raise VersionError(
+                f"{path}: format {version} is newer than {_FORMAT}; upgrade nanochat-ternary"
+            )
+        try:
+            splits = {
+                name: Split(**{**split, "shards": tuple(Shard(**s) for s in split["shards"])})
+                for name, split in data["splits"].items()
+            }
+            return cls(**{**data, "splits": splits, "patterns": tuple(data["patterns"])})
+        except (AttributeError, KeyError, TypeError, FormatError) as error:
+            raise FormatError(f"{path}: damaged ({error}); prepare the data again") from error
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise FormatError(f"{name} is {count!r:.40}, not a count")

@@ -1,0 +1,478 @@
+"""This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.ops import TorchOps
+from nanochat.bundle import Bundle
+from nanochat.errors import ConfigError, TrainingError
+from nanochat.export.directory import save_model
+from nanochat.init import freeze, init
+from nanochat.model import TrainingOutputs
+from nanochat.shapes import shapes
+from nanochat.training.compilation import compiled, compiling
+from nanochat.training.data import Shards
+from nanochat.training.interruption import Interruption
+from nanochat.training.loss import terms
+from nanochat.training.module import LanguageModel
+from nanochat.training.monitoring import gradient_norms, stream_divergence
+from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.training.products import measured, with_products
+from nanochat.training.recipe import Recipe, recipe_to_dict
+from nanochat.training.roles import OptimizerSettings
+from nanochat.training.run_log import HELD_OUT, RunLog, machine
+from nanochat.training.snapshot import (
+    Snapshot,
+    find_snapshot,
+    keep_snapshots,
+    load_snapshot,
+    save_snapshot,
+    snapshot_directory,
+)
+from nanochat.training.updater import State, Updater, carried
+from nanochat.weights import named_leaves
+
+__all__ = ["LogEntry", "NotFiniteError", "Trainer"]
+
+
+_LOGGER = logging.getLogger(__name__)
+
+# Batches in a row that are left out for numbers that are not finite, before the run goes back.
+_MOST_SKIPPED = 3
+# How often it goes back to one snapshot.
+_MOST_RETURNS = 2
+
+
+def _ignore(*_: int) -> None:
+    """What is told nobody."""
+
+
+class NotFiniteError(TrainingError):
+    """A number that decides the run is infinite or none; `what` names it and the step."""
+
+    def __init__(self, message: str, *, what: str) -> None:
+        super().__init__(message)
+        self.what = what
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """One line of the log; what was not measured at this step is absent."""
+
+    step: int
+    values: dict[str, object]
+
+
+class Trainer:
+    """A run: a model, its optimizer and its data, and a directory that they are saved in.
+
+    Parameters
+    ----------
+    data : Path
+        Token shards, from `nanochat.training.corpus.prepare`.
+    directory : Path
+        Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``.
+    start : Path, optional
+        A run, or its snapshot, to go on from; its step counts.
+    device : str
+        "auto", "cpu", "cuda".
+    num_threads : int, optional
+        CPU threads of this process, from now on; torch's own choice otherwise. Sums depend on it, so exact resumption
+        needs the same number.
+    compile_model : bool
+        Whether to run through ``torch.compile``: slow to start, several times faster afterwards.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path,
+        directory: Path,
+        *,
+        start: Path | None = None,
+        device: str = "auto",
+        num_threads: int | None = None,
+        compile_model: bool = True,
+    ) -> None:
+        if (directory / "data.json").exists():
+            raise ConfigError(
+                f"{directory} holds prepared data: pass another directory for the run"
+            )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        ops = TorchOps(device)
+        # What is faster may be another type tomorrow, and a run that goes on has one already.
+        self._speeds = None
+        if any(stage.recipe.precision.products != "float32" for stage in stages(recipe)):
+            self._speeds = measured(recipe.model.width, ops.torch_device)
+            recipe = with_products(recipe, self._speeds)
+        self.recipe = recipe
+        self.directory = directory
+        self.shards = Shards(data, "train", seed=recipe.seed)
+        self.held_out = Shards(data, "held_out", seed=recipe.seed)
+        vocab_size = self.shards.tokenizer.vocab_size
+        if vocab_size > recipe.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer of {data} has {vocab_size} tokens but the model has vocab_size="
+                f"{recipe.model.vocab_size}: pass --set model.vocab_size={vocab_size}, or prepare the data with a "
+                "smaller --vocab-size"
+            )
+        self._stages = stages(recipe)
+        longest = max(stage.recipe.data.length for stage in self._stages)
+        # Now, not when the first batch or evaluation asks for one.
+        self.shards.num_windows(longest)
+        self.held_out.num_windows(min(longest, self.held_out.num_tokens - 1))
+        if self.held_out.num_tokens <= longest:
+            _LOGGER.warning(
+                "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "
+                "training: prepare the data with a larger --held-out for a number that says more",
+                data,
+                self.held_out.num_tokens,
+                longest,
+            )
+        weights = init(recipe.model, np.random.default_rng(recipe.seed))
+        self.model = LanguageModel(recipe.model, weights, ops)
+        self._specs = dict(named_leaves(shapes(recipe.model)))
+        self.step = 0
+        # Batches that were left out: each step reads as many later.
+        self.skipped = 0
+        self._stage = self._stages[0]
+        self._enter({} if start is None else self._restore(start))
+        # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
+        resumed = (
+            start is not None and directory.resolve() in find_snapshot(start).resolve().parents
+        )
+        if self.step >= recipe.steps and not resumed:
+            raise TrainingError(
+                f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
+                f"--set steps={2 * self.step}, say"
+            )
+        self._first_step = None if resumed else self.step
+        self._compiled = compiled(self._terms) if compile_model else self._terms
+        self._interruption = Interruption()
+        # The steps of the last snapshot and of the last evaluation that stand in the directory.
+        self._saved = self.step if resumed else -1
+        self._evaluated = -1
+        # Batches in a row that were left out, and returns to the last snapshot.
+        self._left_out = self._returns = 0
+
+    def run(
+        self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
+    ) -> bool:
+        """Train to the recipe's last step; every entry is written to the log and shown.
+
+        SIGINT and SIGTERM end the run with a snapshot, after the current step or batch of an evaluation; a second
+        signal does not wait for that.
+
+        Parameters
+        ----------
+        show : callable
+            Is called with every entry.
+        watch : callable
+            Is called with the number of sequences done and of all of them, at the start of an evaluation and after
+            every batch of it.
+
+        Returns
+        -------
+        bool
+            Whether the last step was reached and evaluated; the model directory is then written.
+        """
+        kept = -1 if self._first_step is not None else self.step
+        # Whoever sees the log may interrupt the run.
+        with self._interruption, RunLog(self.directory / "log.jsonl", step=kept) as log:
+            if self.step in log.evaluations:
+                self._evaluated = self.step
+
+            def report(values: dict[str, object]) -> None:
+                log.write(self.step, values)
+                show(LogEntry(step=self.step, values=values))
+
+            if self.step == self._first_step:
+                speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
+                report({"recipe": recipe_to_dict(self.recipe), "machine": machine() | speeds})
+            try:
+                # First what a run that goes on has still to do at the step of its snapshot.
+                while True:
+                    self._interruption.check()
+                    try:
+                        if self._is_evaluation_due():
+                            report(self.evaluate(self._num_windows(), watch))
+                            self._evaluated = self.step
+                            self._keep(log.evaluations)
+                        if self.step == self.recipe.steps:
+                            break
+                        report(self._advance())
+                        # An evaluation may take longer than all the steps before it, and fail.
+                        if self._is_snapshot_due():
+                            self.save()
+                            self._keep(log.evaluations)
+                    except NotFiniteError as error:
+                        reason = self._go_back(error)
+                        log.cut(self.step)
+                        report({"went_back": reason})
+            except KeyboardInterrupt:
+                self.model.zero_grad()
+                if self._saved != self.step:
+                    self.save()
+                    self._keep(log.evaluations)
+                # Another call goes on.
+                self._first_step = None
+                return False
+        if self._stage.recipe.precision.weights == "ternary":
+            self.write_model(self.directory / "model")
+        return True
+
+    def evaluate(
+        self, num_windows: int, watch: Callable[[int, int], None] = _ignore
+    ) -> dict[str, object]:
+        """Bits per byte of the held-out text in its first windows, and the state of mHC; `watch` is that of `run`.
+
+        Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
+        """
+        nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
+        data = self._stage.recipe.data
+        batch_size = data.microbatch or data.batch_size
+        length = min(data.length, self.held_out.num_tokens - 1)
+        num_batches = math.ceil(num_windows / batch_size)
+        total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
+        batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
+        watch(0, total)
+        with torch.no_grad(), self.model.rounded():
+            for inputs, targets, lengths in batches:
+                # Another size than in training would be compiled anew.
+                usual = inputs.shape == (batch_size, data.length)
+                run = self._compiled if usual else self._terms
+                with self._interruption.abandonable(), compiling():
+                    found = run(self._tensor(inputs), self._tensor(targets))
+                    nats += float(found["cross_entropy"]) * targets.size
+                num_tokens += targets.size
+                num_bytes += int(lengths.sum())
+                done += len(inputs)
+                watch(done, total)
+                self._interruption.check()
+        # JSON has no word for what is not finite, and no model is worth more steps after it.
+        self._require_finite({"held_out_nats_per_token": nats / num_tokens})
+        values: dict[str, object] = {
+            HELD_OUT: nats / math.log(2) / num_bytes,
+            "held_out_nats_per_token": nats / num_tokens,
+            "held_out_tokens": num_tokens,
+        }
+        if self.recipe.model.num_streams > 1:
+            inputs, _ = self.shards.batch(0, 1, data.length)
+            divergence, gain = stream_divergence(self.model, self._tensor(inputs))
+            values["stream_divergence"] = [round(d, 5) for d in divergence]
+            values["composite_gain"] = gain
+        return values
+
+    def save(self) -> None:
+        """Write the snapshot of this step.
+
+        Raises
+        ------
+        NotFiniteError
+            If a number of it is infinite or none.
+        """
+        snapshot = Snapshot(
+            step=self.step,
+            skipped=self.skipped,
+            recipe=self.recipe,
+            data=self.shards.fingerprint,
+            parameters={name: p.detach() for name, p in self.model.named_parameters()},
+            optimizer=self.updater.states(),
+        )
+        tensors = {**snapshot.parameters}
+        for name, state in snapshot.optimizer.items():
+            tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.items()}
+        # A finite gradient may still be too large a step.
+        largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
+        self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
+        save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
+        self._saved = self.step
+        self._returns = 0
+
+    def write_model(self, directory: Path) -> None:
+        """Write the model directory: rounded weights, configuration and tokenizer."""
+        tokenizer = self.shards.tokenizer
+        bundle = Bundle(
+            name=self.directory.resolve().name,
+            config=self.recipe.model,
+            weights=freeze(self.model.stored()),
+            tokenizer=tokenizer,
+            generation={"eos_token_id": [tokenizer.eos, tokenizer.end]},
+        )
+        save_model(directory, bundle)
+
+    def _terms(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.model(inputs, self._loss, targets)
+        return found
+
+    def _loss(self, outputs: TrainingOutputs[Tensor, Leaf], targets: Tensor) -> dict[str, Tensor]:
+        model, objective = self.recipe.model, self._stage.recipe.objective
+        return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
+
+    def _is_evaluation_due(self) -> bool:
+        if self.step in (0, self._first_step, self._evaluated):
+            return False
+        return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
+
+    def _is_snapshot_due(self) -> bool:
+        # A batch that was left out is no step.
+        if self.step in (0, self._saved):
+            return False
+        return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
+
+    def _keep(self, evaluations: Mapping[int, float]) -> None:
+        """Keep the best snapshot and the last ones, and delete the others."""
+        best = min(evaluations, key=evaluations.__getitem__, default=-1)
+        if best == self.step != self._saved:
+            self.save()
+        keep_snapshots(self.directory, last=self.recipe.run.keep_snapshots, best=best)
+
+    def _num_windows(self) -> int:
+        if self.step < self.recipe.steps:
+            return self.recipe.run.evaluation_windows
+        # A short run on much data would be evaluated for longer than it was trained.
+        trained = num_tokens(self._stages, self.recipe.steps) // self._stage.recipe.data.length
+        return max(self.recipe.run.evaluation_windows, trained)
+
+    def _advance(self) -> dict[str, object]:
+        begin = time.perf_counter()
+        if self._stage != stage_at(self._stages, self.step):
+            old = self._stage.recipe.optimizer
+            self._stage = stage_at(self._stages, self.step)
+            self._enter(self._carried(self.updater.states(), old, "the run"))
+        stage, number = self._stage, self.step + self.skipped
+        data = stage.recipe.data
+        inputs, targets = self.shards.batch(
+            number - stage.data_first, data.batch_size, data.length, order=stage.data_order
+        )
+        found = self._gradients(inputs, targets)
+        norms = gradient_norms(self.updater.gradients())
+        measured = {**found, **norms}
+        # The one time that a step waits for the device.
+        numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
+        values = dict(zip(measured, numbers, strict=True))
+        try:
+            self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
+        except NotFiniteError as error:
+            self.model.zero_grad()
+            self._left_out += 1
+            if self._left_out > _MOST_SKIPPED:
+                raise
+            self.skipped += 1
+            return {"skipped_batch": number, "because": error.what}
+        self._left_out = 0
+        factor = learning_rate_factor(stage, self.step)
+        self.updater.update(norm=norms["gradient_norm"], factor=factor)
+        self.step += 1
+        return {
+            "tokens": num_tokens(self._stages, self.step),
+            **values,
+            "learning_rate_factor": factor,
+            "tokens_per_second": inputs.size / (time.perf_counter() - begin),
+        }
+
+    def _gradients(
+        self, inputs: NDArray[np.int64], targets: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """Leave the gradients of a batch, and return its terms: both are means over its microbatches."""
+        size = self._stage.recipe.data.microbatch or len(inputs)
+        share = size / len(inputs)
+        means: dict[str, Tensor] = {}
+        with self.model.rounded():
+            for first in range(0, len(inputs), size):
+                part = slice(first, first + size)
+                with self._interruption.abandonable(), compiling():
+                    found = self._compiled(self._tensor(inputs[part]), self._tensor(targets[part]))
+                    (found["loss"] * share).backward()
+                for name, value in found.items():
+                    mean = value.detach() * share
+                    means[name] = means[name] + mean if name in means else mean
+        return means
+
+    def _require_finite(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                again = (
+                    f"begin another run with --start {self.directory}"
+                    if self._saved >= 0
+                    else "begin again"
+                )
+                what = f"{name} is {value} at step {self.step}"
+                raise NotFiniteError(
+                    f"{what}: must be finite, so nothing is saved; {again} and a lower rate, such as --set "
+                    "optimizer.matrices.rate=0.01",
+                    what=what,
+                )
+
+    def _go_back(self, error: "NotFiniteError") -> str:
+        """Go on from the last snapshot, with other batches than those that led here, and return why."""
+        if self._saved < 0 or self._returns == _MOST_RETURNS:
+            raise error
+        self.model.zero_grad()
+        last = self.step + self.skipped
+        self._enter(self._restore(find_snapshot(self.directory)))
+        first = self.step + self.skipped
+        self.skipped = last + 1 - self.step
+        self._returns += 1
+        self._left_out = 0
+        self._evaluated = -1
+        return f"{error.what}: batches {first} to {last} are left out"
+
+    def _restore(self, start: Path) -> dict[str, State]:
+        """Take the step and the parameters of a snapshot, and return what goes on of its optimizer's state."""
+        snapshot = load_snapshot(start, str(self.model.ops.device))
+        if snapshot.recipe.model != self.recipe.model:
+            raise TrainingError(
+                f"{start} is a snapshot of another model than the recipe's: leave out CONFIG, --preset and settings "
+                "of the model, and that of the snapshot is taken"
+            )
+        for name, parameter in self.model.named_parameters():
+            found = snapshot.parameters.get(name)
+            if found is None or found.shape != parameter.shape:
+                raise TrainingError(
+                    f"{start} has no {name} of shape {tuple(parameter.shape)}: it is damaged"
+                )
+            parameter.data.copy_(found)
+        if snapshot.data != self.shards.fingerprint:
+            raise TrainingError(
+                f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
+            )
+        self.step, self.skipped = snapshot.step, snapshot.skipped
+        # A phase ends with the evaluation of its last step.
+        last = max(0, self.step - 1)
+        self._stage = stage_at(self._stages, last)
+        if not self.step:
+            # Nothing was updated yet.
+            return {}
+        old = stage_at(stages(snapshot.recipe), last).recipe.optimizer
+        return self._carried(snapshot.optimizer, old, str(start))
+
+    def _carried(
+        self, states: Mapping[str, State], old: OptimizerSettings, source: str
+    ) -> dict[str, State]:
+        new = self._stage.recipe.optimizer
+        return carried(states, self._specs, old=old, new=new, source=source)
+
+    def _enter(self, states: Mapping[str, State]) -> None:
+        """Take over the settings of the phase, with what goes on of the optimizer's state."""
+        recipe = self._stage.recipe
+        self.model.precision = recipe.precision.weights
+        self.model.ops = TorchOps(
+            str(self.model.ops.device), getattr(torch, recipe.precision.products)
+        )
+        self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
+
+    def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(tokens).to(self.model.ops.device)

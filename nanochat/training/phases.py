@@ -1,0 +1,100 @@
+"""This file holds what a recipe says of each step: the phase that it is in, its settings, data and learning rate."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.errors import ConfigError
+from nanochat.training.recipe import Recipe, merged, recipe_from_dict, recipe_to_dict
+
+__all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps from `first` to before `end` that have the same settings.
+
+    `recipe` is that of a run which has these settings from the start. Batches are counted from the step `data_first`,
+    where the settings of the data changed for the time `data_order`, and learning rates from `schedule_first`, over
+    `schedule_steps` steps.
+    """
+
+    first: int
+    end: int
+    recipe: Recipe
+    data_first: int
+    data_order: int
+    schedule_first: int
+    schedule_steps: int
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """The phases of a recipe, of which one without phases has one."""
+    plain = dataclasses.replace(recipe, phases=())
+    found: list[Stage] = []
+    first = data_first = data_order = 0
+    for phase in recipe.phases or [None]:
+        steps = recipe.steps if phase is None else phase.steps
+        changes = {} if phase is None else {str(group): s for group, s in phase.changes.items()}
+        has_schedule = "schedule" in changes
+        try:
+            settings = _changed(plain, changes, steps if has_schedule else recipe.steps)
+        except ConfigError as error:
+            raise ConfigError(f"phase {len(found) + 1}: {error}") from error
+        if found and settings.data != found[-1].recipe.data:
+            data_first, data_order = first, data_order + 1
+        found.append(
+            Stage(
+                first=first,
+                end=first + steps,
+                recipe=settings,
+                data_first=data_first,
+                data_order=data_order,
+                schedule_first=first if has_schedule else 0,
+                schedule_steps=steps if has_schedule else recipe.steps,
+            )
+        )
+        first += steps
+    return tuple(found)
+
+
+def stage_at(found: Sequence[Stage], step: int) -> Stage:
+    """That of the update after `step` others; at the end, the last one."""
+    return next((stage for stage in found if step < stage.end), found[-1])
+
+
+def num_tokens(found: Sequence[Stage], step: int) -> int:
+    """Tokens that have been trained on after `step` updates."""
+    return sum(
+        max(0, min(step, stage.end) - stage.first)
+        * stage.recipe.data.batch_size
+        * stage.recipe.data.length
+        for stage in found
+    )
+
+
+def learning_rate_factor(stage: Stage, step: int) -> float:
+    """Share of the peak learning rate at a step, counted from 0: warm-up, stable, decay.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> from nanochat.training.recipe import Schedule
+    >>> schedule = Schedule(warmup_steps=2, decay_steps=4)
+    >>> (stage,) = stages(Recipe(model=preset("tiny"), steps=10, schedule=schedule))
+    >>> [round(learning_rate_factor(stage, step), 2) for step in range(10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    warmup, decay = stage.recipe.schedule.warmup_steps, stage.recipe.schedule.decay_steps
+    done = step - stage.schedule_first
+    rise = (done + 1) / warmup if warmup else 1.0
+    fall = (stage.schedule_steps - done) / decay if decay else 1.0
+    return min(1.0, rise, fall)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any], steps: int) -> Recipe:
+    fields = recipe_to_dict(recipe)
+    for group, values in changes.items():
+        fields[group] = merged(fields[group], values)
+    return recipe_from_dict({**fields, "steps": steps})

@@ -1,0 +1,236 @@
+"""This file holds the recipe of a training run: every number that decides its result, in groups and phases."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
+
+from nanochat.config import ModelConfig, config_from_dict, config_to_dict
+from nanochat.errors import ConfigError
+from nanochat.training.checks import refusal
+from nanochat.training.flat_recipe import nested
+from nanochat.training.loss import Objective
+from nanochat.training.roles import OptimizerSettings
+from nanochat.training.values import CHECKED, Count, Whole
+
+__all__ = [
+    "DataSettings",
+    "Phase",
+    "Precision",
+    "Recipe",
+    "RunSettings",
+    "Schedule",
+    "merged",
+    "recipe_from_dict",
+    "recipe_to_dict",
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class DataSettings:
+    """What an update reads.
+
+    Parameters
+    ----------
+    batch_size, length : int
+        Sequences of one update, tokens of one sequence.
+    microbatch : int
+        Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all.
+    """
+
+    batch_size: Count = 16
+    length: Count = 512
+    microbatch: Whole = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Schedule:
+    """Learning rates over a run, as shares of their peaks.
+
+    Parameters
+    ----------
+    warmup_steps, decay_steps : int
+        They rise linearly over the first, stay, and fall linearly to zero over the last.
+    """
+
+    warmup_steps: Whole = 40
+    decay_steps: Whole = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Precision:
+    """What numbers are rounded to in training.
+
+    Parameters
+    ----------
+    weights : {"ternary", "float"}
+        "float" trains the unquantised twin.
+    products : {"auto", "float32", "bfloat16"}
+        Type of the products with weights. In bfloat16 codes are exact and scales round. "auto" is what is faster
+        when a run begins.
+    """
+
+    weights: Literal["ternary", "float"] = "ternary"
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RunSettings:
+    """What a run does besides updates.
+
+    Parameters
+    ----------
+    evaluate_every, snapshot_every : int
+        Steps between held-out evaluations and between snapshots.
+    keep_snapshots : int
+        Snapshots that are kept, the last ones, besides that of the best evaluation.
+    evaluation_windows : int
+        Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
+        on.
+    """
+
+    evaluate_every: Count = 100
+    snapshot_every: Count = 100
+    keep_snapshots: Count = 2
+    evaluation_windows: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Phase:
+    """A part of a run, and the groups of settings that are other in it, with those settings.
+
+    What the optimizer keeps of a parameter goes on as long as its rule does, and batches as long as the settings of the
+    data are the same. A phase with a schedule has one of its own, over its steps; all others share that of the run.
+    """
+
+    steps: Count
+    changes: dict[
+        Literal["data", "optimizer", "schedule", "objective", "precision"], dict[str, Any]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Recipe:
+    """A training run.
+
+    Parameters
+    ----------
+    steps : int
+        Updates, in all phases together.
+    seed : int
+        Of the initial weights and of the order of the data.
+    """
+
+    model: ModelConfig
+    steps: Count
+    seed: Whole = 0
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: Schedule = field(default_factory=Schedule)
+    objective: Objective = field(default_factory=Objective)
+    precision: Precision = field(default_factory=Precision)
+    run: RunSettings = field(default_factory=RunSettings)
+    phases: tuple[Phase, ...] = ()
+
+    def __post_init__(self) -> None:
+        model, schedule, length = self.model, self.schedule, self.data.length
+        lengths = [phase.steps for phase in self.phases]
+        if lengths and sum(lengths) != self.steps:
+            raise ConfigError(
+                f"steps={self.steps} but the phases have {' + '.join(map(str, lengths))}: change one of them, or leave "
+                "out the steps of the run or of its last phase"
+            )
+        if schedule.warmup_steps + schedule.decay_steps > self.steps:
+            raise ConfigError(
+                f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
+                f"steps={self.steps}: train longer, or shorten them with --set schedule.warmup_steps=0, say"
+            )
+        if self.data.microbatch and self.data.batch_size % self.data.microbatch:
+            raise ConfigError(
+                f"data.microbatch={self.data.microbatch} does not divide data.batch_size={self.data.batch_size}: "
+                "choose one that does"
+            )
+        if length > model.context_length:
+            raise ConfigError(
+                f"data.length={length} exceeds the model's context_length={model.context_length}: shorten it"
+            )
+        if model.rotation_block:
+            raise ConfigError(
+                f"rotation_block={model.rotation_block}: models of rotated inputs are read and run, not trained; "
+                "set model.rotation_block=0"
+            )
+        if model.num_ahead >= length:
+            raise ConfigError(
+                f"data.length={length} leaves no target for num_ahead={model.num_ahead}: lengthen it"
+            )
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
+    """All settings in their groups, ready for JSON."""
+    # The last phase lasts to the end of the run, of which more steps may be asked later.
+    phases = [{"steps": phase.steps, **phase.changes} for phase in recipe.phases]
+    for phase in phases[-1:]:
+        del phase["steps"]
+    return {
+        **dataclasses.asdict(recipe),
+        "model": config_to_dict(recipe.model),
+        "phases": phases,
+    }
+
+
+def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
+    """Rebuild a recipe from `recipe_to_dict`, or from one of before settings stood in groups.
+
+    What is absent has its default; of a role's rule only what differs from it need be given.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, absent without a default, or of a value that it may not have.
+    """
+    fields = nested(fields)
+    model = fields.get("model")
+    if not isinstance(model, Mapping):
+        raise ConfigError(
+            f"not a recipe: its model is {model!r:.40}, not a group of settings; use a recipe of `nanochat train` as "
+            "it was written"
+        )
+    rules = dataclasses.asdict(OptimizerSettings())
+    fields["optimizer"] = merged(rules, fields.get("optimizer", {}))
+    if fields.get("phases"):
+        fields["phases"], fields["steps"] = _phases(fields["phases"], fields.get("steps", 0))
+    try:
+        return Recipe(**{**fields, "model": config_from_dict(model)})  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        raise refusal(error, Recipe) from error
+
+
+def merged(old: object, new: object) -> object:
+    """A group of settings with some changed; another rule leaves nothing of the one before."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    if new.get("rule", old.get("rule")) != old.get("rule"):
+        return new
+    return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
+
+
+def _phases(found: object, steps: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Phases as `Phase` has them, and the steps of all: those of the last phase, or of all, may be absent."""
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Mapping) for each in found):
+        raise ConfigError(f"phases={found!r:.80}: write a list of groups of settings")
+    phases = [
+        {
+            "steps": each.get("steps", 0),
+            "changes": {name: value for name, value in each.items() if name != "steps"},
+        }
+        for each in found
+    ]
+    lengths = [each["steps"] for each in phases]
+    if type(steps) is int and all(type(each) is int for each in lengths):
+        if steps and not lengths[-1]:
+            phases[-1]["steps"] = steps - sum(lengths)
+        steps = steps or sum(lengths)
+    return phases, steps

@@ -1,0 +1,109 @@
+"""This file holds the roles of parameters, which have an update rule each, and those rules' settings."""
+
+from dataclasses import field
+from typing import Literal, get_args
+
+from pydantic.dataclasses import dataclass
+
+from nanochat.training.rules import AdamW, Muon, Rule
+from nanochat.training.values import CHECKED, Positive
+from nanochat.weights import Spec
+
+__all__ = ["ROLES", "OptimizerSettings", "Role", "role_of", "rule_of", "trained_rule"]
+
+Role = Literal[
+    "matrices",
+    "embedding",
+    "head",
+    "norms",
+    "streams",
+    "projections",
+    "gates",
+    "exits",
+    "router",
+    "convolutions",
+]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class OptimizerSettings:
+    """How parameters are updated, by their role.
+
+    Parameters
+    ----------
+    clip : float
+        Largest norm of all gradients together.
+    only : list of str
+        Roles that are trained, such as ["exits"] for a LoopLM's gate; all, if none is named.
+    matrices : rule
+        Ternary linears.
+    embedding, head : rule
+        The two tables; a tied head is the embedding.
+    norms : rule
+        Gains of the norms.
+    streams, projections : rule
+        Of mHC: logits and gates of each site, and the matrices that make them depend on the token.
+    gates, convolutions : rule
+        Of Gated DeltaNet: what it learns and keeps, and the filters of a few tokens.
+    exits : rule
+        A LoopLM's gate, which ends the loop.
+    router : rule
+        Chooses a token's experts.
+    """
+
+    clip: Positive = 1.0
+    only: tuple[Role, ...] = ()
+    matrices: Rule = field(default_factory=Muon)
+    embedding: Rule = field(default_factory=lambda: AdamW(rate=0.004))
+    head: Rule = field(default_factory=lambda: AdamW(rate=0.004))
+    norms: Rule = field(default_factory=AdamW)
+    streams: Rule = field(default_factory=AdamW)
+    projections: Rule = field(default_factory=AdamW)
+    gates: Rule = field(default_factory=AdamW)
+    exits: Rule = field(default_factory=AdamW)
+    router: Rule = field(default_factory=AdamW)
+    convolutions: Rule = field(default_factory=AdamW)
+
+
+def rule_of(settings: OptimizerSettings, role: Role) -> Rule:
+    """The update rule of a role's parameters."""
+    rule: Rule = getattr(settings, role)
+    return rule
+
+
+def trained_rule(settings: OptimizerSettings, name: str, spec: Spec) -> Rule | None:
+    """The update rule of a parameter, if it is trained."""
+    role = role_of(name, spec)
+    return rule_of(settings, role) if not settings.only or role in settings.only else None
+
+
+def role_of(name: str, spec: Spec) -> Role:
+    """The role of a parameter of that name in the weights tree.
+
+    Examples
+    --------
+    >>> from nanochat.presets import preset
+    >>> from nanochat.shapes import shapes
+    >>> from nanochat.weights import named_leaves
+    >>> specs = dict(named_leaves(shapes(preset("tiny"))))
+    >>> name = "layers.0.mixer_site.mhc.read"
+    >>> role_of(name, specs[name]), role_of("embedding", specs["embedding"])
+    ('streams', 'embedding')
+    """
+    last = name.rpartition(".")[2]
+    if spec.initial == "embedding":
+        return "embedding"
+    if spec.initial == "head":
+        return "head"
+    if spec.kind == "ternary":
+        return "matrices"
+    if ".mhc." in name:
+        return "projections" if last == "projection" else "streams"
+    if name.startswith("exit."):
+        return "exits"
+    if last == "router":
+        return "router"
+    if spec.initial == "conv":
+        return "convolutions"
+    return "norms" if spec.initial == "ones" else "gates"

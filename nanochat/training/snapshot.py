@@ -1,0 +1,183 @@
+"""This file holds training checkpoints: everything from which a run goes on exactly.
+
+A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters.safetensors`` (latent weights by name)
+and ``optimizer.safetensors`` (what is kept of each, as ``NAME|KIND``). The data order is a function of the seed and the
+step, and nothing else is random. It appears whole or not at all: a run that is killed at any moment has the one before.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat.errors import FormatError, TrainingError, VersionError
+from nanochat.files import atomic_directory, parse_json, read_bytes
+from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.stacked_states import unstacked
+from nanochat.training.updater import State
+
+__all__ = [
+    "Snapshot",
+    "find_snapshot",
+    "holds_run",
+    "keep_snapshots",
+    "load_recipe",
+    "load_snapshot",
+    "save_snapshot",
+    "snapshot_directory",
+]
+
+# Until the second, there was one snapshot of a run, in "snapshot", and what its optimizer kept lay in stacks; only the
+# second had the step in the names of its files.
+_FORMAT = 3
+_FILE_NAME = "snapshot.json"
+_FOLDER, _ONLY = "snapshots", "snapshot"
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw.
+
+    `skipped` batches were left out, so that each step reads as many later.
+    """
+
+    step: int
+    skipped: int = 0
+    recipe: Recipe
+    data: str
+    parameters: Mapping[str, Tensor]
+    optimizer: Mapping[str, State]
+
+
+def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot into a directory of its own, complete or not at all."""
+    flat = {
+        f"{name}|{kind}": tensor
+        for name, state in snapshot.optimizer.items()
+        for kind, tensor in state.items()
+    }
+    text = {
+        "format": _FORMAT,
+        "step": snapshot.step,
+        "skipped": snapshot.skipped,
+        "data": snapshot.data,
+        "recipe": recipe_to_dict(snapshot.recipe),
+    }
+    with atomic_directory(directory) as new:
+        parameters, optimizer = _tensor_files(new, _FORMAT, snapshot.step)
+        _save(dict(snapshot.parameters), parameters)
+        _save(flat, optimizer)
+        (new / _FILE_NAME).write_text(json.dumps(text, indent=1))
+
+
+def snapshot_directory(run: Path, step: int) -> Path:
+    """Where the snapshot of a step of a run is."""
+    return run / _FOLDER / f"{step}"
+
+
+def find_snapshot(directory: Path) -> Path:
+    """The directory of a snapshot: that of its run stands for its last one, too."""
+    last = [snapshot_directory(directory, step) for step in _steps(directory)[-1:]]
+    for found in (directory, *last, directory / _ONLY):
+        if (found / _FILE_NAME).is_file():
+            return found
+    raise TrainingError(
+        f"{directory} holds no snapshot: pass the directory of a run that has saved one, or such as RUN/{_FOLDER}/500"
+    )
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether a run has saved a snapshot there; one that was killed before is no loss."""
+    return bool(_steps(directory)) or (directory / _ONLY / _FILE_NAME).is_file()
+
+
+def keep_snapshots(run: Path, *, last: int, best: int) -> None:
+    """Delete the snapshots of a run but the `last` ones and that of the step `best`."""
+    for step in _steps(run)[:-last]:
+        if step != best:
+            directory = snapshot_directory(run, step)
+            # What is half deleted is no snapshot.
+            (directory / _FILE_NAME).unlink()
+            shutil.rmtree(directory)
+
+
+def _steps(run: Path) -> list[int]:
+    """The steps of a run's snapshots, the last one last."""
+    found = (run / _FOLDER).glob(f"*/{_FILE_NAME}")
+    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+
+
+def load_recipe(directory: Path) -> Recipe:
+    """The recipe of the snapshot in a directory of its own or in that of its run, without its numbers."""
+    recipe: Recipe = _read_text(find_snapshot(directory))[-1]
+    return recipe
+
+
+def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
+    """Read the snapshot in a directory of its own or in that of its run."""
+    directory = find_snapshot(directory)
+    version, step, skipped, data, recipe = _read_text(directory)
+    parameters_file, optimizer_file = _tensor_files(directory, version, step)
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in _load(optimizer_file, device).items():
+        owner, _, kind = key.rpartition("|")
+        optimizer.setdefault(owner, {})[kind] = tensor
+    return Snapshot(
+        step=step,
+        skipped=skipped,
+        recipe=recipe,
+        data=data,
+        parameters=_load(parameters_file, device),
+        optimizer=unstacked(optimizer, recipe, step) if version < 3 else optimizer,
+    )
+
+
+def _read_text(directory: Path) -> tuple[int, int, int, str, Recipe]:
+    """Format, step, batches left out, data and recipe of a snapshot."""
+    path = directory / _FILE_NAME
+    text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
+    version = text.get("format")
+    if type(version) is not int or version not in range(1, _FORMAT + 1):
+        raise VersionError(
+            f"{path}: format {version!r} is none of 1 to {_FORMAT}: upgrade nanochat-ternary or start a new run"
+        )
+    step, recipe, data = text.get("step"), text.get("recipe"), text.get("data")
+    skipped = text.get("skipped", 0)
+    if (
+        not isinstance(step, int)
+        or not isinstance(skipped, int)
+        or min(step, skipped) < 0
+        or not isinstance(recipe, dict)
+        or not isinstance(data, str)
+    ):
+        raise FormatError(
+            f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
+        )
+    return version, step, skipped, data, recipe_from_dict(recipe)
+
+
+def _tensor_files(directory: Path, version: int, step: int) -> tuple[Path, Path]:
+    """Those of the parameters and of the optimizer."""
+    end = f"-{step}.safetensors" if version == 2 else ".safetensors"
+    return directory / f"parameters{end}", directory / f"optimizer{end}"
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, path)
+    except SafetensorError as error:
+        # The library wraps the operating system's refusal; the directory's owner reports it as such.
+        raise OSError(str(error)) from error
+
+
+def _load(path: Path, device: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=device)
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path} is damaged ({error}): use an earlier snapshot") from error

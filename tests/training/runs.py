@@ -1,0 +1,71 @@
+"""This file holds small runs for tests: their recipe, their command line, and what their logs say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanochat.training.loop import LogEntry
+from nanochat.training.recipe import Recipe, recipe_from_dict
+
+__all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe"]
+
+MODEL = {
+    "width": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "ffn_width": 128,
+    "weight_block": 128,
+}
+
+
+def recipe(**changes: object) -> Recipe:
+    """A small recipe; the fields of a group are changed one by one."""
+    fields: dict[str, Any] = {
+        "model": {"vocab_size": 300, **MODEL},
+        "steps": 30,
+        "data": {"batch_size": 2, "length": 64},
+        "schedule": {"warmup_steps": 2, "decay_steps": 10},
+        "precision": {"products": "float32"},
+        "run": {"evaluate_every": 10, "snapshot_every": 5, "evaluation_windows": 8},
+    }
+    for name, value in changes.items():
+        inner = fields.get(name)
+        fields[name] = (
+            {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
+    return recipe_from_dict(fields)
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, without what depends on the machine."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def quiet(_: LogEntry) -> None:
+    pass
+
+
+def options(data: Path, run: Path) -> list[str]:
+    return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
+
+
+def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`nanochat` in a process of its own, whose lines are wide."""
+    return subprocess.run(
+        [sys.executable, "-m", "nanochat", *map(str, words)],
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

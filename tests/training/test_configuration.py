@@ -1,0 +1,135 @@
+"""One file says what a run is: its shape, its text, where it goes, and every setting that is not the default."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanochat.errors import ConfigError, TrainingError
+from nanochat.presets import preset
+from nanochat.training.configuration import TextSettings, prepared, read_configuration
+from nanochat.training.recipe import recipe_from_dict
+from tests.training.runs import command, entries, recipe
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("--no-compile", "--threads", "1")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A configuration of two steps on forty lines."""
+    for number in range(8):
+        (tmp_path / f"{number}.py").write_text(f"def f{number}(): return {number}\n" * 40)
+    return write(
+        tmp_path / "small.toml",
+        f"""
+        preset = "tiny"
+        out = "{tmp_path / "run"}"
+        steps = 2
+        text = {{files = ["{tmp_path}/*.py"], vocab_size = 280, held_out = 0.3}}
+        data = {{batch_size = 1, length = 32}}
+        schedule = {{warmup_steps = 0}}
+        model = {{vocab_size = 300, num_layers = 1, num_streams = 1}}
+        """,
+    )
+
+
+def test_the_first_run_needs_a_file_and_nothing_else(tmp_path: Path) -> None:
+    sets = ["steps=2", "schedule.warmup_steps=0", "schedule.decay_steps=0", "model.num_layers=1"]
+    sets += ["run.evaluation_windows=8", "data.batch_size=1", "data.length=64"]
+    words = [word for each in sets for word in ("--set", each)]
+    run = tmp_path / "run"
+
+    trained = command("train", ROOT / "configs" / "tiny.toml", "--out", run, *QUICK, *words)
+    written = command("generate", run / "model", "--prompt", "def main():", "--max-tokens", 4)
+
+    assert trained.returncode == 0, trained.stderr
+    assert "preparing the text of {python}/*.py" in trained.stderr
+    assert written.returncode == 0, written.stderr
+
+
+def test_a_run_goes_on_with_the_text_that_it_had(small: Path, tmp_path: Path) -> None:
+    begun = command("train", small, *QUICK)
+    resumed = command("train", "--resume", "--out", tmp_path / "run", *QUICK)
+    again = command("train", small, *QUICK)
+
+    assert (begun.returncode, resumed.returncode) == (0, 0), begun.stderr + resumed.stderr
+    model = entries(tmp_path / "run")[0]["recipe"]["model"]
+    assert (model["width"], model["num_layers"]) == (preset("tiny").width, 1)
+    assert "already holds a run: pass --resume" in again.stderr
+
+
+def test_tokens_of_another_text_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    write(tmp_path / "a.py", "def f(): pass\n" * 99)
+    text = TextSettings(files=(str(tmp_path / "a.py"),), vocab_size=280)
+    assert prepared(text, tmp_path / "run") == prepared(text, tmp_path / "run")
+
+    other = TextSettings(files=(str(tmp_path / "a.py"),), vocab_size=290)
+    with pytest.raises(TrainingError, match="was prepared with other settings than"):
+        prepared(other, tmp_path / "run")
+
+
+def test_every_configuration_is_a_recipe() -> None:
+    paths = sorted((ROOT / "configs").iterdir())
+
+    assert paths
+    for path in paths:
+        found = read_configuration(path)
+        assert found.preset is not None
+        shape = recipe(model=vars(preset(found.preset))).model
+        assert recipe_from_dict({**found.fields, "model": vars(shape)}).steps > 0
+        assert found.text is not None
+        assert found.out is not None
+
+
+def test_a_recipe_alone_is_a_configuration(tmp_path: Path) -> None:
+    path = write(tmp_path / "recipe.json", json.dumps({"steps": 5, "batch_size": 3}))
+
+    found = read_configuration(path)
+
+    assert found.fields["data"] == {"batch_size": 3}
+    assert (found.preset, found.out, found.text) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps = = 5", r"a\.toml: not valid TOML \(.*line 1"),
+        ("preset = 5", r"a\.toml: preset=5: write a text"),
+        ("text = 5", r"a\.toml: text=5: must be a group"),
+        ("[text]\nfiles = []", r"a\.toml: \[text\]: files=\[\]: "),
+        ("[text]", r"a\.toml: \[text\] names no files: write"),
+        ("[text]\nfiles = ['x']\nvocab = 5", r"'vocab'.*did you mean vocab_size\?"),
+        ("[text]\nfiles = ['x']\nheld_out = 1.5", r"held_out=1\.5: must be less than 1"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cannot_be_read_names_the_file_and_the_rule(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_configuration(write(tmp_path / "a.toml", text))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "pass the directory of the run: --out"),
+        (["--out", "run"], "pass what to train: a CONFIG, --preset"),
+        (
+            ["--out", "run", "--preset", "tiny", "--set", "steps=100"],
+            "pass what to train on: --data",
+        ),
+    ],
+    ids=str,
+)
+def test_what_lacks_is_named(words: list[str], message: str) -> None:
+    result = command("train", *words)
+
+    assert result.returncode == 2
+    assert message in result.stderr

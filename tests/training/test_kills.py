@@ -1,0 +1,99 @@
+"""A run that is killed anywhere, as often as one likes, has the losses of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat.training.loop import Trainer
+from nanochat.training.recipe import Recipe, recipe_to_dict
+from nanochat.training.snapshot import holds_run, load_snapshot
+from tests.training.runs import entries, options, quiet, recipe
+
+FEW, MANY = 6, 24
+STEPS = 60
+
+# The command, in a process that dies when it comes to a place from a step on: in a batch, before its update, in an
+# evaluation, between the files of a snapshot, while old ones are deleted, before a line of the log.
+KILLED = """
+import os, signal, sys
+from nanochat.cli import main
+from nanochat.training import loop, run_log, snapshot, updater
+
+places = {
+    "batch": (loop.Trainer, "_gradients"),
+    "update": (updater.Updater, "update"),
+    "evaluation": (loop, "stream_divergence"),
+    "files": (snapshot, "_save"),
+    "deletion": (snapshot.shutil, "rmtree"),
+    "log": (run_log.RunLog, "write"),
+}
+step, (owner, name) = int(sys.argv[1]), places[sys.argv[2]]
+function, run, seen = getattr(owner, name), loop.Trainer.run, []
+
+def die(*words, **options):
+    # The second file, of two.
+    if seen[0].step >= step and (name != "_save" or "optimizer" in str(words[1])):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*words, **options)
+
+def note(self, *words):
+    seen.append(self)
+    return run(self, *words)
+
+loop.Trainer.run = note
+setattr(owner, name, die)
+main(sys.argv[3:])
+"""
+PLACES = ("batch", "update", "evaluation", "files", "deletion", "log")
+
+
+def settings() -> Recipe:
+    """Two phases, microbatches, and snapshots and evaluations that seldom meet."""
+    return recipe(
+        steps=STEPS,
+        data={"batch_size": 4, "microbatch": 2},
+        run={"evaluate_every": 7, "snapshot_every": 5, "evaluation_windows": 2},
+        phases=[
+            {"steps": 32, "precision": {"weights": "float"}},
+            {"optimizer": {"norms": {"rule": "lion"}}, "data": {"length": 48}},
+        ],
+    )
+
+
+def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
+    data: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert Trainer(settings(), data, whole, num_threads=1, compile_model=False).run(quiet)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(settings())))
+    number = MANY if pytestconfig.getoption("--long") else FEW
+    steps = np.sort(np.random.default_rng(number).integers(1, STEPS - 6, number))
+
+    for count, step in enumerate(steps):
+        begin = ["--resume"] if holds_run(killed) else [str(tmp_path / "recipe.json")]
+        words = [str(step), PLACES[count % len(PLACES)], *options(data, killed), *begin]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, *words],
+            env={**os.environ, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = subprocess.run(
+        [sys.executable, "-m", "nanochat", *options(data, killed), "--resume"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert entries(killed)[1:] == entries(whole)[1:]
+    last, expected = (load_snapshot(run).parameters for run in (killed, whole))
+    assert all((last[name] == expected[name]).all() for name in expected)

@@ -1,0 +1,140 @@
+"""A run leaves out what is not finite, goes back where that does not help, and ends where nothing helps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.errors import TrainingError
+from nanochat.training.loop import Trainer
+from nanochat.training.snapshot import load_snapshot
+from tests.training.runs import losses, quiet, recipe
+
+
+def trainer(data: Path, folder: Path, *, resume: bool = False, **changes: object) -> Trainer:
+    start = folder if resume else None
+    return Trainer(recipe(**changes), data, folder, start=start, num_threads=1, compile_model=False)
+
+
+def spoil(run: Trainer, is_bad: Callable[[int], bool]) -> None:
+    """Give a parameter infinite gradients of the batches with such numbers."""
+
+    def change(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * (float("inf") if is_bad(run.step + run.skipped) else 1)
+
+    run.model.get_parameter("norm").register_hook(change)
+
+
+def lines(run: Path, name: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in found if name in line]
+
+
+def test_a_bad_batch_is_left_out(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    spoil(run, lambda batch: batch == 12)
+
+    assert run.run(quiet)
+
+    (skipped,) = lines(tmp_path, "skipped_batch")
+    assert skipped == {
+        "step": 12,
+        "skipped_batch": 12,
+        "because": "gradient_norm is inf at step 12",
+    }
+    assert load_snapshot(tmp_path).skipped == 1
+    assert sorted(losses(tmp_path)) == list(range(1, 31))
+
+
+def test_a_run_that_left_out_batches_resumes_with_the_same_losses(
+    data: Path, tmp_path: Path
+) -> None:
+    for name, stop in (("whole", None), ("stopped", 14)):
+        run = trainer(data, tmp_path / name)
+        spoil(run, lambda batch: batch in (7, 12))
+        if stop is not None:
+            # A step that ends as one that is killed does.
+            def until(advance: Any = run._advance, run: Trainer = run) -> dict[str, object]:
+                if run.step == 14:
+                    raise RuntimeError
+                found: dict[str, object] = advance()
+                return found
+
+            run._advance = until  # type: ignore[method-assign]
+            with pytest.raises(RuntimeError):
+                run.run(quiet)
+            run = trainer(data, tmp_path / name, resume=True)
+            spoil(run, lambda batch: batch in (7, 12))
+            assert (run.step, run.skipped) == (10, 1)
+        assert run.run(quiet)
+
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_run_whose_batches_all_are_bad_goes_back_and_reads_others(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    spoil(run, lambda batch: 12 <= batch < 16)
+
+    assert run.run(quiet)
+
+    (back,) = lines(tmp_path, "went_back")
+    assert (back["step"], back["went_back"]) == (
+        10,
+        "gradient_norm is inf at step 12: batches 10 to 15 are left out",
+    )
+    assert load_snapshot(tmp_path).skipped == 6
+    # Its log is as if the steps from there had been the first.
+    assert [line["step"] for line in lines(tmp_path, "loss")] == list(range(1, 31))
+
+
+def test_parameters_that_are_not_finite_are_not_saved_and_the_run_goes_back(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    save = run.save
+    spoiled: list[int] = []
+
+    def spoil_once() -> None:
+        if run.step == 15 and not spoiled:
+            spoiled.append(run.step)
+            run.model.get_parameter("layers.1.mixer.q").data[0, 0] = float("inf")
+        save()
+
+    run.save = spoil_once  # type: ignore[method-assign]
+
+    assert run.run(quiet)
+
+    (back,) = lines(tmp_path, "went_back")
+    assert back["step"] == 10
+    assert back["went_back"].startswith("layers.1.mixer.q is inf at step 15")
+
+
+def test_a_run_ends_where_going_back_does_not_help(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    spoil(run, lambda batch: batch >= 12)
+
+    with pytest.raises(TrainingError, match=r"^gradient_norm is inf at step 10: must be finite"):
+        run.run(quiet)
+
+    assert len(lines(tmp_path, "went_back")) == 2
+    assert load_snapshot(tmp_path).step == 10
+
+
+def test_the_snapshot_of_the_best_evaluation_is_kept(data: Path, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path, run={"keep_snapshots": 1, "evaluate_every": 4})
+    evaluate, bits = run.evaluate, iter([3.0, 2.0, 2.5, 2.7, 2.6, 2.9, 2.8, 3.0])
+
+    def pretend(*words: Any) -> dict[str, object]:
+        return {**evaluate(*words), "held_out_bits_per_byte": next(bits)}
+
+    run.evaluate = pretend  # type: ignore[assignment, method-assign]
+
+    assert run.run(quiet)
+
+    # The best was that of step 8, at which no snapshot was due.
+    assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {"8", "30"}

@@ -1,0 +1,177 @@
+"""A run is a list of phases, each with settings of its own, and goes on exactly in any of them."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.errors import ConfigError
+from nanochat.presets import preset
+from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.training.recipe import Phase, Recipe, Schedule, recipe_from_dict, recipe_to_dict
+from nanochat.training.snapshot import load_snapshot
+from tests.training.runs import losses, quiet, recipe
+
+# Unquantised, then ternary on longer sequences with another rule of the norms and a schedule of its own.
+PHASES: list[dict[str, Any]] = [
+    {"steps": 8, "precision": {"weights": "float"}},
+    {
+        "steps": 12,
+        "data": {"length": 96},
+        "optimizer": {"norms": {"rule": "lion"}, "matrices": {"weight_decay": 0.1}},
+        "schedule": {"warmup_steps": 2, "decay_steps": 4},
+    },
+]
+
+
+def phased(phases: list[dict[str, Any]] = PHASES, **changes: object) -> Recipe:
+    return recipe(steps=sum(phase["steps"] for phase in phases), phases=phases, **changes)
+
+
+def trainer(settings: Recipe, data: Path, run: Path, start: Path | None = None) -> Trainer:
+    return Trainer(settings, data, run, start=start, num_threads=1, compile_model=False)
+
+
+def test_each_phase_has_its_settings_and_what_it_does_not_name_is_that_of_the_run() -> None:
+    first, second = stages(phased())
+
+    assert (first.first, first.end, second.first, second.end) == (0, 8, 8, 20)
+    assert (first.recipe.precision.weights, second.recipe.precision.weights) == ("float", "ternary")
+    assert (first.recipe.data.length, second.recipe.data.length) == (64, 96)
+    assert second.recipe.data.batch_size == 2
+    assert second.recipe.optimizer.norms.rule == "lion"
+    assert second.recipe.optimizer.matrices.rate == first.recipe.optimizer.matrices.rate
+    assert second.recipe.optimizer.matrices.weight_decay == 0.1
+
+
+def test_a_schedule_of_a_phase_is_over_its_steps_and_another_over_the_run() -> None:
+    found = stages(phased(schedule={"warmup_steps": 4, "decay_steps": 0}))
+
+    factors = [learning_rate_factor(stage_at(found, step), step) for step in range(20)]
+
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[8:10] == [0.5, 1.0]
+    assert factors[16:] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_tokens_are_counted_over_all_phases() -> None:
+    found = stages(phased())
+
+    assert [num_tokens(found, step) for step in (0, 8, 9, 20)] == [0, 1024, 1216, 1024 + 12 * 192]
+
+
+def test_a_recipe_with_phases_survives_json_and_may_be_longer() -> None:
+    fields = json.loads(json.dumps(recipe_to_dict(phased())))
+
+    assert recipe_from_dict(fields) == phased()
+    assert [phase.steps for phase in recipe_from_dict({**fields, "steps": 50}).phases] == [8, 42]
+
+
+def test_the_steps_of_a_run_are_those_of_its_phases() -> None:
+    fields = {**recipe_to_dict(recipe()), "phases": PHASES}
+    del fields["steps"]
+
+    assert recipe_from_dict(fields).steps == 20
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([{"steps": 5}], r"^steps=30 but the phases have 5: change"),
+        ([{"steps": 40}, {}], r"^phases\.1\.steps=-10: must be at least 1"),
+        ([{"steps": "x"}, {}], r"^phases\.0\.steps='x': write a whole number"),
+        ([{"model": {}}], r"^phases\.0\.model='model': choose 'data', "),
+        ([{"data": 5}], r"^phases\.0\.data=5: "),
+        ("ternary", "^phases='ternary': write a list"),
+        ([5], r"^phases=\[5\]: write a list"),
+    ],
+    ids=str,
+)
+def test_phases_that_cannot_be_are_refused(phases: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(phases=phases)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"length": 5000}}, r"^phase 2: data\.length=5000 exceeds"),
+        ({"optimizer": {"norms": {"rat": 1}}}, r"^phase 2: .*'optimizer\.norms\.rat'.*mean rate"),
+        ({"schedule": {"warmup_steps": 13}}, r"^phase 2: schedule\.warmup_steps=13 .* steps=12"),
+    ],
+    ids=str,
+)
+def test_settings_that_a_phase_cannot_have_name_it(
+    changes: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    settings = phased([PHASES[0], {"steps": 12, **changes}])
+
+    with pytest.raises(ConfigError, match=message):
+        trainer(settings, data, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [6, 8, 13])
+def test_a_run_goes_on_exactly_in_and_between_its_phases(
+    steps: int, data: Path, tmp_path: Path
+) -> None:
+    trainer(phased(), data, tmp_path / "whole").run(quiet)
+
+    def stop(entry: LogEntry) -> None:
+        if entry.step == steps:
+            signal.raise_signal(signal.SIGINT)
+
+    assert not trainer(phased(), data, tmp_path / "stopped").run(stop)
+
+    resumed = trainer(phased(), data, tmp_path / "stopped", start=tmp_path / "stopped")
+
+    assert resumed.step == steps
+    assert resumed.run(quiet)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    states = [load_snapshot(tmp_path / name).optimizer for name in ("whole", "stopped")]
+    assert int(states[0]["norm"]["updates"]) == 12
+    assert int(states[0]["embedding"]["updates"]) == 20
+    for name, state in states[0].items():
+        assert all(torch.equal(states[1][name][kind], found) for kind, found in state.items())
+
+
+def test_only_the_roles_that_are_named_are_trained(data: Path, tmp_path: Path) -> None:
+    phases: list[dict[str, Any]] = [
+        {"steps": 4},
+        {"steps": 4, "optimizer": {"only": ["norms"]}},
+    ]
+    run = trainer(phased(phases, schedule={"decay_steps": 0}), data, tmp_path)
+    changed: list[set[str]] = []
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+    def look(_: object) -> None:
+        nonlocal before
+        now = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        changed.append({name for name in now if not torch.equal(now[name], before[name])})
+        before = now
+
+    assert run.run(look)
+
+    assert "embedding" in changed[1]
+    assert "norm" in changed[-2]
+    assert all("norm" in name for name in changed[-2])
+
+
+def test_data_go_on_over_phases_that_do_not_change_them() -> None:
+    same = stages(phased([{"steps": 9}, {"steps": 9, "precision": {"weights": "float"}}]))
+    other = stages(phased([{"steps": 9}, {"steps": 9, "data": {"batch_size": 1}}]))
+
+    assert [(stage.data_first, stage.data_order) for stage in same] == [(0, 0), (0, 0)]
+    assert [(stage.data_first, stage.data_order) for stage in other] == [(0, 0), (9, 1)]
+
+
+def test_a_recipe_without_phases_has_one() -> None:
+    settings = Recipe(model=preset("tiny"), steps=100, schedule=Schedule(warmup_steps=5))
+
+    (stage,) = stages(settings)
+
+    assert (stage.first, stage.end, stage.recipe) == (0, 100, settings)
+    assert Phase(steps=5, changes={}).steps == 5
