@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from nanochat.config import ModelConfig
     from nanochat.lm import Model, from_pretrained
     from nanochat.text.tokenizer import Tokenizer
+    from nanochat.training.plan import train
 
-__all__ = ["Model", "ModelConfig", "Tokenizer", "__version__", "errors", "from_pretrained"]
+__all__ = ["Model", "ModelConfig", "Tokenizer", "__version__", "errors", "from_pretrained", "train"]
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOMES = {
     "ModelConfig": "nanochat.config",
     "Tokenizer": "nanochat.text.tokenizer",
     "from_pretrained": "nanochat.lm",
+    "train": "nanochat.training.plan",
 }
 
 
@@ -36,7 +38,16 @@ def __getattr__(name: str) -> object:
         return import_module("nanochat.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'nanochat' has no attribute {name!r}: see nanochat.__all__")
-    value: object = getattr(import_module(_HOMES[name]), name)
+    try:
+        value: object = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if name != "train":
+            raise
+        from nanochat import errors
+
+        raise errors.BackendError(
+            f"nanochat.train needs the package {error.name}: {errors.how_to_install(name)}"
+        ) from error
     globals()[name] = value
     return value
 

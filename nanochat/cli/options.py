@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from nanochat import backends
 from nanochat.cli.run import as_file_errors
-from nanochat.errors import ConfigError, InputError, did_you_mean
+from nanochat.errors import InputError
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
@@ -21,7 +21,6 @@ __all__ = [
     "as_json_option",
     "backend_option",
     "find_config",
-    "find_shape",
     "find_stated",
     "meant_to_think",
     "model_argument",
@@ -83,29 +82,6 @@ def find_config(name: str) -> "ModelConfig":
         return found
     with as_file_errors():
         return load_config(found)
-
-
-def find_shape(name: str) -> "ModelConfig":
-    """The configuration of a preset or of a name of the catalog, wherever its weights are.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such name, or nothing is known of its shape.
-    """
-    from nanochat.presets import PRESETS, preset
-    from nanochat.zoo.catalog import CATALOG, canonical
-
-    if name in PRESETS:
-        return preset(name)
-    known = {entry.name: entry.config for entry in CATALOG.values() if entry.config is not None}
-    found = known.get(canonical(name))
-    if found is None:
-        raise ConfigError(
-            f"no shape is known by the name {name!r:.80}{did_you_mean(name, [*PRESETS, *known])}: choose one of "
-            f"{', '.join(PRESETS)}, or a model of `nanochat models list` whose size is told there"
-        )
-    return found
 
 
 def find_stated(name: str) -> "tuple[GenerationOptions, str]":

@@ -1,24 +1,18 @@
 """This file holds `nanochat train`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.options import find_shape
 from nanochat.cli.output import note, print_json, write
 from nanochat.cli.run import INTERRUPTED, require_packages
-from nanochat.errors import TrainingError
 from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
-    from nanochat.training.configuration import Configuration
     from nanochat.training.loop import LogEntry
-    from nanochat.training.recipe import Recipe
 
 __all__ = ["train"]
 
@@ -125,36 +119,20 @@ def train(
     current step with a snapshot and exit code 130; --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
-    from nanochat.training.configuration import Configuration, read_configuration
-    from nanochat.training.loop import Trainer
-    from nanochat.training.snapshot import holds_run, load_recipe
+    from nanochat.training.plan import plan
+    from nanochat.training.progress import progress
 
-    whole = Configuration(fields={}) if config is None else read_configuration(config)
-    out = out or whole.out
-    if out is None:
-        raise click.UsageError("pass the directory of the run: --out, or a CONFIG with out")
-    if resume:
-        if preset or start or changes:
-            raise click.UsageError(
-                "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
-            )
-        recipe = load_recipe(out)
-        start = out
-    else:
-        if holds_run(out):
-            raise TrainingError(
-                f"{out} already holds a run: pass --resume to go on, or another --out"
-            )
-        recipe = _recipe(preset, whole, start, changes)
-    trainer = Trainer(
-        recipe,
-        data or _data(whole, out),
-        out,
+    planned = plan(
+        config,
+        preset_name=preset,
+        changes=[*map(_change, changes)],
+        data=data,
+        out=out,
         start=start,
-        device=device,
-        num_threads=threads,
-        compile_model=compile_model,
+        resume=resume,
     )
+    out, recipe = planned.out, planned.recipe
+    trainer = planned.trainer(device=device, num_threads=threads, compile_model=compile_model)
     if not resume:
         _say_who_cannot_run(recipe.model)
     if resume and trainer.step == recipe.steps:
@@ -163,7 +141,7 @@ def train(
             f"another run with --start {out} and more --set steps"
         )
     last: dict[str, object] = {}
-    with _progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
+    with progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
 
         def keep(entry: "LogEntry") -> None:
             if "held_out_bits_per_byte" in entry.values:
@@ -193,116 +171,12 @@ def _say_who_cannot_run(config: "ModelConfig") -> None:
     )
 
 
-def _data(config: "Configuration", out: Path) -> Path:
-    """The tokens of a configuration's text, or those that the run had before."""
-    from nanochat.training.configuration import prepared
-
-    if config.text is not None:
-        return prepared(config.text, out)
-    if (out / "data").is_dir():
-        return out / "data"
-    raise click.UsageError("pass what to train on: --data, or a CONFIG with [text]")
-
-
-def _recipe(
-    preset_name: str | None,
-    config: "Configuration",
-    start: Path | None,
-    changes: tuple[str, ...],
-) -> "Recipe":
-    from nanochat.config import config_to_dict
-    from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
-    from nanochat.training.settings import change_setting
-    from nanochat.training.snapshot import load_recipe
-
-    fields: dict[str, object] = {}
-    preset_name = preset_name or config.preset
-    if preset_name is not None:
-        shape = config_to_dict(find_shape(preset_name))
-        model = config.fields.get("model", {})
-        changed = {**shape, **model} if isinstance(model, dict) else model
-        fields = {**config.fields, "model": changed}
-    elif config.fields:
-        fields = {**config.fields}
-    elif start is not None:
-        fields = recipe_to_dict(load_recipe(start))
-    else:
-        raise click.UsageError("pass what to train: a CONFIG, --preset, or --start with a run")
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {change}: write NAME=VALUE")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        change_setting(fields, name, value)
-    if "steps" not in fields:
-        # What was written is looked at before what was not.
-        recipe_from_dict({**fields, "steps": 2**31})
-    return recipe_from_dict(fields)
-
-
-@contextmanager
-def _progress(
-    recipe: "Recipe", step: int, *, compiling: bool
-) -> "Iterator[tuple[Callable[[LogEntry], None], Callable[[int, int], None]]]":
-    """Two progress bars on standard error, for what the log says and for the sequences of an evaluation."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.fields[unit]}"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    begin = "compiling" if compiling else "starting"
-    steps = bar.add_task(begin, total=recipe.steps, completed=step, unit="step")
-    evaluation = bar.add_task("", total=None, visible=False, unit="evaluating")
-    speed = held_out = ""
-
-    def show(entry: "LogEntry") -> None:
-        nonlocal speed, held_out
-        bits = entry.values.get("held_out_bits_per_byte")
-        if isinstance(bits, float):
-            held_out = f"  held out {bits:.4f} bits/byte"
-            bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
-        for line in _told(entry):
-            bar.console.print(f"step {entry.step}: {line}")
-        if "cross_entropy" in entry.values:
-            loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
-            speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
-        if speed or held_out:
-            bar.update(steps, completed=entry.step, description=f"{speed}{held_out}")
-
-    def watch(done: int, total: int) -> None:
-        if not done and not bar.console.is_terminal:
-            # A bar that does not move is shown once, at the end of the run.
-            bar.console.print(f"evaluating held-out sequences: {total}")
-        bar.update(evaluation, completed=done, total=total, visible=done < total, refresh=not done)
-
-    with bar:
-        yield show, watch
-
-
-def _told(entry: "LogEntry") -> "Iterator[str]":
-    """What an entry says that is no progress."""
-    match entry.values:
-        case {
-            "machine": {"gflops": {"float32": float(full), "bfloat16": float(half)}},
-            "recipe": {"precision": {"products": str(products)}},
-        }:
-            yield f"products in {products} ({full:.0f} GFLOP/s in float32, {half:.0f} in bfloat16)"
-        case {"skipped_batch": int(number), "because": str(reason)}:
-            yield f"batch {number} is left out, because {reason}"
-        case {"went_back": str(reason)}:
-            yield f"back to this step, because {reason}"
+def _change(setting: str) -> tuple[str, object]:
+    """Name and value of ``NAME=VALUE``; a value that is no JSON is a text."""
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise click.UsageError(f"--set {setting}: write NAME=VALUE")
+    try:
+        return name, json.loads(text)
+    except ValueError:
+        return name, text

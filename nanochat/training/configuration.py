@@ -19,7 +19,7 @@ from nanochat.training.corpus import prepare
 from nanochat.training.flat_recipe import nested
 from nanochat.training.values import CHECKED, Count, Share
 
-__all__ = ["Configuration", "TextSettings", "prepared", "read_configuration"]
+__all__ = ["Configuration", "TextSettings", "configuration_of", "prepared", "read_configuration"]
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_BYTES = 1 << 20
@@ -71,16 +71,18 @@ def read_configuration(path: Path) -> Configuration:
     ConfigError
         If it is neither, or says what no run can be.
     """
-    fields = _read(path)
-    preset, out, text = (fields.pop(name, None) for name in ("preset", "out", "text"))
-    for name, value in (("preset", preset), ("out", out)):
-        if value is not None and not isinstance(value, str):
-            raise ConfigError(f"{path}: {name}={value!r:.80}: write a text")
+    return configuration_of(_read(path), str(path))
+
+
+def configuration_of(found: Mapping[str, object], source: str) -> Configuration:
+    """The configuration that a file of these groups would be; `source` names it in errors: see `read_configuration`."""
+    fields = dict(found)
+    out, text = _word(fields, "out", source), fields.pop("text", None)
     return Configuration(
-        fields=nested(fields),
-        preset=preset,
+        preset=_word(fields, "preset", source),
         out=None if out is None else Path(out),
-        text=None if text is None else _text(text, path),
+        text=None if text is None else _text(text, source),
+        fields=nested(fields),
     )
 
 
@@ -125,12 +127,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML ({error}): correct that line") from error
 
 
-def _text(found: object, path: Path) -> TextSettings:
+def _word(fields: dict[str, object], name: str, source: str) -> str | None:
+    value = fields.pop(name, None)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{source}: {name}={value!r:.80}: write a text")
+    return value
+
+
+def _text(found: object, source: str) -> TextSettings:
     if not isinstance(found, Mapping):
-        raise ConfigError(f"{path}: text={found!r:.80}: must be a group of settings")
+        raise ConfigError(f"{source}: text={found!r:.80}: must be a group of settings")
     if "files" not in found:
-        raise ConfigError(f"{path}: [text] names no files: write files = ['src/**/*.rs'], say")
+        raise ConfigError(f"{source}: [text] names no files: write files = ['src/**/*.rs'], say")
     try:
         return TextSettings(**found)
     except ValidationError as error:
-        raise ConfigError(f"{path}: [text]: {refusal(error, TextSettings)}") from error
+        raise ConfigError(f"{source}: [text]: {refusal(error, TextSettings)}") from error

@@ -1,15 +1,19 @@
 """One file says what a run is: its shape, its text, where it goes, and every setting that is not the default."""
 
 import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import nanochat
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.configuration import TextSettings, prepared, read_configuration
+from nanochat.training.loop import LogEntry
 from nanochat.training.recipe import recipe_from_dict
-from tests.training.runs import command, entries, recipe
+from tests.training.runs import command, entries, losses, quiet, recipe
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--no-compile", "--threads", "1")
@@ -62,6 +66,29 @@ def test_a_run_goes_on_with_the_text_that_it_had(small: Path, tmp_path: Path) ->
     model = entries(tmp_path / "run")[0]["recipe"]["model"]
     assert (model["width"], model["num_layers"]) == (preset("tiny").width, 1)
     assert "already holds a run: pass --resume" in again.stderr
+
+
+def test_python_trains_what_a_file_or_a_dictionary_says(small: Path, tmp_path: Path) -> None:
+    of_file, of_fields = tmp_path / "file", tmp_path / "fields"
+    lines: list[LogEntry] = []
+    quick: dict[str, Any] = {"compile_model": False, "num_threads": 1, "show": lines.append}
+    fields = tomllib.loads(small.read_text())
+
+    assert nanochat.train(small, out=of_file, changes={"steps": 3}, **quick) == of_file
+    assert nanochat.train({**fields, "steps": 3}, out=of_fields, **quick) == of_fields
+
+    assert [line.step for line in lines] == [0, 1, 2, 3, 3] * 2
+    assert losses(of_file) == losses(of_fields)
+    model = nanochat.from_pretrained(of_file / "model", backend="reference")
+    assert model.generate("def", max_tokens=2, seed=0)
+
+
+def test_python_begins_no_run_twice(small: Path) -> None:
+    run = nanochat.train(small, compile_model=False, num_threads=1, show=quiet)
+
+    with pytest.raises(TrainingError, match="already holds a run"):
+        nanochat.train(small, show=quiet)
+    assert nanochat.train(out=run, resume=True, compile_model=False, show=quiet) == run
 
 
 def test_tokens_of_another_text_are_not_taken_for_this_ones(tmp_path: Path) -> None:

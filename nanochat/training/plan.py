@@ -1,0 +1,227 @@
+"""This file holds `nanochat.train`, and the plan of a run: what was asked, checked before anything is written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.config import ModelConfig, config_to_dict
+from nanochat.errors import ConfigError, TrainingError, did_you_mean
+from nanochat.presets import PRESETS, preset
+from nanochat.training.configuration import (
+    Configuration,
+    TextSettings,
+    configuration_of,
+    prepared,
+    read_configuration,
+)
+from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.progress import progress
+from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.settings import change_setting
+from nanochat.training.snapshot import holds_run, load_recipe
+from nanochat.zoo.catalog import CATALOG, canonical
+
+__all__ = ["Plan", "find_shape", "plan", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that may begin, or go on.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With the settings that were changed.
+    out : Path
+        The directory of the run.
+    data : Path or TextSettings
+        Prepared tokens, or the text of which they are made, in the directory of the run.
+    start : Path, optional
+        The run or snapshot from which it goes on.
+    resumed : bool
+        Whether that is the run itself.
+    """
+
+    recipe: Recipe
+    out: Path
+    data: Path | TextSettings
+    start: Path | None = None
+    resumed: bool = False
+
+    def trainer(
+        self, *, device: str = "auto", num_threads: int | None = None, compile_model: bool = True
+    ) -> Trainer:
+        """The run, ready to go, with tokens prepared if they are not there; see `Trainer`."""
+        data = self.data if isinstance(self.data, Path) else prepared(self.data, self.out)
+        return Trainer(
+            self.recipe,
+            data,
+            self.out,
+            start=self.start,
+            device=device,
+            num_threads=num_threads,
+            compile_model=compile_model,
+        )
+
+
+def train(
+    config: Path | str | Mapping[str, object] | None = None,
+    *,
+    changes: Mapping[str, object] | None = None,
+    data: Path | str | None = None,
+    out: Path | str | None = None,
+    start: Path | str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    num_threads: int | None = None,
+    compile_model: bool = True,
+    show: Callable[[LogEntry], None] | None = None,
+) -> Path:
+    """Train a model, as ``nanochat train`` does.
+
+    Parameters
+    ----------
+    config : Path, str or dict, optional
+        A configuration: the name of its file, or what would stand in it. Not needed with `start` or `resume`.
+    changes : dict, optional
+        Settings by name, such as ``{"steps": 100, "optimizer.matrices.rate": 0.01}``.
+    data : Path or str, optional
+        Prepared tokens, if the configuration names no text.
+    out : Path or str, optional
+        The directory of the run; by default that which the configuration names.
+    start, resume : Path or str, bool
+        Another run, or a snapshot of it, to branch off; or whether to go on with the run in `out`.
+    device, num_threads, compile_model
+        See `nanochat.training.loop.Trainer`.
+    show : callable, optional
+        Is called with every line of the log; by default they are shown on standard error.
+
+    Returns
+    -------
+    Path
+        The directory of the run; `nanochat.from_pretrained` reads the ``model`` in it.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot be read or cannot work.
+    TrainingError
+        If the run cannot begin, or go on.
+    KeyboardInterrupt
+        After a snapshot was saved, if the run was interrupted.
+    """
+    planned = plan(
+        config,
+        changes=[*(changes or {}).items()],
+        data=None if data is None else Path(data),
+        out=None if out is None else Path(out),
+        start=None if start is None else Path(start),
+        resume=resume,
+    )
+    trainer = planned.trainer(device=device, num_threads=num_threads, compile_model=compile_model)
+    if show is not None:
+        finished = trainer.run(show)
+    else:
+        with progress(trainer.recipe, trainer.step, compiling=compile_model) as (tell, watch):
+            finished = trainer.run(tell, watch)
+    if not finished:
+        raise KeyboardInterrupt
+    return planned.out
+
+
+def plan(
+    config: Path | str | Mapping[str, object] | None = None,
+    *,
+    preset_name: str | None = None,
+    changes: Sequence[tuple[str, object]] = (),
+    data: Path | None = None,
+    out: Path | None = None,
+    start: Path | None = None,
+    resume: bool = False,
+) -> Plan:
+    """What is asked of a run, as far as it can be checked before the data are read; see `train`.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration cannot be read or cannot work, or something lacks.
+    TrainingError
+        If there is a run in the directory already, or none to go on with.
+    """
+    whole = _read(config)
+    out = out or whole.out
+    if out is None:
+        raise ConfigError("pass the directory of the run: --out, or a CONFIG with out")
+    if resume:
+        if preset_name or start or changes:
+            raise ConfigError(
+                "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
+            )
+        recipe, start = load_recipe(out), out
+    else:
+        if holds_run(out):
+            raise TrainingError(
+                f"{out} already holds a run: pass --resume to go on, or another --out"
+            )
+        recipe = _recipe(preset_name, whole, start, changes)
+    found = data or whole.text
+    if found is None:
+        found = out / "data"
+        if not found.is_dir():
+            raise ConfigError("pass what to train on: --data, or a CONFIG with [text]")
+    return Plan(recipe=recipe, out=out, data=found, start=start, resumed=resume)
+
+
+def find_shape(name: str) -> ModelConfig:
+    """The configuration of a preset or of a name of the catalog, wherever its weights are.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such name, or nothing is known of its shape.
+    """
+    if name in PRESETS:
+        return preset(name)
+    known = {entry.name: entry.config for entry in CATALOG.values() if entry.config is not None}
+    found = known.get(canonical(name))
+    if found is None:
+        raise ConfigError(
+            f"no shape is known by the name {name!r:.80}{did_you_mean(name, [*PRESETS, *known])}: choose one of "
+            f"{', '.join(PRESETS)}, or a model of `nanochat models list` whose size is told there"
+        )
+    return found
+
+
+def _read(config: Path | str | Mapping[str, object] | None) -> Configuration:
+    if config is None:
+        return Configuration(fields={})
+    if isinstance(config, Mapping):
+        return configuration_of(config, "config")
+    return read_configuration(Path(config))
+
+
+def _recipe(
+    preset_name: str | None,
+    config: Configuration,
+    start: Path | None,
+    changes: Sequence[tuple[str, object]],
+) -> Recipe:
+    fields: dict[str, object] = {}
+    preset_name = preset_name or config.preset
+    if preset_name is not None:
+        shape = config_to_dict(find_shape(preset_name))
+        model = config.fields.get("model", {})
+        changed = {**shape, **model} if isinstance(model, dict) else model
+        fields = {**config.fields, "model": changed}
+    elif config.fields:
+        fields = {**config.fields}
+    elif start is not None:
+        fields = recipe_to_dict(load_recipe(start))
+    else:
+        raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
+    for name, value in changes:
+        change_setting(fields, name, value)
+    if "steps" not in fields:
+        # What was written is looked at before what was not.
+        recipe_from_dict({**fields, "steps": 2**31})
+    return recipe_from_dict(fields)

@@ -1,0 +1,68 @@
+"""This file holds what a run shows of itself on a terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nanochat.training.loop import LogEntry
+from nanochat.training.recipe import Recipe
+
+__all__ = ["progress"]
+
+
+@contextmanager
+def progress(
+    recipe: Recipe, step: int, *, compiling: bool
+) -> Iterator[tuple[Callable[[LogEntry], None], Callable[[int, int], None]]]:
+    """Two progress bars on standard error, for what the log says and for the sequences of an evaluation."""
+    bar = Progress(
+        TextColumn("{task.fields[unit]}"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    begin = "compiling" if compiling else "starting"
+    steps = bar.add_task(begin, total=recipe.steps, completed=step, unit="step")
+    evaluation = bar.add_task("", total=None, visible=False, unit="evaluating")
+    speed = held_out = ""
+
+    def show(entry: "LogEntry") -> None:
+        nonlocal speed, held_out
+        bits = entry.values.get("held_out_bits_per_byte")
+        if isinstance(bits, float):
+            held_out = f"  held out {bits:.4f} bits/byte"
+            bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
+        for line in _told(entry):
+            bar.console.print(f"step {entry.step}: {line}")
+        if "cross_entropy" in entry.values:
+            loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
+            speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
+        if speed or held_out:
+            bar.update(steps, completed=entry.step, description=f"{speed}{held_out}")
+
+    def watch(done: int, total: int) -> None:
+        if not done and not bar.console.is_terminal:
+            # A bar that does not move is shown once, at the end of the run.
+            bar.console.print(f"evaluating held-out sequences: {total}")
+        bar.update(evaluation, completed=done, total=total, visible=done < total, refresh=not done)
+
+    with bar:
+        yield show, watch
+
+
+def _told(entry: LogEntry) -> Iterator[str]:
+    """What an entry says that is no progress."""
+    match entry.values:
+        case {
+            "machine": {"gflops": {"float32": float(full), "bfloat16": float(half)}},
+            "recipe": {"precision": {"products": str(products)}},
+        }:
+            yield f"products in {products} ({full:.0f} GFLOP/s in float32, {half:.0f} in bfloat16)"
+        case {"skipped_batch": int(number), "because": str(reason)}:
+            yield f"batch {number} is left out, because {reason}"
+        case {"went_back": str(reason)}:
+            yield f"back to this step, because {reason}"
