@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nanochat.config import ModelConfig
 from nanochat.ops import Ops, Slot, Storage, feed_forward
@@ -27,12 +27,14 @@ from nanochat.weights import (
 )
 
 __all__ = [
+    "LayerRunner",
     "TrainingOutputs",
     "forward",
     "forward_ahead",
     "hidden_states",
     "losses",
     "read_ahead",
+    "run_layer",
     "slots",
     "training_outputs",
 ]
@@ -40,6 +42,9 @@ __all__ = [
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
 State = TypeVar("State")
+
+# `run_layer`, or what does the same.
+LayerRunner = Callable[[Any, Any, Any, ModelConfig, Any, Any], tuple[Any, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,34 +202,60 @@ def training_outputs(
     tokens: Array,
     weights: Weights[Leaf],
     config: ModelConfig,
-    ops: Ops[Array, Leaf, State],
+    ops: Ops[Array, Leaf, Any],
     segments: Array | None = None,
+    *,
+    layer: LayerRunner | None = None,
 ) -> TrainingOutputs[Array, Leaf]:
     """Run every loop step and every extra head on whole sequences; no token leaves the loop early.
 
-    `segments` is as in `forward`.
+    `segments` is as in `forward`. `layer` stands for `run_layer`: the same compiled, say.
     """
+    run, routing = layer or run_layer, list[Array]()
     walk = _Walk(config, ops, None, weights.signs, segments=segments)
+
+    def through(x: Array, layers: tuple[Layer[Leaf], ...]) -> Array:
+        for each in layers:
+            x, found = run(x, each, weights.signs, config, ops, segments)
+            routing.extend(found)
+        return x
+
     prelude, looped, coda = _stages(weights, config)
-    x = walk.layers(walk.open(tokens, weights), prelude)
+    x = through(walk.open(tokens, weights), prelude)
     steps: list[Array] = []
     survival: list[Array] = []
     trunk = x
     for step in range(config.loop_count):
-        x = walk.layers(x, looped)
-        trunk = walk.layers(x, coda)
+        x = through(x, looped)
+        trunk = through(x, coda)
         steps.append(walk.hidden(trunk, weights))
         if weights.exit is not None and step < config.loop_count - 1:
             survival.append(walk.survive(x, weights.exit, survival[-1] if survival else None))
     collapsed = walk.close(trunk)
-    ahead = [walk.normed(walk.layer(collapsed, layer), weights) for layer in weights.ahead]
+    ahead = [walk.normed(through(collapsed, (each,)), weights) for each in weights.ahead]
     return TrainingOutputs(
         steps=tuple(steps),
         survival=tuple(survival),
         ahead=tuple(ahead),
-        routing=tuple(walk.routing),
+        routing=tuple(routing),
         table=_table(weights),
     )
+
+
+def run_layer(
+    x: Array,
+    layer: Layer[Leaf],
+    signs: Signs[Leaf] | None,
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, Any],
+    segments: Array | None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """One layer on whole sequences, (B, T, n, C) or (B, T, C), and the router logits of its experts.
+
+    Whatever it reads is an argument, so one compiled version serves all layers of a kind.
+    """
+    walk = _Walk(config, ops, None, signs, segments=segments)
+    return walk.layer(x, layer), tuple(walk.routing)
 
 
 def _table(weights: Weights[Leaf]) -> Leaf:

@@ -21,9 +21,9 @@ from nanochat.export.directory import save_model
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
-from nanochat.training.compilation import compiled, compiling
 from nanochat.training.data import Shards
 from nanochat.training.interruption import Interruption
+from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.loss import terms
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import gradient_norms, stream_divergence
@@ -159,7 +159,10 @@ class Trainer:
                 f"--set steps={2 * self.step}, say"
             )
         self._first_step = None if resumed else self.step
-        self._compiled = compiled(self._terms) if compile_model else self._terms
+        if compile_model:
+            self.model.layer = compiled_layer()
+        if recipe.run.activation_checkpointing:
+            self.model.layer = recomputed(self.model.layer)
         self._interruption = Interruption()
         # The steps of the last snapshot and of the last evaluation that stand in the directory.
         self._saved = self.step if resumed else -1
@@ -248,14 +251,15 @@ class Trainer:
         total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
         batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
         watch(0, total)
-        with torch.no_grad(), self.model.rounded():
+        # A pass without gradients would be compiled anew. So would another size: the last batch is filled with what has
+        # no targets.
+        with self.model.rounded():
             for inputs, targets, lengths in batches:
-                # Another size than in training would be compiled anew.
-                usual = inputs.shape == (batch_size, data.length)
-                run = self._compiled if usual else self._terms
+                rest = ((0, batch_size - len(inputs)), (0, 0))
+                given = np.pad(inputs, rest), np.pad(targets, rest, constant_values=-1)
                 with self._interruption.abandonable(), compiling():
-                    found = run(self._tensor(inputs), self._tensor(targets))
-                    nats += float(found["cross_entropy"]) * targets.size
+                    found = float(self._terms(*map(self._tensor, given))["cross_entropy"].detach())
+                nats += found * targets.size
                 num_tokens += targets.size
                 num_bytes += int(lengths.sum())
                 done += len(inputs)
@@ -394,7 +398,7 @@ class Trainer:
             for first in range(0, len(inputs), size):
                 part = slice(first, first + size)
                 with self._interruption.abandonable(), compiling():
-                    found = self._compiled(self._tensor(inputs[part]), self._tensor(targets[part]))
+                    found = self._terms(self._tensor(inputs[part]), self._tensor(targets[part]))
                     (found["loss"] * share).backward()
                 for name, value in found.items():
                     mean = value.detach() * share

@@ -21,7 +21,7 @@ from nanochat.backends.torch.linears import (
 )
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
-from nanochat.model import training_outputs
+from nanochat.model import LayerRunner, run_layer, training_outputs
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Latent, Spec, Stored, Weights, leaf_of, map_leaves, named_leaves
 
@@ -44,6 +44,11 @@ class LanguageModel(nn.Module):
         Device and precision of the products.
     precision : {"ternary", "float"}
         "float" leaves every linear and table unquantised: the twin that a ternary model is compared with.
+
+    Attributes
+    ----------
+    layer : LayerRunner
+        Runs each layer: `nanochat.model.run_layer`, or the same compiled.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class LanguageModel(nn.Module):
         self.precision = precision
         self._specs = shapes(config)
         self._are_rounded = False
+        self.layer: LayerRunner = run_layer
         for name, leaf in named_leaves(weights):
             assert isinstance(leaf, Latent | Dense), name
             values = torch.tensor(leaf.values.astype(np.float32), device=ops.device)
@@ -133,7 +139,9 @@ class LanguageModel(nn.Module):
 
         The loss is formed inside the pass, because there sharded parameters are whole.
         """
-        outputs = training_outputs(tokens, self.tree(), self.config, self.ops, segments)
+        outputs = training_outputs(
+            tokens, self.tree(), self.config, self.ops, segments, layer=self.layer
+        )
         return loss(outputs, *arguments)
 
 

@@ -79,7 +79,7 @@ class Precision:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class RunSettings:
-    """What a run does besides updates.
+    """How a run goes, which changes no number of it.
 
     Parameters
     ----------
@@ -90,12 +90,16 @@ class RunSettings:
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
         on.
+    activation_checkpointing : bool
+        Whether layers keep their inputs only and are computed again for the gradient: much less memory, a third more
+        time.
     """
 
     evaluate_every: Count = 100
     snapshot_every: Count = 100
     keep_snapshots: Count = 2
     evaluation_windows: Count = 64
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

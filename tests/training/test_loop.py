@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanochat import checkpoint
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.corpus import prepare
+from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.snapshot import load_snapshot
@@ -145,6 +147,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(data: Path, tmp_path: Path)
 KILLED = """
 import os, signal, sys
 from nanochat.cli import main
+from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 
 advance = Trainer._advance
@@ -327,13 +330,43 @@ def test_a_recipe_survives_json() -> None:
     assert recipe_from_dict(json.loads(json.dumps(recipe_to_dict(original)))) == original
 
 
-def test_the_loss_compiles_without_a_graph_break(data: Path, tmp_path: Path) -> None:
+def test_a_layer_compiles_once_and_without_a_graph_break(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
     inputs, targets = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+    counter = CompileCounterWithBackend("aot_eager")
+    expected = trainer._terms(inputs, targets)
 
     # The backend that does not generate code: the graph is what is tested, and it starts in a second.
-    compiled = torch.compile(trainer._terms, fullgraph=True, backend="aot_eager")
+    trainer.model.layer = compiled_layer(backend=counter, fullgraph=True)
+    with trainer.model.rounded(), compiling():
+        found = trainer._terms(inputs, targets)
 
-    with trainer.model.rounded():
-        found, expected = compiled(inputs, targets), trainer._terms(inputs, targets)
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected)
+    # Two layers, and the first has streams that are equal.
+    assert counter.frame_count == 1
+
+
+def test_layers_that_are_computed_again_give_the_same_and_keep_less(
+    data: Path, tmp_path: Path
+) -> None:
+    kept, found = [], []
+    for again in (False, True):
+        changed = recipe(run={"activation_checkpointing": again})
+        trainer = Trainer(changed, data, tmp_path / str(again), num_threads=1, compile_model=False)
+        batch = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+        parameters = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+        saved: dict[int, int] = {}
+
+        def note(x: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with trainer.model.rounded():
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+                loss = trainer._terms(*batch)["loss"]
+            loss.backward()
+        kept.append(sum(size for place, size in saved.items() if place not in parameters))
+        found.append(trainer.updater.gradients())
+
+    assert kept[1] < kept[0] / 2
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
