@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.errors import ConfigError
-from nanochat.training.recipe import Recipe, merged, recipe_from_dict, recipe_to_dict
+from nanochat.training.recipe import Recipe, Schedule, merged, recipe_from_dict, recipe_to_dict
 
 __all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
 
@@ -96,5 +96,7 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
 def _changed(recipe: Recipe, changes: Mapping[str, Any], steps: int) -> Recipe:
     fields = recipe_to_dict(recipe)
     for group, values in changes.items():
-        fields[group] = merged(fields[group], values)
+        # A schedule over other steps has nothing of that of the run.
+        old = dataclasses.asdict(Schedule()) if group == "schedule" else fields[group]
+        fields[group] = merged(old, values)
     return recipe_from_dict({**fields, "steps": steps})

@@ -15,6 +15,7 @@ from nanochat.training.configuration import (
     read_configuration,
 )
 from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.phases import stages
 from nanochat.training.progress import progress
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.settings import change_setting
@@ -164,6 +165,8 @@ def plan(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
         recipe = _recipe(preset_name, whole, start, changes)
+        # Before the text is prepared, which may take hours.
+        stages(recipe)
     found = data or whole.text
     if found is None:
         found = out / "data"
@@ -221,7 +224,7 @@ def _recipe(
         raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
     for name, value in changes:
         change_setting(fields, name, value)
-    if "steps" not in fields:
+    if "steps" not in fields and not fields.get("phases"):
         # What was written is looked at before what was not.
         recipe_from_dict({**fields, "steps": 2**31})
     return recipe_from_dict(fields)

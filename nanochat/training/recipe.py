@@ -107,7 +107,8 @@ class Phase:
     """A part of a run, and the groups of settings that are other in it, with those settings.
 
     What the optimizer keeps of a parameter goes on as long as its rule does, and batches as long as the settings of the
-    data are the same. A phase with a schedule has one of its own, over its steps; all others share that of the run.
+    data are the same. A phase with a schedule has one of its own, over its steps and with nothing of the run's;
+    all others share that.
     """
 
     steps: Count
@@ -150,7 +151,7 @@ class Recipe:
         if schedule.warmup_steps + schedule.decay_steps > self.steps:
             raise ConfigError(
                 f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
-                f"steps={self.steps}: train longer, or shorten them with --set schedule.warmup_steps=0, say"
+                f"steps={self.steps}: train longer, or shorten them: schedule.warmup_steps=0, say"
             )
         if self.data.microbatch and self.data.batch_size % self.data.microbatch:
             raise ConfigError(

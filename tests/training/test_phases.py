@@ -1,6 +1,7 @@
 """A run is a list of phases, each with settings of its own, and goes on exactly in any of them."""
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from nanochat.errors import ConfigError
 from nanochat.presets import preset
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.training.plan import plan
 from nanochat.training.recipe import Phase, Recipe, Schedule, recipe_from_dict, recipe_to_dict
 from nanochat.training.snapshot import load_snapshot
 from tests.training.runs import losses, quiet, recipe
@@ -56,6 +58,36 @@ def test_a_schedule_of_a_phase_is_over_its_steps_and_another_over_the_run() -> N
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[8:10] == [0.5, 1.0]
     assert factors[16:] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_schedule_of_a_phase_has_nothing_of_that_of_the_run() -> None:
+    own = {"warmup_steps": 3}
+    phases: list[dict[str, Any]] = [{"steps": 20}, {"steps": 10, "schedule": own}]
+
+    _, last = stages(phased(phases, schedule={"warmup_steps": 2, "decay_steps": 15}))
+
+    assert last.recipe.schedule == Schedule(warmup_steps=3)
+
+
+def test_the_phases_of_the_document_are_a_plan(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+
+    found = plan(json.loads(example), data=tmp_path, out=tmp_path / "run")
+
+    assert found.recipe.steps == 1100
+    assert [stage.recipe.schedule.decay_steps for stage in stages(found.recipe)] == [300, 300, 0]
+
+
+def test_what_a_phase_cannot_have_is_said_before_the_text_is_prepared(tmp_path: Path) -> None:
+    fields = {
+        "preset": "tiny",
+        "text": {"files": [str(tmp_path)]},
+        "phases": [{"steps": 80}, {"steps": 20, "data": {"length": 5000}}],
+    }
+
+    with pytest.raises(ConfigError, match=r"^phase 2: data\.length=5000 exceeds"):
+        plan(fields, out=tmp_path / "run")
 
 
 def test_tokens_are_counted_over_all_phases() -> None:
