@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nanochat.errors import ConfigError
 from nanochat.training.roles import ROLES
 
 __all__ = ["NEW_NAMES", "nested"]
@@ -28,15 +29,33 @@ NEW_NAMES: Mapping[str, tuple[str, ...]] = {
     "snapshot_every": ("run.snapshot_every",),
     "evaluation_windows": ("run.evaluation_windows",),
 }
+_GROUPS = {place.partition(".")[0] for places in NEW_NAMES.values() for place in places}
 
 
 def nested(fields: Mapping[str, object]) -> dict[str, object]:
-    """The settings in their groups, wherever they stood."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name not in NEW_NAMES or (name == "precision" and isinstance(value, Mapping)):
-            found[name] = value
-            continue
+    """The settings in their groups, wherever they stood.
+
+    Raises
+    ------
+    ConfigError
+        If some are in groups and some are not: then it cannot be told which of both a recipe is.
+    """
+    old = {
+        name: value
+        for name, value in fields.items()
+        if name in NEW_NAMES and not (name == "precision" and isinstance(value, Mapping))
+    }
+    found: dict[str, Any] = {name: value for name, value in fields.items() if name not in old}
+    if not old:
+        return found
+    beside = next((each for each in found if each in _GROUPS), None)
+    if beside is not None:
+        name, value = next(iter(old.items()))
+        raise ConfigError(
+            f"{name}={value!r:.80} is a name of before there were groups of settings, and cannot stand beside the "
+            f"group {beside}: move it to {' and '.join(NEW_NAMES[name])}"
+        )
+    for name, value in old.items():
         for place in NEW_NAMES[name]:
             *path, last = place.split(".")
             group = found
@@ -47,10 +66,9 @@ def nested(fields: Mapping[str, object]) -> dict[str, object]:
         # It had AdamW's.
         for role in (*_TABLES, *_OTHERS):
             found["optimizer"][role].update(first_beta=0.9, second_beta=0.95)
-    if found != fields:
-        # Nobody measured.
-        found.setdefault("precision", {}).setdefault("products", "float32")
-        _with_ternary_tables(found, fields.get("model"))
+    # Nobody measured.
+    found.setdefault("precision", {}).setdefault("products", "float32")
+    _with_ternary_tables(found, fields.get("model"))
     return found
 
 

@@ -1,10 +1,12 @@
 """Recipes of before settings stood in groups mean what they meant."""
 
+import copy
 import json
 from typing import Any
 
 import pytest
 
+from nanochat.errors import ConfigError
 from nanochat.training.recipe import Precision, Recipe, Schedule, recipe_from_dict
 from nanochat.training.roles import ROLES, rule_of
 from nanochat.training.rules import AdamW, Lion, Muon
@@ -54,3 +56,29 @@ def test_ternary_tables_are_updated_as_the_matrices_that_they_were(rule: str) ->
 
     assert found.optimizer.embedding == found.optimizer.head == Muon(rate=0.1)
     assert found.optimizer.norms.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"batch_size": 32, "data": {"length": 256}},
+            r"^batch_size=32 is .* beside the group data: move it to data\.batch_size$",
+        ),
+        ({"clip": 2.0, "optimizer": {}}, r"group optimizer: move it to optimizer\.clip$"),
+        ({"products": "float32", "precision": {}}, r"move it to precision\.products$"),
+        ({"precision": "float", "run": {}}, r"group run: move it to precision\.weights$"),
+        (
+            {"data": {}, "table_rate": 0.1},
+            r"move it to optimizer\.embedding\.rate and optimizer\.head\.rate$",
+        ),
+        ({"data": 7, "batch_size": 3}, r"beside the group data"),
+    ],
+    ids=str,
+)
+def test_old_names_beside_groups_are_refused(fields: dict[str, Any], message: str) -> None:
+    before = copy.deepcopy(fields)
+
+    with pytest.raises(ConfigError, match=message):
+        recipe_from_dict({"model": FLAT["model"], "steps": 100, **fields})
+    assert fields == before
