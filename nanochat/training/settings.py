@@ -94,12 +94,12 @@ def _change_rule(fields: dict[str, object], prefix: str, name: str, value: objec
     found = _inner(_inner(fields, "optimizer"), _ROLES[prefix])
     rule = _RULES.get(str(found.get("rule", default.rule)), type(default))
     if name == "rule":
-        if value not in _RULES:
+        if not isinstance(value, str) or value not in _RULES:
             raise ConfigError(f"{prefix}rule={value!r:.80}: choose one of {list(_RULES)}")
-        # Numbers of another rule are none of this one.
-        kept = found if value == rule().rule else {}
-        found.clear()
-        found.update(kept, rule=value)
+        if value != rule().rule:
+            # Numbers of another rule are none of this one.
+            found.clear()
+        found["rule"] = value
         return
     if name not in _names(rule):
         others = [word for word, other in _RULES.items() if name in _names(other)]

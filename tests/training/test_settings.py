@@ -87,6 +87,16 @@ def test_another_rule_has_its_own_numbers() -> None:
         change_setting(changed, "optimizer.norms.epsilon", 1e-7)
 
 
+def test_the_same_rule_again_keeps_its_numbers() -> None:
+    changed = fields()
+
+    for _ in range(2):
+        change_setting(changed, "optimizer.matrices.rate", 0.005)
+        change_setting(changed, "optimizer.matrices.rule", "muon")
+
+    assert recipe_from_dict(changed).optimizer.matrices == Muon(rate=0.005)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -95,6 +105,7 @@ def test_another_rule_has_its_own_numbers() -> None:
         ("optimizer.matrices.rate", True),
         ("optimizer.clip", 0.0),
         ("optimizer.norms.rule", "sgd"),
+        ("optimizer.norms.rule", ["lion"]),
         ("precision.weights", "int4"),
         ("objective.balance", "x"),
         ("model.width", 0),
