@@ -10,11 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError
+from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.flat_recipe import nested
 from nanochat.training.loss import Objective
-from nanochat.training.roles import OptimizerSettings
+from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, Whole
+from nanochat.weights import named_leaves
 
 __all__ = [
     "DataSettings",
@@ -171,6 +173,7 @@ class Recipe:
             raise ConfigError(
                 f"data.length={length} leaves no target for num_ahead={model.num_ahead}: lengthen it"
             )
+        require_roles(self.optimizer, named_leaves(shapes(model)))
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:

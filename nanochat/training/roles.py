@@ -1,15 +1,25 @@
 """This file holds the roles of parameters, which have an update rule each, and those rules' settings."""
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Literal, get_args
 
 from pydantic.dataclasses import dataclass
 
+from nanochat.errors import ConfigError
 from nanochat.training.rules import AdamW, Muon, Rule
 from nanochat.training.values import CHECKED, Positive
 from nanochat.weights import Spec
 
-__all__ = ["ROLES", "OptimizerSettings", "Role", "role_of", "rule_of", "trained_rule"]
+__all__ = [
+    "ROLES",
+    "OptimizerSettings",
+    "Role",
+    "require_roles",
+    "role_of",
+    "rule_of",
+    "trained_rule",
+]
 
 Role = Literal[
     "matrices",
@@ -76,6 +86,22 @@ def trained_rule(settings: OptimizerSettings, name: str, spec: Spec) -> Rule | N
     """The update rule of a parameter, if it is trained."""
     role = role_of(name, spec)
     return rule_of(settings, role) if not settings.only or role in settings.only else None
+
+
+def require_roles(settings: OptimizerSettings, specs: Iterable[tuple[str, Spec]]) -> None:
+    """Refuse what the parameters of a model, named in its weights tree, cannot be trained by.
+
+    Raises
+    ------
+    ConfigError
+        If a role that is named alone has no parameters.
+    """
+    found = dict.fromkeys(role_of(name, spec) for name, spec in specs)
+    for role in settings.only:
+        if role not in found:
+            raise ConfigError(
+                f"optimizer.only={[*settings.only]}: the model has no {role}: choose among {', '.join(found)}"
+            )
 
 
 def role_of(name: str, spec: Spec) -> Role:

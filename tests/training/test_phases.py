@@ -133,6 +133,10 @@ def test_phases_that_cannot_be_are_refused(phases: object, message: str) -> None
     [
         ({"data": {"length": 5000}}, r"^phase 2: data\.length=5000 exceeds"),
         ({"optimizer": {"norms": {"rat": 1}}}, r"^phase 2: .*'optimizer\.norms\.rat'.*mean rate"),
+        (
+            {"optimizer": {"only": ["norms", "exits"]}},
+            r"^phase 2: optimizer\.only=\['norms', 'exits'\]: .* no exits: choose among embedding, norms, ",
+        ),
         ({"schedule": {"warmup_steps": 13}}, r"^phase 2: schedule\.warmup_steps=13 .* steps=12"),
     ],
     ids=str,

@@ -191,6 +191,10 @@ def test_the_listed_settings_may_be_written_as_they_stand_there(tmp_path: Path) 
             f"there is no setting 'stpes' (did you mean steps?): {LISTED}",
         ),
         (["data.length=5000"], "data.length=5000 exceeds the model's context_length=1024"),
+        (
+            ['optimizer.only=["head"]', "steps=100"],
+            "optimizer.only=['head']: the model has no head: choose among embedding, norms, streams, matrices",
+        ),
         (["model.width=100"], "width=100 is the input width of a ternary linear"),
         (["seed=1"], "the recipe needs a number of steps: add --set steps=1000"),
     ],
