@@ -94,13 +94,21 @@ def require_roles(settings: OptimizerSettings, specs: Iterable[tuple[str, Spec]]
     Raises
     ------
     ConfigError
-        If a role that is named alone has no parameters.
+        If a role that is named alone has no parameters, or one of Muon has some that are no matrices.
     """
-    found = dict.fromkeys(role_of(name, spec) for name, spec in specs)
+    found: dict[Role, list[Spec]] = {}
+    for name, spec in specs:
+        found.setdefault(role_of(name, spec), []).append(spec)
     for role in settings.only:
         if role not in found:
             raise ConfigError(
                 f"optimizer.only={[*settings.only]}: the model has no {role}: choose among {', '.join(found)}"
+            )
+    for role, members in found.items():
+        # Several vectors lie in a stack, which would be one matrix.
+        if rule_of(settings, role).rule == "muon" and any(len(s.shape) < 2 for s in members):
+            raise ConfigError(
+                f"optimizer.{role}.rule=muon: the model's {role} are no matrices: choose adamw or lion"
             )
 
 

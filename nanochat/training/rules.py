@@ -44,7 +44,7 @@ _POLAR_EXPRESS = (
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Muon:
-    """Nesterov momentum, made orthogonal.
+    """Nesterov momentum, made orthogonal, for matrices.
 
     Parameters
     ----------

@@ -195,6 +195,10 @@ def test_the_listed_settings_may_be_written_as_they_stand_there(tmp_path: Path) 
             ['optimizer.only=["head"]', "steps=100"],
             "optimizer.only=['head']: the model has no head: choose among embedding, norms, streams, matrices",
         ),
+        (
+            ["optimizer.norms.rule=muon", "steps=100"],
+            "optimizer.norms.rule=muon: the model's norms are no matrices: choose adamw or lion",
+        ),
         (["model.width=100"], "width=100 is the input width of a ternary linear"),
         (["seed=1"], "the recipe needs a number of steps: add --set steps=1000"),
     ],
