@@ -79,7 +79,8 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 @click.option(
     "--start",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Branch off the snapshot in another run's directory, at its step, and with its recipe if none is given.",
+    help="Branch off the snapshot in another run's directory, at its step, and with its recipe, which a CONFIG without "
+    "a model changes.",
 )
 @click.option(
     "--device",

@@ -1,8 +1,9 @@
 """This file holds `nanochat.train`, and the plan of a run: what was asked, checked before anything is written."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import ConfigError, TrainingError, did_you_mean
@@ -17,12 +18,15 @@ from nanochat.training.configuration import (
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.phases import stages
 from nanochat.training.progress import progress
-from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.recipe import Recipe, merged, recipe_from_dict, recipe_to_dict
 from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_recipe
 from nanochat.zoo.catalog import CATALOG, canonical
 
 __all__ = ["Plan", "find_shape", "plan", "train"]
+
+# Without these, [model] changes another.
+_REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,8 @@ def train(
     Parameters
     ----------
     config : Path, str or dict, optional
-        A configuration: the name of its file, or what would stand in it. Not needed with `start` or `resume`.
+        A configuration: the name of its file, or what would stand in it. Not needed with `start` or `resume`; one
+        that names no model changes the recipe of `start`.
     changes : dict, optional
         Settings by name, such as ``{"steps": 100, "optimizer.matrices.rate": 0.01}``.
     data : Path or str, optional
@@ -209,22 +214,34 @@ def _recipe(
     start: Path | None,
     changes: Sequence[tuple[str, object]],
 ) -> Recipe:
-    fields: dict[str, object] = {}
-    preset_name = preset_name or config.preset
-    if preset_name is not None:
-        shape = config_to_dict(find_shape(preset_name))
-        model = config.fields.get("model", {})
-        changed = {**shape, **model} if isinstance(model, dict) else model
-        fields = {**config.fields, "model": changed}
-    elif config.fields:
-        fields = {**config.fields}
-    elif start is not None:
-        fields = recipe_to_dict(load_recipe(start))
-    else:
-        raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
+    asked = cast("dict[str, object]", merged(_base(preset_name, config, start), config.fields))
     for name, value in changes:
-        change_setting(fields, name, value)
-    if "steps" not in fields and not fields.get("phases"):
+        change_setting(asked, name, value)
+    if "steps" not in asked and not asked.get("phases"):
         # What was written is looked at before what was not.
-        recipe_from_dict({**fields, "steps": 2**31})
-    return recipe_from_dict(fields)
+        recipe_from_dict({**asked, "steps": 2**31})
+    return recipe_from_dict(asked)
+
+
+def _base(
+    preset_name: str | None, config: Configuration, start: Path | None
+) -> Mapping[str, object]:
+    """What the fields of a configuration change."""
+    model = config.fields.get("model")
+    is_whole = isinstance(model, Mapping) and model.keys() >= _REQUIRED
+    if preset_name and is_whole and config.preset is None:
+        raise ConfigError(
+            f"--preset {preset_name} would change nothing of a CONFIG with a whole [model]: leave out one of them"
+        )
+    shape = preset_name or config.preset
+    if shape is not None:
+        return {"model": config_to_dict(find_shape(shape))}
+    if is_whole:
+        return {}
+    if start is not None:
+        return recipe_to_dict(load_recipe(start))
+    if not config.fields:
+        raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
+    if model is None:
+        raise ConfigError('CONFIG names no model: write preset = "tiny" into it, say')
+    return {}

@@ -1,0 +1,65 @@
+"""What is asked of a run is put together, and what cannot be is refused, before anything is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.config import config_to_dict
+from nanochat.errors import ConfigError
+from nanochat.presets import preset
+from nanochat.training.plan import plan
+from nanochat.training.recipe import recipe_to_dict
+from nanochat.training.snapshot import Snapshot, save_snapshot, snapshot_directory
+from tests.training.runs import recipe
+
+RECIPE = recipe(optimizer={"norms": {"rule": "lion"}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that has saved a snapshot, without its numbers."""
+    snapshot = Snapshot(step=5, recipe=RECIPE, data="", parameters={}, optimizer={})
+    save_snapshot(snapshot_directory(tmp_path / "run", 5), snapshot)
+    return tmp_path / "run"
+
+
+def asked(folder: Path, fields: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
+    found = plan(fields, data=folder, out=folder / "new", **options)
+    return recipe_to_dict(found.recipe)
+
+
+def test_a_configuration_without_a_shape_changes_the_recipe_that_a_run_starts_with(
+    run: Path, tmp_path: Path
+) -> None:
+    fields = {"steps": 600, "data": {"length": 96}, "model": {"num_streams": 4}}
+
+    found = asked(tmp_path, fields, start=run, changes=[("data.batch_size", 3)])
+
+    old = recipe_to_dict(RECIPE)
+    assert found == {**old, "steps": 600, "data": {"batch_size": 3, "length": 96, "microbatch": 0}}
+
+
+def test_a_configuration_with_a_shape_is_a_recipe_of_its_own(run: Path, tmp_path: Path) -> None:
+    found = asked(tmp_path, {"preset": "tiny", "steps": 600}, start=run)
+
+    assert found["model"] == config_to_dict(preset("tiny"))
+    assert found["optimizer"]["norms"]["rule"] == "adamw"
+
+
+def test_a_preset_takes_the_place_of_that_of_a_configuration(tmp_path: Path) -> None:
+    fields = {"preset": "tiny", "steps": 100, "model": {"num_layers": 2}}
+
+    found = asked(tmp_path, fields, preset_name="d20")
+
+    assert (found["model"]["width"], found["model"]["num_layers"]) == (preset("d20").width, 2)
+
+
+def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--preset d20 .* a whole \[model\]: leave out one of"):
+        asked(tmp_path, recipe_to_dict(RECIPE), preset_name="d20")
+
+
+def test_a_configuration_without_a_shape_is_told_how_to_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='names no model: write preset = "tiny" into it, say'):
+        asked(tmp_path, {"steps": 600})
