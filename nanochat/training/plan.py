@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from nanochat.config import ModelConfig, config_to_dict
-from nanochat.errors import ConfigError, TrainingError, did_you_mean
+from nanochat.errors import ConfigError, TrainingError, counted, did_you_mean
 from nanochat.presets import PRESETS, preset
 from nanochat.training.configuration import (
     Configuration,
@@ -27,6 +27,8 @@ __all__ = ["Plan", "find_shape", "plan", "train"]
 
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
+# Settings in an error.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,8 @@ def plan(
                 "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
             )
         recipe, start = load_recipe(out), out
+        if whole.preset or whole.fields:
+            _require_same(_recipe(None, whole, out, ()), recipe, out)
     else:
         if holds_run(out):
             raise TrainingError(
@@ -221,6 +225,35 @@ def _recipe(
         # What was written is looked at before what was not.
         recipe_from_dict({**asked, "steps": 2**31})
     return recipe_from_dict(asked)
+
+
+def _require_same(asked: Recipe, found: Recipe, run: Path) -> None:
+    ours, theirs = _flat(recipe_to_dict(asked)), _flat(recipe_to_dict(found))
+    said = [
+        f"{name} ({ours.get(name, 'none')!s:.40} for {theirs.get(name, 'none')!s:.40})"
+        for name in {**theirs, **ours}
+        # A run has decided that.
+        if ours.get(name) not in (theirs.get(name), "auto")
+    ]
+    if said:
+        more = len(said) - _MOST_NAMED
+        others = f" and {counted(more, 'other')}" if more > 0 else ""
+        raise ConfigError(
+            f"CONFIG has other settings than the run in {run}: {', '.join(said[:_MOST_NAMED])}{others}: pass --out "
+            f"{run} in place of CONFIG to go on with those of the run, or branch off with --start {run} --out OTHER"
+        )
+
+
+def _flat(found: object, name: str = "") -> dict[str, object]:
+    """Each value by its place in groups and lists."""
+    if isinstance(found, list | tuple):
+        found = {str(number): each for number, each in enumerate(found)}
+    if not isinstance(found, Mapping):
+        return {name: found}
+    flat: dict[str, object] = {}
+    for key, value in found.items():
+        flat |= _flat(value, f"{name}.{key}" if name else key)
+    return flat
 
 
 def _base(

@@ -63,3 +63,29 @@ def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_configuration_without_a_shape_is_told_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='names no model: write preset = "tiny" into it, say'):
         asked(tmp_path, {"steps": 600})
+
+
+def test_a_run_goes_on_with_the_configuration_that_it_had(run: Path, tmp_path: Path) -> None:
+    fields = recipe_to_dict(RECIPE)
+    fields["precision"] = {"weights": "ternary", "products": "auto"}
+
+    assert plan(fields, data=tmp_path, out=run, resume=True).recipe == RECIPE
+    assert plan({"seed": 0}, data=tmp_path, out=run, resume=True).recipe == RECIPE
+
+
+def test_a_run_that_goes_on_refuses_what_another_configuration_changes(
+    run: Path, tmp_path: Path
+) -> None:
+    fields = {**recipe_to_dict(RECIPE), "steps": 600, "optimizer": {"norms": {"rate": 0.1}}}
+
+    with pytest.raises(
+        ConfigError,
+        match=r"steps \(600 for 30\), optimizer\.norms\.rule \(adamw for lion\), .*rate \(0\.1 for "
+        rf"0\.001\).*: pass --out {run} in place of CONFIG .* --start {run} --out OTHER$",
+    ):
+        plan(fields, data=tmp_path, out=run, resume=True)
+
+
+def test_many_differences_are_counted(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size \(.*\) and [0-9]+ others: pass"):
+        plan({"preset": "tiny", "steps": 50}, data=tmp_path, out=run, resume=True)
