@@ -1,5 +1,6 @@
 """This file holds the configuration of a run: a recipe, in TOML or JSON, with the text that it is trained on."""
 
+import copy
 import json
 import logging
 import sysconfig
@@ -76,7 +77,7 @@ def read_configuration(path: Path) -> Configuration:
 
 def configuration_of(found: Mapping[str, object], source: str) -> Configuration:
     """The configuration that a file of these groups would be; `source` names it in errors: see `read_configuration`."""
-    fields = dict(found)
+    fields = copy.deepcopy(dict(found))
     out, text = _word(fields, "out", source), fields.pop("text", None)
     return Configuration(
         preset=_word(fields, "preset", source),

@@ -1,5 +1,6 @@
 """This file holds the recipe of a training run: every number that decides its result, in groups and phases."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
@@ -179,7 +180,7 @@ class Recipe:
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
     """All settings in their groups, ready for JSON."""
     # The last phase lasts to the end of the run, of which more steps may be asked later.
-    phases = [{"steps": phase.steps, **phase.changes} for phase in recipe.phases]
+    phases = [{"steps": phase.steps, **copy.deepcopy(phase.changes)} for phase in recipe.phases]
     for phase in phases[-1:]:
         del phase["steps"]
     return {

@@ -47,6 +47,14 @@ def test_a_configuration_with_a_shape_is_a_recipe_of_its_own(run: Path, tmp_path
     assert found["optimizer"]["norms"]["rule"] == "adamw"
 
 
+def test_a_configuration_is_left_as_it_was(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"preset": "tiny", "steps": 100, "data": {"length": 96}}
+
+    asked(tmp_path, fields, changes=[("data.length", 64)])
+
+    assert fields == {"preset": "tiny", "steps": 100, "data": {"length": 96}}
+
+
 def test_a_preset_takes_the_place_of_that_of_a_configuration(tmp_path: Path) -> None:
     fields = {"preset": "tiny", "steps": 100, "model": {"num_layers": 2}}
 

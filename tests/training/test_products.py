@@ -54,6 +54,7 @@ def test_each_phase_has_its_own() -> None:
 
     assert first.changes == {"precision": {"products": "bfloat16"}}
     assert second.changes == {}
+    assert settings.phases[0].changes == {"precision": {"products": "auto"}}
 
 
 def test_both_speeds_are_measured() -> None:
