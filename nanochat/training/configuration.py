@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from nanochat.errors import ConfigError, TrainingError
-from nanochat.files import atomic_write, parse_json, read_bytes
+from nanochat.files import parse_json, read_bytes
 from nanochat.training.checks import refusal
 from nanochat.training.corpus import prepare
 from nanochat.training.flat_recipe import nested
@@ -106,8 +106,9 @@ def prepared(text: TextSettings, run: Path) -> Path:
             text.vocab_size,
             held_out=text.held_out,
             max_file_bytes=text.max_file_bytes,
+            # Tokens without it would be taken for another text's.
+            beside={_RECORD: json.dumps(asked).encode()},
         )
-        atomic_write(record, json.dumps(asked).encode())
     elif (
         not record.exists()
         or parse_json(read_bytes(record, limit=_MAX_BYTES), str(record)) != asked

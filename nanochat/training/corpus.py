@@ -12,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,6 +57,7 @@ def prepare(
     max_file_bytes: int = 2**30,
     sample_bytes: int = 20_000_000,
     overwrite: bool = False,
+    beside: Mapping[str, bytes] | None = None,
 ) -> DataIndex:
     """Write the tokens of all files that `patterns` match, their tokenizer and ``data.json``, which is returned.
 
@@ -76,6 +77,8 @@ def prepare(
         Text that a new tokenizer is trained on, bytes, drawn from the training files.
     overwrite : bool
         Replace `output` if it holds prepared data.
+    beside : dict of str to bytes, optional
+        Other files to put there, by name.
     """
     output = Path(output)
     for name, size in (
@@ -99,7 +102,7 @@ def prepare(
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
             new = Path(aside) / "new"
             new.mkdir()
-            for name, content in tokenizer.files().items():
+            for name, content in {**tokenizer.files(), **(beside or {})}.items():
                 (new / name).write_bytes(content)
             splits = _write_splits(read, new, tokenizer, shard_tokens)
             _log_dropped(dropped)

@@ -1,6 +1,9 @@
 """One file says what a run is: its shape, its text, where it goes, and every setting that is not the default."""
 
 import json
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import nanochat
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.configuration import TextSettings, prepared, read_configuration
+from nanochat.training.data import DataIndex
 from nanochat.training.loop import LogEntry
 from nanochat.training.recipe import recipe_from_dict
 from tests.training.runs import command, entries, losses, quiet, recipe
@@ -99,6 +103,32 @@ def test_tokens_of_another_text_are_not_taken_for_this_ones(tmp_path: Path) -> N
     other = TextSettings(files=(str(tmp_path / "a.py"),), vocab_size=290)
     with pytest.raises(TrainingError, match="was prepared with other settings than"):
         prepared(other, tmp_path / "run")
+
+
+# Dies before it says of which text the tokens are.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nanochat.training.configuration import TextSettings, prepared
+
+def die(event, words):
+    if event == "open" and str(words[0]).endswith("text.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+prepared(TextSettings(files=(sys.argv[1],), vocab_size=280), Path(sys.argv[2]))
+"""
+
+
+def test_tokens_whose_preparation_was_killed_are_prepared_anew(tmp_path: Path) -> None:
+    text = write(tmp_path / "a.py", "def f(): pass\n" * 99)
+    words = [sys.executable, "-c", KILLED, str(text), str(tmp_path / "run")]
+
+    killed = subprocess.run(words, capture_output=True, check=False)
+
+    assert killed.returncode == -signal.SIGKILL
+    found = prepared(TextSettings(files=(str(text),), vocab_size=280), tmp_path / "run")
+    assert DataIndex.read(found).splits["train"].tokens > 0
 
 
 def test_every_configuration_is_a_recipe() -> None:
