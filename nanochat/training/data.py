@@ -101,7 +101,7 @@ class Shards:
         if not 1 <= length < self.num_tokens:
             raise DataError(
                 f"{self.directory}: no window of {length} tokens in {self.num_tokens} tokens: a window and its "
-                f"next token must fit; pass a length from 1 to {self.num_tokens - 1} (--set length of a run), or "
+                f"next token must fit; pass a length from 1 to {self.num_tokens - 1} (--set data.length of a run), or "
                 "prepare more text"
             )
         return max(1, (self.num_tokens - length) // length)

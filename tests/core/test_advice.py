@@ -13,6 +13,7 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli import export
+from nanochat.cli.train import _change
 from nanochat.errors import NanochatError
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
@@ -128,15 +129,22 @@ def test_commands_in_messages_exist() -> None:
 
 
 def test_settings_in_messages_and_documents_exist() -> None:
-    documents = [ROOT / "README.md", *(ROOT / "docs").iterdir()]
+    documents = [ROOT / "README.md", *(ROOT / "docs").iterdir(), *(ROOT / "zoo").rglob("*.md")]
     texts = [path.read_text(encoding="utf-8") for path in documents]
-    texts += [(ROOT / "nanochat" / "cli" / "train.py").read_text(encoding="utf-8")]
-    named = {name for text in texts for name in re.findall(r"--set ([a-z_.]+)=", text)}
+    texts += [
+        node.value
+        for _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    advised = r"--set ([a-z][a-z_.]*\b)(?:=([\w.]*\w))?"
+    named = {found for text in texts for found in re.findall(advised, text)}
 
-    assert {"steps", "model.num_streams"} <= named
-    for name in named:
+    assert {("steps", "1000"), ("precision.products", "auto"), ("data.length", "")} <= named
+    for name, value in named:
         fields: dict[str, object] = {}
-        change_setting(fields, name, {"steps": 5, "precision.weights": "float"}.get(name, 1))
+        # A value that a message fills in is a count.
+        change_setting(fields, *_change(f"{name}={value or 1}"))
         assert fields
 
 
