@@ -116,8 +116,9 @@ def train(
 
     CONFIG is a recipe in TOML or JSON, and may name the text to train on and the directory of the run.
 
-    The run's directory receives log.jsonl, snapshots/ and, in the end, model/. Ctrl-C or SIGTERM ends the run after the
-    current step with a snapshot and exit code 130; --resume goes on from it, exactly.
+    The run's directory receives log.jsonl, snapshots/ and, in the end, model/, unless it ends with
+    precision.weights=float. Ctrl-C or SIGTERM ends the run after the current step with a snapshot and exit code 130;
+    --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
     from nanochat.training.plan import plan
@@ -154,6 +155,8 @@ def train(
         note(f"stopped after step {trainer.step}, which is saved; go on with --resume")
     elif (out / "model").exists():
         note(f"wrote {out / 'model'}")
+    else:
+        note("wrote no model: the last weights are not rounded (precision.weights=float)")
     if as_json:
         print_json(last)
     if not finished:

@@ -82,7 +82,7 @@ class Trainer:
     data : Path
         Token shards, from `nanochat.training.corpus.prepare`.
     directory : Path
-        Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``.
+        Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``, unless the last phase is unquantised.
     start : Path, optional
         A run, or its snapshot, to go on from; its step counts.
     device : str
@@ -189,7 +189,8 @@ class Trainer:
         Returns
         -------
         bool
-            Whether the last step was reached and evaluated; the model directory is then written.
+            Whether the last step was reached and evaluated; the model directory is then written, if its weights are
+            ternary.
         """
         kept = -1 if self._first_step is not None else self.step
         # Whoever sees the log may interrupt the run.

@@ -107,7 +107,8 @@ def train(
     Returns
     -------
     Path
-        The directory of the run; `nanochat.from_pretrained` reads the ``model`` in it.
+        The directory of the run; `nanochat.from_pretrained` reads the ``model`` in it, which is not written if the last
+        weights are unquantised.
 
     Raises
     ------

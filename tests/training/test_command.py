@@ -93,6 +93,20 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
     assert followed.returncode == 0
 
 
+def test_a_run_that_ends_unquantised_says_that_it_wrote_no_model(
+    data: Path, settings: Path, tmp_path: Path
+) -> None:
+    words = [*options(data, tmp_path / "run"), settings]
+
+    result = command(*words, "--set", "precision.weights=float")
+
+    assert result.returncode == 0, result.stderr
+    assert "wrote no model: the last weights are not rounded (precision.weights=float)" in (
+        result.stderr
+    )
+    assert not (tmp_path / "run" / "model").exists()
+
+
 @pytest.mark.parametrize("named", [".", "snapshots/2"])
 def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
     named: str, data: Path, run: Finished, tmp_path: Path
