@@ -2,7 +2,7 @@
 
 A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
 one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``. Which
-tokens a batch holds depends on the seed and the step only: a run resumes exactly from its step number.
+tokens a batch holds is a function of the seed, its number and size, their length and the order: of no batch before.
 """
 
 import functools

@@ -41,7 +41,8 @@ class DataSettings:
     batch_size, length : int
         Sequences of one update, tokens of one sequence.
     microbatch : int
-        Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all.
+        Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all. The sum is
+        that of the whole batch, but for the balance of experts, which is that of each microbatch.
     """
 
     batch_size: Count = 16
@@ -91,8 +92,8 @@ class RunSettings:
     keep_snapshots : int
         Snapshots that are kept, the last ones, besides that of the best evaluation.
     evaluation_windows : int
-        Held-out sequences in an evaluation during the run; the last one uses all of them, but no more than were trained
-        on.
+        Held-out sequences in an evaluation during the run; the last one uses as many as were trained on, if they are
+        more.
     activation_checkpointing : bool
         Whether layers keep their inputs only and are computed again for the gradient: much less memory, a third more
         time.

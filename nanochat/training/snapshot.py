@@ -1,8 +1,9 @@
 """This file holds training checkpoints: everything from which a run goes on exactly.
 
 A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters.safetensors`` (latent weights by name)
-and ``optimizer.safetensors`` (what is kept of each, as ``NAME|KIND``). The data order is a function of the seed and the
-step, and nothing else is random. It appears whole or not at all: a run that is killed at any moment has the one before.
+and ``optimizer.safetensors`` (what is kept of each, as ``NAME|KIND``). Recipe, step and the number of
+batches that were left out decide which batch comes next, and nothing else is random. It appears whole or not at all: a
+run that is killed at any moment has the one before.
 """
 
 import json

@@ -73,7 +73,7 @@ class Updater:
         norm : scalar tensor
             Of all gradients, before clipping. Whoever measured it has seen that it is finite.
         factor : float
-            Share of the peak learning rates, from `nanochat.training.recipe.learning_rate_factor`.
+            Share of the peak learning rates, from `nanochat.training.phases.learning_rate_factor`.
         """
         shrink = (self._clip / (norm + 1e-12)).clamp(max=1.0)
         for stack in self._stacks:
