@@ -13,7 +13,6 @@ from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
-from nanochat.training.flat_recipe import nested
 from nanochat.training.loss import Objective
 from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, Whole
@@ -192,7 +191,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
 
 
 def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
-    """Rebuild a recipe from `recipe_to_dict`, or from one of before settings stood in groups.
+    """Rebuild a recipe from `recipe_to_dict`; `nested` makes one of what was written before there were groups.
 
     What is absent has its default; of a role's rule only what differs from it need be given.
 
@@ -201,7 +200,7 @@ def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
     ConfigError
         If a setting is unknown, absent without a default, or of a value that it may not have.
     """
-    fields = nested(fields)
+    fields = dict(fields)
     model = fields.get("model")
     if not isinstance(model, Mapping):
         raise ConfigError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanochat.errors import FormatError, TrainingError, VersionError
 from nanochat.files import atomic_directory, parse_json, read_bytes
+from nanochat.training.flat_recipe import nested
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.stacked_states import unstacked
 from nanochat.training.updater import State
@@ -160,7 +161,7 @@ def _read_text(directory: Path) -> tuple[int, int, int, str, Recipe]:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    return version, step, skipped, data, recipe_from_dict(recipe)
+    return version, step, skipped, data, recipe_from_dict(nested(recipe))
 
 
 def _tensor_files(directory: Path, version: int, step: int) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nanochat.errors import ConfigError
+from nanochat.training.flat_recipe import nested
 from nanochat.training.recipe import Precision, Recipe, Schedule, recipe_from_dict
 from nanochat.training.roles import ROLES, rule_of
 from nanochat.training.rules import AdamW, Lion, Muon
@@ -18,11 +19,13 @@ TABLES = ("embedding", "head")
 
 
 def read(**changes: object) -> Recipe:
-    return recipe_from_dict({**FLAT, **changes})
+    return recipe_from_dict(nested({**FLAT, **changes}))
 
 
 def test_the_recipe_of_the_shipped_model_is_read() -> None:
-    found = recipe_from_dict(json.loads((resolve("nanochat-tiny") / "recipe.json").read_text()))
+    found = recipe_from_dict(
+        nested(json.loads((resolve("nanochat-tiny") / "recipe.json").read_text()))
+    )
 
     assert (found.steps, found.data.batch_size, found.data.length) == (1100, 8, 512)
     assert found.schedule == Schedule(warmup_steps=40, decay_steps=330)
@@ -80,5 +83,5 @@ def test_old_names_beside_groups_are_refused(fields: dict[str, Any], message: st
     before = copy.deepcopy(fields)
 
     with pytest.raises(ConfigError, match=message):
-        recipe_from_dict({"model": FLAT["model"], "steps": 100, **fields})
+        nested({"model": FLAT["model"], "steps": 100, **fields})
     assert fields == before

@@ -21,6 +21,7 @@ from nanochat.lm import Model
 from nanochat.presets import preset
 from nanochat.proof.parity import check_parity
 from nanochat.text.tokenizer import Tokenizer
+from nanochat.training.flat_recipe import nested
 from nanochat.training.recipe import recipe_from_dict
 from nanochat.weights import Dense, Stored, map_leaves, named_leaves
 from nanochat.zoo.hub import resolve
@@ -87,7 +88,7 @@ def test_its_streams_differ_and_its_mixers_have_moved(directory: Path) -> None:
 
 
 def test_it_is_the_tiny_preset_and_its_recipe_is_with_it(directory: Path) -> None:
-    recipe = recipe_from_dict(json.loads((directory / "recipe.json").read_text()))
+    recipe = recipe_from_dict(nested(json.loads((directory / "recipe.json").read_text())))
 
     assert config_to_dict(recipe.model) == config_to_dict(preset("tiny"))
     assert checkpoint.load_config(directory) == preset("tiny")
