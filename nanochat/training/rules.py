@@ -16,6 +16,7 @@ from nanochat.training.values import CHECKED, NotNegative, Positive, Share
 __all__ = [
     "KEPT",
     "RULES",
+    "SETTINGS",
     "AdamW",
     "Lion",
     "Muon",
@@ -218,14 +219,12 @@ def _transpose(x: Array) -> Array:
     return x.swapaxes(-2, -1)
 
 
-RULES: Mapping[str, Callable[..., tuple[Array, State]]] = {
-    "muon": muon,
-    "adamw": adamw,
-    "lion": lion,
+# The update of each, and what it keeps from step to step, of the parameter's shape.
+_UPDATES: Mapping[type[Rule], tuple[Callable[..., tuple[Array, State]], tuple[str, ...]]] = {
+    Muon: (muon, ("average",)),
+    AdamW: (adamw, ("first", "second")),
+    Lion: (lion, ("average",)),
 }
-# What each keeps from step to step, of the parameter's shape.
-KEPT: Mapping[str, tuple[str, ...]] = {
-    "muon": ("average",),
-    "adamw": ("first", "second"),
-    "lion": ("average",),
-}
+SETTINGS: Mapping[str, type[Rule]] = {kind().rule: kind for kind in _UPDATES}
+RULES = {name: _UPDATES[kind][0] for name, kind in SETTINGS.items()}
+KEPT = {name: _UPDATES[kind][1] for name, kind in SETTINGS.items()}

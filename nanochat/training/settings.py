@@ -15,12 +15,11 @@ from nanochat.training.checks import check_value, owners
 from nanochat.training.flat_recipe import NEW_NAMES
 from nanochat.training.recipe import Recipe
 from nanochat.training.roles import ROLES, OptimizerSettings, rule_of
-from nanochat.training.rules import AdamW, Lion, Muon
+from nanochat.training.rules import SETTINGS, Muon
 
 __all__ = ["SettingGroup", "change_setting", "setting_groups", "titles"]
 
 _ROLES = {f"optimizer.{role}.": role for role in ROLES}
-_RULES: dict[str, type[Muon | AdamW | Lion]] = {rule().rule: rule for rule in (Muon, AdamW, Lion)}
 
 
 def _groups() -> dict[str, type]:
@@ -64,7 +63,7 @@ def change_setting(fields: dict[str, object], name: str, value: object) -> None:
 
 def setting_groups(prefix: str) -> Iterator[SettingGroup]:
     """The settings with a prefix of `titles`, in the order of their docstring."""
-    owner = _RULES[prefix] if prefix in _RULES else _OWNERS[prefix]
+    owner = SETTINGS[prefix] if prefix in SETTINGS else _OWNERS[prefix]
     text = inspect.getdoc(owner) or ""
     section = text.partition("Parameters\n----------\n")[2].partition("\n\n")[0]
     names = kind = ""
@@ -84,7 +83,7 @@ def setting_groups(prefix: str) -> Iterator[SettingGroup]:
 def titles() -> Iterator[tuple[str, str]]:
     """What stands before the names of each group, and the first line of what is said of it."""
     # The model's are as many as all others.
-    ordered = sorted({**_OWNERS, **_RULES}.items(), key=lambda each: each[0] == "model.")
+    ordered = sorted({**_OWNERS, **SETTINGS}.items(), key=lambda each: each[0] == "model.")
     for prefix, owner in ordered:
         yield prefix, (inspect.getdoc(owner) or "").partition("\n")[0]
 
@@ -92,17 +91,17 @@ def titles() -> Iterator[tuple[str, str]]:
 def _change_rule(fields: dict[str, object], prefix: str, name: str, value: object) -> None:
     default = rule_of(OptimizerSettings(), _ROLES[prefix])
     found = _inner(_inner(fields, "optimizer"), _ROLES[prefix])
-    rule = _RULES.get(str(found.get("rule", default.rule)), type(default))
+    rule = SETTINGS.get(str(found.get("rule", default.rule)), type(default))
     if name == "rule":
-        if not isinstance(value, str) or value not in _RULES:
-            raise ConfigError(f"{prefix}rule={value!r:.80}: choose one of {list(_RULES)}")
+        if not isinstance(value, str) or value not in SETTINGS:
+            raise ConfigError(f"{prefix}rule={value!r:.80}: choose one of {list(SETTINGS)}")
         if value != rule().rule:
             # Numbers of another rule are none of this one.
             found.clear()
         found["rule"] = value
         return
     if name not in _names(rule):
-        others = [word for word, other in _RULES.items() if name in _names(other)]
+        others = [word for word, other in SETTINGS.items() if name in _names(other)]
         hint = f": set {prefix}rule={others[0]} first" if others else f": it has {_names(rule)}"
         raise ConfigError(f"{rule().rule} has no {name!r:.80}, which {prefix}{name} sets{hint}")
     check_value(rule, prefix + name, value)
@@ -149,9 +148,9 @@ def _with_defaults(prefix: str, name: str) -> str:
     if f"{prefix}{name}." in _ROLES:
         rule = rule_of(OptimizerSettings(), _ROLES[f"{prefix}{name}."])
         return f"{prefix}{name}.rule={rule.rule}, {prefix}{name}.rate={rule.rate:g}"
-    owner = _RULES[prefix] if prefix in _RULES else _OWNERS[prefix]
+    owner = SETTINGS[prefix] if prefix in SETTINGS else _OWNERS[prefix]
     (found,) = (each for each in dataclasses.fields(owner) if each.name == name)
-    before = "optimizer.ROLE." if prefix in _RULES else prefix
+    before = "optimizer.ROLE." if prefix in SETTINGS else prefix
     if found.default is dataclasses.MISSING:
         return before + name
     default = found.default
