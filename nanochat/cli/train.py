@@ -123,6 +123,7 @@ def train(
     require_packages("train", "torch", "pydantic", "safetensors")
     from nanochat.training.plan import plan
     from nanochat.training.progress import progress
+    from nanochat.training.run_log import HELD_OUT
 
     planned = plan(
         config,
@@ -146,7 +147,7 @@ def train(
     with progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
 
         def keep(entry: "LogEntry") -> None:
-            if "held_out_bits_per_byte" in entry.values:
+            if HELD_OUT in entry.values:
                 last.update(step=entry.step, **entry.values)
             show(entry)
 

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nanochat.training.loop import LogEntry
 from nanochat.training.recipe import Recipe
+from nanochat.training.run_log import HELD_OUT
 
 __all__ = ["progress"]
 
@@ -32,7 +33,7 @@ def progress(
 
     def show(entry: "LogEntry") -> None:
         nonlocal speed, held_out
-        bits = entry.values.get("held_out_bits_per_byte")
+        bits = entry.values.get(HELD_OUT)
         if isinstance(bits, float):
             held_out = f"  held out {bits:.4f} bits/byte"
             bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
