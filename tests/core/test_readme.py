@@ -18,11 +18,12 @@ PLACES = re.compile(
     r"`((?:nanochat|backends|export|zoo|tests|docs|bench|scripts)/[\w/.]*)`(?:\s+`(\w+)`)?"
 )
 EVERYTHING = "\n".join(DOCUMENTS.values())
-# Those of docs/serving.md need a server: tests/serve/test_docs.py has one.
+# Those of docs/serving.md need a server, which tests/serve/test_docs.py has; that of docs/train.md takes minutes, and
+# tests/training/test_plan.py plans it.
 PYTHON = {
     f"{name} {number}": block
     for name, text in DOCUMENTS.items()
-    if name != "serving.md"
+    if name not in ("serving.md", "train.md")
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.DOTALL))
 }
 SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", EVERYTHING, re.MULTILINE | re.DOTALL))

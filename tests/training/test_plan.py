@@ -1,5 +1,7 @@
 """What is asked of a run is put together, and what cannot be is refused, before anything is written."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from nanochat.training.recipe import recipe_to_dict
 from nanochat.training.snapshot import Snapshot, save_snapshot, snapshot_directory
 from tests.training.runs import recipe
 
+ROOT = Path(__file__).parents[2]
 RECIPE = recipe(optimizer={"norms": {"rule": "lion"}})
 
 
@@ -27,6 +30,15 @@ def run(tmp_path: Path) -> Path:
 def asked(folder: Path, fields: dict[str, Any] | None, **options: Any) -> dict[str, Any]:
     found = plan(fields, data=folder, out=folder / "new", **options)
     return recipe_to_dict(found.recipe)
+
+
+def test_the_run_of_the_document_can_begin(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r'train\("(.*)", changes=({.*})\)', text)
+
+    found = plan(ROOT / example[0], changes=[*json.loads(example[1]).items()], out=tmp_path / "run")
+
+    assert found.recipe.steps == 150
 
 
 def test_a_configuration_without_a_shape_changes_the_recipe_that_a_run_starts_with(
