@@ -30,7 +30,6 @@ from nanochat.training.monitoring import gradient_norms, stream_divergence
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe, recipe_to_dict
-from nanochat.training.roles import OptimizerSettings
 from nanochat.training.run_log import HELD_OUT, RunLog, machine
 from nanochat.training.snapshot import (
     Snapshot,
@@ -40,7 +39,7 @@ from nanochat.training.snapshot import (
     save_snapshot,
     snapshot_directory,
 )
-from nanochat.training.updater import State, Updater, carried
+from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "NotFiniteError", "Trainer"]
@@ -298,7 +297,7 @@ class Trainer:
         )
         tensors = {**snapshot.parameters}
         for name, state in snapshot.optimizer.items():
-            tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.items()}
+            tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.kept.items()}
         # A finite gradient may still be too large a step.
         largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
@@ -354,9 +353,8 @@ class Trainer:
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
         if self._stage != stage_at(self._stages, self.step):
-            old = self._stage.recipe.optimizer
             self._stage = stage_at(self._stages, self.step)
-            self._enter(self._carried(self.updater.states(), old, "the run"))
+            self._enter(self.updater.states())
         stage, number = self._stage, self.step + self.skipped
         data = stage.recipe.data
         inputs, targets = self.shards.batch(
@@ -435,8 +433,8 @@ class Trainer:
         self._evaluated = -1
         return f"{error.what}: batches {first} to {last} are left out"
 
-    def _restore(self, start: Path) -> dict[str, State]:
-        """Take the step and the parameters of a snapshot, and return what goes on of its optimizer's state."""
+    def _restore(self, start: Path) -> Mapping[str, State]:
+        """Take the step and the parameters of a snapshot, and return its optimizer's state."""
         snapshot = load_snapshot(start, str(self.model.ops.device))
         if snapshot.recipe.model != self.recipe.model:
             raise TrainingError(
@@ -455,20 +453,10 @@ class Trainer:
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
         self.step, self.skipped = snapshot.step, snapshot.skipped
+        require_states(snapshot.optimizer, self._specs, source=str(start))
         # A phase ends with the evaluation of its last step.
-        last = max(0, self.step - 1)
-        self._stage = stage_at(self._stages, last)
-        if not self.step:
-            # Nothing was updated yet.
-            return {}
-        old = stage_at(stages(snapshot.recipe), last).recipe.optimizer
-        return self._carried(snapshot.optimizer, old, str(start))
-
-    def _carried(
-        self, states: Mapping[str, State], old: OptimizerSettings, source: str
-    ) -> dict[str, State]:
-        new = self._stage.recipe.optimizer
-        return carried(states, self._specs, old=old, new=new, source=source)
+        self._stage = stage_at(self._stages, max(0, self.step - 1))
+        return snapshot.optimizer
 
     def _enter(self, states: Mapping[str, State]) -> None:
         """Take over the settings of the phase, with what goes on of the optimizer's state."""

@@ -1,9 +1,9 @@
 """This file holds training checkpoints: everything from which a run goes on exactly.
 
 A snapshot is a directory: ``snapshot.json`` (format, step, recipe), ``parameters.safetensors`` (latent weights by name)
-and ``optimizer.safetensors`` (what is kept of each, as ``NAME|KIND``). Recipe, step and the number of
-batches that were left out decide which batch comes next, and nothing else is random. It appears whole or not at all: a
-run that is killed at any moment has the one before.
+and ``optimizer.safetensors`` (what is kept of each, as ``NAME|RULE|KIND``, and how often it was updated, as
+``NAME|RULE|updates``). Recipe, step and the number of batches that were left out decide which batch comes next, and
+nothing else is random. It appears whole or not at all: a run that is killed at any moment has the one before.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,8 +20,8 @@ from torch import Tensor
 from nanochat.errors import FormatError, TrainingError, VersionError
 from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.training.flat_recipe import nested
+from nanochat.training.old_states import named_states, stacked_states
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
-from nanochat.training.stacked_states import unstacked
 from nanochat.training.updater import State
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
 ]
 
 # Until the second, there was one snapshot of a run, in "snapshot", and what its optimizer kept lay in stacks; only the
-# second had the step in the names of its files.
-_FORMAT = 3
+# second had the step in the names of its files. The third had states of the parameters that its phase had updated, and
+# no names of rules.
+_FORMAT = 4
+_UPDATES = "updates"
 _FILE_NAME = "snapshot.json"
 _FOLDER, _ONLY = "snapshots", "snapshot"
 _MAX_JSON_BYTES = 1 << 20
@@ -60,9 +63,12 @@ class Snapshot:
 def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     """Write a snapshot into a directory of its own, complete or not at all."""
     flat = {
-        f"{name}|{kind}": tensor
+        f"{name}|{state.rule}|{kind}": tensor
         for name, state in snapshot.optimizer.items()
-        for kind, tensor in state.items()
+        for kind, tensor in [
+            *state.kept.items(),
+            (_UPDATES, torch.tensor(state.updates, device="cpu")),
+        ]
     }
     text = {
         "format": _FORMAT,
@@ -130,14 +136,31 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     for key, tensor in _load(optimizer_file, device).items():
         owner, _, kind = key.rpartition("|")
         optimizer.setdefault(owner, {})[kind] = tensor
+    match version:
+        case 1 | 2:
+            states = stacked_states(optimizer, recipe, step)
+        case 3:
+            states = named_states(optimizer, recipe, step)
+        case _:
+            states = _states(optimizer)
     return Snapshot(
         step=step,
         skipped=skipped,
         recipe=recipe,
         data=data,
         parameters=_load(parameters_file, device),
-        optimizer=unstacked(optimizer, recipe, step) if version < 3 else optimizer,
+        optimizer=states,
     )
+
+
+def _states(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
+    """The state of each parameter, from what is kept by ``NAME|RULE``."""
+    states = {}
+    for owner, kept in found.items():
+        name, _, rule = owner.rpartition("|")
+        tensors = dict(kept)
+        states[name] = State(rule=rule, updates=int(tensors.pop(_UPDATES, 0)), kept=tensors)
+    return states
 
 
 def _read_text(directory: Path) -> tuple[int, int, int, str, Recipe]:

@@ -2,25 +2,30 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from nanochat.errors import TrainingError
 from nanochat.training.module import LanguageModel
-from nanochat.training.roles import OptimizerSettings, trained_rule
+from nanochat.training.roles import OptimizerSettings, role_of, rule_of, trained_rule
 from nanochat.training.rules import KEPT, RULES, Rule
 from nanochat.weights import Spec
 
-__all__ = ["UPDATES", "State", "Updater", "carried"]
-
-# What a rule keeps of a parameter, and under `UPDATES` how often it was updated.
-State = Mapping[str, Tensor]
-UPDATES = "updates"
+__all__ = ["State", "Updater", "require_states"]
 
 # Bytes of parameters that are updated together: the copies of a large model's matrices must not double its memory.
 _MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class State:
+    """What the rule of that name keeps of a parameter after so many updates: by kind, tensors of its shape."""
+
+    rule: str
+    updates: int = 0
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Updater:
@@ -28,8 +33,9 @@ class Updater:
 
     Parameters
     ----------
-    states : dict of str to dict of str to tensor
-        By parameter, what `states` gave in a run before; those that are absent begin anew.
+    states : dict of str to State
+        By parameter, what `states` gave before. Those that are absent, or of another rule than the settings', begin
+        anew; those of parameters that are not trained stay as they are.
     """
 
     def __init__(
@@ -41,19 +47,26 @@ class Updater:
     ) -> None:
         self._clip = settings.clip
         parameters = dict(model.named_parameters())
-        self._stacks = list(_stacks(parameters, specs, settings, states))
+        going_on = {
+            name: _going_on(states, name, rule_of(settings, role_of(name, spec)))
+            for name, spec in specs.items()
+        }
+        self._stacks = list(_stacks(parameters, specs, settings, going_on))
+        trained = {name for stack in self._stacks for name in stack.names}
+        self._untrained = {name: going_on[name] for name in going_on.keys() - trained}
 
-    def states(self) -> dict[str, dict[str, Tensor]]:
+    def states(self) -> dict[str, State]:
         """What is kept of each parameter, which the next update changes."""
-        return {
-            name: {
-                **{kind: tensor[number] for kind, tensor in stack.state.items()},
-                UPDATES: torch.tensor(stack.updates),
-            }
+        trained = {
+            name: State(
+                rule=stack.rule.rule,
+                updates=stack.updates,
+                kept={kind: tensor[number] for kind, tensor in stack.state.items()},
+            )
             for stack in self._stacks
             for number, name in enumerate(stack.names)
-            if stack.updates
         }
+        return {**self._untrained, **trained}
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients that the last pass left, by name; a parameter that it did not use has none."""
@@ -95,35 +108,28 @@ class Updater:
                 parameter.grad = None
 
 
-def carried(
-    states: Mapping[str, State],
-    specs: Mapping[str, Spec],
-    *,
-    old: OptimizerSettings,
-    new: OptimizerSettings,
-    source: str,
-) -> dict[str, State]:
-    """Those states that go on under other settings: where a parameter's rule is still of the same kind.
+def require_states(states: Mapping[str, State], specs: Mapping[str, Spec], *, source: str) -> None:
+    """Refuse states that are not as `Updater.states` gives them; `source` says whose they are.
 
     Raises
     ------
     TrainingError
-        If one of them is not as the rule left it; `source` says whose they are.
+        If that of a parameter is absent, or not as its rule leaves it.
     """
-    kept = {}
     for name, spec in specs.items():
-        before, after = trained_rule(old, name, spec), trained_rule(new, name, spec)
-        if before is None or after is None or before.rule != after.rule:
-            continue
-        state = states.get(name, {})
-        shapes = {kind: tuple(tensor.shape) for kind, tensor in state.items()}
-        if shapes != {**dict.fromkeys(KEPT[after.rule], spec.shape), UPDATES: ()}:
+        state = states.get(name)
+        rule = "any rule" if state is None else state.rule
+        shapes = {} if state is None else {kind: t.shape for kind, t in state.kept.items()}
+        kinds = KEPT.get(rule, ()) if state is not None and state.updates else ()
+        if rule not in KEPT or shapes != dict.fromkeys(kinds, spec.shape):
             raise TrainingError(
-                f"{source} has no optimizer state of {name} as {after.rule} keeps it: it is damaged; use an earlier "
-                "snapshot"
+                f"{source} has no optimizer state of {name} as {rule} keeps it: it is damaged; use an earlier snapshot"
             )
-        kept[name] = state
-    return kept
+
+
+def _going_on(states: Mapping[str, State], name: str, rule: Rule) -> State:
+    found = states.get(name)
+    return found if found is not None and found.rule == rule.rule else State(rule=rule.rule)
 
 
 @dataclass(kw_only=True)
@@ -150,8 +156,7 @@ def _stacks(
         parameters[name].requires_grad_(rule is not None)
         if rule is None:
             continue
-        updates = int(states[name][UPDATES]) if name in states else 0
-        alike.setdefault((rule, spec.shape, updates), []).append(name)
+        alike.setdefault((rule, spec.shape, states[name].updates), []).append(name)
     for (rule, shape, updates), names in alike.items():
         limit = max(1, _MOST_BYTES // max(1, 4 * math.prod(shape)))
         for first in range(0, len(names), limit):
@@ -161,7 +166,7 @@ def _stacks(
             for member, view in zip(members, values.unbind(), strict=True):
                 member.data = view
             state = {
-                kind: torch.stack([states[name][kind] for name in part])
+                kind: torch.stack([states[name].kept[kind] for name in part])
                 for kind in (KEPT[rule.rule] if updates else ())
             }
             yield _Stack(

@@ -1,14 +1,18 @@
 """A snapshot that was written before states had the names of parameters goes on as it would have."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nanochat.errors import TrainingError
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
 from nanochat.training.snapshot import load_snapshot, save_snapshot
+from nanochat.training.updater import State
 from tests.training.runs import losses, quiet
 
 # Of commit 015784d, after four steps.
@@ -26,6 +30,15 @@ def go_on(data: Path, run: Path, start: Path, **changes: object) -> Trainer:
     return trainer
 
 
+def require_same(states: Mapping[str, State], expected: Mapping[str, State]) -> None:
+    assert states.keys() == expected.keys()
+    for name, state in expected.items():
+        found = states[name]
+        assert (found.rule, found.updates) == (state.rule, state.updates)
+        assert found.kept.keys() == state.kept.keys()
+        assert all(torch.equal(found.kept[kind], tensor) for kind, tensor in state.kept.items())
+
+
 def test_it_goes_on_with_the_losses_that_it_would_have_had(data: Path, tmp_path: Path) -> None:
     go_on(data, tmp_path, OLD)
 
@@ -40,11 +53,31 @@ def test_it_is_written_anew_with_the_same_state(tmp_path: Path) -> None:
     save_snapshot(tmp_path / "snapshot", old)
 
     new = load_snapshot(tmp_path)
-    assert set(new.optimizer) == set(new.parameters) == set(old.optimizer)
+    assert set(new.parameters) == set(old.optimizer)
     assert (new.step, new.recipe) == (old.step, old.recipe)
-    for name, state in old.optimizer.items():
-        assert new.optimizer[name].keys() == state.keys()
-        assert all(torch.equal(new.optimizer[name][kind], found) for kind, found in state.items())
+    require_same(new.optimizer, old.optimizer)
+
+
+def test_states_without_the_name_of_their_rule_have_that_of_the_recipe(tmp_path: Path) -> None:
+    save_snapshot(tmp_path, load_snapshot(OLD))
+    states = load_file(tmp_path / "optimizer.safetensors")
+    # As the third format had them, and one that was not updated yet.
+    third = {
+        f"{key.split('|')[0]}|{key.split('|')[2]}": tensor
+        for key, tensor in states.items()
+        if not key.startswith("norm|")
+    }
+    save_file(third, tmp_path / "optimizer.safetensors")
+    text = json.loads((tmp_path / "snapshot.json").read_text())
+    (tmp_path / "snapshot.json").write_text(json.dumps({**text, "format": 3}))
+
+    found = dict(load_snapshot(tmp_path).optimizer)
+
+    norm = found.pop("norm")
+    assert (norm.rule, norm.updates, norm.kept) == ("adamw", 0, {})
+    expected = dict(load_snapshot(OLD).optimizer)
+    del expected["norm"]
+    require_same(found, expected)
 
 
 def test_states_go_on_under_other_rates_and_begin_anew_under_another_rule(
@@ -55,14 +88,15 @@ def test_states_go_on_under_other_rates_and_begin_anew_under_another_rule(
     trainer = go_on(data, tmp_path, OLD, optimizer=other)
 
     states = trainer.updater.states()
-    assert int(states["layers.0.mixer.q"]["updates"]) == 8
-    assert states["norm"].keys() == {"average", "updates"}
-    assert int(states["norm"]["updates"]) == 4
+    assert states["layers.0.mixer.q"].updates == 8
+    assert states["norm"].kept.keys() == {"average"}
+    assert states["norm"].updates == 4
 
 
 def test_a_state_that_is_not_as_its_rule_keeps_it_is_refused(data: Path, tmp_path: Path) -> None:
     snapshot = load_snapshot(OLD)
-    optimizer = {**snapshot.optimizer, "norm": {"average": torch.zeros(64)}}
+    norm = State(rule="adamw", updates=4, kept={"average": torch.zeros(64)})
+    optimizer = {**snapshot.optimizer, "norm": norm}
     damaged = type(snapshot)(**{**vars(snapshot), "optimizer": optimizer})
     save_snapshot(tmp_path / "snapshot", damaged)
 

@@ -168,10 +168,51 @@ def test_a_run_goes_on_exactly_in_and_between_its_phases(
     assert resumed.run(quiet)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     states = [load_snapshot(tmp_path / name).optimizer for name in ("whole", "stopped")]
-    assert int(states[0]["norm"]["updates"]) == 12
-    assert int(states[0]["embedding"]["updates"]) == 20
+    assert states[0]["norm"].updates == 12
+    assert states[0]["embedding"].updates == 20
     for name, state in states[0].items():
-        assert all(torch.equal(states[1][name][kind], found) for kind, found in state.items())
+        other = states[1][name].kept
+        assert all(torch.equal(other[kind], found) for kind, found in state.kept.items())
+
+
+def abandon(run: Trainer, step: int) -> None:
+    """Let two signals arrive in the batch after a step."""
+
+    def interrupt(gradient: torch.Tensor) -> torch.Tensor:
+        if run.step == step:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return gradient
+
+    run.model.get_parameter("layers.0.mixer.q").register_hook(interrupt)
+
+
+def test_a_run_goes_on_exactly_from_the_first_batch_of_a_phase(data: Path, tmp_path: Path) -> None:
+    trainer(phased(), data, tmp_path / "whole").run(quiet)
+    run = trainer(phased(), data, tmp_path / "stopped")
+    abandon(run, 8)
+    assert not run.run(quiet)
+
+    resumed = trainer(phased(), data, tmp_path / "stopped", start=tmp_path / "stopped")
+
+    assert resumed.step == 8
+    assert resumed.run(quiet)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+def test_a_branch_under_other_rules_goes_on_from_its_first_batch(
+    data: Path, tmp_path: Path
+) -> None:
+    trainer(recipe(steps=6, schedule={"decay_steps": 0}), data, tmp_path / "start").run(quiet)
+    settings = recipe(steps=20, optimizer={"norms": {"rule": "lion"}})
+    trainer(settings, data, tmp_path / "whole", tmp_path / "start").run(quiet)
+    run = trainer(settings, data, tmp_path / "stopped", tmp_path / "start")
+    abandon(run, 6)
+    assert not run.run(quiet)
+
+    assert trainer(settings, data, tmp_path / "stopped", tmp_path / "stopped").run(quiet)
+
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_only_the_roles_that_are_named_are_trained(data: Path, tmp_path: Path) -> None:
@@ -194,6 +235,29 @@ def test_only_the_roles_that_are_named_are_trained(data: Path, tmp_path: Path) -
     assert "embedding" in changed[1]
     assert "norm" in changed[-2]
     assert all("norm" in name for name in changed[-2])
+
+
+def test_states_go_on_after_a_phase_that_does_not_train_their_parameters(
+    data: Path, tmp_path: Path
+) -> None:
+    phases: list[dict[str, Any]] = [
+        {"steps": 4},
+        {"steps": 4, "optimizer": {"only": ["norms"]}},
+        {"steps": 4},
+    ]
+    settings = phased(phases, schedule={"decay_steps": 0})
+    trainer(settings, data, tmp_path / "whole").run(quiet)
+
+    def stop(entry: LogEntry) -> None:
+        if entry.step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer(settings, data, tmp_path / "stopped").run(stop)
+    trainer(settings, data, tmp_path / "stopped", tmp_path / "stopped").run(quiet)
+
+    states = load_snapshot(tmp_path / "whole").optimizer
+    assert (states["embedding"].updates, states["norm"].updates) == (8, 12)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_data_go_on_over_phases_that_do_not_change_them() -> None:
