@@ -17,7 +17,7 @@ from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.corpus import prepare
 from nanochat.training.layers import compiled_layer, compiling
-from nanochat.training.loop import Trainer
+from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.snapshot import load_snapshot
 from tests.training.runs import losses, options, quiet, recipe
@@ -141,6 +141,38 @@ def test_a_parameter_that_is_not_finite_is_not_saved(data: Path, tmp_path: Path)
         trainer.save()
 
     assert load_snapshot(tmp_path).parameters["layers.1.mixer.q"].isfinite().all()
+
+
+def test_a_run_is_saved_although_new_tensors_are_elsewhere(data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        recipe(steps=2, schedule={"decay_steps": 0}),
+        data,
+        tmp_path,
+        num_threads=1,
+        compile_model=False,
+    )
+    assert trainer.run(quiet)
+
+    # As on the CPU when the model is on a GPU.
+    with torch.device("meta"):
+        trainer.save()
+
+    assert load_snapshot(tmp_path).optimizer["norm"].updates == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA is not here")
+def test_a_run_on_a_gpu_is_saved_and_goes_on(data: Path, tmp_path: Path) -> None:
+    def stop(entry: LogEntry) -> None:
+        if entry.step == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    assert not Trainer(recipe(), data, tmp_path, device="cuda", compile_model=False).run(stop)
+
+    resumed = Trainer(recipe(), data, tmp_path, start=tmp_path, device="cuda", compile_model=False)
+
+    assert (resumed.step, resumed.updater.states()["norm"].updates) == (12, 12)
+    assert resumed.run(quiet)
 
 
 # The command, in a process that is killed in the thirteenth step, three after a snapshot.
