@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,13 @@ from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at,
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe, recipe_to_dict
 from nanochat.training.run_log import HELD_OUT, RunLog, machine
+from nanochat.training.setbacks import (
+    MOST_RETURNS,
+    MOST_SKIPPED,
+    NotFiniteError,
+    Setbacks,
+    require_finite,
+)
 from nanochat.training.snapshot import (
     Snapshot,
     find_snapshot,
@@ -42,27 +49,14 @@ from nanochat.training.snapshot import (
 from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
-__all__ = ["LogEntry", "NotFiniteError", "Trainer"]
+__all__ = ["LogEntry", "Trainer"]
 
 
 _LOGGER = logging.getLogger(__name__)
 
-# Batches in a row that are left out for numbers that are not finite, before the run goes back.
-_MOST_SKIPPED = 3
-# How often it goes back to one snapshot.
-_MOST_RETURNS = 2
-
 
 def _ignore(*_: int) -> None:
     """What is told nobody."""
-
-
-class NotFiniteError(TrainingError):
-    """A number that decides the run is infinite or none; `what` names it and the step."""
-
-    def __init__(self, message: str, *, what: str) -> None:
-        super().__init__(message)
-        self.what = what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +138,7 @@ class Trainer:
         self.model = LanguageModel(recipe.model, weights, ops)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
-        # Batches that were left out: each step reads as many later.
-        self.skipped = 0
+        self.setbacks = Setbacks()
         self._stage = self._stages[0]
         self._enter({} if start is None else self._restore(start))
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
@@ -166,8 +159,6 @@ class Trainer:
         # The steps of the last snapshot and of the last evaluation that stand in the directory.
         self._saved = self.step if resumed else -1
         self._evaluated = -1
-        # Batches in a row that were left out, and returns to the last snapshot.
-        self._left_out = self._returns = 0
 
     def run(
         self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
@@ -289,7 +280,7 @@ class Trainer:
         """
         snapshot = Snapshot(
             step=self.step,
-            skipped=self.skipped,
+            skipped=self.setbacks.skipped,
             recipe=self.recipe,
             data=self.shards.fingerprint,
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
@@ -303,7 +294,7 @@ class Trainer:
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
         save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
         self._saved = self.step
-        self._returns = 0
+        self.setbacks = replace(self.setbacks, returns=0)
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
@@ -355,7 +346,7 @@ class Trainer:
         if self._stage != stage_at(self._stages, self.step):
             self._stage = stage_at(self._stages, self.step)
             self._enter(self.updater.states())
-        stage, number = self._stage, self.step + self.skipped
+        stage, number = self._stage, self.step + self.setbacks.skipped
         data = stage.recipe.data
         inputs, targets = self.shards.batch(
             number - stage.data_first, data.batch_size, data.length, order=stage.data_order
@@ -370,12 +361,12 @@ class Trainer:
             self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
         except NotFiniteError as error:
             self.model.zero_grad()
-            self._left_out += 1
-            if self._left_out > _MOST_SKIPPED:
+            met = self.setbacks
+            if met.in_a_row == MOST_SKIPPED:
                 raise
-            self.skipped += 1
+            self.setbacks = replace(met, skipped=met.skipped + 1, in_a_row=met.in_a_row + 1)
             return {"skipped_batch": number, "because": error.what}
-        self._left_out = 0
+        self.setbacks = replace(self.setbacks, in_a_row=0)
         factor = learning_rate_factor(stage, self.step)
         self.updater.update(norm=norms["gradient_norm"], factor=factor)
         self.step += 1
@@ -405,31 +396,19 @@ class Trainer:
         return means
 
     def _require_finite(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                again = (
-                    f"begin another run with --start {self.directory}"
-                    if self._saved >= 0
-                    else "begin again"
-                )
-                what = f"{name} is {value} at step {self.step}"
-                raise NotFiniteError(
-                    f"{what}: must be finite, so nothing is saved; {again} and a lower rate, such as --set "
-                    "optimizer.matrices.rate=0.01",
-                    what=what,
-                )
+        start = self.directory if self._saved >= 0 else None
+        require_finite(values, step=self.step, start=start)
 
-    def _go_back(self, error: "NotFiniteError") -> str:
+    def _go_back(self, error: NotFiniteError) -> str:
         """Go on from the last snapshot, with other batches than those that led here, and return why."""
-        if self._saved < 0 or self._returns == _MOST_RETURNS:
+        returns = self.setbacks.returns
+        if self._saved < 0 or returns == MOST_RETURNS:
             raise error
         self.model.zero_grad()
-        last = self.step + self.skipped
+        last = self.step + self.setbacks.skipped
         self._enter(self._restore(find_snapshot(self.directory)))
-        first = self.step + self.skipped
-        self.skipped = last + 1 - self.step
-        self._returns += 1
-        self._left_out = 0
+        first = self.step + self.setbacks.skipped
+        self.setbacks = Setbacks(skipped=last + 1 - self.step, returns=returns + 1)
         self._evaluated = -1
         return f"{error.what}: batches {first} to {last} are left out"
 
@@ -452,7 +431,7 @@ class Trainer:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
-        self.step, self.skipped = snapshot.step, snapshot.skipped
+        self.step, self.setbacks = snapshot.step, Setbacks(skipped=snapshot.skipped)
         require_states(snapshot.optimizer, self._specs, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))

@@ -23,7 +23,7 @@ def spoil(run: Trainer, is_bad: Callable[[int], bool]) -> None:
     """Give a parameter infinite gradients of the batches with such numbers."""
 
     def change(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * (float("inf") if is_bad(run.step + run.skipped) else 1)
+        return gradient * (float("inf") if is_bad(run.step + run.setbacks.skipped) else 1)
 
     run.model.get_parameter("norm").register_hook(change)
 
@@ -68,7 +68,7 @@ def test_a_run_that_left_out_batches_resumes_with_the_same_losses(
                 run.run(quiet)
             run = trainer(data, tmp_path / name, resume=True)
             spoil(run, lambda batch: batch in (7, 12))
-            assert (run.step, run.skipped) == (10, 1)
+            assert (run.step, run.setbacks.skipped) == (10, 1)
         assert run.run(quiet)
 
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
