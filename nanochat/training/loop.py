@@ -30,6 +30,7 @@ from nanochat.training.monitoring import gradient_norms, stream_divergence
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe, recipe_to_dict
+from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
 from nanochat.training.run_log import HELD_OUT, RunLog, machine
 from nanochat.training.setbacks import (
     MOST_RETURNS,
@@ -41,7 +42,6 @@ from nanochat.training.setbacks import (
 from nanochat.training.snapshot import (
     Snapshot,
     find_snapshot,
-    keep_snapshots,
     load_snapshot,
     save_snapshot,
     snapshot_directory,
@@ -156,9 +156,8 @@ class Trainer:
         if recipe.run.activation_checkpointing:
             self.model.layer = recomputed(self.model.layer)
         self._interruption = Interruption()
-        # The steps of the last snapshot and of the last evaluation that stand in the directory.
+        # The step of the last snapshot that stands in the directory.
         self._saved = self.step if resumed else -1
-        self._evaluated = -1
 
     def run(
         self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
@@ -183,10 +182,12 @@ class Trainer:
             ternary.
         """
         kept = -1 if self._first_step is not None else self.step
+        batch = self.step + self.setbacks.skipped
         # Whoever sees the log may interrupt the run.
-        with self._interruption, RunLog(self.directory / "log.jsonl", step=kept) as log:
-            if self.step in log.evaluations:
-                self._evaluated = self.step
+        with (
+            self._interruption,
+            RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
+        ):
 
             def report(values: dict[str, object]) -> None:
                 log.write(self.step, values)
@@ -200,26 +201,25 @@ class Trainer:
                 while True:
                     self._interruption.check()
                     try:
-                        if self._is_evaluation_due():
+                        if self._is_evaluation_due(log):
                             report(self.evaluate(self._num_windows(), watch))
-                            self._evaluated = self.step
-                            self._keep(log.evaluations)
+                            self._keep(log)
                         if self.step == self.recipe.steps:
                             break
                         report(self._advance())
                         # An evaluation may take longer than all the steps before it, and fail.
                         if self._is_snapshot_due():
                             self.save()
-                            self._keep(log.evaluations)
+                            self._keep(log)
                     except NotFiniteError as error:
-                        reason = self._go_back(error)
+                        values = self._go_back(error, log)
                         log.cut(self.step)
-                        report({"went_back": reason})
+                        report(values)
             except KeyboardInterrupt:
                 self.model.zero_grad()
                 if self._saved != self.step:
                     self.save()
-                    self._keep(log.evaluations)
+                    self._keep(log)
                 # Another call goes on.
                 self._first_step = None
                 return False
@@ -280,7 +280,7 @@ class Trainer:
         """
         snapshot = Snapshot(
             step=self.step,
-            skipped=self.setbacks.skipped,
+            setbacks=self.setbacks,
             recipe=self.recipe,
             data=self.shards.fingerprint,
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
@@ -294,7 +294,6 @@ class Trainer:
         self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
         save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
         self._saved = self.step
-        self.setbacks = replace(self.setbacks, returns=0)
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
@@ -316,8 +315,8 @@ class Trainer:
         model, objective = self.recipe.model, self._stage.recipe.objective
         return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
 
-    def _is_evaluation_due(self) -> bool:
-        if self.step in (0, self._first_step, self._evaluated):
+    def _is_evaluation_due(self, log: RunLog) -> bool:
+        if self.step in (0, log.first_step) or self.step in log.evaluations:
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
 
@@ -327,12 +326,11 @@ class Trainer:
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
 
-    def _keep(self, evaluations: Mapping[int, float]) -> None:
-        """Keep the best snapshot and the last ones, and delete the others."""
-        best = min(evaluations, key=evaluations.__getitem__, default=-1)
-        if best == self.step != self._saved:
+    def _keep(self, log: RunLog) -> None:
+        """Save what the last evaluation found best, and delete the snapshots that are not kept."""
+        if log.best_step == self.step != self._saved:
             self.save()
-        keep_snapshots(self.directory, last=self.recipe.run.keep_snapshots, best=best)
+        keep_snapshots(self.directory, self.recipe, log)
 
     def _num_windows(self) -> int:
         if self.step < self.recipe.steps:
@@ -399,18 +397,26 @@ class Trainer:
         start = self.directory if self._saved >= 0 else None
         require_finite(values, step=self.step, start=start)
 
-    def _go_back(self, error: NotFiniteError) -> str:
-        """Go on from the last snapshot, with other batches than those that led here, and return why."""
-        returns = self.setbacks.returns
-        if self._saved < 0 or returns == MOST_RETURNS:
+    def _go_back(self, error: NotFiniteError, log: RunLog) -> dict[str, object]:
+        """Go on from an earlier snapshot, with other batches than those that led here, and return what the log says."""
+        met = self.setbacks
+        steps = planned_steps(self.directory, self.recipe, log)
+        returns = met.returns + 1 if steps[-1:] == [met.returned_to] else 1
+        if not steps or returns > MOST_RETURNS:
             raise error
         self.model.zero_grad()
-        last = self.step + self.setbacks.skipped
-        self._enter(self._restore(find_snapshot(self.directory)))
+        last = self.step + met.skipped
+        self._enter(self._restore(snapshot_directory(self.directory, steps[-1])))
         first = self.step + self.setbacks.skipped
-        self.setbacks = Setbacks(skipped=last + 1 - self.step, returns=returns + 1)
-        self._evaluated = -1
-        return f"{error.what}: batches {first} to {last} are left out"
+        self.setbacks = Setbacks(
+            skipped=last + 1 - self.step, returns=returns, returned_to=self.step
+        )
+        drop_later_snapshots(self.directory, self.step)
+        self._saved = self.step
+        return {
+            "went_back": f"{error.what}: batches {first} to {last} are left out",
+            "last_batch": last,
+        }
 
     def _restore(self, start: Path) -> Mapping[str, State]:
         """Take the step and the parameters of a snapshot, and return its optimizer's state."""
@@ -431,7 +437,7 @@ class Trainer:
             raise TrainingError(
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
-        self.step, self.setbacks = snapshot.step, Setbacks(skipped=snapshot.skipped)
+        self.step, self.setbacks = snapshot.step, snapshot.setbacks
         require_states(snapshot.optimizer, self._specs, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))

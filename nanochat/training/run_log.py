@@ -23,13 +23,16 @@ class RunLog:
 
     Parameters
     ----------
-    step : int
-        Lines of later steps are dropped, for they will be written again, the same; below 0, all are.
+    step, batch : int
+        The run has done that step, and reads that batch next: lines of later ones are dropped, for they will be written
+        again, the same. Below 0, all are.
 
     Attributes
     ----------
     evaluations : dict of int to float
         Held-out bits per byte, by step.
+    first_step : int, optional
+        That of the first line.
 
     Raises
     ------
@@ -37,16 +40,18 @@ class RunLog:
         At the end of the context, if anything inside it met an `OSError`.
     """
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    def __init__(self, path: Path, *, step: int, batch: int) -> None:
         self._path = path
         self._step = step
+        self._batch = batch
+        self.first_step: int | None = None
         self.evaluations: dict[int, float] = {}
 
     def __enter__(self) -> Self:
         """Make the directory and open the file."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._open(self._step)
+            self._open(self._step, self._batch)
         except OSError as error:
             raise self._refusal(error) from error
         return self
@@ -62,6 +67,11 @@ class RunLog:
         if isinstance(error, OSError) and not isinstance(error, SaveError):
             raise self._refusal(error) from error
 
+    @property
+    def best_step(self) -> int:
+        """The step of the best evaluation; -1 without one."""
+        return min(self.evaluations, key=self.evaluations.__getitem__, default=-1)
+
     def write(self, step: int, values: Mapping[str, object]) -> None:
         """Add a line, which other processes see at once."""
         self._note(step, values)
@@ -71,21 +81,24 @@ class RunLog:
     def cut(self, step: int) -> None:
         """Drop the lines of later steps."""
         self._file.close()
-        self._open(step)
+        self._open(step, math.inf)
 
-    def _open(self, step: int) -> None:
+    def _open(self, step: int, batch: float) -> None:
         lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
         kept = []
         self.evaluations.clear()
+        self.first_step = None
         for line in lines:
             entry = _entry(line)
-            if entry["step"] <= step:
+            if entry["step"] < step or (entry["step"] == step and entry["left_out"] < batch):
                 kept.append(line)
                 self._note(entry["step"], entry)
         atomic_write(self._path, "".join(kept).encode())
         self._file = self._path.open("a")
 
     def _note(self, step: int, values: Mapping[str, object]) -> None:
+        if self.first_step is None:
+            self.first_step = step
         bits = values.get(HELD_OUT)
         if isinstance(bits, float):
             self.evaluations[step] = bits
@@ -107,9 +120,10 @@ def machine() -> dict[str, object]:
 
 
 def _entry(line: str) -> dict[str, Any]:
-    """What a line says; one that was cut short is later than all others."""
+    """What a line says, and the last batch that it leaves out; one that was cut short is later than all others."""
     try:
         found: dict[str, Any] = json.loads(line)
-        return {**found, "step": int(found["step"])}
+        left_out = found.get("skipped_batch", found.get("last_batch", -1))
+        return {**found, "step": int(found["step"]), "left_out": int(left_out)}
     except (ValueError, KeyError, TypeError, OverflowError):
         return {"step": math.inf}

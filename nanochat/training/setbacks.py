@@ -33,13 +33,14 @@ class Setbacks:
         Batches that were left out: each step reads as many later.
     in_a_row : int
         Those of them since the last update.
-    returns : int
-        Returns to the last snapshot.
+    returns, returned_to : int
+        How often it went back, at the last, to the snapshot of that step.
     """
 
     skipped: int = 0
     in_a_row: int = 0
     returns: int = 0
+    returned_to: int = 0
 
 
 def require_finite(values: Mapping[str, float], *, step: int, start: Path | None) -> None:

@@ -9,7 +9,7 @@ nothing else is random. It appears whole or not at all: a run that is killed at 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -22,17 +22,19 @@ from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.training.flat_recipe import nested
 from nanochat.training.old_states import named_states, stacked_states
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.setbacks import Setbacks
 from nanochat.training.updater import State
 
 __all__ = [
     "Snapshot",
     "find_snapshot",
     "holds_run",
-    "keep_snapshots",
     "load_recipe",
     "load_snapshot",
+    "remove_snapshot",
     "save_snapshot",
     "snapshot_directory",
+    "snapshot_steps",
 ]
 
 # Until the second, there was one snapshot of a run, in "snapshot", and what its optimizer kept lay in stacks; only the
@@ -47,13 +49,10 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw.
-
-    `skipped` batches were left out, so that each step reads as many later.
-    """
+    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw."""
 
     step: int
-    skipped: int = 0
+    setbacks: Setbacks = field(default_factory=Setbacks)
     recipe: Recipe
     data: str
     parameters: Mapping[str, Tensor]
@@ -73,7 +72,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     text = {
         "format": _FORMAT,
         "step": snapshot.step,
-        "skipped": snapshot.skipped,
+        "setbacks": asdict(snapshot.setbacks),
         "data": snapshot.data,
         "recipe": recipe_to_dict(snapshot.recipe),
     }
@@ -91,7 +90,7 @@ def snapshot_directory(run: Path, step: int) -> Path:
 
 def find_snapshot(directory: Path) -> Path:
     """The directory of a snapshot: that of its run stands for its last one, too."""
-    last = [snapshot_directory(directory, step) for step in _steps(directory)[-1:]]
+    last = [snapshot_directory(directory, step) for step in snapshot_steps(directory)[-1:]]
     for found in (directory, *last, directory / _ONLY):
         if (found / _FILE_NAME).is_file():
             return found
@@ -102,20 +101,18 @@ def find_snapshot(directory: Path) -> Path:
 
 def holds_run(directory: Path) -> bool:
     """Whether a run has saved a snapshot there; one that was killed before is no loss."""
-    return bool(_steps(directory)) or (directory / _ONLY / _FILE_NAME).is_file()
+    return bool(snapshot_steps(directory)) or (directory / _ONLY / _FILE_NAME).is_file()
 
 
-def keep_snapshots(run: Path, *, last: int, best: int) -> None:
-    """Delete the snapshots of a run but the `last` ones and that of the step `best`."""
-    for step in _steps(run)[:-last]:
-        if step != best:
-            directory = snapshot_directory(run, step)
-            # What is half deleted is no snapshot.
-            (directory / _FILE_NAME).unlink()
-            shutil.rmtree(directory)
+def remove_snapshot(run: Path, step: int) -> None:
+    """Delete the snapshot of a step of a run."""
+    directory = snapshot_directory(run, step)
+    # What is half deleted is no snapshot.
+    (directory / _FILE_NAME).unlink()
+    shutil.rmtree(directory)
 
 
-def _steps(run: Path) -> list[int]:
+def snapshot_steps(run: Path) -> list[int]:
     """The steps of a run's snapshots, the last one last."""
     found = (run / _FOLDER).glob(f"*/{_FILE_NAME}")
     return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
@@ -130,7 +127,7 @@ def load_recipe(directory: Path) -> Recipe:
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     """Read the snapshot in a directory of its own or in that of its run."""
     directory = find_snapshot(directory)
-    version, step, skipped, data, recipe = _read_text(directory)
+    version, step, setbacks, data, recipe = _read_text(directory)
     parameters_file, optimizer_file = _tensor_files(directory, version, step)
     optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _load(optimizer_file, device).items():
@@ -145,7 +142,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
             states = _states(optimizer)
     return Snapshot(
         step=step,
-        skipped=skipped,
+        setbacks=setbacks,
         recipe=recipe,
         data=data,
         parameters=_load(parameters_file, device),
@@ -163,8 +160,8 @@ def _states(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
     return states
 
 
-def _read_text(directory: Path) -> tuple[int, int, int, str, Recipe]:
-    """Format, step, batches left out, data and recipe of a snapshot."""
+def _read_text(directory: Path) -> tuple[int, int, Setbacks, str, Recipe]:
+    """Format, step, setbacks, data and recipe of a snapshot."""
     path = directory / _FILE_NAME
     text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
     version = text.get("format")
@@ -173,18 +170,29 @@ def _read_text(directory: Path) -> tuple[int, int, int, str, Recipe]:
             f"{path}: format {version!r} is none of 1 to {_FORMAT}: upgrade nanochat-ternary or start a new run"
         )
     step, recipe, data = text.get("step"), text.get("recipe"), text.get("data")
-    skipped = text.get("skipped", 0)
+    # The third format had this number only.
+    setbacks = _setbacks(text.get("setbacks", {"skipped": text.get("skipped", 0)}))
     if (
         not isinstance(step, int)
-        or not isinstance(skipped, int)
-        or min(step, skipped) < 0
+        or step < 0
+        or setbacks is None
         or not isinstance(recipe, dict)
         or not isinstance(data, str)
     ):
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    return version, step, skipped, data, recipe_from_dict(nested(recipe))
+    return version, step, setbacks, data, recipe_from_dict(nested(recipe))
+
+
+def _setbacks(found: object) -> Setbacks | None:
+    """Those that were saved, if they are not damaged."""
+    names = {each.name for each in fields(Setbacks)}
+    if not isinstance(found, dict) or not names >= found.keys():
+        return None
+    if not all(isinstance(number, int) and number >= 0 for number in found.values()):
+        return None
+    return Setbacks(**found)
 
 
 def _tensor_files(directory: Path, version: int, step: int) -> tuple[Path, Path]:

@@ -1,7 +1,9 @@
 """A run leaves out what is not finite, goes back where that does not help, and ends where nothing helps."""
 
 import json
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import pytest
 import torch
 
 from nanochat.errors import TrainingError
-from nanochat.training.loop import Trainer
-from nanochat.training.snapshot import load_snapshot
-from tests.training.runs import losses, quiet, recipe
+from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.snapshot import load_snapshot, snapshot_steps
+from tests.training.runs import entries, losses, quiet, recipe
 
 
 def trainer(data: Path, folder: Path, *, resume: bool = False, **changes: object) -> Trainer:
@@ -45,7 +47,7 @@ def test_a_bad_batch_is_left_out(data: Path, tmp_path: Path) -> None:
         "skipped_batch": 12,
         "because": "gradient_norm is inf at step 12",
     }
-    assert load_snapshot(tmp_path).skipped == 1
+    assert load_snapshot(tmp_path).setbacks.skipped == 1
     assert sorted(losses(tmp_path)) == list(range(1, 31))
 
 
@@ -87,9 +89,79 @@ def test_a_run_whose_batches_all_are_bad_goes_back_and_reads_others(
         10,
         "gradient_norm is inf at step 12: batches 10 to 15 are left out",
     )
-    assert load_snapshot(tmp_path).skipped == 6
+    assert load_snapshot(tmp_path).setbacks.skipped == 6
     # Its log is as if the steps from there had been the first.
     assert [line["step"] for line in lines(tmp_path, "loss")] == list(range(1, 31))
+
+
+def is_bad(batch: int) -> bool:
+    return 12 <= batch < 16
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that leaves out three batches after step 12, and goes back to step 10 at the fourth."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run = trainer(data, folder)
+    spoil(run, is_bad)
+    assert run.run(quiet)
+    return folder
+
+
+PLACES: dict[str, Callable[[Trainer, LogEntry], bool]] = {
+    "between them": lambda _, entry: entry.values.get("skipped_batch") == 13,
+    "back": lambda _, entry: "went_back" in entry.values,
+    "a step later": lambda run, entry: entry.step == 11 and run.setbacks.returns == 1,
+}
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "interrupted"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_that_stops_around_bad_batches_goes_on_as_if_it_had_not(
+    place: str, killed: bool, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    spoil(run, is_bad)
+
+    def stop(entry: LogEntry) -> None:
+        if PLACES[place](run, entry) and killed:
+            run._advance = die  # type: ignore[method-assign]
+        elif PLACES[place](run, entry):
+            signal.raise_signal(signal.SIGINT)
+
+    def die() -> dict[str, object]:
+        raise RuntimeError
+
+    with suppress(RuntimeError):
+        assert not run.run(stop)
+    assert run.step < 30
+
+    resumed = trainer(data, tmp_path, resume=True)
+    spoil(resumed, is_bad)
+
+    assert resumed.run(quiet)
+    assert entries(tmp_path)[1:] == entries(whole)[1:]
+    assert snapshot_steps(tmp_path) == snapshot_steps(whole)
+
+
+def test_a_run_that_was_interrupted_around_bad_batches_goes_on_in_its_process(
+    whole: Path, data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    spoil(run, is_bad)
+
+    def stop(entry: LogEntry) -> None:
+        if entry.values.keys() & {"skipped_batch", "went_back"}:
+            signal.raise_signal(signal.SIGINT)
+
+    finished = [run.run(stop) for _ in range(5)]
+
+    assert finished == [False] * 4 + [True]
+    assert entries(tmp_path)[1:] == entries(whole)[1:]
+
+
+def test_going_back_repeats_no_evaluation(whole: Path) -> None:
+    assert [line["step"] for line in lines(whole, "held_out_tokens")] == [10, 20, 30]
 
 
 def test_parameters_that_are_not_finite_are_not_saved_and_the_run_goes_back(

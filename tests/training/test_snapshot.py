@@ -10,7 +10,6 @@ from nanochat.errors import VersionError
 from nanochat.training.loop import Trainer
 from nanochat.training.snapshot import (
     Snapshot,
-    keep_snapshots,
     load_snapshot,
     save_snapshot,
     snapshot_directory,
@@ -69,18 +68,6 @@ def test_the_last_snapshot_of_a_run_stands_for_it(steps: list[Snapshot], tmp_pat
 
     assert is_whole(load_snapshot(tmp_path), steps[1])
     assert is_whole(load_snapshot(tmp_path / "snapshots" / "9"), steps[0])
-
-
-def test_the_best_and_the_last_snapshots_are_kept(steps: list[Snapshot], tmp_path: Path) -> None:
-    for step in (5, 10, 15, 20, 25):
-        save_snapshot(snapshot_directory(tmp_path, step), steps[0])
-    # That of a run which was killed while it deleted.
-    (snapshot_directory(tmp_path, 15) / "snapshot.json").unlink()
-
-    keep_snapshots(tmp_path, last=2, best=10)
-
-    assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {"10", "15", "20", "25"}
-    assert load_snapshot(tmp_path).step == steps[0].step
 
 
 @pytest.mark.parametrize("version", [0, 5, True, "2", None])

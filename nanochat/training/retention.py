@@ -1,0 +1,45 @@
+"""This file holds which snapshots of a run stay: those that it may go back to, the best one, and the last."""
+
+import math
+from pathlib import Path
+
+from nanochat.training.recipe import Recipe
+from nanochat.training.run_log import RunLog
+from nanochat.training.snapshot import remove_snapshot, snapshot_steps
+
+__all__ = ["drop_later_snapshots", "keep_snapshots", "planned_steps"]
+
+
+def planned_steps(directory: Path, recipe: Recipe, log: RunLog) -> list[int]:
+    """The steps of those snapshots that are there and would be if nobody had interrupted the run.
+
+    It saves at regular steps, and after an evaluation that is better than all before.
+    """
+    best = set()
+    least = math.inf
+    for step, bits in sorted(log.evaluations.items()):
+        if bits < least:
+            best.add(step)
+            least = bits
+    return [
+        step
+        for step in snapshot_steps(directory)
+        if step != log.first_step
+        and (step == recipe.steps or not step % recipe.run.snapshot_every or step in best)
+    ]
+
+
+def keep_snapshots(directory: Path, recipe: Recipe, log: RunLog) -> None:
+    """Delete the snapshots that the recipe does not keep; that of an interruption stays until there is a later one."""
+    planned = planned_steps(directory, recipe, log)[-recipe.run.keep_snapshots :]
+    steps = snapshot_steps(directory)
+    for step in steps[:-1]:
+        if step != log.best_step and step not in planned:
+            remove_snapshot(directory, step)
+
+
+def drop_later_snapshots(directory: Path, step: int) -> None:
+    """Delete the snapshots of later steps, for the run will come to them on another way."""
+    for later in reversed(snapshot_steps(directory)):
+        if later > step:
+            remove_snapshot(directory, later)
