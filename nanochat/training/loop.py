@@ -400,7 +400,12 @@ class Trainer:
     def _go_back(self, error: NotFiniteError, log: RunLog) -> dict[str, object]:
         """Go on from an earlier snapshot, with other batches than those that led here, and return what the log says."""
         met = self.setbacks
-        steps = planned_steps(self.directory, self.recipe, log)
+        steps = [
+            step
+            for step in planned_steps(self.directory, self.recipe, log)
+            # Where no batch was bad, an evaluation was, and would be again.
+            if step < self.step or met.in_a_row
+        ]
         returns = met.returns + 1 if steps[-1:] == [met.returned_to] else 1
         if not steps or returns > MOST_RETURNS:
             raise error

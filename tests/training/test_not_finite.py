@@ -1,6 +1,7 @@
 """A run leaves out what is not finite, goes back where that does not help, and ends where nothing helps."""
 
 import json
+import math
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -162,6 +163,51 @@ def test_a_run_that_was_interrupted_around_bad_batches_goes_on_in_its_process(
 
 def test_going_back_repeats_no_evaluation(whole: Path) -> None:
     assert [line["step"] for line in lines(whole, "held_out_tokens")] == [10, 20, 30]
+
+
+def fail_evaluations(run: Trainer, times: int) -> None:
+    """Let the first evaluations at step 20 find a number that is not finite."""
+    evaluate = run.evaluate
+    failures = iter(range(times))
+
+    def pretend(*words: Any) -> dict[str, object]:
+        if run.step == 20 and next(failures, None) is not None:
+            run._require_finite({"held_out_nats_per_token": math.nan})
+        return evaluate(*words)
+
+    run.evaluate = pretend  # type: ignore[assignment, method-assign]
+
+
+def test_an_evaluation_that_is_not_finite_sends_the_run_behind_the_snapshot_of_its_step(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    fail_evaluations(run, 1)
+
+    assert run.run(quiet)
+
+    (back,) = lines(tmp_path, "went_back")
+    assert back["step"] == 15
+    assert back["went_back"].startswith("held_out_nats_per_token is nan at step 20: batches 15 to")
+    assert [line["step"] for line in lines(tmp_path, "loss")] == list(range(1, 31))
+
+
+def test_a_run_ends_whose_evaluation_is_never_finite_and_does_not_begin_again(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path)
+    fail_evaluations(run, 10)
+    with pytest.raises(TrainingError, match=r"^held_out_nats_per_token is nan at step 20"):
+        run.run(quiet)
+    resumed = trainer(data, tmp_path, resume=True)
+    fail_evaluations(resumed, 10)
+    seen: list[LogEntry] = []
+
+    with pytest.raises(TrainingError, match=r"^held_out_nats_per_token is nan at step 20"):
+        resumed.run(seen.append)
+
+    assert len(lines(tmp_path, "went_back")) == 2
+    assert not seen
 
 
 def test_parameters_that_are_not_finite_are_not_saved_and_the_run_goes_back(
