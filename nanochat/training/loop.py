@@ -42,6 +42,8 @@ from nanochat.training.setbacks import (
 from nanochat.training.snapshot import (
     Snapshot,
     find_snapshot,
+    holds_run,
+    is_last_snapshot,
     load_snapshot,
     save_snapshot,
     snapshot_directory,
@@ -142,9 +144,12 @@ class Trainer:
         self._stage = self._stages[0]
         self._enter({} if start is None else self._restore(start))
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
-        resumed = (
-            start is not None and directory.resolve() in find_snapshot(start).resolve().parents
-        )
+        resumed = start is not None and is_last_snapshot(find_snapshot(start), directory)
+        if start is not None and not resumed and holds_run(directory):
+            raise TrainingError(
+                f"{directory} holds a run, of which {start} is not the last snapshot: pass another directory for a "
+                "branch from there"
+            )
         if self.step >= recipe.steps and not resumed:
             raise TrainingError(
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "

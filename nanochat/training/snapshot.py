@@ -29,6 +29,7 @@ __all__ = [
     "Snapshot",
     "find_snapshot",
     "holds_run",
+    "is_last_snapshot",
     "load_recipe",
     "load_snapshot",
     "remove_snapshot",
@@ -102,6 +103,11 @@ def find_snapshot(directory: Path) -> Path:
 def holds_run(directory: Path) -> bool:
     """Whether a run has saved a snapshot there; one that was killed before is no loss."""
     return bool(snapshot_steps(directory)) or (directory / _ONLY / _FILE_NAME).is_file()
+
+
+def is_last_snapshot(snapshot: Path, run: Path) -> bool:
+    """Whether the last snapshot of the run is that."""
+    return holds_run(run) and find_snapshot(run).resolve() == snapshot.resolve()
 
 
 def remove_snapshot(run: Path, step: int) -> None:

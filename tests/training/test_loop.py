@@ -20,7 +20,7 @@ from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.snapshot import load_snapshot
-from tests.training.runs import losses, options, quiet, recipe
+from tests.training.runs import entries, losses, options, quiet, recipe
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +229,44 @@ def test_a_branch_starts_from_another_runs_snapshot(data: Path, tmp_path: Path) 
 
     assert trainer.step == 20
     assert trainer.run(quiet)
+
+
+@pytest.mark.parametrize("start", ["base", "base/snapshots/12"])
+def test_a_branch_may_lie_around_the_run_that_it_starts_from(
+    start: str, short: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(short, tmp_path / "base")
+
+    assert Trainer(
+        recipe(steps=14),
+        data,
+        tmp_path,
+        start=tmp_path / start,
+        num_threads=1,
+        compile_model=False,
+    ).run(quiet)
+
+    assert entries(tmp_path)[0]["recipe"]["steps"] == 14
+
+
+def test_the_last_snapshot_of_a_run_goes_on_with_it(
+    short: Path, data: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(short, tmp_path / "run"))
+    start = run / "snapshots" / "12"
+
+    assert Trainer(
+        recipe(steps=14), data, run, start=start, num_threads=1, compile_model=False
+    ).run(quiet)
+
+    assert sorted(losses(run)) == list(range(1, 15))
+
+
+def test_a_branch_from_an_earlier_snapshot_of_its_own_directory_is_refused(
+    short: Path, data: Path
+) -> None:
+    with pytest.raises(TrainingError, match="10 is not the last snapshot: pass another directory"):
+        Trainer(recipe(), data, short, start=short / "snapshots" / "10", compile_model=False)
 
 
 def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
