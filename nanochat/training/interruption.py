@@ -24,8 +24,7 @@ class Interruption:
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        """Take the signals over; those of an earlier block are forgotten."""
-        self._requested = False
+        """Take the signals over."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._note) for s in _SIGNALS}
         return self
@@ -36,7 +35,8 @@ class Interruption:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Give the signals back, and forget those that came."""
+        self._requested = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 

@@ -155,7 +155,9 @@ class Trainer:
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
                 f"--set steps={2 * self.step}, say"
             )
-        self._first_step = None if resumed else self.step
+        # Whether the log in the directory is of this run, and an entry that its disk had no space for.
+        self._begun = resumed
+        self._unwritten: LogEntry | None = None
         if compile_model:
             self.model.layer = compiled_layer()
         if recipe.run.activation_checkpointing:
@@ -186,19 +188,24 @@ class Trainer:
             Whether the last step was reached and evaluated; the model directory is then written, if its weights are
             ternary.
         """
-        kept = -1 if self._first_step is not None else self.step
+        kept = self.step if self._begun else -1
         batch = self.step + self.setbacks.skipped
         # Whoever sees the log may interrupt the run.
         with (
             self._interruption,
             RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
         ):
+            self._begun = True
 
             def report(values: dict[str, object]) -> None:
+                self._unwritten = entry = LogEntry(step=self.step, values=values)
                 log.write(self.step, values)
-                show(LogEntry(step=self.step, values=values))
+                self._unwritten = None
+                show(entry)
 
-            if self.step == self._first_step:
+            if self._unwritten is not None:
+                log.write(self._unwritten.step, self._unwritten.values)
+            elif log.first_step is None:
                 speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
                 report({"recipe": recipe_to_dict(self.recipe), "machine": machine() | speeds})
             try:
@@ -206,16 +213,16 @@ class Trainer:
                 while True:
                     self._interruption.check()
                     try:
+                        # An evaluation may take longer than all the steps before it, and fail.
+                        if self._is_snapshot_due(log):
+                            self.save()
+                            self._keep(log)
                         if self._is_evaluation_due(log):
                             report(self.evaluate(self._num_windows(), watch))
                             self._keep(log)
                         if self.step == self.recipe.steps:
                             break
                         report(self._advance())
-                        # An evaluation may take longer than all the steps before it, and fail.
-                        if self._is_snapshot_due():
-                            self.save()
-                            self._keep(log)
                     except NotFiniteError as error:
                         values = self._go_back(error, log)
                         log.cut(self.step)
@@ -225,8 +232,6 @@ class Trainer:
                 if self._saved != self.step:
                     self.save()
                     self._keep(log)
-                # Another call goes on.
-                self._first_step = None
                 return False
         if self._stage.recipe.precision.weights == "ternary":
             self.write_model(self.directory / "model")
@@ -325,9 +330,9 @@ class Trainer:
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
 
-    def _is_snapshot_due(self) -> bool:
+    def _is_snapshot_due(self, log: RunLog) -> bool:
         # A batch that was left out is no step.
-        if self.step in (0, self._saved):
+        if self.step in (0, log.first_step, self._saved):
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nanochat.errors import SaveError
 from nanochat.training.interruption import Interruption
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.recipe import Recipe, recipe_to_dict
-from nanochat.training.snapshot import load_snapshot
+from nanochat.training.run_log import RunLog
+from nanochat.training.snapshot import load_snapshot, snapshot_steps
 from tests.training.runs import entries, options, quiet, recipe
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -186,6 +188,44 @@ def test_a_finished_run_that_is_resumed_writes_its_model_again(
 
     assert entries(tmp_path / "run") == entries(whole)
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_an_evaluation_after_an_interrupted_run_is_not_interrupted(
+    data: Path, tmp_path: Path
+) -> None:
+    run = trainer(data, tmp_path, recipe(steps=12))
+    assert not run.run(lambda _: signal.raise_signal(signal.SIGINT))
+
+    assert run.evaluate(8)["held_out_tokens"]
+
+
+@pytest.mark.parametrize("step", [0, 5, 8, 10], ids="step {}".format)
+@pytest.mark.parametrize("place", ["write", "save"])
+def test_a_run_that_its_disk_ended_goes_on_in_its_process(
+    place: str,
+    step: int,
+    whole: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = trainer(data, tmp_path, recipe(steps=12))
+    owner = RunLog if place == "write" else Trainer
+    function = getattr(owner, place)
+
+    def refuse(*words: object) -> None:
+        if run.step == step:
+            raise SaveError
+        function(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, place, refuse)
+        with suppress(SaveError):
+            run.run(quiet)
+
+    assert run.run(quiet)
+    assert entries(tmp_path)[1:] == entries(whole)[1:]
+    assert snapshot_steps(tmp_path) == snapshot_steps(whole)
 
 
 def test_signals_cut_neither_what_is_not_abandonable_nor_what_cleans_up() -> None:
