@@ -201,7 +201,12 @@ class Trainer:
                 self._unwritten = entry = LogEntry(step=self.step, values=values)
                 log.write(self.step, values)
                 self._unwritten = None
-                show(entry)
+                try:
+                    show(entry)
+                except Exception:
+                    # It is no fault of the run, and costs it nothing.
+                    self._save_step(log)
+                    raise
 
             if self._unwritten is not None:
                 log.write(self._unwritten.step, self._unwritten.values)
@@ -215,8 +220,7 @@ class Trainer:
                     try:
                         # An evaluation may take longer than all the steps before it, and fail.
                         if self._is_snapshot_due(log):
-                            self.save()
-                            self._keep(log)
+                            self._save_step(log)
                         if self._is_evaluation_due(log):
                             report(self.evaluate(self._num_windows(), watch))
                             self._keep(log)
@@ -229,9 +233,7 @@ class Trainer:
                         report(values)
             except KeyboardInterrupt:
                 self.model.zero_grad()
-                if self._saved != self.step:
-                    self.save()
-                    self._keep(log)
+                self._save_step(log)
                 return False
         if self._stage.recipe.precision.weights == "ternary":
             self.write_model(self.directory / "model")
@@ -331,10 +333,14 @@ class Trainer:
         return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
 
     def _is_snapshot_due(self, log: RunLog) -> bool:
-        # A batch that was left out is no step.
-        if self.step in (0, log.first_step, self._saved):
+        if self.step in (0, log.first_step):
             return False
         return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
+
+    def _save_step(self, log: RunLog) -> None:
+        if self._saved != self.step:
+            self.save()
+            self._keep(log)
 
     def _keep(self, log: RunLog) -> None:
         """Save what the last evaluation found best, and delete the snapshots that are not kept."""

@@ -3,7 +3,8 @@
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,7 @@ class RunLog:
     Raises
     ------
     SaveError
-        At the end of the context, if anything inside it met an `OSError`.
+        If the file cannot be read or written.
     """
 
     def __init__(self, path: Path, *, step: int, batch: int) -> None:
@@ -49,11 +50,9 @@ class RunLog:
 
     def __enter__(self) -> Self:
         """Make the directory and open the file."""
-        try:
+        with self._refusals():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._open(self._step, self._batch)
-        except OSError as error:
-            raise self._refusal(error) from error
+        self._open(self._step, self._batch)
         return self
 
     def __exit__(
@@ -62,10 +61,8 @@ class RunLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the file, and report what its disk refused."""
+        """Close the file."""
         self._file.close()
-        if isinstance(error, OSError) and not isinstance(error, SaveError):
-            raise self._refusal(error) from error
 
     @property
     def best_step(self) -> int:
@@ -75,8 +72,11 @@ class RunLog:
     def write(self, step: int, values: Mapping[str, object]) -> None:
         """Add a line, which other processes see at once."""
         self._note(step, values)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        line = memoryview((json.dumps({"step": step, **values}) + "\n").encode())
+        with self._refusals():
+            while line:
+                # A disk that is nearly full takes a part.
+                line = line[self._file.write(line) :]
 
     def cut(self, step: int) -> None:
         """Drop the lines of later steps."""
@@ -84,7 +84,8 @@ class RunLog:
         self._open(step, math.inf)
 
     def _open(self, step: int, batch: float) -> None:
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        with self._refusals():
+            lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
         kept = []
         self.evaluations.clear()
         self.first_step = None
@@ -93,8 +94,10 @@ class RunLog:
             if entry["step"] < step or (entry["step"] == step and entry["left_out"] < batch):
                 kept.append(line)
                 self._note(entry["step"], entry)
-        atomic_write(self._path, "".join(kept).encode())
-        self._file = self._path.open("a")
+        with self._refusals():
+            atomic_write(self._path, "".join(kept).encode())
+            # What waited in a buffer would be written, or refused, when the file is closed.
+            self._file = self._path.open("ab", buffering=0)
 
     def _note(self, step: int, values: Mapping[str, object]) -> None:
         if self.first_step is None:
@@ -103,10 +106,18 @@ class RunLog:
         if isinstance(bits, float):
             self.evaluations[step] = bits
 
-    def _refusal(self, error: OSError) -> SaveError:
-        return SaveError(
-            f"cannot write {self._path}: {error}; free space or pass another directory, and resume"
-        )
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Report what the operating system refuses in the block."""
+        try:
+            yield
+        except SaveError:
+            raise
+        except OSError as error:
+            raise SaveError(
+                f"cannot write {self._path}: {error.strerror or error}; free space or pass another directory, and "
+                "resume"
+            ) from error
 
 
 def machine() -> dict[str, object]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanochat.errors import FormatError, TrainingError, VersionError
+from nanochat.errors import FormatError, SaveError, TrainingError, VersionError
 from nanochat.files import atomic_directory, parse_json, read_bytes
 from nanochat.training.flat_recipe import nested
 from nanochat.training.old_states import named_states, stacked_states
@@ -113,9 +113,14 @@ def is_last_snapshot(snapshot: Path, run: Path) -> bool:
 def remove_snapshot(run: Path, step: int) -> None:
     """Delete the snapshot of a step of a run."""
     directory = snapshot_directory(run, step)
-    # What is half deleted is no snapshot.
-    (directory / _FILE_NAME).unlink()
-    shutil.rmtree(directory)
+    try:
+        # What is half deleted is no snapshot.
+        (directory / _FILE_NAME).unlink()
+        shutil.rmtree(directory)
+    except OSError as error:
+        raise SaveError(
+            f"cannot delete {directory}: {error.strerror or error}; delete it, and resume"
+        ) from error
 
 
 def snapshot_steps(run: Path) -> list[int]:
