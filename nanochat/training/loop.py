@@ -24,6 +24,7 @@ from nanochat.shapes import shapes
 from nanochat.training.data import Shards
 from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
+from nanochat.training.lock import locked
 from nanochat.training.loss import terms
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import gradient_norms, stream_divergence
@@ -193,6 +194,7 @@ class Trainer:
         # Whoever sees the log may interrupt the run.
         with (
             self._interruption,
+            locked(self.directory),
             RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
         ):
             self._begun = True

@@ -49,9 +49,7 @@ class RunLog:
         self.evaluations: dict[int, float] = {}
 
     def __enter__(self) -> Self:
-        """Make the directory and open the file."""
-        with self._refusals():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        """Open the file."""
         self._open(self._step, self._batch)
         return self
 
