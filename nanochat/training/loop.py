@@ -46,6 +46,7 @@ from nanochat.training.snapshot import (
     holds_run,
     is_last_snapshot,
     load_snapshot,
+    remove_leftovers,
     save_snapshot,
     snapshot_directory,
 )
@@ -198,6 +199,7 @@ class Trainer:
             RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
         ):
             self._begun = True
+            remove_leftovers(self.directory)
 
             def report(values: dict[str, object]) -> None:
                 self._unwritten = entry = LogEntry(step=self.step, values=values)

@@ -7,8 +7,10 @@ nothing else is random. It appears whole or not at all: a run that is killed at 
 """
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -32,6 +34,7 @@ __all__ = [
     "is_last_snapshot",
     "load_recipe",
     "load_snapshot",
+    "remove_leftovers",
     "remove_snapshot",
     "save_snapshot",
     "snapshot_directory",
@@ -113,10 +116,27 @@ def is_last_snapshot(snapshot: Path, run: Path) -> bool:
 def remove_snapshot(run: Path, step: int) -> None:
     """Delete the snapshot of a step of a run."""
     directory = snapshot_directory(run, step)
-    try:
+    with _deleting(directory):
         # What is half deleted is no snapshot.
         (directory / _FILE_NAME).unlink()
         shutil.rmtree(directory)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what is no snapshot yet, or none any more, because the run was killed while it wrote or deleted it."""
+    for directory in (run / _FOLDER).glob("*"):
+        # A temporary directory is called so, in `nanochat.files`.
+        is_new = re.fullmatch(r"\.\d+\..+", directory.name)
+        is_old = directory.name.isdecimal() and not (directory / _FILE_NAME).exists()
+        if (is_new or is_old) and directory.is_dir() and not directory.is_symlink():
+            with _deleting(directory):
+                shutil.rmtree(directory)
+
+
+@contextmanager
+def _deleting(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SaveError(
             f"cannot delete {directory}: {error.strerror or error}; delete it, and resume"

@@ -97,3 +97,6 @@ def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     assert entries(killed)[1:] == entries(whole)[1:]
     last, expected = (load_snapshot(run).parameters for run in (killed, whole))
     assert all((last[name] == expected[name]).all() for name in expected)
+    # Neither what was half written nor what was half deleted.
+    folders = [{path.name for path in (run / "snapshots").iterdir()} for run in (killed, whole)]
+    assert folders[0] == folders[1]

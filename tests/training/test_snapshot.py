@@ -11,6 +11,7 @@ from nanochat.training.loop import Trainer
 from nanochat.training.snapshot import (
     Snapshot,
     load_snapshot,
+    remove_leftovers,
     save_snapshot,
     snapshot_directory,
 )
@@ -68,6 +69,20 @@ def test_the_last_snapshot_of_a_run_stands_for_it(steps: list[Snapshot], tmp_pat
 
     assert is_whole(load_snapshot(tmp_path), steps[1])
     assert is_whole(load_snapshot(tmp_path / "snapshots" / "9"), steps[0])
+
+
+def test_only_what_kills_leave_behind_is_removed(steps: list[Snapshot], tmp_path: Path) -> None:
+    save_snapshot(snapshot_directory(tmp_path, 5), steps[0])
+    folder = tmp_path / "snapshots"
+    for name in (".10.a_b1c2d3/new", "4", "mine", ".mine", "6.old"):
+        (folder / name).mkdir(parents=True)
+    (folder / "7").write_text("a file")
+    (folder / "8").symlink_to("mine")
+
+    remove_leftovers(tmp_path)
+
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"5", "mine", ".mine", "6.old", "7", "8"}
 
 
 @pytest.mark.parametrize("version", [0, 5, True, "2", None])
