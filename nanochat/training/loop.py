@@ -26,13 +26,14 @@ from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.lock import locked
 from nanochat.training.loss import terms
+from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import gradient_norms, stream_divergence
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe, recipe_to_dict
 from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
-from nanochat.training.run_log import HELD_OUT, RunLog, machine
+from nanochat.training.run_log import HELD_OUT, RunLog
 from nanochat.training.setbacks import (
     MOST_RETURNS,
     MOST_SKIPPED,
@@ -45,6 +46,7 @@ from nanochat.training.snapshot import (
     find_snapshot,
     holds_run,
     is_last_snapshot,
+    load_machine,
     load_snapshot,
     remove_leftovers,
     save_snapshot,
@@ -109,6 +111,7 @@ class Trainer:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         ops = TorchOps(device)
+        self._machine = machine(ops.torch_device, compiled=compile_model)
         # What is faster may be another type tomorrow, and a run that goes on has one already.
         self._speeds = None
         if any(stage.recipe.precision.products != "float32" for stage in stages(recipe)):
@@ -157,6 +160,8 @@ class Trainer:
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
                 f"--set steps={2 * self.step}, say"
             )
+        if resumed and start is not None:
+            warn_of_changes(load_machine(start), self._machine)
         # Whether the log in the directory is of this run, and an entry that its disk had no space for.
         self._begun = resumed
         self._unwritten: LogEntry | None = None
@@ -216,7 +221,7 @@ class Trainer:
                 log.write(self._unwritten.step, self._unwritten.values)
             elif log.first_step is None:
                 speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
-                report({"recipe": recipe_to_dict(self.recipe), "machine": machine() | speeds})
+                report({"recipe": recipe_to_dict(self.recipe), "machine": self._machine | speeds})
             try:
                 # First what a run that goes on has still to do at the step of its snapshot.
                 while True:
@@ -299,6 +304,7 @@ class Trainer:
             setbacks=self.setbacks,
             recipe=self.recipe,
             data=self.shards.fingerprint,
+            machine=self._machine,
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
             optimizer=self.updater.states(),
         )

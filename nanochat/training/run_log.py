@@ -2,19 +2,16 @@
 
 import json
 import math
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from nanochat.errors import SaveError
 from nanochat.files import atomic_write
 
-__all__ = ["HELD_OUT", "RunLog", "machine"]
+__all__ = ["HELD_OUT", "RunLog"]
 
 HELD_OUT = "held_out_bits_per_byte"
 
@@ -116,16 +113,6 @@ class RunLog:
                 f"cannot write {self._path}: {error.strerror or error}; free space or pass another directory, and "
                 "resume"
             ) from error
-
-
-def machine() -> dict[str, object]:
-    """What numbers depend on besides the recipe."""
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
 
 
 def _entry(line: str) -> dict[str, Any]:

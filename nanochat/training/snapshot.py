@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "find_snapshot",
     "holds_run",
     "is_last_snapshot",
+    "load_machine",
     "load_recipe",
     "load_snapshot",
     "remove_leftovers",
@@ -53,12 +54,13 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw."""
+    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw, `machine` where."""
 
     step: int
     setbacks: Setbacks = field(default_factory=Setbacks)
     recipe: Recipe
     data: str
+    machine: Mapping[str, object] = field(default_factory=dict)
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, State]
 
@@ -78,6 +80,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
         "step": snapshot.step,
         "setbacks": asdict(snapshot.setbacks),
         "data": snapshot.data,
+        "machine": dict(snapshot.machine),
         "recipe": recipe_to_dict(snapshot.recipe),
     }
     with atomic_directory(directory) as new:
@@ -151,34 +154,32 @@ def snapshot_steps(run: Path) -> list[int]:
 
 def load_recipe(directory: Path) -> Recipe:
     """The recipe of the snapshot in a directory of its own or in that of its run, without its numbers."""
-    recipe: Recipe = _read_text(find_snapshot(directory))[-1]
-    return recipe
+    return _read_text(find_snapshot(directory))[1].recipe
+
+
+def load_machine(directory: Path) -> Mapping[str, object]:
+    """Where the snapshot in a directory of its own or in that of its run was made, as far as it says."""
+    return _read_text(find_snapshot(directory))[1].machine
 
 
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:
     """Read the snapshot in a directory of its own or in that of its run."""
     directory = find_snapshot(directory)
-    version, step, setbacks, data, recipe = _read_text(directory)
-    parameters_file, optimizer_file = _tensor_files(directory, version, step)
+    version, found = _read_text(directory)
+    parameters_file, optimizer_file = _tensor_files(directory, version, found.step)
     optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _load(optimizer_file, device).items():
         owner, _, kind = key.rpartition("|")
         optimizer.setdefault(owner, {})[kind] = tensor
     match version:
         case 1 | 2:
-            states = stacked_states(optimizer, recipe, step)
+            states = stacked_states(optimizer, found.recipe, found.step)
         case 3:
-            states = named_states(optimizer, recipe, step)
+            states = named_states(optimizer, found.recipe, found.step)
         case _:
             states = _states(optimizer)
-    return Snapshot(
-        step=step,
-        setbacks=setbacks,
-        recipe=recipe,
-        data=data,
-        parameters=_load(parameters_file, device),
-        optimizer=states,
-    )
+    parameters = _load(parameters_file, device)
+    return replace(found, parameters=parameters, optimizer=states)
 
 
 def _states(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
@@ -191,8 +192,8 @@ def _states(found: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
     return states
 
 
-def _read_text(directory: Path) -> tuple[int, int, Setbacks, str, Recipe]:
-    """Format, step, setbacks, data and recipe of a snapshot."""
+def _read_text(directory: Path) -> tuple[int, Snapshot]:
+    """The format of a snapshot, and all of it but its numbers."""
     path = directory / _FILE_NAME
     text = parse_json(read_bytes(path, limit=_MAX_JSON_BYTES), str(path))
     version = text.get("format")
@@ -213,7 +214,16 @@ def _read_text(directory: Path) -> tuple[int, int, Setbacks, str, Recipe]:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    return version, step, setbacks, data, recipe_from_dict(nested(recipe))
+    machine = text.get("machine")
+    return version, Snapshot(
+        step=step,
+        setbacks=setbacks,
+        recipe=recipe_from_dict(nested(recipe)),
+        data=data,
+        machine=machine if isinstance(machine, dict) else {},
+        parameters={},
+        optimizer={},
+    )
 
 
 def _setbacks(found: object) -> Setbacks | None:

@@ -27,7 +27,13 @@ def log(tmp_path: Path) -> RunLog:
 def save(run: Path, *steps: int) -> None:
     for step in steps:
         snapshot = Snapshot(
-            step=step, setbacks=Setbacks(), recipe=SETTINGS, data="", parameters={}, optimizer={}
+            step=step,
+            setbacks=Setbacks(),
+            recipe=SETTINGS,
+            data="",
+            machine={},
+            parameters={},
+            optimizer={},
         )
         save_snapshot(snapshot_directory(run, step), snapshot)
 
