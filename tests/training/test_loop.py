@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,16 +61,20 @@ def test_the_log_holds_held_out_bits_and_the_state_of_the_streams(short: Path) -
 
 
 def test_the_unquantised_twin_trains_on_the_same_batches(data: Path, tmp_path: Path) -> None:
-    twin = Trainer(
-        recipe(precision={"weights": "float"}, steps=12),
-        data,
-        tmp_path,
-        num_threads=1,
-        compile_model=False,
-    )
+    read: dict[str, list[torch.Tensor]] = {"float": [], "ternary": []}
+    for weights, seen in read.items():
+        settings = recipe(steps=3, precision={"weights": weights}, schedule={"decay_steps": 0})
+        run = Trainer(settings, data, tmp_path / weights, num_threads=1, compile_model=False)
 
-    assert twin.run(quiet)
-    assert not (tmp_path / "model").exists()
+        def note(_: object, inputs: tuple[torch.Tensor, ...], seen: Any = seen) -> None:
+            seen.append(inputs[0])
+
+        run.model.register_forward_pre_hook(note)
+        assert run.run(quiet)
+
+    assert len(read["float"]) > 3
+    assert torch.stack(read["float"]).equal(torch.stack(read["ternary"]))
+    assert not (tmp_path / "float" / "model").exists()
 
 
 @pytest.mark.parametrize("weights", ["float", "ternary"])

@@ -1,15 +1,17 @@
 """The type of products is that which is faster here, unless a run asks for one; a slow one is warned of."""
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from nanochat.training.loop import Trainer
+from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.plan import plan
 from nanochat.training.products import Speeds, measured, with_products
 from nanochat.training.recipe import Recipe
-from tests.training.runs import command, entries, options, quiet, recipe
+from tests.training.runs import command, entries, options, recipe
 
 FAST, SLOW = Speeds(float32=100.0, bfloat16=180.0), Speeds(float32=100.0, bfloat16=11.0)
 
@@ -67,14 +69,20 @@ def test_both_speeds_are_measured() -> None:
 def test_a_run_says_what_it_took_and_goes_on_with_it(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop(entry: LogEntry) -> None:
+        if entry.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
     monkeypatch.setattr("nanochat.training.loop.measured", lambda *_: FAST)
     settings = recipe(steps=5, precision={"products": "auto"}, schedule={"decay_steps": 0})
-    Trainer(settings, data, tmp_path, num_threads=1, compile_model=False).run(quiet)
+    assert not Trainer(settings, data, tmp_path, num_threads=1, compile_model=False).run(stop)
     monkeypatch.setattr("nanochat.training.loop.measured", lambda *_: SLOW)
 
-    resumed = command(*options(data, tmp_path), "--resume")
+    planned = plan(data=data, out=tmp_path, resume=True)
+    resumed = planned.trainer(num_threads=1, compile_model=False)
 
-    assert resumed.returncode == 0, resumed.stderr
+    assert (resumed.step, resumed.recipe.precision.products) == (2, "bfloat16")
+    assert resumed.model.ops.dtype == torch.bfloat16
     first = entries(tmp_path)[0]
     assert first["recipe"]["precision"]["products"] == "bfloat16"
     assert first["machine"]["gflops"] == {"float32": 100.0, "bfloat16": 180.0}
