@@ -25,7 +25,7 @@ from nanochat.model import LayerRunner, run_layer, training_outputs
 from nanochat.shapes import shapes
 from nanochat.weights import Dense, Latent, Spec, Stored, Weights, leaf_of, map_leaves, named_leaves
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "is_latent"]
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
         latent = [
             (parameter, parameter.detach().clone(), specs[name])
             for name, parameter in self.named_parameters()
-            if self._is_latent(specs[name])
+            if is_latent(specs[name], self.precision)
         ]
         try:
             with torch.no_grad():
@@ -106,16 +106,12 @@ class LanguageModel(nn.Module):
     def _leaf(self, name: str, spec: Spec) -> Leaf:
         parameter = self.get_parameter(name)
         values: Tensor = parameter
-        if self._is_latent(spec) and not self._are_rounded:
+        if is_latent(spec, self.precision) and not self._are_rounded:
             values = rounded_weights(parameter, _kind(spec), spec.weight_block)
         if spec.kind == "dense":
             return values
         block = 0 if self.precision == "float" else spec.activation_block
         return FloatLinear(values=values, activation_block=block)
-
-    def _is_latent(self, spec: Spec) -> bool:
-        """Whether a parameter stands for rounded numbers."""
-        return self.precision == "ternary" and (spec.kind, spec.dtype) != ("dense", "float32")
 
     def stored(self) -> Weights[Stored]:
         """The weights as NumPy leaves: latent ones stay latent, float16 ones are rounded."""
@@ -143,6 +139,11 @@ class LanguageModel(nn.Module):
             tokens, self.tree(), self.config, self.ops, segments, layer=self.layer
         )
         return loss(outputs, *arguments)
+
+
+def is_latent(spec: Spec, precision: Literal["ternary", "float"]) -> bool:
+    """Whether a parameter stands for rounded numbers."""
+    return precision == "ternary" and (spec.kind, spec.dtype) != ("dense", "float32")
 
 
 @runtime_checkable

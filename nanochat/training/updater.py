@@ -13,10 +13,10 @@ from nanochat.training.roles import OptimizerSettings, role_of, rule_of, trained
 from nanochat.training.rules import KEPT, RULES, Rule
 from nanochat.weights import Spec
 
-__all__ = ["State", "Updater", "require_states"]
+__all__ = ["MOST_BYTES", "State", "Updater", "require_states"]
 
 # Bytes of parameters that are updated together: the copies of a large model's matrices must not double its memory.
-_MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,7 +158,7 @@ def _stacks(
             continue
         alike.setdefault((rule, spec.shape, states[name].updates), []).append(name)
     for (rule, shape, updates), names in alike.items():
-        limit = max(1, _MOST_BYTES // max(1, 4 * math.prod(shape)))
+        limit = max(1, MOST_BYTES // max(1, 4 * math.prod(shape)))
         for first in range(0, len(names), limit):
             part = names[first : first + limit]
             members = [parameters[name] for name in part]
