@@ -1,18 +1,21 @@
 """This file holds `nanochat train`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.output import note, print_json, write
+from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
 from nanochat.cli.run import INTERRUPTED, require_packages
+from nanochat.errors import counted
 from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
     from nanochat.training.loop import LogEntry
+    from nanochat.training.recipe import Recipe
 
 __all__ = ["train"]
 
@@ -22,6 +25,7 @@ Examples:
   nanochat train configs/tiny.toml
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat train --preset tiny --data data/rust --out runs/tiny --set steps=1000
+  nanochat train configs/nano-125m.toml --dry-run
   nanochat train --resume --data data/rust --out runs/tiny
   nanochat train --start runs/tiny --data data/rust --out runs/longer --set steps=2000
 """
@@ -66,6 +70,16 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
     help="List all settings with their defaults, and exit.",
 )
 @click.option(
+    "--tokens-per-parameter",
+    type=float,
+    help="Train for as many steps as read so many tokens for each parameter; 20 is usual.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print parameters, operations, memory, steps and time, and exit; nothing is read or written.",
+)
+@click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Tokens, from `nanochat data prepare`.  [default: those of CONFIG's text, in the run's directory]",
@@ -103,6 +117,8 @@ def train(
     config: Path | None,
     preset: str | None,
     changes: tuple[str, ...],
+    tokens_per_parameter: float | None,
+    dry_run: bool,
     data: Path | None,
     out: Path | None,
     resume: bool,
@@ -121,14 +137,21 @@ def train(
     --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
-    from nanochat.training.plan import plan
+    from nanochat.training.plan import plan, recipe_of
     from nanochat.training.progress import progress
     from nanochat.training.run_log import HELD_OUT
 
+    changed = [*map(_change, changes)]
+    if tokens_per_parameter is not None:
+        changed.append(("tokens_per_parameter", tokens_per_parameter))
+    if dry_run:
+        found = recipe_of(config, preset_name=preset, changes=changed, start=start)
+        _print_estimate(found, device, threads, as_json=as_json)
+        return
     planned = plan(
         config,
         preset_name=preset,
-        changes=[*map(_change, changes)],
+        changes=changed,
         data=data,
         out=out,
         start=start,
@@ -162,6 +185,49 @@ def train(
         print_json(last)
     if not finished:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _print_estimate(recipe: "Recipe", device: str, threads: int | None, *, as_json: bool) -> None:
+    """What a run would take here."""
+    from nanochat.training.estimate import estimate, seconds
+
+    found = estimate(recipe)
+    time = seconds(found, recipe, device=device, num_threads=threads)
+    if as_json:
+        print_json({**asdict(found), "bytes": found.bytes, "seconds": time})
+        return
+    parts = {
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "optimizer": found.optimizer,
+        "a pass": found.activations,
+    }
+    print_table(
+        [
+            ("parameters", format_count(found.parameters)),
+            *(
+                [("  trained", format_count(found.trained))]
+                if found.trained < found.parameters
+                else []
+            ),
+            ("steps", f"{found.steps:,}"),
+            (
+                "tokens",
+                f"{format_count(found.tokens)}, {found.tokens_per_parameter:.3g} a parameter",
+            ),
+            ("operations a token", format_count(found.flops_per_token)),
+            ("memory", format_bytes(found.bytes)),
+            *((f"  {name}", format_bytes(size)) for name, size in parts.items()),
+            ("time", f"about {_in_words(time)}"),
+        ]
+    )
+
+
+def _in_words(seconds: float) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return counted(round(seconds / length), unit)
+    return counted(round(seconds), "second")
 
 
 def _say_who_cannot_run(config: "ModelConfig") -> None:

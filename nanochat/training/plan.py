@@ -1,5 +1,6 @@
 """This file holds `nanochat.train`, and the plan of a run: what was asked, checked before anything is written."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import cast
 from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import ConfigError, TrainingError, counted, did_you_mean
 from nanochat.presets import PRESETS, preset
+from nanochat.shapes import num_parameters
 from nanochat.training.configuration import (
     Configuration,
     TextSettings,
@@ -23,10 +25,12 @@ from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_recipe
 from nanochat.zoo.catalog import CATALOG, canonical
 
-__all__ = ["Plan", "find_shape", "plan", "train"]
+__all__ = ["Plan", "find_shape", "plan", "recipe_of", "train"]
 
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
+# How long a run is, in one of these ways.
+_LENGTHS = ("steps", "tokens_per_parameter")
 # Settings in an error.
 _MOST_NAMED = 5
 
@@ -205,6 +209,17 @@ def find_shape(name: str) -> ModelConfig:
     return found
 
 
+def recipe_of(
+    config: Path | str | Mapping[str, object] | None = None,
+    *,
+    preset_name: str | None = None,
+    changes: Sequence[tuple[str, object]] = (),
+    start: Path | None = None,
+) -> Recipe:
+    """The recipe of `plan`, which needs neither data nor a directory."""
+    return _recipe(preset_name, _read(config), start, changes)
+
+
 def _read(config: Path | str | Mapping[str, object] | None) -> Configuration:
     if config is None:
         return Configuration(fields={})
@@ -219,13 +234,43 @@ def _recipe(
     start: Path | None,
     changes: Sequence[tuple[str, object]],
 ) -> Recipe:
-    asked = cast("dict[str, object]", merged(_base(preset_name, config, start), config.fields))
+    base = dict(_base(preset_name, config, start))
+    if any(name in config.fields for name in _LENGTHS):
+        base.pop("steps", None)
+    asked = cast("dict[str, object]", merged(base, config.fields))
     for name, value in changes:
-        change_setting(asked, name, value)
-    if "steps" not in asked and not asked.get("phases"):
-        # What was written is looked at before what was not.
-        recipe_from_dict({**asked, "steps": 2**31})
-    return recipe_from_dict(asked)
+        if name in _LENGTHS:
+            for other in _LENGTHS:
+                asked.pop(other, None)
+        if name == "tokens_per_parameter":
+            asked[name] = value
+        else:
+            change_setting(asked, name, value)
+    return _with_steps(asked)
+
+
+def _with_steps(asked: dict[str, object]) -> Recipe:
+    """The recipe of these fields, which may say otherwise than in steps how long it is."""
+    named = [name for name in _LENGTHS if name in asked]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} both say how long the run is: leave out one")
+    if asked.get("phases"):
+        if named not in ([], ["steps"]):
+            raise ConfigError(f"{named[0]}: phases have steps of their own; leave it out")
+        return recipe_from_dict(asked)
+    if named == ["steps"]:
+        return recipe_from_dict(asked)
+    tokens = asked.pop("tokens_per_parameter", None)
+    # What was written is looked at before what was not.
+    found = recipe_from_dict({**asked, "steps": 2**31})
+    if tokens is None:
+        return recipe_from_dict(asked)
+    if not isinstance(tokens, int | float) or not 0 < tokens < math.inf:
+        raise ConfigError(f"tokens_per_parameter={tokens!r:.80}: write a number above 0")
+    each = found.data.batch_size * found.data.length
+    return recipe_from_dict(
+        {**asked, "steps": math.ceil(tokens * num_parameters(found.model) / each)}
+    )
 
 
 def _require_same(asked: Recipe, found: Recipe, run: Path) -> None:

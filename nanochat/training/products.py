@@ -27,7 +27,7 @@ _ENOUGH = 1.2
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """GFLOP a second of products forward and backward, with the conversions that they need."""
+    """GFLOP a second of products forward and backward, with conversions that they need; of a CPU, of each thread."""
 
     float32: float
     bfloat16: float
@@ -42,10 +42,20 @@ class Speeds:
 
 
 def measured(width: int, device: torch.device) -> Speeds:
-    """The speeds of the products of a layer of that width there, in a fifth of a second."""
-    return Speeds(
-        float32=_speed(width, device, torch.float32), bfloat16=_speed(width, device, torch.bfloat16)
-    )
+    """The speeds of the products of a layer of that width there, in a fifth of a second; of a CPU, on one thread.
+
+    Several threads wait for one that has no core at the moment, which would be measured instead.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        return Speeds(
+            float32=_speed(width, device, torch.float32),
+            bfloat16=_speed(width, device, torch.bfloat16),
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def with_products(recipe: Recipe, speeds: Speeds) -> Recipe:

@@ -185,3 +185,19 @@ def test_a_name_without_a_shape_is_refused(tmp_path: Path, name: str, message: s
 
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}")
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
+    settings: Path, tmp_path: Path
+) -> None:
+    words = ["train", settings, "--out", tmp_path / "run", "--dry-run", "--threads", "1"]
+
+    shown, as_json = command(*words), command(*words, "--json")
+
+    found = json.loads(as_json.stdout)
+    assert (found["steps"], found["tokens"], found["parameters"]) == (2, 256, 236_032)
+    assert re.search(
+        r"parameters +236 k\nsteps +2\ntokens +256, 0.00108 a parameter\n", shown.stdout
+    )
+    assert re.search(r"time +about \d+ second", shown.stdout)
+    assert not [*tmp_path.iterdir()]

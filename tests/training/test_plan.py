@@ -1,6 +1,7 @@
 """What is asked of a run is put together, and what cannot be is refused, before anything is written."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 from nanochat.config import config_to_dict
 from nanochat.errors import ConfigError
 from nanochat.presets import preset
+from nanochat.shapes import num_parameters
 from nanochat.training.plan import plan
 from nanochat.training.recipe import recipe_to_dict
 from nanochat.training.snapshot import Snapshot, save_snapshot, snapshot_directory
-from tests.training.runs import recipe
+from tests.training.runs import MODEL, recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = recipe(optimizer={"norms": {"rule": "lion"}})
@@ -109,3 +111,33 @@ def test_a_run_that_goes_on_refuses_what_another_configuration_changes(
 def test_many_differences_are_counted(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.vocab_size \(.*\) and [0-9]+ others: pass"):
         plan({"preset": "tiny", "steps": 50}, data=tmp_path, out=run, resume=True)
+
+
+def test_tokens_for_each_parameter_are_as_many_steps(run: Path, tmp_path: Path) -> None:
+    fields = {"model": {"vocab_size": 300, **MODEL}, "data": {"batch_size": 2, "length": 64}}
+
+    found = asked(tmp_path, {**fields, "tokens_per_parameter": 10})
+    branch = asked(tmp_path, {"tokens_per_parameter": 10}, start=run)
+    fewer = asked(tmp_path, {**fields, "tokens_per_parameter": 10}, changes=[("steps", 50)])
+    more = asked(tmp_path, {**fields, "steps": 50}, changes=[("tokens_per_parameter", 20.0)])
+
+    parameters = num_parameters(RECIPE.model)
+    assert found["steps"] == branch["steps"] == math.ceil(10 * parameters / 128)
+    assert (fewer["steps"], more["steps"]) == (50, math.ceil(20 * parameters / 128))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 5, "tokens_per_parameter": 20}, "steps and tokens_per_parameter both say how"),
+        ({"tokens_per_parameter": "20"}, "tokens_per_parameter='20': write a number above 0"),
+        ({"tokens_per_parameter": 0}, "tokens_per_parameter=0: write a number above 0"),
+        ({"tokens_per_parameter": 1, "phases": [{"steps": 3}]}, "phases have steps of their own"),
+    ],
+    ids=str,
+)
+def test_a_length_that_cannot_be_is_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        asked(tmp_path, {"preset": "tiny", **fields})
