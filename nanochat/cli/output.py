@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nanochat.text.controls import without_controls
+
 if TYPE_CHECKING:
     from rich.live import Live
 
@@ -20,7 +22,6 @@ __all__ = [
     "print_json",
     "print_table",
     "show_thought",
-    "without_controls",
     "write",
 ]
 
@@ -28,12 +29,6 @@ __all__ = [
 _NUMBER = re.compile(r"[\d.,]+( [a-zA-Z/]{1,3})?")
 # Whether the last character on the terminal belongs to a line of the result.
 _inside_line = False
-# What a terminal obeys instead of showing it: C0 and C1 controls, but for tabs and new lines.
-_CONTROLS = {
-    code: "\N{REPLACEMENT CHARACTER}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
-    if chr(code) not in "\t\n"
-}
 
 
 def write(text: str) -> None:
@@ -46,11 +41,6 @@ def write(text: str) -> None:
     sys.stdout.flush()
     if shown and text:
         _inside_line = not text.endswith("\n")
-
-
-def without_controls(text: str) -> str:
-    """A text that a terminal shows, and does not obey: models, templates and cards are other people's."""
-    return text.translate(_CONTROLS)
 
 
 def note(text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from nanochat.cli.output import NoticeHandler, without_controls
+from nanochat.cli.output import NoticeHandler
 from nanochat.errors import (
     ConfigError,
     FormatError,
@@ -26,6 +26,7 @@ from nanochat.errors import (
     did_you_mean,
     how_to_install,
 )
+from nanochat.text.controls import without_controls
 
 __all__ = ["INTERRUPTED", "Group", "as_file_errors", "missing", "require_packages", "run"]
 
