@@ -12,6 +12,7 @@ References
 import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from nanochat.training.rules import KEPT
 from nanochat.training.updater import MOST_BYTES
 from nanochat.weights import Layer, Spec, map_leaves, named_leaves
 
-__all__ = ["Estimate", "estimate", "seconds"]
+__all__ = ["Estimate", "estimate", "flops_per_token", "seconds"]
 
 _FLOAT = 4
 # Of what layers keep when nothing is compiled; measured with the shapes of tiny and nano-125m.
@@ -112,9 +113,8 @@ def seconds(
     speeds = measured(recipe.model.width, ops.torch_device)
     decided = stages(with_products(recipe, speeds))
     is_float = all(stage.recipe.precision.products == "float32" for stage in decided)
-    threads = torch.get_num_threads() if ops.torch_device.type == "cpu" else 1
-    each = _FLOAT_SHARE * speeds.float32 if is_float else _BFLOAT_SHARE * speeds.bfloat16
-    return found.flops / (each * 1e9 * threads)
+    share, products = (_FLOAT_SHARE, "float32") if is_float else (_BFLOAT_SHARE, "bfloat16")
+    return found.flops / (share * speeds.peak(products))
 
 
 def _of_phase(recipe: Recipe) -> Estimate:
@@ -136,7 +136,7 @@ def _of_phase(recipe: Recipe) -> Estimate:
         trained=trained,
         steps=recipe.steps,
         tokens=tokens,
-        flops=_flops_per_token(config, data.length) * tokens,
+        flops=flops_per_token(config, data.length) * tokens,
         weights=_FLOAT * (sum(sizes.values()) + rounded),
         gradients=_FLOAT * trained,
         optimizer=_FLOAT * state,
@@ -144,7 +144,9 @@ def _of_phase(recipe: Recipe) -> Estimate:
     )
 
 
-def _flops_per_token(config: ModelConfig, length: int) -> int:
+@cache
+def flops_per_token(config: ModelConfig, length: int) -> int:
+    """Operations of training on one token of a sequence of that length, forward and backward."""
     found = cost(config, context=length)
     # A token sees half of the others, on average; the head is read after every loop step, and by every extra head.
     tree = shapes(config)

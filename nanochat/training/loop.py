@@ -1,8 +1,6 @@
 """This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
 
-import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,18 +20,24 @@ from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
 from nanochat.training.data import Shards
+from nanochat.training.estimate import flops_per_token
+from nanochat.training.evaluation import looks, scores
 from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.lock import locked
 from nanochat.training.loss import terms
 from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.module import LanguageModel
-from nanochat.training.monitoring import gradient_norms, stream_divergence
+from nanochat.training.monitoring import (
+    code_changes,
+    gradient_norms,
+    sampled_codes,
+)
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe, recipe_to_dict
 from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
-from nanochat.training.run_log import HELD_OUT, RunLog
+from nanochat.training.run_log import RunLog
 from nanochat.training.setbacks import (
     MOST_RETURNS,
     MOST_SKIPPED,
@@ -251,45 +255,24 @@ class Trainer:
     def evaluate(
         self, num_windows: int, watch: Callable[[int, int], None] = _ignore
     ) -> dict[str, object]:
-        """Bits per byte of the held-out text in its first windows, and the state of mHC; `watch` is that of `run`.
-
-        Whole windows of the recipe's length are scored in whole batches, each without what stood before it.
-        """
-        nats, num_bytes, num_tokens, done = 0.0, 0, 0, 0
-        data = self._stage.recipe.data
-        batch_size = data.microbatch or data.batch_size
-        length = min(data.length, self.held_out.num_tokens - 1)
-        num_batches = math.ceil(num_windows / batch_size)
-        total = min(num_batches * batch_size, len(self.held_out.window_starts(length)))
-        batches = itertools.islice(self.held_out.windows(batch_size, length), num_batches)
-        watch(0, total)
-        # A pass without gradients would be compiled anew. So would another size: the last batch is filled with what has
-        # no targets.
-        with self.model.rounded():
-            for inputs, targets, lengths in batches:
-                rest = ((0, batch_size - len(inputs)), (0, 0))
-                given = np.pad(inputs, rest), np.pad(targets, rest, constant_values=-1)
-                with self._interruption.abandonable(), compiling():
-                    found = float(self._terms(*map(self._tensor, given))["cross_entropy"].detach())
-                nats += found * targets.size
-                num_tokens += targets.size
-                num_bytes += int(lengths.sum())
-                done += len(inputs)
-                watch(done, total)
-                self._interruption.check()
+        """What the model makes of the first windows of the held-out text; `watch` is that of `run`."""
+        data, run = self._stage.recipe.data, self._stage.recipe.run
+        found = scores(
+            self.model,
+            self.held_out,
+            batch_size=data.microbatch or data.batch_size,
+            length=data.length,
+            num_windows=num_windows,
+            interruption=self._interruption,
+            watch=watch,
+        )
         # JSON has no word for what is not finite, and no model is worth more steps after it.
-        self._require_finite({"held_out_nats_per_token": nats / num_tokens})
-        values: dict[str, object] = {
-            HELD_OUT: nats / math.log(2) / num_bytes,
-            "held_out_nats_per_token": nats / num_tokens,
-            "held_out_tokens": num_tokens,
-        }
-        if self.recipe.model.num_streams > 1:
-            inputs, _ = self.shards.batch(0, 1, data.length)
-            divergence, gain = stream_divergence(self.model, self._tensor(inputs))
-            values["stream_divergence"] = [round(d, 5) for d in divergence]
-            values["composite_gain"] = gain
-        return values
+        name = "held_out_nats_per_token"
+        self._require_finite({name: found[name]})
+        inputs, _ = self.shards.batch(0, 1, data.length)
+        with self._interruption.abandonable():
+            seen = looks(self.model, self._tensor(inputs), self.held_out, run.sample_tokens)
+        return {**found, **seen}
 
     def save(self) -> None:
         """Write the snapshot of this step.
@@ -340,7 +323,10 @@ class Trainer:
     def _is_evaluation_due(self, log: RunLog) -> bool:
         if self.step in (0, log.first_step) or self.step in log.evaluations:
             return False
-        return self.step == self.recipe.steps or not self.step % self.recipe.run.evaluate_every
+        return self._evaluates(self.step)
+
+    def _evaluates(self, step: int) -> bool:
+        return step == self.recipe.steps or not step % self.recipe.run.evaluate_every
 
     def _is_snapshot_due(self, log: RunLog) -> bool:
         if self.step in (0, log.first_step):
@@ -375,8 +361,9 @@ class Trainer:
         inputs, targets = self.shards.batch(
             number - stage.data_first, data.batch_size, data.length, order=stage.data_order
         )
+        waited = time.perf_counter() - begin
         found = self._gradients(inputs, targets)
-        norms = gradient_norms(self.updater.gradients())
+        norms = gradient_norms(self.updater.gradients(), self._specs)
         measured = {**found, **norms}
         # The one time that a step waits for the device.
         numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
@@ -392,13 +379,25 @@ class Trainer:
             return {"skipped_batch": number, "because": error.what}
         self.setbacks = replace(self.setbacks, in_a_row=0)
         factor = learning_rate_factor(stage, self.step)
+        # What an update changes is looked at where an evaluation follows.
+        watched = self._evaluates(self.step + 1)
+        before = sampled_codes(self.model, self._specs) if watched else ()
         self.updater.update(norm=norms["gradient_norm"], factor=factor)
+        after = sampled_codes(self.model, self._specs) if watched else ()
         self.step += 1
+        speed = inputs.size / (time.perf_counter() - begin)
+        done = {}
+        if self._speeds is not None:
+            flops = speed * flops_per_token(self.recipe.model, data.length)
+            done = {"utilisation": flops / self._speeds.peak(stage.recipe.precision.products)}
         return {
             "tokens": num_tokens(self._stages, self.step),
             **values,
+            **code_changes(before, after),
             "learning_rate_factor": factor,
-            "tokens_per_second": inputs.size / (time.perf_counter() - begin),
+            "tokens_per_second": speed,
+            **done,
+            "waiting_seconds": waited,
         }
 
     def _gradients(

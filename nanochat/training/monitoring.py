@@ -1,24 +1,34 @@
-"""This file holds what is watched in training besides the loss: gradients, and what the residual streams do.
+"""This file holds what is watched in training besides the loss: gradients, codes, and what the residual streams do.
 
 Of mHC, it is whether the streams differ, and how much the sites amplify.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.linears import Leaf, rounded_values
 from nanochat.backends.torch.ops import TorchOps, mhc_logits
 from nanochat.config import Mixer
 from nanochat.model import forward
 from nanochat.training.module import LanguageModel
-from nanochat.weights import Mhc
+from nanochat.training.roles import role_of
+from nanochat.weights import Mhc, Spec
 
-__all__ = ["StreamProbe", "gradient_norms", "stream_divergence"]
+__all__ = [
+    "StreamProbe",
+    "code_changes",
+    "gradient_norms",
+    "sampled_codes",
+    "stream_divergence",
+]
+
+# Codes of each matrix that are looked at: enough for a share of one in ten thousand.
+_MOST_CODES = 1 << 18
 
 
 @torch.no_grad()
@@ -43,15 +53,39 @@ def stream_divergence(model: LanguageModel, tokens: Tensor) -> tuple[list[float]
     return probe.divergence, float(np.abs(product).sum(axis=1).max())
 
 
-def gradient_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The norm of all gradients, and those of the read, write and mixing logits of all sites, as scalar tensors."""
-    norms = {name: gradient.norm() for name, gradient in gradients.items()}
-    found: dict[str, list[Tensor]] = {"gradient_norm": list(norms.values())}
-    for name, norm in norms.items():
+def gradient_norms(gradients: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> dict[str, Tensor]:
+    """The norm of all gradients, of those of each role, and of the read, write and mixing logits of all sites."""
+    found: dict[str, list[Tensor]] = {"": []}
+    for name, gradient in gradients.items():
+        norm = gradient.norm()
         match = re.search(r"\.mhc\.(read|write|mix)$", name)
-        if match:
-            found.setdefault(f"gradient_norm_{match[1]}", []).append(norm)
-    return {kind: torch.stack(parts).norm() for kind, parts in found.items()}
+        for kind in ("", f"_{role_of(name, specs[name])}", *([f"_{match[1]}"] if match else [])):
+            found.setdefault(kind, []).append(norm)
+    return {f"gradient_norm{kind}": torch.stack(parts).norm() for kind, parts in found.items()}
+
+
+@torch.no_grad()
+def sampled_codes(model: LanguageModel, specs: Mapping[str, Spec]) -> list[Tensor]:
+    """The signs of the first numbers of each ternary matrix, as they are rounded; none of an unquantised model."""
+    found = []
+    for name, parameter in model.named_parameters():
+        spec = specs[name]
+        if spec.kind == "ternary" and model.precision == "ternary":
+            rows = parameter[: max(1, _MOST_CODES // parameter.shape[1])]
+            found.append(rounded_values(rows, "ternary", spec.weight_block).sign().to(torch.int8))
+    return found
+
+
+def code_changes(before: Sequence[Tensor], after: Sequence[Tensor]) -> dict[str, float]:
+    """The share of codes that are zero, and of those that an update changed; nothing without codes."""
+    if not after:
+        return {}
+    count = sum(codes.numel() for codes in after)
+    flips = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    return {
+        "zero_fraction": sum(int((codes == 0).sum()) for codes in after) / count,
+        "code_flips": flips / count,
+    }
 
 
 class StreamProbe(TorchOps):

@@ -27,32 +27,36 @@ _ENOUGH = 1.2
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """GFLOP a second of products forward and backward, with conversions that they need; of a CPU, of each thread."""
+    """GFLOP a second of products forward and backward, with conversions that they need; of each of so many threads."""
 
     float32: float
     bfloat16: float
+    threads: int = 1
 
     @property
     def ratio(self) -> float:
         """How many times as fast bfloat16 is."""
         return self.bfloat16 / self.float32
 
+    def peak(self, products: str) -> float:
+        """FLOP a second of all threads, in one of the two types."""
+        return 1e9 * self.threads * (self.float32 if products == "float32" else self.bfloat16)
+
     def __str__(self) -> str:
         return f"{self.float32:.0f} GFLOP/s in float32, {self.bfloat16:.0f} in bfloat16"
 
 
 def measured(width: int, device: torch.device) -> Speeds:
-    """The speeds of the products of a layer of that width there, in a fifth of a second; of a CPU, on one thread.
-
-    Several threads wait for one that has no core at the moment, which would be measured instead.
-    """
+    """The speeds of the products of a layer of that width there, in a fifth of a second."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
+        # Several would wait for one that has no core at the moment, which would be measured instead.
         torch.set_num_threads(1)
     try:
         return Speeds(
             float32=_speed(width, device, torch.float32),
             bfloat16=_speed(width, device, torch.bfloat16),
+            threads=threads if device.type == "cpu" else 1,
         )
     finally:
         torch.set_num_threads(threads)

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nanochat.text.controls import without_controls
 from nanochat.training.loop import LogEntry
+from nanochat.training.phases import stage_at, stages
 from nanochat.training.recipe import Recipe
 from nanochat.training.run_log import HELD_OUT
 
@@ -31,17 +33,25 @@ def progress(
     evaluation = bar.add_task("", total=None, visible=False, unit="evaluating")
     speed = held_out = ""
 
-    def show(entry: "LogEntry") -> None:
+    phases = stages(recipe)
+
+    def say(step: int, line: str) -> None:
+        # What a model wrote is neither for the terminal to obey nor markup.
+        bar.console.print(f"step {step}: {without_controls(line)}", markup=False, highlight=False)
+
+    def show(entry: LogEntry) -> None:
         nonlocal speed, held_out
         bits = entry.values.get(HELD_OUT)
         if isinstance(bits, float):
             held_out = f"  held out {bits:.4f} bits/byte"
-            bar.console.print(f"step {entry.step}: held out {bits:.4f} bits per byte")
         for line in _told(entry):
-            bar.console.print(f"step {entry.step}: {line}")
+            say(entry.step, line)
         if "cross_entropy" in entry.values:
             loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
             speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
+            if len(phases) > 1:
+                number = phases.index(stage_at(phases, entry.step - 1)) + 1
+                speed += f"  phase {number}/{len(phases)}"
         if speed or held_out:
             bar.update(steps, completed=entry.step, description=f"{speed}{held_out}")
 
@@ -67,3 +77,8 @@ def _told(entry: LogEntry) -> Iterator[str]:
             yield f"batch {number} is left out, because {reason}"
         case {"went_back": str(reason)}:
             yield f"back to this step, because {reason}"
+        case {"held_out_accuracy": float(share)}:
+            bits = entry.values[HELD_OUT]
+            yield f"held out {bits:.4f} bits per byte, {share:.1%} of tokens the most probable"
+    if "sample" in entry.values:
+        yield f"it writes:\n{entry.values['sample']}"

@@ -93,6 +93,8 @@ class RunSettings:
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses as many as were trained on, if they are
         more.
+    sample_tokens : int
+        Tokens that the model writes at each evaluation, after the beginning of the held-out text.
     activation_checkpointing : bool
         Whether layers keep their inputs only and are computed again for the gradient: much less memory, a third more
         time.
@@ -102,6 +104,7 @@ class RunSettings:
     snapshot_every: Count = 100
     keep_snapshots: Count = 2
     evaluation_windows: Count = 64
+    sample_tokens: Whole = 40
     activation_checkpointing: bool = False
 
 

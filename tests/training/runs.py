@@ -30,7 +30,12 @@ def recipe(**changes: object) -> Recipe:
         "data": {"batch_size": 2, "length": 64},
         "schedule": {"warmup_steps": 2, "decay_steps": 10},
         "precision": {"products": "float32"},
-        "run": {"evaluate_every": 10, "snapshot_every": 5, "evaluation_windows": 8},
+        "run": {
+            "evaluate_every": 10,
+            "snapshot_every": 5,
+            "evaluation_windows": 8,
+            "sample_tokens": 0,
+        },
     }
     for name, value in changes.items():
         inner = fields.get(name)
@@ -43,7 +48,8 @@ def recipe(**changes: object) -> Recipe:
 def entries(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, without what depends on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    timed = {"tokens_per_second", "utilisation", "waiting_seconds"}
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 def losses(run: Path) -> dict[int, float]:
