@@ -20,6 +20,7 @@ _VERBS = {
     "export": ("nanochat.cli.export", "export", "Write a model as GGUF, ONNX, MLX ... for others."),
     "data": ("nanochat.cli.data", "data", "Turn text into training data."),
     "train": ("nanochat.cli.train", "train", "Train a model."),
+    "check": ("nanochat.cli.check", "check", "Train, export and run a small model, as a trial."),
     "tune": ("nanochat.cli.tune", "tune", "Measure what is fastest on this processor."),
     "doctor": ("nanochat.cli.doctor", "doctor", "Show what this machine can run, and why."),
 }
