@@ -1,7 +1,7 @@
 """This file holds `nanochat train`."""
 
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,11 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
     help="Train for as many steps as read so many tokens for each parameter; 20 is usual.",
 )
 @click.option(
+    "--budget",
+    metavar="DURATION",
+    help="Train for so long, such as 90s, 20m or 8h: the rate falls so that the run ends in time.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Print parameters, operations, memory, steps and time, and exit; nothing is read or written.",
@@ -118,6 +123,7 @@ def train(
     preset: str | None,
     changes: tuple[str, ...],
     tokens_per_parameter: float | None,
+    budget: str | None,
     dry_run: bool,
     data: Path | None,
     out: Path | None,
@@ -144,6 +150,8 @@ def train(
     changed = [*map(_change, changes)]
     if tokens_per_parameter is not None:
         changed.append(("tokens_per_parameter", tokens_per_parameter))
+    if budget is not None:
+        changed.append(("budget", budget))
     if dry_run:
         found = recipe_of(config, preset_name=preset, changes=changed, start=start)
         _print_estimate(found, device, threads, as_json=as_json)
@@ -190,11 +198,15 @@ def train(
 def _print_estimate(recipe: "Recipe", device: str, threads: int | None, *, as_json: bool) -> None:
     """What a run would take here."""
     from nanochat.training.estimate import estimate, seconds
+    from nanochat.training.recipe import ENDLESS
 
     found = estimate(recipe)
     time = seconds(found, recipe, device=device, num_threads=threads)
+    if recipe.steps == ENDLESS:
+        steps = max(1, round(recipe.steps * recipe.run.budget / time))
+        found, time = estimate(dataclasses.replace(recipe, steps=steps)), recipe.run.budget
     if as_json:
-        print_json({**asdict(found), "bytes": found.bytes, "seconds": time})
+        print_json({**dataclasses.asdict(found), "bytes": found.bytes, "seconds": time})
         return
     parts = {
         "weights": found.weights,

@@ -19,7 +19,7 @@ from nanochat.export.directory import save_model
 from nanochat.init import freeze, init
 from nanochat.model import TrainingOutputs
 from nanochat.shapes import shapes
-from nanochat.training.data import Shards
+from nanochat.training.budget import Budget
 from nanochat.training.estimate import flops_per_token
 from nanochat.training.evaluation import looks, scores
 from nanochat.training.interruption import Interruption
@@ -50,12 +50,14 @@ from nanochat.training.snapshot import (
     find_snapshot,
     holds_run,
     is_last_snapshot,
+    largest_numbers,
     load_machine,
     load_snapshot,
     remove_leftovers,
     save_snapshot,
     snapshot_directory,
 )
+from nanochat.training.splits import open_splits
 from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
@@ -123,32 +125,14 @@ class Trainer:
             recipe = with_products(recipe, self._speeds)
         self.recipe = recipe
         self.directory = directory
-        self.shards = Shards(data, "train", seed=recipe.seed)
-        self.held_out = Shards(data, "held_out", seed=recipe.seed)
-        vocab_size = self.shards.tokenizer.vocab_size
-        if vocab_size > recipe.model.vocab_size:
-            raise ConfigError(
-                f"the tokenizer of {data} has {vocab_size} tokens but the model has vocab_size="
-                f"{recipe.model.vocab_size}: pass --set model.vocab_size={vocab_size}, or prepare the data with a "
-                "smaller --vocab-size"
-            )
         self._stages = stages(recipe)
         longest = max(stage.recipe.data.length for stage in self._stages)
-        # Now, not when the first batch or evaluation asks for one.
-        self.shards.num_windows(longest)
-        self.held_out.num_windows(min(longest, self.held_out.num_tokens - 1))
-        if self.held_out.num_tokens <= longest:
-            _LOGGER.warning(
-                "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "
-                "training: prepare the data with a larger --held-out for a number that says more",
-                data,
-                self.held_out.num_tokens,
-                longest,
-            )
+        self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, longest)
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
+        self._budget = Budget(0.0)
         self.setbacks = Setbacks()
         self._stage = self._stages[0]
         self._enter({} if start is None else self._restore(start))
@@ -164,7 +148,9 @@ class Trainer:
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
                 f"--set steps={2 * self.step}, say"
             )
-        if resumed and start is not None:
+        if not resumed:
+            self._budget = Budget(0.0)
+        elif start is not None:
             warn_of_changes(load_machine(start), self._machine)
         # Whether the log in the directory is of this run, and an entry that its disk had no space for.
         self._begun = resumed
@@ -240,6 +226,9 @@ class Trainer:
                         if self.step == self.recipe.steps:
                             break
                         report(self._advance())
+                        if self._is_decided():
+                            decay = self.recipe.schedule.decay_steps
+                            report({"decided_steps": self.recipe.steps, "decay_steps": decay})
                     except NotFiniteError as error:
                         values = self._go_back(error, log)
                         log.cut(self.step)
@@ -284,6 +273,7 @@ class Trainer:
         """
         snapshot = Snapshot(
             step=self.step,
+            seconds=self._budget.spent,
             setbacks=self.setbacks,
             recipe=self.recipe,
             data=self.shards.fingerprint,
@@ -291,12 +281,8 @@ class Trainer:
             parameters={name: p.detach() for name, p in self.model.named_parameters()},
             optimizer=self.updater.states(),
         )
-        tensors = {**snapshot.parameters}
-        for name, state in snapshot.optimizer.items():
-            tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.kept.items()}
         # A finite gradient may still be too large a step.
-        largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
-        self._require_finite(dict(zip(tensors, largest.tolist(), strict=True)))
+        self._require_finite(largest_numbers(snapshot))
         save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
         self._saved = self.step
 
@@ -348,7 +334,10 @@ class Trainer:
         if self.step < self.recipe.steps:
             return self.recipe.run.evaluation_windows
         # A short run on much data would be evaluated for longer than it was trained.
-        trained = num_tokens(self._stages, self.recipe.steps) // self._stage.recipe.data.length
+        return self._trained_windows(self.step)
+
+    def _trained_windows(self, step: int) -> int:
+        trained = num_tokens(self._stages, step) // self._stage.recipe.data.length
         return max(self.recipe.run.evaluation_windows, trained)
 
     def _advance(self) -> dict[str, object]:
@@ -399,6 +388,18 @@ class Trainer:
             **done,
             "waiting_seconds": waited,
         }
+
+    def _is_decided(self) -> bool:
+        """Whether the steps of a run that has a time are decided now."""
+        length = self._stage.recipe.data.length
+        there = len(self.held_out.window_starts(min(length, self.held_out.num_tokens - 1)))
+        last = min(self._trained_windows(self.step), there) * length
+        decided = self._budget.ending(self.recipe, self.step, last_tokens=last)
+        if decided is None:
+            return False
+        self.recipe, self._stages = decided, stages(decided)
+        self._stage = stage_at(self._stages, self.step)
+        return True
 
     def _gradients(
         self, inputs: NDArray[np.int64], targets: NDArray[np.int64]
@@ -468,6 +469,7 @@ class Trainer:
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
         self.step, self.setbacks = snapshot.step, snapshot.setbacks
+        self._budget = Budget(max(snapshot.seconds, self._budget.spent))
         require_states(snapshot.optimizer, self._specs, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))

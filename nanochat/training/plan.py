@@ -1,5 +1,6 @@
 """This file holds `nanochat.train`, and the plan of a run: what was asked, checked before anything is written."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -10,6 +11,7 @@ from nanochat.config import ModelConfig, config_to_dict
 from nanochat.errors import ConfigError, TrainingError, counted, did_you_mean
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
+from nanochat.training.budget import seconds_of
 from nanochat.training.configuration import (
     Configuration,
     TextSettings,
@@ -20,7 +22,7 @@ from nanochat.training.configuration import (
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.phases import stages
 from nanochat.training.progress import progress
-from nanochat.training.recipe import Recipe, merged, recipe_from_dict, recipe_to_dict
+from nanochat.training.recipe import ENDLESS, Recipe, merged, recipe_from_dict, recipe_to_dict
 from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_recipe
 from nanochat.zoo.catalog import CATALOG, canonical
@@ -30,7 +32,7 @@ __all__ = ["Plan", "find_shape", "plan", "recipe_of", "train"]
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
 # How long a run is, in one of these ways.
-_LENGTHS = ("steps", "tokens_per_parameter")
+_LENGTHS = ("steps", "tokens_per_parameter", "budget")
 # Settings in an error.
 _MOST_NAMED = 5
 
@@ -242,7 +244,7 @@ def _recipe(
         if name in _LENGTHS:
             for other in _LENGTHS:
                 asked.pop(other, None)
-        if name == "tokens_per_parameter":
+        if name in _LENGTHS[1:]:
             asked[name] = value
         else:
             change_setting(asked, name, value)
@@ -260,9 +262,12 @@ def _with_steps(asked: dict[str, object]) -> Recipe:
         return recipe_from_dict(asked)
     if named == ["steps"]:
         return recipe_from_dict(asked)
-    tokens = asked.pop("tokens_per_parameter", None)
+    tokens, budget = asked.pop("tokens_per_parameter", None), asked.pop("budget", None)
     # What was written is looked at before what was not.
-    found = recipe_from_dict({**asked, "steps": 2**31})
+    found = recipe_from_dict({**asked, "steps": ENDLESS})
+    if budget is not None:
+        run = dataclasses.replace(found.run, budget=seconds_of(budget))
+        return dataclasses.replace(found, run=run)
     if tokens is None:
         return recipe_from_dict(asked)
     if not isinstance(tokens, int | float) or not 0 < tokens < math.inf:

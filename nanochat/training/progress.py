@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nanochat.text.controls import without_controls
 from nanochat.training.loop import LogEntry
 from nanochat.training.phases import stage_at, stages
-from nanochat.training.recipe import Recipe
+from nanochat.training.recipe import ENDLESS, Recipe
 from nanochat.training.run_log import HELD_OUT
 
 __all__ = ["progress"]
@@ -29,7 +29,8 @@ def progress(
         console=Console(stderr=True),
     )
     begin = "compiling" if compiling else "starting"
-    steps = bar.add_task(begin, total=recipe.steps, completed=step, unit="step")
+    total = None if recipe.steps == ENDLESS else recipe.steps
+    steps = bar.add_task(begin, total=total, completed=step, unit="step")
     evaluation = bar.add_task("", total=None, visible=False, unit="evaluating")
     speed = held_out = ""
 
@@ -46,6 +47,8 @@ def progress(
             held_out = f"  held out {bits:.4f} bits/byte"
         for line in _told(entry):
             say(entry.step, line)
+        if "decided_steps" in entry.values:
+            bar.update(steps, total=int(str(entry.values["decided_steps"])))
         if "cross_entropy" in entry.values:
             loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
             speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
@@ -77,6 +80,8 @@ def _told(entry: LogEntry) -> Iterator[str]:
             yield f"batch {number} is left out, because {reason}"
         case {"went_back": str(reason)}:
             yield f"back to this step, because {reason}"
+        case {"decided_steps": int(number), "decay_steps": int(decay)}:
+            yield f"the run ends at step {number}, in {decay} steps of a falling rate, when its time is over"
         case {"held_out_accuracy": float(share)}:
             bits = entry.values[HELD_OUT]
             yield f"held out {bits:.4f} bits per byte, {share:.1%} of tokens the most probable"

@@ -15,10 +15,11 @@ from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.loss import Objective
 from nanochat.training.roles import OptimizerSettings, require_roles
-from nanochat.training.values import CHECKED, Count, Whole
+from nanochat.training.values import CHECKED, Count, NotNegative, Whole
 from nanochat.weights import named_leaves
 
 __all__ = [
+    "ENDLESS",
     "DataSettings",
     "Phase",
     "Precision",
@@ -29,6 +30,10 @@ __all__ = [
     "recipe_from_dict",
     "recipe_to_dict",
 ]
+
+
+# Steps of a run that ends when its time is over, before they are decided.
+ENDLESS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -93,6 +98,8 @@ class RunSettings:
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses as many as were trained on, if they are
         more.
+    budget : float
+        Seconds that the run takes, whose steps are decided when its rate must fall; 0 is as many as its steps need.
     sample_tokens : int
         Tokens that the model writes at each evaluation, after the beginning of the held-out text.
     activation_checkpointing : bool
@@ -104,6 +111,7 @@ class RunSettings:
     snapshot_every: Count = 100
     keep_snapshots: Count = 2
     evaluation_windows: Count = 64
+    budget: NotNegative = 0.0
     sample_tokens: Whole = 40
     activation_checkpointing: bool = False
 

@@ -32,6 +32,7 @@ __all__ = [
     "find_snapshot",
     "holds_run",
     "is_last_snapshot",
+    "largest_numbers",
     "load_machine",
     "load_recipe",
     "load_snapshot",
@@ -54,15 +55,25 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after `step` updates; `data` is the fingerprint of the tokens that it saw, `machine` where."""
+    """A run after `step` updates and so many seconds; `data` is the fingerprint of what it saw, `machine` where."""
 
     step: int
+    seconds: float = 0.0
     setbacks: Setbacks = field(default_factory=Setbacks)
     recipe: Recipe
     data: str
     machine: Mapping[str, object] = field(default_factory=dict)
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, State]
+
+
+def largest_numbers(snapshot: Snapshot) -> dict[str, float]:
+    """The largest magnitude of each of its tensors."""
+    tensors = {**snapshot.parameters}
+    for name, state in snapshot.optimizer.items():
+        tensors |= {f"{kind} of {name}": tensor for kind, tensor in state.kept.items()}
+    largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()])
+    return dict(zip(tensors, largest.tolist(), strict=True))
 
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
@@ -78,6 +89,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     text = {
         "format": _FORMAT,
         "step": snapshot.step,
+        "seconds": snapshot.seconds,
         "setbacks": asdict(snapshot.setbacks),
         "data": snapshot.data,
         "machine": dict(snapshot.machine),
@@ -214,9 +226,10 @@ def _read_text(directory: Path) -> tuple[int, Snapshot]:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    machine = text.get("machine")
+    machine, seconds = text.get("machine"), text.get("seconds")
     return version, Snapshot(
         step=step,
+        seconds=seconds if isinstance(seconds, float) else 0.0,
         setbacks=setbacks,
         recipe=recipe_from_dict(nested(recipe)),
         data=data,
