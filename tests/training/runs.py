@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nanochat.training.loop import LogEntry
 from nanochat.training.recipe import Recipe, recipe_from_dict
 
-__all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe"]
+__all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe", "write_log"]
 
 MODEL = {
     "width": 128,
@@ -59,6 +60,14 @@ def losses(run: Path) -> dict[int, float]:
 
 def quiet(_: LogEntry) -> None:
     pass
+
+
+def write_log(path: Path, *lines: Mapping[str, object] | str) -> Path:
+    """A log with these lines, or texts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines]
+    path.write_text("".join(texts))
+    return path
 
 
 def options(data: Path, run: Path) -> list[str]:
