@@ -1,14 +1,18 @@
-"""This file holds the report on training runs: a table of them, and all that a page shows to compare them."""
+"""This file holds the report on training runs: a table of them, and a page that compares them and needs no network."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
+from string import Template
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat import __version__
 from nanochat.config import config_from_dict
 from nanochat.errors import ConfigError
 from nanochat.shapes import num_parameters
@@ -16,8 +20,12 @@ from nanochat.training.flat_recipe import nested
 from nanochat.training.history import History, Series
 from nanochat.training.run_log import HELD_OUT
 
-__all__ = ["comparison", "summaries"]
+__all__ = ["comparison", "html", "summaries"]
 
+_FOLDER = Path(__file__).parent / "report_page"
+_STYLES = ("page.css",)
+# Each uses what those before it define.
+_SCRIPTS = ("elements.js", "numbers.js", "tables.js", "page.js")
 _AXIS = "tokens"
 # Keys of the log, as patterns, in the order of their charts; all others come after them.
 _GROUPS: Mapping[str, Sequence[str]] = {
@@ -58,7 +66,7 @@ def summaries(histories: Sequence[History]) -> list[dict[str, object]]:
 
 
 def comparison(histories: Sequence[History]) -> dict[str, object]:
-    """Everything that a page shows, ready for JSON.
+    """Everything that the page shows, ready for JSON.
 
     * *runs*: their summaries, with the points of their series, events, and the last sample of text.
     * *charts*: titles of groups, each with the keys of its charts.
@@ -69,6 +77,37 @@ def comparison(histories: Sequence[History]) -> dict[str, object]:
         for summary, history in zip(summaries(histories), histories, strict=True)
     ]
     return {"runs": runs, "charts": _charts(histories), "settings": _settings(histories)}
+
+
+def html(histories: Sequence[History], *, made: str) -> str:
+    """The page, as one text.
+
+    Parameters
+    ----------
+    made : str
+        When, in words.
+    """
+    data = comparison(histories) | {"made": f"nanochat {__version__}, {made}"}
+    script, style = _joined(_SCRIPTS), _joined(_STYLES)
+    # Nothing in it can end the element that holds it.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
+    return page.substitute(
+        data=text, script=script, style=style, policy=_policy(script=script, style=style)
+    )
+
+
+def _joined(names: Sequence[str]) -> str:
+    return "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
+
+
+def _policy(*, script: str, style: str) -> str:
+    """Only this script and this style, and no other host, whatever a log holds."""
+
+    def known(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return f"default-src 'none'; script-src {known(script)}; style-src {known(style)}"
 
 
 def _names(histories: Sequence[History]) -> list[str]:

@@ -37,7 +37,14 @@ def test_every_folder_with_code_is_a_regular_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["zoo/models", "zoo/weights", "export/web/page", "nanochat/serve/page"]
+    "folder",
+    [
+        "zoo/models",
+        "zoo/weights",
+        "export/web/page",
+        "nanochat/serve/page",
+        "nanochat/training/report_page",
+    ],
 )
 def test_every_file_of_data_is_shipped(project: dict[str, Any], folder: str) -> None:
     package = folder.rpartition("/")[0]

@@ -1,6 +1,7 @@
 """What a report says of runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from nanochat.training.history import read_history
 from nanochat.training.loop import Trainer
-from nanochat.training.report import comparison, summaries
+from nanochat.training.report import comparison, html, summaries
 from tests.training.runs import quiet, recipe, write_log
 
 REAL = Path(__file__).parents[2] / "bench" / "results" / "training"
@@ -140,3 +141,21 @@ def test_a_report_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert done.stdout == "False\n", done.stderr
+
+
+def data_of(page: str) -> Any:
+    """What is embedded in a page."""
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return json.loads(match[1])
+
+
+def test_no_text_of_a_log_ends_the_element_that_holds_it(tmp_path: Path) -> None:
+    text = "</script><script>alert(1)</script><!-- $style"
+    log = write_log(tmp_path / "<script>" / "log.jsonl", {"step": 1, "sample": text})
+
+    page = html([read_history(log)], made="today")
+
+    assert data_of(page)["runs"][0]["sample"] == [1, text]
+    assert page.count("<script") == 2
+    assert not re.search(r"(src|href)=", page)

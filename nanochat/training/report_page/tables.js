@@ -1,0 +1,62 @@
+// This file holds the tables: of the runs.
+
+/** A section's heading and contents. */
+function fill(id, title, ...contents) {
+  document.getElementById(id).append(make("h2", {}, title), ...contents);
+}
+
+/** A table that scrolls by itself where there is no room. */
+function table(head, rows) {
+  const cells = (row, tag) =>
+    row.map((cell) => (cell instanceof Element ? cell : make(tag, tag === "th" ? { scope: "col" } : {}, cell)));
+  const body = rows.map((row) => make("tr", {}, ...cells(row, "td")));
+  const whole = make(
+    "table",
+    {},
+    make("thead", {}, make("tr", {}, ...cells(head, "th"))),
+    make("tbody", {}, ...body),
+  );
+  return make("div", { className: "table", tabIndex: 0 }, whole);
+}
+
+function number(text, { best = false, title = "" } = {}) {
+  return make("td", { className: best ? "number best" : "number", title }, text);
+}
+
+/** A run's name behind its colour. */
+function nameOf(run, index) {
+  return make("td", { className: "name", title: run.log }, swatch(index), run.name);
+}
+
+function showRuns(runs) {
+  const least = Math.min(...runs.map((run) => run.best ?? Infinity));
+  const rows = runs.map((run, index) => {
+    const isBest = runs.length > 1 && run.best === least;
+    const asked = run.steps === null ? counted(run.step) : `${counted(run.step ?? 0)} of ${counted(run.steps)}`;
+    const { device, processor, threads, torch } = run.machine;
+    const where = [
+      device && device !== "cpu" ? device : processor,
+      threads && `${threads} thread${threads === 1 ? "" : "s"}`,
+      torch && `torch ${torch}`,
+    ];
+    return [
+      nameOf(run, index),
+      number(written(run.parameters), { title: counted(run.parameters) }),
+      number(asked),
+      number(written(run.tokens), { title: counted(run.tokens) }),
+      number(fixed(run.held_out_bits_per_byte, 4)),
+      number(fixed(run.best, 4), { best: isBest, title: run.best === null ? "" : `at step ${counted(run.best_step)}` }),
+      number(fixed(run.loss, 4)),
+      number(counted(run.tokens_per_second && Math.round(run.tokens_per_second))),
+      number(lasting(run.seconds_in_steps)),
+      where.filter(Boolean).join(", ") || ABSENT,
+    ];
+  });
+  const numbers = ["parameters", "steps", "tokens", "held out, bits/byte", "best", "loss", "tokens/s", "time in steps"];
+  const notes = runs
+    .filter((run) => run.num_unreadable_lines)
+    .map((run) => `${run.name}: lines of the log that cannot be read: ${counted(run.num_unreadable_lines)}`)
+    .map((text) => make("p", { className: "faint" }, text));
+  const title = runs.length === 1 ? "The run" : `${runs.length} runs`;
+  fill("runs", title, table(["run", ...numbers, "machine"], rows), ...notes);
+}

@@ -1,0 +1,85 @@
+"""A person's browser shows the report: what its table says, and no text as HTML."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.peers.chromium import Chromium, Page
+from nanochat.training.history import read_history
+from nanochat.training.report import html
+
+REAL = Path(__file__).parents[2] / "bench" / "results" / "training"
+HOSTILE = "<script>window.isRun = 1<%2Fscript><b>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with Chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of the shipped model's logs, and of a third run."""
+    folder = tmp_path_factory.mktemp("report")
+    third = folder / HOSTILE
+    third.mkdir()
+    shutil.copy(REAL / "tiny-float.jsonl", third / "log.jsonl")
+    logs = [REAL / "tiny-float.jsonl", REAL / "tiny-ternary.jsonl", third]
+    page = folder / "report.html"
+    page.write_text(html([*map(read_history, logs)], made="today"))
+    return page.as_uri()
+
+
+@pytest.fixture
+def page(browser: Chromium, address: str) -> Iterator[Page]:
+    page = browser.open(address)
+    page.wait("document.querySelectorAll('#runs tbody tr').length === 3")
+    yield page
+    assert page.problems == page.complaints == []
+    page.close()
+
+
+def shown(page: Page, selector: str) -> list[str]:
+    found: list[str] = page.evaluate(
+        f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.textContent)"
+    )
+    return found
+
+
+def test_the_table_has_a_row_for_each_run_with_what_it_reached(
+    browser: Chromium, page: Page
+) -> None:
+    names = shown(page, "#runs tbody td:first-child")
+
+    assert names == ["tiny-float", "tiny-ternary", HOSTILE]
+    assert shown(page, "#runs .best") == ["0.9579", "0.9579"]
+    assert browser.requests == []
+
+
+def test_what_a_log_says_is_text(page: Page) -> None:
+    assert shown(page, "#runs td.name")[2] == HOSTILE
+    assert page.evaluate("typeof window.isRun") == "undefined"
+    assert shown(page, "main script, main b, main i, main img") == []
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_the_page_is_as_wide_as_its_window(width: int, page: Page) -> None:
+    page.resize(width, 800)
+
+    page.wait(f"window.innerWidth === {width}")
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide == page.evaluate("document.documentElement.clientWidth")
+
+
+def test_a_run_that_has_just_begun_has_a_page(browser: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").touch()
+    (tmp_path / "report.html").write_text(html([read_history(tmp_path)], made="today"))
+
+    page = browser.open((tmp_path / "report.html").as_uri())
+
+    page.wait("document.querySelectorAll('#runs tbody tr').length === 1")
+    assert page.problems == page.complaints == []
