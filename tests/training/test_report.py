@@ -1,4 +1,4 @@
-"""What a report says of runs."""
+"""What a report says of runs, and what `nanochat report` answers."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 from nanochat.training.history import read_history
 from nanochat.training.loop import Trainer
 from nanochat.training.report import comparison, html, summaries
-from tests.training.runs import quiet, recipe, write_log
+from tests.training.runs import command, quiet, recipe, write_log
 
 REAL = Path(__file__).parents[2] / "bench" / "results" / "training"
 
@@ -134,7 +134,7 @@ def test_many_events_are_cut_and_counted(tmp_path: Path) -> None:
 
 def test_a_report_needs_no_torch() -> None:
     program = (
-        "import sys, nanochat.training.report, nanochat.training.history;"
+        "import sys, nanochat.training.report, nanochat.training.history, nanochat.cli.report;"
         "print('torch' in sys.modules)"
     )
 
@@ -159,3 +159,43 @@ def test_no_text_of_a_log_ends_the_element_that_holds_it(tmp_path: Path) -> None
     assert data_of(page)["runs"][0]["sample"] == [1, text]
     assert page.count("<script") == 2
     assert not re.search(r"(src|href)=", page)
+
+
+def test_the_command_writes_a_page_in_place_of_another(runs: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("old")
+
+    done = command("report", *runs, runs[0], "--out", page)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"wrote {page}\n")
+    assert [run["name"] for run in data_of(page.read_text())["runs"]] == ["seed-0", "seed-1"]
+
+
+def test_the_command_prints_the_table_as_json(runs: list[Path]) -> None:
+    done = command("report", *runs, "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runs"] == summaries([*map(read_history, runs)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["nowhere"], "error: nowhere is not there: pass", id="missing"),
+        pytest.param(["log.jsonl", "--out", "log.jsonl"], "is the log of a run", id="overwritten"),
+        pytest.param(["log.jsonl", "--json", "--out", "x"], "--json writes no page", id="both"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_log(tmp_path / "log.jsonl", {"step": 1})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+
+    done = command("report", *words)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'
