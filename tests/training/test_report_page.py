@@ -58,6 +58,7 @@ def test_the_table_has_a_row_for_each_run_with_what_it_reached(
     assert names == ["tiny-float", "tiny-ternary", HOSTILE]
     assert shown(page, "#runs .best") == ["0.9579", "0.9579"]
     assert browser.requests == []
+    assert "precision.weights" in shown(page, "#differences tbody th")
 
 
 def test_what_a_log_says_is_text(page: Page) -> None:

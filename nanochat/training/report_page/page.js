@@ -6,3 +6,4 @@ const element = (id) => document.getElementById(id);
 element("made").textContent = data.made;
 if (data.runs.length < 4) document.title = `${data.runs.map((run) => run.name).join(", ")}: training`;
 showRuns(data.runs);
+showSettings(data.runs, data.settings);

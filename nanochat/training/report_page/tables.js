@@ -1,4 +1,7 @@
-// This file holds the tables: of the runs.
+// This file holds the tables: of the runs, and of their settings.
+
+// Rows that do not push the charts off the screen.
+const MOST_OPEN = 12;
 
 /** A section's heading and contents. */
 function fill(id, title, ...contents) {
@@ -17,6 +20,11 @@ function table(head, rows) {
     make("tbody", {}, ...body),
   );
   return make("div", { className: "table", tabIndex: 0 }, whole);
+}
+
+/** What is shown on demand. */
+function folded(title, open, content) {
+  return make("details", { open }, make("summary", {}, title), content);
 }
 
 function number(text, { best = false, title = "" } = {}) {
@@ -59,4 +67,23 @@ function showRuns(runs) {
     .map((text) => make("p", { className: "faint" }, text));
   const title = runs.length === 1 ? "The run" : `${runs.length} runs`;
   fill("runs", title, table(["run", ...numbers, "machine"], rows), ...notes);
+}
+
+function showSettings(runs, settings) {
+  const rows = (some) =>
+    some.map(([name, values]) => [
+      make("th", { scope: "row" }, name),
+      ...values.map((value) => make("td", { className: value === null ? "faint" : "" }, value ?? ABSENT)),
+    ]);
+  const headOf = (run, index) => make("th", { scope: "col", className: "name" }, swatch(index), run.name);
+  const heads = () => ["", ...runs.map(headOf)];
+  const differing = settings.filter(([, values]) => values.some((value) => value !== values[0]));
+  if (differing.length) {
+    const title = `Settings and facts of the machine: ${counted(differing.length)}`;
+    fill("differences", "What differs", folded(title, differing.length <= MOST_OPEN, table(heads(), rows(differing))));
+  }
+  if (settings.length) {
+    const title = `All ${counted(settings.length)} settings and facts of the machine`;
+    fill("settings", "Settings", folded(title, false, table(heads(), rows(settings))));
+  }
 }
