@@ -23,11 +23,17 @@ def browser() -> Iterator[Chromium]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of the shipped model's logs, and of a third run."""
+    """The page of the shipped model's logs, and of a third run that went wrong."""
     folder = tmp_path_factory.mktemp("report")
     third = folder / HOSTILE
     third.mkdir()
     shutil.copy(REAL / "tiny-float.jsonl", third / "log.jsonl")
+    lines = [
+        {"step": 1100, "anomaly": "<i>spike</i>", "because": "<img src=x onerror=alert(1)>"},
+        {"step": 1100, "sample": "<b>fn</b> main() {}"},
+    ]
+    with (third / "log.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
     logs = [REAL / "tiny-float.jsonl", REAL / "tiny-ternary.jsonl", third]
     page = folder / "report.html"
     page.write_text(html([*map(read_history, logs)], made="today"))
@@ -62,8 +68,14 @@ def test_the_table_has_a_row_for_each_run_with_what_it_reached(
 
 
 def test_what_a_log_says_is_text(page: Page) -> None:
-    assert shown(page, "#runs td.name")[2] == HOSTILE
     assert page.evaluate("typeof window.isRun") == "undefined"
+    assert shown(page, "#events td") == [
+        HOSTILE,
+        "1,100",
+        "<i>spike</i>",
+        "<img src=x onerror=alert(1)>",
+    ]
+    assert shown(page, "#samples pre") == ["<b>fn</b> main() {}"]
     assert shown(page, "main script, main b, main i, main img") == []
 
 

@@ -7,3 +7,5 @@ element("made").textContent = data.made;
 if (data.runs.length < 4) document.title = `${data.runs.map((run) => run.name).join(", ")}: training`;
 showRuns(data.runs);
 showSettings(data.runs, data.settings);
+showEvents(data.runs);
+showSamples(data.runs);

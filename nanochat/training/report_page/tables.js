@@ -1,4 +1,4 @@
-// This file holds the tables: of the runs, and of their settings.
+// This file holds the tables: of the runs, of their settings and of what happened to them, and their samples of text.
 
 // Rows that do not push the charts off the screen.
 const MOST_OPEN = 12;
@@ -86,4 +86,24 @@ function showSettings(runs, settings) {
     const title = `All ${counted(settings.length)} settings and facts of the machine`;
     fill("settings", "Settings", folded(title, false, table(heads(), rows(settings))));
   }
+}
+
+function showEvents(runs) {
+  const rows = runs.flatMap((run, index) => {
+    const found = run.events.map(([step, kind, text]) => [nameOf(run, index), number(counted(step)), kind, text]);
+    const more = run.num_events - run.events.length;
+    if (more) found.push([nameOf(run, index), number(""), "", `and ${counted(more)} later ones`]);
+    return found;
+  });
+  if (rows.length) fill("events", "Events", table(["run", "step", "what", "because"], rows));
+}
+
+function showSamples(runs) {
+  const found = runs.flatMap((run, index) => {
+    if (!run.sample) return [];
+    const [step, text] = run.sample;
+    const title = make("h3", { className: "name" }, swatch(index), `${run.name}, step ${counted(step)}`);
+    return [make("article", {}, title, make("pre", { tabIndex: 0 }, text))];
+  });
+  if (found.length) fill("samples", "Last sample of text", make("div", { className: "samples" }, ...found));
 }
