@@ -23,9 +23,17 @@ from nanochat.training.run_log import HELD_OUT
 __all__ = ["comparison", "html", "summaries"]
 
 _FOLDER = Path(__file__).parent / "report_page"
-_STYLES = ("page.css",)
+_STYLES = ("page.css", "charts.css")
 # Each uses what those before it define.
-_SCRIPTS = ("elements.js", "numbers.js", "tables.js", "page.js")
+_SCRIPTS = (
+    "elements.js",
+    "numbers.js",
+    "tables.js",
+    "axes.js",
+    "chart.js",
+    "view.js",
+    "page.js",
+)
 _AXIS = "tokens"
 # Keys of the log, as patterns, in the order of their charts; all others come after them.
 _GROUPS: Mapping[str, Sequence[str]] = {

@@ -1,4 +1,4 @@
-"""A person's browser shows the report: what its table says, and no text as HTML."""
+"""A person's browser shows the report: a line for each run, and no text as HTML."""
 
 import json
 import shutil
@@ -13,6 +13,8 @@ from nanochat.training.report import html
 
 REAL = Path(__file__).parents[2] / "bench" / "results" / "training"
 HOSTILE = "<script>window.isRun = 1<%2Fscript><b>"
+LOSS = "[data-key=loss]"
+LINES = f"{LOSS} path.line"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def page(browser: Chromium, address: str) -> Iterator[Page]:
     page = browser.open(address)
-    page.wait("document.querySelectorAll('#runs tbody tr').length === 3")
+    page.wait(f"document.querySelectorAll('{LINES}').length === 3")
     yield page
     assert page.problems == page.complaints == []
     page.close()
@@ -56,14 +58,23 @@ def shown(page: Page, selector: str) -> list[str]:
     return found
 
 
-def test_the_table_has_a_row_for_each_run_with_what_it_reached(
-    browser: Chromium, page: Page
-) -> None:
+def test_every_chart_has_a_line_for_each_run(browser: Chromium, page: Page) -> None:
+    counts = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('figure')].map((one) =>"
+        " [one.dataset.key, one.querySelectorAll('path.line').length]))"
+    )
+
+    assert counts.pop("stream_divergence") == 3 * 12
+    assert set(counts.values()) == {3}
+    assert len(counts) == 12
+    assert browser.requests == []
+
+
+def test_the_table_has_a_row_for_each_run_with_what_it_reached(page: Page) -> None:
     names = shown(page, "#runs tbody td:first-child")
 
     assert names == ["tiny-float", "tiny-ternary", HOSTILE]
     assert shown(page, "#runs .best") == ["0.9579", "0.9579"]
-    assert browser.requests == []
     assert "precision.weights" in shown(page, "#differences tbody th")
 
 
@@ -77,6 +88,12 @@ def test_what_a_log_says_is_text(page: Page) -> None:
     ]
     assert shown(page, "#samples pre") == ["<b>fn</b> main() {}"]
     assert shown(page, "main script, main b, main i, main img") == []
+
+
+def test_an_event_is_marked_on_the_axis(page: Page) -> None:
+    marks = shown(page, f"{LOSS} .mark")
+
+    assert marks == [f"{HOSTILE}, step 1,100: <i>spike</i>. <img src=x onerror=alert(1)>"]
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -94,5 +111,5 @@ def test_a_run_that_has_just_begun_has_a_page(browser: Chromium, tmp_path: Path)
 
     page = browser.open((tmp_path / "report.html").as_uri())
 
-    page.wait("document.querySelectorAll('#runs tbody tr').length === 1")
+    page.wait("document.body?.innerText.includes('The logs hold no numbers yet.')")
     assert page.problems == page.complaints == []

@@ -1,0 +1,113 @@
+// This file holds one chart: a line for each run, or for each place of a list in each run.
+
+const HEIGHT = 230;
+const MARGIN = { left: 52, right: 14, top: 12, bottom: 26 };
+// Up to so many points are marked, for a line alone would not tell where they are.
+const MOST_DOTS = 40;
+let numCharts = 0;
+
+class Chart {
+  /** Of one key of the logs; `view` is what all charts share. */
+  constructor(key, runs, view) {
+    this.key = key;
+    this.view = view;
+    this.clip = `plot-${numCharts++}`;
+    this.lines = runs.flatMap((run, index) =>
+      Object.entries(run.series[key] ?? {}).map(([place, points], number, all) => {
+        return { run, index, place, points, isAlone: all.length === 1, strength: 1 - (0.75 * number) / all.length };
+      }),
+    );
+    this.svg = draw("svg", { class: "plot", role: "img", "aria-label": `${key} of each run` });
+    const title = make("button", { type: "button", title: "wider or narrower" }, key);
+    const most = Math.max(0, ...runs.map((run) => Object.keys(run.series[key] ?? {}).length));
+    const hint = make("span", { className: "faint", title: "the first is the strongest" });
+    if (most > 1) hint.textContent = `${counted(most)} places`;
+    this.element = make("figure", {}, make("figcaption", {}, title, hint), this.svg);
+    this.element.dataset.key = key;
+    title.addEventListener("click", () => {
+      this.element.classList.toggle("wide");
+      this.draw();
+    });
+  }
+
+  /** Draw everything anew. */
+  draw() {
+    this.width = Math.max(200, this.element.clientWidth);
+    this.right = this.width - MARGIN.right;
+    this.bottom = HEIGHT - MARGIN.bottom;
+    this.shown = this.view.lines(this);
+    this.scale();
+    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
+    const inside = draw("g", { "clip-path": `url(#${this.clip})` });
+    for (const line of this.shown) inside.append(...this.paths(line));
+    this.svg.replaceChildren(this.frame(), ...this.axes(), inside, ...this.marks());
+  }
+
+  /** Place x and y on the chart. */
+  scale() {
+    const [first, last] = this.view.range();
+    const ys = this.shown.flatMap((line) => line.ys);
+    let low = ys.reduce((a, b) => Math.min(a, b), Infinity);
+    let high = ys.reduce((a, b) => Math.max(a, b), -Infinity);
+    if (low > high) [low, high] = [0, 1];
+    const more = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
+    // A scale of what is never below zero does not show less.
+    this.low = low >= 0 ? Math.max(0, low - more) : low - more;
+    this.high = high + more;
+    this.x = (x) => MARGIN.left + ((x - first) / (last - first || 1)) * (this.right - MARGIN.left);
+    this.y = (y) => this.bottom - ((y - this.low) / (this.high - this.low)) * (this.bottom - MARGIN.top);
+  }
+
+  frame() {
+    // With room for the first and the last dot.
+    const box = { x: MARGIN.left - 3, y: 0, width: this.right - MARGIN.left + 6, height: this.bottom + 3 };
+    return draw("clipPath", { id: this.clip }, draw("rect", box));
+  }
+
+  axes() {
+    const parts = [];
+    for (const tick of ticks(this.low, this.high, 6)) {
+      const y = this.y(tick).toFixed(1);
+      parts.push(draw("line", { class: "grid", x1: MARGIN.left, x2: this.right, y1: y, y2: y }));
+      parts.push(this.words(MARGIN.left - 6, Number(y) + 4, "end", written(tick)));
+    }
+    const [first, last] = this.view.range();
+    const columns = ticks(first, last, Math.max(2, Math.floor(this.width / 70)));
+    for (const tick of columns.filter((each) => each >= first && each <= last)) {
+      parts.push(this.words(this.x(tick), HEIGHT - 8, "middle", SHORT.format(tick)));
+    }
+    parts.push(draw("line", { class: "axis", x1: MARGIN.left, x2: this.right, y1: this.bottom, y2: this.bottom }));
+    return parts;
+  }
+
+  words(x, y, anchor, text) {
+    return draw("text", { x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor }, text);
+  }
+
+  /** The line of a run, with dots if there are few. */
+  paths({ index, xs, ys, strength, isAlone }) {
+    const points = xs.map((x, i) => `${this.x(x).toFixed(1)} ${this.y(ys[i]).toFixed(1)}`);
+    const style = { class: `line ${look(index)}`, "stroke-opacity": strength.toFixed(2) };
+    const found = [draw("path", { ...style, d: `M${points.join("L")}` })];
+    if (xs.length <= MOST_DOTS && isAlone) {
+      found.push(...xs.map((x, i) => this.dot(index, x, ys[i], 2.2)));
+    }
+    return found;
+  }
+
+  dot(index, x, y, r) {
+    return draw("circle", { class: `dot ${look(index)}`, cx: this.x(x).toFixed(1), cy: this.y(y).toFixed(1), r });
+  }
+
+  /** Where something happened to a run. */
+  marks() {
+    const [first, last] = this.view.range();
+    return this.view.events().flatMap(({ index, x, text }) => {
+      if (x < first || x > last) return [];
+      const at = this.x(x).toFixed(1);
+      const shape = draw("path", { d: `M${at} ${MARGIN.top}l-4.5 -8h9z` }, draw("title", {}, text));
+      const line = draw("line", { x1: at, x2: at, y1: MARGIN.top, y2: this.bottom });
+      return [draw("g", { class: `mark ${look(index)}` }, line, shape)];
+    });
+  }
+}
