@@ -1,4 +1,4 @@
-"""A person's browser shows the report: a line for each run, and no text as HTML."""
+"""A person's browser shows the report: a line for each run, what switches and the pointer do, and no text as HTML."""
 
 import json
 import shutil
@@ -58,6 +58,12 @@ def shown(page: Page, selector: str) -> list[str]:
     return found
 
 
+def shape(page: Page) -> str:
+    """The line of the first run's loss."""
+    found: str = page.evaluate(f"document.querySelector('{LINES}').getAttribute('d')")
+    return found
+
+
 def test_every_chart_has_a_line_for_each_run(browser: Chromium, page: Page) -> None:
     counts = page.evaluate(
         "Object.fromEntries([...document.querySelectorAll('figure')].map((one) =>"
@@ -80,6 +86,7 @@ def test_the_table_has_a_row_for_each_run_with_what_it_reached(page: Page) -> No
 
 def test_what_a_log_says_is_text(page: Page) -> None:
     assert page.evaluate("typeof window.isRun") == "undefined"
+    assert shown(page, "#legend button")[2] == HOSTILE
     assert shown(page, "#events td") == [
         HOSTILE,
         "1,100",
@@ -94,6 +101,41 @@ def test_an_event_is_marked_on_the_axis(page: Page) -> None:
     marks = shown(page, f"{LOSS} .mark")
 
     assert marks == [f"{HOSTILE}, step 1,100: <i>spike</i>. <img src=x onerror=alert(1)>"]
+
+
+def test_a_run_is_hidden_and_shown_by_its_entry_in_the_legend(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('#legend button')[1].click()")
+    page.wait(f"document.querySelectorAll('{LINES}').length === 2")
+    page.evaluate("document.querySelectorAll('#legend button')[1].click()")
+    page.wait(f"document.querySelectorAll('{LINES}').length === 3")
+
+
+def test_the_axis_can_be_tokens(page: Page) -> None:
+    page.evaluate("document.querySelector('[value=tokens]').click()")
+
+    page.wait(f"document.querySelector('{LOSS} svg').textContent.includes('2M')")
+
+
+def test_a_logarithmic_axis_has_other_lines(page: Page) -> None:
+    before = shape(page)
+
+    page.evaluate("document.getElementById('log').click()")
+
+    page.wait(f"document.querySelector('{LINES}').getAttribute('d') !== {json.dumps(before)}")
+
+
+def test_smoothing_shows_the_raw_line_faintly_behind(page: Page) -> None:
+    before = shape(page)
+
+    page.evaluate(
+        "const slider = document.getElementById('smoothing'); slider.value = 50;"
+        "slider.dispatchEvent(new Event('input'))"
+    )
+
+    page.wait(f"document.querySelectorAll('{LINES}.raw').length === 3")
+    assert page.evaluate(f"document.querySelectorAll('{LINES}:not(.raw)').length") == 3
+    # The first is the raw one.
+    assert shape(page) == before
 
 
 @pytest.mark.parametrize("width", [360, 1400])

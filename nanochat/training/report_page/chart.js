@@ -41,21 +41,36 @@ class Chart {
     const inside = draw("g", { "clip-path": `url(#${this.clip})` });
     for (const line of this.shown) inside.append(...this.paths(line));
     this.svg.replaceChildren(this.frame(), ...this.axes(), inside, ...this.marks());
+    if (!this.shown.length) {
+      this.svg.append(this.words(this.width / 2, HEIGHT / 2, "middle", "nothing to show"));
+    }
   }
 
   /** Place x and y on the chart. */
   scale() {
     const [first, last] = this.view.range();
-    const ys = this.shown.flatMap((line) => line.ys);
-    let low = ys.reduce((a, b) => Math.min(a, b), Infinity);
-    let high = ys.reduce((a, b) => Math.max(a, b), -Infinity);
+    const ys = this.shown.flatMap(({ xs, ys, sxs, sys }) => [
+      ...ys.filter((_, i) => xs[i] >= first && xs[i] <= last),
+      ...(sys ?? []).filter((_, i) => sxs[i] >= first && sxs[i] <= last),
+    ]);
+    const positive = ys.filter((y) => y > 0);
+    this.isLog = this.view.log && positive.length > 0;
+    const used = this.isLog ? positive : ys;
+    let low = used.reduce((a, b) => Math.min(a, b), Infinity);
+    let high = used.reduce((a, b) => Math.max(a, b), -Infinity);
     if (low > high) [low, high] = [0, 1];
-    const more = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
-    // A scale of what is never below zero does not show less.
-    this.low = low >= 0 ? Math.max(0, low - more) : low - more;
-    this.high = high + more;
+    if (this.isLog) {
+      const more = Math.max((high / low) ** 0.05, 1.001);
+      [this.low, this.high] = [low / more, high * more];
+    } else {
+      const more = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
+      // A scale of what is never below zero does not show less.
+      [this.low, this.high] = [low >= 0 ? Math.max(0, low - more) : low - more, high + more];
+    }
+    const bend = this.isLog ? Math.log : (y) => y;
+    const [from, to] = [bend(this.low), bend(this.high)];
     this.x = (x) => MARGIN.left + ((x - first) / (last - first || 1)) * (this.right - MARGIN.left);
-    this.y = (y) => this.bottom - ((y - this.low) / (this.high - this.low)) * (this.bottom - MARGIN.top);
+    this.y = (y) => this.bottom - ((bend(y) - from) / (to - from)) * (this.bottom - MARGIN.top);
   }
 
   frame() {
@@ -66,7 +81,8 @@ class Chart {
 
   axes() {
     const parts = [];
-    for (const tick of ticks(this.low, this.high, 6)) {
+    const rows = this.isLog ? logTicks(this.low, this.high, 6) : ticks(this.low, this.high, 6);
+    for (const tick of rows) {
       const y = this.y(tick).toFixed(1);
       parts.push(draw("line", { class: "grid", x1: MARGIN.left, x2: this.right, y1: y, y2: y }));
       parts.push(this.words(MARGIN.left - 6, Number(y) + 4, "end", written(tick)));
@@ -84,15 +100,34 @@ class Chart {
     return draw("text", { x: x.toFixed(1), y: y.toFixed(1), "text-anchor": anchor }, text);
   }
 
-  /** The line of a run, with dots if there are few. */
-  paths({ index, xs, ys, strength, isAlone }) {
-    const points = xs.map((x, i) => `${this.x(x).toFixed(1)} ${this.y(ys[i]).toFixed(1)}`);
+  /** The line of a run; behind one that is smoothed, its raw numbers. */
+  paths({ index, xs, ys, sxs, sys, strength, isAlone }) {
     const style = { class: `line ${look(index)}`, "stroke-opacity": strength.toFixed(2) };
-    const found = [draw("path", { ...style, d: `M${points.join("L")}` })];
-    if (xs.length <= MOST_DOTS && isAlone) {
-      found.push(...xs.map((x, i) => this.dot(index, x, ys[i], 2.2)));
+    const found = [];
+    if (sys) found.push(draw("path", { ...style, class: `${style.class} raw`, d: this.path(xs, ys) }));
+    found.push(draw("path", { ...style, d: sys ? this.path(sxs, sys) : this.path(xs, ys) }));
+    if (!sys && xs.length <= MOST_DOTS && isAlone) {
+      for (let i = 0; i < xs.length; i++) {
+        if (this.fits(ys[i])) found.push(this.dot(index, xs[i], ys[i], 2.2));
+      }
     }
     return found;
+  }
+
+  fits(y) {
+    return !this.isLog || y > 0;
+  }
+
+  path(xs, ys) {
+    let text = "";
+    let pen = "M";
+    for (let i = 0; i < xs.length; i++) {
+      if (this.fits(ys[i])) {
+        text += `${pen}${this.x(xs[i]).toFixed(1)} ${this.y(ys[i]).toFixed(1)}`;
+        pen = "L";
+      } else pen = "M";
+    }
+    return text;
   }
 
   dot(index, x, y, r) {

@@ -1,10 +1,20 @@
-// This file holds what all charts share: the runs, and their steps.
+// This file holds what all charts share: which runs are shown, and on which axis.
 
 class View {
   constructor(runs) {
     this.runs = runs;
+    this.hidden = new Set();
+    this.axis = "steps";
+    this.log = false;
+    this.smoothing = 0;
     this.charts = [];
     this.wait = 0;
+  }
+
+  /** Where a run's step is on the axis; nowhere, if its log does not count tokens. */
+  place(run, step) {
+    if (this.axis === "steps") return step;
+    return run.tokens_at ? between(...run.tokens_at, step) : NaN;
   }
 
   /** First and last x that are shown. */
@@ -12,17 +22,30 @@ class View {
     return this.whole;
   }
 
-  /** Lines of a chart as they are shown. */
+  /** Lines of a chart as they are shown: raw, and perhaps smoothed. */
   lines(chart) {
-    return chart.lines.map((line) => ({ ...line, xs: line.points.x, ys: line.points.y }));
+    const window = this.smoothing * (this.whole[1] - this.whole[0]);
+    return chart.lines
+      .filter(({ run }) => !this.hidden.has(run) && (this.axis === "steps" || run.tokens_at))
+      .map((line) => {
+        const place = (step) => this.place(line.run, step);
+        const { x, y, mean_x, mean_y } = line.points;
+        const shown = { ...line, xs: x.map(place), ys: y };
+        if (!window || x.length < 3) return shown;
+        // The mean of extremes is none of the numbers between them.
+        const sxs = mean_x ? mean_x.map(place) : shown.xs;
+        return { ...shown, sxs, sys: smooth(sxs, mean_y ?? y, window) };
+      });
   }
 
-  /** What happened to the runs. */
+  /** What happened to the runs that are shown. */
   events() {
     return this.runs.flatMap((run, index) =>
-      run.events.map(([step, kind, text]) => {
-        return { index, x: step, text: `${run.name}, step ${counted(step)}: ${kind}. ${text}` };
-      }),
+      this.hidden.has(run)
+        ? []
+        : run.events.map(([step, kind, text]) => {
+            return { index, x: this.place(run, step), text: `${run.name}, step ${counted(step)}: ${kind}. ${text}` };
+          }),
     );
   }
 
@@ -33,7 +56,12 @@ class View {
   }
 
   drawNow() {
-    const ends = this.charts.flatMap((chart) => chart.lines.flatMap(({ points: { x } }) => [x[0], x.at(-1)]));
+    const ends = this.charts.flatMap((chart) =>
+      chart.lines
+        .filter(({ run }) => !this.hidden.has(run))
+        .flatMap(({ run, points: { x } }) => [this.place(run, x[0]), this.place(run, x.at(-1))])
+        .filter(Number.isFinite),
+    );
     this.whole = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
     // Where nothing was trained yet is nothing to compare.
     if (this.whole[0] === this.whole[1]) this.whole[1] += 1;
