@@ -64,6 +64,17 @@ def shape(page: Page) -> str:
     return found
 
 
+def point(page: Page, share: float) -> None:
+    """Move the pointer to a place on the axis of the loss."""
+    plot = f"document.querySelector('{LOSS} svg')"
+    page.evaluate(f"{plot}.scrollIntoView({{ block: 'center' }})")
+    x, y = page.evaluate(
+        f"(({{left, right, top}}) => [left + 52 + {share} * (right - left - 66), top + 90])"
+        f"({plot}.getBoundingClientRect())"
+    )
+    page.point(x, y)
+
+
 def test_every_chart_has_a_line_for_each_run(browser: Chromium, page: Page) -> None:
     counts = page.evaluate(
         "Object.fromEntries([...document.querySelectorAll('figure')].map((one) =>"
@@ -114,6 +125,10 @@ def test_the_axis_can_be_tokens(page: Page) -> None:
     page.evaluate("document.querySelector('[value=tokens]').click()")
 
     page.wait(f"document.querySelector('{LOSS} svg').textContent.includes('2M')")
+    point(page, 0.5)
+    page.wait(
+        f"/^2\\.2[3-8]\\d*M tokens/.test(document.querySelector('{LOSS} .reading').textContent)"
+    )
 
 
 def test_a_logarithmic_axis_has_other_lines(page: Page) -> None:
@@ -136,6 +151,43 @@ def test_smoothing_shows_the_raw_line_faintly_behind(page: Page) -> None:
     assert page.evaluate(f"document.querySelectorAll('{LINES}:not(.raw)').length") == 3
     # The first is the raw one.
     assert shape(page) == before
+
+
+def test_the_pointer_reads_the_values_of_all_runs(page: Page) -> None:
+    lines = [json.loads(t) for t in (REAL / "tiny-float.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    point(page, 0.5)
+
+    page.wait(f"!document.querySelector('{LOSS} .reading').hidden")
+    (head,) = shown(page, f"{LOSS} .reading th")
+    step = int(head.removeprefix("step ").replace(",", ""))
+    assert shown(page, f"{LOSS} .reading .name") == ["tiny-float", "tiny-ternary", HOSTILE]
+    value = float(shown(page, f"{LOSS} .reading .number")[0])
+    assert value in [pytest.approx(losses[near], rel=1e-4) for near in range(step - 3, step + 4)]
+
+
+def test_arrow_keys_read_values_as_the_pointer_does(page: Page) -> None:
+    page.evaluate(f"document.querySelector('{LOSS} svg').focus()")
+
+    page.press("ArrowRight")
+
+    page.wait(f"!document.querySelector('{LOSS} .reading').hidden")
+    page.press("Escape")
+    page.wait(f"document.querySelector('{LOSS} .reading').hidden")
+
+
+def test_a_part_of_the_axis_is_chosen_by_dragging(page: Page) -> None:
+    plot = f"document.querySelector('{LOSS} svg')"
+    page.evaluate(
+        f"for (const [kind, x] of [['down', 150], ['move', 200], ['up', 250]])"
+        f" {plot}.dispatchEvent(new PointerEvent(`pointer${{kind}}`, {{ pointerType: 'mouse', pointerId: 1,"
+        f" clientX: {plot}.getBoundingClientRect().left + x }}))"
+    )
+
+    page.wait("!document.getElementById('whole').hidden")
+    page.evaluate("document.getElementById('whole').click()")
+    page.wait("document.getElementById('whole').hidden")
 
 
 @pytest.mark.parametrize("width", [360, 1400])

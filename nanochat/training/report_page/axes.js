@@ -49,6 +49,18 @@ function smooth(xs, ys, window) {
   return sums.map((sum, i) => sum / weights[i]);
 }
 
+/** Index of the number nearest to x among some that grow. */
+function nearest(xs, x) {
+  let low = 0;
+  let high = xs.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && x - xs[low - 1] < xs[low] - x ? low - 1 : low;
+}
+
 /** Value at x of the broken line through points; beyond them, of its first and last piece. */
 function between(xs, ys, x) {
   if (xs.length < 2) return xs.length ? (ys[0] * x) / (xs[0] || 1) : x;

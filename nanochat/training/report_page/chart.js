@@ -1,13 +1,15 @@
-// This file holds one chart: a line for each run, or for each place of a list in each run.
+// This file holds one chart: a line for each run, or for each place of a list in each run, and what a pointer reads.
 
 const HEIGHT = 230;
 const MARGIN = { left: 52, right: 14, top: 12, bottom: 26 };
 // Up to so many points are marked, for a line alone would not tell where they are.
 const MOST_DOTS = 40;
+// Pixels that a pointer moves at least to choose a part of the axis.
+const LEAST_DRAG = 8;
 let numCharts = 0;
 
 class Chart {
-  /** Of one key of the logs; `view` is what all charts share. */
+  /** Of one key of the logs; `view` is what all charts share, and is told what a pointer wants. */
   constructor(key, runs, view) {
     this.key = key;
     this.view = view;
@@ -17,17 +19,19 @@ class Chart {
         return { run, index, place, points, isAlone: all.length === 1, strength: 1 - (0.75 * number) / all.length };
       }),
     );
-    this.svg = draw("svg", { class: "plot", role: "img", "aria-label": `${key} of each run` });
+    this.svg = draw("svg", { class: "plot", tabindex: 0, role: "img", "aria-label": `${key} of each run` });
+    this.reading = make("div", { className: "reading", hidden: true });
     const title = make("button", { type: "button", title: "wider or narrower" }, key);
     const most = Math.max(0, ...runs.map((run) => Object.keys(run.series[key] ?? {}).length));
     const hint = make("span", { className: "faint", title: "the first is the strongest" });
     if (most > 1) hint.textContent = `${counted(most)} places`;
-    this.element = make("figure", {}, make("figcaption", {}, title, hint), this.svg);
+    this.element = make("figure", {}, make("figcaption", {}, title, hint), this.svg, this.reading);
     this.element.dataset.key = key;
     title.addEventListener("click", () => {
       this.element.classList.toggle("wide");
       this.draw();
     });
+    this.listen();
   }
 
   /** Draw everything anew. */
@@ -38,9 +42,10 @@ class Chart {
     this.shown = this.view.lines(this);
     this.scale();
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
+    this.cursor = draw("g");
     const inside = draw("g", { "clip-path": `url(#${this.clip})` });
     for (const line of this.shown) inside.append(...this.paths(line));
-    this.svg.replaceChildren(this.frame(), ...this.axes(), inside, ...this.marks());
+    this.svg.replaceChildren(this.frame(), ...this.axes(), inside, ...this.marks(), this.cursor);
     if (!this.shown.length) {
       this.svg.append(this.words(this.width / 2, HEIGHT / 2, "middle", "nothing to show"));
     }
@@ -71,6 +76,7 @@ class Chart {
     const [from, to] = [bend(this.low), bend(this.high)];
     this.x = (x) => MARGIN.left + ((x - first) / (last - first || 1)) * (this.right - MARGIN.left);
     this.y = (y) => this.bottom - ((bend(y) - from) / (to - from)) * (this.bottom - MARGIN.top);
+    this.unplace = (pixel) => first + ((pixel - MARGIN.left) / (this.right - MARGIN.left)) * (last - first);
   }
 
   frame() {
@@ -143,6 +149,92 @@ class Chart {
       const shape = draw("path", { d: `M${at} ${MARGIN.top}l-4.5 -8h9z` }, draw("title", {}, text));
       const line = draw("line", { x1: at, x2: at, y1: MARGIN.top, y2: this.bottom });
       return [draw("g", { class: `mark ${look(index)}` }, line, shape)];
+    });
+  }
+
+  listen() {
+    let begin = null;
+    const place = (event) => this.unplace(event.clientX - this.svg.getBoundingClientRect().left);
+    this.svg.addEventListener("pointermove", (event) => {
+      this.view.point(this, place(event), begin);
+    });
+    this.svg.addEventListener("pointerleave", () => this.view.point(null));
+    this.svg.addEventListener("pointerdown", (event) => {
+      if (event.pointerType !== "mouse" || event.button) return;
+      begin = place(event);
+      this.svg.setPointerCapture(event.pointerId);
+    });
+    this.svg.addEventListener("pointerup", (event) => {
+      const end = place(event);
+      if (begin !== null && Math.abs(this.x(end) - this.x(begin)) > LEAST_DRAG) this.view.zoom(begin, end);
+      begin = null;
+    });
+    this.svg.addEventListener("pointercancel", () => (begin = null));
+    this.svg.addEventListener("dblclick", () => this.view.zoom());
+    this.svg.addEventListener("blur", () => this.view.point(null));
+    this.svg.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -0.02, ArrowRight: 0.02 }[event.key];
+      if (event.key === "Escape") this.view.point(null);
+      if (!by) return;
+      event.preventDefault();
+      const [first, last] = this.view.range();
+      this.view.point(this, (this.view.at ?? (first + last) / 2) + by * (last - first));
+    });
+  }
+
+  /** Show where the pointer is, and on the chart that it is on what each run has there. */
+  point(x, isHere, begin = null) {
+    this.cursor.replaceChildren();
+    this.reading.hidden = true;
+    const [first, last] = this.view.range();
+    if (x === null || x < first || x > last) return;
+    const at = this.x(x);
+    if (begin !== null && isHere) {
+      const [from, to] = [this.x(begin), at].sort((a, b) => a - b);
+      const box = { class: "chosen", x: from, width: to - from, y: MARGIN.top, height: this.bottom - MARGIN.top };
+      this.cursor.append(draw("rect", box));
+    }
+    this.cursor.append(draw("line", { class: "cursor", x1: at, x2: at, y1: MARGIN.top, y2: this.bottom }));
+    if (!isHere) return;
+    const rows = this.read(x, last - first);
+    if (!rows.length) return;
+    const where = this.view.axis === "steps" ? `step ${counted(Math.round(x))}` : `${written(x)} tokens`;
+    const head = make("tr", {}, make("th", { colSpan: 4 }, where));
+    this.reading.replaceChildren(make("table", {}, head, ...rows));
+    this.reading.hidden = false;
+    // Beside the pointer, where there is more room, and within the window.
+    const size = this.reading.offsetWidth;
+    const edge = this.element.getBoundingClientRect().left;
+    const left = at < this.width / 2 ? at + 14 : at - 14 - size;
+    const most = document.documentElement.clientWidth - size - edge - 4;
+    this.reading.style.left = `${Math.max(4 - edge, Math.min(most, left))}px`;
+  }
+
+  /** A row for each run that has numbers near x. */
+  read(x, width) {
+    const found = new Map();
+    for (const line of this.shown) {
+      const { xs, ys, sxs, sys } = line;
+      const near = width * 0.02;
+      if (x < xs[0] - near || x > xs.at(-1) + near) continue;
+      const i = nearest(xs, x);
+      const value = sys ? sys[nearest(sxs, x)] : ys[i];
+      if (this.fits(value) && line.isAlone) {
+        this.cursor.append(this.dot(line.index, sys ? x : xs[i], value, 3.5));
+      }
+      found.set(line.run, [...(found.get(line.run) ?? []), { ...line, value, raw: ys[i] }]);
+    }
+    return [...found].map(([run, places]) => {
+      const name = [make("td", {}, swatch(places[0].index)), make("td", { className: "name" }, run.name)];
+      if (places.length === 1) {
+        const [{ value, raw, sys }] = places;
+        const behind = make("td", { className: "number faint" }, sys ? written(raw) : "");
+        return make("tr", {}, ...name, make("td", { className: "number" }, written(value)), behind);
+      }
+      const sorted = places.sort((a, b) => a.value - b.value);
+      const told = ({ place, value }) => `${written(value)} (${place})`;
+      const text = `${told(sorted[0])} to ${told(sorted.at(-1))}`;
+      return make("tr", {}, ...name, make("td", { className: "number", colSpan: 2 }, text));
     });
   }
 }

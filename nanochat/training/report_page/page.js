@@ -39,7 +39,7 @@ for (const choice of document.getElementsByName("axis")) {
   choice.disabled = choice.value === "tokens" && !data.runs.some((run) => run.tokens_at);
   choice.addEventListener("change", () => {
     view.axis = choice.value;
-    view.draw();
+    view.zoom();
   });
 }
 element("smoothing").addEventListener("input", ({ target }) => {
@@ -53,6 +53,7 @@ element("log").addEventListener("change", ({ target }) => {
   view.log = target.checked;
   view.draw();
 });
+element("whole").addEventListener("click", () => view.zoom());
 element("controls").addEventListener("submit", (event) => event.preventDefault());
 // Browsers remember where switches stood.
 element("controls").reset();

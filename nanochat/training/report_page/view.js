@@ -1,4 +1,4 @@
-// This file holds what all charts share: which runs are shown, and on which axis.
+// This file holds what all charts share: which runs are shown, on which axis, and where the pointer is.
 
 class View {
   constructor(runs) {
@@ -7,7 +7,9 @@ class View {
     this.axis = "steps";
     this.log = false;
     this.smoothing = 0;
+    this.part = null;
     this.charts = [];
+    this.at = null;
     this.wait = 0;
   }
 
@@ -19,7 +21,7 @@ class View {
 
   /** First and last x that are shown. */
   range() {
-    return this.whole;
+    return this.part ?? this.whole;
   }
 
   /** Lines of a chart as they are shown: raw, and perhaps smoothed. */
@@ -66,5 +68,20 @@ class View {
     // Where nothing was trained yet is nothing to compare.
     if (this.whole[0] === this.whole[1]) this.whole[1] += 1;
     for (const chart of this.charts) chart.draw();
+    document.getElementById("whole").hidden = this.part === null;
+  }
+
+  /** Show on all charts where the pointer is, and what is there on one of them. */
+  point(chart, x = null, begin = null) {
+    this.at = chart ? x : null;
+    for (const each of this.charts) each.point(this.at, each === chart, begin);
+  }
+
+  /** Show a part of the axis, or all of it. */
+  zoom(from = null, to = null) {
+    const [first, last] = this.range();
+    this.part = from === null ? null : [Math.max(first, Math.min(from, to)), Math.min(last, Math.max(from, to))];
+    this.point(null);
+    this.draw();
   }
 }
