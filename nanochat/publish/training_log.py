@@ -47,7 +47,12 @@ def read_training(folder: Path, config: ModelConfig) -> Training:
 def _read_log(path: Path, config: ModelConfig) -> Training:
     """What the lines say with which a run begins and ends."""
     lines = read_bytes(path, limit=_MAX_LOG_BYTES).splitlines() or [b"{}"]
-    first, last = (parse_json(lines[number], str(path)) for number in (0, -1))
+    first = last = parse_json(lines[0], str(path))
+    for line in reversed(lines):
+        last = parse_json(line, str(path))
+        # What is said of an evaluation stands behind it.
+        if "anomaly" not in last:
+            break
     match first, last:
         case (
             {"recipe": dict(recipe)},

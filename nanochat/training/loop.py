@@ -206,12 +206,17 @@ class Trainer:
                     # It is no fault of the run, and costs it nothing.
                     self._save_step(log)
                     raise
+                while log.untold:
+                    report(log.untold[0])
 
             if self._unwritten is not None:
                 log.write(self._unwritten.step, self._unwritten.values)
             elif log.first_step is None:
                 speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
                 report({"recipe": recipe_to_dict(self.recipe), "machine": self._machine | speeds})
+            # A process before this one may have ended between a line and them.
+            while log.untold:
+                report(log.untold[0])
             try:
                 # First what a run that goes on has still to do at the step of its snapshot.
                 while True:

@@ -78,6 +78,8 @@ def _told(entry: LogEntry) -> Iterator[str]:
             yield f"products in {products} ({full:.0f} GFLOP/s in float32, {half:.0f} in bfloat16)"
         case {"skipped_batch": int(number), "because": str(reason)}:
             yield f"batch {number} is left out, because {reason}"
+        case {"anomaly": str(name), "because": str(reason)}:
+            yield f"{name}: {reason}"
         case {"went_back": str(reason)}:
             yield f"back to this step, because {reason}"
         case {"decided_steps": int(number), "decay_steps": int(decay)}:

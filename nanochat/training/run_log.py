@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from nanochat.errors import SaveError
 from nanochat.files import atomic_write
+from nanochat.training.anomalies import Anomalies
 
 __all__ = ["HELD_OUT", "RunLog"]
 
@@ -31,6 +32,8 @@ class RunLog:
         Held-out bits per byte, by step.
     first_step : int, optional
         That of the first line.
+    untold : list of dict
+        Anomalies of the last line that the log does not tell yet.
 
     Raises
     ------
@@ -44,6 +47,7 @@ class RunLog:
         self._batch = batch
         self.first_step: int | None = None
         self.evaluations: dict[int, float] = {}
+        self.untold: list[dict[str, object]] = []
 
     def __enter__(self) -> Self:
         """Open the file."""
@@ -84,6 +88,8 @@ class RunLog:
         kept = []
         self.evaluations.clear()
         self.first_step = None
+        self.untold = []
+        self._anomalies = Anomalies()
         for line in lines:
             entry = _entry(line)
             if entry["step"] < step or (entry["step"] == step and entry["left_out"] < batch):
@@ -100,6 +106,10 @@ class RunLog:
         bits = values.get(HELD_OUT)
         if isinstance(bits, float):
             self.evaluations[step] = bits
+        if "anomaly" in values:
+            self.untold = [each for each in self.untold if each["anomaly"] != values["anomaly"]]
+        else:
+            self.untold = self._anomalies.see(step, values)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

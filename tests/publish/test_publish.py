@@ -66,6 +66,8 @@ def test_the_card_tells_what_the_model_is_and_what_was_measured(
         {"step": 0, "recipe": recipe},
         {"step": 3, "held_out_bits_per_byte": 2.5},
         {"step": 7, "held_out_bits_per_byte": 1.5},
+        # Of that evaluation, so the run has ended with it.
+        {"step": 7, "anomaly": "dead streams", "because": "the streams are equal"},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = Evaluation(metric="accuracy", value=0.25, dataset="org/test")

@@ -50,7 +50,11 @@ def entries(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's log, without what depends on the machine."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     timed = {"tokens_per_second", "utilisation", "waiting_seconds"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in timed}
+        for line in lines
+        if line.get("anomaly") != "starving loader"
+    ]
 
 
 def losses(run: Path) -> dict[int, float]:
