@@ -46,6 +46,7 @@ _EXTRAS = {
     "pydantic": "train",
     "safetensors": "train",
     "starlette": "serve",
+    "tensorboard": "tensorboard",
     "torch": "torch",
     "transformers": "runtimes",
     "triton": "cuda",

@@ -116,6 +116,11 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
     help="Run through torch.compile: a C++ compiler and a minute to start, then several times faster.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's]")
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write every line of the log for TensorBoard, too, into OUT/tensorboard.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the last evaluation as JSON.")
 def train(
     *,
@@ -132,6 +137,7 @@ def train(
     device: str,
     compile_model: bool,
     threads: int | None,
+    tensorboard: bool,
     as_json: bool,
 ) -> None:
     """Train a model, and write it as a model directory.
@@ -143,7 +149,9 @@ def train(
     --resume goes on from it, exactly.
     """
     require_packages("train", "torch", "pydantic", "safetensors")
-    from nanochat.training.plan import plan, recipe_of
+    if tensorboard:
+        require_packages("tensorboard", "tensorboard")
+    from nanochat.training.plan import events, plan, recipe_of
     from nanochat.training.progress import progress
     from nanochat.training.run_log import HELD_OUT
 
@@ -175,11 +183,13 @@ def train(
             f"another run with --start {out} and more --set steps"
         )
     last: dict[str, object] = {}
-    with progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
+    board = events(wanted=tensorboard)(out, trainer.step)
+    with board as add, progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
 
         def keep(entry: "LogEntry") -> None:
             if HELD_OUT in entry.values:
                 last.update(step=entry.step, **entry.values)
+            add(entry)
             show(entry)
 
         finished = trainer.run(keep, watch)

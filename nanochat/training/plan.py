@@ -3,12 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import cast
 
 from nanochat.config import ModelConfig, config_to_dict
-from nanochat.errors import ConfigError, TrainingError, counted, did_you_mean
+from nanochat.errors import (
+    BackendError,
+    ConfigError,
+    TrainingError,
+    counted,
+    did_you_mean,
+    how_to_install,
+)
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
 from nanochat.training.budget import seconds_of
@@ -27,7 +35,7 @@ from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_recipe
 from nanochat.zoo.catalog import CATALOG, canonical
 
-__all__ = ["Plan", "find_shape", "plan", "recipe_of", "train"]
+__all__ = ["Plan", "events", "find_shape", "plan", "recipe_of", "train"]
 
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
@@ -89,6 +97,7 @@ def train(
     num_threads: int | None = None,
     compile_model: bool = True,
     show: Callable[[LogEntry], None] | None = None,
+    tensorboard: bool = False,
 ) -> Path:
     """Train a model, as ``nanochat train`` does.
 
@@ -109,6 +118,8 @@ def train(
         See `nanochat.training.loop.Trainer`.
     show : callable, optional
         Is called with every line of the log; by default they are shown on standard error.
+    tensorboard : bool
+        Whether they are written for TensorBoard, too, in ``tensorboard`` in the directory of the run.
 
     Returns
     -------
@@ -118,6 +129,8 @@ def train(
 
     Raises
     ------
+    BackendError
+        If the package tensorboard is asked for and not installed.
     ConfigError
         If the configuration cannot be read or cannot work.
     TrainingError
@@ -125,6 +138,7 @@ def train(
     KeyboardInterrupt
         After a snapshot was saved, if the run was interrupted.
     """
+    board = events(wanted=tensorboard)
     planned = plan(
         config,
         changes=[*(changes or {}).items()],
@@ -134,14 +148,42 @@ def train(
         resume=resume,
     )
     trainer = planned.trainer(device=device, num_threads=num_threads, compile_model=compile_model)
-    if show is not None:
-        finished = trainer.run(show)
-    else:
-        with progress(trainer.recipe, trainer.step, compiling=compile_model) as (tell, watch):
-            finished = trainer.run(tell, watch)
+    shown = (
+        progress(trainer.recipe, trainer.step, compiling=compile_model)
+        if show is None
+        else nullcontext((show, _ignore))
+    )
+    with board(planned.out, trainer.step) as add, shown as (tell, watch):
+
+        def keep(entry: LogEntry) -> None:
+            add(entry)
+            tell(entry)
+
+        finished = trainer.run(keep, watch)
     if not finished:
         raise KeyboardInterrupt
     return planned.out
+
+
+def events(
+    *, wanted: bool
+) -> Callable[[Path, int], AbstractContextManager[Callable[[LogEntry], None]]]:
+    """What opens, for the directory of a run and its step, a writer of entries for TensorBoard; or of none.
+
+    Raises
+    ------
+    BackendError
+        If its package is not installed.
+    """
+    if not wanted:
+        return lambda *_: nullcontext(_ignore)
+    try:
+        from nanochat.training.tensorboard import TensorBoard
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"tensorboard=True needs the package {error.name}: {how_to_install('tensorboard')}"
+        ) from error
+    return TensorBoard
 
 
 def plan(
@@ -220,6 +262,10 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of `plan`, which needs neither data nor a directory."""
     return _recipe(preset_name, _read(config), start, changes)
+
+
+def _ignore(*_: object) -> None:
+    """What nobody asked for."""
 
 
 def _read(config: Path | str | Mapping[str, object] | None) -> Configuration:

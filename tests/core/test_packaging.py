@@ -71,7 +71,17 @@ def test_every_dependency_is_pinned_for_the_tests(project: dict[str, Any]) -> No
     table = project["project"]
     extras = [
         item
-        for name in ("dev", "long", "mlx", "onnx", "otel", "ray", "runtimes", "train")
+        for name in (
+            "dev",
+            "long",
+            "mlx",
+            "onnx",
+            "otel",
+            "ray",
+            "runtimes",
+            "tensorboard",
+            "train",
+        )
         for item in table["optional-dependencies"][name]
     ]
 
