@@ -26,7 +26,7 @@ _LOG = "log.jsonl"
 _MAX_STEP = 2**53
 _MAX_FLOAT = sys.float_info.max
 # Numbers that are no measurements.
-_NO_SERIES = ("step", "skipped_batch", "last_batch")
+_NO_SERIES = ("step", "skipped_batch", "last_batch", "decided_steps", "decay_steps")
 # Every line begins so.
 _BEGIN = '{"step"'
 
@@ -166,9 +166,13 @@ class _Reading:
         of_places, more = _series(self._places)
         for name, places in of_places.items():
             series[name] = series.get(name, {}) | places
+        recipe = _mapping(head.get("recipe"))
+        if "decided_steps" in series:
+            # Of a run that has a time.
+            recipe = {**recipe, "steps": int(series["decided_steps"][""].values[-1])}
         return History(
             path=path,
-            recipe=_mapping(head.get("recipe")),
+            recipe=recipe,
             machine=_mapping(head.get("machine")),
             series={name: found for name, found in series.items() if name not in _NO_SERIES},
             events=sorted([*self._events, *events, *more], key=lambda event: event.step),

@@ -211,6 +211,7 @@ class Trainer:
 
             if self._unwritten is not None:
                 log.write(self._unwritten.step, self._unwritten.values)
+                self._unwritten = None
             elif log.first_step is None:
                 speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
                 report({"recipe": recipe_to_dict(self.recipe), "machine": self._machine | speeds})
@@ -352,10 +353,11 @@ class Trainer:
             self._enter(self.updater.states())
         stage, number = self._stage, self.step + self.setbacks.skipped
         data = stage.recipe.data
+        waiting = time.perf_counter()
         inputs, targets = self.shards.batch(
             number - stage.data_first, data.batch_size, data.length, order=stage.data_order
         )
-        waited = time.perf_counter() - begin
+        waited = time.perf_counter() - waiting
         found = self._gradients(inputs, targets)
         norms = gradient_norms(self.updater.gradients(), self._specs)
         measured = {**found, **norms}

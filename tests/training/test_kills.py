@@ -23,12 +23,12 @@ STEPS = 60
 KILLED = """
 import os, signal, sys
 from nanochat.cli import main
-from nanochat.training import loop, run_log, snapshot, updater
+from nanochat.training import evaluation, loop, run_log, snapshot, updater
 
 places = {
     "batch": (loop.Trainer, "_gradients"),
     "update": (updater.Updater, "update"),
-    "evaluation": (loop, "stream_divergence"),
+    "evaluation": (evaluation, "stream_divergence"),
     "files": (snapshot, "_save"),
     "deletion": (snapshot.shutil, "rmtree"),
     "log": (run_log.RunLog, "write"),

@@ -58,6 +58,20 @@ def test_a_run_that_has_just_begun_has_a_summary(tmp_path: Path) -> None:
     assert (summary["name"], summary["step"], summary["loss"]) == ("new", None, None)
 
 
+def test_a_run_that_has_a_time_has_the_steps_that_were_decided(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"step": 0, "recipe": {"steps": 2**31}},
+        {"step": 1, "loss": 2.0},
+        {"step": 1, "decided_steps": 40, "decay_steps": 8},
+    ]
+    log = write_log(tmp_path / "log.jsonl", *lines)
+
+    (summary,) = summaries([read_history(log)])
+
+    assert (summary["step"], summary["steps"]) == (1, 40)
+    assert [*read_history(log).series] == ["loss"]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     places = ["a/run/log.jsonl", "b/run/log.jsonl", "other/log.jsonl", "b/third.jsonl"]
     logs = [write_log(tmp_path / place, {"step": 1}) for place in places]
