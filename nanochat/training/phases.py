@@ -1,6 +1,7 @@
 """This file holds what a recipe says of each step: the phase that it is in, its settings, data and learning rate."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,11 +87,21 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
     >>> [round(learning_rate_factor(stage, step), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    warmup, decay = stage.recipe.schedule.warmup_steps, stage.recipe.schedule.decay_steps
+    schedule = stage.recipe.schedule
     done = step - stage.schedule_first
-    rise = (done + 1) / warmup if warmup else 1.0
-    fall = (stage.schedule_steps - done) / decay if decay else 1.0
-    return min(1.0, rise, fall)
+    if done < schedule.warmup_steps:
+        return (done + 1) / schedule.warmup_steps
+    left = (stage.schedule_steps - done) / max(1, schedule.decay_steps)
+    if not schedule.decay_steps or left >= 1:
+        return 1.0
+    match schedule.tail:
+        case "linear":
+            fall = left
+        case "1-sqrt":
+            fall = 1 - math.sqrt(1 - left)
+        case "cosine":
+            fall = (1 - math.cos(math.pi * left)) / 2
+    return schedule.floor + (1 - schedule.floor) * fall
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any], steps: int) -> Recipe:

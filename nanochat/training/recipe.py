@@ -15,7 +15,7 @@ from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.loss import Objective
 from nanochat.training.roles import OptimizerSettings, require_roles
-from nanochat.training.values import CHECKED, Count, NotNegative, Whole
+from nanochat.training.values import CHECKED, Count, NotNegative, Share, Whole
 from nanochat.weights import named_leaves
 
 __all__ = [
@@ -61,11 +61,23 @@ class Schedule:
     Parameters
     ----------
     warmup_steps, decay_steps : int
-        They rise linearly over the first, stay, and fall linearly to zero over the last.
+        They rise linearly over the first, stay, and fall over the last: without these they are constant, and with all
+        steps but the first it is no more than a fall.
+    tail : {"linear", "1-sqrt", "cosine"}
+        How they fall: along a line, one minus the root of the share that is done, or half a cosine.
+    floor : float
+        To where they fall.
+
+    References
+    ----------
+    .. [1] A. Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", 2024, section
+       3. arXiv:2405.18392
     """
 
     warmup_steps: Whole = 40
     decay_steps: Whole = 0
+    tail: Literal["linear", "1-sqrt", "cosine"] = "linear"
+    floor: Share = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -1,6 +1,7 @@
 """A run is a list of phases, each with settings of its own, and goes on exactly in any of them."""
 
 import json
+import math
 import re
 import signal
 from pathlib import Path
@@ -58,6 +59,38 @@ def test_a_schedule_of_a_phase_is_over_its_steps_and_another_over_the_run() -> N
     assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factors[8:10] == [0.5, 1.0]
     assert factors[16:] == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("tail", "three_quarters", "half"),
+    [
+        ("linear", 0.75, 0.5),
+        ("1-sqrt", 0.5, 1 - math.sqrt(0.5)),
+        ("cosine", 0.5 + math.sqrt(0.125), 0.5),
+    ],
+)
+def test_the_rate_falls_along_its_tail_to_its_floor(
+    tail: str, three_quarters: float, half: float
+) -> None:
+    schedule = {"warmup_steps": 2, "decay_steps": 8, "tail": tail, "floor": 0.1}
+    (stage,) = stages(recipe(steps=20, schedule=schedule))
+
+    factors = [learning_rate_factor(stage, step) for step in range(20)]
+
+    assert factors[:13] == [0.5] + [1.0] * 12
+    assert factors[14] == pytest.approx(0.1 + 0.9 * three_quarters)
+    assert factors[16] == pytest.approx(0.1 + 0.9 * half)
+    assert 0.1 < factors[19] < factors[18]
+
+
+def test_half_a_cosine_over_a_whole_run_is_a_schedule() -> None:
+    schedule = {"warmup_steps": 0, "decay_steps": 100, "tail": "cosine"}
+    (stage,) = stages(recipe(steps=100, schedule=schedule))
+
+    factors = [learning_rate_factor(stage, step) for step in range(100)]
+
+    expected = [(1 + math.cos(math.pi * step / 100)) / 2 for step in range(100)]
+    assert factors == pytest.approx(expected)
 
 
 def test_a_schedule_of_a_phase_has_nothing_of_that_of_the_run() -> None:
