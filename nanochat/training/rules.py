@@ -4,7 +4,7 @@ A rule is a pure function of arrays, written with the operators that torch tenso
 may be Python numbers. Leading axes of a parameter stack equal shapes, so that one call updates many.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -41,11 +41,13 @@ _POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+# Jordan's quintic, the same five times; github.com/KellerJordan/Muon, commit 857d1ad.
+_POLYNOMIALS = {"polar-express": _POLAR_EXPRESS, "jordan": ((3.4445, -4.7750, 2.0315),) * 5}
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Muon:
-    """Nesterov momentum, made orthogonal, for matrices.
+    """Momentum, made orthogonal, for matrices.
 
     Parameters
     ----------
@@ -54,19 +56,32 @@ class Muon:
         Peak learning rate.
     weight_decay : float
         Share of the learning rate by which a parameter shrinks.
+    cautious : bool
+        Whether only numbers shrink that the update makes smaller, too.
     momentum : float
         Of the average of gradients.
+    nesterov : bool
+        Whether the gradient counts once more than in that average.
+    polynomials : {"polar-express", "jordan"}
+        What makes the average orthogonal: singular values of 0.86 to 1.14, or of 0.68 to 1.13.
     iterations : int
-        Polynomials that make the average orthogonal, up to five.
+        How many of them, up to five.
+    scale : {"shape", "rms"}
+        For R rows and C columns, an update has ``sqrt(max(1, R / C))`` times the rate, or ``0.2 sqrt(max(R, C))``, with
+        which AdamW's rates serve.
     """
 
     rule: Literal["muon"] = "muon"
     rate: Positive = 0.02
     weight_decay: NotNegative = 0.0
+    cautious: bool = False
     momentum: Share = 0.95
+    nesterov: bool = True
+    polynomials: Literal["polar-express", "jordan"] = "polar-express"
     iterations: Annotated[int, Field(ge=1, le=len(_POLAR_EXPRESS), strict=True)] = len(
         _POLAR_EXPRESS
     )
+    scale: Literal["shape", "rms"] = "shape"
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -124,19 +139,27 @@ def muon(
 ) -> tuple[Array, State]:
     """Parameters and state after a step of Muon; for matrices (..., R, C).
 
-    The update is scaled by ``sqrt(max(1, R / C))``, so one learning rate (about 0.02) serves every shape.
-
     References
     ----------
-    .. [1] github.com/KellerJordan/Muon, commit 857d1ad.
+    .. [1] K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024. github.com/KellerJordan/Muon
+    .. [2] J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2, of the scale. arXiv:2502.16982
+    .. [3] L. Chen et al., "Cautious Weight Decay", 2025, algorithm 1. arXiv:2510.12402
     """
     del step
     average = state.get("average")
     average = gradient if average is None else average * settings.momentum + gradient
-    update = orthogonalize(gradient + average * settings.momentum, settings.iterations)
+    seen = gradient + average * settings.momentum if settings.nesterov else average
+    update = orthogonalize(seen, _POLYNOMIALS[settings.polynomials][: settings.iterations])
     rows, columns = parameter.shape[-2:]
-    scaled = rate * max(1.0, rows / columns) ** 0.5
-    return parameter * (1 - rate * settings.weight_decay) - update * scaled, {"average": average}
+    scale = (
+        max(1.0, rows / columns) ** 0.5
+        if settings.scale == "shape"
+        else 0.2 * max(rows, columns) ** 0.5
+    )
+    decay = rate * settings.weight_decay
+    if settings.cautious and decay:
+        decay = (update * parameter > 0) * decay
+    return parameter * (1 - decay) - update * (rate * scale), {"average": average}
 
 
 def adamw(
@@ -177,8 +200,10 @@ def lion(
     return parameter, {"average": average * second_beta + gradient * (1 - second_beta)}
 
 
-def orthogonalize(matrix: Array, iterations: int = len(_POLAR_EXPRESS)) -> Array:
-    """The nearest matrix with singular values of about 1 (0.86 to 1.14), over the last two axes.
+def orthogonalize(
+    matrix: Array, polynomials: Sequence[tuple[float, float, float]] = _POLAR_EXPRESS
+) -> Array:
+    """The nearest matrix with singular values of about 1, over the last two axes.
 
     Each polynomial is one of the Gram matrix. Where that is a third as large, all of them are multiplied first: 1.4 to
     1.8 times as fast there, equal to 3e-5, and no faster where it is half as large.
@@ -192,19 +217,19 @@ def orthogonalize(matrix: Array, iterations: int = len(_POLAR_EXPRESS)) -> Array
     norm = (x**2).sum((-2, -1), keepdims=True) ** 0.5
     x = x / (norm * 1.01 + 1e-7)
     if x.shape[-1] >= 3 * x.shape[-2]:
-        x = _by_gram(x, iterations)
+        x = _by_gram(x, polynomials)
     else:
-        for a, b, c in _POLAR_EXPRESS[:iterations]:
+        for a, b, c in polynomials:
             gram = x @ _transpose(x)
             x = x * a + (gram * b + gram @ gram * c) @ x
     return _transpose(x) if tall else x
 
 
-def _by_gram(x: Array, iterations: int) -> Array:
+def _by_gram(x: Array, polynomials: Sequence[tuple[float, float, float]]) -> Array:
     """The same for a wide matrix: the product of the polynomials is a number plus a matrix, and meets x once."""
     gram = x @ _transpose(x)
     number, matrix, rest = 1.0, None, None
-    for before, (a, b, c) in pairwise([(0.0, 0.0, 0.0), *_POLAR_EXPRESS[:iterations]]):
+    for before, (a, b, c) in pairwise([(0.0, 0.0, 0.0), *polynomials]):
         if matrix is not None:
             # The Gram matrix after a polynomial has it as a factor on both sides.
             for _ in range(2):

@@ -1,5 +1,8 @@
 """Update rules against the frameworks' own and against linear algebra."""
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -75,9 +78,58 @@ def test_wide_and_tall_matrices_are_made_orthogonal_by_the_same_polynomials(
         gram = expected @ expected.mT
         expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
 
-    found = orthogonalize(matrix(*shape), iterations)
+    found = orthogonalize(matrix(*shape), _POLAR_EXPRESS[:iterations])
 
     torch.testing.assert_close(found.double(), expected.mT if tall else expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("scale", ["shape", "rms"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_takes_the_same_three_steps_as_torch(
+    scale: Literal["shape", "rms"], nesterov: bool
+) -> None:
+    ours, gradients = matrix(48, 16), [matrix(48, 16) * s for s in (1.0, -0.3, 2.0)]
+    theirs = torch.nn.Parameter(ours.clone())
+    adjust = {"shape": "original", "rms": "match_rms_adamw"}[scale]
+    optimizer = torch.optim.Muon(
+        [theirs], lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn=adjust
+    )
+    settings = Muon(
+        weight_decay=0.1, momentum=0.9, nesterov=nesterov, polynomials="jordan", scale=scale
+    )
+    start, state = ours, dict[str, torch.Tensor]()
+
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = muon(ours, gradient, state, settings, rate=0.02, step=step)
+        theirs.grad = gradient.clone()
+        optimizer.step()
+
+    # Theirs multiplies in bfloat16.
+    error = (ours - theirs.detach()).norm() / (ours - start).norm()
+    assert error < 0.02
+
+
+def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
+    settings = Muon(polynomials="jordan")
+    moved, _ = muon(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)
+
+    values = torch.linalg.svdvals(moved)
+    assert values.max() < 1.2
+    # Of random matrices some are nearly singular, which it does not bring up.
+    assert values.median() > 0.68
+
+
+def test_cautious_decay_shrinks_what_the_update_makes_smaller() -> None:
+    start, gradient = matrix(16, 16), matrix(16, 16).flip(0)
+    settings = Muon(weight_decay=0.5)
+    plain, _ = muon(start, gradient, {}, Muon(), rate=0.1, step=1)
+    all_of_it, _ = muon(start, gradient, {}, settings, rate=0.1, step=1)
+
+    found, _ = muon(start, gradient, {}, replace(settings, cautious=True), rate=0.1, step=1)
+
+    smaller = (plain - start) * start < 0
+    assert 0.2 < smaller.float().mean() < 0.8
+    torch.testing.assert_close(found, torch.where(smaller, all_of_it, plain))
 
 
 def test_a_stack_of_matrices_is_updated_like_each_alone() -> None:
@@ -95,7 +147,7 @@ def test_the_rules_run_on_mlx_arrays() -> None:
     mx = pytest.importorskip("mlx.core")
     start, gradient = matrix(4, 8), matrix(4, 8)
 
-    for settings in (Muon(), AdamW(), Lion()):
+    for settings in (Muon(), Muon(weight_decay=0.1, cautious=True), AdamW(), Lion()):
         rule = RULES[settings.rule]
         arrays = mx.array(start.numpy()), mx.array(gradient.numpy())
         moved, _ = rule(*arrays, {}, settings, rate=0.02, step=1)
