@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nanochat.errors import InputError, NumericError, ShapeError
 
 __all__ = ["Drawn", "Draws", "log_sum_exp", "require_finite", "require_rows", "sample"]
-__all__ += ["top_logprobs", "uniform"]
+__all__ += ["SEED_OF_ZERO", "top_logprobs", "uniform"]
 
 _LARGEST = np.finfo(np.float32).max
 
@@ -213,6 +213,10 @@ def require_finite(logits: NDArray[np.float32]) -> None:
         )
 
 
+# What seed 0 stands for: no seed is as large.
+SEED_OF_ZERO = 0xD1B54A32D192ED03
+
+
 def uniform(seed: int, position: int, ids: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return each token's number between 0 and 1, which depends on these three alone.
 
@@ -241,7 +245,8 @@ def uniform(seed: int, position: int, ids: NDArray[np.integer]) -> NDArray[np.fl
 
 
 def _keys(seed: int, position: int) -> tuple[np.uint32, np.uint32]:
-    key = _mix(_mix(int(seed)) + int(position) * 0x9E3779B97F4A7C15)
+    # Mixing leaves zero as it is, with which token 0 would win every first draw of seed 0.
+    key = _mix(_mix(int(seed) or SEED_OF_ZERO) + int(position) * 0x9E3779B97F4A7C15)
     return np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
 
 

@@ -60,6 +60,14 @@ def test_seeds_have_independent_numbers(shift: int) -> None:
     assert abs(deviation(paired(found[1:], found[:-1]))) < 4
 
 
+def test_no_token_has_its_number_from_zeros_alone() -> None:
+    # Mixing leaves zero as it is: seed, position and token must not all be zero in it.
+    numbers = uniform(0, 0, np.arange(4096))
+
+    assert numbers.argmin() != 0
+    assert 1e-6 < numbers.min() < 1e-2
+
+
 def test_a_seed_is_no_shift_of_positions() -> None:
     found = random_bytes(44, seeds=range(9), positions=range(9))
 

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from nanochat.backends.numba.runtime.compilation import kernel
 from nanochat.backends.numba.runtime.vectors import scratch
+from nanochat.draws import SEED_OF_ZERO
 
 __all__ = ["inverse_of", "keys", "race"]
+
+_SEED_OF_ZERO = np.uint64(SEED_OF_ZERO)
 
 _Array = NDArray[np.float32]
 _Ids = NDArray[np.int32]
@@ -89,9 +92,8 @@ def inverse_of(temperature: float) -> np.float32:
 @kernel
 def keys(seed: int, position: int) -> tuple[np.uint32, np.uint32]:
     """What a row's numbers are keyed by."""
-    key = _mix(
-        np.uint64(_mix(np.uint64(seed)) + np.uint64(position) * np.uint64(0x9E3779B97F4A7C15))
-    )
+    mixed = _mix(_SEED_OF_ZERO if seed == 0 else np.uint64(seed))
+    key = _mix(np.uint64(mixed + np.uint64(position) * np.uint64(0x9E3779B97F4A7C15)))
     return np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
 
 
