@@ -151,7 +151,7 @@ def train(
     require_packages("train", "torch", "pydantic", "safetensors")
     if tensorboard:
         require_packages("tensorboard", "tensorboard")
-    from nanochat.training.plan import events, plan, recipe_of
+    from nanochat.training.plan import events, plan, recipe_of, run_watched
     from nanochat.training.progress import progress
     from nanochat.training.run_log import HELD_OUT
 
@@ -183,16 +183,17 @@ def train(
             f"another run with --start {out} and more --set steps"
         )
     last: dict[str, object] = {}
-    board = events(wanted=tensorboard)(out, trainer.step)
-    with board as add, progress(recipe, trainer.step, compiling=compile_model) as (show, watch):
 
-        def keep(entry: "LogEntry") -> None:
-            if HELD_OUT in entry.values:
-                last.update(step=entry.step, **entry.values)
-            add(entry)
-            show(entry)
+    def keep(entry: "LogEntry") -> None:
+        if HELD_OUT in entry.values:
+            last.update(step=entry.step, **entry.values)
 
-        finished = trainer.run(keep, watch)
+    finished = run_watched(
+        trainer,
+        events(wanted=tensorboard)(out, trainer.step),
+        progress(recipe, trainer.step, compiling=compile_model),
+        keep,
+    )
     if not finished:
         note(f"stopped after step {trainer.step}, which is saved; go on with --resume")
     elif (out / "model").exists():

@@ -8,7 +8,7 @@ import dataclasses
 import time
 
 from nanochat.errors import ConfigError
-from nanochat.training.recipe import ENDLESS, Recipe
+from nanochat.training.recipe import Recipe
 
 __all__ = ["Budget", "seconds_of"]
 
@@ -32,15 +32,13 @@ class Budget:
         return time.monotonic() - self._begin
 
     def ending(self, recipe: Recipe, step: int, *, last_tokens: int) -> Recipe | None:
-        """The recipe with its steps, if they must be decided now; call it after each step.
+        """The recipe with its steps, if they must be decided now; call it after each step until they are.
 
         Parameters
         ----------
         last_tokens : int
             Tokens of the last evaluation, of which a pass forward takes a third of one with gradients.
         """
-        if recipe.steps != ENDLESS:
-            return None
         # The first step of a process compiles.
         if self._paced is None:
             self._paced = self.spent, step

@@ -1,6 +1,5 @@
 """This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,14 +27,10 @@ from nanochat.training.lock import locked
 from nanochat.training.loss import terms
 from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.module import LanguageModel
-from nanochat.training.monitoring import (
-    code_changes,
-    gradient_norms,
-    sampled_codes,
-)
+from nanochat.training.monitoring import code_changes, gradient_norms, sampled_codes
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
-from nanochat.training.recipe import Recipe, recipe_to_dict
+from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
 from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
 from nanochat.training.run_log import RunLog
 from nanochat.training.setbacks import (
@@ -51,7 +46,7 @@ from nanochat.training.snapshot import (
     holds_run,
     is_last_snapshot,
     largest_numbers,
-    load_machine,
+    load_record,
     load_snapshot,
     remove_leftovers,
     save_snapshot,
@@ -62,9 +57,6 @@ from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
 __all__ = ["LogEntry", "Trainer"]
-
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def _ignore(*_: int) -> None:
@@ -132,7 +124,6 @@ class Trainer:
         self.model = LanguageModel(recipe.model, weights, ops)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
-        self._budget = Budget(0.0)
         self.setbacks = Setbacks()
         self._stage = self._stages[0]
         self._enter({} if start is None else self._restore(start))
@@ -148,10 +139,12 @@ class Trainer:
                 f"{start} is at step {self.step} and the recipe ends at {recipe.steps}: ask for more, with "
                 f"--set steps={2 * self.step}, say"
             )
-        if not resumed:
-            self._budget = Budget(0.0)
-        elif start is not None:
-            warn_of_changes(load_machine(start), self._machine)
+        spent = 0.0
+        if resumed and start is not None:
+            then = load_record(start)
+            spent = then.seconds
+            warn_of_changes(then.machine, self._machine)
+        self._budget = Budget(spent)
         # Whether the log in the directory is of this run, and an entry that its disk had no space for.
         self._begun = resumed
         self._unwritten: LogEntry | None = None
@@ -340,10 +333,10 @@ class Trainer:
         if self.step < self.recipe.steps:
             return self.recipe.run.evaluation_windows
         # A short run on much data would be evaluated for longer than it was trained.
-        return self._trained_windows(self.step)
+        return self._trained_windows()
 
-    def _trained_windows(self, step: int) -> int:
-        trained = num_tokens(self._stages, step) // self._stage.recipe.data.length
+    def _trained_windows(self) -> int:
+        trained = num_tokens(self._stages, self.step) // self._stage.recipe.data.length
         return max(self.recipe.run.evaluation_windows, trained)
 
     def _advance(self) -> dict[str, object]:
@@ -398,9 +391,11 @@ class Trainer:
 
     def _is_decided(self) -> bool:
         """Whether the steps of a run that has a time are decided now."""
+        if self.recipe.steps != ENDLESS:
+            return False
         length = self._stage.recipe.data.length
         there = len(self.held_out.window_starts(min(length, self.held_out.num_tokens - 1)))
-        last = min(self._trained_windows(self.step), there) * length
+        last = min(self._trained_windows(), there) * length
         decided = self._budget.ending(self.recipe, self.step, last_tokens=last)
         if decided is None:
             return False
@@ -451,6 +446,8 @@ class Trainer:
         )
         drop_later_snapshots(self.directory, self.step)
         self._saved = self.step
+        # The pace is measured anew.
+        self._budget = Budget(self._budget.spent)
         return {
             "went_back": f"{error.what}: batches {first} to {last} are left out",
             "last_batch": last,
@@ -476,7 +473,6 @@ class Trainer:
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
         self.step, self.setbacks = snapshot.step, snapshot.setbacks
-        self._budget = Budget(max(snapshot.seconds, self._budget.spent))
         require_states(snapshot.optimizer, self._specs, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))

@@ -32,10 +32,10 @@ from nanochat.training.phases import stages
 from nanochat.training.progress import progress
 from nanochat.training.recipe import ENDLESS, Recipe, merged, recipe_from_dict, recipe_to_dict
 from nanochat.training.settings import change_setting
-from nanochat.training.snapshot import holds_run, load_recipe
+from nanochat.training.snapshot import holds_run, load_record
 from nanochat.zoo.catalog import CATALOG, canonical
 
-__all__ = ["Plan", "events", "find_shape", "plan", "recipe_of", "train"]
+__all__ = ["Plan", "events", "find_shape", "plan", "recipe_of", "run_watched", "train"]
 
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
@@ -43,6 +43,10 @@ _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSIN
 _LENGTHS = ("steps", "tokens_per_parameter", "budget")
 # Settings in an error.
 _MOST_NAMED = 5
+
+
+def _ignore(*_: object) -> None:
+    """What nobody asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +63,12 @@ class Plan:
         Prepared tokens, or the text of which they are made, in the directory of the run.
     start : Path, optional
         The run or snapshot from which it goes on.
-    resumed : bool
-        Whether that is the run itself.
     """
 
     recipe: Recipe
     out: Path
     data: Path | TextSettings
     start: Path | None = None
-    resumed: bool = False
 
     def trainer(
         self, *, device: str = "auto", num_threads: int | None = None, compile_model: bool = True
@@ -153,16 +154,27 @@ def train(
         if show is None
         else nullcontext((show, _ignore))
     )
-    with board(planned.out, trainer.step) as add, shown as (tell, watch):
-
-        def keep(entry: LogEntry) -> None:
-            add(entry)
-            tell(entry)
-
-        finished = trainer.run(keep, watch)
+    finished = run_watched(trainer, board(planned.out, trainer.step), shown)
     if not finished:
         raise KeyboardInterrupt
     return planned.out
+
+
+def run_watched(
+    trainer: Trainer,
+    board: AbstractContextManager[Callable[[LogEntry], None]],
+    shown: AbstractContextManager[tuple[Callable[[LogEntry], None], Callable[[int, int], None]]],
+    see: Callable[[LogEntry], None] = _ignore,
+) -> bool:
+    """Run a trainer with what `events` and `progress` give; `see` is told of each entry first."""
+    with board as add, shown as (show, watch):
+
+        def tell(entry: LogEntry) -> None:
+            see(entry)
+            add(entry)
+            show(entry)
+
+        return trainer.run(tell, watch)
 
 
 def events(
@@ -214,7 +226,7 @@ def plan(
             raise ConfigError(
                 "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
             )
-        recipe, start = load_recipe(out), out
+        recipe, start = load_record(out).recipe, out
         if whole.preset or whole.fields:
             _require_same(_recipe(None, whole, out, ()), recipe, out)
     else:
@@ -230,7 +242,7 @@ def plan(
         found = out / "data"
         if not found.is_dir():
             raise ConfigError("pass what to train on: --data, or a CONFIG with [text]")
-    return Plan(recipe=recipe, out=out, data=found, start=start, resumed=resume)
+    return Plan(recipe=recipe, out=out, data=found, start=start)
 
 
 def find_shape(name: str) -> ModelConfig:
@@ -262,10 +274,6 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of `plan`, which needs neither data nor a directory."""
     return _recipe(preset_name, _read(config), start, changes)
-
-
-def _ignore(*_: object) -> None:
-    """What nobody asked for."""
 
 
 def _read(config: Path | str | Mapping[str, object] | None) -> Configuration:
@@ -369,7 +377,7 @@ def _base(
     if is_whole:
         return {}
     if start is not None:
-        return recipe_to_dict(load_recipe(start))
+        return recipe_to_dict(load_record(start).recipe)
     if not config.fields:
         raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
     if model is None:

@@ -33,8 +33,7 @@ __all__ = [
     "holds_run",
     "is_last_snapshot",
     "largest_numbers",
-    "load_machine",
-    "load_recipe",
+    "load_record",
     "load_snapshot",
     "remove_leftovers",
     "remove_snapshot",
@@ -164,14 +163,9 @@ def snapshot_steps(run: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
 
 
-def load_recipe(directory: Path) -> Recipe:
-    """The recipe of the snapshot in a directory of its own or in that of its run, without its numbers."""
-    return _read_text(find_snapshot(directory))[1].recipe
-
-
-def load_machine(directory: Path) -> Mapping[str, object]:
-    """Where the snapshot in a directory of its own or in that of its run was made, as far as it says."""
-    return _read_text(find_snapshot(directory))[1].machine
+def load_record(directory: Path) -> Snapshot:
+    """The snapshot in a directory of its own or in that of its run, without its numbers."""
+    return _read_text(find_snapshot(directory))[1]
 
 
 def load_snapshot(directory: Path, device: str = "cpu") -> Snapshot:

@@ -10,7 +10,7 @@ from nanochat.training.budget import Budget, seconds_of
 from nanochat.training.loop import LogEntry, Trainer
 from nanochat.training.plan import recipe_of
 from nanochat.training.recipe import ENDLESS, Recipe
-from nanochat.training.snapshot import load_recipe, load_snapshot
+from nanochat.training.snapshot import load_record, load_snapshot
 from tests.training.runs import recipe
 
 
@@ -91,7 +91,7 @@ def test_a_run_of_seconds_ends_and_its_steps_are_saved(data: Path, tmp_path: Pat
 
     (line,) = (entry for entry in seen if "decided_steps" in entry.values)
     factors = [e.values["learning_rate_factor"] for e in seen if "learning_rate_factor" in e.values]
-    assert trainer.step == line.values["decided_steps"] == load_recipe(tmp_path).steps
+    assert trainer.step == line.values["decided_steps"] == load_record(tmp_path).recipe.steps
     assert line.step < trainer.step
     assert factors[-1] == pytest.approx(1 / int(str(line.values["decay_steps"])))
     assert 0.5 < load_snapshot(tmp_path).seconds < 4

@@ -289,18 +289,11 @@ def test_a_damaged_snapshot_is_named(data: Path, tmp_path: Path) -> None:
         Trainer(recipe(), data, tmp_path, start=tmp_path, compile_model=False)
 
 
-def test_a_snapshot_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
-    Trainer(
-        recipe(steps=5, schedule={"decay_steps": 0}),
-        data,
-        tmp_path,
-        num_threads=1,
-        compile_model=False,
-    ).run(quiet)
+def test_a_snapshot_of_another_model_is_refused(short: Path, data: Path) -> None:
     other = recipe(model={"num_layers": 1})
 
     with pytest.raises(TrainingError, match="another model"):
-        Trainer(other, data, tmp_path, start=tmp_path, compile_model=False)
+        Trainer(other, data, short, start=short, compile_model=False)
 
 
 def test_other_data_than_the_snapshot_saw_is_refused(stopped: Path, tmp_path: Path) -> None:
