@@ -14,6 +14,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,7 +31,7 @@ from nanochat.training.phases import num_tokens, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import Recipe
 from nanochat.training.roles import trained_rule
-from nanochat.training.rules import KEPT
+from nanochat.training.rules.rule import kept
 from nanochat.training.updater import MOST_BYTES
 from nanochat.weights import Layer, Spec, map_leaves, named_leaves
 
@@ -127,7 +128,12 @@ def _of_phase(recipe: Recipe) -> Estimate:
     rounded = sum(
         sizes[name] for name, spec in specs.items() if is_latent(spec, recipe.precision.weights)
     )
-    state = sum(sizes[n] * len(KEPT[rule.rule]) for n, rule in rules.items() if rule is not None)
+    state = sum(
+        math.prod(each.shape) * np.dtype(each.dtype).itemsize
+        for name, rule in rules.items()
+        if rule is not None
+        for each in kept(rule, specs[name].shape).values()
+    )
     rows = (data.microbatch or data.batch_size) * data.length
     update = _COPIES * min(MOST_BYTES, _FLOAT * trained)
     tokens = data.batch_size * data.length * recipe.steps
@@ -139,7 +145,7 @@ def _of_phase(recipe: Recipe) -> Estimate:
         flops=flops_per_token(config, data.length) * tokens,
         weights=_FLOAT * (sum(sizes.values()) + rounded),
         gradients=_FLOAT * trained,
-        optimizer=_FLOAT * state,
+        optimizer=state,
         activations=max(update, _activations(recipe, rows)),
     )
 

@@ -473,7 +473,8 @@ class Trainer:
                 f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
             )
         self.step, self.setbacks = snapshot.step, snapshot.setbacks
-        require_states(snapshot.optimizer, self._specs, source=str(start))
+        settings = [stage.recipe.optimizer for stage in stages(snapshot.recipe)]
+        require_states(snapshot.optimizer, self._specs, settings, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))
         return snapshot.optimizer

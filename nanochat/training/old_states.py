@@ -8,7 +8,7 @@ from nanochat.shapes import shapes
 from nanochat.training.phases import stage_at, stages
 from nanochat.training.recipe import Recipe
 from nanochat.training.roles import role_of, rule_of
-from nanochat.training.rules import Rule
+from nanochat.training.rules.rule import Rule
 from nanochat.training.updater import State
 from nanochat.weights import named_leaves
 

@@ -7,7 +7,9 @@ from typing import Literal, get_args
 from pydantic.dataclasses import dataclass
 
 from nanochat.errors import ConfigError
-from nanochat.training.rules import AdamW, Muon, Rule
+from nanochat.training.rules.adamw import AdamW
+from nanochat.training.rules.muon import Muon
+from nanochat.training.rules.rule import Rule
 from nanochat.training.values import CHECKED, Positive
 from nanochat.weights import Spec
 

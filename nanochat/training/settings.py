@@ -15,7 +15,8 @@ from nanochat.training.checks import check_value, owners
 from nanochat.training.flat_recipe import NEW_NAMES
 from nanochat.training.recipe import Recipe
 from nanochat.training.roles import ROLES, OptimizerSettings, rule_of
-from nanochat.training.rules import SETTINGS, Muon
+from nanochat.training.rules.muon import Muon
+from nanochat.training.rules.rule import SETTINGS
 
 __all__ = ["SettingGroup", "change_setting", "setting_groups", "titles"]
 

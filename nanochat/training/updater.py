@@ -1,7 +1,7 @@
 """This file holds what applies one update to all parameters of a model, by the rule of each one's role."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nanochat.errors import TrainingError
 from nanochat.training.module import LanguageModel
 from nanochat.training.roles import OptimizerSettings, role_of, rule_of, trained_rule
-from nanochat.training.rules import KEPT, RULES, Rule
+from nanochat.training.rules.rule import Rule, kept, updated
 from nanochat.weights import Spec
 
 __all__ = ["MOST_BYTES", "State", "Updater", "require_states"]
@@ -21,7 +21,7 @@ MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """What the rule of that name keeps of a parameter after so many updates: by kind, tensors of its shape."""
+    """What the rule of that name keeps of a parameter after so many updates, by kind: see `kept`."""
 
     rule: str
     updates: int = 0
@@ -34,7 +34,7 @@ class Updater:
     Parameters
     ----------
     states : dict of str to State
-        By parameter, what `states` gave before. Those that are absent, or of another rule than the settings', begin
+        By parameter, what `states` gave before. Those that are absent, or not what the settings' rule keeps, begin
         anew; those of parameters that are not trained stay as they are.
     """
 
@@ -48,7 +48,7 @@ class Updater:
         self._clip = settings.clip
         parameters = dict(model.named_parameters())
         going_on = {
-            name: _going_on(states, name, rule_of(settings, role_of(name, spec)))
+            name: _going_on(states.get(name), rule_of(settings, role_of(name, spec)), spec)
             for name, spec in specs.items()
         }
         self._stacks = list(_stacks(parameters, specs, settings, going_on))
@@ -95,7 +95,7 @@ class Updater:
                 [torch.zeros_like(p) if p.grad is None else p.grad for p in stack.parameters]
             )
             stack.updates += 1
-            values, stack.state = RULES[stack.rule.rule](
+            values, stack.state = updated(
                 stack.values,
                 gradients.mul_(shrink),
                 stack.state,
@@ -108,8 +108,14 @@ class Updater:
                 parameter.grad = None
 
 
-def require_states(states: Mapping[str, State], specs: Mapping[str, Spec], *, source: str) -> None:
-    """Refuse states that are not as `Updater.states` gives them; `source` says whose they are.
+def require_states(
+    states: Mapping[str, State],
+    specs: Mapping[str, Spec],
+    settings: Sequence[OptimizerSettings],
+    *,
+    source: str,
+) -> None:
+    """Refuse states that `Updater.states` gives with none of the settings; `source` says whose they are.
 
     Raises
     ------
@@ -117,19 +123,26 @@ def require_states(states: Mapping[str, State], specs: Mapping[str, Spec], *, so
         If that of a parameter is absent, or not as its rule leaves it.
     """
     for name, spec in specs.items():
-        state = states.get(name)
-        rule = "any rule" if state is None else state.rule
-        shapes = {} if state is None else {kind: t.shape for kind, t in state.kept.items()}
-        kinds = KEPT.get(rule, ()) if state is not None and state.updates else ()
-        if rule not in KEPT or shapes != dict.fromkeys(kinds, spec.shape):
+        state, role = states.get(name), role_of(name, spec)
+        if state is None or not any(_fits(state, rule_of(each, role), spec) for each in settings):
+            rule = "its rule" if state is None else state.rule
             raise TrainingError(
                 f"{source} has no optimizer state of {name} as {rule} keeps it: it is damaged; use an earlier snapshot"
             )
 
 
-def _going_on(states: Mapping[str, State], name: str, rule: Rule) -> State:
-    found = states.get(name)
-    return found if found is not None and found.rule == rule.rule else State(rule=rule.rule)
+def _going_on(found: State | None, rule: Rule, spec: Spec) -> State:
+    return found if found is not None and _fits(found, rule, spec) else State(rule=rule.rule)
+
+
+def _fits(state: State, rule: Rule, spec: Spec) -> bool:
+    """Whether a state is one that the rule has left."""
+    found = {kind: (tuple(t.shape), t.dtype) for kind, t in state.kept.items()}
+    wanted = {
+        kind: (tuple(each.shape), getattr(torch, each.dtype))
+        for kind, each in (kept(rule, spec.shape) if state.updates else {}).items()
+    }
+    return state.rule == rule.rule and found == wanted
 
 
 @dataclass(kw_only=True)
@@ -167,7 +180,7 @@ def _stacks(
                 member.data = view
             state = {
                 kind: torch.stack([states[name].kept[kind] for name in part])
-                for kind in (KEPT[rule.rule] if updates else ())
+                for kind in states[part[0]].kept
             }
             yield _Stack(
                 names=part,

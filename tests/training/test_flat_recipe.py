@@ -10,7 +10,9 @@ from nanochat.errors import ConfigError
 from nanochat.training.flat_recipe import nested
 from nanochat.training.recipe import Precision, Recipe, Schedule, recipe_from_dict
 from nanochat.training.roles import ROLES, rule_of
-from nanochat.training.rules import AdamW, Lion, Muon
+from nanochat.training.rules.adamw import AdamW
+from nanochat.training.rules.lion import Lion
+from nanochat.training.rules.muon import Muon
 from nanochat.zoo.hub import resolve
 from tests.training.runs import MODEL, recipe
 

@@ -11,7 +11,9 @@ from nanochat.presets import preset
 from nanochat.training.loss import Objective
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.roles import ROLES
-from nanochat.training.rules import AdamW, Lion, Muon
+from nanochat.training.rules.adamw import AdamW
+from nanochat.training.rules.lion import Lion
+from nanochat.training.rules.muon import Muon
 from nanochat.training.settings import change_setting, setting_groups, titles
 from tests.training.runs import command, options
 

@@ -1,36 +1,16 @@
-"""This file holds the update rules of optimizers, and their settings: Muon for matrices, AdamW and Lion.
+"""This file holds Muon: its settings, its update, and what it keeps."""
 
-A rule is a pure function of arrays, written with the operators that torch tensors and MLX arrays share. Learning rates
-may be Python numbers. Leading axes of a parameter stack equal shapes, so that one call updates many.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from nanochat.training.rules.arrays import Array, Kept, State, transposed
 from nanochat.training.values import CHECKED, NotNegative, Positive, Share
 
-__all__ = [
-    "KEPT",
-    "RULES",
-    "SETTINGS",
-    "AdamW",
-    "Lion",
-    "Muon",
-    "Rule",
-    "State",
-    "adamw",
-    "lion",
-    "muon",
-    "orthogonalize",
-]
-
-# torch tensors and MLX arrays share operators but no type.
-Array = Any
-State = dict[str, Array]
+__all__ = ["Muon", "kept_by_muon", "muon", "orthogonalize"]
 
 # Polar Express: five cubic-in-the-square polynomials, each optimal after the ones before it.
 # N. Amsel et al., 2025, arXiv:2505.16932, table 1.
@@ -84,56 +64,6 @@ class Muon:
     scale: Literal["shape", "rms"] = "shape"
 
 
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class AdamW:
-    """Adam with decoupled weight decay.
-
-    Parameters
-    ----------
-    rule : "adamw"
-    rate : float
-        Peak learning rate.
-    weight_decay : float
-        Share of the learning rate by which a parameter shrinks.
-    first_beta, second_beta : float
-        Of the averages of gradients and of their squares.
-    epsilon : float
-        Is added to the root of the second.
-    """
-
-    rule: Literal["adamw"] = "adamw"
-    rate: Positive = 0.01
-    weight_decay: NotNegative = 0.0
-    first_beta: Share = 0.9
-    second_beta: Share = 0.95
-    epsilon: Positive = 1e-8
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Lion:
-    """The sign of an interpolated momentum; about a tenth of AdamW's learning rate.
-
-    Parameters
-    ----------
-    rule : "lion"
-    rate : float
-        Peak learning rate.
-    weight_decay : float
-        Share of the learning rate by which a parameter shrinks.
-    first_beta, second_beta : float
-        Of the momentum in the direction, and in the average that is kept.
-    """
-
-    rule: Literal["lion"] = "lion"
-    rate: Positive = 0.001
-    weight_decay: NotNegative = 0.0
-    first_beta: Share = 0.9
-    second_beta: Share = 0.99
-
-
-Rule = Annotated[Muon | AdamW | Lion, Field(discriminator="rule")]
-
-
 def muon(
     parameter: Array, gradient: Array, state: State, settings: Muon, *, rate: float, step: int
 ) -> tuple[Array, State]:
@@ -162,44 +92,6 @@ def muon(
     return parameter * (1 - decay) - update * (rate * scale), {"average": average}
 
 
-def adamw(
-    parameter: Array, gradient: Array, state: State, settings: AdamW, *, rate: float, step: int
-) -> tuple[Array, State]:
-    """Parameters and state after a step of AdamW; `step` counts those of this state, from 1.
-
-    References
-    ----------
-    .. [1] I. Loshchilov and F. Hutter, 2019, algorithm 2. arXiv:1711.05101
-    """
-    first_beta, second_beta = settings.first_beta, settings.second_beta
-    first = state.get("first", gradient * 0) * first_beta + gradient * (1 - first_beta)
-    second = state.get("second", gradient * 0) * second_beta + gradient**2 * (1 - second_beta)
-    mean = first / (1 - first_beta**step)
-    root = (second / (1 - second_beta**step)) ** 0.5
-    parameter = parameter * (1 - rate * settings.weight_decay)
-    parameter = parameter - mean / (root + settings.epsilon) * rate
-    return parameter, {"first": first, "second": second}
-
-
-def lion(
-    parameter: Array, gradient: Array, state: State, settings: Lion, *, rate: float, step: int
-) -> tuple[Array, State]:
-    """Parameters and state after a step of Lion.
-
-    References
-    ----------
-    .. [1] X. Chen et al., 2023, algorithm 2. arXiv:2302.06675
-    """
-    del step
-    first_beta, second_beta = settings.first_beta, settings.second_beta
-    average = state.get("average", gradient * 0)
-    direction = average * first_beta + gradient * (1 - first_beta)
-    # Neither operator nor method for the sign is common to torch and MLX; a comparison is.
-    sign = (direction > 0) * 1.0 - (direction < 0) * 1.0
-    parameter = parameter * (1 - rate * settings.weight_decay) - sign * rate
-    return parameter, {"average": average * second_beta + gradient * (1 - second_beta)}
-
-
 def orthogonalize(
     matrix: Array, polynomials: Sequence[tuple[float, float, float]] = _POLAR_EXPRESS
 ) -> Array:
@@ -213,21 +105,21 @@ def orthogonalize(
     .. [1] N. Amsel et al., "The Polar Express", 2025. arXiv:2505.16932
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
-    x = _transpose(matrix) if tall else matrix
+    x = transposed(matrix) if tall else matrix
     norm = (x**2).sum((-2, -1), keepdims=True) ** 0.5
     x = x / (norm * 1.01 + 1e-7)
     if x.shape[-1] >= 3 * x.shape[-2]:
         x = _by_gram(x, polynomials)
     else:
         for a, b, c in polynomials:
-            gram = x @ _transpose(x)
+            gram = x @ transposed(x)
             x = x * a + (gram * b + gram @ gram * c) @ x
-    return _transpose(x) if tall else x
+    return transposed(x) if tall else x
 
 
 def _by_gram(x: Array, polynomials: Sequence[tuple[float, float, float]]) -> Array:
     """The same for a wide matrix: the product of the polynomials is a number plus a matrix, and meets x once."""
-    gram = x @ _transpose(x)
+    gram = x @ transposed(x)
     number, matrix, rest = 1.0, None, None
     for before, (a, b, c) in pairwise([(0.0, 0.0, 0.0), *polynomials]):
         if matrix is not None:
@@ -240,16 +132,7 @@ def _by_gram(x: Array, polynomials: Sequence[tuple[float, float, float]]) -> Arr
     return x * number + matrix @ x
 
 
-def _transpose(x: Array) -> Array:
-    return x.swapaxes(-2, -1)
-
-
-# The update of each, and what it keeps from step to step, of the parameter's shape.
-_UPDATES: Mapping[type[Rule], tuple[Callable[..., tuple[Array, State]], tuple[str, ...]]] = {
-    Muon: (muon, ("average",)),
-    AdamW: (adamw, ("first", "second")),
-    Lion: (lion, ("average",)),
-}
-SETTINGS: Mapping[str, type[Rule]] = {kind().rule: kind for kind in _UPDATES}
-RULES = {name: _UPDATES[kind][0] for name, kind in SETTINGS.items()}
-KEPT = {name: _UPDATES[kind][1] for name, kind in SETTINGS.items()}
+def kept_by_muon(settings: Muon, shape: Sequence[int]) -> dict[str, Kept]:
+    """What it keeps of a parameter of that shape."""
+    del settings
+    return {"average": Kept(shape)}

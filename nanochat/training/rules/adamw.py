@@ -1,0 +1,61 @@
+"""This file holds AdamW: its settings, its update, and what it keeps."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from nanochat.training.rules.arrays import Array, Kept, State
+from nanochat.training.values import CHECKED, NotNegative, Positive, Share
+
+__all__ = ["AdamW", "adamw", "kept_by_adamw"]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class AdamW:
+    """Adam with decoupled weight decay.
+
+    Parameters
+    ----------
+    rule : "adamw"
+    rate : float
+        Peak learning rate.
+    weight_decay : float
+        Share of the learning rate by which a parameter shrinks.
+    first_beta, second_beta : float
+        Of the averages of gradients and of their squares.
+    epsilon : float
+        Is added to the root of the second.
+    """
+
+    rule: Literal["adamw"] = "adamw"
+    rate: Positive = 0.01
+    weight_decay: NotNegative = 0.0
+    first_beta: Share = 0.9
+    second_beta: Share = 0.95
+    epsilon: Positive = 1e-8
+
+
+def adamw(
+    parameter: Array, gradient: Array, state: State, settings: AdamW, *, rate: float, step: int
+) -> tuple[Array, State]:
+    """Parameters and state after a step of AdamW; `step` counts those of this state, from 1.
+
+    References
+    ----------
+    .. [1] I. Loshchilov and F. Hutter, 2019, algorithm 2. arXiv:1711.05101
+    """
+    first_beta, second_beta = settings.first_beta, settings.second_beta
+    first = state.get("first", gradient * 0) * first_beta + gradient * (1 - first_beta)
+    second = state.get("second", gradient * 0) * second_beta + gradient**2 * (1 - second_beta)
+    mean = first / (1 - first_beta**step)
+    root = (second / (1 - second_beta**step)) ** 0.5
+    parameter = parameter * (1 - rate * settings.weight_decay)
+    parameter = parameter - mean / (root + settings.epsilon) * rate
+    return parameter, {"first": first, "second": second}
+
+
+def kept_by_adamw(settings: AdamW, shape: Sequence[int]) -> dict[str, Kept]:
+    """What it keeps of a parameter of that shape."""
+    del settings
+    return {"first": Kept(shape), "second": Kept(shape)}

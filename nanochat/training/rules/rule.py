@@ -1,0 +1,60 @@
+"""This file holds the choice among update rules: the rule of some settings, and what it keeps.
+
+A rule is a pure function of arrays. Learning rates may be Python numbers. Leading axes of a parameter stack equal
+shapes, so that one call updates many.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from nanochat.training.rules.adamw import AdamW, adamw, kept_by_adamw
+from nanochat.training.rules.arrays import Array, Kept, State
+from nanochat.training.rules.lion import Lion, kept_by_lion, lion
+from nanochat.training.rules.muon import Muon, kept_by_muon, muon
+
+__all__ = ["SETTINGS", "Rule", "kept", "updated"]
+
+Rule = Annotated[Muon | AdamW | Lion, Field(discriminator="rule")]
+
+_UPDATES: Mapping[type, Callable[..., tuple[Array, State]]] = {
+    Muon: muon,
+    AdamW: adamw,
+    Lion: lion,
+}
+_KEPT: Mapping[type, Callable[[Any, Sequence[int]], dict[str, Kept]]] = {
+    Muon: kept_by_muon,
+    AdamW: kept_by_adamw,
+    Lion: kept_by_lion,
+}
+# By name.
+SETTINGS: Mapping[str, type[Rule]] = {kind().rule: kind for kind in (Muon, AdamW, Lion)}
+
+
+def updated(
+    parameter: Array, gradient: Array, state: State, settings: Rule, *, rate: float, step: int
+) -> tuple[Array, State]:
+    """A parameter and its state after a step.
+
+    Parameters
+    ----------
+    state : dict of str to array
+        What the step before left; empty at the first.
+    rate : float
+        Learning rate of this step, which stands for that of the settings.
+    step : int
+        Number of this step since the state was empty, from 1.
+    """
+    return _UPDATES[type(settings)](parameter, gradient, state, settings, rate=rate, step=step)
+
+
+def kept(settings: Rule, shape: Sequence[int]) -> dict[str, Kept]:
+    """What a rule keeps of a parameter of that shape, after its first step.
+
+    Examples
+    --------
+    >>> kept(AdamW(), (4, 8))["second"]
+    Kept(shape=(4, 8), dtype='float32')
+    """
+    return _KEPT[type(settings)](settings, shape)
