@@ -132,9 +132,9 @@ class RunSettings:
 class Phase:
     """A part of a run, and the groups of settings that are other in it, with those settings.
 
-    What the optimizer keeps of a parameter goes on as long as its rule does, and batches as long as the settings of the
-    data are the same. A phase with a schedule has one of its own, over its steps and with nothing of the run's;
-    all others share that.
+    What the optimizer keeps of a parameter goes on as long as its rule keeps the same, and batches as long as the
+    settings of the data are the same. A phase with a schedule has one of its own, over its steps and with nothing of
+    the run's; all others share that.
     """
 
     steps: Count

@@ -54,9 +54,11 @@ PLACES = ("batch", "update", "evaluation", "files", "deletion", "log")
 
 
 def settings() -> Recipe:
-    """Two phases, microbatches, and snapshots and evaluations that seldom meet."""
+    """Two phases, microbatches, state in eight bits, and snapshots and evaluations that seldom meet."""
+    muon = {"average": "int8", "row_beta": 0.9, "momentum_warmup_steps": 20}
     return recipe(
         steps=STEPS,
+        optimizer={"matrices": muon},
         data={"batch_size": 4, "microbatch": 2},
         run={"evaluate_every": 7, "snapshot_every": 5, "evaluation_windows": 2},
         phases=[

@@ -1,16 +1,27 @@
 """Update rules against the frameworks' own and against linear algebra."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from nanochat.training.rules.adamw import AdamW, adamw
+from nanochat.training.rules.arrays import Kept
+from nanochat.training.rules.blocks import dequantized, quantized
 from nanochat.training.rules.lion import Lion, lion
 from nanochat.training.rules.muon import _POLAR_EXPRESS, Muon, muon, orthogonalize
-from nanochat.training.rules.rule import updated
+from nanochat.training.rules.rule import Rule, kept, updated
+
+RULES_WITH_STATES: list[Rule] = [
+    Muon(),
+    Muon(average="int8"),
+    Muon(row_beta=0.95),
+    Muon(average="int8", row_beta=0.95),
+    AdamW(),
+    Lion(),
+]
 
 
 def matrix(*shape: int) -> torch.Tensor:
@@ -102,6 +113,101 @@ def test_muon_takes_the_same_three_steps_as_torch(
     assert error < 0.02
 
 
+def float64_muon(
+    start: torch.Tensor,
+    gradients: list[torch.Tensor],
+    momenta: list[float],
+    *,
+    row_beta: float = 0.0,
+    block: int = 0,
+) -> torch.Tensor:
+    """Steps of Muon as its papers write them, one matrix, rate 0.1, in float64."""
+    weight, average = start.double(), torch.zeros_like(start).double()
+    rows = torch.zeros(len(start), 1).double()
+    for gradient, momentum in zip(gradients, momenta, strict=True):
+        average = momentum * average + gradient.double()
+        update = orthogonalize(gradient.double() + momentum * average)
+        if row_beta:
+            rows = row_beta * rows + (1 - row_beta) * update.square().mean(1, keepdim=True)
+            even = update / rows.sqrt()
+            update = even * update.norm() / even.norm()
+        weight = weight - 0.1 * max(1, len(start) / start.shape[1]) ** 0.5 * update
+        if block:
+            blocks = average.view(-1, block)
+            scales = blocks.abs().amax(1, keepdim=True) / 127
+            average = (torch.round(blocks / scales) * scales).view(average.shape)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "momenta", "others"),
+    [
+        pytest.param(Muon(), [0.95, 0.95, 0.95], {}, id="muon"),
+        pytest.param(Muon(row_beta=0.9), [0.95, 0.95, 0.95], {"row_beta": 0.9}, id="normuon"),
+        pytest.param(Muon(average="int8"), [0.95, 0.95, 0.95], {"block": 1536}, id="int8"),
+        pytest.param(
+            Muon(first_momentum=0.8, momentum=0.9, momentum_warmup_steps=2),
+            [0.8, 0.85, 0.9],
+            {},
+            id="warm-up",
+        ),
+    ],
+)
+@pytest.mark.parametrize("num_matrices", [1, 3])
+def test_muon_takes_the_steps_of_its_papers(
+    settings: Muon, momenta: list[float], others: dict[str, Any], num_matrices: int
+) -> None:
+    start = matrix(num_matrices, 96, 48)
+    gradients = [matrix(num_matrices, 96, 48).roll(k, 1) * (k + 1.0) for k in range(3)]
+    ours, state = start, dict[str, torch.Tensor]()
+
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = muon(ours, gradient, state, settings, rate=0.1, step=step)
+
+    expected = torch.stack(
+        [
+            float64_muon(each, [gradient[i] for gradient in gradients], momenta, **others)
+            for i, each in enumerate(start)
+        ]
+    )
+    # Of an update, whose numbers are about 0.1: a code that rounds to the other side moves it.
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", RULES_WITH_STATES, ids=repr)
+@pytest.mark.parametrize("shape", [(96, 48), (7, 11), (2, 64, 96)], ids=str)
+def test_a_rule_keeps_what_it_says(settings: Rule, shape: tuple[int, ...]) -> None:
+    _, state = updated(matrix(*shape), matrix(*shape), {}, settings, rate=0.1, step=1)
+
+    found = {kind: Kept(tuple(x.shape), str(x.dtype)[6:]) for kind, x in state.items()}  # type: ignore[arg-type]  # a name
+    assert found == kept(settings, shape)
+
+
+def test_an_average_in_eight_bits_takes_a_quarter_of_the_bytes() -> None:
+    def num_bytes(settings: Muon) -> int:
+        _, state = muon(matrix(256, 384), matrix(256, 384), {}, settings, rate=0.1, step=1)
+        return sum(each.nbytes for each in state.values())
+
+    assert num_bytes(Muon(average="int8")) < 0.27 * num_bytes(Muon())
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (7, 11), (2, 3, 5)], ids=str)
+def test_numbers_in_eight_bits_are_within_half_a_scale(shape: tuple[int, ...]) -> None:
+    numbers = matrix(*shape)
+    numbers[..., 0, :] *= 100
+
+    codes, scales = quantized(numbers)
+
+    assert codes.dtype == torch.int8
+    assert (dequantized(codes, scales) - numbers).abs().max() <= 0.501 * scales.max()
+
+
+def test_a_block_of_zeros_in_eight_bits_stays_zero() -> None:
+    codes, scales = quantized(torch.zeros(4, 8))
+
+    assert not dequantized(codes, scales).any()
+
+
 def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
     settings = Muon(polynomials="jordan")
     moved, _ = muon(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)
@@ -125,23 +231,39 @@ def test_cautious_decay_shrinks_what_the_update_makes_smaller() -> None:
     torch.testing.assert_close(found, torch.where(smaller, all_of_it, plain))
 
 
-def test_a_stack_of_matrices_is_updated_like_each_alone() -> None:
-    start, gradient = matrix(3, 8, 16), matrix(3, 8, 16)
+@pytest.mark.parametrize("settings", RULES_WITH_STATES, ids=repr)
+def test_a_stack_of_matrices_is_updated_like_each_alone(settings: Rule) -> None:
+    start, gradients = matrix(3, 16, 32), [matrix(3, 16, 32), matrix(3, 16, 32).flip(1)]
+    together, state = start, dict[str, torch.Tensor]()
+    alone, states = list(start), [dict[str, torch.Tensor]() for _ in start]
 
-    together, _ = muon(start, gradient, {}, Muon(), rate=0.02, step=1)
-    alone = torch.stack(
-        [muon(start[i], gradient[i], {}, Muon(), rate=0.02, step=1)[0] for i in range(3)]
-    )
+    for step, gradient in enumerate(gradients, start=1):
+        together, state = updated(together, gradient, state, settings, rate=0.02, step=step)
+        for i in range(3):
+            alone[i], states[i] = updated(
+                alone[i], gradient[i], states[i], settings, rate=0.02, step=step
+            )
 
-    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, torch.stack(alone))
+    for kind, values in state.items():
+        # A code may round to the other side.
+        tolerance = 1 if values.dtype == torch.int8 else 1e-5
+        each = torch.stack([one[kind] for one in states])
+        torch.testing.assert_close(values, each, rtol=1e-5, atol=tolerance)
 
 
-def test_the_rules_run_on_mlx_arrays() -> None:
+@pytest.mark.parametrize("settings", RULES_WITH_STATES, ids=repr)
+def test_a_rule_takes_the_same_steps_on_mlx_arrays(settings: Rule) -> None:
     mx = pytest.importorskip("mlx.core")
-    start, gradient = matrix(4, 8), matrix(4, 8)
+    gradients = [matrix(4, 8), matrix(4, 8).flip(1), matrix(4, 8).flip(0)]
+    ours, state = matrix(4, 8), dict[str, torch.Tensor]()
+    theirs, their_state = mx.array(ours.numpy()), dict[str, Any]()
 
-    for settings in (Muon(), Muon(weight_decay=0.1, cautious=True), AdamW(), Lion()):
-        arrays = mx.array(start.numpy()), mx.array(gradient.numpy())
-        moved, _ = updated(*arrays, {}, settings, rate=0.02, step=1)
-        expected, _ = updated(start, gradient, {}, settings, rate=0.02, step=1)
-        np.testing.assert_allclose(np.array(moved), expected.numpy(), atol=1e-4)
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = updated(ours, gradient, state, settings, rate=0.02, step=step)
+        theirs, their_state = updated(
+            theirs, mx.array(gradient.numpy()), their_state, settings, rate=0.02, step=step
+        )
+
+    np.testing.assert_allclose(np.array(theirs), ours.numpy(), atol=1e-4)
+    assert state.keys() == their_state.keys()

@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State, transposed
-from nanochat.training.values import CHECKED, NotNegative, Positive, Share
+from nanochat.training.rules.blocks import dequantized, kept_as_codes, quantized
+from nanochat.training.values import CHECKED, NotNegative, Positive, Share, Whole
 
 __all__ = ["Muon", "kept_by_muon", "muon", "orthogonalize"]
 
@@ -27,7 +28,7 @@ _POLYNOMIALS = {"polar-express": _POLAR_EXPRESS, "jordan": ((3.4445, -4.7750, 2.
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Muon:
-    """Momentum, made orthogonal, for matrices.
+    """Momentum, made orthogonal, for matrices; NorMuon with a `row_beta`, 8-bit Muon with an average in int8.
 
     Parameters
     ----------
@@ -40,12 +41,19 @@ class Muon:
         Whether only numbers shrink that the update makes smaller, too.
     momentum : float
         Of the average of gradients.
+    first_momentum, momentum_warmup_steps : float, int
+        From what it rises to that, and in how many steps.
+    average : {"float32", "int8"}
+        What the average is kept in; int8 has a scale for 2,048 numbers, and takes a quarter of the memory.
     nesterov : bool
         Whether the gradient counts once more than in that average.
     polynomials : {"polar-express", "jordan"}
         What makes the average orthogonal: singular values of 0.86 to 1.14, or of 0.68 to 1.13.
     iterations : int
         How many of them, up to five.
+    row_beta : float
+        Of the average of each row's squares in the orthogonal matrix, by whose root it is divided, such as 0.95; 0
+        leaves rows as they are.
     scale : {"shape", "rms"}
         For R rows and C columns, an update has ``sqrt(max(1, R / C))`` times the rate, or ``0.2 sqrt(max(R, C))``, with
         which AdamW's rates serve.
@@ -56,11 +64,15 @@ class Muon:
     weight_decay: NotNegative = 0.0
     cautious: bool = False
     momentum: Share = 0.95
+    first_momentum: Share = 0.85
+    momentum_warmup_steps: Whole = 0
+    average: Literal["float32", "int8"] = "float32"
     nesterov: bool = True
     polynomials: Literal["polar-express", "jordan"] = "polar-express"
     iterations: Annotated[int, Field(ge=1, le=len(_POLAR_EXPRESS), strict=True)] = len(
         _POLAR_EXPRESS
     )
+    row_beta: Share = 0.0
     scale: Literal["shape", "rms"] = "shape"
 
 
@@ -74,12 +86,21 @@ def muon(
     .. [1] K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024. github.com/KellerJordan/Muon
     .. [2] J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2, of the scale. arXiv:2502.16982
     .. [3] L. Chen et al., "Cautious Weight Decay", 2025, algorithm 1. arXiv:2510.12402
+    .. [4] Z. Li et al., "NorMuon", 2025, algorithm 1. arXiv:2510.05491
+    .. [5] A. Gupta et al., "Effective Quantization of Muon Optimizer States", 2025, section 3. arXiv:2509.23106
     """
-    del step
-    average = state.get("average")
-    average = gradient if average is None else average * settings.momentum + gradient
-    seen = gradient + average * settings.momentum if settings.nesterov else average
+    momentum = _momentum(settings, step)
+    before = state.get("average", 0.0)
+    if "codes" in state:
+        before = dequantized(state["codes"], state["scales"])
+    average = before * momentum + gradient
+    seen = gradient + average * momentum if settings.nesterov else average
     update = orthogonalize(seen, _POLYNOMIALS[settings.polynomials][: settings.iterations])
+    left = {"average": average}
+    if settings.average == "int8":
+        left = dict(zip(("codes", "scales"), quantized(average), strict=True))
+    if settings.row_beta:
+        update, left["rows"] = _even(update, state.get("rows", 0.0), settings.row_beta)
     rows, columns = parameter.shape[-2:]
     scale = (
         max(1.0, rows / columns) ** 0.5
@@ -89,7 +110,17 @@ def muon(
     decay = rate * settings.weight_decay
     if settings.cautious and decay:
         decay = (update * parameter > 0) * decay
-    return parameter * (1 - decay) - update * (rate * scale), {"average": average}
+    return parameter * (1 - decay) - update * (rate * scale), left
+
+
+def kept_by_muon(settings: Muon, shape: Sequence[int]) -> dict[str, Kept]:
+    """What it keeps of a parameter of that shape."""
+    found = {"average": Kept(shape)}
+    if settings.average == "int8":
+        found = dict(zip(("codes", "scales"), kept_as_codes(shape), strict=True))
+    if settings.row_beta:
+        found["rows"] = Kept((*shape[:-1], 1))
+    return found
 
 
 def orthogonalize(
@@ -132,7 +163,17 @@ def _by_gram(x: Array, polynomials: Sequence[tuple[float, float, float]]) -> Arr
     return x * number + matrix @ x
 
 
-def kept_by_muon(settings: Muon, shape: Sequence[int]) -> dict[str, Kept]:
-    """What it keeps of a parameter of that shape."""
-    del settings
-    return {"average": Kept(shape)}
+def _momentum(settings: Muon, step: int) -> float:
+    """That of a step, counted from 1."""
+    if step > settings.momentum_warmup_steps:
+        return settings.momentum
+    share = (step - 1) / settings.momentum_warmup_steps
+    return settings.first_momentum + (settings.momentum - settings.first_momentum) * share
+
+
+def _even(update: Array, squares: Array, beta: float) -> tuple[Array, Array]:
+    """Rows of about the same length, and the average of their squares; the matrix is as large as before."""
+    squares = squares * beta + (update**2).mean(-1, keepdims=True) * (1 - beta)
+    even = update / (squares**0.5 + 1e-10)
+    sizes = [(x**2).sum((-2, -1), keepdims=True) ** 0.5 for x in (update, even)]
+    return even * (sizes[0] / (sizes[1] + 1e-10)), squares
