@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from nanochat.errors import ConfigError
 from nanochat.training.rules.adamw import AdamW
+from nanochat.training.rules.low_rank import Projected
 from nanochat.training.rules.muon import Muon
 from nanochat.training.rules.rule import Rule
 from nanochat.training.values import CHECKED, Positive
@@ -96,7 +97,7 @@ def require_roles(settings: OptimizerSettings, specs: Iterable[tuple[str, Spec]]
     Raises
     ------
     ConfigError
-        If a role that is named alone has no parameters, or one of Muon has some that are no matrices.
+        If a role that is named alone has no parameters, or the rule of one needs other matrices than it has.
     """
     found: dict[Role, list[Spec]] = {}
     for name, spec in specs:
@@ -107,10 +108,22 @@ def require_roles(settings: OptimizerSettings, specs: Iterable[tuple[str, Spec]]
                 f"optimizer.only={[*settings.only]}: the model has no {role}: choose among {', '.join(found)}"
             )
     for role, members in found.items():
+        rule = rule_of(settings, role)
         # Several vectors lie in a stack, which would be one matrix.
-        if rule_of(settings, role).rule == "muon" and any(len(s.shape) < 2 for s in members):
+        smallest = min(min(s.shape[-2:]) if len(s.shape) > 1 else 0 for s in members)
+        if isinstance(rule, Muon) and not smallest:
             raise ConfigError(
                 f"optimizer.{role}.rule=muon: the model's {role} are no matrices: choose adamw or lion"
+            )
+        if isinstance(rule, Projected) and rule.rank and rule.rank >= smallest:
+            least = (
+                f"of which there are as few as {smallest}: set optimizer.{role}.rank=0, or less than that"
+                if smallest
+                else f"which are no matrices: set optimizer.{role}.rank=0"
+            )
+            raise ConfigError(
+                f"optimizer.{role}.rank={rule.rank}: must be less than all rows and columns of the model's {role}, "
+                f"{least}"
             )
 
 

@@ -63,13 +63,15 @@ def change_setting(fields: dict[str, object], name: str, value: object) -> None:
 
 
 def setting_groups(prefix: str) -> Iterator[SettingGroup]:
-    """The settings with a prefix of `titles`, in the order of their docstring."""
+    """The settings with a prefix of `titles`, in the order of their docstring, behind what all of their kind have."""
     owner = SETTINGS[prefix] if prefix in SETTINGS else _OWNERS[prefix]
-    text = inspect.getdoc(owner) or ""
-    section = text.partition("Parameters\n----------\n")[2].partition("\n\n")[0]
+    lines: list[str] = []
+    for kind_of in filter(dataclasses.is_dataclass, reversed(owner.__mro__)):
+        text = inspect.getdoc(kind_of) or ""
+        lines += text.partition("Parameters\n----------\n")[2].partition("\n\n")[0].splitlines()
     names = kind = ""
     meaning: list[str] = []
-    for line in [*section.splitlines(), ""]:
+    for line in [*lines, ""]:
         if line.startswith(" "):
             meaning.append(line.strip())
             continue

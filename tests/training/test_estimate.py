@@ -13,8 +13,21 @@ from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
 from tests.training.runs import recipe
 
 
-def test_what_is_kept_of_parameters_is_what_was_counted(data: Path, tmp_path: Path) -> None:
-    settings = recipe(optimizer={"head": {"rule": "lion"}}, model={"tie_embeddings": False})
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        {},
+        {"average": "int8", "row_beta": 0.9},
+        {"rule": "adamw", "rank": 32},
+        {"rank": 32, "average": "int8"},
+    ],
+    ids=str,
+)
+def test_what_is_kept_of_parameters_is_what_was_counted(
+    matrices: dict[str, object], data: Path, tmp_path: Path
+) -> None:
+    optimizer = {"head": {"rule": "lion"}, "matrices": matrices}
+    settings = recipe(optimizer=optimizer, model={"tie_embeddings": False})
     found = estimate(settings)
     trainer = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
     parameters = [*trainer.model.parameters()]

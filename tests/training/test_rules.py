@@ -11,6 +11,7 @@ from nanochat.training.rules.adamw import AdamW, adamw
 from nanochat.training.rules.arrays import Kept
 from nanochat.training.rules.blocks import dequantized, quantized
 from nanochat.training.rules.lion import Lion, lion
+from nanochat.training.rules.low_rank import _subspace
 from nanochat.training.rules.muon import _POLAR_EXPRESS, Muon, muon, orthogonalize
 from nanochat.training.rules.rule import Rule, kept, updated
 
@@ -20,6 +21,9 @@ RULES_WITH_STATES: list[Rule] = [
     Muon(row_beta=0.95),
     Muon(average="int8", row_beta=0.95),
     AdamW(),
+    AdamW(weight_decay=0.1, cautious=True),
+    AdamW(rank=3),
+    Muon(rank=3, average="int8", weight_decay=0.1),
     Lion(),
 ]
 
@@ -206,6 +210,54 @@ def test_a_block_of_zeros_in_eight_bits_stays_zero() -> None:
     codes, scales = quantized(torch.zeros(4, 8))
 
     assert not dequantized(codes, scales).any()
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 24)], ids=str)
+def test_galore_takes_the_steps_of_its_paper(shape: tuple[int, int]) -> None:
+    # As most gradients, these have a few large directions.
+    left, _, right = torch.linalg.svd(matrix(*shape).double(), full_matrices=False)
+    values = 0.5 ** torch.arange(24).double()
+    gradients = [(left.roll(k, 0) * values * (k + 1) @ right.roll(k, 1)).float() for k in range(3)]
+    ours, state = matrix(*shape), dict[str, torch.Tensor]()
+    expected, tall = matrix(*shape).double(), shape[0] > shape[1]
+    settings = AdamW(rank=5, period=2, weight_decay=0.1)
+    first = second = basis = torch.zeros(())
+
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = updated(ours, gradient, state, settings, rate=0.1, step=step)
+        if step in (1, 3):
+            u, _, v = torch.linalg.svd(gradient.double(), full_matrices=False)
+            # A direction has no sign, and moments are read with the one that it got.
+            basis = v.mT[:, :5] if tall else u[:, :5]
+            signs = (basis.mT @ state["basis"].double().flip(-1)).diagonal()
+            assert signs.abs().min() > 0.999
+            basis = basis * signs.sign()
+        low = gradient.double() @ basis if tall else basis.mT @ gradient.double()
+        first, second = 0.9 * first + 0.1 * low, 0.95 * second + 0.05 * low**2
+        adam = first / (1 - 0.9**step) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        back = adam @ basis.mT if tall else basis @ adam
+        expected = expected * (1 - 0.1 * 0.1) - 0.1 * 0.25 * back
+
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=2e-4)
+
+
+def test_a_subspace_holds_as_much_of_a_matrix_as_any_of_its_rank_can() -> None:
+    # Singular values that fall slowly are the hard case.
+    numbers = matrix(96, 160)
+    basis = _subspace(numbers, 24)
+
+    best = torch.linalg.svdvals(numbers)[:24].square().sum()
+
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(24), rtol=0, atol=1e-5)
+    assert (basis.mT @ numbers).square().sum() > 0.97 * best
+
+
+def test_galore_of_a_quarter_takes_less_than_half_the_bytes_of_adamw() -> None:
+    def num_bytes(settings: AdamW) -> int:
+        _, state = updated(matrix(64, 64), matrix(64, 64), {}, settings, rate=0.1, step=1)
+        return sum(each.nbytes for each in state.values())
+
+    assert num_bytes(AdamW(rank=16)) <= 0.5 * num_bytes(AdamW())
 
 
 def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:

@@ -201,6 +201,16 @@ def test_the_listed_settings_may_be_written_as_they_stand_there(tmp_path: Path) 
             ["optimizer.norms.rule=muon", "steps=100"],
             "optimizer.norms.rule=muon: the model's norms are no matrices: choose adamw or lion",
         ),
+        (
+            ["optimizer.matrices.rank=256", "steps=100"],
+            "optimizer.matrices.rank=256: must be less than all rows and columns of the model's matrices, of which "
+            "there are as few as 128: set optimizer.matrices.rank=0, or less than that",
+        ),
+        (
+            ["optimizer.norms.rank=8", "steps=100"],
+            "optimizer.norms.rank=8: must be less than all rows and columns of the model's norms, which are no "
+            "matrices: set optimizer.norms.rank=0",
+        ),
         (["model.width=100"], "width=100 is the input width of a ternary linear"),
         (["seed=1"], "the recipe needs a number of steps: add --set steps=1000"),
     ],

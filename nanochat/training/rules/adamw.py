@@ -6,22 +6,20 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State
-from nanochat.training.values import CHECKED, NotNegative, Positive, Share
+from nanochat.training.rules.low_rank import Projected
+from nanochat.training.rules.rated import shrunk
+from nanochat.training.values import CHECKED, Positive, Share
 
 __all__ = ["AdamW", "adamw", "kept_by_adamw"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class AdamW:
+class AdamW(Projected):
     """Adam with decoupled weight decay.
 
     Parameters
     ----------
     rule : "adamw"
-    rate : float
-        Peak learning rate.
-    weight_decay : float
-        Share of the learning rate by which a parameter shrinks.
     first_beta, second_beta : float
         Of the averages of gradients and of their squares.
     epsilon : float
@@ -30,7 +28,6 @@ class AdamW:
 
     rule: Literal["adamw"] = "adamw"
     rate: Positive = 0.01
-    weight_decay: NotNegative = 0.0
     first_beta: Share = 0.9
     second_beta: Share = 0.95
     epsilon: Positive = 1e-8
@@ -50,9 +47,9 @@ def adamw(
     second = state.get("second", gradient * 0) * second_beta + gradient**2 * (1 - second_beta)
     mean = first / (1 - first_beta**step)
     root = (second / (1 - second_beta**step)) ** 0.5
-    parameter = parameter * (1 - rate * settings.weight_decay)
-    parameter = parameter - mean / (root + settings.epsilon) * rate
-    return parameter, {"first": first, "second": second}
+    change = mean / (root + settings.epsilon) * -rate
+    moved = shrunk(parameter, change, settings, rate) + change
+    return moved, {"first": first, "second": second}
 
 
 def kept_by_adamw(settings: AdamW, shape: Sequence[int]) -> dict[str, Kept]:

@@ -2,9 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Array", "Kept", "State", "library", "transposed"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Array", "Kept", "State", "beside", "decomposing", "library", "transposed"]
 
 # The two have no type in common.
 Array = Any
@@ -26,3 +30,14 @@ def library(array: Array) -> Any:
 def transposed(matrices: Array) -> Array:
     """Matrices with rows for columns, whatever axes stand before them."""
     return matrices.swapaxes(-2, -1)
+
+
+def beside(array: Array, numbers: NDArray[np.float32]) -> Array:
+    """NumPy's numbers as an array of the same library and device as another."""
+    of = library(array)
+    return of.asarray(numbers, **({"device": array.device} if of.__name__ == "torch" else {}))
+
+
+def decomposing(of: Any) -> AbstractContextManager[object]:
+    """Where a library decomposes matrices: MLX on the CPU only."""
+    return of.stream(of.cpu) if of.__name__ == "mlx.core" else nullcontext()

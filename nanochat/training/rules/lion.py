@@ -6,29 +6,25 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State, library
-from nanochat.training.values import CHECKED, NotNegative, Positive, Share
+from nanochat.training.rules.rated import Rated, shrunk
+from nanochat.training.values import CHECKED, Positive, Share
 
 __all__ = ["Lion", "kept_by_lion", "lion"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Lion:
+class Lion(Rated):
     """The sign of an interpolated momentum; about a tenth of AdamW's learning rate.
 
     Parameters
     ----------
     rule : "lion"
-    rate : float
-        Peak learning rate.
-    weight_decay : float
-        Share of the learning rate by which a parameter shrinks.
     first_beta, second_beta : float
         Of the momentum in the direction, and in the average that is kept.
     """
 
     rule: Literal["lion"] = "lion"
     rate: Positive = 0.001
-    weight_decay: NotNegative = 0.0
     first_beta: Share = 0.9
     second_beta: Share = 0.99
 
@@ -46,8 +42,8 @@ def lion(
     first_beta, second_beta = settings.first_beta, settings.second_beta
     average = state.get("average", gradient * 0)
     direction = average * first_beta + gradient * (1 - first_beta)
-    sign = library(parameter).sign(direction)
-    parameter = parameter * (1 - rate * settings.weight_decay) - sign * rate
+    change = library(parameter).sign(direction) * -rate
+    parameter = shrunk(parameter, change, settings, rate) + change
     return parameter, {"average": average * second_beta + gradient * (1 - second_beta)}
 
 

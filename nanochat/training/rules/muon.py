@@ -9,7 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State, transposed
 from nanochat.training.rules.blocks import dequantized, kept_as_codes, quantized
-from nanochat.training.values import CHECKED, NotNegative, Positive, Share, Whole
+from nanochat.training.rules.low_rank import Projected
+from nanochat.training.rules.rated import shrunk
+from nanochat.training.values import CHECKED, Positive, Share, Whole
 
 __all__ = ["Muon", "kept_by_muon", "muon", "orthogonalize"]
 
@@ -27,18 +29,12 @@ _POLYNOMIALS = {"polar-express": _POLAR_EXPRESS, "jordan": ((3.4445, -4.7750, 2.
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Muon:
+class Muon(Projected):
     """Momentum, made orthogonal, for matrices; NorMuon with a `row_beta`, 8-bit Muon with an average in int8.
 
     Parameters
     ----------
     rule : "muon"
-    rate : float
-        Peak learning rate.
-    weight_decay : float
-        Share of the learning rate by which a parameter shrinks.
-    cautious : bool
-        Whether only numbers shrink that the update makes smaller, too.
     momentum : float
         Of the average of gradients.
     first_momentum, momentum_warmup_steps : float, int
@@ -61,8 +57,6 @@ class Muon:
 
     rule: Literal["muon"] = "muon"
     rate: Positive = 0.02
-    weight_decay: NotNegative = 0.0
-    cautious: bool = False
     momentum: Share = 0.95
     first_momentum: Share = 0.85
     momentum_warmup_steps: Whole = 0
@@ -85,9 +79,8 @@ def muon(
     ----------
     .. [1] K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024. github.com/KellerJordan/Muon
     .. [2] J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2, of the scale. arXiv:2502.16982
-    .. [3] L. Chen et al., "Cautious Weight Decay", 2025, algorithm 1. arXiv:2510.12402
-    .. [4] Z. Li et al., "NorMuon", 2025, algorithm 1. arXiv:2510.05491
-    .. [5] A. Gupta et al., "Effective Quantization of Muon Optimizer States", 2025, section 3. arXiv:2509.23106
+    .. [3] Z. Li et al., "NorMuon", 2025, algorithm 1. arXiv:2510.05491
+    .. [4] A. Gupta et al., "Effective Quantization of Muon Optimizer States", 2025, section 3. arXiv:2509.23106
     """
     momentum = _momentum(settings, step)
     before = state.get("average", 0.0)
@@ -107,10 +100,8 @@ def muon(
         if settings.scale == "shape"
         else 0.2 * max(rows, columns) ** 0.5
     )
-    decay = rate * settings.weight_decay
-    if settings.cautious and decay:
-        decay = (update * parameter > 0) * decay
-    return parameter * (1 - decay) - update * (rate * scale), left
+    change = update * (-rate * scale)
+    return shrunk(parameter, change, settings, rate) + change, left
 
 
 def kept_by_muon(settings: Muon, shape: Sequence[int]) -> dict[str, Kept]:

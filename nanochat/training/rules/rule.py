@@ -5,6 +5,7 @@ shapes, so that one call updates many.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from pydantic import Field
 from nanochat.training.rules.adamw import AdamW, adamw, kept_by_adamw
 from nanochat.training.rules.arrays import Array, Kept, State
 from nanochat.training.rules.lion import Lion, kept_by_lion, lion
+from nanochat.training.rules.low_rank import Projected, in_subspace, kept_in_subspace
 from nanochat.training.rules.muon import Muon, kept_by_muon, muon
 
 __all__ = ["SETTINGS", "Rule", "kept", "updated"]
@@ -46,7 +48,10 @@ def updated(
     step : int
         Number of this step since the state was empty, from 1.
     """
-    return _UPDATES[type(settings)](parameter, gradient, state, settings, rate=rate, step=step)
+    update = _UPDATES[type(settings)]
+    if isinstance(settings, Projected) and settings.rank:
+        update = partial(in_subspace, update)
+    return update(parameter, gradient, state, settings, rate=rate, step=step)
 
 
 def kept(settings: Rule, shape: Sequence[int]) -> dict[str, Kept]:
@@ -57,4 +62,7 @@ def kept(settings: Rule, shape: Sequence[int]) -> dict[str, Kept]:
     >>> kept(AdamW(), (4, 8))["second"]
     Kept(shape=(4, 8), dtype='float32')
     """
-    return _KEPT[type(settings)](settings, shape)
+    found = _KEPT[type(settings)]
+    if isinstance(settings, Projected) and settings.rank:
+        return kept_in_subspace(found, settings, shape)
+    return found(settings, shape)
