@@ -14,7 +14,7 @@ from nanochat.cli.output import write
 from nanochat.cli.run import require_packages
 
 if TYPE_CHECKING:
-    from nanochat.training.loop import LogEntry
+    from nanochat.training.run_log import LogEntry
 
 __all__ = ["check"]
 

@@ -14,8 +14,8 @@ from nanochat.export.stock.architectures import stock_runtimes
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
-    from nanochat.training.loop import LogEntry
     from nanochat.training.recipe import Recipe
+    from nanochat.training.run_log import LogEntry
 
 __all__ = ["train"]
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at,
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
 from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
-from nanochat.training.run_log import RunLog
+from nanochat.training.run_log import LogEntry, RunLog
 from nanochat.training.setbacks import (
     MOST_RETURNS,
     MOST_SKIPPED,
@@ -56,19 +56,11 @@ from nanochat.training.splits import open_splits
 from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
-__all__ = ["LogEntry", "Trainer"]
+__all__ = ["Trainer"]
 
 
 def _ignore(*_: int) -> None:
     """What is told nobody."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogEntry:
-    """One line of the log; what was not measured at this step is absent."""
-
-    step: int
-    values: dict[str, object]
 
 
 class Trainer:

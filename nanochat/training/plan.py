@@ -27,10 +27,11 @@ from nanochat.training.configuration import (
     prepared,
     read_configuration,
 )
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.phases import stages
 from nanochat.training.progress import progress
 from nanochat.training.recipe import ENDLESS, Recipe, merged, recipe_from_dict, recipe_to_dict
+from nanochat.training.run_log import LogEntry
 from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_record
 from nanochat.zoo.catalog import CATALOG, canonical

@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nanochat.text.controls import without_controls
-from nanochat.training.loop import LogEntry
 from nanochat.training.phases import stage_at, stages
 from nanochat.training.recipe import ENDLESS, Recipe
-from nanochat.training.run_log import HELD_OUT
+from nanochat.training.run_log import HELD_OUT, LogEntry
 
 __all__ = ["progress"]
 

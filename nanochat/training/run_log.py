@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +13,17 @@ from nanochat.errors import SaveError
 from nanochat.files import atomic_write
 from nanochat.training.anomalies import Anomalies
 
-__all__ = ["HELD_OUT", "RunLog"]
+__all__ = ["HELD_OUT", "LogEntry", "RunLog"]
 
 HELD_OUT = "held_out_bits_per_byte"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry:
+    """One line of the log; what was not measured at this step is absent."""
+
+    step: int
+    values: dict[str, object]
 
 
 class RunLog:

@@ -8,7 +8,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from nanochat.training.loop import LogEntry
+from nanochat.training.run_log import LogEntry
 
 __all__ = ["TensorBoard"]
 

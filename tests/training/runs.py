@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat.training.loop import LogEntry
 from nanochat.training.recipe import Recipe, recipe_from_dict
+from nanochat.training.run_log import LogEntry
 
 __all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe", "write_log"]
 

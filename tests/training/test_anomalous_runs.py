@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.progress import progress
-from nanochat.training.run_log import RunLog
+from nanochat.training.run_log import LogEntry, RunLog
 from tests.training.runs import entries, quiet, recipe
 
 RECIPE = recipe(steps=70, model={"num_layers": 1})

@@ -7,9 +7,10 @@ import pytest
 
 from nanochat.errors import ConfigError
 from nanochat.training.budget import Budget, seconds_of
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.plan import recipe_of
 from nanochat.training.recipe import ENDLESS, Recipe
+from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import load_record, load_snapshot
 from tests.training.runs import recipe
 

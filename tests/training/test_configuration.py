@@ -17,8 +17,8 @@ from nanochat.presets import preset
 from nanochat.training.configuration import TextSettings, prepared, read_configuration
 from nanochat.training.data import DataIndex
 from nanochat.training.estimate import estimate
-from nanochat.training.loop import LogEntry
 from nanochat.training.plan import recipe_of
+from nanochat.training.run_log import LogEntry
 from tests.training.runs import command, entries, losses, quiet
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import nanochat
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.progress import progress
+from nanochat.training.run_log import LogEntry
 from tests.training.runs import quiet, recipe
 
 

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from nanochat.errors import SaveError
 from nanochat.training.interruption import Interruption
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_to_dict
-from nanochat.training.run_log import RunLog
+from nanochat.training.run_log import LogEntry, RunLog
 from nanochat.training.snapshot import load_snapshot, snapshot_steps
 from tests.training.runs import entries, options, quiet, recipe
 

@@ -18,8 +18,9 @@ from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.corpus import prepare
 from nanochat.training.layers import compiled_layer, compiling
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import load_snapshot
 from tests.training.runs import entries, losses, options, quiet, recipe
 

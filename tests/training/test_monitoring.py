@@ -12,9 +12,10 @@ from nanochat import ternary
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.init import freeze, init
 from nanochat.shapes import shapes
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import StreamProbe, gradient_norms
+from nanochat.training.run_log import LogEntry
 from nanochat.weights import Ternary, named_leaves
 from tests.training.runs import recipe
 

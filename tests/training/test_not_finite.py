@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nanochat.errors import TrainingError
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
+from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import load_snapshot, snapshot_steps
 from tests.training.runs import entries, losses, quiet, recipe
 

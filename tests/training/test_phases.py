@@ -12,10 +12,11 @@ import torch
 
 from nanochat.errors import ConfigError
 from nanochat.presets import preset
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.plan import plan
 from nanochat.training.recipe import Phase, Recipe, Schedule, recipe_from_dict, recipe_to_dict
+from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import load_snapshot
 from tests.training.runs import losses, quiet, recipe
 

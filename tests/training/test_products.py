@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.plan import plan
 from nanochat.training.products import Speeds, measured, with_products
 from nanochat.training.recipe import Recipe
+from nanochat.training.run_log import LogEntry
 from tests.training.runs import command, entries, options, recipe
 
 FAST, SLOW = Speeds(float32=100.0, bfloat16=180.0), Speeds(float32=100.0, bfloat16=11.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import SaveError
-from nanochat.training.loop import LogEntry, Trainer
-from nanochat.training.run_log import RunLog
+from nanochat.training.loop import Trainer
+from nanochat.training.run_log import LogEntry, RunLog
 from nanochat.training.snapshot import load_snapshot, remove_snapshot
 from tests.training.runs import losses, quiet, recipe
 

@@ -13,8 +13,9 @@ import nanochat
 from nanochat import cli
 from nanochat.cli.run import run as run_command
 from nanochat.errors import BackendError
-from nanochat.training.loop import LogEntry, Trainer
+from nanochat.training.loop import Trainer
 from nanochat.training.recipe import recipe_to_dict
+from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import remove_snapshot, snapshot_steps
 from nanochat.training.tensorboard import TensorBoard
 from tests.training.runs import command, options, recipe
