@@ -196,6 +196,8 @@ class _Reading:
                 return
             case "went_back":
                 event = Event(step=step, kind="went back", text=text)
+            case "fire":
+                event = Event(step=step, kind="fire", text=text)
             case "resumed":
                 event = Event(step=step, kind="resumed", text=text)
             case "anomaly":

@@ -21,6 +21,7 @@ from nanochat.shapes import shapes
 from nanochat.training.budget import Budget
 from nanochat.training.estimate import flops_per_token
 from nanochat.training.evaluation import looks, scores
+from nanochat.training.fire import fired
 from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.lock import locked
@@ -264,6 +265,7 @@ class Trainer:
         """
         snapshot = Snapshot(
             step=self.step,
+            phase=self._stage.number,
             seconds=self._budget.spent,
             setbacks=self.setbacks,
             recipe=self.recipe,
@@ -333,9 +335,10 @@ class Trainer:
 
     def _advance(self) -> dict[str, object]:
         begin = time.perf_counter()
+        done: dict[str, object] = {}
         if self._stage != stage_at(self._stages, self.step):
             self._stage = stage_at(self._stages, self.step)
-            self._enter(self.updater.states())
+            done = self._begin_stage()
         stage, number = self._stage, self.step + self.setbacks.skipped
         data = stage.recipe.data
         waiting = time.perf_counter()
@@ -357,7 +360,7 @@ class Trainer:
             if met.in_a_row == MOST_SKIPPED:
                 raise
             self.setbacks = replace(met, skipped=met.skipped + 1, in_a_row=met.in_a_row + 1)
-            return {"skipped_batch": number, "because": error.what}
+            return {**done, "skipped_batch": number, "because": error.what}
         self.setbacks = replace(self.setbacks, in_a_row=0)
         factor = learning_rate_factor(stage, self.step)
         # What an update changes is looked at where an evaluation follows.
@@ -367,10 +370,9 @@ class Trainer:
         after = sampled_codes(self.model, self._specs) if watched else ()
         self.step += 1
         speed = inputs.size / (time.perf_counter() - begin)
-        done = {}
         if self._speeds is not None:
             flops = speed * flops_per_token(self.recipe.model, data.length)
-            done = {"utilisation": flops / self._speeds.peak(stage.recipe.precision.products)}
+            done["utilisation"] = flops / self._speeds.peak(stage.recipe.precision.products)
         return {
             "tokens": num_tokens(self._stages, self.step),
             **values,
@@ -469,7 +471,19 @@ class Trainer:
         require_states(snapshot.optimizer, self._specs, settings, source=str(start))
         # A phase ends with the evaluation of its last step.
         self._stage = stage_at(self._stages, max(0, self.step - 1))
+        if snapshot.phase is not None and snapshot.recipe.phases == self.recipe.phases:
+            # The first batch of the next one may have been left out, or interrupted.
+            self._stage = self._stages[snapshot.phase]
         return snapshot.optimizer
+
+    def _begin_stage(self) -> dict[str, object]:
+        """Enter a phase at its beginning, and return what the log says of that."""
+        states, fire = self.updater.states(), self._stage.fire
+        optimizer = self._stage.recipe.optimizer
+        renewed = [] if fire is None else fired(self.model, self._specs, optimizer, fire)
+        # What was kept of them leads elsewhere.
+        self._enter({name: state for name, state in states.items() if name not in renewed})
+        return {"fire": f"matrices made nearly orthogonal: {len(renewed)}"} if renewed else {}
 
     def _enter(self, states: Mapping[str, State]) -> None:
         """Take over the settings of the phase, with what goes on of the optimizer's state."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.errors import ConfigError
+from nanochat.training.fire import Fire
 from nanochat.training.recipe import Recipe, Schedule, merged, recipe_from_dict, recipe_to_dict
 
 __all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
@@ -14,15 +15,17 @@ __all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Steps from `first` to before `end` that have the same settings.
+    """Steps from `first` to before `end` that have the same settings; its `number` counts from 0.
 
-    `recipe` is that of a run which has these settings from the start. Batches are counted from the step `data_first`,
-    where the settings of the data changed for the time `data_order`, and learning rates from `schedule_first`, over
-    `schedule_steps` steps.
+    `fire` is what happens to the matrices before the first of them, if anything does. `recipe` is that of a run which
+    has these settings from the start. Batches are counted from the step `data_first`, where the settings of the data
+    changed for the time `data_order`, and learning rates from `schedule_first`, over `schedule_steps` steps.
     """
 
+    number: int
     first: int
     end: int
+    fire: Fire | None
     recipe: Recipe
     data_first: int
     data_order: int
@@ -47,8 +50,10 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
             data_first, data_order = first, data_order + 1
         found.append(
             Stage(
+                number=len(found),
                 first=first,
                 end=first + steps,
+                fire=None if phase is None else phase.fire,
                 recipe=settings,
                 data_first=data_first,
                 data_order=data_order,

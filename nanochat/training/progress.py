@@ -86,5 +86,7 @@ def _told(entry: LogEntry) -> Iterator[str]:
         case {"held_out_accuracy": float(share)}:
             bits = entry.values[HELD_OUT]
             yield f"held out {bits:.4f} bits per byte, {share:.1%} of tokens the most probable"
+    if "fire" in entry.values:
+        yield str(entry.values["fire"])
     if "sample" in entry.values:
         yield f"it writes:\n{entry.values['sample']}"

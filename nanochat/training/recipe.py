@@ -13,6 +13,7 @@ from nanochat.config import ModelConfig, config_from_dict, config_to_dict
 from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
+from nanochat.training.fire import Fire
 from nanochat.training.loss import Objective
 from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, NotNegative, Share, Whole
@@ -130,7 +131,7 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Phase:
-    """A part of a run, and the groups of settings that are other in it, with those settings.
+    """A part of a run, and the groups of settings that are other in it, with those settings; it may begin with FIRE.
 
     What the optimizer keeps of a parameter goes on as long as its rule keeps the same, and batches as long as the
     settings of the data are the same. A phase with a schedule has one of its own, over its steps and with nothing of
@@ -138,6 +139,7 @@ class Phase:
     """
 
     steps: Count
+    fire: Fire | None = None
     changes: dict[
         Literal["data", "optimizer", "schedule", "objective", "precision"], dict[str, Any]
     ]
@@ -174,6 +176,10 @@ class Recipe:
                 f"steps={self.steps} but the phases have {' + '.join(map(str, lengths))}: change one of them, or leave "
                 "out the steps of the run or of its last phase"
             )
+        if self.phases and self.phases[0].fire is not None:
+            raise ConfigError(
+                "the first phase has fire, which is for matrices that have learned: give it to a later one"
+            )
         if schedule.warmup_steps + schedule.decay_steps > self.steps:
             raise ConfigError(
                 f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
@@ -203,7 +209,14 @@ class Recipe:
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
     """All settings in their groups, ready for JSON."""
     # The last phase lasts to the end of the run, of which more steps may be asked later.
-    phases = [{"steps": phase.steps, **copy.deepcopy(phase.changes)} for phase in recipe.phases]
+    phases = [
+        {
+            "steps": phase.steps,
+            **({"fire": dataclasses.asdict(phase.fire)} if phase.fire else {}),
+            **copy.deepcopy(phase.changes),
+        }
+        for phase in recipe.phases
+    ]
     for phase in phases[-1:]:
         del phase["steps"]
     return {
@@ -256,7 +269,8 @@ def _phases(found: object, steps: Any) -> tuple[list[dict[str, Any]], Any]:
     phases = [
         {
             "steps": each.get("steps", 0),
-            "changes": {name: value for name, value in each.items() if name != "steps"},
+            "fire": each.get("fire"),
+            "changes": {k: value for k, value in each.items() if k not in ("steps", "fire")},
         }
         for each in found
     ]

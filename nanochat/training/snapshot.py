@@ -54,9 +54,14 @@ _MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after `step` updates and so many seconds; `data` is the fingerprint of what it saw, `machine` where."""
+    """A run after `step` updates and so many seconds; `data` is the fingerprint of what it saw, `machine` where.
+
+    `phase` is the number of the last one that has begun, which may be that of the next step; snapshots did not always
+    say it.
+    """
 
     step: int
+    phase: int | None = None
     seconds: float = 0.0
     setbacks: Setbacks = field(default_factory=Setbacks)
     recipe: Recipe
@@ -88,6 +93,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
     text = {
         "format": _FORMAT,
         "step": snapshot.step,
+        "phase": snapshot.phase,
         "seconds": snapshot.seconds,
         "setbacks": asdict(snapshot.setbacks),
         "data": snapshot.data,
@@ -220,9 +226,10 @@ def _read_text(directory: Path) -> tuple[int, Snapshot]:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    machine, seconds = text.get("machine"), text.get("seconds")
+    machine, seconds, phase = (text.get(name) for name in ("machine", "seconds", "phase"))
     return version, Snapshot(
         step=step,
+        phase=phase if isinstance(phase, int) else None,
         seconds=seconds if isinstance(seconds, float) else 0.0,
         setbacks=setbacks,
         recipe=recipe_from_dict(nested(recipe)),
