@@ -29,6 +29,7 @@ SUMMARIES = {
     "storages": "what keys and values that are kept in fewer bits change of the logits",
     "sampling": "microseconds to draw a token, compiled and in NumPy",
     "steps": "tokens a second of training on this CPU, its start and its memory",
+    "resume": "a training run that is killed at random moments, beside the same that is not",
     "training": "what the shipped model's training log says, beside its unquantised twin's",
 }
 # With `parity --exports`: every export in the runtime of its users, compared with the reference.

@@ -9,6 +9,7 @@ of a token. First steps and memory are of processes of their own, with an empty 
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +38,8 @@ _TOKENS = 4096
 _OVER_WHOLE, _SHORTER, _OVER_PLAIN = 1.1, 1.2, 1.12
 # Of the CPU seconds to the first step, and of the memory of a step.
 _START, _AGAIN = 0.5, 0.5
+# Of a step, for its batch.
+_WAITING = 0.02
 
 
 def run(quick: bool) -> Iterator[Result]:
@@ -110,6 +113,17 @@ def _speeds(data: Path, folder: Path, *, quick: bool) -> Iterator[Result]:
     ):
         if name in timings:
             yield result(name, f"tiny, {name}, 1 thread", bound(kinds[name]), "ours", target)
+    waiting = [_waiting(trainers["ours"]) for _ in range(5)]
+    yield Result(
+        case="steps",
+        what=f"tiny, {usual}: share of a step that waits for its batch",
+        unit="%",
+        ours=100 * statistics.median(waiting),
+        low=100 * max(waiting),
+        high=100 * min(waiting),
+        target=100 * _WAITING,
+        ok=max(waiting) <= _WAITING,
+    )
     if cores > 1:
         yield result(
             "all threads",
@@ -117,6 +131,13 @@ def _speeds(data: Path, folder: Path, *, quick: bool) -> Iterator[Result]:
             bound(kinds["ours"], cores),
             "ours",
         )
+
+
+def _waiting(trainer: Trainer) -> float:
+    """The share of a step in which it waits for its batch."""
+    values = trainer._advance()
+    seconds, rate = (float(str(values[name])) for name in ("waiting_seconds", "tokens_per_second"))
+    return seconds * rate / _TOKENS
 
 
 def _steps(trainer: Trainer, threads: int) -> Runner:
