@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
@@ -18,10 +18,20 @@ from nanochat.files import parse_json, read_bytes
 from nanochat.training.checks import refusal
 from nanochat.training.corpus import prepare
 from nanochat.training.flat_recipe import nested
+from nanochat.training.recipe import merged
 from nanochat.training.values import CHECKED, Count, Share
 
-__all__ = ["Configuration", "TextSettings", "configuration_of", "prepared", "read_configuration"]
+__all__ = [
+    "LENGTHS",
+    "Configuration",
+    "TextSettings",
+    "configuration_of",
+    "prepared",
+    "read_configuration",
+]
 
+# How long a run is, in one of these ways.
+LENGTHS = ("steps", "tokens_per_parameter", "budget")
 _LOGGER = logging.getLogger(__name__)
 _MAX_BYTES = 1 << 20
 _FOLDER, _RECORD = "data", "text.json"
@@ -67,12 +77,14 @@ class Configuration:
 def read_configuration(path: Path) -> Configuration:
     """Read a configuration, or a recipe alone, from a file whose name ends in .toml or .json.
 
+    One with a `base`, another file beside it, changes what that says.
+
     Raises
     ------
     ConfigError
         If it is neither, or says what no run can be.
     """
-    return configuration_of(_read(path), str(path))
+    return configuration_of(_whole(path), str(path))
 
 
 def configuration_of(found: Mapping[str, object], source: str) -> Configuration:
@@ -117,6 +129,25 @@ def prepared(text: TextSettings, run: Path) -> Path:
             f"{directory} was prepared with other settings than [text] has now: pass another --out, or delete it"
         )
     return directory
+
+
+def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what its base does."""
+    if path.resolve() in above:
+        names = " -> ".join(each.name for each in (*above, path))
+        raise ConfigError(f"{path} is its own base ({names}): take out one of these")
+    found = _read(path)
+    base = _word(found, "base", str(path))
+    if base is None:
+        return found
+    if not (path.parent / base).is_file():
+        raise ConfigError(
+            f"{path}: base={base!r}: there is no such file in {path.parent}: correct that name"
+        )
+    below = _whole(path.parent / base, (*above, path.resolve()))
+    if any(name in found for name in LENGTHS):
+        below = {name: value for name, value in below.items() if name not in LENGTHS}
+    return cast("dict[str, Any]", merged(below, found))
 
 
 def _read(path: Path) -> dict[str, Any]:

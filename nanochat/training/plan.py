@@ -21,6 +21,7 @@ from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
 from nanochat.training.budget import seconds_of
 from nanochat.training.configuration import (
+    LENGTHS,
     Configuration,
     TextSettings,
     configuration_of,
@@ -40,8 +41,6 @@ __all__ = ["Plan", "events", "find_shape", "plan", "recipe_of", "run_watched", "
 
 # Without these, [model] changes another.
 _REQUIRED = {each.name for each in fields(ModelConfig) if each.default is MISSING}
-# How long a run is, in one of these ways.
-_LENGTHS = ("steps", "tokens_per_parameter", "budget")
 # Settings in an error.
 _MOST_NAMED = 5
 
@@ -292,14 +291,14 @@ def _recipe(
     changes: Sequence[tuple[str, object]],
 ) -> Recipe:
     base = dict(_base(preset_name, config, start))
-    if any(name in config.fields for name in _LENGTHS):
+    if any(name in config.fields for name in LENGTHS):
         base.pop("steps", None)
     asked = cast("dict[str, object]", merged(base, config.fields))
     for name, value in changes:
-        if name in _LENGTHS:
-            for other in _LENGTHS:
+        if name in LENGTHS:
+            for other in LENGTHS:
                 asked.pop(other, None)
-        if name in _LENGTHS[1:]:
+        if name in LENGTHS[1:]:
             asked[name] = value
         else:
             change_setting(asked, name, value)
@@ -308,7 +307,7 @@ def _recipe(
 
 def _with_steps(asked: dict[str, object]) -> Recipe:
     """The recipe of these fields, which may say otherwise than in steps how long it is."""
-    named = [name for name in _LENGTHS if name in asked]
+    named = [name for name in LENGTHS if name in asked]
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} both say how long the run is: leave out one")
     if asked.get("phases"):

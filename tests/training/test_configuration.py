@@ -133,6 +133,50 @@ def test_tokens_whose_preparation_was_killed_are_prepared_anew(tmp_path: Path) -
     assert DataIndex.read(found).splits["train"].tokens > 0
 
 
+def test_a_configuration_changes_what_its_base_says(tmp_path: Path) -> None:
+    (tmp_path / "sizes").mkdir()
+    write(
+        tmp_path / "tiny.toml", 'preset = "tiny"\nsteps = 9\n[data]\nlength = 64\nbatch_size = 3\n'
+    )
+    write(tmp_path / "sizes" / "middle.toml", 'base = "../tiny.toml"\n[data]\nlength = 32\n')
+    path = write(
+        tmp_path / "last.json", json.dumps({"base": "sizes/middle.toml", "budget": "1h", "seed": 5})
+    )
+
+    found = read_configuration(path)
+
+    assert found.preset == "tiny"
+    assert found.fields == {"budget": "1h", "seed": 5, "data": {"length": 32, "batch_size": 3}}
+
+
+def test_a_base_with_another_rule_leaves_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.toml", "[optimizer.matrices]\nmomentum = 0.9\n")
+    path = write(
+        tmp_path / "b.toml", 'base = "a.toml"\n[optimizer.matrices]\nrule = "lion"\nrate = 0.1\n'
+    )
+
+    found = read_configuration(path).fields
+
+    assert found == {"optimizer": {"matrices": {"rule": "lion", "rate": 0.1}}}
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("b.toml", r"a\.toml is its own base \(a\.toml -> b\.toml -> a\.toml\): take out"),
+        ("c.toml", r"a\.toml: base='c\.toml': there is no such file in "),
+        (5, r"a\.toml: base=5: write a text"),
+    ],
+    ids=str,
+)
+def test_a_base_that_cannot_be_is_named(base: object, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "b.toml", 'base = "a.toml"\n')
+    path = write(tmp_path / "a.toml", f"base = {json.dumps(base)}\n")
+
+    with pytest.raises(ConfigError, match=message):
+        read_configuration(path)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.stem)
 def test_every_configuration_fits_into_the_memory_that_it_names(path: Path) -> None:
     said = re.search(r"in (\d+) GB", path.read_text())
