@@ -260,6 +260,16 @@ def test_galore_of_a_quarter_takes_less_than_half_the_bytes_of_adamw() -> None:
     assert num_bytes(AdamW(rank=16)) <= 0.5 * num_bytes(AdamW())
 
 
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16)], ids=str)
+def test_a_spectral_scale_is_the_root_of_rows_over_columns(shape: tuple[int, int]) -> None:
+    start = torch.zeros(*shape)
+    moved, _ = muon(start, matrix(*shape), {}, Muon(scale="spectral"), rate=1.0, step=1)
+
+    expected = -orthogonalize(matrix(*shape)) * (shape[0] / shape[1]) ** 0.5
+
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-4)
+
+
 def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
     settings = Muon(polynomials="jordan")
     moved, _ = muon(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)

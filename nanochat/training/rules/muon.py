@@ -1,5 +1,6 @@
 """This file holds Muon: its settings, its update, and what it keeps."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -50,9 +51,9 @@ class Muon(Projected):
     row_beta : float
         Of the average of each row's squares in the orthogonal matrix, by whose root it is divided, such as 0.95; 0
         leaves rows as they are.
-    scale : {"shape", "rms"}
-        For R rows and C columns, an update has ``sqrt(max(1, R / C))`` times the rate, or ``0.2 sqrt(max(R, C))``, with
-        which AdamW's rates serve.
+    scale : {"shape", "spectral", "rms"}
+        For R rows and C columns, an update has ``sqrt(max(1, R / C))`` times the rate, or ``sqrt(R / C)``, or ``0.2
+        sqrt(max(R, C))``, with which AdamW's rates serve.
     """
 
     rule: Literal["muon"] = "muon"
@@ -67,7 +68,7 @@ class Muon(Projected):
         _POLAR_EXPRESS
     )
     row_beta: Share = 0.0
-    scale: Literal["shape", "rms"] = "shape"
+    scale: Literal["shape", "spectral", "rms"] = "shape"
 
 
 def muon(
@@ -78,7 +79,7 @@ def muon(
     References
     ----------
     .. [1] K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024. github.com/KellerJordan/Muon
-    .. [2] J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2, of the scale. arXiv:2502.16982
+    .. [2] J. Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2, of the scale "rms". arXiv:2502.16982
     .. [3] Z. Li et al., "NorMuon", 2025, algorithm 1. arXiv:2510.05491
     .. [4] A. Gupta et al., "Effective Quantization of Muon Optimizer States", 2025, section 3. arXiv:2509.23106
     """
@@ -94,13 +95,7 @@ def muon(
         left = dict(zip(("codes", "scales"), quantized(average), strict=True))
     if settings.row_beta:
         update, left["rows"] = _even(update, state.get("rows", 0.0), settings.row_beta)
-    rows, columns = parameter.shape[-2:]
-    scale = (
-        max(1.0, rows / columns) ** 0.5
-        if settings.scale == "shape"
-        else 0.2 * max(rows, columns) ** 0.5
-    )
-    change = update * (-rate * scale)
+    change = update * (-rate * _scale(settings, *parameter.shape[-2:]))
     return shrunk(parameter, change, settings, rate) + change, left
 
 
@@ -157,6 +152,16 @@ def _by_gram(x: Array, polynomials: Sequence[tuple[float, float, float]]) -> Arr
         matrix = rest if matrix is None else matrix * a + rest * number + rest @ matrix
         number *= a
     return x * number + matrix @ x
+
+
+def _scale(settings: Muon, rows: int, columns: int) -> float:
+    match settings.scale:
+        case "shape":
+            return math.sqrt(max(1.0, rows / columns))
+        case "spectral":
+            return math.sqrt(rows / columns)
+        case "rms":
+            return 0.2 * math.sqrt(max(rows, columns))
 
 
 def _momentum(settings: Muon, step: int) -> float:
