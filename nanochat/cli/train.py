@@ -214,8 +214,8 @@ def _print_estimate(recipe: "Recipe", device: str, threads: int | None, *, as_js
     found = estimate(recipe)
     time = seconds(found, recipe, device=device, num_threads=threads)
     if recipe.steps == ENDLESS:
-        steps = max(1, round(recipe.steps * recipe.run.budget / time))
-        found, time = estimate(dataclasses.replace(recipe, steps=steps)), recipe.run.budget
+        steps, time = max(1, round(recipe.steps * recipe.run.budget / time)), recipe.run.budget
+        found = found.shortened(steps)
     if as_json:
         print_json({**dataclasses.asdict(found), "bytes": found.bytes, "seconds": time})
         return

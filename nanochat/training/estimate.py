@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nanochat.backends.reference.ops import pieces
 from nanochat.backends.torch.linears import FloatLinear, Leaf
 from nanochat.backends.torch.ops import TorchOps
-from nanochat.config import LayerKind, ModelConfig
+from nanochat.config import ModelConfig
 from nanochat.cost import cost
 from nanochat.model import run_layer
 from nanochat.shapes import layer_kinds, run_order, shapes
@@ -81,6 +81,15 @@ class Estimate:
     def bytes(self) -> int:
         """Memory of the process, at its highest, when it is compiled."""
         return _RUNTIME + self.weights + self.gradients + self.optimizer + self.activations
+
+    def shortened(self, steps: int) -> "Estimate":
+        """The same of fewer steps, all of which are alike."""
+        return replace(
+            self,
+            steps=steps,
+            tokens=self.tokens * steps // self.steps,
+            flops=self.flops * steps // self.steps,
+        )
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -179,6 +188,7 @@ def _activations(recipe: Recipe, rows: int) -> int:
     }
     kinds = layer_kinds(config)
     layers = [of_kind[kinds[number]] for number in run_order(config)]
+    layers += [of_kind.get("ahead", 0.0)] * config.num_ahead
     largest = max(layers)
     if recipe.run.activation_checkpointing:
         layers = [_FLOAT * rows * config.num_streams * config.width] * len(layers)
@@ -189,14 +199,17 @@ def _activations(recipe: Recipe, rows: int) -> int:
     return int(sum(layers) + 2 * largest + head + logits)
 
 
-def _kept_by_layers(config: ModelConfig, ops: TorchOps, length: int) -> dict[LayerKind, int]:
-    """Bytes that each kind of layer keeps of one sequence for its gradient, besides its parameters, uncompiled."""
+def _kept_by_layers(config: ModelConfig, ops: TorchOps, length: int) -> dict[str, int]:
+    """Bytes that each kind of layer keeps of one sequence for its gradient, besides its parameters, uncompiled.
+
+    That of an extra head is called "ahead".
+    """
     if config.num_experts:
         # As many features as a token passes; which expert has how many tokens is not known without numbers.
         width = config.experts_per_token * config.expert_width + config.shared_expert_width
         config = replace(config, num_experts=0, shared_expert_width=0, ffn_width=width)
     streams = (config.num_streams,) if config.num_streams > 1 else ()
-    found: dict[LayerKind, int] = {}
+    found: dict[str, int] = {}
     with FakeTensorMode():
         parameters: set[int] = set()
 
@@ -207,11 +220,15 @@ def _kept_by_layers(config: ModelConfig, ops: TorchOps, length: int) -> dict[Lay
                 return values
             return FloatLinear(values=values, activation_block=spec.activation_block)
 
-        layers = map_leaves(leaf, shapes(config)).layers
-        for kind, layer in zip(layer_kinds(config), layers, strict=True):
+        # All of it stays, for what is freed may come again as something that is kept.
+        tree = map_leaves(leaf, shapes(config))
+        for kind, layer in zip(layer_kinds(config), tree.layers, strict=True):
             if kind not in found:
                 x = torch.empty((1, length, *streams, config.width), requires_grad=True)
                 found[kind] = sum(_kept(x, layer, config, ops, parameters))
+        for layer in tree.ahead[:1]:
+            x = torch.empty((1, length, config.width), requires_grad=True)
+            found["ahead"] = sum(_kept(x, layer, config, ops, parameters))
     return found
 
 

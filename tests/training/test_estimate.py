@@ -1,16 +1,18 @@
 """What a run takes is counted before it begins: the same as when it runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nanochat.presets import preset
 from nanochat.shapes import num_parameters
-from nanochat.training.estimate import estimate
+from nanochat.training.estimate import estimate, flops_per_token
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
-from tests.training.runs import recipe
+from tests.training.runs import command, recipe
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,32 @@ def test_layers_that_are_computed_again_take_less_and_shorter_sequences_as_well(
 
     assert estimate(again).activations <= estimate(usual).activations
     assert estimate(one).bytes < estimate(usual).bytes + 1
+
+
+def test_a_run_of_a_time_is_counted_for_its_steps_even_if_they_are_too_few_to_warm_up() -> None:
+    words = ["--preset", "tiny", "--set", "budget=1s", "--set", "schedule.warmup_steps=900"]
+
+    done = command("train", *words, "--dry-run", "--json", "--threads", "1")
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["seconds"] == 1
+    assert 1 <= found["steps"] < 900
+    assert found["tokens"] == found["steps"] * 16 * 512
+    assert found["flops"] == found["tokens"] * flops_per_token(preset("tiny"), 512)
+
+
+def test_an_extra_head_takes_as_much_as_a_layer() -> None:
+    usual, deeper, ahead = (
+        estimate(recipe(model=model, data={"batch_size": 8, "length": 512})).activations
+        for model in (
+            {"num_streams": 1},
+            {"num_streams": 1, "num_layers": 3},
+            {"num_streams": 1, "num_ahead": 1},
+        )
+    )
+
+    assert ahead - usual == pytest.approx(deeper - usual, rel=0.01)
 
 
 def test_the_phase_that_takes_most_decides_and_operations_are_summed() -> None:
