@@ -177,12 +177,15 @@ def test_a_base_that_cannot_be_is_named(base: object, message: str, tmp_path: Pa
         read_configuration(path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.toml")), ids=lambda path: path.stem
+)
 def test_every_configuration_fits_into_the_memory_that_it_names(path: Path) -> None:
     said = re.search(r"in (\d+) GB", path.read_text())
     settings = recipe_of(path)
 
-    assert read_configuration(path).out == Path("runs") / path.stem
+    inside = path.relative_to(ROOT / "configs").with_suffix("")
+    assert read_configuration(path).out == Path("runs") / inside
     assert said is not None
     assert 0.5 * int(said[1]) < estimate(settings).bytes / 1e9 < int(said[1])
 
