@@ -14,7 +14,7 @@ from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.fire import Fire
-from nanochat.training.loss import Objective
+from nanochat.training.objectives.settings import Objective
 from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, NotNegative, Share, Whole
 from nanochat.weights import named_leaves

@@ -12,8 +12,10 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.init import init
 from nanochat.model import TrainingOutputs
-from nanochat.training.loss import Objective, exit_distribution, terms
+from nanochat.training.loss import terms
 from nanochat.training.module import LanguageModel
+from nanochat.training.objectives.exits import exit_distribution
+from nanochat.training.objectives.settings import Objective
 from nanochat.weights import named_leaves
 from tests.training.runs import MODEL
 
@@ -171,6 +173,17 @@ def test_a_masked_token_whose_loss_is_infinite_costs_nothing() -> None:
 
 def test_a_batch_without_targets_costs_nothing() -> None:
     assert losses(outputs(), Objective(), torch.full((2, 5), -1)) == (0, 0)
+
+
+def test_terms_of_factor_zero_leave_exactly_the_plain_loss() -> None:
+    nothing = Objective(exit_entropy=0, ahead=0, balance=0, router_z=0)
+    # Of terms that would not be finite.
+    far = torch.full((2, 5, 8), float("inf"))
+    given = outputs(steps=random_outputs().steps, ahead=(far,), routing=(far,))
+
+    found = terms(given, TARGETS, OPS, nothing, top_k=1)
+
+    assert torch.equal(found["loss"], found["cross_entropy"])
 
 
 SMALL = {"vocab_size": 16, **MODEL}

@@ -8,7 +8,7 @@ import pytest
 
 from nanochat.errors import ConfigError
 from nanochat.presets import preset
-from nanochat.training.loss import Objective
+from nanochat.training.objectives.settings import Objective
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.roles import ROLES
 from nanochat.training.rules.adamw import AdamW

@@ -1,0 +1,27 @@
+"""This file holds the settings of the loss: the factors of its terms."""
+
+from pydantic.dataclasses import dataclass
+
+from nanochat.training.values import CHECKED, NotNegative
+
+__all__ = ["Objective"]
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Objective:
+    """Factors of the terms that stand beside the cross-entropy.
+
+    Parameters
+    ----------
+    exit_entropy : float
+        Of the entropy of a LoopLM's exit distribution, which is maximised.
+    ahead : float
+        Of the mean cross-entropy of the extra heads.
+    balance, router_z : float
+        Of the load-balance term and of the squared log partition of the routers.
+    """
+
+    exit_entropy: NotNegative = 0.05
+    ahead: NotNegative = 0.3
+    balance: NotNegative = 0.01
+    router_z: NotNegative = 0.001
