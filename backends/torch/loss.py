@@ -1,11 +1,12 @@
-"""This file holds the cross-entropy in torch: logits of some tokens at a time, formed again for the gradient.
+"""This file holds what training reads of logits in torch: some tokens at a time, formed again for the gradient.
 
 Both passes are operators of torch's library. A compiler sees one node, and so cannot keep the logits of several pieces
 at once.
 
-Legend: N tokens, C width, V vocabulary.
+Legend: N tokens, K targets of each, C width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,52 +14,107 @@ from torch import Tensor
 
 from nanochat.backends.reference.ops import pieces
 
-__all__ = ["token_losses"]
+__all__ = ["Readings", "readings"]
 
 
-def token_losses(x: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-    """Nats that each target costs, (N,), for inputs (N, C) and a table (V, C) that are multiplied as `dtype`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Readings:
+    """What is known of each token's logits without keeping them.
 
-    Targets are int64 and at least 0.
+    Parameters
+    ----------
+    losses : tensor, shape (N, K)
+        Nats that each target costs.
+    partitions : tensor, shape (N,)
+        Logarithm of the sum of the exponentials.
+    means : tensor, shape (N,)
+        Mean logit; empty where it was not asked for.
+    entropies : tensor, shape (N,)
+        Nats, of the distribution that the logits stand for; empty where they were not asked for.
     """
-    losses: Tensor = _forward(x, table, targets, dtype)[0]
-    return losses
+
+    losses: Tensor
+    partitions: Tensor
+    means: Tensor
+    entropies: Tensor
 
 
-@torch.library.custom_op("nanochat::cross_entropy", mutates_args=())
+def readings(
+    x: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    *,
+    means: bool = False,
+    entropies: bool = False,
+) -> Readings:
+    """What one pass of inputs (N, C) through a table (V, C) tells of targets (N, K), all with gradients.
+
+    Targets are int64 and at least 0; the products are multiplied as `dtype`.
+    """
+    found = _forward(x, table, targets, dtype, means, entropies)
+    return Readings(losses=found[0], partitions=found[1], means=found[2], entropies=found[3])
+
+
+@torch.library.custom_op("nanochat::readings", mutates_args=())
 def _forward(
-    x: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Losses, and the logarithm of each token's sum of exponentials, both (N,)."""
-    losses, partitions = x.new_empty(len(x)), x.new_empty(len(x))
+    x: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype, means: bool, entropies: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    found = _empty(x, targets, means, entropies)
+    losses, partitions, mean_logits, spread = found
     factor = table.to(dtype)
     for rows in pieces(len(x), len(table)):
         logits = (x[rows].to(dtype) @ factor.T).to(x.dtype)
-        chosen = logits.gather(1, targets[rows, None])[:, 0]
+        chosen = logits.gather(1, targets[rows])
+        if means:
+            mean_logits[rows] = logits.mean(dim=1)
         largest = logits.amax(dim=1)
-        sums = logits.sub_(largest[:, None]).exp_().sum(dim=1)
+        logits.sub_(largest[:, None])
+        if entropies:
+            exponentials = logits.exp()
+            sums = exponentials.sum(dim=1)
+            inner = logits.mul_(exponentials).sum(dim=1).div_(sums)
+            spread[rows] = sums.log() - inner
+        else:
+            sums = logits.exp_().sum(dim=1)
         partitions[rows] = sums.log_().add_(largest)
-        losses[rows] = partitions[rows] - chosen
-    return losses, partitions
+        losses[rows] = partitions[rows, None] - chosen
+    return found
 
 
-@torch.library.custom_op("nanochat::cross_entropy_backward", mutates_args=())
+@torch.library.custom_op("nanochat::readings_backward", mutates_args=())
 def _backward(
-    upstream: Tensor,
+    of_losses: Tensor | None,
+    of_partitions: Tensor | None,
+    of_means: Tensor | None,
+    of_entropies: Tensor | None,
     x: Tensor,
     table: Tensor,
     targets: Tensor,
     partitions: Tensor,
+    entropies: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of inputs and table."""
     of_x, of_table = torch.empty_like(x), torch.zeros_like(table)
     factor = table.to(dtype)
+    others = (of_partitions, of_means, of_entropies)
+    is_plain = targets.shape[1] == 1 and all(upstream is None for upstream in others)
     for rows in pieces(len(x), len(table)):
         inputs = x[rows].to(dtype)
-        shares = (inputs @ factor.T).to(x.dtype).sub_(partitions[rows, None]).exp_()
-        shares.scatter_add_(1, targets[rows, None], shares.new_full((len(inputs), 1), -1.0))
-        of_logits = shares.mul_(upstream[rows, None]).to(dtype)
+        logarithms = (inputs @ factor.T).to(x.dtype).sub_(partitions[rows, None])
+        if is_plain and of_losses is not None:
+            of_logits = logarithms.exp_()
+            of_logits.scatter_add_(1, targets[rows], of_logits.new_full((len(inputs), 1), -1.0))
+            of_logits.mul_(of_losses[rows])
+        else:
+            of_logits = _of_logits(
+                logarithms,
+                targets[rows],
+                entropies[rows],
+                *(None if each is None else each[rows] for each in (of_losses, *others)),
+            )
+        of_logits = of_logits.to(dtype)
         of_x[rows] = of_logits @ factor
         if dtype == table.dtype:
             of_table.addmm_(of_logits.T, inputs)
@@ -67,23 +123,71 @@ def _backward(
     return of_x, of_table
 
 
+def _of_logits(
+    logarithms: Tensor,
+    targets: Tensor,
+    entropies: Tensor,
+    of_losses: Tensor | None,
+    of_partitions: Tensor | None,
+    of_means: Tensor | None,
+    of_entropies: Tensor | None,
+) -> Tensor:
+    """Gradient of the logits of a piece, of whose probabilities the logarithms are given and overwritten."""
+    # Partitions give the probabilities, losses are partitions less a logit, and an entropy gives -p (log p + entropy).
+    factors = logarithms.new_zeros(len(logarithms))
+    if of_losses is not None:
+        factors = factors + of_losses.sum(dim=1)
+    if of_partitions is not None:
+        factors = factors + of_partitions
+    if of_entropies is None:
+        found = logarithms.exp_().mul_(factors[:, None])
+    else:
+        shares = logarithms.exp()
+        factors = factors - of_entropies * entropies
+        found = logarithms.mul_(-of_entropies[:, None]).add_(factors[:, None]).mul_(shares)
+    if of_losses is not None:
+        found.scatter_add_(1, targets, -of_losses)
+    if of_means is not None:
+        found.add_(of_means[:, None] / found.shape[1])
+    return found
+
+
+def _empty(
+    x: Tensor, targets: Tensor, means: bool, entropies: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = len(x)
+    return (
+        x.new_empty(targets.shape),
+        x.new_empty(count),
+        x.new_empty(count if means else 0),
+        x.new_empty(count if entropies else 0),
+    )
+
+
 @_forward.register_fake
-def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x)), x.new_empty(len(x))
+def _(
+    x: Tensor, _: Tensor, targets: Tensor, __: torch.dtype, means: bool, entropies: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty(x, targets, means, entropies)
 
 
 @_backward.register_fake
-def _(_: Tensor, x: Tensor, table: Tensor, *__: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(table)
+def _(*given: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(given[4]), torch.empty_like(given[5])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, table, targets, ctx.dtype = inputs
-    ctx.save_for_backward(x, table, targets, output[1])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, table, targets, ctx.dtype, *_ = inputs
+    # What a loss does not use is not part of its gradient, instead of zeros.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, table, targets, output[1], output[3])
 
 
-def _gradients(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    return *_backward(upstream, *ctx.saved_tensors, ctx.dtype), None, None
+def _gradients(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, ...]:
+    # What was not asked for is empty, and so is its gradient.
+    given = (None if each is None or not each.numel() else each for each in upstreams)
+    found = _backward(*given, *ctx.saved_tensors, ctx.dtype)
+    return *found, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

@@ -20,7 +20,7 @@ from nanochat.backends.torch.linears import (
     rounded_activations,
     rows_of,
 )
-from nanochat.backends.torch.loss import token_losses
+from nanochat.backends.torch.loss import Readings, readings
 from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
@@ -371,11 +371,8 @@ class TorchOps:
     ) -> Tensor:
         """See :meth:`nanochat.ops.Ops.cross_entropy`; tables of codes have no gradient."""
         rows, ids = x.flatten(0, 1), targets.flatten().clamp(min=0)
-        if isinstance(table, FloatLinear):
-            rows = rounded_activations(rows, table.activation_block)
-            losses = token_losses(rows, table.values, ids, self.dtype)
-        elif isinstance(table, Tensor):
-            losses = token_losses(rows, table.to(rows.dtype), ids, rows.dtype)
+        if isinstance(table, FloatLinear | Tensor):
+            losses = self.readings(rows, table, ids[:, None]).losses
         else:
             parts = []
             for part in pieces(len(rows), len(table.scales)):
@@ -386,6 +383,23 @@ class TorchOps:
         if weights is None:
             return losses.where(targets >= 0, 0.0)
         return losses.where((targets >= 0) & (weights != 0), 0.0) * weights
+
+    def readings(
+        self,
+        x: Tensor,
+        table: FloatLinear | Tensor,
+        targets: Tensor,
+        *,
+        means: bool = False,
+        entropies: bool = False,
+    ) -> Readings:
+        """What else a loss may need of rows (N, C) and targets (N, K); see `nanochat.backends.torch.loss.readings`."""
+        if isinstance(table, FloatLinear):
+            x, values = rounded_activations(x, table.activation_block), table.values
+        else:
+            values = table.to(x.dtype)
+        dtype = self.dtype if isinstance(table, FloatLinear) else x.dtype
+        return readings(x, values, targets, dtype, means=means, entropies=entropies)
 
     # Weights that move.
 

@@ -130,6 +130,63 @@ def test_gradients_of_a_dense_table_agree_with_finite_differences() -> None:
     )
 
 
+def logit_readings(rows: int, targets: int) -> tuple[Any, Any, Any, Any]:
+    """Torch, inputs (7, 4), a table of so many rows, and so many targets of each input."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(rows, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    return torch, x, table, torch.randint(rows, (7, targets), generator=generator)
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+def test_readings_are_those_of_whole_logits(targets: int) -> None:
+    torch, x, table, ids = logit_readings(11, targets)
+    from nanochat.backends.torch.loss import readings
+
+    found = readings(x, table, ids, torch.float64, means=True, entropies=True)
+
+    logarithms = (x @ table.T).log_softmax(dim=1)
+    torch.testing.assert_close(found.losses, -logarithms.gather(1, ids))
+    torch.testing.assert_close(found.partitions, (x @ table.T).logsumexp(dim=1))
+    torch.testing.assert_close(found.means, (x @ table.T).mean(dim=1))
+    torch.testing.assert_close(found.entropies, -(logarithms.exp() * logarithms).sum(dim=1))
+
+
+@pytest.mark.parametrize("which", ["losses", "partitions", "means", "entropies", "all"])
+def test_gradients_of_readings_agree_with_finite_differences(which: str) -> None:
+    torch, x, table, ids = logit_readings(11, 3)
+    from nanochat.backends.torch.loss import readings
+
+    def read(x: Any, table: Any) -> Any:
+        found = readings(x, table, ids, torch.float64, means=True, entropies=True)
+        return tuple(vars(found).values()) if which == "all" else getattr(found, which)
+
+    assert torch.autograd.gradcheck(read, [x, table])
+
+
+def test_readings_in_several_pieces_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch, x, table, ids = logit_readings(11, 2)
+    from nanochat.backends.torch import loss
+
+    def gradients() -> Any:
+        found = loss.readings(x, table, ids, torch.float64, means=True, entropies=True)
+        return torch.autograd.grad(sum(each.sum() for each in vars(found).values()), [x, table])
+
+    whole = gradients()
+    monkeypatch.setattr(loss, "pieces", lambda *_: [slice(i, i + 3) for i in (0, 3, 6)])
+
+    torch.testing.assert_close(gradients(), whole)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_compiler_sees_readings_as_one_node(asked: bool) -> None:
+    torch, x, table, ids = logit_readings(11, 1)
+    from nanochat.backends.torch import loss
+
+    torch.library.opcheck(loss._forward, (x, table, ids, torch.float32, asked, asked))
+
+
 # Logits of 4,096 tokens would take 1 GiB, and so would their gradient.
 LARGE = """
 import resource
