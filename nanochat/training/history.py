@@ -138,6 +138,9 @@ class _Reading:
             self._num_unreadable += line.endswith("\n")
             return
         self.num_lines += 1
+        if "cross_entropy" in entry and "loss" in entry:
+            # Logs of before the loss was that of the next token.
+            entry["objective"], entry["loss"] = entry["loss"], entry.pop("cross_entropy")
         step = entry["step"]
         numbers = self._numbers
         for name, value in entry.items():

@@ -353,7 +353,7 @@ class Trainer:
         numbers = torch.stack([value.detach().float() for value in measured.values()]).tolist()
         values = dict(zip(measured, numbers, strict=True))
         try:
-            self._require_finite({name: values[name] for name in ("loss", "gradient_norm")})
+            self._require_finite({n: values[n] for n in ("loss", "objective", "gradient_norm")})
         except NotFiniteError as error:
             self.model.zero_grad()
             met = self.setbacks
@@ -409,7 +409,7 @@ class Trainer:
                 part = slice(first, first + size)
                 with self._interruption.abandonable(), compiling():
                     found = self._terms(self._tensor(inputs[part]), self._tensor(targets[part]))
-                    (found["loss"] * share).backward()
+                    (found["objective"] * share).backward()
                 for name, value in found.items():
                     mean = value.detach() * share
                     means[name] = means[name] + mean if name in means else mean

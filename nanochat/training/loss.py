@@ -30,12 +30,12 @@ def terms(
     top_k: int,
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The loss and the terms that the model has, scalars, in nats where they are entropies.
+    """What is minimised, and the terms of it that the model has, scalars, in nats where they are entropies.
 
-    * *loss*: what is minimised, the sum of the others with their factors.
-    * *cross_entropy*: of the next token, after the last loop step.
+    * *objective*: what is minimised, the sum of the others with their factors.
+    * *loss*: cross-entropy of the next token, after the last loop step, whatever is minimised: runs compare by it.
     * *expected_cross_entropy*, *exit_entropy*: of a loop. Each step's cross-entropy by the probability of leaving
-      after it, which then stands for *cross_entropy* in the loss; and the entropy of that choice.
+      after it, which then stands for *loss* in the objective; and the entropy of that choice.
     * *ahead*: mean cross-entropy of the extra heads.
     * *balance*, *router_z*: means over the mixtures of experts.
 
@@ -54,27 +54,27 @@ def terms(
     """
     readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights)
     losses = [readout.cross_entropies(x) for x in outputs.steps]
-    found = {"cross_entropy": losses[-1].sum()}
-    loss = found["cross_entropy"]
+    found = {"loss": losses[-1].sum()}
+    total = found["loss"]
 
     def add(name: str, factor: float, term: Callable[[], Tensor]) -> None:
-        nonlocal loss
+        nonlocal total
         with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
             found[name] = term()
         if factor:
-            loss = loss + factor * found[name]
+            total = total + factor * found[name]
 
     if outputs.survival:
         exits = exit_distribution(outputs.survival).flatten(1)
         entropies = exit_entropies(exits)
-        found["expected_cross_entropy"] = loss = (exits * torch.stack(losses)).sum()
+        found["expected_cross_entropy"] = total = (exits * torch.stack(losses)).sum()
         add("exit_entropy", -objective.exit_entropy, lambda: (entropies * readout.shares()).sum())
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
     if outputs.routing:
         add("balance", objective.balance, lambda: balance(outputs.routing, top_k))
         add("router_z", objective.router_z, lambda: router_z(outputs.routing))
-    return {"loss": loss, **found}
+    return {"objective": total, **found}
 
 
 def _ahead(readout: Readout, heads: Sequence[Tensor]) -> Tensor:

@@ -48,8 +48,8 @@ def progress(
             say(entry.step, line)
         if "decided_steps" in entry.values:
             bar.update(steps, total=int(str(entry.values["decided_steps"])))
-        if "cross_entropy" in entry.values:
-            loss, rate = entry.values["cross_entropy"], entry.values["tokens_per_second"]
+        if "loss" in entry.values:
+            loss, rate = entry.values["loss"], entry.values["tokens_per_second"]
             speed = f"{loss:.3f} nats/token  {rate:.0f} tokens/s"
             if len(phases) > 1:
                 number = phases.index(stage_at(phases, entry.step - 1)) + 1

@@ -43,7 +43,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "held_out_perplexity",
         "held_out_accuracy",
         "loss",
-        "cross_entropy",
+        "objective",
         "expected_cross_entropy",
         "exit_entropy",
         "ahead",

@@ -58,7 +58,7 @@ def test_operations_are_those_of_the_products(data: Path, tmp_path: Path) -> Non
     inputs, targets = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
 
     with trainer.model.rounded(), FlopCounterMode(display=False) as counter:
-        trainer._terms(inputs, targets)["loss"].backward()
+        trainer._terms(inputs, targets)["objective"].backward()
 
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
     # The head's stand in an operator of their own, and attention sees half of the others.

@@ -84,7 +84,7 @@ def test_what_a_model_wrote_is_shown_as_text(capsys: pytest.CaptureFixture[str])
 
 def test_the_phase_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     settings = recipe(steps=4, schedule={"decay_steps": 0}, phases=[{"steps": 3}, {"steps": 1}])
-    entry = LogEntry(step=4, values={"cross_entropy": 1.0, "tokens_per_second": 5.0})
+    entry = LogEntry(step=4, values={"loss": 1.0, "tokens_per_second": 5.0})
 
     with progress(settings, 0, compiling=False) as (show, _):
         show(entry)

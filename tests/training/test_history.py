@@ -41,6 +41,15 @@ def test_a_log_is_read_while_it_is_being_written(tmp_path: Path) -> None:
     assert history.num_unreadable == 0
 
 
+def test_the_loss_of_an_earlier_log_is_that_of_the_next_token(tmp_path: Path) -> None:
+    line = {"step": 1, "loss": 2.5, "cross_entropy": 2.0, "ahead": 5.0}
+
+    series = read_history(write_log(tmp_path / "log.jsonl", line)).series
+
+    found = {name: places[""].values.tolist() for name, places in series.items()}
+    assert found == {"loss": [2.0], "objective": [2.5], "ahead": [5.0]}
+
+
 def test_lines_that_are_unreadable_elsewhere_are_counted(tmp_path: Path) -> None:
     steps = ["1.5", "true", "1e400"]
     broken = [f'{{"step": {step}}}\n' for step in steps]

@@ -432,7 +432,7 @@ def test_layers_that_are_computed_again_give_the_same_and_keep_less(
 
         with trainer.model.rounded():
             with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-                loss = trainer._terms(*batch)["loss"]
+                loss = trainer._terms(*batch)["objective"]
             loss.backward()
         kept.append(sum(size for place, size in saved.items() if place not in parameters))
         found.append(trainer.updater.gradients())
