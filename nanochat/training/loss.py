@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 
 from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.loss import Readings
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.objectives.exits import exit_distribution, exit_entropies
 from nanochat.training.objectives.experts import balance, router_z
 from nanochat.training.objectives.readout import Readout
 from nanochat.training.objectives.settings import Objective
+from nanochat.training.objectives.tokens import (
+    cross_entropies,
+    entropies,
+    uniform_losses,
+    z_losses,
+)
 
 __all__ = ["terms"]
 
@@ -36,6 +43,10 @@ def terms(
     * *loss*: cross-entropy of the next token, after the last loop step, whatever is minimised: runs compare by it.
     * *expected_cross_entropy*, *exit_entropy*: of a loop. Each step's cross-entropy by the probability of leaving
       after it, which then stands for *loss* in the objective; and the entropy of that choice.
+    * *label_smoothing*: cross-entropy with targets of which all tokens are alike. It takes that share of the place of
+      the real one.
+    * *z_loss*, *entropy*: squared log partition and entropy of the predicted distributions. Like the one before they
+      are those of a loop's steps by the probability of leaving after each.
     * *ahead*: mean cross-entropy of the extra heads.
     * *balance*, *router_z*: means over the mixtures of experts.
 
@@ -53,9 +64,19 @@ def terms(
         policy gradient of sampled tokens.
     """
     readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights)
-    losses = [readout.cross_entropies(x) for x in outputs.steps]
+    means, spread = objective.label_smoothing > 0, objective.entropy > 0
+    steps = [readout.read(x, means=means, entropies=spread) for x in outputs.steps]
+    losses = [readout.weighed(cross_entropies(step)) for step in steps]
+    exits = exit_distribution(outputs.survival).flatten(1) if outputs.survival else None
     found = {"loss": losses[-1].sum()}
     total = found["loss"]
+
+    def expected(values: Sequence[Tensor]) -> Tensor:
+        """Values of tokens at each step by the probability of leaving after it."""
+        return values[-1].sum() if exits is None else (exits * torch.stack(tuple(values))).sum()
+
+    def of_tokens(term: Callable[[Readings], Tensor]) -> Tensor:
+        return expected([readout.weighed(term(step)) for step in steps])
 
     def add(name: str, factor: float, term: Callable[[], Tensor]) -> None:
         nonlocal total
@@ -64,11 +85,17 @@ def terms(
         if factor:
             total = total + factor * found[name]
 
-    if outputs.survival:
-        exits = exit_distribution(outputs.survival).flatten(1)
-        entropies = exit_entropies(exits)
-        found["expected_cross_entropy"] = total = (exits * torch.stack(losses)).sum()
-        add("exit_entropy", -objective.exit_entropy, lambda: (entropies * readout.shares()).sum())
+    if exits is not None:
+        of_exits = exit_entropies(exits)
+        found["expected_cross_entropy"] = total = expected(losses)
+        add("exit_entropy", -objective.exit_entropy, lambda: (of_exits * readout.shares()).sum())
+    if objective.label_smoothing:
+        total = total - objective.label_smoothing * expected(losses)
+        add("label_smoothing", objective.label_smoothing, lambda: of_tokens(uniform_losses))
+    if objective.z_loss:
+        add("z_loss", objective.z_loss, lambda: of_tokens(z_losses))
+    if objective.entropy:
+        add("entropy", -objective.entropy, lambda: of_tokens(entropies))
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
     if outputs.routing:
@@ -79,5 +106,8 @@ def terms(
 
 def _ahead(readout: Readout, heads: Sequence[Tensor]) -> Tensor:
     """Mean cross-entropy of extra heads, the first of which predicts the token after the next."""
-    found = [readout.cross_entropies(x, distance).sum() for distance, x in enumerate(heads, 2)]
+    found = [
+        readout.weighed(cross_entropies(readout.read(x, (distance,))), distance).sum()
+        for distance, x in enumerate(heads, 2)
+    ]
     return torch.stack(found).mean()

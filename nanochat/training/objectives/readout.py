@@ -1,14 +1,17 @@
 """This file holds the tokens that a loss counts, and the reading of their hidden states by the head.
 
-Legend: B sequences, T tokens, N tokens that are read out, C width.
+Legend: B sequences, T tokens, N tokens that are read out, K targets of each, C width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.linears import FloatLinear, Leaf
+from nanochat.backends.torch.loss import Readings
 from nanochat.backends.torch.ops import TorchOps
 
 __all__ = ["Readout"]
@@ -31,19 +34,32 @@ class Readout:
     targets: Tensor
     weights: Tensor | None
 
+    def read(
+        self,
+        x: Tensor,
+        distances: Sequence[int] = (1,),
+        *,
+        means: bool = False,
+        entropies: bool = False,
+    ) -> Readings:
+        """What one pass through the head tells of the targets at these distances, from hidden states (B, T, C)."""
+        assert isinstance(self.table, FloatLinear | Tensor), "codes have no gradient"
+        ids = torch.stack([self._targets(each).flatten() for each in distances], dim=1)
+        return self.ops.readings(
+            x.flatten(0, 1), self.table, ids.clamp(min=0), means=means, entropies=entropies
+        )
+
+    def weighed(self, values: Tensor, distance: int = 1) -> Tensor:
+        """Values of tokens (N,) times the factor that their target at that distance has; 0 where there is none."""
+        shares = self.shares(distance)
+        return values.where(shares != 0, 0.0) * shares
+
     def shares(self, distance: int = 1) -> Tensor:
         """The factor of each token's loss, (N,), for the target at that distance: 0 where there is none."""
-        targets = self._targets(distance)
+        count = self._targets(distance) >= 0
         if self.weights is None:
-            count = targets >= 0
             return (count / count.sum().clamp(min=1)).flatten()
-        return _later(self.weights, distance, 0).flatten()
-
-    def cross_entropies(self, x: Tensor, distance: int = 1) -> Tensor:
-        """Nats times factor of each token, (N,), from its hidden state in (B, T, C)."""
-        ids, shares = self._targets(distance).flatten(), self.shares(distance)
-        found = self.ops.cross_entropy(x.flatten(0, 1)[None], self.table, ids[None], shares[None])
-        return found[0]
+        return _later(self.weights, distance, 0).where(count, 0.0).flatten()
 
     def _targets(self, distance: int) -> Tensor:
         return _later(self.targets, distance, -1)

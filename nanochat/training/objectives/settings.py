@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from nanochat.training.values import CHECKED, NotNegative
+from nanochat.training.values import CHECKED, NotNegative, Share
 
 __all__ = ["Objective"]
 
@@ -13,6 +13,12 @@ class Objective:
 
     Parameters
     ----------
+    label_smoothing : float
+        Share of each target's probability that is spread over the whole vocabulary.
+    z_loss : float
+        Of the squared log partition of the predicted distributions, which keeps logits small.
+    entropy : float
+        Of the entropy of the predicted distributions, which is maximised.
     exit_entropy : float
         Of the entropy of a LoopLM's exit distribution, which is maximised.
     ahead : float
@@ -21,6 +27,9 @@ class Objective:
         Of the load-balance term and of the squared log partition of the routers.
     """
 
+    label_smoothing: Share = 0.0
+    z_loss: NotNegative = 0.0
+    entropy: NotNegative = 0.0
     exit_entropy: NotNegative = 0.05
     ahead: NotNegative = 0.3
     balance: NotNegative = 0.01

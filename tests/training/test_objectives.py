@@ -1,0 +1,190 @@
+"""Every term of the objective, against its formula and finite differences, and in a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.ops import TorchOps
+from nanochat.model import TrainingOutputs
+from nanochat.training.loop import Trainer
+from nanochat.training.loss import terms
+from nanochat.training.objectives.settings import Objective
+from tests.training.runs import entries, quiet, recipe
+
+OPS = TorchOps("cpu", torch.float64)
+# B sequences, T tokens, C width, V vocabulary.
+B, T, C, V = 2, 5, 4, 7
+TARGETS = torch.tensor([[1, 6, 0, 3, 3], [2, -1, 5, 4, -1]])
+# Nothing else, whatever the model has.
+PLAIN = {"exit_entropy": 0.0, "ahead": 0.0, "balance": 0.0, "router_z": 0.0}
+
+
+def given(
+    steps: int = 1, ahead: int = 0, dtype: torch.dtype = torch.float64
+) -> TrainingOutputs[Tensor, Leaf]:
+    """Random outputs of a model, of which gradients can be taken."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_()
+
+    stay = torch.rand(steps - 1, B, T, 1, generator=generator, dtype=dtype)
+    left = stay.cumprod(dim=0)
+    return TrainingOutputs(
+        steps=tuple(draw(B, T, C) for _ in range(steps)),
+        survival=tuple(p.clone().requires_grad_() for p in left),
+        ahead=tuple(draw(B, T, C) for _ in range(ahead)),
+        routing=(),
+        table=draw(V, C),
+    )
+
+
+def minimised(
+    outputs: TrainingOutputs[Tensor, Leaf], objective: Objective, **others: Any
+) -> dict[str, Tensor]:
+    return terms(outputs, TARGETS, OPS, objective, top_k=1, **others)
+
+
+def number(x: Tensor) -> NDArray[np.float64]:
+    return x.detach().numpy().astype(np.float64)
+
+
+def log_softmax(outputs: TrainingOutputs[Tensor, Leaf], step: int) -> NDArray[np.float64]:
+    """The logarithms of all probabilities (B, T, V)."""
+    assert isinstance(outputs.table, Tensor)
+    logits = number(outputs.steps[step]) @ number(outputs.table).T
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True)))
+
+
+def losses(outputs: TrainingOutputs[Tensor, Leaf], step: int = -1) -> NDArray[np.float64]:
+    """The nats of each target (B, T), 0 where there is none."""
+    ids = TARGETS.numpy()
+    chosen = np.take_along_axis(log_softmax(outputs, step), ids.clip(0)[..., None], axis=-1)
+    return np.where(ids >= 0, -chosen[..., 0], 0)
+
+
+def exits(outputs: TrainingOutputs[Tensor, Leaf]) -> NDArray[np.float64]:
+    """The probability of leaving after each step (steps, B, T)."""
+    still = [np.ones((B, T)), *(number(p)[..., 0] for p in outputs.survival), np.zeros((B, T))]
+    return np.asarray(-np.diff(still, axis=0))
+
+
+def mean(values: NDArray[np.float64]) -> float:
+    """Over tokens that have a target."""
+    return float(values[TARGETS.numpy() >= 0].mean())
+
+
+def label_smoothing(outputs: TrainingOutputs[Tensor, Leaf], step: int) -> NDArray[np.float64]:
+    return np.asarray(-log_softmax(outputs, step).mean(axis=-1))
+
+
+def z_loss(outputs: TrainingOutputs[Tensor, Leaf], step: int) -> NDArray[np.float64]:
+    assert isinstance(outputs.table, Tensor)
+    logits = number(outputs.steps[step]) @ number(outputs.table).T
+    return np.asarray(np.log(np.exp(logits).sum(axis=-1)) ** 2)
+
+
+def entropy(outputs: TrainingOutputs[Tensor, Leaf], step: int) -> NDArray[np.float64]:
+    logarithms = log_softmax(outputs, step)
+    return np.asarray(-(np.exp(logarithms) * logarithms).sum(axis=-1))
+
+
+OF_TOKENS: dict[str, tuple[Callable[..., NDArray[np.float64]], Callable[..., float]]] = {
+    "label_smoothing": (label_smoothing, lambda ce, term: 0.9 * ce + 0.1 * term),
+    "z_loss": (z_loss, lambda ce, term: ce + 0.1 * term),
+    "entropy": (entropy, lambda ce, term: ce - 0.1 * term),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_a_term_of_tokens_is_its_formula(name: str, steps: int) -> None:
+    outputs = given(steps)
+    formula, total = OF_TOKENS[name]
+
+    found = minimised(outputs, Objective(**PLAIN, **{name: 0.1}))
+
+    shares = exits(outputs)
+    expected = sum(mean(shares[i] * formula(outputs, i)) for i in range(steps))
+    plain = sum(mean(shares[i] * losses(outputs, i)) for i in range(steps))
+    assert found[name].item() == pytest.approx(expected, rel=1e-12)
+    assert found["objective"].item() == pytest.approx(total(plain, expected), rel=1e-12)
+    assert found["loss"].item() == pytest.approx(mean(losses(outputs)), rel=1e-12)
+
+
+def agrees_with_finite_differences(
+    outputs: TrainingOutputs[Tensor, Leaf], objective: Objective, **others: Any
+) -> bool:
+    """Whether the objective's gradients are its slopes, along all inputs."""
+    parts = [*outputs.steps, *outputs.survival, *outputs.ahead, outputs.table]
+    counts = np.cumsum([len(outputs.steps), len(outputs.survival), len(outputs.ahead)])
+
+    def total(*values: Tensor) -> Tensor:
+        a, b, c = counts
+        moved = TrainingOutputs[Tensor, Leaf](
+            steps=values[:a],
+            survival=values[a:b],
+            ahead=values[b:c],
+            routing=(),
+            table=values[-1],
+        )
+        return minimised(moved, objective, **others)["objective"]
+
+    check: Callable[..., bool] = torch.autograd.gradcheck
+    return check(total, parts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"label_smoothing": 0.1}, 1),
+        ({"z_loss": 0.1}, 1),
+        ({"entropy": 0.1}, 1),
+        ({"label_smoothing": 0.1, "z_loss": 0.1, "entropy": 0.1}, 3),
+    ],
+    ids=str,
+)
+def test_gradients_agree_with_finite_differences(settings: dict[str, Any], steps: int) -> None:
+    assert agrees_with_finite_differences(given(steps), Objective(**settings))
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_a_factor_of_zero_is_exactly_the_plain_loss(name: str) -> None:
+    outputs = given(dtype=torch.float32)
+
+    found = minimised(outputs, Objective(**{name: 0.0}))
+
+    alone = OPS.cross_entropy(outputs.steps[0], outputs.table, TARGETS, (TARGETS >= 0) / 8)
+    assert list(found) == ["objective", "loss"]
+    assert torch.equal(found["objective"], alone.sum())
+
+
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [({"label_smoothing": 0.1, "z_loss": 0.01, "entropy": 0.01}, {"loop_count": 2})],
+    ids=str,
+)
+def test_a_run_logs_every_term_and_ends(
+    objective: dict[str, object], model: dict[str, object], data: Path, tmp_path: Path
+) -> None:
+    settings = recipe(
+        model=model,
+        steps=2,
+        schedule={"warmup_steps": 0, "decay_steps": 0},
+        objective=objective,
+        run={"evaluation_windows": 1},
+    )
+
+    assert Trainer(settings, data, tmp_path, num_threads=1, compile_model=False).run(quiet)
+
+    lines = [line for line in entries(tmp_path) if "loss" in line]
+    numbers = [[line[name] for name in ("loss", "objective", *objective)] for line in lines]
+    assert len(numbers) == 2
+    assert np.isfinite(numbers).all()
