@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
-from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, TrainingError
-from nanochat.export.directory import save_model
-from nanochat.init import freeze, init
-from nanochat.model import TrainingOutputs
+from nanochat.init import init
 from nanochat.shapes import shapes
 from nanochat.training.budget import Budget
 from nanochat.training.estimate import flops_per_token
@@ -27,8 +24,10 @@ from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.lock import locked
 from nanochat.training.loss import terms
 from nanochat.training.machine import machine, warn_of_changes
+from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import code_changes, gradient_norms, sampled_codes
+from nanochat.training.objectives.readout import counted_rows
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
@@ -281,23 +280,21 @@ class Trainer:
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
-        tokenizer = self.shards.tokenizer
-        bundle = Bundle(
-            name=self.directory.resolve().name,
-            config=self.recipe.model,
-            weights=freeze(self.model.stored()),
-            tokenizer=tokenizer,
-            generation={"eos_token_id": [tokenizer.eos, tokenizer.end]},
+        name = self.directory.resolve().name
+        write_model_directory(self.model, self.shards.tokenizer, directory, name=name)
+
+    def _terms(
+        self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        loss = partial(
+            terms,
+            ops=self.model.ops,
+            objective=self._stage.recipe.objective,
+            top_k=self.recipe.model.experts_per_token,
+            rows=rows,
         )
-        save_model(directory, bundle)
-
-    def _terms(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.model(inputs, self._loss, targets)
+        found: dict[str, Tensor] = self.model(inputs, loss, targets)
         return found
-
-    def _loss(self, outputs: TrainingOutputs[Tensor, Leaf], targets: Tensor) -> dict[str, Tensor]:
-        model, objective = self.recipe.model, self._stage.recipe.objective
-        return terms(outputs, targets, self.model.ops, objective, top_k=model.experts_per_token)
 
     def _is_evaluation_due(self, log: RunLog) -> bool:
         if self.step in (0, log.first_step) or self.step in log.evaluations:
@@ -407,8 +404,14 @@ class Trainer:
         with self.model.rounded():
             for first in range(0, len(inputs), size):
                 part = slice(first, first + size)
+                # Found here: a device would be waited for.
+                rows = counted_rows(targets[part], 1 + self.recipe.model.num_ahead)
                 with self._interruption.abandonable(), compiling():
-                    found = self._terms(self._tensor(inputs[part]), self._tensor(targets[part]))
+                    found = self._terms(
+                        self._tensor(inputs[part]),
+                        self._tensor(targets[part]),
+                        None if rows is None else self._tensor(rows),
+                    )
                     (found["objective"] * share).backward()
                 for name, value in found.items():
                     mean = value.detach() * share

@@ -36,6 +36,7 @@ def terms(
     *,
     top_k: int,
     weights: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What is minimised, and the terms of it that the model has, scalars, in nats where they are entropies.
 
@@ -62,12 +63,16 @@ def terms(
         Factor of each target's loss in the sums. By default targets count alike and the factors sum to 1: sums are
         means. A mask over its sum trains on a part of the text only; advantages over the number of targets give the
         policy gradient of sampled tokens.
+    rows : int64 tensor, optional
+        From `nanochat.training.objectives.readout.counted_rows`: the tokens that the head reads. Others must have no
+        target that counts. By default it reads all.
     """
-    readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights)
+    readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
     means, spread = objective.label_smoothing > 0, objective.entropy > 0
     steps = [readout.read(x, means=means, entropies=spread) for x in outputs.steps]
     losses = [readout.weighed(cross_entropies(step)) for step in steps]
-    exits = exit_distribution(outputs.survival).flatten(1) if outputs.survival else None
+    survival = [readout.picked(each) for each in outputs.survival]
+    exits = exit_distribution(survival) if survival else None
     found = {"loss": losses[-1].sum()}
     total = found["loss"]
 

@@ -1,6 +1,7 @@
 """Every term of the objective, against its formula and finite differences, and in a run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.loop import Trainer
 from nanochat.training.loss import terms
+from nanochat.training.objectives.readout import counted_rows
 from nanochat.training.objectives.settings import Objective
 from tests.training.runs import entries, quiet, recipe
 
@@ -188,3 +190,44 @@ def test_a_run_logs_every_term_and_ends(
     numbers = [[line[name] for name in ("loss", "objective", *objective)] for line in lines]
     assert len(numbers) == 2
     assert np.isfinite(numbers).all()
+
+
+def test_tokens_without_a_target_are_not_read_out() -> None:
+    outputs = given(2, ahead=1)
+    assert isinstance(outputs.table, Tensor)
+    everything = Objective(label_smoothing=0.1, z_loss=0.1, entropy=0.1)
+    counted = counted_rows(TARGETS.numpy(), 2)
+    rows = torch.from_numpy(counted)
+    # If it was read, no gradient would be left.
+    unread = [row for row in range(B * T) if row not in rows]
+    places = torch.tensor(unread)
+    broken = tuple(
+        x.detach().flatten(0, 1).index_fill(0, places, torch.nan).view(B, T, C)
+        for x in outputs.steps
+    )
+
+    found = minimised(replace(outputs, steps=broken), everything, rows=rows)
+    gradients = torch.autograd.grad(found["objective"], outputs.table)
+
+    expected = minimised(outputs, everything)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected["objective"], outputs.table))
+
+
+@pytest.mark.parametrize(
+    ("targets", "farthest", "rows"),
+    [
+        ([[1, 2, 3]], 1, None),
+        ([[1, 2, -1]], 1, [0, 1]),
+        ([[-1, -1, 3], [-1, 2, 3]], 1, [2, 4, 5]),
+        ([[-1, -1, 3], [4, 5, -1]], 2, [1, 2, 3, 4]),
+        ([[-1, -1, -1]], 1, []),
+    ],
+    ids=str,
+)
+def test_the_rows_that_count_are_those_with_a_target(
+    targets: list[list[int]], farthest: int, rows: list[int] | None
+) -> None:
+    found = counted_rows(np.array(targets), farthest)
+
+    assert (None if found is None else found.tolist()) == rows

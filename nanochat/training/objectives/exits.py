@@ -15,7 +15,7 @@ __all__ = ["exit_distribution", "exit_entropies"]
 
 
 def exit_distribution(survival: Sequence[Tensor]) -> Tensor:
-    """Probability of leaving the loop after each step, (steps, B, T), from the survival after all but the last."""
+    """Probability of leaving the loop after each step, (steps, ...), from the survival (..., 1) of all but the last."""
     still = [torch.ones_like(survival[0]), *survival, torch.zeros_like(survival[0])]
     return torch.stack([a - b for a, b in pairwise(still)])[..., 0]
 

@@ -6,7 +6,9 @@ Legend: B sequences, T tokens, N tokens that are read out, K targets of each, C 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +16,10 @@ from nanochat.backends.torch.linears import FloatLinear, Leaf
 from nanochat.backends.torch.loss import Readings
 from nanochat.backends.torch.ops import TorchOps
 
-__all__ = ["Readout"]
+__all__ = ["Readout", "counted_rows"]
+
+# Share of the tokens.
+_NEARLY_ALL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,12 +32,15 @@ class Readout:
         The token after each input token; below 0 where there is none.
     weights : tensor, shape (B, T), optional
         Factor of each target's loss; by default all count alike, and the factors sum to 1.
+    rows : int64 tensor, shape (N,), optional
+        The tokens that are read out, counted through the batch, from `counted_rows`; by default all B * T.
     """
 
     ops: TorchOps
     table: Leaf
     targets: Tensor
-    weights: Tensor | None
+    weights: Tensor | None = None
+    rows: Tensor | None = None
 
     def read(
         self,
@@ -44,10 +52,13 @@ class Readout:
     ) -> Readings:
         """What one pass through the head tells of the targets at these distances, from hidden states (B, T, C)."""
         assert isinstance(self.table, FloatLinear | Tensor), "codes have no gradient"
-        ids = torch.stack([self._targets(each).flatten() for each in distances], dim=1)
-        return self.ops.readings(
-            x.flatten(0, 1), self.table, ids.clamp(min=0), means=means, entropies=entropies
-        )
+        ids = torch.stack([self._targets(each) for each in distances], dim=1).clamp(min=0)
+        return self.ops.readings(self.picked(x), self.table, ids, means=means, entropies=entropies)
+
+    def picked(self, of_tokens: Tensor) -> Tensor:
+        """Of something of every token, (B, T, ...), that of those that are read out, (N, ...)."""
+        flat = of_tokens.flatten(0, 1)
+        return flat if self.rows is None else flat.index_select(0, self.rows)
 
     def weighed(self, values: Tensor, distance: int = 1) -> Tensor:
         """Values of tokens (N,) times the factor that their target at that distance has; 0 where there is none."""
@@ -58,11 +69,27 @@ class Readout:
         """The factor of each token's loss, (N,), for the target at that distance: 0 where there is none."""
         count = self._targets(distance) >= 0
         if self.weights is None:
-            return (count / count.sum().clamp(min=1)).flatten()
-        return _later(self.weights, distance, 0).where(count, 0.0).flatten()
+            return count / count.sum().clamp(min=1)
+        return self.picked(_later(self.weights, distance, 0)).where(count, 0.0)
 
     def _targets(self, distance: int) -> Tensor:
-        return _later(self.targets, distance, -1)
+        return self.picked(_later(self.targets, distance, -1))
+
+
+def counted_rows(targets: NDArray[np.int64], farthest: int = 1) -> NDArray[np.int64] | None:
+    """The tokens that have a target, or one up to `farthest` tokens on, counted through a batch (B, T).
+
+    `None` if nearly all have one: putting the others aside takes more time than reading them.
+
+    Examples
+    --------
+    >>> counted_rows(np.array([[-1, 5, 7], [-1, -1, 2]]))
+    array([1, 2, 5])
+    """
+    counts = np.zeros(targets.shape, bool)
+    for distance in range(farthest):
+        counts[:, : targets.shape[1] - distance] |= targets[:, distance:] >= 0
+    return np.flatnonzero(counts) if counts.mean() <= _NEARLY_ALL else None
 
 
 def _later(of_tokens: Tensor, distance: int, absent: int) -> Tensor:
