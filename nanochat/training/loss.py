@@ -16,6 +16,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.objectives.exits import exit_distribution, exit_entropies
 from nanochat.training.objectives.experts import balance, router_z
+from nanochat.training.objectives.filtering import num_kept
 from nanochat.training.objectives.readout import Readout
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.objectives.tokens import (
@@ -37,11 +38,14 @@ def terms(
     top_k: int,
     weights: Tensor | None = None,
     rows: Tensor | None = None,
+    reference: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What is minimised, and the terms of it that the model has, scalars, in nats where they are entropies.
 
     * *objective*: what is minimised, the sum of the others with their factors.
     * *loss*: cross-entropy of the next token, after the last loop step, whatever is minimised: runs compare by it.
+    * *kept_loss*: the same of the tokens that are kept, where not all are. It then stands for *loss* in the objective,
+      and all other terms of tokens are those of the kept ones.
     * *expected_cross_entropy*, *exit_entropy*: of a loop. Each step's cross-entropy by the probability of leaving
       after it, which then stands for *loss* in the objective; and the entropy of that choice.
     * *label_smoothing*: cross-entropy with targets of which all tokens are alike. It takes that share of the place of
@@ -66,15 +70,24 @@ def terms(
     rows : int64 tensor, optional
         From `nanochat.training.objectives.readout.counted_rows`: the tokens that the head reads. Others must have no
         target that counts. By default it reads all.
+    reference : tensor, shape (B, T), optional
+        Nats that each target costs a reference model, of whose excess tokens are chosen where some are kept only.
     """
     readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
+    found: dict[str, Tensor] = {}
+    if objective.keep_tokens < 1:
+        with torch.no_grad():
+            every = cross_entropies(readout.read(outputs.steps[-1]))
+            found["loss"] = readout.weighed(every).sum()
+        count = num_kept(objective.keep_tokens, targets.shape[1])
+        readout = readout.of_kept(every, count, reference)
     means, spread = objective.label_smoothing > 0, objective.entropy > 0
     steps = [readout.read(x, means=means, entropies=spread) for x in outputs.steps]
     losses = [readout.weighed(cross_entropies(step)) for step in steps]
     survival = [readout.picked(each) for each in outputs.survival]
     exits = exit_distribution(survival) if survival else None
-    found = {"loss": losses[-1].sum()}
-    total = found["loss"]
+    total = losses[-1].sum()
+    found["kept_loss" if "loss" in found else "loss"] = total
 
     def expected(values: Sequence[Tensor]) -> Tensor:
         """Values of tokens at each step by the probability of leaving after it."""

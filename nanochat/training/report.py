@@ -44,6 +44,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "held_out_accuracy",
         "loss",
         "objective",
+        "kept_loss",
         "expected_cross_entropy",
         "label_smoothing",
         "z_loss",

@@ -16,6 +16,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.loop import Trainer
 from nanochat.training.loss import terms
+from nanochat.training.objectives.filtering import kept_rows
 from nanochat.training.objectives.readout import counted_rows
 from nanochat.training.objectives.settings import Objective
 from tests.training.runs import entries, quiet, recipe
@@ -150,6 +151,7 @@ def agrees_with_finite_differences(
         ({"z_loss": 0.1}, 1),
         ({"entropy": 0.1}, 1),
         ({"label_smoothing": 0.1, "z_loss": 0.1, "entropy": 0.1}, 3),
+        ({"keep_tokens": 0.4}, 2),
     ],
     ids=str,
 )
@@ -168,9 +170,67 @@ def test_a_factor_of_zero_is_exactly_the_plain_loss(name: str) -> None:
     assert torch.equal(found["objective"], alone.sum())
 
 
+def kept(excess: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Which tokens (B, T) are the `count` highest of their sequence, among those that have a target."""
+    ranked = np.argsort(np.where(TARGETS.numpy() >= 0, -excess, np.inf), axis=1)[:, :count]
+    found = np.zeros((B, T), bool)
+    np.put_along_axis(found, ranked, True, axis=1)
+    return found & (TARGETS.numpy() >= 0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.8])
+@pytest.mark.parametrize("has_reference", [False, True])
+def test_the_tokens_of_the_highest_excess_loss_are_kept(share: float, has_reference: bool) -> None:
+    outputs = given(2)
+    every, shares = losses(outputs), exits(outputs)
+    generator = np.random.default_rng(0)
+    theirs = generator.uniform(0, 4, (B, T)) if has_reference else np.zeros((B, T))
+
+    found = minimised(
+        outputs,
+        Objective(**PLAIN, z_loss=0.1, keep_tokens=share),
+        reference=torch.from_numpy(theirs) if has_reference else None,
+    )
+
+    chosen = kept(every - theirs, round(share * T))
+    steps = [losses(outputs, i) + 0.1 * z_loss(outputs, i) for i in range(2)]
+    expected = sum(shares[i] * steps[i] for i in range(2))[chosen].mean()
+    # Equal factors are float32.
+    assert found["objective"].item() == pytest.approx(expected, rel=1e-6)
+    assert found["kept_loss"].item() == pytest.approx(every[chosen].mean(), rel=1e-6)
+    assert found["loss"].item() == pytest.approx(mean(every), rel=1e-12)
+
+
+def test_the_number_of_tokens_that_are_read_is_fixed() -> None:
+    excess = torch.full((3, 8), -torch.inf)
+    excess[1, 2:7] = torch.arange(5.0)
+
+    assert kept_rows(excess, 4).tolist()[4:8] == [8 + 3, 8 + 4, 8 + 5, 8 + 6]
+    assert len(kept_rows(excess, 4)) == 12
+
+
+def test_kept_tokens_make_up_for_the_weights_of_others() -> None:
+    outputs = given()
+    weights = torch.where(TARGETS >= 0, 2.0, 0.0).double()
+    weights[0, 0] = 0
+
+    found = minimised(outputs, Objective(keep_tokens=0.4), weights=weights)
+
+    every = losses(outputs)
+    every[0, 0] = -1
+    assert found["objective"].item() == pytest.approx(7 * 2 * every[kept(every, 2)].mean())
+
+
+# What the log calls terms of settings by another name.
+LOGGED = {"keep_tokens": "kept_loss"}
+
+
 @pytest.mark.parametrize(
     ("objective", "model"),
-    [({"label_smoothing": 0.1, "z_loss": 0.01, "entropy": 0.01}, {"loop_count": 2})],
+    [
+        ({"keep_tokens": 0.5}, {}),
+        ({"label_smoothing": 0.1, "z_loss": 0.01, "entropy": 0.01}, {"loop_count": 2}),
+    ],
     ids=str,
 )
 def test_a_run_logs_every_term_and_ends(
@@ -187,7 +247,8 @@ def test_a_run_logs_every_term_and_ends(
     assert Trainer(settings, data, tmp_path, num_threads=1, compile_model=False).run(quiet)
 
     lines = [line for line in entries(tmp_path) if "loss" in line]
-    numbers = [[line[name] for name in ("loss", "objective", *objective)] for line in lines]
+    logged = [LOGGED.get(name, name) for name in objective]
+    numbers = [[line[name] for name in ("loss", "objective", *logged)] for line in lines]
     assert len(numbers) == 2
     assert np.isfinite(numbers).all()
 

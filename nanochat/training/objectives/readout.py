@@ -4,7 +4,7 @@ Legend: B sequences, T tokens, N tokens that are read out, K targets of each, C 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 from nanochat.backends.torch.linears import FloatLinear, Leaf
 from nanochat.backends.torch.loss import Readings
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.training.objectives.filtering import kept_rows
 
 __all__ = ["Readout", "counted_rows"]
 
@@ -54,6 +55,28 @@ class Readout:
         assert isinstance(self.table, FloatLinear | Tensor), "codes have no gradient"
         ids = torch.stack([self._targets(each) for each in distances], dim=1).clamp(min=0)
         return self.ops.readings(self.picked(x), self.table, ids, means=means, entropies=entropies)
+
+    def of_kept(self, losses: Tensor, count: int, reference: Tensor | None) -> "Readout":
+        """The same of `count` tokens of each sequence only, of which targets have a weight that makes up for others.
+
+        Parameters
+        ----------
+        losses : tensor, shape (N,)
+            Nats that each target costs, by which tokens are chosen.
+        reference : tensor, shape (B, T), optional
+            Nats that each target costs another model, which are taken off.
+        """
+        counts = self.shares() != 0
+        excess = losses if reference is None else losses - self.picked(reference)
+        excess = excess.where(counts, -torch.inf)
+        if self.rows is not None:
+            absent = excess.new_full((self.targets.numel(),), -torch.inf)
+            excess = absent.index_copy(0, self.rows, excess)
+        kept = replace(self, rows=kept_rows(excess.view(self.targets.shape), count))
+        if self.weights is None:
+            return kept
+        share = counts.sum() / (kept.shares() != 0).sum().clamp(min=1)
+        return replace(kept, weights=self.weights * share)
 
     def picked(self, of_tokens: Tensor) -> Tensor:
         """Of something of every token, (B, T, ...), that of those that are read out, (N, ...)."""

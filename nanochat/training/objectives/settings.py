@@ -2,7 +2,7 @@
 
 from pydantic.dataclasses import dataclass
 
-from nanochat.training.values import CHECKED, NotNegative, Share
+from nanochat.training.values import CHECKED, NotNegative, Part, Share
 
 __all__ = ["Objective"]
 
@@ -19,6 +19,8 @@ class Objective:
         Of the squared log partition of the predicted distributions, which keeps logits small.
     entropy : float
         Of the entropy of the predicted distributions, which is maximised.
+    keep_tokens : float
+        Share of a sequence's tokens that it is trained on, those of the highest loss. 1 is all.
     exit_entropy : float
         Of the entropy of a LoopLM's exit distribution, which is maximised.
     ahead : float
@@ -30,6 +32,7 @@ class Objective:
     label_smoothing: Share = 0.0
     z_loss: NotNegative = 0.0
     entropy: NotNegative = 0.0
+    keep_tokens: Part = 1.0
     exit_entropy: NotNegative = 0.05
     ahead: NotNegative = 0.3
     balance: NotNegative = 0.01
