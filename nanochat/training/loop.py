@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,12 @@ from nanochat.training.fire import fired
 from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
 from nanochat.training.lock import locked
-from nanochat.training.loss import terms
 from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import code_changes, gradient_norms, sampled_codes
 from nanochat.training.objectives.readout import counted_rows
+from nanochat.training.passes import Passes
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
@@ -114,6 +113,7 @@ class Trainer:
         self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, longest)
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
+        self._passes = Passes(self._stages, self.shards.tokenizer, device=ops.device)
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
         self.setbacks = Setbacks()
@@ -286,15 +286,8 @@ class Trainer:
     def _terms(
         self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None
     ) -> dict[str, Tensor]:
-        loss = partial(
-            terms,
-            ops=self.model.ops,
-            objective=self._stage.recipe.objective,
-            top_k=self.recipe.model.experts_per_token,
-            rows=rows,
-        )
-        found: dict[str, Tensor] = self.model(inputs, loss, targets)
-        return found
+        objective = self._stage.recipe.objective
+        return self._passes.terms(self.model, objective, inputs, targets, rows)
 
     def _is_evaluation_due(self, log: RunLog) -> bool:
         if self.step in (0, log.first_step) or self.step in log.evaluations:

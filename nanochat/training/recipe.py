@@ -14,7 +14,7 @@ from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.fire import Fire
-from nanochat.training.objectives.settings import Objective
+from nanochat.training.objectives.settings import Objective, Reference
 from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, NotNegative, Share, Whole
 from nanochat.weights import named_leaves
@@ -164,6 +164,7 @@ class Recipe:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: Schedule = field(default_factory=Schedule)
     objective: Objective = field(default_factory=Objective)
+    reference: Reference = field(default_factory=Reference)
     precision: Precision = field(default_factory=Precision)
     run: RunSettings = field(default_factory=RunSettings)
     phases: tuple[Phase, ...] = ()

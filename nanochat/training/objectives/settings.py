@@ -4,7 +4,7 @@ from pydantic.dataclasses import dataclass
 
 from nanochat.training.values import CHECKED, NotNegative, Part, Share
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "Reference"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -20,7 +20,8 @@ class Objective:
     entropy : float
         Of the entropy of the predicted distributions, which is maximised.
     keep_tokens : float
-        Share of a sequence's tokens that it is trained on, those of the highest loss. 1 is all.
+        Share of a sequence's tokens that it is trained on: those of the highest loss, or of the highest excess over
+        that of `reference.model`. 1 is all.
     exit_entropy : float
         Of the entropy of a LoopLM's exit distribution, which is maximised.
     ahead : float
@@ -37,3 +38,16 @@ class Objective:
     ahead: NotNegative = 0.3
     balance: NotNegative = 0.01
     router_z: NotNegative = 0.001
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Reference:
+    """The model over whose loss the excess is counted by which tokens are kept.
+
+    Parameters
+    ----------
+    model : str
+        Its directory, or its name in the catalog or on the Hub; without one, tokens are kept by their loss alone.
+    """
+
+    model: str = ""

@@ -1,0 +1,84 @@
+"""This file holds models that a run reads besides its own, without training them: of their losses and logits."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.ops import TorchOps
+from nanochat.config import ModelConfig
+from nanochat.errors import ConfigError
+from nanochat.generation.engine import Engine
+from nanochat.lm import from_pretrained
+from nanochat.model import hidden_states
+from nanochat.text.codec import TextCodec
+from nanochat.weights import Weights
+
+__all__ = ["FrozenModel"]
+
+
+class FrozenModel:
+    """A model that is only read, on the device of a run.
+
+    Parameters
+    ----------
+    weights : tree of leaves
+        As `ops` takes them.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights[Leaf], ops: TorchOps) -> None:
+        self.config = config
+        self.table: Leaf = weights.embedding if weights.head is None else weights.head
+        self._weights = weights
+        self._ops = ops
+
+    @classmethod
+    def load(
+        cls, name: str, tokenizer: TextCodec, *, setting: str, length: int, device: str
+    ) -> Self:
+        """A model by its directory or its name on the Hub, which reads the same tokens.
+
+        Parameters
+        ----------
+        setting : str
+            Where the name is from, for messages.
+        length : int
+            Tokens of the longest sequence that it will read.
+
+        Raises
+        ------
+        ConfigError
+            If it has another tokenizer, or a shorter context.
+        ModelNotFoundError
+            If nothing has that name.
+        """
+        ops = TorchOps(device)
+        model = from_pretrained(name, backend=ops)
+        if model.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise ConfigError(
+                f"{setting}={name!r}: its tokenizer is another than that of the data: choose a model that was trained "
+                "with this tokenizer, or prepare the data with that model's (--tokenizer)"
+            )
+        if model.config.context_length < length:
+            raise ConfigError(
+                f"{setting}={name!r} reads {model.config.context_length} tokens at most: set "
+                f"data.length={model.config.context_length}, or choose another model"
+            )
+        assert isinstance(model.engine, Engine)
+        return cls(model.config, model.engine.weights, ops)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What its head reads out after every token (B, T), (B, T, C)."""
+        return hidden_states(tokens, self._weights, self.config, self._ops)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """What its head makes of hidden states, (N, C) to (N, V)."""
+        return self._ops.project(x, self.table)[0]
+
+    @torch.no_grad()
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats that each target costs after its token, (B, T); 0 where there is none."""
+        return self._ops.cross_entropy(self.hidden(tokens), self.table, targets)
