@@ -14,7 +14,7 @@ from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.loss import Readings
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
-from nanochat.training.objectives.exits import exit_distribution, exit_entropies
+from nanochat.training.objectives.exits import exit_distribution, exit_entropies, gate_losses
 from nanochat.training.objectives.experts import balance, router_z
 from nanochat.training.objectives.filtering import num_kept
 from nanochat.training.objectives.readout import Readout
@@ -48,6 +48,7 @@ def terms(
       and all other terms of tokens are those of the kept ones.
     * *expected_cross_entropy*, *exit_entropy*: of a loop. Each step's cross-entropy by the probability of leaving
       after it, which then stands for *loss* in the objective; and the entropy of that choice.
+    * *exit_improvement*: where it alone trains the gate, which is told whether the next step makes a token cheaper.
     * *label_smoothing*: cross-entropy with targets of which all tokens are alike. It takes that share of the place of
       the real one.
     * *z_loss*, *entropy*: squared log partition and entropy of the predicted distributions. Like the one before they
@@ -74,6 +75,8 @@ def terms(
         Nats that each target costs a reference model, of whose excess tokens are chosen where some are kept only.
     """
     readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
+    if objective.exits == "improvement":
+        return _of_gate(readout, outputs, objective)
     found: dict[str, Tensor] = {}
     if objective.keep_tokens < 1:
         with torch.no_grad():
@@ -120,6 +123,27 @@ def terms(
         add("balance", objective.balance, lambda: balance(outputs.routing, top_k))
         add("router_z", objective.router_z, lambda: router_z(outputs.routing))
     return {"objective": total, **found}
+
+
+def _of_gate(
+    readout: Readout, outputs: TrainingOutputs[Tensor, Leaf], objective: Objective
+) -> dict[str, Tensor]:
+    """The terms where the gate alone is trained: the head is read without gradients."""
+    survival = [readout.picked(each) for each in outputs.survival]
+    with torch.no_grad():
+        losses = [cross_entropies(readout.read(x)) for x in outputs.steps]
+        exits = exit_distribution(survival)
+        expected = (exits * torch.stack([readout.weighed(each) for each in losses])).sum()
+        entropy = readout.weighed(exit_entropies(exits)).sum()
+    slope, margin = objective.exit_slope, objective.exit_margin
+    improvement = readout.weighed(gate_losses(survival, losses, slope=slope, margin=margin)).sum()
+    return {
+        "objective": improvement,
+        "loss": readout.weighed(losses[-1]).sum(),
+        "expected_cross_entropy": expected,
+        "exit_entropy": entropy,
+        "exit_improvement": improvement,
+    }
 
 
 def _ahead(readout: Readout, heads: Sequence[Tensor]) -> Tensor:

@@ -204,6 +204,17 @@ class Recipe:
             raise ConfigError(
                 f"data.length={length} leaves no target for num_ahead={model.num_ahead}: lengthen it"
             )
+        if self.objective.exits == "improvement":
+            if model.loop_count == 1:
+                raise ConfigError(
+                    'objective.exits="improvement" trains the gate of a loop, and the model has none: set '
+                    "model.loop_count=2, say"
+                )
+            if self.optimizer.only != ("exits",):
+                raise ConfigError(
+                    'objective.exits="improvement" trains nothing but the gate: set optimizer.only=["exits"] in the '
+                    "same phase"
+                )
         require_roles(self.optimizer, named_leaves(shapes(model)))
 
 

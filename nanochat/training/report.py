@@ -50,6 +50,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "z_loss",
         "entropy",
         "exit_entropy",
+        "exit_improvement",
         "ahead",
         "balance",
         "router_z",

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.errors import ConfigError
 from nanochat.model import TrainingOutputs
 from nanochat.training.loop import Trainer
 from nanochat.training.loss import terms
 from nanochat.training.objectives.filtering import kept_rows
 from nanochat.training.objectives.readout import counted_rows
 from nanochat.training.objectives.settings import Objective
+from nanochat.training.run_log import LogEntry
 from tests.training.runs import entries, quiet, recipe
 
 OPS = TorchOps("cpu", torch.float64)
@@ -26,7 +28,7 @@ OPS = TorchOps("cpu", torch.float64)
 B, T, C, V = 2, 5, 4, 7
 TARGETS = torch.tensor([[1, 6, 0, 3, 3], [2, -1, 5, 4, -1]])
 # Nothing else, whatever the model has.
-PLAIN = {"exit_entropy": 0.0, "ahead": 0.0, "balance": 0.0, "router_z": 0.0}
+PLAIN: dict[str, Any] = {"exit_entropy": 0.0, "ahead": 0.0, "balance": 0.0, "router_z": 0.0}
 
 
 def given(
@@ -112,7 +114,7 @@ def test_a_term_of_tokens_is_its_formula(name: str, steps: int) -> None:
     outputs = given(steps)
     formula, total = OF_TOKENS[name]
 
-    found = minimised(outputs, Objective(**PLAIN, **{name: 0.1}))
+    found = minimised(outputs, Objective(**{**PLAIN, name: 0.1}))
 
     shares = exits(outputs)
     expected = sum(mean(shares[i] * formula(outputs, i)) for i in range(steps))
@@ -159,11 +161,111 @@ def test_gradients_agree_with_finite_differences(settings: dict[str, Any], steps
     assert agrees_with_finite_differences(given(steps), Objective(**settings))
 
 
+def test_the_gate_learns_whether_the_next_step_gains() -> None:
+    outputs = given(3)
+
+    found = minimised(outputs, Objective(exits="improvement", exit_slope=3.0, exit_margin=0.1))
+
+    survival = [number(p)[..., 0] for p in outputs.survival]
+    every = [losses(outputs, step) for step in range(3)]
+    costs = []
+    for go_on, now, later in zip(
+        (survival[0], survival[1] / survival[0]), every, every[1:], strict=False
+    ):
+        wanted = 1 / (1 + np.exp(-3.0 * (np.maximum(now - later, 0) - 0.1)))
+        costs.append(-wanted * np.log(go_on) - (1 - wanted) * np.log(1 - go_on))
+    expected = mean((costs[0] + costs[1]) / 2)
+    assert found["objective"].item() == pytest.approx(expected, rel=1e-6)
+    assert found["objective"] is found["exit_improvement"]
+    assert found["loss"].item() == pytest.approx(mean(every[2]), rel=1e-6)
+
+
+def test_the_gradient_of_the_gate_agrees_with_finite_differences_and_reaches_nothing_else() -> None:
+    outputs = given(3)
+    settings = Objective(exits="improvement")
+    check: Callable[..., bool] = torch.autograd.gradcheck
+
+    def total(*survival: Tensor) -> Tensor:
+        return minimised(replace(outputs, survival=survival), settings)["objective"]
+
+    total(*outputs.survival).backward()
+
+    assert check(total, outputs.survival)
+    assert all(p.grad is not None for p in outputs.survival)
+    assert isinstance(outputs.table, Tensor)
+    assert [x.grad for x in (*outputs.steps, outputs.table)] == [None] * 4
+
+
+@pytest.mark.parametrize("stay", [0.0, 1.0])
+def test_a_gate_that_is_quite_sure_costs_a_finite_number(stay: float) -> None:
+    sure = torch.full((B, T, 1), stay, dtype=torch.float64, requires_grad=True)
+    outputs = replace(given(3), survival=(sure, sure))
+
+    found = minimised(outputs, Objective(exits="improvement"))["objective"]
+    found.backward()
+
+    assert sure.grad is not None
+    assert torch.isfinite(found)
+    assert sure.grad.isfinite().all()
+
+
+def test_a_phase_trains_the_gate_alone(data: Path, tmp_path: Path) -> None:
+    settings = recipe(
+        model={"loop_count": 3},
+        steps=4,
+        schedule={"warmup_steps": 0, "decay_steps": 0},
+        run={"evaluation_windows": 1},
+        phases=[
+            {"steps": 2},
+            {
+                "steps": 2,
+                "objective": {"exits": "improvement"},
+                "optimizer": {"only": ["exits"]},
+            },
+        ],
+    )
+    trainer = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
+    parameters: list[dict[str, Tensor]] = []
+
+    def show(_: LogEntry) -> None:
+        named = trainer.model.named_parameters()
+        parameters.append({name: p.detach().clone() for name, p in named})
+
+    assert trainer.run(show)
+
+    after_first, last = parameters[2], parameters[-1]
+    changed = {name for name in last if not torch.equal(last[name], after_first[name])}
+    assert changed == {name for name in last if name.startswith("exit.")}
+    lines = [line for line in entries(tmp_path) if "loss" in line]
+    assert [line.get("exit_improvement") == line["objective"] for line in lines] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "only", "message"),
+    [
+        ({}, ["exits"], r"and the model has none: set model\.loop_count=2"),
+        ({"loop_count": 2}, [], r'nothing but the gate: set optimizer\.only=\["exits"\]'),
+    ],
+    ids=str,
+)
+def test_a_gate_that_cannot_be_trained_alone_is_refused(
+    model: dict[str, object], only: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(model=model, optimizer={"only": only}, objective={"exits": "improvement"})
+
+
 @pytest.mark.parametrize("name", OF_TOKENS)
 def test_a_factor_of_zero_is_exactly_the_plain_loss(name: str) -> None:
     outputs = given(dtype=torch.float32)
+    settings: dict[str, Any] = {name: 0.0}
 
-    found = minimised(outputs, Objective(**{name: 0.0}))
+    found = minimised(outputs, Objective(**settings))
 
     alone = OPS.cross_entropy(outputs.steps[0], outputs.table, TARGETS, (TARGETS >= 0) / 8)
     assert list(found) == ["objective", "loss"]

@@ -1,8 +1,10 @@
 """This file holds the settings of the loss: the factors of its terms."""
 
+from typing import Literal
+
 from pydantic.dataclasses import dataclass
 
-from nanochat.training.values import CHECKED, NotNegative, Part, Share
+from nanochat.training.values import CHECKED, NotNegative, Part, Positive, Share
 
 __all__ = ["Objective", "Reference"]
 
@@ -22,8 +24,14 @@ class Objective:
     keep_tokens : float
         Share of a sequence's tokens that it is trained on: those of the highest loss, or of the highest excess over
         that of `reference.model`. 1 is all.
+    exits : {"expected", "improvement"}
+        What trains a LoopLM's gate: the expected cross-entropy over its exits, with all else; or, in a phase of its own
+        with optimizer.only=["exits"], whether the next step makes a token cheaper, and nothing else.
     exit_entropy : float
         Of the entropy of a LoopLM's exit distribution, which is maximised.
+    exit_slope, exit_margin : float
+        For *improvement*: the probability of going on is to be the sigmoid of the slope times the nats that the next
+        step gains less the margin.
     ahead : float
         Of the mean cross-entropy of the extra heads.
     balance, router_z : float
@@ -34,7 +42,10 @@ class Objective:
     z_loss: NotNegative = 0.0
     entropy: NotNegative = 0.0
     keep_tokens: Part = 1.0
+    exits: Literal["expected", "improvement"] = "expected"
     exit_entropy: NotNegative = 0.05
+    exit_slope: Positive = 50.0
+    exit_margin: NotNegative = 0.005
     ahead: NotNegative = 0.3
     balance: NotNegative = 0.01
     router_z: NotNegative = 0.001
