@@ -398,7 +398,8 @@ class Trainer:
             for first in range(0, len(inputs), size):
                 part = slice(first, first + size)
                 # Found here: a device would be waited for.
-                rows = counted_rows(targets[part], 1 + self.recipe.model.num_ahead)
+                later = len(self._stage.recipe.objective.later_tokens)
+                rows = counted_rows(targets[part], 1 + max(later, self.recipe.model.num_ahead))
                 with self._interruption.abandonable(), compiling():
                     found = self._terms(
                         self._tensor(inputs[part]),

@@ -21,7 +21,9 @@ from nanochat.training.objectives.readout import Readout
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.objectives.tokens import (
     cross_entropies,
+    distances_of,
     entropies,
+    later_losses,
     uniform_losses,
     z_losses,
 )
@@ -53,6 +55,7 @@ def terms(
       the real one.
     * *z_loss*, *entropy*: squared log partition and entropy of the predicted distributions. Like the one before they
       are those of a loop's steps by the probability of leaving after each.
+    * *later_tokens*: cross-entropies of the tokens after the next one, by the same logits, times their factors.
     * *ahead*: mean cross-entropy of the extra heads.
     * *balance*, *router_z*: means over the mixtures of experts.
 
@@ -85,7 +88,8 @@ def terms(
         count = num_kept(objective.keep_tokens, targets.shape[1])
         readout = readout.of_kept(every, count, reference)
     means, spread = objective.label_smoothing > 0, objective.entropy > 0
-    steps = [readout.read(x, means=means, entropies=spread) for x in outputs.steps]
+    distances = distances_of(objective.later_tokens)
+    steps = [readout.read(x, distances, means=means, entropies=spread) for x in outputs.steps]
     losses = [readout.weighed(cross_entropies(step)) for step in steps]
     survival = [readout.picked(each) for each in outputs.survival]
     exits = exit_distribution(survival) if survival else None
@@ -117,6 +121,9 @@ def terms(
         add("z_loss", objective.z_loss, lambda: of_tokens(z_losses))
     if objective.entropy:
         add("entropy", -objective.entropy, lambda: of_tokens(entropies))
+    if any(objective.later_tokens):
+        factors = objective.later_tokens
+        add("later_tokens", 1, lambda: expected([later_losses(s, readout, factors) for s in steps]))
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
     if outputs.routing:

@@ -204,6 +204,11 @@ class Recipe:
             raise ConfigError(
                 f"data.length={length} leaves no target for num_ahead={model.num_ahead}: lengthen it"
             )
+        if len(self.objective.later_tokens) >= length:
+            raise ConfigError(
+                f"data.length={length} leaves no target for {len(self.objective.later_tokens)} factors of "
+                "objective.later_tokens: lengthen it"
+            )
         if self.objective.exits == "improvement":
             if model.loop_count == 1:
                 raise ConfigError(

@@ -154,11 +154,46 @@ def agrees_with_finite_differences(
         ({"entropy": 0.1}, 1),
         ({"label_smoothing": 0.1, "z_loss": 0.1, "entropy": 0.1}, 3),
         ({"keep_tokens": 0.4}, 2),
+        ({"later_tokens": (0.5, 0.25)}, 2),
     ],
     ids=str,
 )
 def test_gradients_agree_with_finite_differences(settings: dict[str, Any], steps: int) -> None:
     assert agrees_with_finite_differences(given(steps), Objective(**settings))
+
+
+@pytest.mark.parametrize("factors", [(0.5,), (0.5, 0.25), (0.0, 0.25)], ids=str)
+def test_later_tokens_are_predicted_by_the_same_logits(factors: tuple[float, ...]) -> None:
+    outputs = given(2)
+    shares, ids = exits(outputs), TARGETS.numpy()
+
+    found = minimised(outputs, Objective(**PLAIN, later_tokens=factors))
+
+    expected = 0.0
+    for distance, factor in enumerate(factors, 2):
+        later = ids[:, distance - 1 :]
+        for step in range(2):
+            seen = log_softmax(outputs, step)[:, : T + 1 - distance]
+            lost = -np.take_along_axis(seen, later.clip(0)[..., None], axis=-1)[..., 0]
+            lost = lost * shares[step][:, : T + 1 - distance]
+            expected += factor * float(lost[later >= 0].mean())
+    plain = sum(mean(shares[i] * losses(outputs, i)) for i in range(2))
+    assert found["later_tokens"].item() == pytest.approx(expected, rel=1e-6)
+    assert found["objective"].item() == pytest.approx(plain + expected, rel=1e-6)
+
+
+def test_factors_of_zero_for_later_tokens_are_exactly_the_plain_loss() -> None:
+    outputs = given(dtype=torch.float32)
+
+    found = minimised(outputs, Objective(later_tokens=(0.0, 0.0)))
+
+    assert list(found) == ["objective", "loss"]
+    assert torch.equal(found["objective"], minimised(outputs, Objective())["loss"])
+
+
+def test_more_later_tokens_than_a_sequence_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"length=2 leaves no target for 2 factors .*: lengthen"):
+        recipe(data={"length": 2}, objective={"later_tokens": [1, 1]})
 
 
 def test_the_gate_learns_whether_the_next_step_gains() -> None:
@@ -331,6 +366,7 @@ LOGGED = {"keep_tokens": "kept_loss"}
     ("objective", "model"),
     [
         ({"keep_tokens": 0.5}, {}),
+        ({"later_tokens": [0.5, 0.25]}, {}),
         ({"label_smoothing": 0.1, "z_loss": 0.01, "entropy": 0.01}, {"loop_count": 2}),
     ],
     ids=str,

@@ -21,6 +21,9 @@ class Objective:
         Of the squared log partition of the predicted distributions, which keeps logits small.
     entropy : float
         Of the entropy of the predicted distributions, which is maximised.
+    later_tokens : list of float
+        Of the cross-entropies of the tokens after the next one, which the same logits predict, too: [0.5, 0.25] counts
+        the two after it. Let phases take them away one by one.
     keep_tokens : float
         Share of a sequence's tokens that it is trained on: those of the highest loss, or of the highest excess over
         that of `reference.model`. 1 is all.
@@ -41,6 +44,7 @@ class Objective:
     label_smoothing: Share = 0.0
     z_loss: NotNegative = 0.0
     entropy: NotNegative = 0.0
+    later_tokens: tuple[NotNegative, ...] = ()
     keep_tokens: Part = 1.0
     exits: Literal["expected", "improvement"] = "expected"
     exit_entropy: NotNegative = 0.05

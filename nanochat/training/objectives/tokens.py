@@ -6,13 +6,25 @@ References
 .. [2] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, section 5. arXiv:2204.02311
 .. [3] G. Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", 2017.
    arXiv:1701.06548
+.. [4] github.com/KellerJordan/modded-nanogpt, commit f411b3d, record 53: several targets of the same logits.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from nanochat.backends.torch.loss import Readings
+from nanochat.training.objectives.readout import Readout
 
-__all__ = ["cross_entropies", "entropies", "uniform_losses", "z_losses"]
+__all__ = [
+    "cross_entropies",
+    "distances_of",
+    "entropies",
+    "later_losses",
+    "uniform_losses",
+    "z_losses",
+]
 
 
 def cross_entropies(found: Readings) -> Tensor:
@@ -33,3 +45,27 @@ def z_losses(found: Readings) -> Tensor:
 def entropies(found: Readings) -> Tensor:
     """Nats of each token's predicted distribution, (N,)."""
     return found.entropies
+
+
+def later_losses(found: Readings, readout: Readout, factors: Sequence[float]) -> Tensor:
+    """Nats that each token's later targets cost, (N,), times their factors, and those of the tokens.
+
+    Target 0 of `found` is the next token, and the others are those after it that have a factor.
+    """
+    distances = distances_of(factors)
+    parts = [
+        factors[distance - 2] * readout.weighed(found.losses[:, place], distance)
+        for place, distance in enumerate(distances[1:], 1)
+    ]
+    return torch.stack(parts).sum(dim=0)
+
+
+def distances_of(factors: Sequence[float]) -> tuple[int, ...]:
+    """How far the targets are that count: the next token, and those after it whose factor is not 0.
+
+    Examples
+    --------
+    >>> distances_of([0.5, 0.0, 0.25])
+    (1, 2, 4)
+    """
+    return (1, *(distance for distance, factor in enumerate(factors, 2) if factor))
