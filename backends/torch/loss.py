@@ -14,7 +14,26 @@ from torch import Tensor
 
 from nanochat.backends.reference.ops import pieces
 
-__all__ = ["Readings", "readings"]
+__all__ = ["Readings", "Teaching", "readings"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teaching:
+    """Another model's distribution of each token, as what its head would multiply.
+
+    Parameters
+    ----------
+    x : tensor, shape (N, D)
+        Inputs of the head, rounded if it rounds them.
+    table : tensor, shape (V, D)
+        The head.
+    temperature : float
+        What logits of both models are divided by.
+    """
+
+    x: Tensor
+    table: Tensor
+    temperature: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,12 +50,15 @@ class Readings:
         Mean logit; empty where it was not asked for.
     entropies : tensor, shape (N,)
         Nats, of the distribution that the logits stand for; empty where they were not asked for.
+    divergences : tensor, shape (N,)
+        Nats, of that distribution from a teacher's, both at its temperature; empty without one.
     """
 
     losses: Tensor
     partitions: Tensor
     means: Tensor
     entropies: Tensor
+    divergences: Tensor
 
 
 def readings(
@@ -47,27 +69,49 @@ def readings(
     *,
     means: bool = False,
     entropies: bool = False,
+    teaching: Teaching | None = None,
 ) -> Readings:
     """What one pass of inputs (N, C) through a table (V, C) tells of targets (N, K), all with gradients.
 
-    Targets are int64 and at least 0; the products are multiplied as `dtype`.
+    Targets are int64 and at least 0; the products are multiplied as `dtype`. A teacher has no gradient.
     """
-    found = _forward(x, table, targets, dtype, means, entropies)
-    return Readings(losses=found[0], partitions=found[1], means=found[2], entropies=found[3])
+    taught: tuple[Tensor | None, Tensor | None, float] = (None, None, 1.0)
+    if teaching is not None:
+        taught = (teaching.x, teaching.table, teaching.temperature)
+    found = _forward(x, table, targets, dtype, means, entropies, *taught)
+    return Readings(
+        losses=found[0],
+        partitions=found[1],
+        means=found[2],
+        entropies=found[3],
+        divergences=found[4],
+    )
 
 
 @torch.library.custom_op("nanochat::readings", mutates_args=())
 def _forward(
-    x: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype, means: bool, entropies: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    found = _empty(x, targets, means, entropies)
-    losses, partitions, mean_logits, spread = found
+    x: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    means: bool,
+    entropies: bool,
+    teacher_x: Tensor | None,
+    teacher_table: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found = _empty(x, targets, means, entropies, teacher_x)
+    losses, partitions, mean_logits, spread, divergences = found
     factor = table.to(dtype)
     for rows in pieces(len(x), len(table)):
         logits = (x[rows].to(dtype) @ factor.T).to(x.dtype)
         chosen = logits.gather(1, targets[rows])
         if means:
             mean_logits[rows] = logits.mean(dim=1)
+        if teacher_x is not None and teacher_table is not None:
+            wanted = _taught(teacher_x[rows], teacher_table, temperature, dtype)
+            distance = wanted - (logits / temperature).log_softmax(dim=1)
+            divergences[rows] = distance.mul_(wanted.exp_()).sum(dim=1)
         largest = logits.amax(dim=1)
         logits.sub_(largest[:, None])
         if entropies:
@@ -88,12 +132,16 @@ def _backward(
     of_partitions: Tensor | None,
     of_means: Tensor | None,
     of_entropies: Tensor | None,
+    of_divergences: Tensor | None,
     x: Tensor,
     table: Tensor,
     targets: Tensor,
     partitions: Tensor,
     entropies: Tensor,
+    teacher_x: Tensor | None,
+    teacher_table: Tensor | None,
     dtype: torch.dtype,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of inputs and table."""
     of_x, of_table = torch.empty_like(x), torch.zeros_like(table)
@@ -103,6 +151,11 @@ def _backward(
     for rows in pieces(len(x), len(table)):
         inputs = x[rows].to(dtype)
         logarithms = (inputs @ factor.T).to(x.dtype).sub_(partitions[rows, None])
+        of_teacher: Tensor | float = 0.0
+        if teacher_x is not None and teacher_table is not None and of_divergences is not None:
+            wanted = _taught(teacher_x[rows], teacher_table, temperature, dtype).exp_()
+            of_teacher = (logarithms / temperature).softmax(dim=1).sub_(wanted)
+            of_teacher.mul_(of_divergences[rows, None] / temperature)
         if is_plain and of_losses is not None:
             of_logits = logarithms.exp_()
             of_logits.scatter_add_(1, targets[rows], of_logits.new_full((len(inputs), 1), -1.0))
@@ -114,6 +167,8 @@ def _backward(
                 entropies[rows],
                 *(None if each is None else each[rows] for each in (of_losses, *others)),
             )
+        if of_divergences is not None:
+            of_logits.add_(of_teacher)
         of_logits = of_logits.to(dtype)
         of_x[rows] = of_logits @ factor
         if dtype == table.dtype:
@@ -121,6 +176,12 @@ def _backward(
         else:
             of_table += of_logits.T @ inputs
     return of_x, of_table
+
+
+def _taught(x: Tensor, table: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """The logarithms of a teacher's probabilities of a piece."""
+    logits = (x.to(dtype) @ table.to(dtype).T).to(x.dtype)
+    return logits.div_(temperature).log_softmax(dim=1)
 
 
 def _of_logits(
@@ -153,41 +214,50 @@ def _of_logits(
 
 
 def _empty(
-    x: Tensor, targets: Tensor, means: bool, entropies: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, targets: Tensor, means: bool, entropies: bool, teacher_x: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     count = len(x)
     return (
         x.new_empty(targets.shape),
         x.new_empty(count),
         x.new_empty(count if means else 0),
         x.new_empty(count if entropies else 0),
+        x.new_empty(0 if teacher_x is None else count),
     )
 
 
 @_forward.register_fake
 def _(
-    x: Tensor, _: Tensor, targets: Tensor, __: torch.dtype, means: bool, entropies: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty(x, targets, means, entropies)
+    x: Tensor,
+    _: Tensor,
+    targets: Tensor,
+    __: torch.dtype,
+    means: bool,
+    entropies: bool,
+    teacher_x: Tensor | None,
+    *___: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty(x, targets, means, entropies, teacher_x)
 
 
 @_backward.register_fake
 def _(*given: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(given[4]), torch.empty_like(given[5])
+    x, table = given[5:7]
+    return torch.empty_like(x), torch.empty_like(table)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, table, targets, ctx.dtype, *_ = inputs
+    x, table, targets, ctx.dtype, _, _, teacher_x, teacher_table, ctx.temperature = inputs
     # What a loss does not use is not part of its gradient, instead of zeros.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, table, targets, output[1], output[3])
+    ctx.save_for_backward(x, table, targets, output[1], output[3], teacher_x, teacher_table)
 
 
 def _gradients(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, ...]:
     # What was not asked for is empty, and so is its gradient.
     given = (None if each is None or not each.numel() else each for each in upstreams)
-    found = _backward(*given, *ctx.saved_tensors, ctx.dtype)
-    return *found, None, None, None, None
+    found = _backward(*given, *ctx.saved_tensors, ctx.dtype, ctx.temperature)
+    return *found, *[None] * 7
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

@@ -20,7 +20,7 @@ from nanochat.backends.torch.linears import (
     rounded_activations,
     rows_of,
 )
-from nanochat.backends.torch.loss import Readings, readings
+from nanochat.backends.torch.loss import Readings, Teaching, readings
 from nanochat.backends.torch.state import TorchState
 from nanochat.config import Activation, Mixer
 from nanochat.draws import Drawn, Draws, sample
@@ -392,6 +392,7 @@ class TorchOps:
         *,
         means: bool = False,
         entropies: bool = False,
+        teaching: Teaching | None = None,
     ) -> Readings:
         """What else a loss may need of rows (N, C) and targets (N, K); see `nanochat.backends.torch.loss.readings`."""
         if isinstance(table, FloatLinear):
@@ -399,7 +400,9 @@ class TorchOps:
         else:
             values = table.to(x.dtype)
         dtype = self.dtype if isinstance(table, FloatLinear) else x.dtype
-        return readings(x, values, targets, dtype, means=means, entropies=entropies)
+        return readings(
+            x, values, targets, dtype, means=means, entropies=entropies, teaching=teaching
+        )
 
     # Weights that move.
 

@@ -153,13 +153,42 @@ def test_readings_are_those_of_whole_logits(targets: int) -> None:
     torch.testing.assert_close(found.entropies, -(logarithms.exp() * logarithms).sum(dim=1))
 
 
-@pytest.mark.parametrize("which", ["losses", "partitions", "means", "entropies", "all"])
-def test_gradients_of_readings_agree_with_finite_differences(which: str) -> None:
-    torch, x, table, ids = logit_readings(11, 3)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_divergences_are_those_of_whole_distributions(temperature: float) -> None:
+    torch, x, table, ids = logit_readings(11, 1)
     from nanochat.backends.torch.loss import readings
 
+    taught = teaching(temperature)
+    found = readings(x, table, ids, torch.float64, teaching=taught)
+
+    ours = (x @ table.T / temperature).log_softmax(dim=1)
+    theirs = (taught.x @ taught.table.T / temperature).softmax(dim=1)
+    whole = torch.nn.functional.kl_div(ours, theirs, reduction="none").sum(dim=1)
+    torch.testing.assert_close(found.divergences, whole)
+
+
+def teaching(temperature: float) -> Any:
+    """A teacher of another width, with the same vocabulary."""
+    torch = pytest.importorskip("torch")
+    from nanochat.backends.torch.loss import Teaching
+
+    generator = torch.Generator().manual_seed(1)
+    x, table = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (7, 11))
+    return Teaching(x=x, table=table, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    "which", ["losses", "partitions", "means", "entropies", "divergences", "all"]
+)
+@pytest.mark.parametrize("targets", [1, 3])
+def test_gradients_of_readings_agree_with_finite_differences(which: str, targets: int) -> None:
+    torch, x, table, ids = logit_readings(11, targets)
+    from nanochat.backends.torch.loss import readings
+
+    taught = teaching(2.5)
+
     def read(x: Any, table: Any) -> Any:
-        found = readings(x, table, ids, torch.float64, means=True, entropies=True)
+        found = readings(x, table, ids, torch.float64, means=True, entropies=True, teaching=taught)
         return tuple(vars(found).values()) if which == "all" else getattr(found, which)
 
     assert torch.autograd.gradcheck(read, [x, table])
@@ -170,7 +199,9 @@ def test_readings_in_several_pieces_are_those_of_one(monkeypatch: pytest.MonkeyP
     from nanochat.backends.torch import loss
 
     def gradients() -> Any:
-        found = loss.readings(x, table, ids, torch.float64, means=True, entropies=True)
+        found = loss.readings(
+            x, table, ids, torch.float64, means=True, entropies=True, teaching=teaching(2.0)
+        )
         return torch.autograd.grad(sum(each.sum() for each in vars(found).values()), [x, table])
 
     whole = gradients()
@@ -184,7 +215,10 @@ def test_a_compiler_sees_readings_as_one_node(asked: bool) -> None:
     torch, x, table, ids = logit_readings(11, 1)
     from nanochat.backends.torch import loss
 
-    torch.library.opcheck(loss._forward, (x, table, ids, torch.float32, asked, asked))
+    taught = teaching(2.0)
+    teacher = (taught.x, taught.table, 2.0) if asked else (None, None, 1.0)
+
+    torch.library.opcheck(loss._forward, (x, table, ids, torch.float32, asked, asked, *teacher))
 
 
 # Logits of 4,096 tokens would take 1 GiB, and so would their gradient.
