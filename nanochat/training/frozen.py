@@ -1,11 +1,18 @@
-"""This file holds models that a run reads besides its own, without training them: of their losses and logits."""
+"""This file holds models that a run reads besides its own, without training them: of their losses and distributions."""
 
+from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.linears import (
+    FloatLinear,
+    Leaf,
+    rounded_activations,
+    rows_of,
+)
+from nanochat.backends.torch.loss import Teaching
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
 from nanochat.errors import ConfigError
@@ -13,7 +20,8 @@ from nanochat.generation.engine import Engine
 from nanochat.lm import from_pretrained
 from nanochat.model import hidden_states
 from nanochat.text.codec import TextCodec
-from nanochat.weights import Weights
+from nanochat.training.module import LanguageModel
+from nanochat.weights import Weights, map_leaves
 
 __all__ = ["FrozenModel"]
 
@@ -24,14 +32,15 @@ class FrozenModel:
     Parameters
     ----------
     weights : tree of leaves
-        As `ops` takes them.
+        As `ops` takes them, without gradients.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights[Leaf], ops: TorchOps) -> None:
         self.config = config
-        self.table: Leaf = weights.embedding if weights.head is None else weights.head
         self._weights = weights
         self._ops = ops
+        self._table: Leaf = weights.embedding if weights.head is None else weights.head
+        self._values: Tensor | None = None
 
     @classmethod
     def load(
@@ -68,17 +77,36 @@ class FrozenModel:
         assert isinstance(model.engine, Engine)
         return cls(model.config, model.engine.weights, ops)
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: LanguageModel) -> Self:
+        """A model in training as it is now, rounded as a pass rounds it."""
+
+        def still(_: str, leaf: Leaf) -> Leaf:
+            if isinstance(leaf, FloatLinear):
+                return replace(leaf, values=leaf.values.detach().clone())
+            assert isinstance(leaf, Tensor)
+            return leaf.detach().clone()
+
+        return cls(model.config, map_leaves(still, model.tree()), model.ops)
+
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
         """What its head reads out after every token (B, T), (B, T, C)."""
         return hidden_states(tokens, self._weights, self.config, self._ops)
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
-        """What its head makes of hidden states, (N, C) to (N, V)."""
-        return self._ops.project(x, self.table)[0]
-
-    @torch.no_grad()
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Nats that each target costs after its token, (B, T); 0 where there is none."""
-        return self._ops.cross_entropy(self.hidden(tokens), self.table, targets)
+        return self._ops.cross_entropy(self.hidden(tokens), self._table, targets)
+
+    @torch.no_grad()
+    def teaching(self, tokens: Tensor, temperature: float) -> Teaching:
+        """Its distributions after every token (B, T), for `nanochat.training.loss.terms`."""
+        x, table = self.hidden(tokens).flatten(0, 1), self._table
+        if self._values is None:
+            ids = torch.arange(self.config.vocab_size, device=tokens.device)
+            self._values = rows_of(table, ids)
+        if not isinstance(table, Tensor):
+            x = rounded_activations(x, table.activation_block)
+        return Teaching(x=x, table=self._values, temperature=temperature)

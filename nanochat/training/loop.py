@@ -113,7 +113,9 @@ class Trainer:
         self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, longest)
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
-        self._passes = Passes(self._stages, self.shards.tokenizer, device=ops.device)
+        self._passes = Passes(
+            self._stages, self.shards.tokenizer, directory=directory, device=ops.device
+        )
         self._specs = dict(named_leaves(shapes(recipe.model)))
         self.step = 0
         self.setbacks = Setbacks()
@@ -327,6 +329,7 @@ class Trainer:
         begin = time.perf_counter()
         done: dict[str, object] = {}
         if self._stage != stage_at(self._stages, self.step):
+            self._passes.leave(self._stage, self.model)
             self._stage = stage_at(self._stages, self.step)
             done = self._begin_stage()
         stage, number = self._stage, self.step + self.setbacks.skipped

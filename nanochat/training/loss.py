@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat.backends.torch.linears import Leaf
-from nanochat.backends.torch.loss import Readings
+from nanochat.backends.torch.loss import Readings, Teaching
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.objectives.exits import exit_distribution, exit_entropies, gate_losses
@@ -22,6 +22,7 @@ from nanochat.training.objectives.settings import Objective
 from nanochat.training.objectives.tokens import (
     cross_entropies,
     distances_of,
+    divergences,
     entropies,
     later_losses,
     uniform_losses,
@@ -41,6 +42,7 @@ def terms(
     weights: Tensor | None = None,
     rows: Tensor | None = None,
     reference: Tensor | None = None,
+    teaching: Teaching | None = None,
 ) -> dict[str, Tensor]:
     """What is minimised, and the terms of it that the model has, scalars, in nats where they are entropies.
 
@@ -56,6 +58,7 @@ def terms(
     * *z_loss*, *entropy*: squared log partition and entropy of the predicted distributions. Like the one before they
       are those of a loop's steps by the probability of leaving after each.
     * *later_tokens*: cross-entropies of the tokens after the next one, by the same logits, times their factors.
+    * *distillation*: divergence from a teacher's distributions at the temperature, whose square belongs to its factor.
     * *ahead*: mean cross-entropy of the extra heads.
     * *balance*, *router_z*: means over the mixtures of experts.
 
@@ -76,6 +79,8 @@ def terms(
         target that counts. By default it reads all.
     reference : tensor, shape (B, T), optional
         Nats that each target costs a reference model, of whose excess tokens are chosen where some are kept only.
+    teaching : Teaching, optional
+        A teacher's distributions of all B * T tokens, at the temperature of the objective; needed for *distillation*.
     """
     readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
     if objective.exits == "improvement":
@@ -89,7 +94,12 @@ def terms(
         readout = readout.of_kept(every, count, reference)
     means, spread = objective.label_smoothing > 0, objective.entropy > 0
     distances = distances_of(objective.later_tokens)
-    steps = [readout.read(x, distances, means=means, entropies=spread) for x in outputs.steps]
+    if teaching is not None:
+        teaching = readout.of_teacher(teaching)
+    steps = [
+        readout.read(x, distances, means=means, entropies=spread, teaching=teaching)
+        for x in outputs.steps
+    ]
     losses = [readout.weighed(cross_entropies(step)) for step in steps]
     survival = [readout.picked(each) for each in outputs.survival]
     exits = exit_distribution(survival) if survival else None
@@ -124,6 +134,9 @@ def terms(
     if any(objective.later_tokens):
         factors = objective.later_tokens
         add("later_tokens", 1, lambda: expected([later_losses(s, readout, factors) for s in steps]))
+    if objective.distillation:
+        factor = objective.distillation * objective.temperature**2
+        add("distillation", factor, lambda: of_tokens(divergences))
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
     if outputs.routing:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from nanochat.training.loss import terms
 from nanochat.training.module import LanguageModel
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.phases import Stage
+from nanochat.training.teacher import PhaseTeacher, require_teacher
 
 __all__ = ["Passes"]
 
@@ -19,29 +21,50 @@ __all__ = ["Passes"]
 class Passes:
     """What gives the terms of a batch; other models that phases of the run ask are loaded before its first step.
 
+    Parameters
+    ----------
+    directory : Path
+        Of the run, where it keeps the model of an earlier phase.
+
     Raises
     ------
     ConfigError
-        If one cannot serve, or no phase asks for it.
+        If a model cannot serve, or no phase asks for it.
     """
 
-    def __init__(self, stages: Sequence[Stage], tokenizer: TextCodec, *, device: str) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], tokenizer: TextCodec, *, directory: Path, device: str
+    ) -> None:
         recipe = stages[0].recipe
         length = max(stage.recipe.data.length for stage in stages)
+        load = partial(FrozenModel.load, tokenizer=tokenizer, length=length, device=device)
         self._reference: FrozenModel | None = None
+        self._teacher: FrozenModel | None = None
+        self._earlier: PhaseTeacher | None = None
+        require_teacher(stages)
         if recipe.reference.model:
             if all(stage.recipe.objective.keep_tokens == 1 for stage in stages):
                 raise ConfigError(
                     f"reference.model={recipe.reference.model!r} chooses no tokens while all are kept: set "
                     "objective.keep_tokens=0.5, say, or leave it out"
                 )
-            self._reference = FrozenModel.load(
-                recipe.reference.model,
-                tokenizer,
-                setting="reference.model",
-                length=length,
-                device=device,
-            )
+            self._reference = load(recipe.reference.model, setting="reference.model")
+        if recipe.teacher.model:
+            self._teacher = load(recipe.teacher.model, setting="teacher.model")
+            theirs, ours = self._teacher.config.vocab_size, recipe.model.vocab_size
+            if theirs != ours:
+                raise ConfigError(
+                    f"teacher.model={recipe.teacher.model!r} has logits of {theirs} tokens and the model of {ours}: "
+                    f"set model.vocab_size={theirs}"
+                )
+        if recipe.teacher.phase:
+            self._earlier = PhaseTeacher(directory, stages[recipe.teacher.phase - 1])
+
+    def leave(self, stage: Stage, model: LanguageModel) -> None:
+        """Keep the model at the end of a phase, if a later one learns from it."""
+        if self._earlier is not None and self._earlier.stage.first == stage.first:
+            self._earlier.save(model)
+            self._teacher = None
 
     def terms(
         self,
@@ -52,9 +75,11 @@ class Passes:
         rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What `nanochat.training.loss.terms` gives for a batch."""
-        reference = None
+        reference = teaching = None
         if self._reference is not None and objective.keep_tokens < 1:
             reference = self._reference.losses(tokens, targets)
+        if objective.distillation:
+            teaching = self._taught(model).teaching(tokens, objective.temperature)
         loss = partial(
             terms,
             ops=model.ops,
@@ -62,6 +87,13 @@ class Passes:
             top_k=model.config.experts_per_token,
             rows=rows,
             reference=reference,
+            teaching=teaching,
         )
         found: dict[str, Tensor] = model(tokens, loss, targets)
         return found
+
+    def _taught(self, model: LanguageModel) -> FrozenModel:
+        if self._teacher is None:
+            assert self._earlier is not None
+            self._teacher = self._earlier.load(model)
+        return self._teacher

@@ -14,7 +14,7 @@ from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
 from nanochat.training.fire import Fire
-from nanochat.training.objectives.settings import Objective, Reference
+from nanochat.training.objectives.settings import Objective, Reference, Teacher
 from nanochat.training.roles import OptimizerSettings, require_roles
 from nanochat.training.values import CHECKED, Count, NotNegative, Share, Whole
 from nanochat.weights import named_leaves
@@ -165,6 +165,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     objective: Objective = field(default_factory=Objective)
     reference: Reference = field(default_factory=Reference)
+    teacher: Teacher = field(default_factory=Teacher)
     precision: Precision = field(default_factory=Precision)
     run: RunSettings = field(default_factory=RunSettings)
     phases: tuple[Phase, ...] = ()

@@ -51,6 +51,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "entropy",
         "exit_entropy",
         "exit_improvement",
+        "distillation",
         "later_tokens",
         "ahead",
         "balance",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.torch.linears import Leaf
+from nanochat.backends.torch.loss import Teaching
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.errors import ConfigError
 from nanochat.model import TrainingOutputs
@@ -160,6 +161,43 @@ def agrees_with_finite_differences(
 )
 def test_gradients_agree_with_finite_differences(settings: dict[str, Any], steps: int) -> None:
     assert agrees_with_finite_differences(given(steps), Objective(**settings))
+
+
+def taught(temperature: float) -> Teaching:
+    """What a teacher of another width says."""
+    generator = torch.Generator().manual_seed(1)
+    x, table = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (B * T, V))
+    return Teaching(x=x, table=table, temperature=temperature)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_divergence_from_the_teacher(temperature: float, share: float) -> None:
+    outputs, teacher = given(), taught(temperature)
+    assert isinstance(outputs.table, Tensor)
+    settings = Objective(**PLAIN, distillation=0.5, temperature=temperature, keep_tokens=share)
+
+    found = minimised(outputs, settings, teaching=teacher)
+
+    def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        powers = np.exp(logits / temperature)
+        return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+    theirs = softmax(number(teacher.x) @ number(teacher.table).T).reshape(B, T, V)
+    ours = softmax(number(outputs.steps[0]) @ number(outputs.table).T)
+    divergence = (theirs * np.log(theirs / ours)).sum(axis=-1)
+    every = losses(outputs)
+    chosen = kept(every, round(share * T))
+    expected = divergence[chosen].mean()
+    assert found["distillation"].item() == pytest.approx(expected, rel=1e-6)
+    total = every[chosen].mean() + 0.5 * temperature**2 * expected
+    assert found["objective"].item() == pytest.approx(total, rel=1e-6)
+
+
+def test_gradients_of_distillation_agree_with_finite_differences() -> None:
+    settings = Objective(distillation=0.5, temperature=2.0)
+
+    assert agrees_with_finite_differences(given(2), settings, teaching=taught(2.0))
 
 
 @pytest.mark.parametrize("factors", [(0.5,), (0.5, 0.25), (0.0, 0.25)], ids=str)

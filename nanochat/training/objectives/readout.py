@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nanochat.backends.torch.linears import FloatLinear, Leaf
-from nanochat.backends.torch.loss import Readings
+from nanochat.backends.torch.loss import Readings, Teaching
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.training.objectives.filtering import kept_rows
 
@@ -50,11 +50,14 @@ class Readout:
         *,
         means: bool = False,
         entropies: bool = False,
+        teaching: Teaching | None = None,
     ) -> Readings:
         """What one pass through the head tells of the targets at these distances, from hidden states (B, T, C)."""
         assert isinstance(self.table, FloatLinear | Tensor), "codes have no gradient"
         ids = torch.stack([self._targets(each) for each in distances], dim=1).clamp(min=0)
-        return self.ops.readings(self.picked(x), self.table, ids, means=means, entropies=entropies)
+        return self.ops.readings(
+            self.picked(x), self.table, ids, means=means, entropies=entropies, teaching=teaching
+        )
 
     def of_kept(self, losses: Tensor, count: int, reference: Tensor | None) -> "Readout":
         """The same of `count` tokens of each sequence only, of which targets have a weight that makes up for others.
@@ -77,6 +80,12 @@ class Readout:
             return kept
         share = counts.sum() / (kept.shares() != 0).sum().clamp(min=1)
         return replace(kept, weights=self.weights * share)
+
+    def of_teacher(self, teaching: Teaching) -> Teaching:
+        """What a teacher says of the tokens that are read out, from what it says of all B * T."""
+        if self.rows is None:
+            return teaching
+        return replace(teaching, x=teaching.x.index_select(0, self.rows))
 
     def picked(self, of_tokens: Tensor) -> Tensor:
         """Of something of every token, (B, T, ...), that of those that are read out, (N, ...)."""

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from nanochat.training.values import CHECKED, NotNegative, Part, Positive, Share
+from nanochat.training.values import CHECKED, NotNegative, Part, Positive, Share, Whole
 
-__all__ = ["Objective", "Reference"]
+__all__ = ["Objective", "Reference", "Teacher"]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -27,6 +27,10 @@ class Objective:
     keep_tokens : float
         Share of a sequence's tokens that it is trained on: those of the highest loss, or of the highest excess over
         that of `reference.model`. 1 is all.
+    distillation : float
+        Of the divergence from the distributions of `teacher`, times the square of the temperature.
+    temperature : float
+        What the logits of both are divided by for that.
     exits : {"expected", "improvement"}
         What trains a LoopLM's gate: the expected cross-entropy over its exits, with all else; or, in a phase of its own
         with optimizer.only=["exits"], whether the next step makes a token cheaper, and nothing else.
@@ -46,6 +50,8 @@ class Objective:
     entropy: NotNegative = 0.0
     later_tokens: tuple[NotNegative, ...] = ()
     keep_tokens: Part = 1.0
+    distillation: NotNegative = 0.0
+    temperature: Positive = 1.0
     exits: Literal["expected", "improvement"] = "expected"
     exit_entropy: NotNegative = 0.05
     exit_slope: Positive = 50.0
@@ -66,3 +72,19 @@ class Reference:
     """
 
     model: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Teacher:
+    """The model whose distributions are learnt where `objective.distillation` has a factor: one of two.
+
+    Parameters
+    ----------
+    model : str
+        Its directory, or its name in the catalog or on the Hub.
+    phase : int
+        The phase of this run, counted from 1, whose last model it is.
+    """
+
+    model: str = ""
+    phase: Whole = 0

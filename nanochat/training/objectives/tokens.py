@@ -6,7 +6,8 @@ References
 .. [2] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022, section 5. arXiv:2204.02311
 .. [3] G. Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output Distributions", 2017.
    arXiv:1701.06548
-.. [4] github.com/KellerJordan/modded-nanogpt, commit f411b3d, record 53: several targets of the same logits.
+.. [4] G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2. arXiv:1503.02531
+.. [5] github.com/KellerJordan/modded-nanogpt, commit f411b3d, record 53: several targets of the same logits.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from nanochat.training.objectives.readout import Readout
 __all__ = [
     "cross_entropies",
     "distances_of",
+    "divergences",
     "entropies",
     "later_losses",
     "uniform_losses",
@@ -40,6 +42,11 @@ def uniform_losses(found: Readings) -> Tensor:
 def z_losses(found: Readings) -> Tensor:
     """Squared logarithm of each token's sum of exponentials, (N,), which keeps logits from drifting together."""
     return found.partitions.square()
+
+
+def divergences(found: Readings) -> Tensor:
+    """Nats of each token's predicted distribution from its teacher's, (N,), both at the teacher's temperature."""
+    return found.divergences
 
 
 def entropies(found: Readings) -> Tensor:
