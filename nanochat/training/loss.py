@@ -16,7 +16,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.objectives.exits import exit_distribution, exit_entropies, gate_losses
 from nanochat.training.objectives.experts import balance, router_z
-from nanochat.training.objectives.filtering import num_kept
+from nanochat.training.objectives.filtering import Kept, num_kept
 from nanochat.training.objectives.readout import Readout
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.objectives.tokens import (
@@ -29,7 +29,7 @@ from nanochat.training.objectives.tokens import (
     z_losses,
 )
 
-__all__ = ["terms"]
+__all__ = ["choose_tokens", "terms"]
 
 
 def terms(
@@ -42,6 +42,7 @@ def terms(
     weights: Tensor | None = None,
     rows: Tensor | None = None,
     reference: Tensor | None = None,
+    kept: Kept | None = None,
     teaching: Teaching | None = None,
 ) -> dict[str, Tensor]:
     """What is minimised, and the terms of it that the model has, scalars, in nats where they are entropies.
@@ -79,6 +80,8 @@ def terms(
         target that counts. By default it reads all.
     reference : tensor, shape (B, T), optional
         Nats that each target costs a reference model, of whose excess tokens are chosen where some are kept only.
+    kept : Kept, optional
+        From `choose_tokens`, where the tokens were chosen before this pass.
     teaching : Teaching, optional
         A teacher's distributions of all B * T tokens, at the temperature of the objective; needed for *distillation*.
     """
@@ -87,11 +90,9 @@ def terms(
         return _of_gate(readout, outputs, objective)
     found: dict[str, Tensor] = {}
     if objective.keep_tokens < 1:
-        with torch.no_grad():
-            every = cross_entropies(readout.read(outputs.steps[-1]))
-            found["loss"] = readout.weighed(every).sum()
-        count = num_kept(objective.keep_tokens, targets.shape[1])
-        readout = readout.of_kept(every, count, reference)
+        kept = kept or _chosen(readout, outputs, objective, reference)
+        found["loss"] = kept.loss
+        readout = readout.of_kept(kept.rows)
     means, spread = objective.label_smoothing > 0, objective.entropy > 0
     distances = distances_of(objective.later_tokens)
     if teaching is not None:
@@ -143,6 +144,34 @@ def terms(
         add("balance", objective.balance, lambda: balance(outputs.routing, top_k))
         add("router_z", objective.router_z, lambda: router_z(outputs.routing))
     return {"objective": total, **found}
+
+
+def choose_tokens(
+    outputs: TrainingOutputs[Tensor, Leaf],
+    targets: Tensor,
+    ops: TorchOps,
+    objective: Objective,
+    *,
+    weights: Tensor | None = None,
+    rows: Tensor | None = None,
+    reference: Tensor | None = None,
+) -> Kept:
+    """The tokens that `terms` would keep, from the same arguments."""
+    readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
+    return _chosen(readout, outputs, objective, reference)
+
+
+@torch.no_grad()
+def _chosen(
+    readout: Readout,
+    outputs: TrainingOutputs[Tensor, Leaf],
+    objective: Objective,
+    reference: Tensor | None,
+) -> Kept:
+    losses = cross_entropies(readout.read(outputs.steps[-1]))
+    count = num_kept(objective.keep_tokens, readout.targets.shape[1])
+    rows = readout.highest(losses, count, reference)
+    return Kept(rows=rows, loss=readout.weighed(losses).sum())
 
 
 def _of_gate(

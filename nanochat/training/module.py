@@ -130,13 +130,15 @@ class LanguageModel(nn.Module):
         loss: Callable[..., Result],
         *arguments: Tensor,
         segments: Tensor | None = None,
+        ops: TorchOps | None = None,
     ) -> Result:
         """``loss(outputs, *arguments)`` of the `TrainingOutputs` for tokens (B, T), perhaps in packed documents.
 
-        The loss is formed inside the pass, because there sharded parameters are whole.
+        The loss is formed inside the pass, because there sharded parameters are whole. `ops` stands for the model's
+        own.
         """
         outputs = training_outputs(
-            tokens, self.tree(), self.config, self.ops, segments, layer=self.layer
+            tokens, self.tree(), self.config, ops or self.ops, segments, layer=self.layer
         )
         return loss(outputs, *arguments)
 

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from nanochat.backends.torch.ops import TorchOps
 from nanochat.errors import ConfigError
 from nanochat.text.codec import TextCodec
 from nanochat.training.frozen import FrozenModel
-from nanochat.training.loss import terms
+from nanochat.training.loss import choose_tokens, terms
 from nanochat.training.module import LanguageModel
+from nanochat.training.objectives.filtering import FilteringOps
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.phases import Stage
 from nanochat.training.teacher import PhaseTeacher, require_teacher
@@ -41,6 +45,7 @@ class Passes:
         self._reference: FrozenModel | None = None
         self._teacher: FrozenModel | None = None
         self._earlier: PhaseTeacher | None = None
+        self._filtered: FilteringOps | None = None
         require_teacher(stages)
         if recipe.reference.model:
             if all(stage.recipe.objective.keep_tokens == 1 for stage in stages):
@@ -80,17 +85,25 @@ class Passes:
             reference = self._reference.losses(tokens, targets)
         if objective.distillation:
             teaching = self._taught(model).teaching(tokens, objective.temperature)
-        loss = partial(
-            terms,
-            ops=model.ops,
-            objective=objective,
-            top_k=model.config.experts_per_token,
-            rows=rows,
-            reference=reference,
-            teaching=teaching,
-        )
-        found: dict[str, Tensor] = model(tokens, loss, targets)
+        given: dict[str, Any] = {"ops": model.ops, "objective": objective, "rows": rows}
+        given["reference"] = reference
+        ops = kept = None
+        if objective.drop_attention_gradients:
+            with torch.no_grad():
+                kept = model(tokens, partial(choose_tokens, **given), targets)
+            ops = self._filtering(model.ops)
+            ops.is_kept = torch.zeros_like(targets, dtype=torch.bool)
+            ops.is_kept.view(-1)[kept.rows] = True
+        top_k = model.config.experts_per_token
+        loss = partial(terms, **given, top_k=top_k, kept=kept, teaching=teaching)
+        found: dict[str, Tensor] = model(tokens, loss, targets, ops=ops)
         return found
+
+    def _filtering(self, ops: TorchOps) -> FilteringOps:
+        """One object for all passes of a kind: another would be compiled anew."""
+        if self._filtered is None or self._filtered.dtype != ops.dtype:
+            self._filtered = FilteringOps(ops.device, ops.dtype)
+        return self._filtered
 
     def _taught(self, model: LanguageModel) -> FrozenModel:
         if self._teacher is None:

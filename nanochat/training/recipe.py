@@ -210,6 +210,18 @@ class Recipe:
                 f"data.length={length} leaves no target for {len(self.objective.later_tokens)} factors of "
                 "objective.later_tokens: lengthen it"
             )
+        if self.objective.drop_attention_gradients:
+            if self.objective.keep_tokens == 1:
+                raise ConfigError(
+                    "objective.drop_attention_gradients=true drops nothing while all tokens are kept: set "
+                    "objective.keep_tokens=0.5, say"
+                )
+            if "delta" in model.layer_pattern:
+                raise ConfigError(
+                    f"objective.drop_attention_gradients=true with layer_pattern={list(model.layer_pattern)}: delta "
+                    "layers pass gradients on through what they remember; set "
+                    "objective.drop_attention_gradients=false"
+                )
         if self.objective.exits == "improvement":
             if model.loop_count == 1:
                 raise ConfigError(

@@ -6,10 +6,52 @@ References
 .. [2] Z. Lin et al., "Rho-1: Not All Tokens Are What You Need", 2024, section 2.2. arXiv:2404.07965
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["kept_rows", "num_kept"]
+from nanochat.backends.torch.ops import TorchOps
+from nanochat.backends.torch.state import TorchState
+
+__all__ = ["FilteringOps", "Kept", "kept_rows", "num_kept"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kept:
+    """The tokens of a batch that are kept, counted through it, and the loss of all."""
+
+    rows: Tensor
+    loss: Tensor
+
+
+class FilteringOps(TorchOps):
+    """Operations of a pass in which the keys and values of dropped tokens have no gradient.
+
+    Since their losses have none either, nothing of a dropped token has any: not its queries, its networks, nor its
+    embedding. What a kept token reads of them is as ever, so this gradient is not that of the loss.
+
+    Attributes
+    ----------
+    is_kept : bool tensor, shape (B, T)
+        Set it before each pass: the object stays the same, for which layers are compiled.
+    """
+
+    is_kept: Tensor
+
+    def attention(  # noqa: D102  # that of Ops
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        state: TorchState | None,
+        slot: int,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        is_kept = self.is_kept[:, :, None, None]
+        k, v = torch.where(is_kept, k, k.detach()), torch.where(is_kept, v, v.detach())
+        return super().attention(q, k, v, state=state, slot=slot, segments=segments)
 
 
 def num_kept(share: float, length: int) -> int:

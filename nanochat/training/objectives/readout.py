@@ -59,26 +59,29 @@ class Readout:
             self.picked(x), self.table, ids, means=means, entropies=entropies, teaching=teaching
         )
 
-    def of_kept(self, losses: Tensor, count: int, reference: Tensor | None) -> "Readout":
-        """The same of `count` tokens of each sequence only, of which targets have a weight that makes up for others.
+    def highest(self, losses: Tensor, count: int, reference: Tensor | None) -> Tensor:
+        """The `count` tokens of each sequence with the highest excess loss, counted through the batch.
 
         Parameters
         ----------
         losses : tensor, shape (N,)
-            Nats that each target costs, by which tokens are chosen.
+            Nats that each target costs.
         reference : tensor, shape (B, T), optional
             Nats that each target costs another model, which are taken off.
         """
-        counts = self.shares() != 0
         excess = losses if reference is None else losses - self.picked(reference)
-        excess = excess.where(counts, -torch.inf)
+        excess = excess.where(self.shares() != 0, -torch.inf)
         if self.rows is not None:
             absent = excess.new_full((self.targets.numel(),), -torch.inf)
             excess = absent.index_copy(0, self.rows, excess)
-        kept = replace(self, rows=kept_rows(excess.view(self.targets.shape), count))
+        return kept_rows(excess.view(self.targets.shape), count)
+
+    def of_kept(self, rows: Tensor) -> "Readout":
+        """The same of tokens that are kept, of which targets have a weight that makes up for those of others."""
+        kept = replace(self, rows=rows)
         if self.weights is None:
             return kept
-        share = counts.sum() / (kept.shares() != 0).sum().clamp(min=1)
+        share = (self.shares() != 0).sum() / (kept.shares() != 0).sum().clamp(min=1)
         return replace(kept, weights=self.weights * share)
 
     def of_teacher(self, teaching: Teaching) -> Teaching:

@@ -27,6 +27,9 @@ class Objective:
     keep_tokens : float
         Share of a sequence's tokens that it is trained on: those of the highest loss, or of the highest excess over
         that of `reference.model`. 1 is all.
+    drop_attention_gradients : bool
+        Whether tokens that are not kept have no gradient in any layer, which is not the gradient of the loss. They are
+        chosen in a pass of their own, without gradients: a quarter more time.
     distillation : float
         Of the divergence from the distributions of `teacher`, times the square of the temperature.
     temperature : float
@@ -50,6 +53,7 @@ class Objective:
     entropy: NotNegative = 0.0
     later_tokens: tuple[NotNegative, ...] = ()
     keep_tokens: Part = 1.0
+    drop_attention_gradients: bool = False
     distillation: NotNegative = 0.0
     temperature: Positive = 1.0
     exits: Literal["expected", "improvement"] = "expected"
