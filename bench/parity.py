@@ -18,11 +18,12 @@ from nanochat import backends
 from nanochat.config import ModelConfig
 from nanochat.errors import BackendError
 from nanochat.init import freeze
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.ops import Ops, Storage
 from nanochat.proof.choices import logits_and_margins
 from nanochat.proof.parity import compare
 from nanochat.proof.tolerances import TOLERANCES
+from nanochat.slots import slots
 from tests.parity.cases import CASES, KEPT
 from tests.parity.lockstep import LockstepOps
 from tests.parity.random_models import random_weights

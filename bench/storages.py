@@ -16,9 +16,9 @@ from nanochat.config import ModelConfig
 from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.lm import from_pretrained
-from nanochat.model import slots
 from nanochat.ops import Ops, Storage
 from nanochat.proof.tolerances import rms_error
+from nanochat.slots import slots
 from nanochat.weights import Stored, Weights
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from nanochat.config import ModelConfig
 from nanochat.errors import InputError
-from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.shapes import run_order, shapes
+from nanochat.slots import slots
 from nanochat.ternary import KV_BLOCK
 from nanochat.weights import DENSE_DTYPES, Experts, Layer, LeafKind, Spec, named_leaves
 

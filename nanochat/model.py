@@ -11,9 +11,9 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from nanochat.config import ModelConfig
-from nanochat.ops import Ops, Slot, Storage, feed_forward
+from nanochat.ops import Ops, feed_forward
 from nanochat.rotary import rotation
-from nanochat.shapes import delta_key_heads, head_format, layer_kinds, run_order
+from nanochat.shapes import delta_key_heads, head_format
 from nanochat.weights import (
     Attention,
     Delta,
@@ -35,7 +35,6 @@ __all__ = [
     "losses",
     "read_ahead",
     "run_layer",
-    "slots",
     "training_outputs",
 ]
 
@@ -70,41 +69,6 @@ class TrainingOutputs(Generic[Array, Leaf]):
     ahead: tuple[Array, ...]
     routing: tuple[Array, ...]
     table: Leaf
-
-
-def slots(
-    config: ModelConfig, *, storage: Storage = "float32", ahead: bool = False
-) -> tuple[Slot, ...]:
-    """What a state must hold, in the order in which `forward` reaches it; a looped layer has its own at every step.
-
-    Keys and values are kept as `storage` says. With `ahead`, those of the extra heads come last, see `forward_ahead`.
-    """
-    kinds = layer_kinds(config)
-    heads, taps = config.delta_heads, config.delta_conv_width
-    keys, values = delta_key_heads(config) * config.delta_key_dim, heads * config.delta_value_dim
-    of_kind = {
-        "attention": (
-            Slot(
-                kind="attention",
-                heads=config.num_kv_heads,
-                key_dim=config.head_dim,
-                storage=storage,
-            ),
-        ),
-        "delta": (
-            Slot(kind="conv", taps=taps, features=keys),
-            Slot(kind="conv", taps=taps, features=keys),
-            Slot(kind="conv", taps=taps, features=values),
-            Slot(
-                kind="delta",
-                heads=heads,
-                key_dim=config.delta_key_dim,
-                value_dim=config.delta_value_dim,
-            ),
-        ),
-    }
-    found = [slot for number in run_order(config) for slot in of_kind[kinds[number]]]
-    return (*found, *(of_kind["attention"] * config.num_ahead if ahead else ()))
 
 
 def forward(

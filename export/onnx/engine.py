@@ -20,11 +20,11 @@ from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import memory_shapes, present_name
 from nanochat.files import parse_json, require_file
 from nanochat.generation.engine import Runner
-from nanochat.model import slots
 from nanochat.ops import Storage
 from nanochat.proof.parity import Rounding, greedy
 from nanochat.proof.tolerances import TOLERANCES
 from nanochat.rows import RowState
+from nanochat.slots import slots
 
 __all__ = ["OnnxEngine", "OnnxRows"]
 

@@ -14,7 +14,7 @@ from nanochat.export.onnx.standard import SESSION_CONFIG
 from nanochat.export.onnx.state import memory_shapes, present_name
 from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.files import atomic_directory
-from nanochat.model import slots
+from nanochat.slots import slots
 
 __all__ = ["genai_config", "write_genai"]
 

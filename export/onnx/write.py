@@ -38,9 +38,10 @@ from nanochat.export.onnx.ort import OrtOps
 from nanochat.export.onnx.standard import StandardOps
 from nanochat.export.transform import without_ahead
 from nanochat.files import atomic_directory
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.proof.golden import with_golden
 from nanochat.shapes import layer_kinds
+from nanochat.slots import slots
 from nanochat.weights import Dense, Stored, Weights, named_leaves
 
 __all__ = ["Target", "export_onnx", "onnx_model", "require_possible", "save_graph"]

@@ -18,17 +18,11 @@ from nanochat.draws import Drawn, Draws, sample
 from nanochat.errors import BackendError, InputError, ShapeError, did_you_mean
 from nanochat.generation.sampling import Sampler, fill_draws
 from nanochat.init import freeze_leaf
-from nanochat.model import (
-    forward,
-    forward_ahead,
-    hidden_states,
-    losses,
-    read_ahead,
-    slots,
-)
+from nanochat.model import forward, forward_ahead, hidden_states, losses, read_ahead
 from nanochat.ops import Described, Ops, Repeats, Storage
 from nanochat.rows import RowState
 from nanochat.shapes import shapes
+from nanochat.slots import slots
 from nanochat.weights import Weights, leaf_of, named_leaves
 
 __all__ = ["PREFILL_CHUNK", "Choices", "Engine", "Runner", "check_ids", "choose"]

@@ -18,9 +18,10 @@ from nanochat.errors import BackendError, MemoryShortageError
 from nanochat.generation.engine import Engine
 from nanochat.init import freeze, init
 from nanochat.memory import needed_bytes, require_room, runtime_bytes
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.presets import preset
 from nanochat.shapes import shapes
+from nanochat.slots import slots
 from tests.backends.null.ops import NullOps
 from tests.parity.cases import CASES
 

@@ -26,8 +26,9 @@ from nanochat.config import ModelConfig
 from nanochat.errors import InputError
 from nanochat.generation.engine import Engine
 from nanochat.init import freeze
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.rows import PAGE, num_pages
+from nanochat.slots import slots
 from nanochat.weights import Weights
 from tests.backends.leaves import normal, prepared, ternary_leaf
 from tests.parity.cases import CASES

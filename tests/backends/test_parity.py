@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from nanochat.backends.reference.ops import ReferenceOps
 from nanochat.config import ModelConfig
 from nanochat.init import freeze
-from nanochat.model import forward, slots, training_outputs
+from nanochat.model import forward, training_outputs
 from nanochat.ops import Ops, Storage
 from nanochat.proof.tolerances import TOLERANCES, rms_error
+from nanochat.slots import slots
 from nanochat.weights import Stored, Weights
 from tests.parity.cases import CASES, KEPT
 from tests.parity.lockstep import LockstepOps

@@ -11,9 +11,9 @@ from nanochat.config import ModelConfig, TableFormat
 from nanochat.cost import Cost, cost, vector_bytes
 from nanochat.errors import InputError
 from nanochat.init import freeze
-from nanochat.model import slots
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
+from nanochat.slots import slots
 from nanochat.weights import named_leaves
 from tests.parity.cases import CASES
 from tests.parity.random_models import random_weights

@@ -31,7 +31,7 @@ ROWS = (
     ("backends", "bundle", "checkpoint"),
     ("generation",),
     ("cost", "init", "tensors", "text"),
-    ("model", "rows"),
+    ("model", "rows", "slots"),
     ("ops",),
     ("blocks", "draws", "rotary", "shapes"),
     ("presets", "ternary", "weights"),

@@ -12,9 +12,10 @@ from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
-from nanochat.model import TrainingOutputs, forward, losses, slots, training_outputs
+from nanochat.model import TrainingOutputs, forward, losses, training_outputs
 from nanochat.ops import Slot
 from nanochat.rotary import Rotation, rotation
+from nanochat.slots import slots
 from nanochat.ternary import dequantize
 from nanochat.weights import (
     Site,

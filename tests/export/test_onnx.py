@@ -25,8 +25,9 @@ from nanochat.export.onnx.write import Target, export_onnx
 from nanochat.export.transform import with_exit_threshold
 from nanochat.init import freeze
 from nanochat.lm import Model
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.proof.golden import record
+from nanochat.slots import slots
 from nanochat.weights import Dense, named_leaves
 from tests.parity.random_models import random_tokenizer, random_weights
 

@@ -16,9 +16,9 @@ from nanochat.config import Mixer, ModelConfig
 from nanochat.export.onnx.ops import OnnxOps
 from nanochat.export.onnx.ort import OrtOps
 from nanochat.export.onnx.standard import SESSION_CONFIG, StandardOps
-from nanochat.model import slots
 from nanochat.proof.parity import compare
 from nanochat.rotary import rotation
+from nanochat.slots import slots
 from tests.parity.random_models import random_weights
 
 # B sequences, T tokens, C width, H heads, G key heads, K head features, E experts.

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
-from nanochat.model import forward, slots
+from nanochat.model import forward
 from nanochat.ops import Ops, Slot
+from nanochat.slots import slots
 
 __all__ = ["continue_rows", "flat", "new_rows", "run_step", "state_of_lengths", "stepping"]
 
