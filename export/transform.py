@@ -105,8 +105,9 @@ def without_ahead(bundle: Bundle) -> Bundle:
     """The model without the heads that predict further tokens, which only training uses."""
     if not bundle.config.num_ahead:
         return bundle
-    config = replace(bundle.config, num_ahead=0)
-    return _changed(bundle, config=config, weights=replace(bundle.weights, ahead=()))
+    config = replace(bundle.config, num_ahead=0, ahead_kind="independent")
+    weights = replace(bundle.weights, ahead=(), joins=())
+    return _changed(bundle, config=config, weights=weights)
 
 
 def _changed(bundle: Bundle, **changes: Any) -> Bundle:

@@ -170,7 +170,7 @@ def _require_agreement(
     said = manifest.config
     if form.name != OWN:
         # An export leaves out the heads that are for training only.
-        said = replace(said, num_ahead=0)
+        said = replace(said, num_ahead=0, ahead_kind="independent")
     different = [f.name for f in fields(said) if getattr(said, f.name) != getattr(config, f.name)]
     if different:
         name = different[0]

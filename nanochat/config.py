@@ -10,6 +10,7 @@ from nanochat.errors import ConfigError, did_you_mean
 __all__ = [
     "TABLE_BLOCKS",
     "Activation",
+    "AheadKind",
     "Coefficients",
     "DeltaGates",
     "LayerKind",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 Activation = Literal["swiglu", "relu2", "relu2_glu"]
+AheadKind = Literal["independent", "sequential"]
 Coefficients = Literal["static", "dynamic"]
 LayerKind = Literal["attention", "delta"]
 Mixer = Literal["lite", "sinkhorn", "identity"]
@@ -85,6 +87,7 @@ _RANGES = {
 }
 _CHOICES: dict[str, tuple[object, ...]] = {
     "activation": get_args(Activation),
+    "ahead_kind": get_args(AheadKind),
     "coefficients": get_args(Coefficients),
     "mixer": get_args(Mixer),
     "delta_gates": get_args(DeltaGates),
@@ -145,6 +148,8 @@ class ModelConfig:
         A token leaves the loop once its cumulative exit probability reaches this; 1 never leaves early.
     num_ahead : int
         Extra heads that predict the tokens after the next one, in training only.
+    ahead_kind : {"independent", "sequential"}
+        Whether each of them reads what the layers give, or what the one before it gives with the token after.
     tie_embeddings : bool
         Whether the head is the embedding table.
     num_streams, coefficients, mixer, sinkhorn_iterations : int or str
@@ -203,6 +208,7 @@ class ModelConfig:
     loop_coda: int = 0
     exit_threshold: float = 1.0
     num_ahead: int = 0
+    ahead_kind: AheadKind = "independent"
     tie_embeddings: bool = True
     num_streams: int = 4
     coefficients: Coefficients = "static"

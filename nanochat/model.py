@@ -4,7 +4,7 @@
 `training_outputs` gives everything that a training loss needs. All walk the same layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from nanochat.weights import (
     Exit,
     Experts,
     FeedForward,
+    Join,
     Layer,
     Signs,
     Site,
@@ -169,11 +170,13 @@ def training_outputs(
     ops: Ops[Array, Leaf, Any],
     segments: Array | None = None,
     *,
+    later: Sequence[Array] = (),
     layer: LayerRunner | None = None,
 ) -> TrainingOutputs[Array, Leaf]:
     """Run every loop step and every extra head on whole sequences; no token leaves the loop early.
 
-    `segments` is as in `forward`. `layer` stands for `run_layer`: the same compiled, say.
+    `segments` is as in `forward`. `later` are the tokens that come 1, 2, ... after each, for every sequential head; at
+    the end of a row, any. `layer` stands for `run_layer`: the same compiled, say.
     """
     run, routing = layer or run_layer, list[Array]()
     walk = _Walk(config, ops, None, weights.signs, segments=segments)
@@ -195,12 +198,18 @@ def training_outputs(
         steps.append(walk.hidden(trunk, weights))
         if weights.exit is not None and step < config.loop_count - 1:
             survival.append(walk.survive(x, weights.exit, survival[-1] if survival else None))
-    collapsed = walk.close(trunk)
-    ahead = [walk.normed(through(collapsed, (each,)), weights) for each in weights.ahead]
+    before = walk.close(trunk)
+    if weights.joins:
+        ahead = list[Array]()
+        for head, join, ids in zip(weights.ahead, weights.joins, later, strict=True):
+            before = through(walk.joined(before, ids, join, weights), (head,))
+            ahead.append(before)
+    else:
+        ahead = [through(before, (head,)) for head in weights.ahead]
     return TrainingOutputs(
         steps=tuple(steps),
         survival=tuple(survival),
-        ahead=tuple(ahead),
+        ahead=tuple(walk.normed(each, weights) for each in ahead),
         routing=tuple(routing),
         table=_table(weights),
     )
@@ -263,13 +272,24 @@ class _Walk(Generic[Array, Leaf, State]):
         self.frozen: tuple[Array, list[tuple[Array, Array]]] | None = None
 
     def open(self, tokens: Array, weights: Weights[Leaf]) -> Array:
+        x = self.embedded(tokens, weights)
+        return self.ops.mhc_open(x, self.config.num_streams) if self.config.num_streams > 1 else x
+
+    def embedded(self, tokens: Array, weights: Weights[Leaf]) -> Array:
         ops, config = self.ops, self.config
         x = ops.embed(tokens, weights.embedding)
         signs = self.signs.stream
         if signs is not None and config.table_format == "ternary":
             x = ops.rotate(x, signs, block=config.rotation_block, inverse=True)
-        x = self.scaled(x, config.embedding_scale)
-        return self.ops.mhc_open(x, self.config.num_streams) if self.config.num_streams > 1 else x
+        return self.scaled(x, config.embedding_scale)
+
+    def joined(self, x: Array, tokens: Array, join: Join[Leaf], weights: Weights[Leaf]) -> Array:
+        """What a sequential head reads: what the one before it gives, with the embeddings of tokens."""
+        ops, eps, signs = self.ops, self.config.norm_eps, self.signs.stream
+        state = self.turned(ops.rms_norm(x, join.state_norm, eps=eps), signs)
+        y = ops.rms_norm(self.embedded(tokens, weights), join.token_norm, eps=eps)
+        token = self.turned(y, signs)
+        return ops.add(ops.project(state, join.state)[0], ops.project(token, join.token)[0])
 
     def close(self, x: Array) -> Array:
         return self.ops.mhc_close(x) if self.config.num_streams > 1 else x

@@ -10,6 +10,7 @@ from nanochat.weights import (
     Exit,
     Experts,
     FeedForward,
+    Join,
     Layer,
     Mhc,
     Signs,
@@ -100,6 +101,9 @@ def shapes(config: ModelConfig) -> Weights[Spec]:
         # The extra heads read the collapsed stream, so they are ordinary residual layers.
         ahead=tuple(_layer(config, "attention", 1) for _ in range(config.num_ahead)),
         signs=_signs(config) if config.rotation_block else None,
+        joins=tuple(
+            _join(config) for _ in range(config.num_ahead) if config.ahead_kind == "sequential"
+        ),
     )
 
 
@@ -168,6 +172,15 @@ def _site(config: ModelConfig, n: int) -> Site[Spec]:
 
 def _projection(rows: int, columns: int) -> Spec:
     return Spec(kind="dense", shape=(rows, columns), initial="zeros", dtype="float16")
+
+
+def _join(config: ModelConfig) -> Join[Spec]:
+    return Join(
+        state_norm=_dense("ones", config.width),
+        state=_linear(config, config.width, config.width),
+        token_norm=_dense("ones", config.width),
+        token=_linear(config, config.width, config.width),
+    )
 
 
 def _attention(config: ModelConfig) -> Attention[Spec]:

@@ -24,6 +24,7 @@ __all__ = [
     "Experts",
     "FeedForward",
     "Int8",
+    "Join",
     "Latent",
     "Layer",
     "LeafKind",
@@ -286,6 +287,19 @@ class Exit(Node, Generic[L]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Join(Node, Generic[L]):
+    """What a sequential extra head begins with: two linears (C, C), whose inputs are normed, with gains (C,).
+
+    `state` multiplies what stands before it, and `token` the embedding of the token that it sees.
+    """
+
+    state_norm: L
+    state: L
+    token_norm: L
+    token: L
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signs(Node, Generic[L]):
     """The signs, 1 or -1, of a rotated model's inputs, for each role; see `Ops.rotate`.
 
@@ -303,7 +317,7 @@ class Signs(Node, Generic[L]):
 class Weights(Node, Generic[L]):
     """A whole model. `head` is absent when tied; `ahead` predicts the tokens after the next, in training.
 
-    `signs` are there if `rotation_block` is.
+    `signs` are there if `rotation_block` is, and `joins` for each of `ahead` if they are sequential.
     """
 
     embedding: L
@@ -313,6 +327,7 @@ class Weights(Node, Generic[L]):
     exit: Exit[L] | None
     ahead: tuple[Layer[L], ...]
     signs: Signs[L] | None = None
+    joins: tuple[Join[L], ...] = ()
 
 
 def map_leaves(function: Callable[[str, L], M], weights: Weights[L]) -> Weights[M]:

@@ -123,7 +123,7 @@ def load_folder(
 
     Heads that predict further tokens are not in it, nor in the configuration that is returned.
     """
-    config = dataclasses.replace(config, num_ahead=0)
+    config = dataclasses.replace(config, num_ahead=0, ahead_kind="independent")
     stock_architecture(config, packing.runtime)
     specs = shapes(config)
     spec_of = dict(named_leaves(specs))

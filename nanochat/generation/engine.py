@@ -263,7 +263,8 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
 
     @property
     def num_ahead(self) -> int:
-        return len(self.weights.ahead)
+        # One that reads the token before it was drawn with has nothing to begin with.
+        return 0 if self.weights.joins else len(self.weights.ahead)
 
     def ahead(
         self, hidden: NDArray[np.float32], samplers: Sequence[Sampler], *, vocab_size: int

@@ -87,6 +87,11 @@ class Session(Generic[State]):
         copies: int | None = None,
         heads: bool = False,
     ) -> None:
+        if heads and runner.config.num_ahead and not runner.num_ahead:
+            raise InputError(
+                f"the extra heads of this model are {runner.config.ahead_kind}, and guess nothing: pass draft=True, or "
+                "drop --draft-heads"
+            )
         if heads and not runner.num_ahead:
             raise InputError(
                 "this model has no extra heads (num_ahead=0) that could guess: pass draft=True, or drop --draft-heads"

@@ -124,8 +124,9 @@ def first_layer(config: ModelConfig, weights: Weights[Leaf]) -> tuple[ModelConfi
         loop_coda=0,
         exit_threshold=1.0,
         num_ahead=0,
+        ahead_kind="independent",
     )
-    return alone, replace(weights, layers=weights.layers[:1], exit=None, ahead=())
+    return alone, replace(weights, layers=weights.layers[:1], exit=None, ahead=(), joins=())
 
 
 def tensor_digest(leaf: Stored) -> str:

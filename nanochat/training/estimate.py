@@ -167,7 +167,7 @@ def flops_per_token(config: ModelConfig, length: int) -> int:
     tree = shapes(config)
     head = math.prod((tree.embedding if tree.head is None else tree.head).shape)
     sizes = {name: math.prod(spec.shape) for name, spec in named_leaves(tree)}
-    ahead = sum(size for name, size in sizes.items() if name.startswith("ahead."))
+    ahead = sum(size for name, size in sizes.items() if name.startswith(("ahead.", "joins.")))
     looking = (
         found.attention_flops + 4 * config.num_ahead * config.num_heads * config.head_dim * length
     )

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nanochat.backends.torch.linears import (
     FloatLinear,
@@ -137,8 +138,17 @@ class LanguageModel(nn.Module):
         The loss is formed inside the pass, because there sharded parameters are whole. `ops` stands for the model's
         own.
         """
+        config = self.config
+        count = config.num_ahead if config.ahead_kind == "sequential" else 0
+        later = [functional.pad(tokens[:, n:], (0, n)) for n in range(1, count + 1)]
         outputs = training_outputs(
-            tokens, self.tree(), self.config, ops or self.ops, segments, layer=self.layer
+            tokens,
+            self.tree(),
+            config,
+            ops or self.ops,
+            segments,
+            later=later,
+            layer=self.layer,
         )
         return loss(outputs, *arguments)
 

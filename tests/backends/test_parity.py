@@ -41,6 +41,7 @@ TRAINED = [
     "loop_with_streams",
     "adaptive_exit",
     "ahead",
+    "sequential_heads",
 ]
 
 every_case = pytest.mark.parametrize("config", CASES.values(), ids=CASES.keys())
@@ -112,8 +113,10 @@ def test_training_outputs_agree_with_latent_weights(other: AnyOps, config: Model
     lockstep = LockstepOps(other)
     weights = lockstep.prepare(random_weights(config))
 
-    tokens = lockstep.tokens(token_ids(config, 2, 9))
-    outputs = training_outputs(tokens, weights, config, lockstep)
+    ids = token_ids(config, 2, 9)
+    tokens = lockstep.tokens(ids)
+    later = [lockstep.tokens(np.roll(ids, -n, axis=1)) for n, _ in enumerate(weights.joins, 1)]
+    outputs = training_outputs(tokens, weights, config, lockstep, later=later)
     for x in (*outputs.steps, *outputs.ahead):
         lockstep.cross_entropy(x, outputs.table, tokens)
 

@@ -52,6 +52,7 @@ OTHER: dict[str, Any] = SMALL | {
     "loop_coda": 1,
     "exit_threshold": 0.5,
     "num_ahead": 2,
+    "ahead_kind": "sequential",
     "tie_embeddings": False,
     "num_streams": 2,
     "coefficients": "dynamic",

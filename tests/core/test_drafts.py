@@ -311,6 +311,16 @@ def test_a_draft_that_cannot_be_is_refused(model: Model, options: Any, message: 
         texts(model, max_tokens=2, **options)
 
 
+def test_sequential_heads_cannot_guess() -> None:
+    bundle = random_bundle(num_ahead=1, ahead_kind="sequential")
+    model = Model.from_bundle(bundle, backend="reference")
+
+    with pytest.raises(InputError, match="heads of this model are sequential, and guess nothing"):
+        texts(model, max_tokens=2, draft="heads")
+
+    assert texts(model, max_tokens=2, draft=True)
+
+
 def test_heads_that_read_nothing_cannot_guess(model: Model) -> None:
     with pytest.raises(InputError, match="heads=True"):
         model.session(rows=1).add([5], max_tokens=2, draft="heads")

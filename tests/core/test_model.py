@@ -12,7 +12,7 @@ from nanochat.backends.reference.ops import IntegerLinear, ReferenceOps
 from nanochat.backends.reference.state import ReferenceState
 from nanochat.config import Mixer, ModelConfig, hybrid_pattern
 from nanochat.init import freeze, init
-from nanochat.model import TrainingOutputs, forward, losses, training_outputs
+from nanochat.model import TrainingOutputs, forward, losses, run_layer, training_outputs
 from nanochat.ops import Slot
 from nanochat.rotary import Rotation, rotation
 from nanochat.slots import slots
@@ -353,6 +353,46 @@ def test_extra_heads_are_causal() -> None:
     (other,) = training_outputs(OPS.tokens(changed), weights, config, OPS).ahead
 
     assert error(other[:, :5], ahead[:, :5]) < 1e-6
+
+
+def sequential(tokens: NDArray[np.int64], **changes: object) -> tuple[Any, ...]:
+    """What two sequential heads give."""
+    config = ModelConfig(**{**SMALL, "num_ahead": 2, "ahead_kind": "sequential", **changes})  # type: ignore[arg-type]
+    weights = smooth(OPS.prepare(packed_weights(config)))
+    later = [OPS.tokens(np.roll(tokens, -n, axis=1)) for n in (1, 2)]
+    return training_outputs(OPS.tokens(tokens), weights, config, OPS, later=later).ahead
+
+
+def test_a_sequential_head_sees_the_tokens_up_to_those_that_it_predicts() -> None:
+    changed = TOKENS.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % 50
+
+    heads, others = sequential(TOKENS), sequential(changed)
+
+    for number, (ours, theirs) in enumerate(zip(heads, others, strict=True), 1):
+        assert error(theirs[:, : 5 - number], ours[:, : 5 - number]) < 1e-6
+        assert error(theirs[:, 5 - number], ours[:, 5 - number]) > 1e-3
+
+
+def test_a_sequential_head_is_its_formula() -> None:
+    config = ModelConfig(**{**SMALL, "num_ahead": 2, "ahead_kind": "sequential", "num_streams": 1})
+    weights = smooth(OPS.prepare(packed_weights(config)))
+    later = [OPS.tokens(np.roll(TOKENS, -n, axis=1)) for n in (1, 2)]
+
+    def root(x: NDArray[np.float32], gain: Any) -> NDArray[np.float32]:
+        deviation = np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.norm_eps)
+        return np.asarray(x / deviation * gain, np.float32)
+
+    found = training_outputs(OPS.tokens(TOKENS), weights, config, OPS, later=later).ahead
+
+    streams: list[NDArray[np.float32]] = []
+    forward(OPS.tokens(TOKENS), weights, config, OPS, observe=streams.append)
+    x = streams[-1]
+    for head, join, ids, given in zip(weights.ahead, weights.joins, later, found, strict=True):
+        (state,) = OPS.project(root(x, join.state_norm), join.state)
+        (token,) = OPS.project(root(OPS.embed(ids, weights.embedding), join.token_norm), join.token)
+        x, _ = run_layer(state + token, head, None, config, OPS, None)
+        assert error(root(x, weights.norm), given) < 1e-5
 
 
 def test_extra_heads_read_what_the_coda_writes() -> None:

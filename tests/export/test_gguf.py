@@ -50,6 +50,7 @@ CONFIGS = {
     "experts": ModelConfig(**BASE | {"num_experts": 2, "expert_width": 256}, sub_norm=True),
     "delta": ModelConfig(**BASE, layer_pattern=("delta",), norm_eps=1e-5),
     "loop": ModelConfig(**BASE, loop_count=2, exit_threshold=0.25, num_ahead=1),
+    "sequential heads": ModelConfig(**BASE, num_ahead=2, ahead_kind="sequential"),
     "dense table": ModelConfig(**BASE, table_format="dense", tie_embeddings=False),
     "ternary table, 16-bit head": ModelConfig(
         **BASE, table_format="ternary", head_format="bfloat16", tie_embeddings=False

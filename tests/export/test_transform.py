@@ -158,8 +158,9 @@ def test_float16_tables_cannot_hold_numbers_beyond_float16() -> None:
         with_float16_tables(source)
 
 
-def test_without_the_heads_ahead_the_logits_are_the_same() -> None:
-    source = make(num_ahead=2)
+@pytest.mark.parametrize("kind", ["independent", "sequential"])
+def test_without_the_heads_ahead_the_logits_are_the_same(kind: str) -> None:
+    source = make(num_ahead=2, ahead_kind=kind)
 
     changed = without_ahead(source)
 

@@ -128,6 +128,7 @@ CASES = (
         "adaptive_exit": _loop(exit_threshold=0.6, num_streams=2),
         "adaptive_exit_of_all": _loop(exit_threshold=0.01),
         "ahead": _config(num_ahead=2, num_streams=2),
+        "sequential_heads": _config(num_ahead=2, ahead_kind="sequential", num_streams=2),
         "untied": _config(tie_embeddings=False),
         "dense_table": _config(table_format="dense"),
         "dense_tables": _config(table_format="dense", tie_embeddings=False),

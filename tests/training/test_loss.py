@@ -221,6 +221,7 @@ def unquantised(**changes: object) -> LanguageModel:
         {"num_experts": 4, "expert_width": 128},
         {"loop_count": 2},
         {"num_ahead": 1},
+        {"num_ahead": 2, "ahead_kind": "sequential"},
         {"attention_gate": True, "sub_norm": True, "activation": "relu2"},
     ],
     ids=str,

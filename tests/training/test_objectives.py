@@ -405,6 +405,7 @@ LOGGED = {"keep_tokens": "kept_loss"}
     [
         ({"keep_tokens": 0.5}, {}),
         ({"later_tokens": [0.5, 0.25]}, {}),
+        ({"ahead": 0.3}, {"num_ahead": 2, "ahead_kind": "sequential"}),
         ({"label_smoothing": 0.1, "z_loss": 0.01, "entropy": 0.01}, {"loop_count": 2}),
     ],
     ids=str,
