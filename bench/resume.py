@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from bench.result import Result, table
-from nanochat.training.corpus import prepare
+from nanochat.data.prepare import prepare
 from nanochat.training.recipe import Recipe, recipe_to_dict
 from nanochat.training.snapshot import holds_run, load_snapshot
 from tests.training.runs import entries, options, recipe

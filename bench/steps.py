@@ -23,8 +23,8 @@ from bench.interleaved import Runner, interleaved, ratio
 from bench.result import Result, table
 from bench.steps_probe import settings, with_whole_pass
 from nanochat.backends.host import num_cores
+from nanochat.data.prepare import prepare
 from nanochat.errors import counted
-from nanochat.training.corpus import prepare
 from nanochat.training.estimate import estimate, flops_per_token
 from nanochat.training.layers import compiling
 from nanochat.training.loop import Trainer

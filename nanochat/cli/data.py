@@ -12,7 +12,7 @@ from nanochat.cli.output import format_bytes, note, print_json, print_table
 from nanochat.cli.run import Group
 
 if TYPE_CHECKING:
-    from nanochat.training.data import DataIndex
+    from nanochat.data.index import DataIndex
 
 __all__ = ["data"]
 
@@ -70,8 +70,8 @@ def prepare(
     **given: Any,
 ) -> None:
     """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
+    from nanochat.data.prepare import prepare as prepare_data
     from nanochat.text.tokenizer import Tokenizer
-    from nanochat.training.corpus import prepare as prepare_data
 
     if vocab_size is not None and tokenizer is None:
         source: Tokenizer | int = vocab_size
@@ -93,7 +93,8 @@ def prepare(
 @as_json_option
 def show(directory: Path, *, verify: bool, as_json: bool) -> None:
     """Show what prepared data holds."""
-    from nanochat.training.data import DataIndex, Shards
+    from nanochat.data.index import DataIndex
+    from nanochat.data.shards import Shards
 
     index = DataIndex.read(directory)
     if verify:

@@ -1,3 +1,3 @@
-"""This package holds training: data, recipes, optimizers and the loop."""
+"""This package holds training: recipes, optimizers and the loop."""
 
 __all__: list[str] = []

@@ -13,10 +13,10 @@ from typing import Annotated, Any, cast
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from nanochat.data.prepare import prepare
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.files import parse_json, read_bytes
 from nanochat.training.checks import refusal
-from nanochat.training.corpus import prepare
 from nanochat.training.flat_recipe import nested
 from nanochat.training.recipe import merged
 from nanochat.training.values import CHECKED, Count, Share

@@ -12,11 +12,11 @@ from torch import Tensor
 from nanochat.backends.reference.ops import pieces as parts_of
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.data.shards import Shards
 from nanochat.generation.engine import Engine
 from nanochat.generation.session import generate
 from nanochat.init import freeze
 from nanochat.model import TrainingOutputs
-from nanochat.training.data import Shards
 from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiling
 from nanochat.training.module import LanguageModel

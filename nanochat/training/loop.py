@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.data.opening import open_splits
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.init import init
 from nanochat.shapes import shapes
@@ -51,7 +52,6 @@ from nanochat.training.snapshot import (
     save_snapshot,
     snapshot_directory,
 )
-from nanochat.training.splits import open_splits
 from nanochat.training.updater import State, Updater, require_states
 from nanochat.weights import named_leaves
 
@@ -68,7 +68,7 @@ class Trainer:
     Parameters
     ----------
     data : Path
-        Token shards, from `nanochat.training.corpus.prepare`.
+        Token shards, from `nanochat.data.prepare.prepare`.
     directory : Path
         Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``, unless the last phase is unquantised.
     start : Path, optional

@@ -29,7 +29,7 @@ ROWS = (
     ("proof",),
     ("memory",),
     ("backends", "bundle", "checkpoint"),
-    ("generation",),
+    ("data", "generation"),
     ("cost", "init", "tensors", "text"),
     ("model", "rows", "slots"),
     ("ops",),

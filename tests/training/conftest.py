@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.training.corpus import prepare
+from nanochat.data.prepare import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import nanochat
+from nanochat.data.index import DataIndex
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.presets import preset
 from nanochat.training.configuration import TextSettings, prepared, read_configuration
-from nanochat.training.data import DataIndex
 from nanochat.training.estimate import estimate
 from nanochat.training.plan import recipe_of
 from nanochat.training.run_log import LogEntry

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanochat import checkpoint
+from nanochat.data.prepare import prepare
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
-from nanochat.training.corpus import prepare
 from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.data.documents import Document, documents
+from nanochat.data.prepare import prepare
+from nanochat.data.shards import Shards
 from nanochat.errors import DataError
 from nanochat.text.tokenizer import Tokenizer
-from nanochat.training.corpus import Document, documents, prepare
-from nanochat.training.data import Shards
 from nanochat.training.loop import Trainer
 from tests.training.runs import command, entries, options, quiet, recipe
 

@@ -11,7 +11,7 @@ import pytest
 
 import nanochat
 from nanochat import backends
-from nanochat.training.corpus import prepare
+from nanochat.data.prepare import prepare
 from tests.core.command_line import Result
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import environment, hub_server

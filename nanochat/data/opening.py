@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 from nanochat.config import ModelConfig
+from nanochat.data.shards import Shards
 from nanochat.errors import ConfigError
-from nanochat.training.data import Shards
 
 __all__ = ["open_splits"]
 

@@ -1,0 +1,176 @@
+"""This file holds what is on disk: ``data.json``, and the token files that it lists.
+
+A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
+one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.errors import DataError, FormatError, VersionError
+from nanochat.files import parse_json, read_bytes, record_file
+
+__all__ = ["FILE_NAME", "DataIndex", "Shard", "Split", "Tokens", "token_type"]
+
+Tokens = NDArray[np.unsignedinteger]
+
+FILE_NAME = "data.json"
+# The first version has uint16 only. What both can hold is written as the first, for readers that know no other.
+_FORMAT = 2
+_MAX_FILE_BYTES = 64 * 2**20
+_SHARD_NAME = re.compile(r"(train|held_out)-\d{5,}\.npy")
+
+
+def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """What tokens of such a vocabulary are stored as, little-endian.
+
+    Examples
+    --------
+    >>> token_type(65_536).name, token_type(65_537).name
+    ('uint16', 'uint32')
+    """
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of tokens: its name, such as ``train-00000.npy``, and what must be found in it.
+
+    Parameters
+    ----------
+    tokens, bytes : int
+        Length of the array, size of the file.
+    sha256 : str
+        Of the file, hexadecimal.
+    """
+
+    name: str
+    tokens: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_counts(tokens=self.tokens, bytes=self.bytes)
+        # A name with a slash could point outside the directory.
+        if not isinstance(self.name, str) or not _SHARD_NAME.fullmatch(self.name):
+            raise FormatError(f"{self.name!r:.80} is not the name of a shard")
+        if not isinstance(self.sha256, str):
+            raise FormatError(f"the sha256 of {self.name} is {self.sha256!r:.80}, not a string")
+
+    @classmethod
+    def write(cls, path: Path, tokens: Tokens) -> "Shard":
+        """Write `tokens`, of their `token_type`, to `path`."""
+        np.save(path, tokens)
+        record = record_file(path)
+        return cls(name=path.name, tokens=len(tokens), bytes=record.bytes, sha256=record.sha256)
+
+    def open(self, directory: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
+        """Map the file into memory, after a check of its size and type, but not of its hash."""
+        path = directory / self.name
+        try:
+            size = path.stat().st_size
+            tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{path}: {error}; copy or prepare it again") from error
+        if size != self.bytes or tokens.shape != (self.tokens,) or tokens.dtype != dtype:
+            raise FormatError(
+                f"{path}: {size} bytes, {tokens.dtype} of shape {tokens.shape}; {FILE_NAME} says "
+                f"{self.bytes} bytes, {dtype} of shape ({self.tokens},); copy or prepare it again"
+            )
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The documents for one purpose, as one stream of tokens cut into shards.
+
+    Parameters
+    ----------
+    files, bytes, tokens : int
+        Number of documents, which are files or pieces of them, size of their text in UTF-8, number of their tokens, one
+        ``<|bos|>`` each included.
+    """
+
+    files: int
+    bytes: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        _check_counts(files=self.files, bytes=self.bytes, tokens=self.tokens)
+        total = sum(shard.tokens for shard in self.shards)
+        if total != self.tokens:
+            raise FormatError(f"the shards have {total} tokens, the split says {self.tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataIndex:
+    """What a directory of tokens holds and how to make it again: ``data.json``.
+
+    Parameters
+    ----------
+    patterns, held_out, max_file_bytes
+        Of the text; see :func:`nanochat.data.documents.documents`.
+    vocab_size : int
+        Tokens are below this.
+    tokenizer : str
+        ``Tokenizer.fingerprint``.
+    dropped : dict of str to int
+        Files left out, by reason.
+    splits : dict of str to Split
+        ``train`` and ``held_out``.
+    """
+
+    patterns: tuple[str, ...]
+    held_out: float
+    max_file_bytes: int
+    vocab_size: int
+    tokenizer: str
+    dropped: dict[str, int]
+    splits: dict[str, Split]
+
+    def __post_init__(self) -> None:
+        _check_counts(vocab_size=self.vocab_size)
+        if set(self.splits) != {"train", "held_out"}:
+            raise FormatError(f"the splits are {sorted(self.splits)}, not 'held_out' and 'train'")
+
+    def write(self, directory: Path) -> None:
+        """Write ``data.json`` to `directory`."""
+        version = 1 if token_type(self.vocab_size).itemsize == 2 else _FORMAT
+        text = json.dumps({"format": version, **asdict(self)}, indent=2) + "\n"
+        (directory / FILE_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> "DataIndex":
+        """Read ``data.json`` of `directory`."""
+        path = directory / FILE_NAME
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; pass a directory that `prepare` has written")
+        data: dict[str, Any] = parse_json(read_bytes(path, limit=_MAX_FILE_BYTES), str(path))
+        version = data.pop("format", None)
+        if type(version) is not int or version < 1:
+            raise FormatError(f"{path}: format is {version!r:.40}; prepare the data again")
+        if version > _FORMAT:
+            raise VersionError(
+                f"{path}: format {version} is newer than {_FORMAT}; upgrade nanochat-ternary"
+            )
+        try:
+            splits = {
+                name: Split(**{**split, "shards": tuple(Shard(**s) for s in split["shards"])})
+                for name, split in data["splits"].items()
+            }
+            return cls(**{**data, "splits": splits, "patterns": tuple(data["patterns"])})
+        except (AttributeError, KeyError, TypeError, FormatError) as error:
+            raise FormatError(f"{path}: damaged ({error}); prepare the data again") from error
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise FormatError(f"{name} is {count!r:.40}, not a count")

@@ -1,0 +1,88 @@
+"""This file holds the writing of tokens: each split one stream, cut into files."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from nanochat.data.documents import Document
+from nanochat.data.index import Shard, Split, Tokens, token_type
+from nanochat.text.tokenizer import Tokenizer
+
+__all__ = ["write_splits"]
+
+_BATCH_CHARACTERS = 4_000_000
+_LOGGER = logging.getLogger(__name__)
+
+
+def write_splits(
+    read: Iterator[Document], directory: Path, tokenizer: Tokenizer, shard_tokens: int
+) -> dict[str, Split]:
+    """Write the tokens of documents, and return what was written of either split."""
+    kind = token_type(tokenizer.vocab_size)
+    writers = {
+        split: _Writer(directory, split, shard_tokens, kind) for split in ("train", "held_out")
+    }
+    for group in _batches(read):
+        encoded = tokenizer.encode_batch([document.text for document in group])
+        for document, tokens in zip(group, encoded, strict=True):
+            split = "held_out" if document.held_out else "train"
+            writers[split].add(document.text, [tokenizer.bos, *tokens])
+        _LOGGER.info("%d tokens", sum(writer.tokens for writer in writers.values()))
+    return {split: writer.close() for split, writer in writers.items()}
+
+
+def _batches(read: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists that are worth a call of the tokenizer, which uses all cores."""
+    batch: list[Document] = []
+    characters = 0
+    for document in read:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """Cuts a stream of tokens into files."""
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        shard_tokens: int,
+        kind: np.dtype[np.unsignedinteger],
+    ) -> None:
+        self.tokens = self._files = self._bytes = 0
+        self._directory = directory
+        self._split = split
+        self._shard_tokens = shard_tokens
+        self._kind = kind
+        self._parts: list[Tokens] = []
+        self._shards: list[Shard] = []
+
+    def add(self, text: str, tokens: list[int]) -> None:
+        self._files += 1
+        self._bytes += len(text.encode())
+        self.tokens += len(tokens)
+        self._parts.append(np.array(tokens, self._kind))
+        if self.tokens - self._shard_tokens * len(self._shards) >= self._shard_tokens:
+            self._flush(last=False)
+
+    def close(self) -> Split:
+        self._flush(last=True)
+        return Split(
+            files=self._files, bytes=self._bytes, tokens=self.tokens, shards=tuple(self._shards)
+        )
+
+    def _flush(self, *, last: bool) -> None:
+        stream = np.concatenate(self._parts) if self._parts else np.empty(0, self._kind)
+        while len(stream) >= self._shard_tokens or (last and len(stream)):
+            path = self._directory / f"{self._split}-{len(self._shards):05d}.npy"
+            self._shards.append(Shard.write(path, stream[: self._shard_tokens]))
+            stream = stream[self._shard_tokens :]
+        self._parts = [stream]

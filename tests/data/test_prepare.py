@@ -1,0 +1,181 @@
+"""Preparation writes all documents as one stream of tokens for each split, or nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanochat.data.documents import documents
+from nanochat.data.prepare import prepare
+from nanochat.data.shards import Shards
+from nanochat.errors import DataError, InputError, SaveError
+from nanochat.text.codec import BYTES
+from nanochat.text.tokenizer import SPECIALS, Tokenizer
+from tests.data.streams import TOKENIZER, stream
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_a_split_is_its_documents_behind_bos(corpus: Path, data: Path, split: str) -> None:
+    read = documents([corpus], held_out=0.2)
+
+    texts = [document.text for document in read if document.held_out is (split == "held_out")]
+
+    assert stream(data, split) == [
+        token for text in texts for token in [TOKENIZER.bos, *TOKENIZER.encode(text)]
+    ]
+
+
+def test_the_index_counts_files_bytes_and_tokens(corpus: Path, data: Path) -> None:
+    splits = Shards(data).index.splits
+    train, held_out = splits["train"], splits["held_out"]
+
+    assert train.files + held_out.files == 60
+    assert train.bytes + held_out.bytes == sum(p.stat().st_size for p in corpus.rglob("*.rs"))
+    assert (train.tokens, held_out.tokens) == (
+        len(stream(data, "train")),
+        len(stream(data, "held_out")),
+    )
+
+
+def test_all_shards_but_the_last_have_the_same_length(data: Path) -> None:
+    lengths = [len(np.load(path)) for path in sorted(data.glob("train-*.npy"))]
+
+    assert set(lengths[:-1]) == {1009}
+    assert 1 <= lengths[-1] <= 1009
+
+
+def test_preparing_twice_writes_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    first = prepare([corpus], tmp_path / "first", 300, held_out=0.2)
+    second = prepare([corpus], tmp_path / "second", 300, held_out=0.2)
+
+    assert first == second
+
+
+def test_a_new_tokenizer_learns_from_training_files_only(tmp_path: Path) -> None:
+    # "lib.rs" sits at 0.69, "main.rs" at 0.21.
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/lib.rs").write_text("training " * 20)
+    (tmp_path / "in/main.rs").write_text("evaluation " * 20)
+
+    prepare([tmp_path / "in"], tmp_path / "out", 300, held_out=0.5)
+
+    pieces = Tokenizer.load(tmp_path / "out").pieces
+    assert "Ġtraining" in pieces
+    assert "Ġevaluation" not in pieces
+
+
+def test_a_smaller_sample_trains_another_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    whole = prepare([corpus], tmp_path / "whole", 300, held_out=0.2)
+    sample = prepare([corpus], tmp_path / "sample", 300, held_out=0.2, sample_bytes=3000)
+
+    assert whole.tokenizer != sample.tokenizer
+
+
+def test_prepared_data_is_replaced_on_request_only(corpus: Path, copy: Path) -> None:
+    with pytest.raises(InputError, match="pass --overwrite, or overwrite=True"):
+        prepare([corpus], copy, TOKENIZER)
+
+    index = prepare([corpus], copy, TOKENIZER, held_out=0.3, overwrite=True)
+
+    assert Shards(copy).index == index
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_directory_with_other_files_is_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+
+    with pytest.raises(InputError, match="is not prepared data"):
+        prepare([corpus], tmp_path, TOKENIZER, overwrite=True)
+
+
+def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
+    # Every pair of bytes is a token.
+    pairs = [(left, right) for left in BYTES for right in BYTES]
+    many = Tokenizer([*SPECIALS, *BYTES, *map("".join, pairs)], pairs)
+    assert many.vocab_size > 65_536
+
+    index = prepare([corpus], tmp_path / "out", many, held_out=0.2, shard_tokens=1009)
+
+    shards = Shards(tmp_path / "out")
+    assert np.load(tmp_path / "out/train-00000.npy").dtype == np.dtype("<u4")
+    assert json.loads((tmp_path / "out/data.json").read_text())["format"] == 2
+    assert shards.index == index
+    shards.verify()
+    assert stream(tmp_path / "out", "train") == [
+        token
+        for document in documents([corpus], held_out=0.2)
+        if not document.held_out
+        for token in [many.bos, *many.encode(document.text)]
+    ]
+
+
+def test_a_small_vocabulary_is_written_as_older_versions_read_it(data: Path) -> None:
+    assert np.load(data / "train-00000.npy").dtype == np.dtype("<u2")
+    assert json.loads((data / "data.json").read_text())["format"] == 1
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("  ")
+
+    with pytest.raises(DataError, match="the files hold no text"):
+        prepare([tmp_path / "in"], tmp_path / "out", TOKENIZER)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(
+            {"held_out": 1e-9},
+            "no text is held out at held_out=1e-09: pass a larger share",
+            id="nothing held out",
+        ),
+        pytest.param({"held_out": 1 - 1e-9}, "no text is left to train on", id="all held out"),
+    ],
+)
+def test_shares_that_leave_a_split_without_text_are_refused(
+    corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare([corpus], tmp_path / "out", TOKENIZER, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"shard_tokens": 0}, "leaves no room", id="no shard length"),
+        pytest.param({"sample_bytes": -5}, "sample_bytes=-5 leaves no room", id="no sample"),
+        pytest.param({"max_file_bytes": -1}, "max_file_bytes=-1 leaves no room", id="no file"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare([corpus], tmp_path / "out", **({"tokenizer": TOKENIZER} | options))
+
+
+def test_a_directory_that_cannot_be_written_is_named_once(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "below" / "out"
+
+    with pytest.raises(SaveError) as raised:
+        prepare([corpus], output, TOKENIZER)
+
+    expected = f"cannot write {output}: Not a directory; free space or pass another path"
+    assert str(raised.value) == expected
+
+
+def test_data_in_the_directory_of_their_text_are_no_part_of_it(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.rs").write_text(f"fn f{number}() {{}}\n" * 9)
+
+    first = prepare([tmp_path], tmp_path / "data", TOKENIZER, held_out=0.2)
+    second = prepare([tmp_path], tmp_path / "data", TOKENIZER, held_out=0.2, overwrite=True)
+
+    assert sum(split.files for split in first.splits.values()) == 20
+    assert first == second
