@@ -1,7 +1,8 @@
 """This file holds what is on disk: ``data.json``, and the token files that it lists.
 
 A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
-one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``.
+one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``. Beside
+them an ``int64`` array says where in the stream each document starts.
 """
 
 import json
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from nanochat.errors import DataError, FormatError, VersionError
 from nanochat.files import parse_json, read_bytes, record_file
 
-__all__ = ["FILE_NAME", "DataIndex", "Shard", "Split", "Tokens", "token_type"]
+__all__ = ["FILE_NAME", "Beside", "DataIndex", "Shard", "Split", "Tokens", "token_type"]
 
 Tokens = NDArray[np.unsignedinteger]
 
 FILE_NAME = "data.json"
-# The first version has uint16 only. What both can hold is written as the first, for readers that know no other.
-_FORMAT = 2
+# The first version has uint16 only, the second uint32 too; neither says where documents start.
+_FORMAT = 3
 _MAX_FILE_BYTES = 64 * 2**20
-_SHARD_NAME = re.compile(r"(train|held_out)-\d{5,}\.npy")
+_NAME = re.compile(r"(train|held_out)-(\d{5,}|starts)\.npy")
+# Where documents start.
+_PLACE = np.dtype("<i8")
 
 
 def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -36,6 +39,38 @@ def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     ('uint16', 'uint32')
     """
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A file of places in the stream, such as ``train-starts.npy``, and what must be found in it.
+
+    Parameters
+    ----------
+    bytes : int
+        Size of the file.
+    sha256 : str
+        Of the file, hexadecimal.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_file(self.name, self.sha256, bytes=self.bytes)
+
+    @classmethod
+    def write(cls, path: Path, places: NDArray[np.int64]) -> "Beside":
+        """Write places, in ascending order, to `path`."""
+        np.save(path, places.astype(_PLACE))
+        record = record_file(path)
+        return cls(name=path.name, bytes=record.bytes, sha256=record.sha256)
+
+    def open(self, directory: Path, count: int) -> NDArray[np.int64]:
+        """Map so many places into memory, after a check of the file's size, but not of its hash."""
+        found: NDArray[np.int64] = _mapped(directory / self.name, self.bytes, count, _PLACE)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +91,7 @@ class Shard:
     sha256: str
 
     def __post_init__(self) -> None:
-        _check_counts(tokens=self.tokens, bytes=self.bytes)
-        # A name with a slash could point outside the directory.
-        if not isinstance(self.name, str) or not _SHARD_NAME.fullmatch(self.name):
-            raise FormatError(f"{self.name!r:.80} is not the name of a shard")
-        if not isinstance(self.sha256, str):
-            raise FormatError(f"the sha256 of {self.name} is {self.sha256!r:.80}, not a string")
+        _check_file(self.name, self.sha256, tokens=self.tokens, bytes=self.bytes)
 
     @classmethod
     def write(cls, path: Path, tokens: Tokens) -> "Shard":
@@ -72,18 +102,8 @@ class Shard:
 
     def open(self, directory: Path, dtype: np.dtype[np.unsignedinteger]) -> Tokens:
         """Map the file into memory, after a check of its size and type, but not of its hash."""
-        path = directory / self.name
-        try:
-            size = path.stat().st_size
-            tokens: Tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{path}: {error}; copy or prepare it again") from error
-        if size != self.bytes or tokens.shape != (self.tokens,) or tokens.dtype != dtype:
-            raise FormatError(
-                f"{path}: {size} bytes, {tokens.dtype} of shape {tokens.shape}; {FILE_NAME} says "
-                f"{self.bytes} bytes, {dtype} of shape ({self.tokens},); copy or prepare it again"
-            )
-        return tokens
+        found: Tokens = _mapped(directory / self.name, self.bytes, self.tokens, dtype)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +115,15 @@ class Split:
     files, bytes, tokens : int
         Number of documents, which are files or pieces of them, size of their text in UTF-8, number of their tokens, one
         ``<|bos|>`` each included.
+    starts : Beside, optional
+        Where each document starts; data of before there was such an index have none.
     """
 
     files: int
     bytes: int
     tokens: int
     shards: tuple[Shard, ...]
+    starts: Beside | None = None
 
     def __post_init__(self) -> None:
         _check_counts(files=self.files, bytes=self.bytes, tokens=self.tokens)
@@ -142,8 +165,7 @@ class DataIndex:
 
     def write(self, directory: Path) -> None:
         """Write ``data.json`` to `directory`."""
-        version = 1 if token_type(self.vocab_size).itemsize == 2 else _FORMAT
-        text = json.dumps({"format": version, **asdict(self)}, indent=2) + "\n"
+        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n"
         (directory / FILE_NAME).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -161,13 +183,40 @@ class DataIndex:
                 f"{path}: format {version} is newer than {_FORMAT}; upgrade nanochat-ternary"
             )
         try:
-            splits = {
-                name: Split(**{**split, "shards": tuple(Shard(**s) for s in split["shards"])})
-                for name, split in data["splits"].items()
-            }
+            splits = {name: _split(split) for name, split in data["splits"].items()}
             return cls(**{**data, "splits": splits, "patterns": tuple(data["patterns"])})
         except (AttributeError, KeyError, TypeError, FormatError) as error:
             raise FormatError(f"{path}: damaged ({error}); prepare the data again") from error
+
+
+def _split(found: dict[str, Any]) -> Split:
+    shards = tuple(Shard(**each) for each in found["shards"])
+    starts = found.get("starts")
+    parts = {"shards": shards, "starts": None if starts is None else Beside(**starts)}
+    return Split(**{**found, **parts})
+
+
+def _mapped(path: Path, size: int, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    try:
+        found = path.stat().st_size
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: {error}; copy or prepare it again") from error
+    if found != size or array.shape != (length,) or array.dtype != dtype:
+        raise FormatError(
+            f"{path}: {found} bytes, {array.dtype} of shape {array.shape}; {FILE_NAME} says "
+            f"{size} bytes, {dtype} of shape ({length},); copy or prepare it again"
+        )
+    return array
+
+
+def _check_file(name: object, sha256: object, **counts: int) -> None:
+    _check_counts(**counts)
+    # A name with a slash could point outside the directory.
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise FormatError(f"{name!r:.80} is not the name of a shard")
+    if not isinstance(sha256, str):
+        raise FormatError(f"the sha256 of {name} is {sha256!r:.80}, not a string")
 
 
 def _check_counts(**counts: int) -> None:

@@ -65,7 +65,8 @@ class Shards:
                 "(held_out=0.02 in Python)"
             )
         self._seed = seed
-        self._shards = self.index.splits[split].shards
+        self._split = self.index.splits[split]
+        self._shards = self._split.shards
         self._arrays = [
             shard.open(self.directory, token_type(self.index.vocab_size)) for shard in self._shards
         ]
@@ -77,13 +78,32 @@ class Shards:
         return hashlib.sha256("".join(s.sha256 for s in self._shards).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Read every shard and compare its SHA-256 with that in ``data.json``."""
-        for shard in self._shards:
-            path = self.directory / shard.name
-            if record_file(path).sha256 != shard.sha256:
+        """Read every file of the split and compare its SHA-256 with that in ``data.json``."""
+        hashes = {part.name: part.sha256 for part in self._shards}
+        if self._split.starts is not None:
+            hashes[self._split.starts.name] = self._split.starts.sha256
+        for name, sha256 in hashes.items():
+            path = self.directory / name
+            if record_file(path).sha256 != sha256:
                 raise FormatError(
                     f"{path}: not the SHA-256 in {FILE_NAME}; copy or prepare it again"
                 )
+
+    @functools.cached_property
+    def document_starts(self) -> NDArray[np.int64]:
+        """Where each document starts in the stream, with its ``<|bos|>``, ascending; memory mapped."""
+        if self._split.starts is None:
+            raise DataError(
+                f"{self.directory} has no index of its documents, which were prepared before there was one: prepare "
+                "them again"
+            )
+        starts = self._split.starts.open(self.directory, self._split.files)
+        if starts[0] != 0 or starts[-1] >= self.num_tokens or (np.diff(starts) < 1).any():
+            raise FormatError(
+                f"{self.directory / self._split.starts.name}: not the ascending starts of documents in "
+                f"{self.num_tokens} tokens; copy or prepare it again"
+            )
+        return starts
 
     def num_windows(self, length: int) -> int:
         """Return the number of windows of `length` tokens in one epoch of :meth:`batch`."""

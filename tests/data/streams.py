@@ -13,6 +13,6 @@ TOKENIZER = Tokenizer.train([" ".join(WORDS)] * 2, vocab_size=290)
 
 
 def stream(data: Path, split: str) -> list[int]:
-    paths = sorted(data.glob(f"{split}-*.npy"))
+    paths = sorted(data.glob(f"{split}-[0-9]*.npy"))
     tokens: list[int] = np.concatenate([np.load(path) for path in paths]).tolist()
     return tokens

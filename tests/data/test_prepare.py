@@ -1,6 +1,5 @@
 """Preparation writes all documents as one stream of tokens for each split, or nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def test_the_index_counts_files_bytes_and_tokens(corpus: Path, data: Path) -> No
 
 
 def test_all_shards_but_the_last_have_the_same_length(data: Path) -> None:
-    lengths = [len(np.load(path)) for path in sorted(data.glob("train-*.npy"))]
+    lengths = [len(np.load(path)) for path in sorted(data.glob("train-0*.npy"))]
 
     assert set(lengths[:-1]) == {1009}
     assert 1 <= lengths[-1] <= 1009
@@ -100,7 +99,6 @@ def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -
 
     shards = Shards(tmp_path / "out")
     assert np.load(tmp_path / "out/train-00000.npy").dtype == np.dtype("<u4")
-    assert json.loads((tmp_path / "out/data.json").read_text())["format"] == 2
     assert shards.index == index
     shards.verify()
     assert stream(tmp_path / "out", "train") == [
@@ -111,9 +109,17 @@ def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -
     ]
 
 
-def test_a_small_vocabulary_is_written_as_older_versions_read_it(data: Path) -> None:
+def test_a_small_vocabulary_is_stored_in_16_bits(data: Path) -> None:
     assert np.load(data / "train-00000.npy").dtype == np.dtype("<u2")
-    assert json.loads((data / "data.json").read_text())["format"] == 1
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_every_document_starts_where_the_index_says(data: Path, split: Any) -> None:
+    starts = Shards(data, split).document_starts
+
+    assert (
+        starts.tolist() == np.flatnonzero(np.array(stream(data, split)) == TOKENIZER.bos).tolist()
+    )
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:

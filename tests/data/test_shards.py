@@ -160,7 +160,7 @@ def test_an_unknown_split_is_refused(data: Path) -> None:
 
 
 def test_a_newer_index_asks_for_an_upgrade(copy: Path) -> None:
-    rewrite(copy, format=3)
+    rewrite(copy, format=4)
 
     with pytest.raises(VersionError, match="upgrade nanochat-ternary"):
         Shards(copy)
@@ -185,6 +185,7 @@ SHARD = {"name": "train-00000.npy", "tokens": 1, "bytes": 130, "sha256": ""}
             {"splits": {"train": SPLIT | {"shards": [SHARD | {"name": "/x"}]}}}, id="name"
         ),
         pytest.param({"splits": {"train": SPLIT | {"shards": [SHARD | {"sha256": 1}]}}}, id="hash"),
+        pytest.param({"splits": {"train": SPLIT | {"starts": SHARD}}}, id="starts"),
         pytest.param({"vocab_size": None}, id="vocabulary"),
         pytest.param({"surprise": 1}, id="unknown field"),
     ],
@@ -255,3 +256,55 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
 
     with pytest.raises(FormatError, match="is not the tokenizer that wrote the tokens"):
         Shards(copy)
+
+
+def without_starts(data: Path, version: int) -> None:
+    """Make of prepared data what was written before documents had an index."""
+    splits = json.loads((data / "data.json").read_text())["splits"]
+    for name, split in splits.items():
+        (data / f"{name}-starts.npy").unlink()
+        del split["starts"]
+    rewrite(data, format=version, splits=splits)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_data_of_before_documents_had_an_index_give_the_same_windows(
+    copy: Path, version: int
+) -> None:
+    inputs, targets = Shards(copy).batch(3, 2, 64)
+
+    without_starts(copy, version)
+
+    shards = Shards(copy)
+    shards.verify()
+    assert np.array_equal(shards.batch(3, 2, 64), (inputs, targets))
+    with pytest.raises(DataError, match=r"has no index of its documents.*prepare them again"):
+        _ = shards.document_starts
+
+
+def test_verification_finds_a_changed_start(copy: Path) -> None:
+    path = copy / "train-starts.npy"
+    np.save(path, np.load(path) + 1)
+
+    with pytest.raises(FormatError, match=r"train-starts\.npy: not the SHA-256"):
+        Shards(copy).verify()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda starts: starts[:-1], "bytes, int64 of shape"),
+        (lambda starts: starts + 1, "not the ascending starts"),
+        (lambda starts: starts * 1000, "not the ascending starts"),
+        (lambda starts: np.sort(np.where(starts > 99, 5, starts)), "not the ascending starts"),
+    ],
+    ids=["truncated", "late", "beyond the end", "twice"],
+)
+def test_an_index_of_documents_that_cannot_be_is_refused(
+    copy: Path, changed: Any, message: str
+) -> None:
+    path = copy / "train-starts.npy"
+    np.save(path, changed(np.load(path)))
+
+    with pytest.raises(FormatError, match=message):
+        _ = Shards(copy).document_starts
