@@ -144,10 +144,17 @@ def read_ahead(
 
 
 def hidden_states(
-    tokens: Array, weights: Weights[Leaf], config: ModelConfig, ops: Ops[Array, Leaf, State]
+    tokens: Array,
+    weights: Weights[Leaf],
+    config: ModelConfig,
+    ops: Ops[Array, Leaf, State],
+    segments: Array | None = None,
 ) -> Array:
-    """What the head would read out after every token of whole sequences, (B, T, C)."""
-    walk = _Walk(config, ops, None, weights.signs)
+    """What the head would read out after every token of whole sequences, (B, T, C).
+
+    `segments` is as in `forward`.
+    """
+    walk = _Walk(config, ops, None, weights.signs, segments=segments)
     return walk.hidden(walk.through(tokens, weights), weights)
 
 

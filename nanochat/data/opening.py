@@ -1,9 +1,11 @@
 """This file holds the two splits of prepared data as a run reads them: opened, and refused if it cannot."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from nanochat.config import ModelConfig
+from nanochat.data.batch import Layout
 from nanochat.data.shards import Shards
 from nanochat.errors import ConfigError
 
@@ -12,8 +14,10 @@ __all__ = ["open_splits"]
 _LOGGER = logging.getLogger(__name__)
 
 
-def open_splits(data: Path, model: ModelConfig, seed: int, longest: int) -> tuple[Shards, Shards]:
-    """What is trained on and what is held out, for sequences of up to so many tokens.
+def open_splits(
+    data: Path, model: ModelConfig, seed: int, layouts: Collection[Layout]
+) -> tuple[Shards, Shards]:
+    """What is trained on and what is held out, for sequences that are laid out in these ways.
 
     Raises
     ------
@@ -30,8 +34,10 @@ def open_splits(data: Path, model: ModelConfig, seed: int, longest: int) -> tupl
             f"--set model.vocab_size={vocab_size}, or prepare the data with a smaller --vocab-size"
         )
     # Now, not when the first batch or evaluation asks for one.
-    shards.num_windows(longest)
-    held_out.num_windows(min(longest, held_out.num_tokens - 1))
+    for layout in layouts:
+        shards.num_sequences(layout)
+        held_out.num_in_order(layout)
+    longest = max(layout.length for layout in layouts)
     if held_out.num_tokens <= longest:
         _LOGGER.warning(
             "the held-out text of %s has %d tokens and is evaluated as one sequence, shorter than the %d of "

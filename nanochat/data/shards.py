@@ -1,13 +1,14 @@
 """This file holds the tokens of one split, and batches of them.
 
-Which tokens a batch holds is a function of the seed, its number and size, their length and the order: of no batch
-before.
+Which tokens a batch holds is a function of the seed, its number and size, the layout of its sequences and the order: of
+no batch before.
 """
 
 import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat.data.batch import Batch, Layout
 from nanochat.data.index import FILE_NAME, DataIndex, token_type
+from nanochat.data.packing import Packed, pack
+from nanochat.data.windows import epoch_order, window_starts
 from nanochat.errors import DataError, FormatError
 from nanochat.files import record_file
 from nanochat.text.tokenizer import Tokenizer
@@ -33,7 +37,7 @@ class Shards:
     split : {"train", "held_out"}
         Which stream of tokens.
     seed : int
-        Chooses the order of the windows of :meth:`batch`.
+        Chooses the order of the sequences of :meth:`batch`.
 
     Attributes
     ----------
@@ -71,6 +75,7 @@ class Shards:
             shard.open(self.directory, token_type(self.index.vocab_size)) for shard in self._shards
         ]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
+        self._packed_by_length: dict[int, Packed] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -95,7 +100,7 @@ class Shards:
         if self._split.starts is None:
             raise DataError(
                 f"{self.directory} has no index of its documents, which were prepared before there was one: prepare "
-                "them again"
+                "them again, or train on windows of the stream, with --set data.packing=windows"
             )
         starts = self._split.starts.open(self.directory, self._split.files)
         if starts[0] != 0 or starts[-1] >= self.num_tokens or (np.diff(starts) < 1).any():
@@ -105,8 +110,75 @@ class Shards:
             )
         return starts
 
-    def num_windows(self, length: int) -> int:
-        """Return the number of windows of `length` tokens in one epoch of :meth:`batch`."""
+    def num_sequences(self, layout: Layout) -> int:
+        """Return the number of sequences in one epoch of :meth:`batch`."""
+        if layout.packing == "best-fit":
+            return len(self._packed(layout.length).firsts) - 1
+        return self._num_windows(layout.length)
+
+    def batch(self, step: int, batch_size: int, layout: Layout, *, order: int = 0) -> Batch:
+        """Return the batch of one training step.
+
+        An epoch visits each sequence once, in an order of its own; windows are cut at an offset of its own. Sample
+        ``i`` of step ``s`` is number ``s * batch_size + i`` of the run. Each `order` is another one of the same seed.
+        """
+        if step < 0 or batch_size < 1:
+            raise DataError(
+                f"step={step}, batch_size={batch_size}: pass step >= 0, batch_size >= 1"
+            )
+        return self.sequences(range(step * batch_size, (step + 1) * batch_size), layout, order)
+
+    def sequences(self, samples: Sequence[int], layout: Layout, order: int = 0) -> Batch:
+        """Return the sequences of these numbers, which count on from epoch to epoch."""
+        count = self.num_sequences(layout)
+        found = []
+        for epoch, number in (divmod(sample, count) for sample in samples):
+            # The first order is that of before there were others.
+            seeds = (self._seed, epoch, order) if order else (self._seed, epoch)
+            if layout.packing == "best-fit":
+                found.append(int(epoch_order(count, seeds)[number]))
+            else:
+                starts = window_starts(self.num_tokens, count, layout.length, seeds)
+                found.append(int(starts[number]))
+        return self._laid_out(found, layout)
+
+    def num_in_order(self, layout: Layout) -> int:
+        """Return the number of sequences of :meth:`in_order`."""
+        return len(self._in_order(layout)[0])
+
+    def in_order(
+        self, batch_size: int, layout: Layout
+    ) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        """Yield the whole stream once, always in the same order, in batches of sequences that do not overlap.
+
+        Windows are in the order of the stream, and a rest that is shorter than one is left out. If all of it is
+        shorter, it is one sequence.
+
+        Yields
+        ------
+        batch : Batch
+            As in :meth:`batch`; the last one may have fewer than `batch_size` rows.
+        num_bytes : int64 array, shape (rows,)
+            Bytes of text in each row's targets, for bits per byte. ``<|bos|>`` has none.
+        """
+        if batch_size < 1:
+            raise DataError(f"batch_size={batch_size}: pass 1 or more")
+        found, layout = self._in_order(layout)
+        for first in range(0, len(found), batch_size):
+            batch = self._laid_out(found[first : first + batch_size], layout)
+            num_bytes = self.tokenizer.num_bytes[batch.targets] * (batch.targets >= 0)
+            yield batch, num_bytes.sum(axis=1)
+
+    def _in_order(self, layout: Layout) -> tuple[Sequence[int], Layout]:
+        """What `_laid_out` needs for the whole stream."""
+        if layout.packing == "best-fit":
+            # By size, as they were packed, the first would be pieces of the longest documents.
+            return epoch_order(self.num_sequences(layout), (0, 0)).tolist(), layout
+        layout = replace(layout, length=min(layout.length, self.num_tokens - 1))
+        self._num_windows(layout.length)
+        return range(0, self.num_tokens - layout.length, layout.length), layout
+
+    def _num_windows(self, length: int) -> int:
         if not 1 <= length < self.num_tokens:
             raise DataError(
                 f"{self.directory}: no window of {length} tokens in {self.num_tokens} tokens: a window and its "
@@ -115,88 +187,65 @@ class Shards:
             )
         return max(1, (self.num_tokens - length) // length)
 
-    def batch(
-        self, step: int, batch_size: int, length: int, *, order: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the inputs and targets of one training step.
+    def _packed(self, length: int) -> Packed:
+        if length < 1:
+            raise DataError(f"length={length}: pass 1 or more")
+        if length not in self._packed_by_length:
+            self._packed_by_length[length] = pack(self.document_starts, self.num_tokens, length)
+        return self._packed_by_length[length]
 
-        An epoch visits each window of `length` tokens once, in an order of its own and cut at an
-        offset of its own. Sample ``i`` of step ``s`` is number ``s * batch_size + i`` of the run. Each `order` is
-        another one of the same seed.
+    def _laid_out(self, found: Sequence[int], layout: Layout) -> Batch:
+        """The windows that start at these places, or the packed sequences of these numbers."""
+        rows = len(found), layout.length
+        inputs, targets = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        segments = np.zeros(rows, np.int64)
+        if layout.packing == "best-fit":
+            packed = self._packed(layout.length)
+            for row, sequence in enumerate(found):
+                self._fill(packed.pieces(sequence), inputs[row], targets[row], segments[row])
+            return Batch(inputs=inputs, targets=targets, segments=segments)
+        for row, start in enumerate(found):
+            tokens = self._read(start, layout.length + 1)
+            inputs[row], targets[row] = tokens[:-1], tokens[1:]
+            if layout.document_masks:
+                starts = self.document_starts
+                first, last = np.searchsorted(starts, (start + 1, start + layout.length))
+                segments[row, starts[first:last] - start] = 1
+        masked = segments.cumsum(axis=1) if layout.document_masks else None
+        return Batch(inputs=inputs, targets=targets, segments=masked)
 
-        Returns
-        -------
-        inputs, targets : int64 arrays, shape (batch_size, length)
-            ``targets[:, t]`` is the token after ``inputs[:, t]``.
-        """
-        if step < 0 or batch_size < 1:
-            raise DataError(
-                f"step={step}, batch_size={batch_size}: pass step >= 0, batch_size >= 1"
+    def _fill(
+        self,
+        pieces: list[tuple[int, int]],
+        inputs: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        segments: NDArray[np.int64],
+    ) -> None:
+        """Write pieces of documents into one row, and padding behind them."""
+        place = 0
+        for number, (start, size) in enumerate(pieces):
+            tokens = self._read(start, min(size + 1, self.num_tokens - start))
+            inputs[place : place + size] = tokens[:size]
+            # What follows a document is `<|bos|>`, at which generation stops: its end is learnt like its other tokens.
+            targets[place : place + size] = self.tokenizer.bos
+            targets[place : place + len(tokens) - 1] = tokens[1:]
+            segments[place : place + size] = number
+            place += size
+        inputs[place:], targets[place:], segments[place:] = self.tokenizer.pad, -1, len(pieces)
+
+    def _read(self, start: int, count: int) -> NDArray[np.int64]:
+        """So many tokens of the stream, from `start`."""
+        tokens, filled = np.empty(count, np.int64), 0
+        shard = bisect_right(self._starts, start) - 1
+        offset = start - self._starts[shard]
+        while filled < count:
+            part = self._arrays[shard][offset : offset + count - filled]
+            tokens[filled : filled + len(part)] = part
+            filled += len(part)
+            shard, offset = shard + 1, 0
+        if tokens.max() >= self.index.vocab_size:
+            raise FormatError(
+                f"{self.directory}: token {tokens.max()} near position {start} is outside the "
+                f"vocabulary of {self.index.vocab_size}; prepare the data again"
             )
-        num_windows = self.num_windows(length)
-        starts = []
-        for sample in range(step * batch_size, (step + 1) * batch_size):
-            epoch, number = divmod(sample, num_windows)
-            # The first order is that of before there were others.
-            seeds = (self._seed, epoch, order) if order else (self._seed, epoch)
-            starts.append(int(_window_starts(self.num_tokens, num_windows, length, seeds)[number]))
-        return self._read(starts, length)
-
-    def window_starts(self, length: int) -> range:
-        """Return where the windows of :meth:`windows` start in the stream."""
-        self.num_windows(length)
-        return range(0, self.num_tokens - length, length)
-
-    def windows(
-        self, batch_size: int, length: int
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield the stream once, in order, in batches of windows that do not overlap.
-
-        A rest that is shorter than `length` is left out.
-
-        Yields
-        ------
-        inputs, targets : int64 arrays, shape (rows, length)
-            As in :meth:`batch`; the last batch may have fewer than `batch_size` rows.
-        num_bytes : int64 array, shape (rows,)
-            Bytes of text in each row's targets, for bits per byte. ``<|bos|>`` has none.
-        """
-        if batch_size < 1:
-            raise DataError(f"batch_size={batch_size}: pass 1 or more")
-        starts = self.window_starts(length)
-        for first in range(0, len(starts), batch_size):
-            inputs, targets = self._read(starts[first : first + batch_size], length)
-            yield inputs, targets, self.tokenizer.num_bytes[targets].sum(axis=1)
-
-    def _read(
-        self, starts: Sequence[int], length: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The windows that start there, and the same moved on by one token."""
-        tokens = np.empty((len(starts), length + 1), np.int64)
-        for row, start in zip(tokens, starts, strict=True):
-            shard = bisect_right(self._starts, start) - 1
-            offset, filled = start - self._starts[shard], 0
-            while filled < len(row):
-                part = self._arrays[shard][offset : offset + len(row) - filled]
-                row[filled : filled + len(part)] = part
-                filled += len(part)
-                shard, offset = shard + 1, 0
-            if row.max() >= self.index.vocab_size:
-                raise FormatError(
-                    f"{self.directory}: token {row.max()} near position {start} is outside the "
-                    f"vocabulary of {self.index.vocab_size}; prepare the data again"
-                )
-        return tokens[:, :-1], tokens[:, 1:]
-
-
-@functools.lru_cache(maxsize=4)
-def _window_starts(
-    num_tokens: int, num_windows: int, length: int, seeds: tuple[int, ...]
-) -> NDArray[np.int64]:
-    """Return where each window of one epoch starts, in the order of its samples."""
-    # Bit generators are stable across versions of NumPy; Generator.permutation is not (NEP 19).
-    random = np.random.Philox(np.random.SeedSequence(seeds))
-    slack = min(length - 1, num_tokens - 1 - num_windows * length)
-    offset = int(random.random_raw()) % (slack + 1)
-    order = np.argsort(random.random_raw(num_windows), kind="stable")
-    return offset + length * order.astype(np.int64)
+        return tokens

@@ -182,9 +182,10 @@ def _activations(recipe: Recipe, rows: int) -> int:
     """Bytes that are there at the end of a pass through the layers, or in the gradient of one."""
     config, length = recipe.model, recipe.data.length
     ops = TorchOps("cpu", getattr(torch, recipe.precision.products, torch.float32))
+    masked = recipe.data.packing == "best-fit" or recipe.data.document_masks
     of_kind = {
         kind: _COMPILED * kept * rows / length
-        for kind, kept in _kept_by_layers(config, ops, length).items()
+        for kind, kept in _kept_by_layers(config, ops, length, masked=masked).items()
     }
     kinds = layer_kinds(config)
     layers = [of_kind[kinds[number]] for number in run_order(config)]
@@ -199,7 +200,9 @@ def _activations(recipe: Recipe, rows: int) -> int:
     return int(sum(layers) + 2 * largest + head + logits)
 
 
-def _kept_by_layers(config: ModelConfig, ops: TorchOps, length: int) -> dict[str, int]:
+def _kept_by_layers(
+    config: ModelConfig, ops: TorchOps, length: int, *, masked: bool
+) -> dict[str, int]:
     """Bytes that each kind of layer keeps of one sequence for its gradient, besides its parameters, uncompiled.
 
     That of an extra head is called "ahead".
@@ -222,18 +225,24 @@ def _kept_by_layers(config: ModelConfig, ops: TorchOps, length: int) -> dict[str
 
         # All of it stays, for what is freed may come again as something that is kept.
         tree = map_leaves(leaf, shapes(config))
+        segments = torch.zeros((1, length), dtype=torch.int64) if masked else None
         for kind, layer in zip(layer_kinds(config), tree.layers, strict=True):
             if kind not in found:
                 x = torch.empty((1, length, *streams, config.width), requires_grad=True)
-                found[kind] = sum(_kept(x, layer, config, ops, parameters))
+                found[kind] = sum(_kept(x, segments, layer, config, ops, parameters))
         for layer in tree.ahead[:1]:
             x = torch.empty((1, length, config.width), requires_grad=True)
-            found["ahead"] = sum(_kept(x, layer, config, ops, parameters))
+            found["ahead"] = sum(_kept(x, segments, layer, config, ops, parameters))
     return found
 
 
 def _kept(
-    x: Tensor, layer: Layer[Leaf], config: ModelConfig, ops: TorchOps, parameters: Set[int]
+    x: Tensor,
+    segments: Tensor | None,
+    layer: Layer[Leaf],
+    config: ModelConfig,
+    ops: TorchOps,
+    parameters: Set[int],
 ) -> Iterator[int]:
     kept: dict[int, Tensor] = {}
 
@@ -242,7 +251,7 @@ def _kept(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run_layer(x, layer, None, config, ops, None)
+        run_layer(x, layer, None, config, ops, segments)
     return (
         tensor.untyped_storage().nbytes()
         for place, tensor in kept.items()

@@ -7,11 +7,13 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.reference.ops import pieces as parts_of
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.data.batch import Layout
 from nanochat.data.shards import Shards
 from nanochat.generation.engine import Engine
 from nanochat.generation.session import generate
@@ -34,37 +36,35 @@ def scores(
     held_out: Shards,
     *,
     batch_size: int,
-    length: int,
+    layout: Layout,
     num_windows: int,
     interruption: Interruption,
     watch: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """Bits per byte of the first windows of a text, nats and accuracy of their tokens.
+    """Bits per byte of the first sequences of a text, nats and accuracy of their tokens.
 
-    Whole windows are scored in whole batches, each without what stood before it. `watch` is called with the number of
+    Sequences are scored in whole batches, each without what stood before it. `watch` is called with the number of
     those that are done and of all, at the start and after each batch.
     """
-    length = min(length, held_out.num_tokens - 1)
     num_batches = math.ceil(num_windows / batch_size)
-    total = min(num_batches * batch_size, len(held_out.window_starts(length)))
+    total = min(num_batches * batch_size, held_out.num_in_order(layout))
     nats = num_right = num_tokens = num_bytes = done = 0.0
     watch(0, total)
     # A pass without gradients would be compiled anew. So would another size: the last batch is filled with what has no
     # targets.
     with model.rounded():
-        for inputs, targets, lengths in itertools.islice(
-            held_out.windows(batch_size, length), num_batches
-        ):
-            rest = ((0, batch_size - len(inputs)), (0, 0))
-            given = np.pad(inputs, rest), np.pad(targets, rest, constant_values=-1)
-            tokens, ids = (torch.from_numpy(each).to(model.ops.device) for each in given)
+        for batch, lengths in itertools.islice(held_out.in_order(batch_size, layout), num_batches):
+            inputs, ids, segments = (
+                None if each is None else _on_device(each, batch_size, filler, model)
+                for each, filler in ((batch.inputs, 0), (batch.targets, -1), (batch.segments, 0))
+            )
             with interruption.abandonable(), compiling():
-                lost, right = model(tokens, partial(_scored, model), ids)
+                lost, right = model(inputs, partial(_scored, model), ids, segments=segments)
                 nats += float(lost)
                 num_right += int(right)
-            num_tokens += targets.size
+            num_tokens += int((batch.targets >= 0).sum())
             num_bytes += int(lengths.sum())
-            done += len(inputs)
+            done += len(batch.inputs)
             watch(int(done), total)
             interruption.check()
     return {
@@ -94,10 +94,10 @@ def looks(
 
 def _sample(model: LanguageModel, held_out: Shards, max_tokens: int) -> str:
     """The beginning of the held-out text, and how the model goes on with it, always the same way."""
-    inputs, _, _ = next(held_out.windows(1, min(_PROMPT, held_out.num_tokens - 1)))
+    batch, _ = next(held_out.in_order(1, Layout(length=_PROMPT)))
     tokenizer, ops, config = held_out.tokenizer, TorchOps(str(model.ops.device)), model.config
     engine = Engine(config, ops.prepare(freeze(model.stored())), ops)
-    ids = inputs[0].tolist()
+    ids = batch.inputs[0].tolist()
     # A young model ends a text at once.
     pieces = generate(
         engine,
@@ -109,6 +109,14 @@ def _sample(model: LanguageModel, held_out: Shards, max_tokens: int) -> str:
         ignore_eos=True,
     )
     return tokenizer.decode(ids) + "".join(piece.text for piece in pieces)
+
+
+def _on_device(
+    rows: NDArray[np.int64], batch_size: int, filler: int, model: LanguageModel
+) -> Tensor:
+    """Rows as a tensor of so many."""
+    rest = ((0, batch_size - len(rows)), (0, 0))
+    return torch.from_numpy(np.pad(rows, rest, constant_values=filler)).to(model.ops.device)
 
 
 def _scored(

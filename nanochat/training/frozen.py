@@ -91,19 +91,21 @@ class FrozenModel:
         return cls(model.config, map_leaves(still, model.tree()), model.ops)
 
     @torch.no_grad()
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """What its head reads out after every token (B, T), (B, T, C)."""
-        return hidden_states(tokens, self._weights, self.config, self._ops)
+    def hidden(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What its head reads out after every token (B, T), perhaps in packed documents, (B, T, C)."""
+        return hidden_states(tokens, self._weights, self.config, self._ops, segments)
 
     @torch.no_grad()
-    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
         """Nats that each target costs after its token, (B, T); 0 where there is none."""
-        return self._ops.cross_entropy(self.hidden(tokens), self._table, targets)
+        return self._ops.cross_entropy(self.hidden(tokens, segments), self._table, targets)
 
     @torch.no_grad()
-    def teaching(self, tokens: Tensor, temperature: float) -> Teaching:
+    def teaching(
+        self, tokens: Tensor, temperature: float, segments: Tensor | None = None
+    ) -> Teaching:
         """Its distributions after every token (B, T), for `nanochat.training.loss.terms`."""
-        x, table = self.hidden(tokens).flatten(0, 1), self._table
+        x, table = self.hidden(tokens, segments).flatten(0, 1), self._table
         if self._values is None:
             ids = torch.arange(self.config.vocab_size, device=tokens.device)
             self._values = rows_of(table, ids)

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.data.batch import Batch
 from nanochat.data.opening import open_splits
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.init import init
 from nanochat.shapes import shapes
+from nanochat.training.batches import microbatches
 from nanochat.training.budget import Budget
 from nanochat.training.estimate import flops_per_token
 from nanochat.training.evaluation import looks, scores
@@ -26,7 +28,6 @@ from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import code_changes, gradient_norms, sampled_codes
-from nanochat.training.objectives.readout import counted_rows
 from nanochat.training.passes import Passes
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.products import measured, with_products
@@ -109,8 +110,8 @@ class Trainer:
         self.recipe = recipe
         self.directory = directory
         self._stages = stages(recipe)
-        longest = max(stage.recipe.data.length for stage in self._stages)
-        self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, longest)
+        layouts = {stage.layout for stage in self._stages}
+        self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, layouts)
         weights = init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
         self._passes = Passes(
@@ -243,7 +244,7 @@ class Trainer:
             self.model,
             self.held_out,
             batch_size=data.microbatch or data.batch_size,
-            length=data.length,
+            layout=self._stage.layout,
             num_windows=num_windows,
             interruption=self._interruption,
             watch=watch,
@@ -251,9 +252,9 @@ class Trainer:
         # JSON has no word for what is not finite, and no model is worth more steps after it.
         name = "held_out_nats_per_token"
         self._require_finite({name: found[name]})
-        inputs, _ = self.shards.batch(0, 1, data.length)
+        first = self.shards.batch(0, 1, self._stage.layout)
         with self._interruption.abandonable():
-            seen = looks(self.model, self._tensor(inputs), self.held_out, run.sample_tokens)
+            seen = looks(self.model, self._tensor(first.inputs), self.held_out, run.sample_tokens)
         return {**found, **seen}
 
     def save(self) -> None:
@@ -286,10 +287,14 @@ class Trainer:
         write_model_directory(self.model, self.shards.tokenizer, directory, name=name)
 
     def _terms(
-        self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         objective = self._stage.recipe.objective
-        return self._passes.terms(self.model, objective, inputs, targets, rows)
+        return self._passes.terms(self.model, objective, tokens, targets, segments, rows)
 
     def _is_evaluation_due(self, log: RunLog) -> bool:
         if self.step in (0, log.first_step) or self.step in log.evaluations:
@@ -335,11 +340,11 @@ class Trainer:
         stage, number = self._stage, self.step + self.setbacks.skipped
         data = stage.recipe.data
         waiting = time.perf_counter()
-        inputs, targets = self.shards.batch(
-            number - stage.data_first, data.batch_size, data.length, order=stage.data_order
+        batch = self.shards.batch(
+            number - stage.data_first, data.batch_size, stage.layout, order=stage.data_order
         )
         waited = time.perf_counter() - waiting
-        found = self._gradients(inputs, targets)
+        found = self._gradients(batch)
         norms = gradient_norms(self.updater.gradients(), self._specs)
         measured = {**found, **norms}
         # The one time that a step waits for the device.
@@ -362,7 +367,7 @@ class Trainer:
         self.updater.update(norm=norms["gradient_norm"], factor=factor)
         after = sampled_codes(self.model, self._specs) if watched else ()
         self.step += 1
-        speed = inputs.size / (time.perf_counter() - begin)
+        speed = batch.inputs.size / (time.perf_counter() - begin)
         if self._speeds is not None:
             flops = speed * flops_per_token(self.recipe.model, data.length)
             done["utilisation"] = flops / self._speeds.peak(stage.recipe.precision.products)
@@ -380,9 +385,8 @@ class Trainer:
         """Whether the steps of a run that has a time are decided now."""
         if self.recipe.steps != ENDLESS:
             return False
-        length = self._stage.recipe.data.length
-        there = len(self.held_out.window_starts(min(length, self.held_out.num_tokens - 1)))
-        last = min(self._trained_windows(), there) * length
+        there = self.held_out.num_in_order(self._stage.layout)
+        last = min(self._trained_windows(), there) * self._stage.recipe.data.length
         decided = self._budget.ending(self.recipe, self.step, last_tokens=last)
         if decided is None:
             return False
@@ -390,25 +394,16 @@ class Trainer:
         self._stage = stage_at(self._stages, self.step)
         return True
 
-    def _gradients(
-        self, inputs: NDArray[np.int64], targets: NDArray[np.int64]
-    ) -> dict[str, Tensor]:
-        """Leave the gradients of a batch, and return its terms: both are means over its microbatches."""
-        size = self._stage.recipe.data.microbatch or len(inputs)
-        share = size / len(inputs)
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the gradients of a batch, and return its terms: both are means over its targets."""
+        size, device = self._stage.recipe.data.microbatch, self.model.ops.device
+        later = len(self._stage.recipe.objective.later_tokens)
+        farthest = 1 + max(later, self.recipe.model.num_ahead)
         means: dict[str, Tensor] = {}
         with self.model.rounded():
-            for first in range(0, len(inputs), size):
-                part = slice(first, first + size)
-                # Found here: a device would be waited for.
-                later = len(self._stage.recipe.objective.later_tokens)
-                rows = counted_rows(targets[part], 1 + max(later, self.recipe.model.num_ahead))
+            for share, inputs in microbatches(batch, size, device, farthest):
                 with self._interruption.abandonable(), compiling():
-                    found = self._terms(
-                        self._tensor(inputs[part]),
-                        self._tensor(targets[part]),
-                        None if rows is None else self._tensor(rows),
-                    )
+                    found = self._terms(*inputs)
                     (found["objective"] * share).backward()
                 for name, value in found.items():
                     mean = value.detach() * share

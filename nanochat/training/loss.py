@@ -41,6 +41,7 @@ def terms(
     top_k: int,
     weights: Tensor | None = None,
     rows: Tensor | None = None,
+    segments: Tensor | None = None,
     reference: Tensor | None = None,
     kept: Kept | None = None,
     teaching: Teaching | None = None,
@@ -78,6 +79,8 @@ def terms(
     rows : int64 tensor, optional
         From `nanochat.training.objectives.readout.counted_rows`: the tokens that the head reads. Others must have no
         target that counts. By default it reads all.
+    segments : tensor, shape (B, T), optional
+        Of packed documents: tokens further on are none of another document.
     reference : tensor, shape (B, T), optional
         Nats that each target costs a reference model, of whose excess tokens are chosen where some are kept only.
     kept : Kept, optional
@@ -85,7 +88,9 @@ def terms(
     teaching : Teaching, optional
         A teacher's distributions of all B * T tokens, at the temperature of the objective; needed for *distillation*.
     """
-    readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
+    readout = Readout(
+        ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows, segments=segments
+    )
     if objective.exits == "improvement":
         return _of_gate(readout, outputs, objective)
     found: dict[str, Tensor] = {}
@@ -154,10 +159,13 @@ def choose_tokens(
     *,
     weights: Tensor | None = None,
     rows: Tensor | None = None,
+    segments: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> Kept:
     """The tokens that `terms` would keep, from the same arguments."""
-    readout = Readout(ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows)
+    readout = Readout(
+        ops=ops, table=outputs.table, targets=targets, weights=weights, rows=rows, segments=segments
+    )
     return _chosen(readout, outputs, objective, reference)
 
 

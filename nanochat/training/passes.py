@@ -77,26 +77,27 @@ class Passes:
         objective: Objective,
         tokens: Tensor,
         targets: Tensor,
+        segments: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What `nanochat.training.loss.terms` gives for a batch."""
         reference = teaching = None
         if self._reference is not None and objective.keep_tokens < 1:
-            reference = self._reference.losses(tokens, targets)
+            reference = self._reference.losses(tokens, targets, segments)
         if objective.distillation:
-            teaching = self._taught(model).teaching(tokens, objective.temperature)
+            teaching = self._taught(model).teaching(tokens, objective.temperature, segments)
         given: dict[str, Any] = {"ops": model.ops, "objective": objective, "rows": rows}
-        given["reference"] = reference
+        given |= {"reference": reference, "segments": segments}
         ops = kept = None
         if objective.drop_attention_gradients:
             with torch.no_grad():
-                kept = model(tokens, partial(choose_tokens, **given), targets)
+                kept = model(tokens, partial(choose_tokens, **given), targets, segments=segments)
             ops = self._filtering(model.ops)
             ops.is_kept = torch.zeros_like(targets, dtype=torch.bool)
             ops.is_kept.view(-1)[kept.rows] = True
         top_k = model.config.experts_per_token
         loss = partial(terms, **given, top_k=top_k, kept=kept, teaching=teaching)
-        found: dict[str, Tensor] = model(tokens, loss, targets, ops=ops)
+        found: dict[str, Tensor] = model(tokens, loss, targets, segments=segments, ops=ops)
         return found
 
     def _filtering(self, ops: TorchOps) -> FilteringOps:

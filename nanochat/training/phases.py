@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.data.batch import Layout
 from nanochat.errors import ConfigError
 from nanochat.training.fire import Fire
 from nanochat.training.recipe import Recipe, Schedule, merged, recipe_from_dict, recipe_to_dict
@@ -31,6 +32,12 @@ class Stage:
     data_order: int
     schedule_first: int
     schedule_steps: int
+
+    @property
+    def layout(self) -> Layout:
+        """How its sequences are cut from the text."""
+        data = self.recipe.data
+        return Layout(length=data.length, packing=data.packing, document_masks=data.document_masks)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:

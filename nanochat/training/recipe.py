@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
 from nanochat.config import ModelConfig, config_from_dict, config_to_dict
+from nanochat.data.batch import Packing
 from nanochat.errors import ConfigError
 from nanochat.shapes import shapes
 from nanochat.training.checks import refusal
@@ -48,11 +49,17 @@ class DataSettings:
     microbatch : int
         Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all. The sum is
         that of the whole batch, but for the balance of experts, which is that of each microbatch.
+    packing : {"windows", "best-fit"}
+        Stretches of the text, wherever documents end; or whole documents, as many as fit, none of which sees another.
+    document_masks : bool
+        Whether the documents in a window do not see each other either.
     """
 
     batch_size: Count = 16
     length: Count = 512
     microbatch: Whole = 0
+    packing: Packing = "windows"
+    document_masks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

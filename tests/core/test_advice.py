@@ -137,7 +137,7 @@ def test_settings_in_messages_and_documents_exist() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    advised = r"--set ([a-z][a-z_.]*\b)(?:=([\w.]*\w))?"
+    advised = r"--set ([a-z][a-z_.]*\b)(?:=([\w.-]*\w))?"
     named = {found for text in texts for found in re.findall(advised, text)}
 
     assert {("steps", "1000"), ("precision.products", "auto"), ("data.length", "")} <= named

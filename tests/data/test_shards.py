@@ -1,6 +1,8 @@
 """Prepared data gives the same batches for ever, and damaged data are refused."""
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from nanochat.data.batch import Batch, Layout
 from nanochat.data.prepare import prepare
-from nanochat.data.shards import Shards, _window_starts
+from nanochat.data.shards import Shards
+from nanochat.data.windows import window_starts
 from nanochat.errors import DataError, FormatError, VersionError
 from nanochat.text.tokenizer import Tokenizer
 from tests.data.streams import TOKENIZER, stream
+
+LAYOUTS = [
+    Layout(length=64),
+    Layout(length=64, document_masks=True),
+    Layout(length=64, packing="best-fit"),
+]
+each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=["windows", "masked", "packed"])
 
 
 def rewrite(data: Path, **changes: Any) -> None:
@@ -21,61 +33,73 @@ def rewrite(data: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def rows(batch: Batch) -> NDArray[np.int64]:
+    """The windows of a batch with the token after each."""
+    return np.append(batch.inputs, batch.targets[:, -1:], axis=1)
+
+
 @pytest.mark.parametrize("length", [1, 7, 64, 1009, 1100])
 def test_targets_are_the_tokens_after_the_inputs(data: Path, length: int) -> None:
     train = np.array(stream(data, "train"))
 
-    inputs, targets = Shards(data).batch(3, 2, length)
+    batch = Shards(data).batch(3, 2, Layout(length=length))
 
     windows = np.lib.stride_tricks.sliding_window_view(train, length + 1)
-    assert inputs.shape == targets.shape == (2, length)
-    assert (windows == np.append(inputs[0], targets[0, -1])).all(axis=1).any()
-    assert np.array_equal(inputs[:, 1:], targets[:, :-1])
+    assert batch.inputs.shape == batch.targets.shape == (2, length)
+    assert (windows == rows(batch)[0]).all(axis=1).any()
+    assert np.array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    assert batch.segments is None
 
 
-def test_a_batch_depends_on_seed_and_step_only(data: Path) -> None:
+@each_layout
+def test_a_batch_depends_on_seed_and_step_only(data: Path, layout: Layout) -> None:
     used = Shards(data, seed=5)
-    used.batch(0, 4, 16)
+    used.batch(0, 4, layout)
 
     resumed = Shards(data, seed=5)
 
-    assert np.array_equal(used.batch(9, 4, 16), resumed.batch(9, 4, 16))
-    assert not np.array_equal(used.batch(9, 4, 16), used.batch(8, 4, 16))
-    assert not np.array_equal(used.batch(9, 4, 16), Shards(data, seed=6).batch(9, 4, 16))
+    first = rows(used.batch(9, 4, layout))
+    assert np.array_equal(first, rows(resumed.batch(9, 4, layout)))
+    assert not np.array_equal(first, rows(used.batch(8, 4, layout)))
+    assert not np.array_equal(first, rows(Shards(data, seed=6).batch(9, 4, layout)))
 
 
 def test_the_order_of_the_windows_is_fixed_for_ever() -> None:
-    starts = _window_starts(num_tokens=100, num_windows=9, length=10, seeds=(1, 2))
+    starts = window_starts(num_tokens=100, num_windows=9, length=10, seeds=(1, 2))
 
     assert starts.tolist() == [69, 9, 29, 39, 79, 89, 19, 59, 49]
 
 
 def test_an_epoch_visits_each_window_once(data: Path) -> None:
-    shards = Shards(data)
-    num_windows = shards.num_windows(32)
+    shards, layout = Shards(data), Layout(length=32)
+    num_windows = shards.num_sequences(layout)
 
-    inputs, _ = shards.batch(0, num_windows, 32)
+    batch = shards.batch(0, num_windows, layout)
 
     train = np.array(stream(data, "train"))
     views = np.lib.stride_tricks.sliding_window_view(train, 32)
-    starts = [np.flatnonzero((views == row).all(axis=1))[0] for row in inputs]
+    starts = [np.flatnonzero((views == row).all(axis=1))[0] for row in batch.inputs]
     assert np.diff(np.sort(starts)).tolist() == [32] * (num_windows - 1)
 
 
-def test_epochs_differ_in_order(data: Path) -> None:
+@each_layout
+def test_epochs_differ_in_order(data: Path, layout: Layout) -> None:
     shards = Shards(data)
-    num_windows = shards.num_windows(32)
+    count = shards.num_sequences(layout)
 
-    assert not np.array_equal(shards.batch(0, num_windows, 32), shards.batch(1, num_windows, 32))
+    first, second = (rows(shards.batch(epoch, count, layout)) for epoch in (0, 1))
+
+    assert not np.array_equal(first, second)
 
 
-def test_a_batch_may_cross_the_end_of_an_epoch(data: Path) -> None:
+@each_layout
+def test_a_batch_may_cross_the_end_of_an_epoch(data: Path, layout: Layout) -> None:
     shards = Shards(data)
-    num_windows = shards.num_windows(32)
+    count = shards.num_sequences(layout)
 
-    inputs, _ = shards.batch(0, num_windows + 1, 32)
+    batch = shards.batch(0, count + 1, layout)
 
-    assert np.array_equal(inputs[-1], shards.batch(num_windows, 1, 32)[0][0])
+    assert np.array_equal(rows(batch)[-1:], rows(shards.batch(count, 1, layout)))
 
 
 @given(st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 3), st.data())
@@ -85,7 +109,7 @@ def test_windows_of_any_length_lie_in_the_stream(
     num_tokens = draw.draw(st.integers(length + 1, 200))
     num_windows = max(1, (num_tokens - length) // length)
 
-    starts = _window_starts(num_tokens, num_windows, length, (seed, epoch))
+    starts = window_starts(num_tokens, num_windows, length, (seed, epoch))
 
     assert starts.min() >= 0
     assert starts.max() + length + 1 <= num_tokens
@@ -95,27 +119,92 @@ def test_windows_of_any_length_lie_in_the_stream(
 def test_the_longest_window_is_the_whole_stream(data: Path) -> None:
     shards = Shards(data, "held_out")
 
-    inputs, targets = shards.batch(0, 1, shards.num_tokens - 1)
+    batch = shards.batch(0, 1, Layout(length=shards.num_tokens - 1))
 
-    assert [*inputs[0], targets[0, -1]] == stream(data, "held_out")
+    assert rows(batch)[0].tolist() == stream(data, "held_out")
+
+
+def test_documents_in_a_masked_window_are_numbered_from_its_start(data: Path) -> None:
+    layout = Layout(length=300, document_masks=True)
+
+    batch = Shards(data).batch(1, 4, layout)
+
+    begins = batch.inputs == TOKENIZER.bos
+    begins[:, 0] = False
+    assert begins.sum() > 4
+    assert batch.segments is not None
+    assert np.array_equal(batch.segments, begins.cumsum(axis=1))
+    assert np.array_equal(rows(batch), rows(Shards(data).batch(1, 4, Layout(length=300))))
+
+
+@pytest.mark.parametrize("length", [7, 64, 100, 1009])
+def test_an_epoch_of_packed_documents_has_every_token_and_the_one_after_it(
+    data: Path, length: int
+) -> None:
+    shards, layout = Shards(data), Layout(length=length, packing="best-fit")
+    train = stream(data, "train")
+
+    batch = shards.batch(0, shards.num_sequences(layout), layout)
+
+    filled = batch.targets >= 0
+    pairs = zip(batch.inputs[filled].tolist(), batch.targets[filled].tolist(), strict=True)
+    # Behind the last document comes what comes behind the others.
+    assert Counter(pairs) == Counter(pairwise([*train, TOKENIZER.bos]))
+    assert (batch.inputs[~filled] == TOKENIZER.pad).all()
+
+
+def test_packed_documents_are_whole_and_have_numbers_of_their_own(data: Path) -> None:
+    shards, layout = Shards(data), Layout(length=250, packing="best-fit")
+    train = np.array(stream(data, "train"))
+    documents = [row.tolist() for row in np.split(train, shards.document_starts[1:])]
+
+    batch = shards.batch(0, shards.num_sequences(layout), layout)
+
+    assert batch.segments is not None
+    found = [
+        tokens[numbers == number].tolist()
+        for tokens, numbers in zip(batch.inputs, batch.segments, strict=True)
+        for number in np.unique(numbers)
+    ]
+    assert max(map(len, documents)) <= 250
+    assert sorted(each for each in found if each[0] != TOKENIZER.pad) == sorted(documents)
 
 
 def test_evaluation_reads_the_stream_once_in_order(data: Path) -> None:
     shards = Shards(data, "held_out")
 
-    batches = list(shards.windows(3, 50))
+    batches = [batch for batch, _ in shards.in_order(3, Layout(length=50))]
 
-    targets = np.concatenate([targets.ravel() for _, targets, _ in batches])
+    targets = np.concatenate([batch.targets.ravel() for batch in batches])
     assert targets.tolist() == stream(data, "held_out")[1 : len(targets) + 1]
     assert shards.num_tokens - 1 - len(targets) < 50
-    assert {len(inputs) for inputs, _, _ in batches[:-1]} == {3}
+    assert {len(batch.inputs) for batch in batches[:-1]} == {3}
 
 
-def test_evaluation_counts_the_bytes_of_the_targets(data: Path) -> None:
-    _, targets, num_bytes = next(Shards(data, "held_out").windows(2, 200))
+@each_layout
+def test_evaluation_counts_the_bytes_of_the_targets(data: Path, layout: Layout) -> None:
+    batch, num_bytes = next(Shards(data, "held_out").in_order(2, layout))
 
-    texts = [TOKENIZER.decode_bytes(row) for row in targets.tolist()]
+    texts = [TOKENIZER.decode_bytes(row[row >= 0]) for row in batch.targets]
     assert num_bytes.tolist() == [len(text) for text in texts]
+
+
+def test_evaluation_of_packed_documents_reads_all_of_them(data: Path) -> None:
+    shards = Shards(data, "held_out")
+    layout = Layout(length=64, packing="best-fit")
+
+    batches = [batch for batch, _ in shards.in_order(3, layout)]
+
+    assert sum(len(batch.inputs) for batch in batches) == shards.num_in_order(layout)
+    assert sum(int((batch.targets >= 0).sum()) for batch in batches) == shards.num_tokens
+
+
+def test_a_text_that_is_shorter_than_a_window_is_evaluated_as_one(data: Path) -> None:
+    shards = Shards(data, "held_out")
+
+    ((batch, _),) = shards.in_order(2, Layout(length=10**6))
+
+    assert rows(batch).tolist() == [stream(data, "held_out")]
 
 
 @pytest.mark.parametrize(
@@ -131,12 +220,12 @@ def test_a_batch_that_cannot_be_cut_is_refused(
     data: Path, step: int, batch_size: int, length: int, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        Shards(data).batch(step, batch_size, length)
+        Shards(data).batch(step, batch_size, Layout(length=length))
 
 
 def test_evaluation_in_batches_of_nothing_is_refused(data: Path) -> None:
     with pytest.raises(DataError, match="batch_size=0"):
-        next(Shards(data).windows(0, 8))
+        next(Shards(data).in_order(0, Layout(length=8)))
 
 
 # Damaged data
@@ -248,7 +337,7 @@ def test_a_token_outside_the_vocabulary_is_refused(copy: Path) -> None:
     shards = Shards(copy)
 
     with pytest.raises(FormatError, match="token 60000 near position"):
-        shards.batch(0, 1, 8)
+        shards.batch(0, 1, Layout(length=8))
 
 
 def test_another_tokenizer_is_refused(copy: Path) -> None:
@@ -271,15 +360,15 @@ def without_starts(data: Path, version: int) -> None:
 def test_data_of_before_documents_had_an_index_give_the_same_windows(
     copy: Path, version: int
 ) -> None:
-    inputs, targets = Shards(copy).batch(3, 2, 64)
+    windows = rows(Shards(copy).batch(3, 2, Layout(length=64)))
 
     without_starts(copy, version)
 
     shards = Shards(copy)
     shards.verify()
-    assert np.array_equal(shards.batch(3, 2, 64), (inputs, targets))
+    assert np.array_equal(rows(shards.batch(3, 2, Layout(length=64))), windows)
     with pytest.raises(DataError, match=r"has no index of its documents.*prepare them again"):
-        _ = shards.document_starts
+        shards.batch(0, 1, Layout(length=64, packing="best-fit"))
 
 
 def test_verification_finds_a_changed_start(copy: Path) -> None:

@@ -8,10 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.batch import Layout
+from nanochat.training.batches import Inputs, microbatches
+from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict
 from nanochat.training.run_log import LogEntry
 
-__all__ = ["MODEL", "command", "entries", "losses", "options", "quiet", "recipe", "write_log"]
+__all__ = [
+    "MODEL",
+    "batch_of",
+    "command",
+    "entries",
+    "losses",
+    "options",
+    "quiet",
+    "recipe",
+    "write_log",
+]
 
 MODEL = {
     "width": 128,
@@ -44,6 +57,13 @@ def recipe(**changes: object) -> Recipe:
             {**inner, **value} if isinstance(inner, dict) and isinstance(value, dict) else value
         )
     return recipe_from_dict(fields)
+
+
+def batch_of(trainer: Trainer, number: int = 0) -> Inputs:
+    """Two sequences of 64 tokens that a run would read."""
+    batch = trainer.shards.batch(number, 2, Layout(length=64))
+    ((_, inputs),) = microbatches(batch, 0, trainer.model.ops.device)
+    return inputs
 
 
 def entries(run: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nanochat.data.batch import Layout
 from nanochat.presets import preset
 from nanochat.shapes import num_parameters
 from nanochat.training.estimate import estimate, flops_per_token
@@ -55,7 +56,8 @@ def _rounded(trainer: Trainer, name: str) -> bool:
 def test_operations_are_those_of_the_products(data: Path, tmp_path: Path) -> None:
     settings = recipe(model={"num_streams": 1, "num_ahead": 1})
     trainer = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
-    inputs, targets = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+    batch = trainer.shards.batch(0, 2, Layout(length=64))
+    inputs, targets = map(torch.from_numpy, (batch.inputs, batch.targets))
 
     with trainer.model.rounded(), FlopCounterMode(display=False) as counter:
         trainer._terms(inputs, targets)["objective"].backward()
@@ -121,3 +123,9 @@ def test_the_phase_that_takes_most_decides_and_operations_are_summed() -> None:
     assert both.tokens == short.tokens + long.tokens
     assert both.flops == short.flops + long.flops
     assert both.activations == pytest.approx(long.activations, rel=1e-4)
+
+
+def test_masks_of_documents_take_memory() -> None:
+    plain, masked = (estimate(recipe(data={"document_masks": each})) for each in (False, True))
+
+    assert masked.activations > plain.activations

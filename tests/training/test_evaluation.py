@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import nanochat
+from nanochat.data.batch import Layout
 from nanochat.training.loop import Trainer
 from nanochat.training.progress import progress
 from nanochat.training.run_log import LogEntry
@@ -35,8 +36,9 @@ def test_accuracy_and_perplexity_are_those_of_the_model_that_is_written(
     trainer, found = trained
     model = nanochat.from_pretrained(trainer.directory / "model", backend="reference")
     right, nats, count = 0, 0.0, 0
-    for inputs, targets, _ in trainer.held_out.windows(1, 64):
-        logits = model.logits(inputs[0]).astype(np.float64)
+    for batch, _ in trainer.held_out.in_order(1, Layout(length=64)):
+        targets = batch.targets
+        logits = model.logits(batch.inputs[0]).astype(np.float64)
         right += int((logits.argmax(axis=-1) == targets[0]).sum())
         top = logits.max(axis=-1)
         partition = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
@@ -55,12 +57,13 @@ def test_a_sample_is_what_the_model_that_is_written_writes(
 ) -> None:
     trainer, found = trained
     model = nanochat.from_pretrained(trainer.directory / "model", backend="torch")
-    inputs, _, _ = next(trainer.held_out.windows(1, 12))
+    batch, _ = next(trainer.held_out.in_order(1, Layout(length=12)))
+    prompt = batch.inputs[0].tolist()
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.7, "seed": 0, "ignore_eos": True}
 
-    text = model.generate(inputs[0].tolist(), **options)
+    text = model.generate(prompt, **options)
 
-    assert found["sample"] == trainer.held_out.tokenizer.decode(inputs[0].tolist()) + text
+    assert found["sample"] == trainer.held_out.tokenizer.decode(prompt) + text
     assert text
 
 

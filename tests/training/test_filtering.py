@@ -13,7 +13,7 @@ from nanochat.errors import ConfigError
 from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 from nanochat.training.objectives.filtering import FilteringOps
-from tests.training.runs import entries, quiet, recipe
+from tests.training.runs import batch_of, entries, quiet, recipe
 
 DROPPING = {"keep_tokens": 0.5, "drop_attention_gradients": True}
 
@@ -77,7 +77,7 @@ def test_the_loss_is_the_same_with_and_without_these_gradients(data: Path, tmp_p
     for name, flag in (("with", True), ("without", False)):
         settings = recipe(objective={"keep_tokens": 0.5, "drop_attention_gradients": flag})
         trainer = Trainer(settings, data, tmp_path / name, num_threads=1, compile_model=False)
-        found.append(trainer._terms(*map(torch.from_numpy, trainer.shards.batch(0, 2, 64))))
+        found.append(trainer._terms(*batch_of(trainer)))
 
     torch.testing.assert_close(found[0], found[1])
 
@@ -89,7 +89,7 @@ def test_layers_are_compiled_once_for_all_choices_of_tokens(data: Path, tmp_path
     trainer.model.layer = compiled_layer(backend=counter, fullgraph=True)
 
     def step(number: int) -> None:
-        batch = map(torch.from_numpy, trainer.shards.batch(number, 2, 64))
+        batch = batch_of(trainer, number)
         with trainer.model.rounded(), compiling():
             trainer._terms(*batch)["objective"].backward()
 

@@ -18,7 +18,7 @@ from nanochat.training.loop import Trainer
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
 from nanochat.training.objectives.filtering import kept_rows
-from tests.training.runs import MODEL, quiet, recipe
+from tests.training.runs import MODEL, batch_of, quiet, recipe
 
 Write = Callable[..., Path]
 
@@ -63,7 +63,7 @@ def test_the_excess_is_over_the_loss_of_the_reference(
 ) -> None:
     settings = recipe(objective={"keep_tokens": 0.25}, reference={"model": str(other())})
     trainer = Trainer(settings, data, tmp_path / "run", num_threads=1, compile_model=False)
-    inputs, targets = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+    inputs, targets, *_ = batch_of(trainer)
     frozen = FrozenModel.load(
         settings.reference.model, trainer.shards.tokenizer, setting="", length=64, device="cpu"
     )

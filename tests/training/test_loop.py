@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nanochat import checkpoint
+from nanochat.data.batch import Layout
 from nanochat.data.prepare import prepare
 from nanochat.errors import BackendError, ConfigError, SaveError, TrainingError
 from nanochat.presets import preset
+from nanochat.training.batches import microbatches
 from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
@@ -88,7 +90,7 @@ def test_microbatches_have_the_gradients_of_the_batch(
             precision={"weights": weights}, data={"batch_size": 4, "microbatch": size}
         )
         run = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
-        terms = run._gradients(*run.shards.batch(0, 4, 64))
+        terms = run._gradients(run.shards.batch(0, 4, Layout(length=64)))
         found.append({**terms, **run.updater.gradients()})
 
     for other in found[1:]:
@@ -185,6 +187,7 @@ def test_a_run_on_a_gpu_is_saved_and_goes_on(data: Path, tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from nanochat.cli import main
+from nanochat.training.batches import microbatches
 from nanochat.training.layers import compiled_layer, compiling
 from nanochat.training.loop import Trainer
 
@@ -401,7 +404,8 @@ def test_a_recipe_survives_json() -> None:
 
 def test_a_layer_compiles_once_and_without_a_graph_break(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(recipe(), data, tmp_path, num_threads=1, compile_model=False)
-    inputs, targets = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+    batch = trainer.shards.batch(0, 2, Layout(length=64))
+    inputs, targets = map(torch.from_numpy, (batch.inputs, batch.targets))
     counter = CompileCounterWithBackend("aot_eager")
     expected = trainer._terms(inputs, targets)
 
@@ -422,7 +426,7 @@ def test_layers_that_are_computed_again_give_the_same_and_keep_less(
     for again in (False, True):
         changed = recipe(run={"activation_checkpointing": again})
         trainer = Trainer(changed, data, tmp_path / str(again), num_threads=1, compile_model=False)
-        batch = map(torch.from_numpy, trainer.shards.batch(0, 2, 64))
+        ((_, batch),) = microbatches(trainer.shards.batch(0, 2, Layout(length=64)), 0, "cpu")
         parameters = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
         saved: dict[int, int] = {}
 

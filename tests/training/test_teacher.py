@@ -17,7 +17,7 @@ from nanochat.training.loop import Trainer
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
 from nanochat.training.recipe import Recipe
-from tests.training.runs import entries, losses, quiet, recipe
+from tests.training.runs import batch_of, entries, losses, quiet, recipe
 
 SHORT: dict[str, Any] = {
     "schedule": {"warmup_steps": 0, "decay_steps": 0},
@@ -45,7 +45,7 @@ def test_the_divergence_is_that_from_the_logits_of_the_teacher(
         objective={"distillation": 1, "temperature": 2}, teacher={"model": str(teacher)}
     )
     run = trainer(settings, data, tmp_path / "run")
-    inputs, targets = map(torch.from_numpy, run.shards.batch(0, 2, 64))
+    inputs, targets, *_ = batch_of(run)
 
     found = run._terms(inputs, targets)
 

@@ -35,6 +35,8 @@ class Readout:
         Factor of each target's loss; by default all count alike, and the factors sum to 1.
     rows : int64 tensor, shape (N,), optional
         The tokens that are read out, counted through the batch, from `counted_rows`; by default all B * T.
+    segments : tensor, shape (B, T), optional
+        Of packed documents: no target is that of another document.
     """
 
     ops: TorchOps
@@ -42,6 +44,7 @@ class Readout:
     targets: Tensor
     weights: Tensor | None = None
     rows: Tensor | None = None
+    segments: Tensor | None = None
 
     def read(
         self,
@@ -108,7 +111,10 @@ class Readout:
         return self.picked(_later(self.weights, distance, 0)).where(count, 0.0)
 
     def _targets(self, distance: int) -> Tensor:
-        return self.picked(_later(self.targets, distance, -1))
+        found = _later(self.targets, distance, -1)
+        if self.segments is not None and distance > 1:
+            found = found.where(_later(self.segments, distance, -1) == self.segments, -1)
+        return self.picked(found)
 
 
 def counted_rows(targets: NDArray[np.int64], farthest: int = 1) -> NDArray[np.int64] | None:
