@@ -35,7 +35,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How sequences are cut from a stream.
+    """How the sequences of a batch are made.
 
     Parameters
     ----------
@@ -45,8 +45,11 @@ class Layout:
         Stretches of the stream, wherever documents end; or whole documents, as many as fit.
     document_masks : bool
         Whether the documents in a window do not see each other; packed ones never do.
+    mixture : tuple of pairs
+        Name and weight of each source; empty is by their tokens.
     """
 
     length: int
     packing: Packing = "windows"
     document_masks: bool = False
+    mixture: tuple[tuple[str, float], ...] = ()
