@@ -25,6 +25,7 @@ Examples:
   nanochat train configs/tiny.toml
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat train --preset tiny --data data/rust --out runs/tiny --set steps=1000
+  nanochat train --preset tiny --data rust=data/rust --data books=data/books --out runs/mixed --set steps=1000
   nanochat train configs/nano-125m.toml --dry-run
   nanochat train --resume --data data/rust --out runs/tiny
   nanochat train --start runs/tiny --data data/rust --out runs/longer --set steps=2000
@@ -44,6 +45,27 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
             listing.write_dl(groups)
     write(listing.getvalue().lstrip("\n"))
     context.exit()
+
+
+def _directories(
+    _: click.Context, __: click.Parameter, given: tuple[str, ...]
+) -> Path | dict[str, Path] | None:
+    """The one directory, or several by their names."""
+    # A directory may have an equals sign in its name.
+    parts = [("", "", each) if Path(each).is_dir() else each.rpartition("=") for each in given]
+    found = {name: Path(directory) for name, __, directory in parts}
+    for directory in found.values():
+        if not directory.is_dir():
+            raise click.BadParameter(f"there is no directory {directory}: prepare the data first")
+    if len(given) == 1 and "" in found:
+        return found[""]
+    if "" in found:
+        raise click.BadParameter(
+            f"several data need names: write --data NAME={found['']} in place of --data {found['']}"
+        )
+    if len(found) < len(given):
+        raise click.BadParameter("two data have the same name: write another for one of them")
+    return found or None
 
 
 @click.command(epilog=_EXAMPLES)
@@ -86,8 +108,11 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Tokens, from `nanochat data prepare`.  [default: those of CONFIG's text, in the run's directory]",
+    multiple=True,
+    metavar="[NAME=]DIRECTORY",
+    callback=_directories,
+    help="Tokens, from `nanochat data prepare`; several have names, which data.mixture weighs.  [default: those of "
+    "CONFIG's text, in the run's directory]",
 )
 @click.option(
     "--out",
@@ -130,7 +155,7 @@ def train(
     tokens_per_parameter: float | None,
     budget: str | None,
     dry_run: bool,
-    data: Path | None,
+    data: Path | dict[str, Path] | None,
     out: Path | None,
     resume: bool,
     start: Path | None,

@@ -22,6 +22,7 @@ _RULES: Mapping[str, str] = {
     "less_than_equal": "must be at most {le:g}",
     "literal_error": "choose {expected}",
     "union_tag_invalid": "choose one of {expected_tags}",
+    "dict_type": "must be a group of names and their values",
     "dataclass_type": "must be a group of settings",
     "model_attributes_type": "must be a group of settings",
 }

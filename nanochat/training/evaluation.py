@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +15,7 @@ from nanochat.backends.reference.ops import pieces as parts_of
 from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.data.batch import Layout
-from nanochat.data.shards import Shards
+from nanochat.data.mixture import Mixture
 from nanochat.generation.engine import Engine
 from nanochat.generation.session import generate
 from nanochat.init import freeze
@@ -33,7 +34,7 @@ _PROMPT, _TEMPERATURE = 12, 0.7
 
 def scores(
     model: LanguageModel,
-    held_out: Shards,
+    held_out: Mixture,
     *,
     batch_size: int,
     layout: Layout,
@@ -43,41 +44,53 @@ def scores(
 ) -> dict[str, float]:
     """Bits per byte of the first sequences of a text, nats and accuracy of their tokens.
 
-    Sequences are scored in whole batches, each without what stood before it. `watch` is called with the number of
-    those that are done and of all, at the start and after each batch.
+    Sequences are scored in whole batches, each without what stood before it, and of each of several sources there is
+    one at least. `watch` is called with the number of sequences that are done and of all, at the start and after each
+    batch.
     """
-    num_batches = math.ceil(num_windows / batch_size)
-    total = min(num_batches * batch_size, held_out.num_in_order(layout))
-    nats = num_right = num_tokens = num_bytes = done = 0.0
+    num_batches = max(len(held_out.sources), math.ceil(num_windows / batch_size))
+    total = sum(rows for _, rows in held_out.turns(batch_size, layout)[:num_batches])
+    num_right = num_tokens = done = 0
+    # Of each source.
+    nats: dict[str, float] = defaultdict(float)
+    num_bytes: dict[str, int] = defaultdict(int)
     watch(0, total)
     # A pass without gradients would be compiled anew. So would another size: the last batch is filled with what has no
     # targets.
     with model.rounded():
-        for batch, lengths in itertools.islice(held_out.in_order(batch_size, layout), num_batches):
+        for name, batch, lengths in itertools.islice(
+            held_out.in_order(batch_size, layout), num_batches
+        ):
             inputs, ids, segments = (
                 None if each is None else _on_device(each, batch_size, filler, model)
                 for each, filler in ((batch.inputs, 0), (batch.targets, -1), (batch.segments, 0))
             )
             with interruption.abandonable(), compiling():
                 lost, right = model(inputs, partial(_scored, model), ids, segments=segments)
-                nats += float(lost)
+                nats[name] += float(lost)
                 num_right += int(right)
             num_tokens += int((batch.targets >= 0).sum())
-            num_bytes += int(lengths.sum())
+            num_bytes[name] += int(lengths.sum())
             done += len(batch.inputs)
-            watch(int(done), total)
+            watch(done, total)
             interruption.check()
+    each = sum(nats.values()) / num_tokens
     return {
-        HELD_OUT: nats / math.log(2) / num_bytes,
-        "held_out_nats_per_token": nats / num_tokens,
-        "held_out_perplexity": math.exp(min(nats / num_tokens, 700.0)),
+        HELD_OUT: sum(nats.values()) / math.log(2) / sum(num_bytes.values()),
+        "held_out_nats_per_token": each,
+        "held_out_perplexity": math.exp(min(each, 700.0)),
         "held_out_accuracy": num_right / num_tokens,
-        "held_out_tokens": int(num_tokens),
+        "held_out_tokens": num_tokens,
+        **{
+            f"{HELD_OUT}_{name}": nats[name] / math.log(2) / num_bytes[name]
+            for name in num_bytes
+            if name
+        },
     }
 
 
 def looks(
-    model: LanguageModel, tokens: Tensor, held_out: Shards, sample_tokens: int
+    model: LanguageModel, tokens: Tensor, held_out: Mixture, sample_tokens: int
 ) -> dict[str, object]:
     """The state of mHC on a sequence (1, T), and a text of so many tokens that goes on with the held-out text."""
     found: dict[str, object] = {}
@@ -92,9 +105,9 @@ def looks(
     return found
 
 
-def _sample(model: LanguageModel, held_out: Shards, max_tokens: int) -> str:
+def _sample(model: LanguageModel, held_out: Mixture, max_tokens: int) -> str:
     """The beginning of the held-out text, and how the model goes on with it, always the same way."""
-    batch, _ = next(held_out.in_order(1, Layout(length=_PROMPT)))
+    _, batch, _ = next(held_out.in_order(1, Layout(length=_PROMPT)))
     tokenizer, ops, config = held_out.tokenizer, TorchOps(str(model.ops.device)), model.config
     engine = Engine(config, ops.prepare(freeze(model.stored())), ops)
     ids = batch.inputs[0].tolist()

@@ -68,8 +68,8 @@ class Trainer:
 
     Parameters
     ----------
-    data : Path
-        Token shards, from `nanochat.data.prepare.prepare`.
+    data : Path or dict of str to Path
+        Token shards, from `nanochat.data.prepare.prepare`; several by their names in ``data.mixture``.
     directory : Path
         Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``, unless the last phase is unquantised.
     start : Path, optional
@@ -86,7 +86,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        data: Path,
+        data: Path | Mapping[str, Path],
         directory: Path,
         *,
         start: Path | None = None,
@@ -459,7 +459,7 @@ class Trainer:
             parameter.data.copy_(found)
         if snapshot.data != self.shards.fingerprint:
             raise TrainingError(
-                f"{start} has seen other data than {self.shards.directory}: pass the data of that run"
+                f"{start} has seen other data than {self.shards}: pass the data of that run"
             )
         self.step, self.setbacks = snapshot.step, snapshot.setbacks
         settings = [stage.recipe.optimizer for stage in stages(snapshot.recipe)]

@@ -37,7 +37,12 @@ class Stage:
     def layout(self) -> Layout:
         """How its sequences are cut from the text."""
         data = self.recipe.data
-        return Layout(length=data.length, packing=data.packing, document_masks=data.document_masks)
+        return Layout(
+            length=data.length,
+            packing=data.packing,
+            document_masks=data.document_masks,
+            mixture=tuple(data.mixture.items()),
+        )
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:

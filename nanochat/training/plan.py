@@ -59,22 +59,22 @@ class Plan:
         With the settings that were changed.
     out : Path
         The directory of the run.
-    data : Path or TextSettings
-        Prepared tokens, or the text of which they are made, in the directory of the run.
+    data : Path, dict of str to Path, or TextSettings
+        Prepared tokens, several by their names, or the text of which they are made, in the directory of the run.
     start : Path, optional
         The run or snapshot from which it goes on.
     """
 
     recipe: Recipe
     out: Path
-    data: Path | TextSettings
+    data: Path | Mapping[str, Path] | TextSettings
     start: Path | None = None
 
     def trainer(
         self, *, device: str = "auto", num_threads: int | None = None, compile_model: bool = True
     ) -> Trainer:
         """The run, ready to go, with tokens prepared if they are not there; see `Trainer`."""
-        data = self.data if isinstance(self.data, Path) else prepared(self.data, self.out)
+        data = prepared(self.data, self.out) if isinstance(self.data, TextSettings) else self.data
         return Trainer(
             self.recipe,
             data,
@@ -90,7 +90,7 @@ def train(
     config: Path | str | Mapping[str, object] | None = None,
     *,
     changes: Mapping[str, object] | None = None,
-    data: Path | str | None = None,
+    data: Path | str | Mapping[str, Path | str] | None = None,
     out: Path | str | None = None,
     start: Path | str | None = None,
     resume: bool = False,
@@ -109,8 +109,8 @@ def train(
         that names no model changes the recipe of `start`.
     changes : dict, optional
         Settings by name, such as ``{"steps": 100, "optimizer.matrices.rate": 0.01}``.
-    data : Path or str, optional
-        Prepared tokens, if the configuration names no text.
+    data : Path, str or dict, optional
+        Prepared tokens, if the configuration names no text; several by names, which ``data.mixture`` weighs.
     out : Path or str, optional
         The directory of the run; by default that which the configuration names.
     start, resume : Path or str, bool
@@ -143,7 +143,7 @@ def train(
     planned = plan(
         config,
         changes=[*(changes or {}).items()],
-        data=None if data is None else Path(data),
+        data=_paths(data),
         out=None if out is None else Path(out),
         start=None if start is None else Path(start),
         resume=resume,
@@ -203,7 +203,7 @@ def plan(
     *,
     preset_name: str | None = None,
     changes: Sequence[tuple[str, object]] = (),
-    data: Path | None = None,
+    data: Path | Mapping[str, Path] | None = None,
     out: Path | None = None,
     start: Path | None = None,
     resume: bool = False,
@@ -274,6 +274,14 @@ def recipe_of(
 ) -> Recipe:
     """The recipe of `plan`, which needs neither data nor a directory."""
     return _recipe(preset_name, _read(config), start, changes)
+
+
+def _paths(
+    data: Path | str | Mapping[str, Path | str] | None,
+) -> Path | Mapping[str, Path] | None:
+    if isinstance(data, Mapping):
+        return {name: Path(each) for name, each in data.items()}
+    return None if data is None else Path(data)
 
 
 def _read(config: Path | str | Mapping[str, object] | None) -> Configuration:

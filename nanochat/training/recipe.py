@@ -53,6 +53,9 @@ class DataSettings:
         Stretches of the text, wherever documents end; or whole documents, as many as fit, none of which sees another.
     document_masks : bool
         Whether the documents in a window do not see each other either.
+    mixture : dict of str to float
+        Weight of each of several sources in the samples, by their names; without it, by their tokens. A phase has
+        another as a whole.
     """
 
     batch_size: Count = 16
@@ -60,6 +63,7 @@ class DataSettings:
     microbatch: Whole = 0
     packing: Packing = "windows"
     document_masks: bool = False
+    mixture: dict[str, NotNegative] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -291,12 +295,19 @@ def recipe_from_dict(fields: Mapping[str, object]) -> Recipe:
 
 
 def merged(old: object, new: object) -> object:
-    """A group of settings with some changed; another rule leaves nothing of the one before."""
+    """A group of settings with some changed; another rule, or mixture, leaves nothing of the one before."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return new
     if new.get("rule", old.get("rule")) != old.get("rule"):
         return new
-    return {**old, **{name: merged(old.get(name), value) for name, value in new.items()}}
+    return {
+        **old,
+        **{
+            # A weight says nothing without the others.
+            name: value if name == "mixture" else merged(old.get(name), value)
+            for name, value in new.items()
+        },
+    }
 
 
 def _phases(found: object, steps: Any) -> tuple[list[dict[str, Any]], Any]:

@@ -39,6 +39,7 @@ _AXIS = "tokens"
 _GROUPS: Mapping[str, Sequence[str]] = {
     "Loss": (
         HELD_OUT,
+        f"{HELD_OUT}_*",
         "held_out_nats_per_token",
         "held_out_perplexity",
         "held_out_accuracy",

@@ -36,7 +36,7 @@ def test_accuracy_and_perplexity_are_those_of_the_model_that_is_written(
     trainer, found = trained
     model = nanochat.from_pretrained(trainer.directory / "model", backend="reference")
     right, nats, count = 0, 0.0, 0
-    for batch, _ in trainer.held_out.in_order(1, Layout(length=64)):
+    for _, batch, _ in trainer.held_out.in_order(1, Layout(length=64)):
         targets = batch.targets
         logits = model.logits(batch.inputs[0]).astype(np.float64)
         right += int((logits.argmax(axis=-1) == targets[0]).sum())
@@ -57,7 +57,7 @@ def test_a_sample_is_what_the_model_that_is_written_writes(
 ) -> None:
     trainer, found = trained
     model = nanochat.from_pretrained(trainer.directory / "model", backend="torch")
-    batch, _ = next(trainer.held_out.in_order(1, Layout(length=12)))
+    _, batch, _ = next(trainer.held_out.in_order(1, Layout(length=12)))
     prompt = batch.inputs[0].tolist()
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.7, "seed": 0, "ignore_eos": True}
 
