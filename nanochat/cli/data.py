@@ -21,6 +21,8 @@ _PREPARE_EXAMPLES = """\b
 Examples:
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat data prepare books/ --out data/books --tokenizer data/rust
+  nanochat data prepare 'web/*.parquet' --column content --out data/web --vocab-size 32768
+  nanochat data prepare hub:HuggingFaceFW/fineweb-edu:sample-10BT --out data/web --vocab-size 32768
 """
 _SHOW_EXAMPLES = """\b
 Example:
@@ -51,10 +53,18 @@ def data() -> None:
 @_shown(
     "--held-out",
     default=0.02,
-    help="Share of the files that is kept for evaluation; where files are too few, of the text of each.",
+    help="Share of the texts that is kept for evaluation; where they are too few, of the end of each.",
+)
+@_shown(
+    "--column", default="text", help="Field of a record of .jsonl or .parquet that holds its text."
+)
+@click.option(
+    "--revision", help="Branch, tag or commit of the data sets of the Hub.  [default: main]"
 )
 @_shown("--shard-tokens", default=2**26, help="Tokens of one file.")
-@_shown("--max-file-bytes", default=2**30, help="Leave out files that are larger.")
+@_shown(
+    "--max-file-bytes", default=2**30, help="Leave out files of text, and records, that are larger."
+)
 @_shown(
     "--sample-bytes", default=20_000_000, help="Bytes of text that a new tokenizer is trained on."
 )
@@ -69,7 +79,11 @@ def prepare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write the tokens of all files that PATTERNS match: files, directories and quoted globs."""
+    """Write the tokens of all text that PATTERNS match: files, directories, quoted globs, and hub:org/name.
+
+    Every file is one text, but .jsonl (also .jsonl.gz, .jsonl.zst) and .parquet hold one a record. Data sets of the
+    Hugging Face Hub are streamed: of their training split, hub:org/name:configuration names a configuration.
+    """
     from nanochat.data.prepare import prepare as prepare_data
     from nanochat.text.tokenizer import Tokenizer
 
@@ -125,6 +139,6 @@ def _print(index: "DataIndex", *, as_json: bool) -> None:
         [
             ("vocabulary", f"{index.vocab_size} tokens"),
             ("from", " ".join(index.patterns)),
-            *((f"left out, {reason}", f"{n} files") for reason, n in index.dropped.items()),
+            *((f"left out, {reason}", n) for reason, n in index.dropped.items()),
         ]
     )

@@ -1,4 +1,4 @@
-"""This file holds the reading of documents: one file, one document, or pieces of one, each contents once."""
+"""This file holds the reading of documents: one record, one document, or pieces of one, each contents once."""
 
 import hashlib
 import logging
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nanochat.data.sources import Files, find_files
+from nanochat.data.records import text_of
+from nanochat.data.sources import Sources, find_sources
 from nanochat.data.splits import is_held_out, pieces
-from nanochat.errors import DataError
+from nanochat.errors import counted
 
 __all__ = ["Document", "Unit", "choose_unit", "documents", "documents_of", "log_dropped"]
 
-Unit = Literal["file", "piece"]
+Unit = Literal["document", "piece"]
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The text of one file or piece, unchanged, its path relative to the pattern, and whether it is for evaluation."""
+    """The text of one record or piece, unchanged, its name, and whether it is for evaluation."""
 
-    path: str
+    name: str
     text: str
     held_out: bool
 
@@ -31,96 +32,89 @@ class Document:
 def documents(
     patterns: Sequence[str | Path],
     *,
+    column: str = "text",
     held_out: float = 0.02,
     max_file_bytes: int = 2**30,
     dropped: Counter[str] | None = None,
-    unit: Unit = "file",
+    unit: Unit = "document",
 ) -> Iterator[Document]:
-    """Yield the files that `patterns` match, or pieces of them, in order of their paths, each contents once.
+    """Yield the texts that `patterns` match, or pieces of them, in order of their paths, each contents once.
 
-    Left out and counted: files that are not UTF-8, are empty, are larger than `max_file_bytes`, or
-    equal an earlier file but for whitespace.
+    Left out and counted: texts that are not UTF-8, are empty, are larger than `max_file_bytes`, or equal an earlier
+    one but for whitespace.
 
     Parameters
     ----------
     patterns : sequence of str or Path
         Files, directories (all files below them) and globs (``**`` crosses directories).
+    column : str
+        Field of a record that holds its text, in files of records (``.jsonl``, ``.parquet``).
     held_out : float
-        Share of the files, or of each file's text, that is for evaluation, at least 0 and below 1.
+        Share of the texts, or of the end of each, that is for evaluation, at least 0 and below 1.
     max_file_bytes : int
-        Largest file that is read, bytes. Large source files are mostly generated tables.
+        Largest file of text, or record, that is read, bytes. Large source files are mostly generated tables.
     dropped : Counter, optional
-        Receives the number of files left out, by reason. Without it, the log does.
-    unit : {"file", "piece"}
-        What is held out whole: files, chosen by a hash of their paths; or the ends of sections of every file, which
+        Receives the number of texts left out, by reason. Without it, the log does.
+    unit : {"document", "piece"}
+        What is held out whole: texts, chosen by a hash of their names; or the ends of sections of every text, which
         are a million characters long, or shorter.
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
-    yield from documents_of(find_files(patterns), held_out, max_file_bytes, counts, unit)
+    sources = find_sources(patterns, max_bytes=max_file_bytes)
+    yield from documents_of(sources, column, held_out, counts, unit)
     if dropped is None:
         log_dropped(counts)
 
 
 def documents_of(
-    files: Files, held_out: float, max_file_bytes: int, counts: Counter[str], unit: Unit
+    sources: Sources, column: str, held_out: float, counts: Counter[str], unit: Unit
 ) -> Iterator[Document]:
-    """Yield what `documents` does, of files that are found already; `counts` receives what is left out."""
+    """Yield what `documents` does, of sources that are found already; `counts` receives what is left out."""
     seen: set[bytes] = set()
-    for name, path in files:
-        text = _read(path, max_file_bytes, counts)
-        if text is None:
-            continue
-        contents = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
-        if contents in seen:
-            counts["duplicate"] += 1
-            continue
-        seen.add(contents)
-        if unit == "piece":
-            for number, part, is_for_evaluation in pieces(text, held_out):
-                yield Document(path=f"{name}#{number}", text=part, held_out=is_for_evaluation)
-        else:
-            yield Document(path=name, text=text, held_out=is_held_out(name, held_out))
+    for chunk in sources.chunks(counts):
+        for record in chunk.records(counts):
+            text = text_of(record, column)
+            if not text.strip():
+                counts["empty"] += 1
+                continue
+            contents = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+            if contents in seen:
+                counts["duplicate"] += 1
+                continue
+            seen.add(contents)
+            yield from _parts(record.name, text, held_out, unit)
 
 
-def choose_unit(files: Files, held_out: float, max_file_bytes: int) -> Unit:
-    """Files, if there are some for either split; this reads as many as it takes to see that."""
+def choose_unit(sources: Sources, column: str, held_out: float) -> Unit:
+    """Documents, if there are some for either split; this reads as many as it takes to see that."""
     found = set()
-    num_files = 0
-    for document in documents_of(files, held_out, max_file_bytes, Counter(), "file"):
+    num_documents = 0
+    for document in documents_of(sources, column, held_out, Counter(), "document"):
         found.add(document.held_out)
-        num_files += 1
+        num_documents += 1
         if len(found) == 2:
-            return "file"
-    if not held_out or not num_files:
-        return "file"
+            return "document"
+    if not held_out or not num_documents:
+        return "document"
     _LOGGER.warning(
-        "too few files to hold some of them out (files: %d, share: %s): the end of each, or of every million "
+        "too few documents to hold some of them out (documents: %d, share: %s): the end of each, or of every million "
         "characters in it, is held out instead",
-        num_files,
+        num_documents,
         held_out,
     )
     return "piece"
 
 
 def log_dropped(dropped: Counter[str]) -> None:
-    """Warn of the files that were left out, by reason."""
+    """Warn of what was left out, by reason."""
     if dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        _LOGGER.warning("left out %d files: %s", dropped.total(), reasons)
+        _LOGGER.warning("left out %s: %s", counted(dropped.total(), "document"), reasons)
 
 
-def _read(path: Path, max_file_bytes: int, dropped: Counter[str]) -> str | None:
-    try:
-        if path.stat().st_size > max_file_bytes:
-            dropped[f"larger than {max_file_bytes} bytes"] += 1
-            return None
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        dropped["not UTF-8"] += 1
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; make it readable or leave it out") from error
-    if not text.strip():
-        dropped["empty"] += 1
-        return None
-    return text
+def _parts(name: str, text: str, held_out: float, unit: Unit) -> Iterator[Document]:
+    if unit == "document":
+        yield Document(name=name, text=text, held_out=is_held_out(name, held_out))
+        return
+    for number, part, is_for_evaluation in pieces(text, held_out):
+        yield Document(name=f"{name}#{number}", text=part, held_out=is_for_evaluation)

@@ -7,7 +7,7 @@ them an ``int64`` array says where in the stream each document starts.
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +138,18 @@ class DataIndex:
 
     Parameters
     ----------
-    patterns, held_out, max_file_bytes
-        Of the text; see :func:`nanochat.data.documents.documents`.
+    patterns, held_out, max_file_bytes, column
+        Of the text; see :func:`nanochat.data.prepare.prepare`.
     vocab_size : int
         Tokens are below this.
     tokenizer : str
         ``Tokenizer.fingerprint``.
     dropped : dict of str to int
-        Files left out, by reason.
+        Texts left out, by reason.
     splits : dict of str to Split
         ``train`` and ``held_out``.
+    commits : dict of str to str
+        Of data sets of the Hub, what their names stood for.
     """
 
     patterns: tuple[str, ...]
@@ -157,6 +159,8 @@ class DataIndex:
     tokenizer: str
     dropped: dict[str, int]
     splits: dict[str, Split]
+    column: str = "text"
+    commits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_counts(vocab_size=self.vocab_size)

@@ -1,15 +1,17 @@
-"""This file holds the way from text files to training data: a directory that appears complete or not at all."""
+"""This file holds the way from text to training data: a directory that appears complete or not at all."""
 
+import heapq
 import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from nanochat.data.documents import Unit, choose_unit, documents_of, log_dropped
+from nanochat.data.documents import Document, choose_unit, documents_of, log_dropped
 from nanochat.data.index import FILE_NAME, DataIndex, Split
-from nanochat.data.sources import Files, find_files
-from nanochat.data.splits import is_held_out, position
+from nanochat.data.sources import find_sources
+from nanochat.data.splits import position
 from nanochat.data.writing import write_splits
 from nanochat.errors import DataError, InputError, SaveError
 from nanochat.text.tokenizer import Tokenizer
@@ -24,6 +26,8 @@ def prepare(
     output: str | Path,
     tokenizer: Tokenizer | int,
     *,
+    column: str = "text",
+    revision: str | None = None,
     held_out: float = 0.02,
     shard_tokens: int = 2**26,
     max_file_bytes: int = 2**30,
@@ -31,22 +35,25 @@ def prepare(
     overwrite: bool = False,
     beside: Mapping[str, bytes] | None = None,
 ) -> DataIndex:
-    """Write the tokens of all files that `patterns` match, their tokenizer and ``data.json``, which is returned.
+    """Write the tokens of all texts that `patterns` match, their tokenizer and ``data.json``, which is returned.
 
-    The directory appears complete or not at all. Files are held out whole, unless that leaves a split without any.
+    The directory appears complete or not at all. Texts are held out whole, unless that leaves a split without any.
 
     Parameters
     ----------
-    patterns, held_out, max_file_bytes
-        See :func:`nanochat.data.documents.documents`.
+    patterns, column, held_out, max_file_bytes
+        See :func:`nanochat.data.documents.documents`; a pattern ``hub:org/name`` is a data set of the Hugging Face Hub,
+        and ``hub:org/name:configuration`` one of its configurations, of which the training split is read.
     output : str or Path
         Directory to create. If it lies in what `patterns` match, its files are no text of theirs.
     tokenizer : Tokenizer or int
         A tokenizer, or the size of the vocabulary to train on this text.
+    revision : str, optional
+        Branch, tag or commit of the data sets of the Hub.
     shard_tokens : int
         Tokens per file.
     sample_bytes : int
-        Text that a new tokenizer is trained on, bytes, drawn from the training files.
+        Text that a new tokenizer is trained on, bytes, drawn from the training texts; of the Hub, the first ones.
     overwrite : bool
         Replace `output` if it holds prepared data.
     beside : dict of str to bytes, optional
@@ -62,13 +69,16 @@ def prepare(
             raise InputError(f"{name}={size} leaves no room: pass 1 or more")
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
+    found = find_sources(patterns, max_bytes=max_file_bytes, revision=revision)
     # Before this writes files of its own.
-    files = [each for each in find_files(patterns) if output.resolve() not in each[1].parents]
-    unit = choose_unit(files, held_out, max_file_bytes)
+    files = [each for each in found.files if output.resolve() not in each[1].parents]
+    sources = replace(found, files=files)
+    unit = choose_unit(sources, column, held_out)
     if isinstance(tokenizer, int):
-        texts = _sample(files, held_out, max_file_bytes, sample_bytes, unit)
-        tokenizer = Tokenizer.train(texts, tokenizer)
-    read = documents_of(files, held_out, max_file_bytes, dropped, unit)
+        texts = documents_of(sources, column, held_out, Counter(), unit)
+        sample = _first if sources.streams else _sample
+        tokenizer = Tokenizer.train(sample(texts, sample_bytes), tokenizer)
+    read = documents_of(sources, column, held_out, dropped, unit)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
@@ -81,6 +91,8 @@ def prepare(
             _check_splits(splits, held_out)
             index = DataIndex(
                 patterns=tuple(map(str, patterns)),
+                column=column,
+                commits={name: commit for name, commit in sources.streams.items() if commit},
                 held_out=held_out,
                 max_file_bytes=max_file_bytes,
                 vocab_size=tokenizer.vocab_size,
@@ -89,9 +101,15 @@ def prepare(
                 splits=splits,
             )
             index.write(new)
+            old = Path(aside) / "old"
             if output.exists():
-                output.rename(Path(aside) / "old")
-            new.rename(output)
+                output.rename(old)
+            try:
+                new.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
     except OSError as error:
         raise SaveError(
             f"cannot write {output}: {error.strerror or error}; free space or pass another path"
@@ -99,20 +117,30 @@ def prepare(
     return index
 
 
-def _sample(
-    files: Files, held_out: float, max_file_bytes: int, sample_bytes: int, unit: Unit
-) -> Iterator[str]:
-    """Yield the text to train on, chosen by a hash, of about `sample_bytes` in all."""
-    sizes = {
-        name: path.stat().st_size
-        for name, path in files
-        if unit == "piece" or not is_held_out(name, held_out)
-    }
-    total = sum(size for size in sizes.values() if size <= max_file_bytes)
-    share = sample_bytes / max(1, total)
-    for document in documents_of(files, held_out, max_file_bytes, Counter(), unit):
-        if not document.held_out and position(document.path, "sample") < share:
+def _sample(read: Iterator[Document], sample_bytes: int) -> list[str]:
+    """The texts to train a tokenizer on: those whose names have the lowest hashes, of about so many bytes in all."""
+    chosen: list[tuple[float, str, str]] = []
+    size = 0
+    for document in read:
+        if document.held_out:
+            continue
+        heapq.heappush(chosen, (-position(document.name, "sample"), document.name, document.text))
+        size += len(document.text.encode())
+        while (least := size - len(chosen[0][2].encode())) >= sample_bytes:
+            heapq.heappop(chosen)
+            size = least
+    return [text for _, _, text in chosen]
+
+
+def _first(read: Iterator[Document], sample_bytes: int) -> Iterator[str]:
+    """The first texts of about so many bytes: what comes from a network is not read twice as a whole."""
+    size = 0
+    for document in read:
+        if not document.held_out:
+            size += len(document.text.encode())
             yield document.text
+        if size >= sample_bytes:
+            return
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -130,7 +158,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 def _check_splits(splits: dict[str, Split], held_out: float) -> None:
     if not splits["train"].tokens and not splits["held_out"].tokens:
-        raise DataError("the files hold no text: pass patterns that match UTF-8 text")
+        raise DataError(
+            "the files hold no text: pass patterns that match UTF-8 text, or another --column of their records"
+        )
     if not splits["train"].tokens:
         raise DataError(
             f"no text is left to train on at held_out={held_out}: pass a smaller share, or more text"

@@ -1,16 +1,86 @@
-"""This file holds the finding of text: the files that paths, directories and globs match."""
+"""This file holds the finding of text: the files that patterns match, and data sets of the Hub.
+
+A file's suffix says how it is read: ``.jsonl``, also compressed as ``.jsonl.gz`` or ``.jsonl.zst``, line by line,
+``.parquet`` row by row, and everything else as one text.
+"""
 
 import glob
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-from nanochat.errors import DataError
+from nanochat.data.records import Chunk, TextFile, line_chunks, opened
+from nanochat.errors import DataError, how_to_install
 
-__all__ = ["Files", "find_files"]
+__all__ = ["Sources", "find_files", "find_sources"]
 
-# Their relative and their real paths.
-Files = Sequence[tuple[str, Path]]
+_HUB = "hub:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What there is to read.
+
+    Parameters
+    ----------
+    files : sequence of pairs
+        Relative and real path of each file.
+    streams : dict of str to str
+        Data sets of the Hub, by name, and the commit of each; none of a directory that stands for one.
+    max_bytes : int
+        Files of text, and records, that are larger are left out.
+    """
+
+    files: Sequence[tuple[str, Path]]
+    streams: Mapping[str, str | None]
+    max_bytes: int
+
+    def chunks(self, dropped: Counter[str]) -> Iterator[Chunk]:
+        """Everything, in order, in parts that can be read by themselves."""
+        for name, path in self.files:
+            yield from self._chunks(name, path, dropped)
+        for source, commit in self.streams.items():
+            yield from _hub(source).hub_rows(source, commit)
+
+    def _chunks(self, name: str, path: Path, dropped: Counter[str]) -> Iterator[Chunk]:
+        lower = path.name.lower()
+        if lower.endswith(".parquet"):
+            yield from _arrow(path).row_groups(name, path)
+        elif lower.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+            file = _arrow(path).opened_zstd(path) if lower.endswith(".zst") else opened(path)
+            with file:
+                yield from line_chunks(name, path, file, self.max_bytes, dropped)
+        else:
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(
+                    f"{path}: {error.strerror}; make it readable or leave it out"
+                ) from error
+            if size > self.max_bytes:
+                dropped[f"larger than {self.max_bytes} bytes"] += 1
+            else:
+                yield TextFile(name=name, path=path, size=size)
+
+
+def find_sources(
+    patterns: Sequence[str | Path], *, max_bytes: int, revision: str | None = None
+) -> Sources:
+    """Find what patterns match, and data sets that they name as ``hub:org/name``, at a revision."""
+    if isinstance(patterns, str | Path) or not patterns:
+        raise DataError(f"patterns is {patterns!r}: pass a list with at least one path or glob")
+    names = [str(each).removeprefix(_HUB) for each in patterns if str(each).startswith(_HUB)]
+    if revision and not names:
+        raise DataError(f"revision={revision!r:.80} is of no data set: name one as hub:org/name")
+    files = [each for each in patterns if not str(each).startswith(_HUB)]
+    return Sources(
+        files=find_files(files) if files else [],
+        streams={name: _hub(name).pinned(name, revision) for name in names},
+        max_bytes=max_bytes,
+    )
 
 
 def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
@@ -43,3 +113,23 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
         return Path(*fixed), list(Path(*fixed).glob("/".join(path.parts[len(fixed) :])))
     except ValueError as error:
         raise DataError(f"{pattern} is not a glob ({error}): write ** between slashes") from error
+
+
+def _arrow(path: Path) -> ModuleType:
+    try:
+        from nanochat.data import arrow
+    except ModuleNotFoundError as error:
+        raise _missing(str(path), error) from error
+    return arrow
+
+
+def _hub(source: str) -> ModuleType:
+    try:
+        from nanochat.data import hub
+    except ModuleNotFoundError as error:
+        raise _missing(_HUB + source, error) from error
+    return hub
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> DataError:
+    return DataError(f"{what} needs the package {error.name}: {how_to_install('data')}")

@@ -50,13 +50,16 @@ class TextSettings:
     held_out : float
         Share of the files that is kept for evaluation.
     max_file_bytes : int
-        Larger files are left out.
+        Larger files of text, and records, are left out.
+    column : str
+        Field of a record that holds its text, in files of records.
     """
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     vocab_size: Count = 4096
     held_out: Share = 0.02
     max_file_bytes: Count = 1 << 30
+    column: str = "text"
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -118,12 +121,15 @@ def prepared(text: TextSettings, run: Path) -> Path:
             text.vocab_size,
             held_out=text.held_out,
             max_file_bytes=text.max_file_bytes,
+            column=text.column,
             # Tokens without it would be taken for another text's.
             beside={_RECORD: json.dumps(asked).encode()},
         )
     elif (
         not record.exists()
-        or parse_json(read_bytes(record, limit=_MAX_BYTES), str(record)) != asked
+        # Of before there were fields.
+        or {"column": "text", **parse_json(read_bytes(record, limit=_MAX_BYTES), str(record))}
+        != asked
     ):
         raise TrainingError(
             f"{directory} was prepared with other settings than [text] has now: pass another --out, or delete it"

@@ -45,10 +45,11 @@ NEVER = {("backends", "model"), ("backends", "shapes")}
 # The only files that may import a framework. Every other dependency than NumPy is listed here, too.
 FRAMEWORKS = {
     "click": ("nanochat/cli/*",),
+    "datasets": ("nanochat/data/hub.py",),
     "gguf": ("export/gguf/*",),
     "google": ("export/onnx/read.py",),
     "httptools": ("nanochat/serve/*",),
-    "huggingface_hub": ("nanochat/publish/*", "zoo/*"),
+    "huggingface_hub": ("nanochat/data/hub.py", "nanochat/publish/*", "zoo/*"),
     "jinja2": ("nanochat/text/template.py",),
     "llguidance": ("nanochat/text/grammar.py",),
     "llvmlite": ("backends/numba/*",),
@@ -63,6 +64,7 @@ FRAMEWORKS = {
     "prometheus_client": ("nanochat/serve/*",),
     "pydantic": ("nanochat/training/*",),
     "psutil": ("backends/free_memory.py",),
+    "pyarrow": ("nanochat/data/arrow.py",),
     "ray": ("nanochat/serve/ray.py",),
     "rich": ("nanochat/cli/*", "nanochat/training/*"),
     "safetensors": ("nanochat/training/*",),
@@ -88,6 +90,7 @@ LATE = {
     "nanochat/__init__.py": "the public names are imported when they are used",
     "nanochat/text/chat.py": "the language of chat templates is imported when a model has one",
     "nanochat/serve/traces.py": "few servers send traces, and OpenTelemetry takes long to load",
+    "nanochat/data/sources.py": "few texts are in Parquet or on the Hub, whose packages take long to load",
     "nanochat/cli/*": "`nanochat --help` starts without the frameworks of the verbs",
     "nanochat/training/lock.py": "Windows has no locks of this kind",
     "nanochat/training/plan.py": "few runs are written for TensorBoard",

@@ -34,7 +34,7 @@ def test_names_are_relative_to_the_pattern(corpus: Path) -> None:
 
 
 def test_documents_are_the_files_unchanged(corpus: Path) -> None:
-    read = {document.path: document.text for document in documents([corpus])}
+    read = {document.name: document.text for document in documents([corpus])}
 
     assert read["crate3/file3.rs"] == (corpus / "crate3/file3.rs").read_text()
     assert list(read) == sorted(read)
@@ -50,7 +50,7 @@ def test_files_that_cannot_serve_are_left_out_with_a_count(tmp_path: Path) -> No
 
     read = list(documents([tmp_path], max_file_bytes=100, dropped=dropped))
 
-    assert [document.path for document in read] == ["a.txt"]
+    assert [document.name for document in read] == ["a.txt"]
     assert dropped == {"duplicate": 1, "not UTF-8": 1, "empty": 1, "larger than 100 bytes": 1}
 
 
@@ -60,7 +60,7 @@ def test_the_log_counts_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         list(documents([tmp_path]))
 
-    assert "left out 1 files: 1 not UTF-8" in caplog.text
+    assert "left out 1 document: 1 not UTF-8" in caplog.text
 
 
 @given(st.text(st.characters(codec="utf-8")), st.floats(0, 0.99), st.floats(0, 0.99))

@@ -50,7 +50,7 @@ def test_pieces_lie_all_over_a_long_text(tmp_path: Path) -> None:
     assert all(document.text.startswith("line ") for document in found)
     assert len(held_out) == 5
     assert sum(map(len, held_out)) / path.stat().st_size == pytest.approx(0.02, rel=0.01)
-    assert len({document.path for document in found}) == 5
+    assert len({document.name for document in found}) == 5
 
 
 def test_a_text_without_lines_is_cut_all_the_same(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_one_file_is_prepared_with_every_share_that_leaves_text_on_both_sides(
         index = prepare([file], tmp_path / f"{share}", TOKENIZER, held_out=share)
 
         assert min(index.splits["train"].tokens, index.splits["held_out"].tokens) > 10
-    assert "too few files to hold some of them out (files: 1, share: 0.5)" in caplog.text
+    assert "too few documents to hold some of them out (documents: 1, share: 0.5)" in caplog.text
 
 
 def test_files_of_which_none_is_held_out_are_held_out_by_pieces(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_data_that_cannot_be_trained_on_says_so(
         prepare([file], tmp_path / "out", TOKENIZER, held_out=0)
 
     assert "nothing is held out: to train on this data" in caplog.text
-    assert "too few files" not in caplog.text
+    assert "too few documents" not in caplog.text
 
 
 @pytest.mark.parametrize("held_out", [[], ["--held-out", "0.5"]], ids=["default", "half"])
