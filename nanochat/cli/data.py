@@ -22,6 +22,7 @@ Examples:
   nanochat data prepare 'src/**/*.rs' --out data/rust --vocab-size 4096
   nanochat data prepare books/ --out data/books --tokenizer data/rust
   nanochat data prepare 'web/*.parquet' --column content --out data/web --vocab-size 32768
+  nanochat data prepare chats.jsonl --chat --out data/chats --tokenizer runs/tiny/model
   nanochat data prepare hub:HuggingFaceFW/fineweb-edu:sample-10BT --out data/web --vocab-size 32768
 """
 _SHOW_EXAMPLES = """\b
@@ -57,6 +58,11 @@ def data() -> None:
 )
 @_shown(
     "--column", default="text", help="Field of a record of .jsonl or .parquet that holds its text."
+)
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Records are conversations: messages with role and content, or as of ShareGPT; only answers are learnt.",
 )
 @click.option(
     "--revision", help="Branch, tag or commit of the data sets of the Hub.  [default: main]"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nanochat.data.chat import Messages, messages_of, text_of_chat
 from nanochat.data.records import text_of
 from nanochat.data.sources import Sources, find_sources
 from nanochat.data.splits import is_held_out, pieces
@@ -22,11 +23,16 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The text of one record or piece, unchanged, its name, and whether it is for evaluation."""
+    """The text of one record or piece, unchanged, its name, and whether it is for evaluation.
+
+    Of a conversation, `messages` are it, and `text` is what is said in it.
+    """
 
     name: str
     text: str
     held_out: bool
+    messages: Messages = ()
+    place: str = ""
 
 
 def documents(
@@ -61,35 +67,57 @@ def documents(
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
     sources = find_sources(patterns, max_bytes=max_file_bytes)
-    yield from documents_of(sources, column, held_out, counts, unit)
+    yield from documents_of(sources, held_out, counts, unit, column=column)
     if dropped is None:
         log_dropped(counts)
 
 
 def documents_of(
-    sources: Sources, column: str, held_out: float, counts: Counter[str], unit: Unit
+    sources: Sources,
+    held_out: float,
+    counts: Counter[str],
+    unit: Unit,
+    *,
+    column: str = "text",
+    chat: bool = False,
 ) -> Iterator[Document]:
-    """Yield what `documents` does, of sources that are found already; `counts` receives what is left out."""
+    """Yield what `documents` does, of sources that are found already; `counts` receives what is left out.
+
+    With `chat`, records are conversations, and those without an answer are left out.
+    """
     seen: set[bytes] = set()
     for chunk in sources.chunks(counts):
         for record in chunk.records(counts):
-            text = text_of(record, column)
+            messages = messages_of(record) if chat else ()
+            text = text_of_chat(messages) if chat else text_of(record, column)
+            if chat and not any(message["role"] == "assistant" for message in messages):
+                counts["without an answer"] += 1
+                continue
             if not text.strip():
                 counts["empty"] += 1
                 continue
-            contents = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+            contents = _contents(text)
             if contents in seen:
                 counts["duplicate"] += 1
                 continue
             seen.add(contents)
-            yield from _parts(record.name, text, held_out, unit)
+            if chat:
+                yield Document(
+                    name=record.name,
+                    text=text,
+                    held_out=is_held_out(record.name, held_out),
+                    messages=messages,
+                    place=record.place,
+                )
+            else:
+                yield from _parts(record.name, text, held_out, unit)
 
 
 def choose_unit(sources: Sources, column: str, held_out: float) -> Unit:
     """Documents, if there are some for either split; this reads as many as it takes to see that."""
     found = set()
     num_documents = 0
-    for document in documents_of(sources, column, held_out, Counter(), "document"):
+    for document in documents_of(sources, held_out, Counter(), "document", column=column):
         found.add(document.held_out)
         num_documents += 1
         if len(found) == 2:
@@ -110,6 +138,11 @@ def log_dropped(dropped: Counter[str]) -> None:
     if dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         _LOGGER.warning("left out %s: %s", counted(dropped.total(), "document"), reasons)
+
+
+def _contents(text: str) -> bytes:
+    """A hash of all but whitespace."""
+    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
 def _parts(name: str, text: str, held_out: float, unit: Unit) -> Iterator[Document]:

@@ -2,7 +2,7 @@
 
 A split is one stream of tokens, each document behind a ``<|bos|>``, cut into shards of equal length: files of
 one-dimensional little-endian arrays in NumPy's format, ``uint16`` or, for more than 65,536 tokens, ``uint32``. Beside
-them an ``int64`` array says where in the stream each document starts.
+them an ``int64`` array says where in the stream each document starts, and of conversations another where answers are.
 """
 
 import json
@@ -25,7 +25,7 @@ FILE_NAME = "data.json"
 # The first version has uint16 only, the second uint32 too; neither says where documents start.
 _FORMAT = 3
 _MAX_FILE_BYTES = 64 * 2**20
-_NAME = re.compile(r"(train|held_out)-(\d{5,}|starts)\.npy")
+_NAME = re.compile(r"(train|held_out)-(\d{5,}|starts|answers)\.npy")
 # Where documents start.
 _PLACE = np.dtype("<i8")
 
@@ -47,29 +47,30 @@ class Beside:
 
     Parameters
     ----------
-    bytes : int
-        Size of the file.
+    places, bytes : int
+        Length of the array, size of the file.
     sha256 : str
         Of the file, hexadecimal.
     """
 
     name: str
+    places: int
     bytes: int
     sha256: str
 
     def __post_init__(self) -> None:
-        _check_file(self.name, self.sha256, bytes=self.bytes)
+        _check_file(self.name, self.sha256, places=self.places, bytes=self.bytes)
 
     @classmethod
     def write(cls, path: Path, places: NDArray[np.int64]) -> "Beside":
         """Write places, in ascending order, to `path`."""
         np.save(path, places.astype(_PLACE))
         record = record_file(path)
-        return cls(name=path.name, bytes=record.bytes, sha256=record.sha256)
+        return cls(name=path.name, places=len(places), bytes=record.bytes, sha256=record.sha256)
 
-    def open(self, directory: Path, count: int) -> NDArray[np.int64]:
-        """Map so many places into memory, after a check of the file's size, but not of its hash."""
-        found: NDArray[np.int64] = _mapped(directory / self.name, self.bytes, count, _PLACE)
+    def open(self, directory: Path) -> NDArray[np.int64]:
+        """Map the places into memory, after a check of the file's size, but not of its hash."""
+        found: NDArray[np.int64] = _mapped(directory / self.name, self.bytes, self.places, _PLACE)
         return found
 
 
@@ -117,6 +118,8 @@ class Split:
         ``<|bos|>`` each included.
     starts : Beside, optional
         Where each document starts; data of before there was such an index have none.
+    answers : Beside, optional
+        Of conversations, where what the assistant wrote begins and ends, alternately; only that is learnt.
     """
 
     files: int
@@ -124,12 +127,20 @@ class Split:
     tokens: int
     shards: tuple[Shard, ...]
     starts: Beside | None = None
+    answers: Beside | None = None
+
+    @property
+    def files_beside(self) -> tuple[Beside, ...]:
+        """Those of its files that are no shards."""
+        return tuple(each for each in (self.starts, self.answers) if each is not None)
 
     def __post_init__(self) -> None:
         _check_counts(files=self.files, bytes=self.bytes, tokens=self.tokens)
         total = sum(shard.tokens for shard in self.shards)
         if total != self.tokens:
             raise FormatError(f"the shards have {total} tokens, the split says {self.tokens}")
+        if self.starts is not None and self.starts.places != self.files:
+            raise FormatError(f"{self.starts.places} of {self.files} documents have a start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +149,7 @@ class DataIndex:
 
     Parameters
     ----------
-    patterns, held_out, max_file_bytes, column
+    patterns, held_out, max_file_bytes, column, chat
         Of the text; see :func:`nanochat.data.prepare.prepare`.
     vocab_size : int
         Tokens are below this.
@@ -160,6 +171,7 @@ class DataIndex:
     dropped: dict[str, int]
     splits: dict[str, Split]
     column: str = "text"
+    chat: bool = False
     commits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -195,9 +207,11 @@ class DataIndex:
 
 def _split(found: dict[str, Any]) -> Split:
     shards = tuple(Shard(**each) for each in found["shards"])
-    starts = found.get("starts")
-    parts = {"shards": shards, "starts": None if starts is None else Beside(**starts)}
-    return Split(**{**found, **parts})
+    beside = {
+        name: None if found.get(name) is None else Beside(**found[name])
+        for name in ("starts", "answers")
+    }
+    return Split(**{**found, "shards": shards, **beside})
 
 
 def _mapped(path: Path, size: int, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:

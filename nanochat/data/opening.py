@@ -10,7 +10,7 @@ from nanochat.config import ModelConfig
 from nanochat.data.batch import Layout
 from nanochat.data.mixture import Mixture
 from nanochat.data.shards import Shards
-from nanochat.errors import ConfigError
+from nanochat.errors import ConfigError, counted
 
 __all__ = ["open_splits"]
 
@@ -65,6 +65,13 @@ def open_splits(
                 longest,
             )
     for name, source in shards.sources.items():
+        if num_cut := max(source.num_cut(layout) for layout in layouts):
+            _LOGGER.warning(
+                "%s of %s are longer than a sequence of training and are cut to it: what comes behind is left out, and "
+                "--set data.length would keep more of it",
+                counted(num_cut, "conversation"),
+                source.directory,
+            )
         if not any(shards.quotas(layout)[name] for layout in layouts):
             _LOGGER.warning(
                 "nothing of %s is trained on: data.mixture has no weight for %s",

@@ -38,8 +38,12 @@ class Packed:
         return list(zip(self.starts[part].tolist(), self.sizes[part].tolist(), strict=True))
 
 
-def pack(document_starts: NDArray[np.int64], num_tokens: int, length: int) -> Packed:
+def pack(
+    document_starts: NDArray[np.int64], num_tokens: int, length: int, *, with_rest: bool = True
+) -> Packed:
     """Place the documents of a stream, which end where the next one starts, in sequences of `length` tokens.
+
+    Without `with_rest`, what is longer than a sequence is cut to it.
 
     Examples
     --------
@@ -48,6 +52,8 @@ def pack(document_starts: NDArray[np.int64], num_tokens: int, length: int) -> Pa
     [[(10, 6)], [(16, 6)], [(3, 5), (22, 1)], [(0, 3), (8, 2)]]
     """
     sizes = np.diff(document_starts, append=num_tokens)
+    if not with_rest:
+        sizes = np.minimum(sizes, length)
     counts = -(-sizes // length)
     before = np.cumsum(counts) - counts
     number = np.arange(counts.sum()) - np.repeat(before, counts)

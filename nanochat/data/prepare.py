@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nanochat.data.documents import Document, choose_unit, documents_of, log_dropped
@@ -27,6 +28,7 @@ def prepare(
     tokenizer: Tokenizer | int,
     *,
     column: str = "text",
+    chat: bool = False,
     revision: str | None = None,
     held_out: float = 0.02,
     shard_tokens: int = 2**26,
@@ -48,6 +50,9 @@ def prepare(
         Directory to create. If it lies in what `patterns` match, its files are no text of theirs.
     tokenizer : Tokenizer or int
         A tokenizer, or the size of the vocabulary to train on this text.
+    chat : bool
+        Whether records are conversations: ``messages``, each with ``role`` and ``content``, or ``conversations`` as
+        ShareGPT's. Of them only the answers are learnt.
     revision : str, optional
         Branch, tag or commit of the data sets of the Hub.
     shard_tokens : int
@@ -73,12 +78,12 @@ def prepare(
     # Before this writes files of its own.
     files = [each for each in found.files if output.resolve() not in each[1].parents]
     sources = replace(found, files=files)
-    unit = choose_unit(sources, column, held_out)
+    # A piece of a conversation is none.
+    unit = "document" if chat else choose_unit(sources, column, held_out)
+    read = partial(documents_of, sources, held_out, unit=unit, column=column, chat=chat)
     if isinstance(tokenizer, int):
-        texts = documents_of(sources, column, held_out, Counter(), unit)
         sample = _first if sources.streams else _sample
-        tokenizer = Tokenizer.train(sample(texts, sample_bytes), tokenizer)
-    read = documents_of(sources, column, held_out, dropped, unit)
+        tokenizer = Tokenizer.train(sample(read(Counter()), sample_bytes), tokenizer)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
@@ -86,12 +91,13 @@ def prepare(
             new.mkdir()
             for name, content in {**tokenizer.files(), **(beside or {})}.items():
                 (new / name).write_bytes(content)
-            splits = write_splits(read, new, tokenizer, shard_tokens)
+            splits = write_splits(read(dropped), new, tokenizer, shard_tokens)
             log_dropped(dropped)
             _check_splits(splits, held_out)
             index = DataIndex(
                 patterns=tuple(map(str, patterns)),
                 column=column,
+                chat=chat,
                 commits={name: commit for name, commit in sources.streams.items() if commit},
                 held_out=held_out,
                 max_file_bytes=max_file_bytes,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat.data.batch import Batch, Layout
-from nanochat.data.index import FILE_NAME, DataIndex, token_type
+from nanochat.data.index import FILE_NAME, Beside, DataIndex, token_type
 from nanochat.data.packing import Packed, pack
 from nanochat.data.windows import epoch_order, window_starts
 from nanochat.errors import DataError, FormatError
@@ -79,15 +79,17 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over those of the shards: two streams of the same fingerprint hold the same tokens."""
-        return hashlib.sha256("".join(s.sha256 for s in self._shards).encode()).hexdigest()
+        """SHA-256 over those of the shards: two streams of the same fingerprint have the same tokens and targets."""
+        found = [shard.sha256 for shard in self._shards]
+        if self._split.answers is not None:
+            found.append(self._split.answers.sha256)
+        return hashlib.sha256("".join(found).encode()).hexdigest()
 
     def verify(self) -> None:
         """Read every file of the split and compare its SHA-256 with that in ``data.json``."""
-        hashes = {part.name: part.sha256 for part in self._shards}
-        if self._split.starts is not None:
-            hashes[self._split.starts.name] = self._split.starts.sha256
-        for name, sha256 in hashes.items():
+        hashes = [(part.name, part.sha256) for part in self._shards]
+        hashes += [(part.name, part.sha256) for part in self._split.files_beside]
+        for name, sha256 in hashes:
             path = self.directory / name
             if record_file(path).sha256 != sha256:
                 raise FormatError(
@@ -102,13 +104,36 @@ class Shards:
                 f"{self.directory} has no index of its documents, which were prepared before there was one: prepare "
                 "them again, or train on windows of the stream, with --set data.packing=windows"
             )
-        starts = self._split.starts.open(self.directory, self._split.files)
-        if starts[0] != 0 or starts[-1] >= self.num_tokens or (np.diff(starts) < 1).any():
-            raise FormatError(
-                f"{self.directory / self._split.starts.name}: not the ascending starts of documents in "
-                f"{self.num_tokens} tokens; copy or prepare it again"
-            )
+        starts = self._places(self._split.starts)
+        if starts[0] != 0 or starts[-1] == self.num_tokens:
+            raise self._misplaced(self._split.starts)
         return starts
+
+    @functools.cached_property
+    def _answers(self) -> NDArray[np.int64] | None:
+        """Where answers begin and end, alternately; none of text, of which all is learnt."""
+        return None if self._split.answers is None else self._places(self._split.answers)
+
+    def _places(self, beside: Beside) -> NDArray[np.int64]:
+        found = beside.open(self.directory)
+        if len(found) and (
+            found[0] < 0 or found[-1] > self.num_tokens or (np.diff(found) < 1).any()
+        ):
+            raise self._misplaced(beside)
+        return found
+
+    def _misplaced(self, beside: Beside) -> FormatError:
+        return FormatError(
+            f"{self.directory / beside.name}: not ascending places in {self.num_tokens} tokens; copy or prepare it "
+            "again"
+        )
+
+    def num_cut(self, layout: Layout) -> int:
+        """Return the number of conversations of which only the beginning fits into a sequence."""
+        if self._split.answers is None or layout.packing != "best-fit":
+            return 0
+        sizes = np.diff(self.document_starts, append=self.num_tokens)
+        return int((sizes > layout.length).sum())
 
     def num_sequences(self, layout: Layout) -> int:
         """Return the number of sequences in one epoch of :meth:`batch`."""
@@ -191,7 +216,11 @@ class Shards:
         if length < 1:
             raise DataError(f"length={length}: pass 1 or more")
         if length not in self._packed_by_length:
-            self._packed_by_length[length] = pack(self.document_starts, self.num_tokens, length)
+            # The rest of a conversation answers what cannot be seen any more.
+            whole = self._split.answers is None
+            self._packed_by_length[length] = pack(
+                self.document_starts, self.num_tokens, length, with_rest=whole
+            )
         return self._packed_by_length[length]
 
     def _laid_out(self, found: Sequence[int], layout: Layout) -> Batch:
@@ -202,11 +231,17 @@ class Shards:
         if layout.packing == "best-fit":
             packed = self._packed(layout.length)
             for row, sequence in enumerate(found):
-                self._fill(packed.pieces(sequence), inputs[row], targets[row], segments[row])
+                place = 0
+                for number, (start, size) in enumerate(packed.pieces(sequence)):
+                    part = row, slice(place, place + size)
+                    inputs[part], targets[part] = self._pairs(start, size)
+                    segments[part] = number
+                    place += size
+                rest = row, slice(place, None)
+                inputs[rest], targets[rest], segments[rest] = self.tokenizer.pad, -1, number + 1
             return Batch(inputs=inputs, targets=targets, segments=segments)
         for row, start in enumerate(found):
-            tokens = self._read(start, layout.length + 1)
-            inputs[row], targets[row] = tokens[:-1], tokens[1:]
+            inputs[row], targets[row] = self._pairs(start, layout.length)
             if layout.document_masks:
                 starts = self.document_starts
                 first, last = np.searchsorted(starts, (start + 1, start + layout.length))
@@ -214,24 +249,15 @@ class Shards:
         masked = segments.cumsum(axis=1) if layout.document_masks else None
         return Batch(inputs=inputs, targets=targets, segments=masked)
 
-    def _fill(
-        self,
-        pieces: list[tuple[int, int]],
-        inputs: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        segments: NDArray[np.int64],
-    ) -> None:
-        """Write pieces of documents into one row, and padding behind them."""
-        place = 0
-        for number, (start, size) in enumerate(pieces):
-            tokens = self._read(start, min(size + 1, self.num_tokens - start))
-            inputs[place : place + size] = tokens[:size]
-            # What follows a document is `<|bos|>`, at which generation stops: its end is learnt like its other tokens.
-            targets[place : place + size] = self.tokenizer.bos
-            targets[place : place + len(tokens) - 1] = tokens[1:]
-            segments[place : place + size] = number
-            place += size
-        inputs[place:], targets[place:], segments[place:] = self.tokenizer.pad, -1, len(pieces)
+    def _pairs(self, start: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """So many tokens of the stream, and the target after each."""
+        tokens = self._read(start, min(size + 1, self.num_tokens - start))
+        # What follows a document is `<|bos|>`, at which generation stops: its end is learnt like its other tokens.
+        targets = np.append(tokens[1:], [self.tokenizer.bos] * (size + 1 - len(tokens)))
+        if self._answers is not None:
+            places = np.arange(start + 1, start + 1 + size)
+            targets[np.searchsorted(self._answers, places, side="right") % 2 == 0] = -1
+        return tokens[:size], targets
 
     def _read(self, start: int, count: int) -> NDArray[np.int64]:
         """So many tokens of the stream, from `start`."""

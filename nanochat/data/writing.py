@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat.data.chat import encode_chat
 from nanochat.data.documents import Document
 from nanochat.data.index import Beside, Shard, Split, Tokens, token_type
 from nanochat.text.tokenizer import Tokenizer
@@ -26,12 +27,24 @@ def write_splits(
         split: _Writer(directory, split, shard_tokens, kind) for split in ("train", "held_out")
     }
     for group in _batches(read):
-        encoded = tokenizer.encode_batch([document.text for document in group])
-        for document, tokens in zip(group, encoded, strict=True):
+        for document, tokens, edges in _encoded(group, tokenizer):
             split = "held_out" if document.held_out else "train"
-            writers[split].add(document.text, [tokenizer.bos, *tokens])
+            writers[split].add(document.text, tokens, edges)
         _LOGGER.info("%d tokens", sum(writer.tokens for writer in writers.values()))
     return {split: writer.close() for split, writer in writers.items()}
+
+
+def _encoded(
+    group: list[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[Document, list[int], list[int]]]:
+    """The tokens of each document, and of a conversation where its answers begin and end."""
+    if group[0].messages:
+        for document in group:
+            yield (document, *encode_chat(document.messages, tokenizer, document.place))
+        return
+    encoded = tokenizer.encode_batch([document.text for document in group])
+    for document, tokens in zip(group, encoded, strict=True):
+        yield document, [tokenizer.bos, *tokens], []
 
 
 def _batches(read: Iterator[Document]) -> Iterator[list[Document]]:
@@ -66,9 +79,10 @@ class _Writer:
         self._parts: list[Tokens] = []
         self._shards: list[Shard] = []
         # Eight bytes a document, where a list would take forty.
-        self._starts = array("q")
+        self._starts, self._answers = array("q"), array("q")
 
-    def add(self, text: str, tokens: list[int]) -> None:
+    def add(self, text: str, tokens: list[int], edges: list[int]) -> None:
+        self._answers.extend(self.tokens + edge for edge in edges)
         self._starts.append(self.tokens)
         self._bytes += len(text.encode())
         self.tokens += len(tokens)
@@ -78,14 +92,20 @@ class _Writer:
 
     def close(self) -> Split:
         self._flush(last=True)
-        path = self._directory / f"{self._split}-starts.npy"
+        starts = self._beside("starts", self._starts)
+        answers = self._beside("answers", self._answers) if self._answers else None
         return Split(
             files=len(self._starts),
             bytes=self._bytes,
             tokens=self.tokens,
             shards=tuple(self._shards),
-            starts=Beside.write(path, np.array(self._starts, np.int64)),
+            starts=starts,
+            answers=answers,
         )
+
+    def _beside(self, name: str, places: "array[int]") -> Beside:
+        path = self._directory / f"{self._split}-{name}.npy"
+        return Beside.write(path, np.array(places, np.int64))
 
     def _flush(self, *, last: bool) -> None:
         stream = np.concatenate(self._parts) if self._parts else np.empty(0, self._kind)

@@ -10,9 +10,10 @@ data: a runtime that renders text first reads ``<|end|>`` in a message as the en
 Other people's models bring their own format as such a template. Contents are data there, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os.path import commonprefix
 from typing import Any
 
@@ -30,7 +31,15 @@ from nanochat.text.messages import (
 from nanochat.text.thinking import Thoughts, check_budget, marks_of, require_marks
 from nanochat.text.tokenizer import Tokenizer
 
-__all__ = ["ChatPrompt", "Message", "chat_prompt", "render", "template_of", "thinking_variables"]
+__all__ = [
+    "ChatPrompt",
+    "Message",
+    "chat_prompt",
+    "render",
+    "render_turns",
+    "template_of",
+    "thinking_variables",
+]
 
 # What a template is given besides.
 _GIVEN = {"add_generation_prompt", "messages", "tools"}
@@ -92,7 +101,9 @@ def render(
                 f"this model's chat format knows no {'tools' if schemas else next(iter(variables))}: leave them out, "
                 "or pass a chat_template that does"
             )
-        return _render_own(checked_messages(messages), tokenizer, reply)
+        turns = render_turns(checked_messages(messages), tokenizer)
+        tokens = [tokenizer.bos, *chain.from_iterable(turns)]
+        return [*tokens, tokenizer.assistant] if reply else tokens
     conversation = _Conversation(template, messages, tokenizer, {**variables, "tools": schemas})
     return conversation.tokens(reply=reply)
 
@@ -198,7 +209,16 @@ def thinking_variables(
     return {}
 
 
-def _render_own(messages: list[dict[str, object]], tokenizer: Tokenizer, reply: bool) -> list[int]:
+def render_turns(
+    messages: Sequence[Mapping[str, object]], tokenizer: Tokenizer
+) -> Iterator[list[int]]:
+    """Yield the tokens of each turn in our own format, from that of its role to that of its end.
+
+    Raises
+    ------
+    InputError
+        If it is a tool's, or asks for one.
+    """
     system = tokenizer.system
     turns = {
         "system": system,
@@ -206,7 +226,6 @@ def _render_own(messages: list[dict[str, object]], tokenizer: Tokenizer, reply: 
         "user": tokenizer.user,
         "assistant": tokenizer.assistant,
     }
-    tokens = [tokenizer.bos]
     for index, message in enumerate(messages):
         role = turns.get(str(message["role"]))
         if role is None or "tool_calls" in message:
@@ -214,8 +233,7 @@ def _render_own(messages: list[dict[str, object]], tokenizer: Tokenizer, reply: 
                 f"message {index} is a tool's or asks for one, and this model's chat format has none: leave it out, "
                 "or pass a chat_template that has them"
             )
-        tokens += [role, *tokenizer.encode(text_of(message["content"])), tokenizer.end]
-    return [*tokens, tokenizer.assistant] if reply else tokens
+        yield [role, *tokenizer.encode(text_of(message["content"])), tokenizer.end]
 
 
 def template_of(tokenizer: TextCodec, given: object) -> str:

@@ -383,9 +383,9 @@ def test_verification_finds_a_changed_start(copy: Path) -> None:
     ("changed", "message"),
     [
         (lambda starts: starts[:-1], "bytes, int64 of shape"),
-        (lambda starts: starts + 1, "not the ascending starts"),
-        (lambda starts: starts * 1000, "not the ascending starts"),
-        (lambda starts: np.sort(np.where(starts > 99, 5, starts)), "not the ascending starts"),
+        (lambda starts: starts + 1, "not ascending places"),
+        (lambda starts: starts * 1000, "not ascending places"),
+        (lambda starts: np.sort(np.where(starts > 99, 5, starts)), "not ascending places"),
     ],
     ids=["truncated", "late", "beyond the end", "twice"],
 )
