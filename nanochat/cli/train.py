@@ -29,6 +29,7 @@ Examples:
   nanochat train configs/nano-125m.toml --dry-run
   nanochat train --resume --data data/rust --out runs/tiny
   nanochat train --start runs/tiny --data data/rust --out runs/longer --set steps=2000
+  nanochat train configs/sft.toml --weights runs/tiny --data data/chats --out runs/chat
 """
 
 
@@ -127,6 +128,12 @@ def _directories(
     "a model changes.",
 )
 @click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Begin at step 0 with the weights of another run, a snapshot or a model, on whatever data: to fine-tune. A "
+    "CONFIG without a model has theirs.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -159,6 +166,7 @@ def train(
     out: Path | None,
     resume: bool,
     start: Path | None,
+    weights: Path | None,
     device: str,
     compile_model: bool,
     threads: int | None,
@@ -186,7 +194,7 @@ def train(
     if budget is not None:
         changed.append(("budget", budget))
     if dry_run:
-        found = recipe_of(config, preset_name=preset, changes=changed, start=start)
+        found = recipe_of(config, preset_name=preset, changes=changed, start=start, weights=weights)
         _print_estimate(found, device, threads, as_json=as_json)
         return
     planned = plan(
@@ -196,6 +204,7 @@ def train(
         data=data,
         out=out,
         start=start,
+        weights=weights,
         resume=resume,
     )
     out, recipe = planned.out, planned.recipe

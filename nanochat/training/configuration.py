@@ -69,11 +69,15 @@ class TextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """What a file says of a run; `fields` are those of the recipe, and `preset` names the shape that they change."""
+    """What a file says of a run; `fields` are those of the recipe, and `preset` names the shape that they change.
+
+    `weights` is a run, a snapshot or a model with whose weights it begins.
+    """
 
     fields: Mapping[str, object]
     preset: str | None = None
     out: Path | None = None
+    weights: Path | None = None
     text: TextSettings | None = None
 
 
@@ -93,10 +97,12 @@ def read_configuration(path: Path) -> Configuration:
 def configuration_of(found: Mapping[str, object], source: str) -> Configuration:
     """The configuration that a file of these groups would be; `source` names it in errors: see `read_configuration`."""
     fields = copy.deepcopy(dict(found))
-    out, text = _word(fields, "out", source), fields.pop("text", None)
+    out, weights = _word(fields, "out", source), _word(fields, "weights", source)
+    text = fields.pop("text", None)
     return Configuration(
         preset=_word(fields, "preset", source),
         out=None if out is None else Path(out),
+        weights=None if weights is None else Path(weights),
         text=None if text is None else _text(text, source),
         fields=nested(fields),
     )

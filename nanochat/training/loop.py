@@ -54,7 +54,7 @@ from nanochat.training.snapshot import (
     snapshot_directory,
 )
 from nanochat.training.updater import State, Updater, require_states
-from nanochat.weights import named_leaves
+from nanochat.weights import Stored, Weights, named_leaves
 
 __all__ = ["Trainer"]
 
@@ -74,6 +74,8 @@ class Trainer:
         Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``, unless the last phase is unquantised.
     start : Path, optional
         A run, or its snapshot, to go on from; its step counts.
+    weights : tree of latent and dense leaves, optional
+        To begin with, in place of random ones.
     device : str
         "auto", "cpu", "cuda".
     num_threads : int, optional
@@ -90,6 +92,7 @@ class Trainer:
         directory: Path,
         *,
         start: Path | None = None,
+        weights: Weights[Stored] | None = None,
         device: str = "auto",
         num_threads: int | None = None,
         compile_model: bool = True,
@@ -112,7 +115,7 @@ class Trainer:
         self._stages = stages(recipe)
         layouts = {stage.layout for stage in self._stages}
         self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, layouts)
-        weights = init(recipe.model, np.random.default_rng(recipe.seed))
+        weights = weights or init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
         self._passes = Passes(
             self._stages, self.shards.tokenizer, directory=directory, device=ops.device

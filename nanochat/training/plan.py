@@ -19,6 +19,7 @@ from nanochat.errors import (
 )
 from nanochat.presets import PRESETS, preset
 from nanochat.shapes import num_parameters
+from nanochat.training.beginning import begin_with, config_of
 from nanochat.training.budget import seconds_of
 from nanochat.training.configuration import (
     LENGTHS,
@@ -63,27 +64,35 @@ class Plan:
         Prepared tokens, several by their names, or the text of which they are made, in the directory of the run.
     start : Path, optional
         The run or snapshot from which it goes on.
+    weights : Path, optional
+        The run, snapshot or model with whose weights it begins.
     """
 
     recipe: Recipe
     out: Path
     data: Path | Mapping[str, Path] | TextSettings
     start: Path | None = None
+    weights: Path | None = None
 
     def trainer(
         self, *, device: str = "auto", num_threads: int | None = None, compile_model: bool = True
     ) -> Trainer:
         """The run, ready to go, with tokens prepared if they are not there; see `Trainer`."""
+        beginning = None if self.weights is None else begin_with(self.weights, self.recipe.model)
         data = prepared(self.data, self.out) if isinstance(self.data, TextSettings) else self.data
-        return Trainer(
+        trainer = Trainer(
             self.recipe,
             data,
             self.out,
             start=self.start,
+            weights=None if beginning is None else beginning.weights,
             device=device,
             num_threads=num_threads,
             compile_model=compile_model,
         )
+        if beginning is not None:
+            beginning.require_tokenizer(trainer.shards)
+        return trainer
 
 
 def train(
@@ -93,6 +102,7 @@ def train(
     data: Path | str | Mapping[str, Path | str] | None = None,
     out: Path | str | None = None,
     start: Path | str | None = None,
+    weights: Path | str | None = None,
     resume: bool = False,
     device: str = "auto",
     num_threads: int | None = None,
@@ -106,7 +116,7 @@ def train(
     ----------
     config : Path, str or dict, optional
         A configuration: the name of its file, or what would stand in it. Not needed with `start` or `resume`; one
-        that names no model changes the recipe of `start`.
+        that names no model changes the recipe of `start`, or takes the model of `weights`.
     changes : dict, optional
         Settings by name, such as ``{"steps": 100, "optimizer.matrices.rate": 0.01}``.
     data : Path, str or dict, optional
@@ -115,6 +125,8 @@ def train(
         The directory of the run; by default that which the configuration names.
     start, resume : Path or str, bool
         Another run, or a snapshot of it, to branch off; or whether to go on with the run in `out`.
+    weights : Path or str, optional
+        Another run, a snapshot of it or a model, with whose weights to begin at step 0, on whatever data.
     device, num_threads, compile_model
         See `nanochat.training.loop.Trainer`.
     show : callable, optional
@@ -146,6 +158,7 @@ def train(
         data=_paths(data),
         out=None if out is None else Path(out),
         start=None if start is None else Path(start),
+        weights=None if weights is None else Path(weights),
         resume=resume,
     )
     trainer = planned.trainer(device=device, num_threads=num_threads, compile_model=compile_model)
@@ -206,6 +219,7 @@ def plan(
     data: Path | Mapping[str, Path] | None = None,
     out: Path | None = None,
     start: Path | None = None,
+    weights: Path | None = None,
     resume: bool = False,
 ) -> Plan:
     """What is asked of a run, as far as it can be checked before the data are read; see `train`.
@@ -221,20 +235,23 @@ def plan(
     out = out or whole.out
     if out is None:
         raise ConfigError("pass the directory of the run: --out, or a CONFIG with out")
+    if start and weights:
+        raise ConfigError("--start and --weights both say what the run begins with: leave out one")
     if resume:
-        if preset_name or start or changes:
+        if preset_name or start or changes or weights:
             raise ConfigError(
-                "--resume takes the recipe of the snapshot: leave out --preset, --start, --set"
+                "--resume takes the recipe of the snapshot: leave out --preset, --start, --weights, --set"
             )
         recipe, start = load_record(out).recipe, out
         if whole.preset or whole.fields:
-            _require_same(_recipe(None, whole, out, ()), recipe, out)
+            _require_same(_recipe(None, whole, out, None, ()), recipe, out)
     else:
         if holds_run(out):
             raise TrainingError(
                 f"{out} already holds a run: pass --resume to go on, or another --out"
             )
-        recipe = _recipe(preset_name, whole, start, changes)
+        weights = weights or (None if start else whole.weights)
+        recipe = _recipe(preset_name, whole, start, weights, changes)
         # Before the text is prepared, which may take hours.
         stages(recipe)
     found = data or whole.text
@@ -242,7 +259,7 @@ def plan(
         found = out / "data"
         if not found.is_dir():
             raise ConfigError("pass what to train on: --data, or a CONFIG with [text]")
-    return Plan(recipe=recipe, out=out, data=found, start=start)
+    return Plan(recipe=recipe, out=out, data=found, start=start, weights=weights)
 
 
 def find_shape(name: str) -> ModelConfig:
@@ -271,9 +288,11 @@ def recipe_of(
     preset_name: str | None = None,
     changes: Sequence[tuple[str, object]] = (),
     start: Path | None = None,
+    weights: Path | None = None,
 ) -> Recipe:
     """The recipe of `plan`, which needs neither data nor a directory."""
-    return _recipe(preset_name, _read(config), start, changes)
+    whole = _read(config)
+    return _recipe(preset_name, whole, start, weights or whole.weights, changes)
 
 
 def _paths(
@@ -296,9 +315,10 @@ def _recipe(
     preset_name: str | None,
     config: Configuration,
     start: Path | None,
+    weights: Path | None,
     changes: Sequence[tuple[str, object]],
 ) -> Recipe:
-    base = dict(_base(preset_name, config, start))
+    base = dict(_base(preset_name, config, start, weights))
     if any(name in config.fields for name in LENGTHS):
         base.pop("steps", None)
     asked = cast("dict[str, object]", merged(base, config.fields))
@@ -370,7 +390,7 @@ def _flat(found: object, name: str = "") -> dict[str, object]:
 
 
 def _base(
-    preset_name: str | None, config: Configuration, start: Path | None
+    preset_name: str | None, config: Configuration, start: Path | None, weights: Path | None
 ) -> Mapping[str, object]:
     """What the fields of a configuration change."""
     model = config.fields.get("model")
@@ -386,6 +406,8 @@ def _base(
         return {}
     if start is not None:
         return recipe_to_dict(load_record(start).recipe)
+    if weights is not None:
+        return {"model": config_to_dict(config_of(weights))}
     if not config.fields:
         raise ConfigError("pass what to train: a CONFIG, --preset, or --start with a run")
     if model is None:
