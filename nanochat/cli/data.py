@@ -67,6 +67,12 @@ def data() -> None:
 @click.option(
     "--revision", help="Branch, tag or commit of the data sets of the Hub.  [default: main]"
 )
+@_shown(
+    "--near-duplicates",
+    default=0.0,
+    help="Leave out texts that share so much of their sequences of five words with an earlier one: 0.8, say; 0 keeps "
+    "them.",
+)
 @_shown("--shard-tokens", default=2**26, help="Tokens of one file.")
 @_shown(
     "--max-file-bytes", default=2**30, help="Leave out files of text, and records, that are larger."

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from nanochat.data.chat import Messages, messages_of, text_of_chat
 from nanochat.data.records import text_of
 from nanochat.data.sources import Sources, find_sources
 from nanochat.data.splits import is_held_out, pieces
-from nanochat.errors import counted
+from nanochat.errors import DataError, InputError, counted, how_to_install
 
 __all__ = ["Document", "Unit", "choose_unit", "documents", "documents_of", "log_dropped"]
 
@@ -80,12 +80,15 @@ def documents_of(
     *,
     column: str = "text",
     chat: bool = False,
+    near_duplicates: float = 0.0,
 ) -> Iterator[Document]:
     """Yield what `documents` does, of sources that are found already; `counts` receives what is left out.
 
-    With `chat`, records are conversations, and those without an answer are left out.
+    With `chat`, records are conversations, and those without an answer are left out. With `near_duplicates`, what
+    resembles an earlier text of either split so much is left out, too.
     """
     seen: set[bytes] = set()
+    is_new = _near_duplicates(near_duplicates)
     for chunk in sources.chunks(counts):
         for record in chunk.records(counts):
             messages = messages_of(record) if chat else ()
@@ -101,6 +104,9 @@ def documents_of(
                 counts["duplicate"] += 1
                 continue
             seen.add(contents)
+            if not is_new(text):
+                counts["near-duplicate"] += 1
+                continue
             if chat:
                 yield Document(
                     name=record.name,
@@ -138,6 +144,23 @@ def log_dropped(dropped: Counter[str]) -> None:
     if dropped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
         _LOGGER.warning("left out %s: %s", counted(dropped.total(), "document"), reasons)
+
+
+def _near_duplicates(threshold: float) -> Callable[[str], bool]:
+    """What tells of a text whether it resembles none that it was told of before."""
+    if not 0 <= threshold <= 1:
+        raise InputError(
+            f"near_duplicates={threshold} is no resemblance: pass 0 to keep all, or up to 1; 0.8 is usual"
+        )
+    if not threshold:
+        return lambda _: True
+    try:
+        from nanochat.data.near import NearDuplicates
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"near_duplicates={threshold} needs the package {error.name}: {how_to_install('data')}"
+        ) from error
+    return NearDuplicates(threshold).add
 
 
 def _contents(text: str) -> bytes:

@@ -149,7 +149,7 @@ class DataIndex:
 
     Parameters
     ----------
-    patterns, held_out, max_file_bytes, column, chat
+    patterns, held_out, max_file_bytes, column, chat, near_duplicates
         Of the text; see :func:`nanochat.data.prepare.prepare`.
     vocab_size : int
         Tokens are below this.
@@ -172,6 +172,7 @@ class DataIndex:
     splits: dict[str, Split]
     column: str = "text"
     chat: bool = False
+    near_duplicates: float = 0.0
     commits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

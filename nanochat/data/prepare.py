@@ -30,6 +30,7 @@ def prepare(
     column: str = "text",
     chat: bool = False,
     revision: str | None = None,
+    near_duplicates: float = 0.0,
     held_out: float = 0.02,
     shard_tokens: int = 2**26,
     max_file_bytes: int = 2**30,
@@ -55,6 +56,9 @@ def prepare(
         ShareGPT's. Of them only the answers are learnt.
     revision : str, optional
         Branch, tag or commit of the data sets of the Hub.
+    near_duplicates : float
+        Leave out texts that resemble an earlier one so much, of whichever split: the share of sequences of five words,
+        of those in either text, that are in both. 0 keeps them.
     shard_tokens : int
         Tokens per file.
     sample_bytes : int
@@ -80,7 +84,15 @@ def prepare(
     sources = replace(found, files=files)
     # A piece of a conversation is none.
     unit = "document" if chat else choose_unit(sources, column, held_out)
-    read = partial(documents_of, sources, held_out, unit=unit, column=column, chat=chat)
+    read = partial(
+        documents_of,
+        sources,
+        held_out,
+        unit=unit,
+        column=column,
+        chat=chat,
+        near_duplicates=near_duplicates,
+    )
     if isinstance(tokenizer, int):
         sample = _first if sources.streams else _sample
         tokenizer = Tokenizer.train(sample(read(Counter()), sample_bytes), tokenizer)
@@ -98,6 +110,7 @@ def prepare(
                 patterns=tuple(map(str, patterns)),
                 column=column,
                 chat=chat,
+                near_duplicates=near_duplicates,
                 commits={name: commit for name, commit in sources.streams.items() if commit},
                 held_out=held_out,
                 max_file_bytes=max_file_bytes,

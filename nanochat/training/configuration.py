@@ -53,6 +53,8 @@ class TextSettings:
         Larger files of text, and records, are left out.
     column : str
         Field of a record that holds its text, in files of records.
+    near_duplicates : float
+        Texts that resemble an earlier one so much are left out; 0 keeps them.
     """
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -60,6 +62,7 @@ class TextSettings:
     held_out: Share = 0.02
     max_file_bytes: Count = 1 << 30
     column: str = "text"
+    near_duplicates: Share = 0.0
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -128,13 +131,18 @@ def prepared(text: TextSettings, run: Path) -> Path:
             held_out=text.held_out,
             max_file_bytes=text.max_file_bytes,
             column=text.column,
+            near_duplicates=text.near_duplicates,
             # Tokens without it would be taken for another text's.
             beside={_RECORD: json.dumps(asked).encode()},
         )
     elif (
         not record.exists()
-        # Of before there were fields.
-        or {"column": "text", **parse_json(read_bytes(record, limit=_MAX_BYTES), str(record))}
+        # Of before there were these settings.
+        or {
+            "column": "text",
+            "near_duplicates": 0.0,
+            **parse_json(read_bytes(record, limit=_MAX_BYTES), str(record)),
+        }
         != asked
     ):
         raise TrainingError(
