@@ -220,6 +220,23 @@ def test_later_tokens_are_predicted_by_the_same_logits(factors: tuple[float, ...
     assert found["objective"].item() == pytest.approx(plain + expected, rel=1e-6)
 
 
+def test_tokens_of_another_document_are_no_later_targets() -> None:
+    outputs = given(ahead=1)
+    settings = Objective(later_tokens=(0.5,))
+    segments = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 2, 2]])
+    # The last token of a document has no next one.
+    ends = TARGETS.clone()
+    ends[0, 1] = ends[1, 2] = -1
+
+    found = terms(outputs, ends, OPS, settings, top_k=1, segments=segments)
+
+    lost = -log_softmax(outputs, 0)
+    # Of all rows, only these have the token after the next one in their document.
+    assert found["later_tokens"].item() == pytest.approx(0.5 * lost[0, 2:4, 3].mean(), rel=1e-6)
+    heads = -log_softmax(replace(outputs, steps=outputs.ahead), 0)
+    assert found["ahead"].item() == pytest.approx(heads[0, 2:4, 3].mean(), rel=1e-6)
+
+
 def test_factors_of_zero_for_later_tokens_are_exactly_the_plain_loss() -> None:
     outputs = given(dtype=torch.float32)
 
