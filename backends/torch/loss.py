@@ -19,20 +19,21 @@ __all__ = ["Readings", "Teaching", "readings"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Teaching:
-    """Another model's distribution of each token, as what its head would multiply.
+    """Another model's distribution of each token: what its head would multiply, or some of its logits.
 
     Parameters
     ----------
     x : tensor, shape (N, D)
-        Inputs of the head, rounded if it rounds them.
-    table : tensor, shape (V, D)
-        The head.
+        Inputs of the head, rounded if it rounds them; or logits of D entries of the vocabulary, which are all that
+        the distribution has.
+    head : tensor, shape (V, D) or (N, D)
+        The head; or which entries they are, int64.
     temperature : float
         What logits of both models are divided by.
     """
 
     x: Tensor
-    table: Tensor
+    head: Tensor
     temperature: float
 
 
@@ -77,7 +78,7 @@ def readings(
     """
     taught: tuple[Tensor | None, Tensor | None, float] = (None, None, 1.0)
     if teaching is not None:
-        taught = (teaching.x, teaching.table, teaching.temperature)
+        taught = (teaching.x, teaching.head, teaching.temperature)
     found = _forward(x, table, targets, dtype, means, entropies, *taught)
     return Readings(
         losses=found[0],
@@ -97,7 +98,7 @@ def _forward(
     means: bool,
     entropies: bool,
     teacher_x: Tensor | None,
-    teacher_table: Tensor | None,
+    teacher_head: Tensor | None,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     found = _empty(x, targets, means, entropies, teacher_x)
@@ -108,10 +109,10 @@ def _forward(
         chosen = logits.gather(1, targets[rows])
         if means:
             mean_logits[rows] = logits.mean(dim=1)
-        if teacher_x is not None and teacher_table is not None:
-            wanted = _taught(teacher_x[rows], teacher_table, temperature, dtype)
-            distance = wanted - (logits / temperature).log_softmax(dim=1)
-            divergences[rows] = distance.mul_(wanted.exp_()).sum(dim=1)
+        if teacher_x is not None and teacher_head is not None:
+            wanted = _taught(teacher_x, teacher_head, rows, table, temperature, dtype)
+            logarithms = (logits / temperature).log_softmax(dim=1)
+            divergences[rows] = (torch.xlogy(wanted, wanted) - wanted * logarithms).sum(dim=1)
         largest = logits.amax(dim=1)
         logits.sub_(largest[:, None])
         if entropies:
@@ -139,7 +140,7 @@ def _backward(
     partitions: Tensor,
     entropies: Tensor,
     teacher_x: Tensor | None,
-    teacher_table: Tensor | None,
+    teacher_head: Tensor | None,
     dtype: torch.dtype,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
@@ -152,8 +153,8 @@ def _backward(
         inputs = x[rows].to(dtype)
         logarithms = (inputs @ factor.T).to(x.dtype).sub_(partitions[rows, None])
         of_teacher: Tensor | float = 0.0
-        if teacher_x is not None and teacher_table is not None and of_divergences is not None:
-            wanted = _taught(teacher_x[rows], teacher_table, temperature, dtype).exp_()
+        if teacher_x is not None and teacher_head is not None and of_divergences is not None:
+            wanted = _taught(teacher_x, teacher_head, rows, table, temperature, dtype)
             of_teacher = (logarithms / temperature).softmax(dim=1).sub_(wanted)
             of_teacher.mul_(of_divergences[rows, None] / temperature)
         if is_plain and of_losses is not None:
@@ -178,10 +179,16 @@ def _backward(
     return of_x, of_table
 
 
-def _taught(x: Tensor, table: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """The logarithms of a teacher's probabilities of a piece."""
-    logits = (x.to(dtype) @ table.to(dtype).T).to(x.dtype)
-    return logits.div_(temperature).log_softmax(dim=1)
+def _taught(
+    x: Tensor, head: Tensor, rows: slice, table: Tensor, temperature: float, dtype: torch.dtype
+) -> Tensor:
+    """A teacher's probabilities of a piece, for a vocabulary as large as that of the table."""
+    if head.is_floating_point():
+        logits = (x[rows].to(dtype) @ head.to(dtype).T).to(x.dtype)
+    else:
+        logits = x.new_full((len(x[rows]), len(table)), -torch.inf)
+        logits.scatter_(1, head[rows], x[rows])
+    return logits.div_(temperature).softmax(dim=1)
 
 
 def _of_logits(
@@ -247,10 +254,10 @@ def _(*given: Any) -> tuple[Tensor, Tensor]:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, table, targets, ctx.dtype, _, _, teacher_x, teacher_table, ctx.temperature = inputs
+    x, table, targets, ctx.dtype, _, _, teacher_x, teacher_head, ctx.temperature = inputs
     # What a loss does not use is not part of its gradient, instead of zeros.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, table, targets, output[1], output[3], teacher_x, teacher_table)
+    ctx.save_for_backward(x, table, targets, output[1], output[3], teacher_x, teacher_head)
 
 
 def _gradients(ctx: Any, *upstreams: Tensor | None) -> tuple[Tensor | None, ...]:

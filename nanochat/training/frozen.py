@@ -90,10 +90,20 @@ class FrozenModel:
 
         return cls(model.config, map_leaves(still, model.tree()), model.ops)
 
+    @property
+    def device(self) -> str:
+        """Where it reads."""
+        return self._ops.device
+
     @torch.no_grad()
     def hidden(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """What its head reads out after every token (B, T), perhaps in packed documents, (B, T, C)."""
         return hidden_states(tokens, self._weights, self.config, self._ops, segments)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """What its head makes of hidden states, (N, C) to (N, V)."""
+        return self._ops.project(x, self._table)[0]
 
     @torch.no_grad()
     def losses(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
@@ -111,4 +121,4 @@ class FrozenModel:
             self._values = rows_of(table, ids)
         if not isinstance(table, Tensor):
             x = rounded_activations(x, table.activation_block)
-        return Teaching(x=x, table=self._values, temperature=temperature)
+        return Teaching(x=x, head=self._values, temperature=temperature)

@@ -17,6 +17,7 @@ from nanochat.training.module import LanguageModel
 from nanochat.training.objectives.filtering import FilteringOps
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.phases import Stage
+from nanochat.training.stored_logits import StoredLogits
 from nanochat.training.teacher import PhaseTeacher, require_teacher
 
 __all__ = ["Passes"]
@@ -43,7 +44,7 @@ class Passes:
         length = max(stage.recipe.data.length for stage in stages)
         load = partial(FrozenModel.load, tokenizer=tokenizer, length=length, device=device)
         self._reference: FrozenModel | None = None
-        self._teacher: FrozenModel | None = None
+        self._teacher: FrozenModel | StoredLogits | None = None
         self._earlier: PhaseTeacher | None = None
         self._filtered: FilteringOps | None = None
         require_teacher(stages)
@@ -55,13 +56,17 @@ class Passes:
                 )
             self._reference = load(recipe.reference.model, setting="reference.model")
         if recipe.teacher.model:
-            self._teacher = load(recipe.teacher.model, setting="teacher.model")
-            theirs, ours = self._teacher.config.vocab_size, recipe.model.vocab_size
+            self._teacher = found = load(recipe.teacher.model, setting="teacher.model")
+            theirs, ours = found.config.vocab_size, recipe.model.vocab_size
             if theirs != ours:
                 raise ConfigError(
                     f"teacher.model={recipe.teacher.model!r} has logits of {theirs} tokens and the model of {ours}: "
                     f"set model.vocab_size={theirs}"
                 )
+        if recipe.teacher.logits:
+            self._teacher = StoredLogits.open(
+                Path(recipe.teacher.logits), tokenizer, vocab_size=recipe.model.vocab_size
+            )
         if recipe.teacher.phase:
             self._earlier = PhaseTeacher(directory, stages[recipe.teacher.phase - 1])
 
@@ -106,7 +111,7 @@ class Passes:
             self._filtered = FilteringOps(ops.device, ops.dtype)
         return self._filtered
 
-    def _taught(self, model: LanguageModel) -> FrozenModel:
+    def _taught(self, model: LanguageModel) -> FrozenModel | StoredLogits:
         if self._teacher is None:
             assert self._earlier is not None
             self._teacher = self._earlier.load(model)

@@ -1,6 +1,7 @@
 """This file holds the teacher that is the run's own model at the end of an earlier phase."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -66,27 +67,24 @@ def require_teacher(stages: Sequence[Stage]) -> None:
     """
     teacher = stages[0].recipe.teacher
     learning = [n for n, s in enumerate(stages, 1) if s.recipe.objective.distillation]
-    if teacher.model and teacher.phase:
-        raise ConfigError(
-            f"teacher.model={teacher.model!r} and teacher.phase={teacher.phase}: choose one teacher, and leave out the "
-            "other"
-        )
-    is_there = bool(teacher.model or teacher.phase)
-    if learning and not is_there:
+    said = [
+        f"teacher.{field.name}={getattr(teacher, field.name)!r}"
+        for field in fields(teacher)
+        if getattr(teacher, field.name)
+    ]
+    if len(said) > 1:
+        raise ConfigError(f"{' and '.join(said)}: choose one teacher, and leave out the other")
+    if learning and not said:
         raise ConfigError(
             f"objective.distillation={stages[learning[0] - 1].recipe.objective.distillation:g} has no teacher: set "
             "teacher.model to a directory or a name, or teacher.phase=1 in phases after the first"
         )
-    if is_there and not learning:
+    if said and not learning:
         raise ConfigError(
-            f"{_said(teacher.model, teacher.phase)} teaches nothing: set objective.distillation=1, say, or leave it out"
+            f"{said[0]} teaches nothing: set objective.distillation=1, say, or leave it out"
         )
     if teacher.phase and learning[0] <= teacher.phase:
         raise ConfigError(
             f"teacher.phase={teacher.phase} does not end before phase {learning[0]} learns from it: set "
             "objective.distillation in later phases only"
         )
-
-
-def _said(model: str, phase: int) -> str:
-    return f"teacher.model={model!r}" if model else f"teacher.phase={phase}"

@@ -162,9 +162,45 @@ def test_divergences_are_those_of_whole_distributions(temperature: float) -> Non
     found = readings(x, table, ids, torch.float64, teaching=taught)
 
     ours = (x @ table.T / temperature).log_softmax(dim=1)
-    theirs = (taught.x @ taught.table.T / temperature).softmax(dim=1)
+    theirs = (taught.x @ taught.head.T / temperature).softmax(dim=1)
     whole = torch.nn.functional.kl_div(ours, theirs, reduction="none").sum(dim=1)
     torch.testing.assert_close(found.divergences, whole)
+
+
+def test_a_teacher_of_some_logits_has_no_other_probabilities() -> None:
+    torch, x, table, ids = logit_readings(11, 1)
+    from nanochat.backends.torch.loss import readings
+
+    taught = stored_teaching(2.5)
+    found = readings(x, table, ids, torch.float64, teaching=taught)
+
+    ours = (x @ table.T / 2.5).log_softmax(dim=1).gather(1, taught.head)
+    theirs = (taught.x / 2.5).softmax(dim=1)
+    whole = (theirs * (theirs.log() - ours)).sum(dim=1)
+    torch.testing.assert_close(found.divergences, whole)
+
+
+def test_gradients_of_a_teacher_of_some_logits_agree_with_finite_differences() -> None:
+    torch, x, table, ids = logit_readings(11, 1)
+    from nanochat.backends.torch.loss import readings
+
+    taught = stored_teaching(2.5)
+
+    def read(x: Any, table: Any) -> Any:
+        return readings(x, table, ids, torch.float64, teaching=taught).divergences
+
+    assert torch.autograd.gradcheck(read, [x, table])
+
+
+def stored_teaching(temperature: float) -> Any:
+    """A teacher's logits of three entries of the vocabulary."""
+    torch = pytest.importorskip("torch")
+    from nanochat.backends.torch.loss import Teaching
+
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.stack([torch.randperm(11, generator=generator)[:3] for _ in range(7)])
+    logits = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    return Teaching(x=logits, head=ids, temperature=temperature)
 
 
 def teaching(temperature: float) -> Any:
@@ -174,7 +210,7 @@ def teaching(temperature: float) -> Any:
 
     generator = torch.Generator().manual_seed(1)
     x, table = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (7, 11))
-    return Teaching(x=x, table=table, temperature=temperature)
+    return Teaching(x=x, head=table, temperature=temperature)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +252,7 @@ def test_a_compiler_sees_readings_as_one_node(asked: bool) -> None:
     from nanochat.backends.torch import loss
 
     taught = teaching(2.0)
-    teacher = (taught.x, taught.table, 2.0) if asked else (None, None, 1.0)
+    teacher = (taught.x, taught.head, 2.0) if asked else (None, None, 1.0)
 
     torch.library.opcheck(loss._forward, (x, table, ids, torch.float32, asked, asked, *teacher))
 

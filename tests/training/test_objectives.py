@@ -167,7 +167,7 @@ def taught(temperature: float) -> Teaching:
     """What a teacher of another width says."""
     generator = torch.Generator().manual_seed(1)
     x, table = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (B * T, V))
-    return Teaching(x=x, table=table, temperature=temperature)
+    return Teaching(x=x, head=table, temperature=temperature)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6])
@@ -183,7 +183,7 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature: float, sha
         powers = np.exp(logits / temperature)
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
-    theirs = softmax(number(teacher.x) @ number(teacher.table).T).reshape(B, T, V)
+    theirs = softmax(number(teacher.x) @ number(teacher.head).T).reshape(B, T, V)
     ours = softmax(number(outputs.steps[0]) @ number(outputs.table).T)
     divergence = (theirs * np.log(theirs / ours)).sum(axis=-1)
     every = losses(outputs)

@@ -11,12 +11,14 @@ from torch import Tensor
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.init import init
+from nanochat.lm import from_pretrained
 from nanochat.model import forward
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
-from nanochat.training.recipe import Recipe
+from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.stored_logits import store_logits
 from tests.training.runs import batch_of, entries, losses, quiet, recipe
 
 SHORT: dict[str, Any] = {
@@ -73,6 +75,94 @@ def test_a_run_learns_from_a_teacher(data: Path, teacher: Path, tmp_path: Path) 
 
     found = [line["distillation"] for line in entries(tmp_path / "run") if "loss" in line]
     assert 0 < found[-1] < 0.8 * found[0]
+
+
+def test_stored_logits_of_the_whole_vocabulary_teach_as_their_model_does(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    from_model = recipe(
+        steps=4,
+        objective={"distillation": 1, "temperature": 2},
+        teacher={"model": str(teacher)},
+        **SHORT,
+    )
+    fields = recipe_to_dict(from_model) | {"teacher": {"logits": str(tmp_path / "logits")}}
+    from_disk = recipe_from_dict(fields)
+    store_logits(from_disk, data, tmp_path / "logits", model=str(teacher), count=300)
+
+    trainer(from_model, data, tmp_path / "model").run(quiet)
+    trainer(from_disk, data, tmp_path / "disk").run(quiet)
+
+    found = [
+        [line["distillation"] for line in entries(tmp_path / name) if "loss" in line]
+        for name in ("model", "disk")
+    ]
+    # Logits of 16 bits.
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert len(found[0]) == 4
+
+
+def test_few_logits_are_a_distribution_of_their_own(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    settings = recipe(
+        steps=2,
+        objective={"distillation": 1},
+        teacher={"logits": str(tmp_path / "logits")},
+        **SHORT,
+    )
+    store_logits(settings, data, tmp_path / "logits", model=str(teacher), count=3)
+    run = trainer(settings, data, tmp_path / "run")
+    inputs, targets, *_ = batch_of(run)
+
+    found = run._terms(inputs, targets)["distillation"]
+
+    with torch.no_grad():
+        ours = forward(inputs, run.model.tree(), run.model.config, run.model.ops)
+        other = from_pretrained(str(teacher), backend="reference")
+        rows = [torch.from_numpy(other.engine.logits(row)) for row in inputs.tolist()]
+    theirs = torch.stack(rows)
+    values, ids = theirs.topk(3, dim=-1)
+    logarithms = values.log_softmax(dim=-1)
+    distance = logarithms - ours.log_softmax(dim=-1).gather(-1, ids)
+    expected = (logarithms.exp() * distance).sum(dim=-1).mean()
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_sequence_that_the_teacher_has_not_read_is_named(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    settings = recipe(
+        steps=2,
+        objective={"distillation": 1},
+        teacher={"logits": str(tmp_path / "logits")},
+        **SHORT,
+    )
+    store_logits(settings, data, tmp_path / "logits", model=str(teacher), count=3)
+    other = recipe_from_dict(recipe_to_dict(settings) | {"seed": 1})
+
+    with pytest.raises(TrainingError, match="has no logits of a sequence of this batch: store"):
+        trainer(other, data, tmp_path / "run").run(quiet)
+
+
+def test_logits_that_cannot_teach_are_refused(data: Path, teacher: Path, tmp_path: Path) -> None:
+    logits = tmp_path / "logits"
+    settings = recipe(
+        steps=2, objective={"distillation": 1}, teacher={"logits": str(logits)}, **SHORT
+    )
+    with pytest.raises(ConfigError, match=r"teacher\.logits=.* holds no logits .*: pass what"):
+        trainer(settings, data, tmp_path / "run")
+    store_logits(settings, data, logits, model=str(teacher), count=3)
+    wide = recipe(
+        steps=2,
+        model={"vocab_size": 320},
+        objective={"distillation": 1},
+        teacher={"logits": str(logits)},
+        **SHORT,
+    )
+
+    with pytest.raises(ConfigError, match=r"300 tokens .* of 320: set model\.vocab_size=300"):
+        trainer(wide, data, tmp_path / "run")
 
 
 def in_phases(**changes: Any) -> Recipe:

@@ -91,7 +91,12 @@ class Readout:
         """What a teacher says of the tokens that are read out, from what it says of all B * T."""
         if self.rows is None:
             return teaching
-        return replace(teaching, x=teaching.x.index_select(0, self.rows))
+        x, head = teaching.x.index_select(0, self.rows), teaching.head
+        return replace(
+            teaching,
+            x=x,
+            head=head if head.is_floating_point() else head.index_select(0, self.rows),
+        )
 
     def picked(self, of_tokens: Tensor) -> Tensor:
         """Of something of every token, (B, T, ...), that of those that are read out, (N, ...)."""

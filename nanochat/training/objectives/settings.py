@@ -80,7 +80,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Teacher:
-    """The model whose distributions are learnt where `objective.distillation` has a factor: one of two.
+    """The model whose distributions are learnt where `objective.distillation` has a factor: one of three.
 
     Parameters
     ----------
@@ -88,7 +88,10 @@ class Teacher:
         Its directory, or its name in the catalog or on the Hub.
     phase : int
         The phase of this run, counted from 1, whose last model it is.
+    logits : str
+        A directory of a teacher's logits for all batches, from `nanochat.training.stored_logits.store_logits`.
     """
 
     model: str = ""
     phase: Whole = 0
+    logits: str = ""
