@@ -98,57 +98,91 @@ def terms(
         kept = kept or _chosen(readout, outputs, objective, reference)
         found["loss"] = kept.loss
         readout = readout.of_kept(kept.rows)
-    means, spread = objective.label_smoothing > 0, objective.entropy > 0
-    distances = distances_of(objective.later_tokens)
-    if teaching is not None:
-        teaching = readout.of_teacher(teaching)
-    steps = [
-        readout.read(x, distances, means=means, entropies=spread, teaching=teaching)
-        for x in outputs.steps
-    ]
-    losses = [readout.weighed(cross_entropies(step)) for step in steps]
-    survival = [readout.picked(each) for each in outputs.survival]
-    exits = exit_distribution(survival) if survival else None
-    total = losses[-1].sum()
-    found["kept_loss" if "loss" in found else "loss"] = total
-
-    def expected(values: Sequence[Tensor]) -> Tensor:
-        """Values of tokens at each step by the probability of leaving after it."""
-        return values[-1].sum() if exits is None else (exits * torch.stack(tuple(values))).sum()
-
-    def of_tokens(term: Callable[[Readings], Tensor]) -> Tensor:
-        return expected([readout.weighed(term(step)) for step in steps])
-
-    def add(name: str, factor: float, term: Callable[[], Tensor]) -> None:
-        nonlocal total
-        with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
-            found[name] = term()
-        if factor:
-            total = total + factor * found[name]
-
-    if exits is not None:
-        of_exits = exit_entropies(exits)
-        found["expected_cross_entropy"] = total = expected(losses)
-        add("exit_entropy", -objective.exit_entropy, lambda: (of_exits * readout.shares()).sum())
+    steps = _Steps(readout, outputs, objective, teaching)
+    losses = steps.weighed(cross_entropies)
+    found["kept_loss" if "loss" in found else "loss"] = losses[-1].sum()
+    minimised = _Sum(found, losses[-1].sum())
+    add = minimised.add
+    if steps.exits is not None:
+        of_exits = exit_entropies(steps.exits)
+        found["expected_cross_entropy"] = minimised.total = steps.expected(losses)
+        add("exit_entropy", -objective.exit_entropy, lambda: readout.weighed(of_exits).sum())
     if objective.label_smoothing:
-        total = total - objective.label_smoothing * expected(losses)
-        add("label_smoothing", objective.label_smoothing, lambda: of_tokens(uniform_losses))
+        minimised.total = minimised.total - objective.label_smoothing * steps.expected(losses)
+        add("label_smoothing", objective.label_smoothing, lambda: steps.mean(uniform_losses))
     if objective.z_loss:
-        add("z_loss", objective.z_loss, lambda: of_tokens(z_losses))
+        add("z_loss", objective.z_loss, lambda: steps.mean(z_losses))
     if objective.entropy:
-        add("entropy", -objective.entropy, lambda: of_tokens(entropies))
+        add("entropy", -objective.entropy, lambda: steps.mean(entropies))
     if any(objective.later_tokens):
-        factors = objective.later_tokens
-        add("later_tokens", 1, lambda: expected([later_losses(s, readout, factors) for s in steps]))
+        add("later_tokens", 1, lambda: steps.later(objective.later_tokens))
     if objective.distillation:
         factor = objective.distillation * objective.temperature**2
-        add("distillation", factor, lambda: of_tokens(divergences))
+        add("distillation", factor, lambda: steps.mean(divergences))
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
     if outputs.routing:
         add("balance", objective.balance, lambda: balance(outputs.routing, top_k))
         add("router_z", objective.router_z, lambda: router_z(outputs.routing))
-    return {"objective": total, **found}
+    return {"objective": minimised.total, **found}
+
+
+class _Sum:
+    """What is minimised, as its terms are added, which are put down by their names."""
+
+    def __init__(self, found: dict[str, Tensor], total: Tensor) -> None:
+        self.found = found
+        self.total = total
+
+    def add(self, name: str, factor: float, term: Callable[[], Tensor]) -> None:
+        """Add a term; one of factor 0 is measured, and has no part in the sum and its gradient."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
+            self.found[name] = term()
+        if factor:
+            self.total = self.total + factor * self.found[name]
+
+
+class _Steps:
+    """What the head reads after each step of a loop, or once, with the probability of leaving after each."""
+
+    def __init__(
+        self,
+        readout: Readout,
+        outputs: TrainingOutputs[Tensor, Leaf],
+        objective: Objective,
+        teaching: Teaching | None,
+    ) -> None:
+        self.readout = readout
+        self.readings = [
+            readout.read(
+                x,
+                distances_of(objective.later_tokens),
+                means=objective.label_smoothing > 0,
+                entropies=objective.entropy > 0,
+                teaching=None if teaching is None else readout.of_teacher(teaching),
+            )
+            for x in outputs.steps
+        ]
+        survival = [readout.picked(each) for each in outputs.survival]
+        self.exits = exit_distribution(survival) if survival else None
+
+    def weighed(self, term: Callable[[Readings], Tensor]) -> list[Tensor]:
+        """A term of every token (N,) times the factor of its target, after each step."""
+        return [self.readout.weighed(term(each)) for each in self.readings]
+
+    def expected(self, values: Sequence[Tensor]) -> Tensor:
+        """Values of tokens (N,) after each step by the probability of leaving there, all together."""
+        if self.exits is None:
+            return values[-1].sum()
+        return (self.exits * torch.stack([*values])).sum()
+
+    def mean(self, term: Callable[[Readings], Tensor]) -> Tensor:
+        """What is expected of a term, over the tokens that count."""
+        return self.expected(self.weighed(term))
+
+    def later(self, factors: Sequence[float]) -> Tensor:
+        """What is expected of the tokens after the next one, by their factors."""
+        return self.expected([later_losses(each, self.readout, factors) for each in self.readings])
 
 
 def choose_tokens(
