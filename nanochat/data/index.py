@@ -6,6 +6,7 @@ them an ``int64`` array says where in the stream each document starts, and of co
 """
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class Beside:
     @classmethod
     def write(cls, path: Path, places: NDArray[np.int64]) -> "Beside":
         """Write places, in ascending order, to `path`."""
-        np.save(path, places.astype(_PLACE))
+        _save(path, places.astype(_PLACE))
         record = record_file(path)
         return cls(name=path.name, places=len(places), bytes=record.bytes, sha256=record.sha256)
 
@@ -97,7 +98,7 @@ class Shard:
     @classmethod
     def write(cls, path: Path, tokens: Tokens) -> "Shard":
         """Write `tokens`, of their `token_type`, to `path`."""
-        np.save(path, tokens)
+        _save(path, tokens)
         record = record_file(path)
         return cls(name=path.name, tokens=len(tokens), bytes=record.bytes, sha256=record.sha256)
 
@@ -213,6 +214,15 @@ def _split(found: dict[str, Any]) -> Split:
         for name in ("starts", "answers")
     }
     return Split(**{**found, "shards": shards, **beside})
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """As `numpy.save`, which tells nobody if the disk has no room for the last kilobytes."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _mapped(path: Path, size: int, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:

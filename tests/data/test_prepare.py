@@ -1,5 +1,7 @@
 """Preparation writes all documents as one stream of tokens for each split, or nothing."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,30 @@ def test_data_in_the_directory_of_their_text_are_no_part_of_it(tmp_path: Path) -
 
     assert sum(split.files for split in first.splits.values()) == 20
     assert first == second
+
+
+# No file may be larger, as if the disk were full.
+FULL = """
+import resource, signal, sys
+from nanochat.data.prepare import prepare
+from nanochat.text.tokenizer import Tokenizer
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+prepare([sys.argv[1]], sys.argv[2], Tokenizer.load(sys.argv[2]), held_out=0.2, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "train-00000.npy", "data.json"])
+def test_without_space_the_data_that_were_there_stay(corpus: Path, copy: Path, name: str) -> None:
+    room = (copy / name).stat().st_size - 1
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    words = [sys.executable, "-c", FULL, str(corpus), str(copy), str(room)]
+
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    last = result.stderr.splitlines()[-1]
+    assert f"SaveError: cannot write {copy}: " in last
+    assert last.endswith("free space or pass another path")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
