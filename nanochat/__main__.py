@@ -4,4 +4,6 @@ from nanochat.cli import main
 
 __all__: list[str] = []
 
-main()
+# A process that another one starts imports this, too.
+if __name__ == "__main__":
+    main()

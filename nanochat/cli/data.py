@@ -80,6 +80,9 @@ def data() -> None:
 @_shown(
     "--sample-bytes", default=20_000_000, help="Bytes of text that a new tokenizer is trained on."
 )
+@_shown(
+    "--processes", default=1, help="Processes that read and tokenise; what they write is the same."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the data that --out holds.")
 @as_json_option
 def prepare(

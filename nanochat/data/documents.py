@@ -3,18 +3,30 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from nanochat.data.chat import Messages, messages_of, text_of_chat
-from nanochat.data.records import text_of
+from nanochat.data.records import Chunk, text_of
 from nanochat.data.sources import Sources, find_sources
 from nanochat.data.splits import is_held_out, pieces
 from nanochat.errors import DataError, InputError, counted, how_to_install
 
-__all__ = ["Document", "Unit", "choose_unit", "documents", "documents_of", "log_dropped"]
+__all__ = [
+    "Document",
+    "Met",
+    "Reading",
+    "Text",
+    "Unit",
+    "choose_unit",
+    "documents",
+    "documents_of",
+    "log_dropped",
+    "texts_in",
+]
 
 Unit = Literal["document", "piece"]
 
@@ -67,74 +79,120 @@ def documents(
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
     sources = find_sources(patterns, max_bytes=max_file_bytes)
-    yield from documents_of(sources, held_out, counts, unit, column=column)
+    reading = Reading(held_out=held_out, unit=unit, column=column)
+    yield from documents_of(sources, reading, counts)
     if dropped is None:
         log_dropped(counts)
 
 
-def documents_of(
-    sources: Sources,
-    held_out: float,
-    counts: Counter[str],
-    unit: Unit,
-    *,
-    column: str = "text",
-    chat: bool = False,
-    near_duplicates: float = 0.0,
-) -> Iterator[Document]:
-    """Yield what `documents` does, of sources that are found already; `counts` receives what is left out.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How records become documents.
 
-    With `chat`, records are conversations, and those without an answer are left out. With `near_duplicates`, what
-    resembles an earlier text of either split so much is left out, too.
+    Parameters
+    ----------
+    held_out, unit, column
+        See `documents`.
+    chat : bool
+        Whether records are conversations, of which those without an answer are left out.
+    near_duplicates : float
+        From which resemblance on a text is left out for an earlier one; 0 keeps all.
     """
-    seen: set[bytes] = set()
-    is_new = _near_duplicates(near_duplicates)
+
+    held_out: float
+    unit: Unit = "document"
+    column: str = "text"
+    chat: bool = False
+    near_duplicates: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.near_duplicates <= 1:
+            raise InputError(
+                f"near_duplicates={self.near_duplicates} is no resemblance: pass 0 to keep all, or up to 1; 0.8 is "
+                "usual"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The documents of one record, with what tells whether there was such a one before."""
+
+    documents: tuple[Document, ...]
+    contents: bytes
+    signature: object = None
+
+
+class Met:
+    """The texts that were kept, as far as later ones are compared with them."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._contents: set[bytes] = set()
+        near, self._near = reading.near_duplicates, None
+        if near:
+            self._near = _near(near).NearDuplicates(near)
+
+    def is_new(self, text: Text, counts: Counter[str]) -> bool:
+        """Whether a text is none that was met, nor resembles one; if so it is met now, or else counted."""
+        if text.contents in self._contents:
+            counts["duplicate"] += 1
+            return False
+        self._contents.add(text.contents)
+        if self._near is not None and not self._near.add(text.signature):
+            counts["near-duplicate"] += 1
+            return False
+        return True
+
+
+def documents_of(sources: Sources, reading: Reading, counts: Counter[str]) -> Iterator[Document]:
+    """Yield what `documents` does, of sources that are found already; `counts` receives what is left out."""
+    met = Met(reading)
     for chunk in sources.chunks(counts):
-        for record in chunk.records(counts):
-            messages = messages_of(record) if chat else ()
-            text = text_of_chat(messages) if chat else text_of(record, column)
-            if chat and not any(message["role"] == "assistant" for message in messages):
-                counts["without an answer"] += 1
-                continue
-            if not text.strip():
-                counts["empty"] += 1
-                continue
-            contents = _contents(text)
-            if contents in seen:
-                counts["duplicate"] += 1
-                continue
-            seen.add(contents)
-            if not is_new(text):
-                counts["near-duplicate"] += 1
-                continue
-            if chat:
-                yield Document(
-                    name=record.name,
-                    text=text,
-                    held_out=is_held_out(record.name, held_out),
-                    messages=messages,
-                    place=record.place,
-                )
-            else:
-                yield from _parts(record.name, text, held_out, unit)
+        for text in texts_in(chunk, reading, counts):
+            if met.is_new(text, counts):
+                yield from text.documents
 
 
-def choose_unit(sources: Sources, column: str, held_out: float) -> Unit:
+def texts_in(chunk: Chunk, reading: Reading, counts: Counter[str]) -> Iterator[Text]:
+    """Yield the texts of a chunk that can serve, which depends on nothing else."""
+    near = _near(reading.near_duplicates) if reading.near_duplicates else None
+    for record in chunk.records(counts):
+        messages = messages_of(record) if reading.chat else ()
+        text = text_of_chat(messages) if reading.chat else text_of(record, reading.column)
+        if not text.strip():
+            counts["empty"] += 1
+        elif reading.chat and not any(message["role"] == "assistant" for message in messages):
+            counts["without an answer"] += 1
+        else:
+            whole = Document(
+                name=record.name,
+                text=text,
+                held_out=is_held_out(record.name, reading.held_out),
+                messages=messages,
+                place=record.place,
+            )
+            yield Text(
+                documents=tuple(_pieces(whole, reading)),
+                contents=_contents(text),
+                signature=None if near is None else near.signature(text),
+            )
+
+
+def choose_unit(sources: Sources, reading: Reading) -> Unit:
     """Documents, if there are some for either split; this reads as many as it takes to see that."""
     found = set()
     num_documents = 0
-    for document in documents_of(sources, held_out, Counter(), "document", column=column):
+    for document in documents_of(sources, replace(reading, near_duplicates=0.0), Counter()):
         found.add(document.held_out)
         num_documents += 1
         if len(found) == 2:
             return "document"
-    if not held_out or not num_documents:
+    if not reading.held_out or not num_documents:
         return "document"
     _LOGGER.warning(
         "too few documents to hold some of them out (documents: %d, share: %s): the end of each, or of every million "
         "characters in it, is held out instead",
         num_documents,
-        held_out,
+        reading.held_out,
     )
     return "piece"
 
@@ -146,21 +204,14 @@ def log_dropped(dropped: Counter[str]) -> None:
         _LOGGER.warning("left out %s: %s", counted(dropped.total(), "document"), reasons)
 
 
-def _near_duplicates(threshold: float) -> Callable[[str], bool]:
-    """What tells of a text whether it resembles none that it was told of before."""
-    if not 0 <= threshold <= 1:
-        raise InputError(
-            f"near_duplicates={threshold} is no resemblance: pass 0 to keep all, or up to 1; 0.8 is usual"
-        )
-    if not threshold:
-        return lambda _: True
+def _near(threshold: float) -> ModuleType:
     try:
-        from nanochat.data.near import NearDuplicates
+        from nanochat.data import near
     except ModuleNotFoundError as error:
         raise DataError(
             f"near_duplicates={threshold} needs the package {error.name}: {how_to_install('data')}"
         ) from error
-    return NearDuplicates(threshold).add
+    return near
 
 
 def _contents(text: str) -> bytes:
@@ -168,9 +219,9 @@ def _contents(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
 
 
-def _parts(name: str, text: str, held_out: float, unit: Unit) -> Iterator[Document]:
-    if unit == "document":
-        yield Document(name=name, text=text, held_out=is_held_out(name, held_out))
+def _pieces(whole: Document, reading: Reading) -> Iterator[Document]:
+    if reading.unit == "document":
+        yield whole
         return
-    for number, part, is_for_evaluation in pieces(text, held_out):
-        yield Document(name=f"{name}#{number}", text=part, held_out=is_for_evaluation)
+    for number, part, is_for_evaluation in pieces(whole.text, reading.held_out):
+        yield Document(name=f"{whole.name}#{number}", text=part, held_out=is_for_evaluation)

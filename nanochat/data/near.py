@@ -8,7 +8,7 @@ References
 
 from rensa import RMinHash, RMinHashDeduplicator
 
-__all__ = ["NearDuplicates", "shingles"]
+__all__ = ["NearDuplicates", "shingles", "signature"]
 
 _WORDS, _SEED = 5, 0
 # Of a document; the resemblance is estimated to 0.04 by as many.
@@ -30,8 +30,8 @@ class NearDuplicates:
     --------
     >>> met = NearDuplicates(0.8)
     >>> text = "the quick brown fox jumps over the lazy dog and runs away from all of us " * 3
-    >>> met.add(text), met.add(text + "today"), met.add("another text")
-    (True, False, True)
+    >>> [met.add(signature(each)) for each in (text, text + "today", "another text")]
+    [True, False, True]
     """
 
     def __init__(self, threshold: float) -> None:
@@ -40,12 +40,17 @@ class NearDuplicates:
         )
         self._count = 0
 
-    def add(self, text: str) -> bool:
-        """Return whether a document resembles none before it, and if so remember it."""
-        minhash = RMinHash(num_perm=_HASHES, seed=_SEED)
-        minhash.update(shingles(text))
+    def add(self, minhash: RMinHash) -> bool:
+        """Return whether the document of a signature resembles none before it, and if so remember it."""
         self._count += 1
         return bool(self._met.add(str(self._count), minhash))
+
+
+def signature(text: str) -> RMinHash:
+    """The MinHash of a document."""
+    found = RMinHash(num_perm=_HASHES, seed=_SEED)
+    found.update(shingles(text))
+    return found
 
 
 def shingles(text: str) -> list[str]:

@@ -6,11 +6,11 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from nanochat.data.documents import Document, choose_unit, documents_of, log_dropped
-from nanochat.data.index import FILE_NAME, DataIndex, Split
+from nanochat.data.documents import Document, Reading, choose_unit, documents_of, log_dropped
+from nanochat.data.encoding import encoded_documents
+from nanochat.data.index import FILE_NAME, DataIndex, Split, token_type
 from nanochat.data.sources import find_sources
 from nanochat.data.splits import position
 from nanochat.data.writing import write_splits
@@ -35,6 +35,7 @@ def prepare(
     shard_tokens: int = 2**26,
     max_file_bytes: int = 2**30,
     sample_bytes: int = 20_000_000,
+    processes: int = 1,
     overwrite: bool = False,
     beside: Mapping[str, bytes] | None = None,
 ) -> DataIndex:
@@ -63,6 +64,8 @@ def prepare(
         Tokens per file.
     sample_bytes : int
         Text that a new tokenizer is trained on, bytes, drawn from the training texts; of the Hub, the first ones.
+    processes : int
+        Processes that read and tokenise; the files that are written are the same for any number.
     overwrite : bool
         Replace `output` if it holds prepared data.
     beside : dict of str to bytes, optional
@@ -73,6 +76,7 @@ def prepare(
         ("shard_tokens", shard_tokens),
         ("max_file_bytes", max_file_bytes),
         ("sample_bytes", sample_bytes),
+        ("processes", processes),
     ):
         if size < 1:
             raise InputError(f"{name}={size} leaves no room: pass 1 or more")
@@ -82,20 +86,14 @@ def prepare(
     # Before this writes files of its own.
     files = [each for each in found.files if output.resolve() not in each[1].parents]
     sources = replace(found, files=files)
+    reading = Reading(held_out=held_out, column=column, chat=chat, near_duplicates=near_duplicates)
     # A piece of a conversation is none.
-    unit = "document" if chat else choose_unit(sources, column, held_out)
-    read = partial(
-        documents_of,
-        sources,
-        held_out,
-        unit=unit,
-        column=column,
-        chat=chat,
-        near_duplicates=near_duplicates,
-    )
+    if not chat:
+        reading = replace(reading, unit=choose_unit(sources, reading))
     if isinstance(tokenizer, int):
         sample = _first if sources.streams else _sample
-        tokenizer = Tokenizer.train(sample(read(Counter()), sample_bytes), tokenizer)
+        read = documents_of(sources, reading, Counter())
+        tokenizer = Tokenizer.train(sample(read, sample_bytes), tokenizer)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
@@ -103,7 +101,8 @@ def prepare(
             new.mkdir()
             for name, content in {**tokenizer.files(), **(beside or {})}.items():
                 (new / name).write_bytes(content)
-            splits = write_splits(read(dropped), new, tokenizer, shard_tokens)
+            encoded = encoded_documents(sources, reading, dropped, tokenizer, processes)
+            splits = write_splits(encoded, new, token_type(tokenizer.vocab_size), shard_tokens)
             log_dropped(dropped)
             _check_splits(splits, held_out)
             index = DataIndex(

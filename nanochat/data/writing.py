@@ -2,63 +2,38 @@
 
 import logging
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from nanochat.data.chat import encode_chat
-from nanochat.data.documents import Document
-from nanochat.data.index import Beside, Shard, Split, Tokens, token_type
-from nanochat.text.tokenizer import Tokenizer
+from nanochat.data.encoding import Encoded
+from nanochat.data.index import Beside, Shard, Split, Tokens
 
 __all__ = ["write_splits"]
 
-_BATCH_CHARACTERS = 4_000_000
+_TOLD_TOKENS = 1_000_000
 _LOGGER = logging.getLogger(__name__)
 
 
 def write_splits(
-    read: Iterator[Document], directory: Path, tokenizer: Tokenizer, shard_tokens: int
+    encoded: Iterable[Encoded],
+    directory: Path,
+    kind: np.dtype[np.unsignedinteger],
+    shard_tokens: int,
 ) -> dict[str, Split]:
     """Write the tokens of documents, and return what was written of either split."""
-    kind = token_type(tokenizer.vocab_size)
     writers = {
         split: _Writer(directory, split, shard_tokens, kind) for split in ("train", "held_out")
     }
-    for group in _batches(read):
-        for document, tokens, edges in _encoded(group, tokenizer):
-            split = "held_out" if document.held_out else "train"
-            writers[split].add(document.text, tokens, edges)
-        _LOGGER.info("%d tokens", sum(writer.tokens for writer in writers.values()))
+    told = 0
+    for document in encoded:
+        writers["held_out" if document.held_out else "train"].add(document)
+        total = sum(writer.tokens for writer in writers.values())
+        if total >= told + _TOLD_TOKENS:
+            _LOGGER.info("%d tokens", total)
+            told = total
     return {split: writer.close() for split, writer in writers.items()}
-
-
-def _encoded(
-    group: list[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, list[int], list[int]]]:
-    """The tokens of each document, and of a conversation where its answers begin and end."""
-    if group[0].messages:
-        for document in group:
-            yield (document, *encode_chat(document.messages, tokenizer, document.place))
-        return
-    encoded = tokenizer.encode_batch([document.text for document in group])
-    for document, tokens in zip(group, encoded, strict=True):
-        yield document, [tokenizer.bos, *tokens], []
-
-
-def _batches(read: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in lists that are worth a call of the tokenizer, which uses all cores."""
-    batch: list[Document] = []
-    characters = 0
-    for document in read:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 class _Writer:
@@ -81,12 +56,12 @@ class _Writer:
         # Eight bytes a document, where a list would take forty.
         self._starts, self._answers = array("q"), array("q")
 
-    def add(self, text: str, tokens: list[int], edges: list[int]) -> None:
-        self._answers.extend(self.tokens + edge for edge in edges)
+    def add(self, document: Encoded) -> None:
+        self._answers.extend(self.tokens + edge for edge in document.edges)
         self._starts.append(self.tokens)
-        self._bytes += len(text.encode())
-        self.tokens += len(tokens)
-        self._parts.append(np.array(tokens, self._kind))
+        self._bytes += document.num_bytes
+        self.tokens += len(document.tokens)
+        self._parts.append(document.tokens)
         if self.tokens - self._shard_tokens * len(self._shards) >= self._shard_tokens:
             self._flush(last=False)
 

@@ -1,5 +1,6 @@
 """Preparation writes all documents as one stream of tokens for each split, or nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from nanochat.data.shards import Shards
 from nanochat.errors import DataError, InputError, SaveError
 from nanochat.text.codec import BYTES
 from nanochat.text.tokenizer import SPECIALS, Tokenizer
-from tests.data.streams import TOKENIZER, stream
+from tests.data.streams import TOKENIZER, WORDS, stream
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -187,6 +188,81 @@ def test_data_in_the_directory_of_their_text_are_no_part_of_it(tmp_path: Path) -
 
     assert sum(split.files for split in first.splits.values()) == 20
     assert first == second
+
+
+@pytest.mark.parametrize("kind", ["text", "records", "chats"])
+def test_processes_write_the_same_bytes_whatever_their_number(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    # Of which some are there twice, and some nearly.
+    texts = [" ".join(rng.choice(WORDS, 300 + number % 200)) for number in range(600)] * 2
+    texts[-100:] = [f"{text} more" for text in texts[:100]]
+    if kind == "text":
+        for number, text in enumerate(texts):
+            (folder / f"{number}.txt").write_text(text)
+    else:
+        rows = [{"text": text, "messages": chat(text)} for text in texts]
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = [
+        prepare(
+            [folder],
+            tmp_path / f"{processes}",
+            TOKENIZER,
+            held_out=0.2,
+            shard_tokens=10_009,
+            chat=kind == "chats",
+            near_duplicates=0.8,
+            processes=processes,
+        )
+        for processes in (1, 3)
+    ]
+
+    assert found[0] == found[1]
+    assert found[0].dropped == {"duplicate": 500, "near-duplicate": 100}
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "say"}, {"role": "assistant", "content": text}]
+
+
+def test_what_a_process_cannot_read_is_named_as_if_there_were_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": }\n')
+
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: not valid JSON"):
+        prepare([tmp_path], tmp_path / "out", TOKENIZER, held_out=0, processes=2)
+
+
+# A process ends as soon as it has something to read.
+KILLED = """
+import os, sys
+from pathlib import Path
+from nanochat.data import encoding
+from nanochat.data.prepare import prepare
+from nanochat.text.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    prepare([sys.argv[1]], sys.argv[2], Tokenizer.load(sys.argv[3]), held_out=0.2, processes=2)
+else:
+    encoding._encode = lambda *_: os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_that_dies_is_an_error_and_no_hang(
+    corpus: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    words = [tmp_path / "killed.py", corpus, tmp_path / "out", data]
+
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    last = result.stderr.splitlines()[-1]
+    assert "a process that reads text died" in last
+    assert "pass fewer --processes" in last
+    assert not (tmp_path / "out").exists()
 
 
 # No file may be larger, as if the disk were full.
