@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class Shards:
                 "(held_out=0.02 in Python)"
             )
         self._seed = seed
+        self._name = split
         self._split = self.index.splits[split]
         self._shards = self._split.shards
         self._arrays = [
@@ -76,6 +77,10 @@ class Shards:
         ]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
         self._packed_by_length: dict[int, Packed] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files itself: what is mapped would be copied."""
+        return functools.partial(Shards, seed=self._seed), (self.directory, self._name)
 
     @property
     def fingerprint(self) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat.backends.torch.ops import TorchOps
@@ -30,6 +29,7 @@ from nanochat.training.module import LanguageModel
 from nanochat.training.monitoring import code_changes, gradient_norms, sampled_codes
 from nanochat.training.passes import Passes
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
+from nanochat.training.prefetch import Prefetched
 from nanochat.training.products import measured, with_products
 from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
 from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
@@ -115,6 +115,7 @@ class Trainer:
         self._stages = stages(recipe)
         layouts = {stage.layout for stage in self._stages}
         self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, layouts)
+        self._batches = Prefetched(self.shards, recipe.run.workers)
         weights = weights or init(recipe.model, np.random.default_rng(recipe.seed))
         self.model = LanguageModel(recipe.model, weights, ops)
         self._passes = Passes(
@@ -183,6 +184,7 @@ class Trainer:
             self._interruption,
             locked(self.directory),
             RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
+            self._batches,
         ):
             self._begun = True
             remove_leftovers(self.directory)
@@ -255,9 +257,10 @@ class Trainer:
         # JSON has no word for what is not finite, and no model is worth more steps after it.
         name = "held_out_nats_per_token"
         self._require_finite({name: found[name]})
-        first = self.shards.batch(0, 1, self._stage.layout)
+        first = self.shards.batch(0, 1, self._stage.layout).inputs
+        tokens = torch.from_numpy(first).to(self.model.ops.device)
         with self._interruption.abandonable():
-            seen = looks(self.model, self._tensor(first.inputs), self.held_out, run.sample_tokens)
+            seen = looks(self.model, tokens, self.held_out, run.sample_tokens)
         return {**found, **seen}
 
     def save(self) -> None:
@@ -343,7 +346,7 @@ class Trainer:
         stage, number = self._stage, self.step + self.setbacks.skipped
         data = stage.recipe.data
         waiting = time.perf_counter()
-        batch = self.shards.batch(
+        batch = self._batches.batch(
             number - stage.data_first, data.batch_size, stage.layout, order=stage.data_order
         )
         waited = time.perf_counter() - waiting
@@ -491,6 +494,3 @@ class Trainer:
             str(self.model.ops.device), getattr(torch, recipe.precision.products)
         )
         self.updater = Updater(self.model, self._specs, recipe.optimizer, states)
-
-    def _tensor(self, tokens: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(tokens).to(self.model.ops.device)

@@ -122,6 +122,8 @@ class RunSettings:
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses as many as were trained on, if they are
         more.
+    workers : int
+        Processes that prepare the next batches meanwhile; 0 is none, which does where no step waits for its batch.
     budget : float
         Seconds that the run takes, whose steps are decided when its rate must fall; 0 is as many as its steps need.
     sample_tokens : int
@@ -135,6 +137,7 @@ class RunSettings:
     snapshot_every: Count = 100
     keep_snapshots: Count = 2
     evaluation_windows: Count = 64
+    workers: Whole = 0
     budget: NotNegative = 0.0
     sample_tokens: Whole = 40
     activation_checkpointing: bool = False
