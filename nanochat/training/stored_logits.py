@@ -8,7 +8,7 @@ Legend: S sequences, T tokens, K logits of each.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -118,7 +118,13 @@ class StoredLogits:
 
 
 def store_logits(
-    recipe: Recipe, data: Path, out: Path, *, model: str, count: int = 32, device: str = "auto"
+    recipe: Recipe,
+    data: Path | Mapping[str, Path],
+    out: Path,
+    *,
+    model: str,
+    count: int = 32,
+    device: str = "auto",
 ) -> Path:
     """Write the largest logits of a teacher for all batches of the phases that learn from one.
 
@@ -128,7 +134,7 @@ def store_logits(
     ----------
     recipe : Recipe
         Of the run, in which `teacher.logits` may name the directory already.
-    data : Path
+    data : Path, or mapping of str to Path
         What the run trains on.
     out : Path
         The directory to write.

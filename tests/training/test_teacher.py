@@ -77,11 +77,13 @@ def test_a_run_learns_from_a_teacher(data: Path, teacher: Path, tmp_path: Path) 
     assert 0 < found[-1] < 0.8 * found[0]
 
 
+@pytest.mark.parametrize("packing", ["windows", "best-fit"])
 def test_stored_logits_of_the_whole_vocabulary_teach_as_their_model_does(
-    data: Path, teacher: Path, tmp_path: Path
+    packing: str, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     from_model = recipe(
         steps=4,
+        data={"packing": packing},
         objective={"distillation": 1, "temperature": 2},
         teacher={"model": str(teacher)},
         **SHORT,
