@@ -51,6 +51,10 @@ def pinned(source: str, revision: str | None) -> str | None:
     """
     name, _, _ = source.partition(":")
     if Path(name).is_dir():
+        if revision:
+            raise DataError(
+                f"hub:{source} is a directory, without revisions: leave out {revision!r:.80}"
+            )
         return None
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=_TIMEOUT).sha

@@ -135,9 +135,10 @@ def text_of(record: Record, column: str) -> str:
     if isinstance(fields, str):
         return fields
     if column not in fields:
+        chat = ", or pass --chat" if {"messages", "conversations"} & fields.keys() else ""
         raise DataError(
             f"{record.place}: no field {column!r:.80}{did_you_mean(column, fields)}: choose one of "
-            f"{', '.join(map(str, fields)) or 'none'} with --column (column= in Python)"
+            f"{', '.join(map(str, fields)) or 'none'} with --column (column= in Python){chat}"
         )
     text = fields[column]
     if text is None:
