@@ -116,6 +116,7 @@ BAD = {
             b'{"texts": "a", "id": 1}\n',
             r"line 1: no field 'text' \(did you mean texts\?\).*texts, id",
         ),
+        (b'{"messages": []}\n', r"line 1: no field 'text': .* or pass --chat$"),
         (
             b'{"text": 5, "id": 1}\n',
             r"line 1: text is 5, not a text: choose another field of text, id",
@@ -207,6 +208,11 @@ def test_without_a_network_nothing_is_written_and_one_line_says_why(tmp_path: Pa
     assert line.startswith("error: hub:org/name: ")
     assert "the network be there" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_has_no_revisions(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a directory, without revisions: leave out 'v1'"):
+        prepare([f"hub:{dataset}"], tmp_path / "out", TOKENIZER, revision="v1")
 
 
 def test_a_revision_without_a_data_set_is_refused(tmp_path: Path) -> None:
