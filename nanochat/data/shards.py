@@ -77,6 +77,9 @@ class Shards:
         ]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
         self._packed_by_length: dict[int, Packed] = {}
+        # Of this epoch and the next one, and of no other source.
+        self._window_starts = functools.lru_cache(maxsize=2)(window_starts)
+        self._epoch_order = functools.lru_cache(maxsize=2)(epoch_order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the files itself: what is mapped would be copied."""
@@ -166,14 +169,16 @@ class Shards:
             # The first order is that of before there were others.
             seeds = (self._seed, epoch, order) if order else (self._seed, epoch)
             if layout.packing == "best-fit":
-                found.append(int(epoch_order(count, seeds)[number]))
+                found.append(int(self._epoch_order(count, seeds)[number]))
             else:
-                starts = window_starts(self.num_tokens, count, layout.length, seeds)
+                starts = self._window_starts(self.num_tokens, count, layout.length, seeds)
                 found.append(int(starts[number]))
         return self._laid_out(found, layout)
 
     def num_in_order(self, layout: Layout) -> int:
         """Return the number of sequences of :meth:`in_order`."""
+        if layout.packing == "best-fit":
+            return self.num_sequences(layout)
         return len(self._in_order(layout)[0])
 
     def in_order(

@@ -1,14 +1,11 @@
 """This file holds the orders in which a run reads sequences: one for each epoch, the same for ever."""
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["epoch_order", "window_starts"]
 
 
-@functools.lru_cache(maxsize=4)
 def window_starts(
     num_tokens: int, num_windows: int, length: int, seeds: tuple[int, ...]
 ) -> NDArray[np.int64]:
@@ -20,7 +17,6 @@ def window_starts(
     return offset + length * order.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)
 def epoch_order(count: int, seeds: tuple[int, ...]) -> NDArray[np.int64]:
     """The numbers below `count` in the order of one epoch.
 

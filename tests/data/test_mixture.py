@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nanochat.data.batch import Layout
+from nanochat.data.batch import Layout, Packing
 from nanochat.data.mixture import Mixture, _block, _quotas
 from nanochat.data.prepare import prepare
 from nanochat.data.shards import Shards
@@ -106,6 +106,25 @@ def test_samples_are_the_same_in_batches_of_any_size(directories: dict[str, Path
 
     each = [found.batch(step, 7, layout()).inputs for step in range(300)]
     assert np.array_equal(np.concatenate(each), together)
+
+
+@pytest.mark.parametrize("packing", ["windows", "best-fit"])
+def test_an_epoch_of_a_source_is_put_in_order_once_however_many_there_are(
+    directories: dict[str, Path], packing: Packing
+) -> None:
+    many = {f"{name}{number}": each for name, each in directories.items() for number in range(4)}
+    found = mixture(many)
+
+    for step in range(4):
+        found.batch(step, 64, Layout(length=64, packing=packing))
+
+    for source in found.sources.values():
+        orders = source._epoch_order if packing == "best-fit" else source._window_starts
+        epochs = orders.cache_info()
+        assert epochs.hits > epochs.misses
+        assert epochs.misses <= 1 + (epochs.hits + epochs.misses) // source.num_sequences(
+            Layout(length=64, packing=packing)
+        )
 
 
 def test_one_source_has_the_batches_that_it_has_alone(directories: dict[str, Path]) -> None:
