@@ -5,6 +5,7 @@ or comes to another phase begins to read there.
 """
 
 import signal
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -68,16 +69,19 @@ class Prefetched:
     def _begin(self, step: int, batches: "_Numbered") -> Iterator[Batch | NanochatError]:
         # Those of before end first.
         self._batches = iter(())
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(step, _ENDLESS),
-            num_workers=self._workers,
-            prefetch_factor=_AHEAD,
-            collate_fn=_unchanged,
-            worker_init_fn=_ignore_signals,
-        )
-        return iter(loader)
+        with warnings.catch_warnings():
+            # They wait for a disk, mostly, and may be more than there are cores.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            loader = DataLoader(
+                batches,
+                batch_size=None,
+                sampler=range(step, _ENDLESS),
+                num_workers=self._workers,
+                prefetch_factor=_AHEAD,
+                collate_fn=_unchanged,
+                worker_init_fn=_ignore_signals,
+            )
+            return iter(loader)
 
 
 class _Numbered(Dataset[Batch | NanochatError]):
