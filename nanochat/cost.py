@@ -212,6 +212,7 @@ def _used(config: ModelConfig) -> list[Spec]:
         head=tree.embedding if tree.head is None else tree.head,
         exit=None,
         ahead=(),
+        joins=(),
         # They are few, and stay in the cache.
         signs=None,
     )

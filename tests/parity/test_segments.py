@@ -63,9 +63,13 @@ def test_the_operations_agree_on_packed_documents(name: str, case: str) -> None:
     lockstep: Any = LockstepOps(other)
     config = CASES[case]
     weights = lockstep.prepare(freeze(random_weights(config)))
-    given = lockstep.tokens(tokens(case)), weights, config, lockstep
+    ids = tokens(case)
+    later = [lockstep.tokens(np.roll(ids, -n, axis=1)) for n in range(1, 1 + len(weights.joins))]
+    segments = lockstep.tokens(require_segments(SEGMENTS))
 
-    training_outputs(*given, segments=lockstep.tokens(require_segments(SEGMENTS)))
+    training_outputs(
+        lockstep.tokens(ids), weights, config, lockstep, segments=segments, later=later
+    )
 
     lockstep.check()
 
