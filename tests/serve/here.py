@@ -19,6 +19,9 @@ from nanochat.serve.settings import Settings
 
 __all__ = ["Here", "asked_here", "served_here"]
 
+# That a server may take to end.
+_SECONDS = 60
+
 
 @dataclass
 class Here:
@@ -49,7 +52,8 @@ def served_here(models: Mapping[str, Model]) -> Iterator[Here]:
         for served in server.models.values():
             await served.engine.stop()
 
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    # One that does not end must not keep the tests from ending.
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
     try:
         while not runner.started:
@@ -58,7 +62,8 @@ def served_here(models: Mapping[str, Model]) -> Iterator[Here]:
         yield Here(runner.servers[0].sockets[0].getsockname()[1])
     finally:
         runner.should_exit = runner.force_exit = True
-        thread.join()
+        thread.join(timeout=_SECONDS)
+        assert not thread.is_alive(), "the server does not end"
 
 
 def asked_here(

@@ -104,8 +104,8 @@ def test_a_run_that_goes_on_refuses_what_another_configuration_changes(
 
     with pytest.raises(
         ConfigError,
-        match=r"steps \(600 for 30\), optimizer\.norms\.rule \(adamw for lion\), .*rate \(0\.1 for "
-        rf"0\.001\).*: pass --out {run} in place of CONFIG .* --start {run} --out OTHER$",
+        match=r"steps \(600 for 30\), optimizer\.norms\.rate \(0\.1 for 0\.001\), optimizer\.norms\.rule \(adamw for "
+        rf"lion\), .*: pass --out {run} in place of CONFIG .* --start {run} --out OTHER$",
     ):
         plan(fields, data=tmp_path, out=run, resume=True)
 
