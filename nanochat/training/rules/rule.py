@@ -20,18 +20,16 @@ __all__ = ["SETTINGS", "Rule", "kept", "updated"]
 
 Rule = Annotated[Muon | AdamW | Lion, Field(discriminator="rule")]
 
-_UPDATES: Mapping[type, Callable[..., tuple[Array, State]]] = {
-    Muon: muon,
-    AdamW: adamw,
-    Lion: lion,
-}
-_KEPT: Mapping[type, Callable[[Any, Sequence[int]], dict[str, Kept]]] = {
-    Muon: kept_by_muon,
-    AdamW: kept_by_adamw,
-    Lion: kept_by_lion,
+_Update = Callable[..., tuple[Array, State]]
+_Keeping = Callable[[Any, Sequence[int]], dict[str, Kept]]
+
+_RULES: Mapping[type[Rule], tuple[_Update, _Keeping]] = {
+    Muon: (muon, kept_by_muon),
+    AdamW: (adamw, kept_by_adamw),
+    Lion: (lion, kept_by_lion),
 }
 # By name.
-SETTINGS: Mapping[str, type[Rule]] = {kind().rule: kind for kind in (Muon, AdamW, Lion)}
+SETTINGS: Mapping[str, type[Rule]] = {kind().rule: kind for kind in _RULES}
 
 
 def updated(
@@ -48,9 +46,7 @@ def updated(
     step : int
         Number of this step since the state was empty, from 1.
     """
-    update = _UPDATES[type(settings)]
-    if isinstance(settings, Projected) and settings.rank:
-        update = partial(in_subspace, update)
+    update, _ = _of(settings)
     return update(parameter, gradient, state, settings, rate=rate, step=step)
 
 
@@ -62,7 +58,12 @@ def kept(settings: Rule, shape: Sequence[int]) -> dict[str, Kept]:
     >>> kept(AdamW(), (4, 8))["second"]
     Kept(shape=(4, 8), dtype='float32')
     """
-    found = _KEPT[type(settings)]
+    return _of(settings)[1](settings, shape)
+
+
+def _of(settings: Rule) -> tuple[_Update, _Keeping]:
+    """The update of a rule, and what it keeps, perhaps in a subspace."""
+    update, keeping = _RULES[type(settings)]
     if isinstance(settings, Projected) and settings.rank:
-        return kept_in_subspace(found, settings, shape)
-    return found(settings, shape)
+        return partial(in_subspace, update), partial(kept_in_subspace, keeping)
+    return update, keeping
