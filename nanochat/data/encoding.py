@@ -8,11 +8,12 @@ import itertools
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from nanochat.errors import DataError
 from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["Encoded", "encoded_documents"]
+
+Item = TypeVar("Item")
 
 # Of documents that are tokenised at once, and of chunks that are read at once.
 _BATCH_CHARACTERS, _GROUP_BYTES = 4_000_000, 2**20
@@ -61,7 +64,9 @@ def encoded_documents(
         If a process dies.
     """
     if processes == 1:
-        for batch in _batches(documents_of(sources, reading, counts)):
+        read = documents_of(sources, reading, counts)
+        # The tokenizer uses all cores.
+        for batch in _grouped(read, lambda each: len(each.text), _BATCH_CHARACTERS):
             yield from _encode(batch, tokenizer)
         return
     met = Met(reading)
@@ -91,18 +96,20 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Enc
         )
 
 
-def _batches(read: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in lists that are worth a call of the tokenizer, which uses all cores."""
-    batch: list[Document] = []
-    characters = 0
-    for document in read:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _grouped(
+    items: Iterable[Item], size_of: Callable[[Item], int], limit: int
+) -> Iterator[list[Item]]:
+    """Items in lists of at least that size, but for the last one."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += size_of(item)
+        if size >= limit:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _elsewhere(
@@ -118,7 +125,7 @@ def _elsewhere(
         initargs=(reading, tokenizer.pieces, tokenizer.merges),
     )
     try:
-        for group in _groups(chunks):
+        for group in _grouped(chunks, lambda each: each.size, _GROUP_BYTES):
             waiting.append(pool.submit(_find, group))
             if len(waiting) == _AHEAD * processes:
                 yield waiting.popleft().result()
@@ -130,20 +137,6 @@ def _elsewhere(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _groups(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-    """Chunks in lists that are worth a message to another process."""
-    group: list[Chunk] = []
-    size = 0
-    for chunk in chunks:
-        group.append(chunk)
-        size += chunk.size
-        if size >= _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 # Of a process that reads.
