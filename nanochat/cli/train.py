@@ -1,13 +1,19 @@
 """This file holds `nanochat train`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
+from nanochat.cli.recipe import (
+    changes_option,
+    config_argument,
+    data_option,
+    device_option,
+    preset_option,
+)
 from nanochat.cli.run import INTERRUPTED, require_packages
 from nanochat.errors import counted
 from nanochat.export.stock.architectures import stock_runtimes
@@ -48,42 +54,10 @@ def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> N
     context.exit()
 
 
-def _directories(
-    _: click.Context, __: click.Parameter, given: tuple[str, ...]
-) -> Path | dict[str, Path] | None:
-    """The one directory, or several by their names."""
-    # A directory may have an equals sign in its name.
-    parts = [("", "", each) if Path(each).is_dir() else each.rpartition("=") for each in given]
-    found = {name: Path(directory) for name, __, directory in parts}
-    for directory in found.values():
-        if not directory.is_dir():
-            raise click.BadParameter(f"there is no directory {directory}: prepare the data first")
-    if len(given) == 1 and "" in found:
-        return found[""]
-    if "" in found:
-        raise click.BadParameter(
-            f"several data need names: write --data NAME={found['']} in place of --data {found['']}"
-        )
-    if len(found) < len(given):
-        raise click.BadParameter("two data have the same name: write another for one of them")
-    return found or None
-
-
 @click.command(epilog=_EXAMPLES)
-@click.argument(
-    "config", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False
-)
-@click.option(
-    "--preset",
-    help="Start from this preset's shape, such as tiny, or that of a model of the catalog.",
-)
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Change a setting of the recipe, or model.NAME of the model; repeatable.  [see --settings]",
-)
+@config_argument
+@preset_option
+@changes_option
 @click.option(
     "--settings",
     is_flag=True,
@@ -107,14 +81,7 @@ def _directories(
     is_flag=True,
     help="Print parameters, operations, memory, steps and time, and exit; nothing is read or written.",
 )
-@click.option(
-    "--data",
-    multiple=True,
-    metavar="[NAME=]DIRECTORY",
-    callback=_directories,
-    help="Tokens, from `nanochat data prepare`; several have names, which data.mixture weighs.  [default: those of "
-    "CONFIG's text, in the run's directory]",
-)
+@data_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -133,13 +100,7 @@ def _directories(
     help="Begin at step 0 with the weights of another run, a snapshot or a model, on whatever data: to fine-tune. A "
     "CONFIG without a model has theirs.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to train; auto is CUDA if it is there.",
-)
+@device_option
 @click.option(
     "--compile/--no-compile",
     "compile_model",
@@ -158,7 +119,7 @@ def train(
     *,
     config: Path | None,
     preset: str | None,
-    changes: tuple[str, ...],
+    changes: list[tuple[str, object]],
     tokens_per_parameter: float | None,
     budget: str | None,
     dry_run: bool,
@@ -188,19 +149,18 @@ def train(
     from nanochat.training.progress import progress
     from nanochat.training.run_log import HELD_OUT
 
-    changed = [*map(_change, changes)]
     if tokens_per_parameter is not None:
-        changed.append(("tokens_per_parameter", tokens_per_parameter))
+        changes.append(("tokens_per_parameter", tokens_per_parameter))
     if budget is not None:
-        changed.append(("budget", budget))
+        changes.append(("budget", budget))
     if dry_run:
-        found = recipe_of(config, preset_name=preset, changes=changed, start=start, weights=weights)
+        found = recipe_of(config, preset_name=preset, changes=changes, start=start, weights=weights)
         _print_estimate(found, device, threads, as_json=as_json)
         return
     planned = plan(
         config,
         preset_name=preset,
-        changes=changed,
+        changes=changes,
         data=data,
         out=out,
         start=start,
@@ -297,14 +257,3 @@ def _say_who_cannot_run(config: "ModelConfig") -> None:
         f"{', '.join(reasons)} cannot run this model ({next(iter(reasons.values()))}){advice}: nanochat-ternary and "
         "ONNX Runtime can"
     )
-
-
-def _change(setting: str) -> tuple[str, object]:
-    """Name and value of ``NAME=VALUE``; a value that is no JSON is a text."""
-    name, equals, text = setting.partition("=")
-    if not equals:
-        raise click.UsageError(f"--set {setting}: write NAME=VALUE")
-    try:
-        return name, json.loads(text)
-    except ValueError:
-        return name, text

@@ -13,7 +13,7 @@ import pytest
 
 from nanochat import cli
 from nanochat.cli import export
-from nanochat.cli.train import _change
+from nanochat.cli.recipe import change_of
 from nanochat.errors import NanochatError
 from nanochat.export.export import export_model
 from nanochat.export.formats import format_named
@@ -144,7 +144,7 @@ def test_settings_in_messages_and_documents_exist() -> None:
     for name, value in named:
         fields: dict[str, object] = {}
         # A value that a message fills in is a count.
-        change_setting(fields, *_change(f"{name}={value or 1}"))
+        change_setting(fields, *change_of(f"{name}={value or 1}"))
         assert fields
 
 
