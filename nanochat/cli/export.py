@@ -5,7 +5,6 @@ The options of the formats are made of what each format declares.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -14,7 +13,14 @@ import click
 
 from nanochat import __version__
 from nanochat.cli.options import Command, as_json_option, unpinned_option
-from nanochat.cli.output import format_bytes, note, print_json, print_table, write
+from nanochat.cli.output import (
+    format_bytes,
+    note,
+    print_json,
+    print_table,
+    shown_progress,
+    write,
+)
 from nanochat.cli.run import as_file_errors, run
 from nanochat.errors import InputError, counted
 from nanochat.export.format import Format, literals
@@ -23,7 +29,6 @@ from nanochat.export.formats import FORMATS, format_named, written_names
 if TYPE_CHECKING:
     from nanochat.bundle import Bundle
     from nanochat.export.export import Exported
-    from nanochat.export.format import Progress
 
 __all__ = ["export", "main"]
 
@@ -167,7 +172,7 @@ def export(
     with as_file_errors():
         bundle = load(path, name=name, licence=licence)
     bundle = _transformed(bundle, unroll_loop=unroll_loop, exit_threshold=exit_threshold)
-    with _progress(out.name) as (progress, announce):
+    with shown_progress(out.name) as (progress, announce):
         exported = export_model(
             bundle,
             out,
@@ -260,24 +265,3 @@ def _transformed(bundle: "Bundle", *, unroll_loop: bool, exit_threshold: float |
         f"{unrolled.config.num_layers}, {format_bytes(before)} become {format_bytes(after)}"
     )
     return unrolled
-
-
-@contextmanager
-def _progress(name: str) -> "Iterator[tuple[Progress, Callable[[str], None]]]":
-    """A bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(f"writing {name}"), total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        def announce(work: str) -> None:
-            # How long it takes is not known.
-            bar.reset(task, total=None, description=escape(f"{work} {name}"))
-
-        yield update, announce

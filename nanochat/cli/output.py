@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +23,7 @@ __all__ = [
     "print_json",
     "print_table",
     "show_thought",
+    "shown_progress",
     "write",
 ]
 
@@ -69,6 +71,29 @@ def print_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ())
         columns = zip(row, widths, numeric, strict=True)
         line = "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in columns)
         write(f"{line.rstrip()}\n")
+
+
+@contextmanager
+def shown_progress(
+    name: str,
+) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """A bar on standard error, where that is a terminal: how much of `name` is written, and what else is done now."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(f"writing {name}"), total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        def announce(work: str) -> None:
+            # How long it takes is not known.
+            bar.reset(task, total=None, description=escape(f"{work} {name}"))
+
+        yield update, announce
 
 
 def format_bytes(count: float) -> str:
