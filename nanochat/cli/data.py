@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nanochat.cli.options import as_json_option
-from nanochat.cli.output import format_bytes, note, print_json, print_table
-from nanochat.cli.run import Group
+from nanochat.cli.output import format_bytes, note, print_json, print_table, shown_progress
+from nanochat.cli.recipe import (
+    changes_option,
+    config_argument,
+    data_option,
+    device_option,
+    preset_option,
+)
+from nanochat.cli.run import Group, require_packages
 
 if TYPE_CHECKING:
     from nanochat.data.index import DataIndex
@@ -24,6 +31,11 @@ Examples:
   nanochat data prepare 'web/*.parquet' --column content --out data/web --vocab-size 32768
   nanochat data prepare chats.jsonl --chat --out data/chats --tokenizer runs/tiny/model
   nanochat data prepare hub:HuggingFaceFW/fineweb-edu:sample-10BT --out data/web --vocab-size 32768
+"""
+_LOGITS_EXAMPLES = """\b
+Example:
+  nanochat data logits small.toml --data data/rust --model runs/large/model --out logits
+  nanochat train small.toml --data data/rust --set teacher.logits=logits
 """
 _SHOW_EXAMPLES = """\b
 Example:
@@ -132,6 +144,51 @@ def show(directory: Path, *, verify: bool, as_json: bool) -> None:
                 Shards(directory, split).verify()
         note("every checksum is right")
     _print(index, as_json=as_json)
+
+
+@data.command(epilog=_LOGITS_EXAMPLES)
+@config_argument
+@preset_option
+@changes_option
+@data_option
+@device_option
+@click.option(
+    "--model",
+    required=True,
+    help="The teacher: a directory of a model, or a name of the catalog or the Hub.",
+)
+@_shown("--count", default=32, help="Logits of each token.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Directory to write the logits to.",
+)
+def logits(
+    *,
+    config: Path | None,
+    preset: str | None,
+    changes: list[tuple[str, object]],
+    data: Path | dict[str, Path] | None,
+    **given: Any,
+) -> None:
+    """Write what a teacher says of everything that a run of CONFIG will read.
+
+    The run, of the same CONFIG, data and --set, learns from it with teacher.logits=OUT, and needs the teacher no more.
+    """
+    require_packages("train", "torch", "pydantic", "safetensors")
+    from nanochat.training.plan import recipe_of
+    from nanochat.training.stored_logits import store_logits
+
+    if data is None:
+        raise click.UsageError("pass the data of the run: --data runs/NAME/data, say")
+    recipe = recipe_of(config, preset_name=preset, changes=changes)
+    out = given["out"]
+    with shown_progress(out.name) as (watch, _):
+        # The options are declared with the names and types of the arguments.
+        store_logits(recipe, data, watch=watch, **given)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    note(f"wrote {out}, {format_bytes(size)}")
 
 
 def _print(index: "DataIndex", *, as_json: bool) -> None:

@@ -8,9 +8,10 @@ Legend: S sequences, T tokens, K logits of each.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from nanochat.text.codec import TextCodec
 from nanochat.training.batches import Inputs, microbatches
 from nanochat.training.frozen import FrozenModel
 from nanochat.training.phases import stages
-from nanochat.training.recipe import Recipe
+from nanochat.training.recipe import ENDLESS, Recipe
 
 __all__ = ["StoredLogits", "store_logits"]
 
@@ -36,6 +37,7 @@ _MAX_JSON_BYTES = 1 << 16
 _KEY_BYTES = 16
 # Batches after the last one, which a run reads that leaves others out.
 _SPARE = 8
+_LOGIT_TYPE = np.dtype("<f2")
 
 
 class StoredLogits:
@@ -87,11 +89,8 @@ class StoredLogits:
                 f"teacher.logits={str(directory)!r}: their tokenizer is another than that of the data: store those of "
                 "a teacher of this tokenizer"
             )
-        if manifest.get("vocab_size") != vocab_size:
-            raise ConfigError(
-                f"teacher.logits={str(directory)!r} are of {manifest.get('vocab_size')} tokens and the model's of "
-                f"{vocab_size}: set model.vocab_size={manifest.get('vocab_size')}"
-            )
+        given = f"teacher.logits={str(directory)!r} are"
+        _require_same_vocabulary(given, manifest.get("vocab_size"), vocab_size)
         return cls(directory, keys, ids, logits)
 
     def teaching(
@@ -125,6 +124,7 @@ def store_logits(
     model: str,
     count: int = 32,
     device: str = "auto",
+    watch: Callable[[int, int], None] = lambda *_: None,
 ) -> Path:
     """Write the largest logits of a teacher for all batches of the phases that learn from one.
 
@@ -142,13 +142,20 @@ def store_logits(
         The teacher's directory, or its name in the catalog or on the Hub.
     count : int
         Logits of each token.
+    watch : callable, optional
+        Is told how many of how many sequences the teacher has read.
 
     Raises
     ------
     ConfigError
+        If how many steps the run takes is not known, as with a budget.
         If the teacher has another tokenizer or vocabulary, or no phase learns from one, or several do with sequences of
         different lengths.
     """
+    if recipe.steps == ENDLESS:
+        raise ConfigError(
+            "which batches a run with a budget reads is known when it ends: pass steps in its place"
+        )
     learning = [s for s in stages(recipe) if s.recipe.objective.distillation]
     lengths = {stage.recipe.data.length for stage in learning}
     if len(lengths) != 1:
@@ -164,6 +171,7 @@ def store_logits(
         model, shards.tokenizer, setting="model", length=length, device=device
     )
     vocab_size = teacher.config.vocab_size
+    _require_same_vocabulary(f"model={model!r} is", vocab_size, recipe.model.vocab_size)
     if not 1 <= count <= vocab_size:
         raise InputError(f"count={count}: pass 1 to {vocab_size} logits")
 
@@ -177,45 +185,58 @@ def store_logits(
     num_sequences = sum(
         (stage.end + _SPARE - stage.first) * stage.recipe.data.batch_size for stage in learning
     )
-    shape = (num_sequences, length, count)
     manifest = {
         "tokenizer": shards.tokenizer.fingerprint,
         "vocab_size": vocab_size,
         "model": model,
     }
-    with atomic_directory(out) as new:
-        keys = _array(new / "keys.npy", np.dtype(np.uint8), (num_sequences, _KEY_BYTES))
-        ids = _array(new / "ids.npy", token_type(vocab_size), shape)
-        logits = _array(new / "logits.npy", np.dtype(np.float16), shape)
-        first = 0
+    shape, id_type = (num_sequences, length, count), token_type(vocab_size)
+    with (
+        atomic_directory(out) as new,
+        _array_file(new / "keys.npy", np.dtype(np.uint8), (num_sequences, _KEY_BYTES)) as keys,
+        _array_file(new / "ids.npy", id_type, shape) as ids,
+        _array_file(new / "logits.npy", _LOGIT_TYPE, shape) as logits,
+    ):
+        done = 0
         for tokens, _, segments, _ in batches():
-            part = slice(first, first + len(tokens))
-            found = b"".join(_keys(tokens, segments))
-            keys[part] = np.frombuffer(found, np.uint8).reshape(len(tokens), _KEY_BYTES)
-            ids[part], logits[part] = _largest(teacher, tokens, segments, count)
-            first += len(tokens)
-        for array in (keys, ids, logits):
-            array.flush()
+            keys.write(b"".join(_keys(tokens, segments)))
+            found = _largest(teacher, tokens, segments, count)
+            ids.write(found[0].astype(id_type).data)
+            logits.write(found[1].astype(_LOGIT_TYPE).data)
+            done += len(tokens)
+            watch(done, num_sequences)
         (new / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     return out
 
 
+def _require_same_vocabulary(given: str, theirs: object, ours: int) -> None:
+    if theirs != ours:
+        raise ConfigError(
+            f"{given} of {theirs} tokens and the model that learns of {ours}: set model.vocab_size={theirs}"
+        )
+
+
 def _largest(
     teacher: FrozenModel, tokens: Tensor, segments: Tensor | None, count: int
-) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     x = teacher.hidden(tokens, segments).flatten(0, 1)
     found = [
         teacher.logits(x[rows]).topk(count, dim=1)
         for rows in pieces(len(x), teacher.config.vocab_size)
     ]
-    shape = (*tokens.shape, count)
-    ids = torch.cat([each.indices for each in found]).view(shape)
-    values = torch.cat([each.values for each in found]).view(shape)
-    return ids.cpu().numpy(), values.cpu().numpy().astype(np.float16)
+    ids, values = torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+    return ids.cpu().numpy(), values.cpu().numpy()
 
 
-def _array(path: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+@contextmanager
+def _array_file(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A file of that array, to be written in its order: a map has no error for a full disk, but a signal."""
+    with path.open("wb") as file:
+        descr = np.lib.format.dtype_to_descr(dtype)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": descr, "fortran_order": False, "shape": shape}
+        )
+        yield file
 
 
 def _keys(tokens: Tensor, segments: Tensor | None) -> list[bytes]:

@@ -1,14 +1,19 @@
 """Runs that learn from a teacher: a model of somebody else's, or their own of an earlier phase."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
 from nanochat.backends.torch.ops import TorchOps
+from nanochat.cli import _nanochat
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.init import init
 from nanochat.lm import from_pretrained
@@ -17,7 +22,7 @@ from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
-from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
+from nanochat.training.recipe import ENDLESS, Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.stored_logits import store_logits
 from tests.training.runs import batch_of, entries, losses, quiet, recipe
 
@@ -165,6 +170,55 @@ def test_logits_that_cannot_teach_are_refused(data: Path, teacher: Path, tmp_pat
 
     with pytest.raises(ConfigError, match=r"300 tokens .* of 320: set model\.vocab_size=300"):
         trainer(wide, data, tmp_path / "run")
+
+
+# No file may be larger, as if the disk were full.
+FULL = """
+import resource, signal, sys
+from nanochat.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000,) * 2)
+sys.exit(main())
+"""
+
+
+def test_a_command_stores_logits_and_on_a_full_disk_none(
+    data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    logits, config = tmp_path / "logits", tmp_path / "recipe.json"
+    settings = recipe(steps=2, objective={"distillation": 1}, **SHORT)
+    fields = recipe_to_dict(settings) | {"teacher": {"logits": str(logits)}}
+    config.write_text(json.dumps(fields))
+    words = ["data", "logits", config, "--data", data, "--model", teacher, "--out", logits]
+    words += ["--count", 3, "--device", "cpu"]
+
+    full = subprocess.run(
+        [sys.executable, "-c", FULL, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert full.returncode == 1
+    last = full.stderr.splitlines()[-1]
+    assert f"error: cannot write {logits}: " in last
+    assert last.endswith("free space or pass another path")
+    assert not logits.exists()
+
+    result = CliRunner().invoke(_nanochat, [*map(str, words)])
+
+    assert result.exit_code == 0, result.output
+    assert f"wrote {logits}, " in result.stderr
+    assert trainer(recipe_from_dict(fields), data, tmp_path / "run").run(quiet)
+
+
+def test_logits_of_a_run_without_an_end_are_refused(data: Path, teacher: Path) -> None:
+    settings = recipe(steps=ENDLESS, objective={"distillation": 1})
+
+    with pytest.raises(ConfigError, match=r"with a budget .*: pass steps in its place"):
+        store_logits(settings, data, Path("logits"), model=str(teacher))
 
 
 def in_phases(**changes: Any) -> Recipe:
