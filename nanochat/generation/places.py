@@ -78,13 +78,13 @@ class Places(Generic[State]):
             if len(self.running) == self._most:
                 break
             source, shared = self._source(text)
-            if source is None and shared:
-                # Somebody else is reading what it begins with.
+            if not self._waits(source, shared):
+                if not self._has_pages_for(text, shared):
+                    break
+                # A page that was only kept may have been given up for it.
+                source, shared = self._source(text)
+            if self._waits(source, shared):
                 continue
-            if not self._has_pages_for(text, shared):
-                break
-            # A page that was only kept may have been given up for it.
-            source, shared = self._source(text)
             self.waiting.remove(text)
             self.running.append(text)
             self._place(text, source, shared)
@@ -213,6 +213,11 @@ class Places(Generic[State]):
             if reached > longest:
                 best, longest = other, reached
         return best, longest
+
+    @staticmethod
+    def _waits(source: Text | Beginning | Snapshot[Any] | None, shared: int) -> bool:
+        """Whether somebody else is still reading what a text begins with."""
+        return source is None and shared > 0
 
     def _place(
         self, text: Text, source: Text | Beginning | Snapshot[Any] | None, shared: int

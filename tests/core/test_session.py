@@ -61,6 +61,33 @@ def alone(engine: AnyEngine, ids: list[int], options: GenerationOptions) -> list
     return tokens
 
 
+def test_a_text_whose_kept_beginning_is_given_up_waits_for_who_reads_it(ops: AnyOps) -> None:
+    engine = engine_of(ops, "attention")
+    ids = np.random.default_rng(0).integers(5, 60, 300).tolist()
+    options: GenerationOptions = {"temperature": 1.0, "seed": 1}
+    session = Session(engine, TOKENIZER, rows=4, capacity=400, pages=5)
+
+    def write(prompt: list[int], **others: Any) -> int:
+        (row,) = session.add(prompt, **options, **others)
+        return row
+
+    # What is kept of it has one row that goes on from it, and one that reads it again.
+    write(ids, max_tokens=1)
+    while not session.is_idle:
+        session.step()
+    write([*ids, 7], max_tokens=4, prompt_logprobs=0)
+    write([*ids, 9], max_tokens=40)
+    # A page that can be given up, but after those of the beginning.
+    write([7] * 100, max_tokens=1)
+    pieces = session.step()
+    row = write([*ids, 8], max_tokens=5)
+    while not session.is_idle:
+        pieces += session.step()
+
+    found = [piece.token for piece in pieces if piece.row == row]
+    assert [found] == alone(engine, [*ids, 8], {"max_tokens": 5, **options})
+
+
 @pytest.mark.usefixtures("many_guesses")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix_cache", [False, True])

@@ -133,9 +133,14 @@ async def come(server: Process, requests: list[Wanted], *, clients: int, seconds
     async with openai.AsyncOpenAI(
         base_url=server.url, api_key="none", max_retries=0, timeout=120
     ) as client:
-        counts = await asyncio.gather(
-            *(be_a_client(client, requests, seed=seed, end=end) for seed in range(clients))
-        )
+        try:
+            counts = await asyncio.gather(
+                *(be_a_client(client, requests, seed=seed, end=end) for seed in range(clients))
+            )
+        except openai.APIError as error:
+            # What a request was told does not say why.
+            error.add_note("".join(line for line in server.lines if " id=req_" not in line))
+            raise
     return sum(counts)
 
 
