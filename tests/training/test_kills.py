@@ -53,14 +53,19 @@ main(sys.argv[3:])
 PLACES = ("batch", "update", "evaluation", "files", "deletion", "log")
 
 
-def settings() -> Recipe:
+def settings(*, workers: int) -> Recipe:
     """Two phases, microbatches, state in eight bits, and snapshots and evaluations that seldom meet."""
     muon = {"average": "int8", "row_beta": 0.9, "momentum_warmup_steps": 20}
     return recipe(
         steps=STEPS,
         optimizer={"matrices": muon},
         data={"batch_size": 4, "microbatch": 2},
-        run={"evaluate_every": 7, "snapshot_every": 5, "evaluation_windows": 2},
+        run={
+            "evaluate_every": 7,
+            "snapshot_every": 5,
+            "evaluation_windows": 2,
+            "workers": workers,
+        },
         phases=[
             {"steps": 32, "precision": {"weights": "float"}},
             {"optimizer": {"norms": {"rule": "lion"}}, "data": {"length": 48}},
@@ -68,18 +73,21 @@ def settings() -> Recipe:
     )
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
-    data: Path, tmp_path: Path, pytestconfig: pytest.Config
+    *, compiled: bool, data: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert Trainer(settings(), data, whole, num_threads=1, compile_model=False).run(quiet)
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(settings())))
+    run = Trainer(settings(workers=0), data, whole, num_threads=1, compile_model=compiled)
+    assert run.run(quiet)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(settings(workers=2))))
+    arguments = [*options(data, killed), *(["--compile"] if compiled else [])]
     number = MANY if pytestconfig.getoption("--long") else FEW
     steps = np.sort(np.random.default_rng(number).integers(1, STEPS - 6, number))
 
     for count, step in enumerate(steps):
         begin = ["--resume"] if holds_run(killed) else [str(tmp_path / "recipe.json")]
-        words = [str(step), PLACES[count % len(PLACES)], *options(data, killed), *begin]
+        words = [str(step), PLACES[count % len(PLACES)], *arguments, *begin]
         done = subprocess.run(
             [sys.executable, "-c", KILLED, *words],
             env={**os.environ, "COLUMNS": "200"},
@@ -89,7 +97,7 @@ def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
     resumed = subprocess.run(
-        [sys.executable, "-m", "nanochat", *options(data, killed), "--resume"],
+        [sys.executable, "-m", "nanochat", *arguments, "--resume"],
         capture_output=True,
         text=True,
         check=False,
