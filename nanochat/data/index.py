@@ -228,7 +228,8 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 def _mapped(path: Path, size: int, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     try:
         found = path.stat().st_size
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not `numpy.load`, which takes a file that begins otherwise for another format.
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: {error}; copy or prepare it again") from error
     if found != size or array.shape != (length,) or array.dtype != dtype:

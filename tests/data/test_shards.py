@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -293,11 +294,19 @@ def test_an_index_that_is_not_json_is_refused(copy: Path) -> None:
         Shards(copy)
 
 
-def test_a_truncated_shard_is_refused_at_open(copy: Path) -> None:
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(lambda data: data[:-2], id="the last token"),
+        pytest.param(lambda _: b"", id="everything"),
+        pytest.param(lambda data: b"PK\x03\x04" + data[4:], id="the first bytes"),
+    ],
+)
+def test_a_damaged_shard_is_refused_at_open(copy: Path, cut: Callable[[bytes], bytes]) -> None:
     path = copy / "train-00000.npy"
-    path.write_bytes(path.read_bytes()[:-2])
+    path.write_bytes(cut(path.read_bytes()))
 
-    with pytest.raises(FormatError, match=r"train-00000\.npy: "):
+    with pytest.raises(FormatError, match=r"train-00000\.npy: .*; copy or prepare it again"):
         Shards(copy)
 
 
