@@ -158,7 +158,9 @@ def texts_in(chunk: Chunk, reading: Reading, counts: Counter[str]) -> Iterator[T
     for record in chunk.records(counts):
         messages = messages_of(record) if reading.chat else ()
         text = text_of_chat(messages) if reading.chat else text_of(record, reading.column)
-        if not text.strip():
+        if not _has_utf8(text):
+            counts["not UTF-8"] += 1
+        elif not text.strip():
             counts["empty"] += 1
         elif reading.chat and not any(message["role"] == "assistant" for message in messages):
             counts["without an answer"] += 1
@@ -212,6 +214,15 @@ def _near(threshold: float) -> ModuleType:
             f"near_duplicates={threshold} needs the package {error.name}: {how_to_install('data')}"
         ) from error
     return near
+
+
+def _has_utf8(text: str) -> bool:
+    """Whether a text can be written; JSON can spell half of a character, a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _contents(text: str) -> bytes:

@@ -78,6 +78,19 @@ def test_text_is_in_the_field_that_is_named(tmp_path: Path) -> None:
     assert dropped == {"empty": 1}
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_half_of_a_character_is_no_text(chat: bool, tmp_path: Path) -> None:
+    # As of programs that cut a text by its UTF-16 units.
+    texts = ["a smile", "half of one \ud83d"]
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
+    rows = [{"text": text, "messages": m} for text, m in zip(texts, answers, strict=True)]
+    (tmp_path / "a.jsonl").write_bytes(lines(rows))
+
+    index = prepare([tmp_path], tmp_path / "out", TOKENIZER, chat=chat, held_out=0)
+
+    assert index.dropped == {"not UTF-8": 1}
+
+
 def test_a_line_that_is_too_long_is_left_out_and_the_others_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
