@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nanochat.data.documents import Document, Reading, choose_unit, documents_of, log_dropped
 from nanochat.data.encoding import encoded_documents
-from nanochat.data.index import FILE_NAME, DataIndex, Split, token_type
+from nanochat.data.index import DataIndex, Split, token_type
 from nanochat.data.sources import find_sources
 from nanochat.data.splits import position
 from nanochat.data.writing import write_splits
-from nanochat.errors import DataError, InputError, SaveError
+from nanochat.errors import DataError, FormatError, InputError, SaveError
 from nanochat.text.tokenizer import Tokenizer
 
 __all__ = ["prepare"]
@@ -164,10 +164,13 @@ def _first(read: Iterator[Document], sample_bytes: int) -> Iterator[str]:
 def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / FILE_NAME).is_file():
+    try:
+        # Others have a file of that name, too.
+        DataIndex.read(output)
+    except (DataError, FormatError) as error:
         raise InputError(
             f"{output} exists and is not prepared data: pass another path, or delete it"
-        )
+        ) from error
     if not overwrite:
         raise InputError(
             f"{output} already holds prepared data: pass --overwrite, or overwrite=True in Python, to replace it"

@@ -92,6 +92,15 @@ def test_a_directory_with_other_files_is_never_replaced(corpus: Path, tmp_path: 
         prepare([corpus], tmp_path, TOKENIZER, overwrite=True)
 
 
+def test_a_project_with_a_file_of_that_name_is_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"mine": 1}')
+
+    with pytest.raises(InputError, match="is not prepared data: pass another path, or delete it"):
+        prepare([corpus], tmp_path, TOKENIZER, held_out=0.2, overwrite=True)
+
+    assert (tmp_path / "data.json").read_text() == '{"mine": 1}'
+
+
 def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
     # Every pair of bytes is a token.
     pairs = [(left, right) for left in BYTES for right in BYTES]
