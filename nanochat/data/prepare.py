@@ -119,6 +119,8 @@ def prepare(
                 splits=splits,
             )
             index.write(new)
+            # Again, for another process may have written there.
+            _check_output(output, overwrite)
             old = Path(aside) / "old"
             if output.exists():
                 output.rename(old)

@@ -1,6 +1,7 @@
 """Preparation writes all documents as one stream of tokens for each split, or nothing."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,32 @@ def test_a_project_with_a_file_of_that_name_is_never_replaced(corpus: Path, tmp_
         prepare([corpus], tmp_path, TOKENIZER, held_out=0.2, overwrite=True)
 
     assert (tmp_path / "data.json").read_text() == '{"mine": 1}'
+
+
+class Meanwhile(logging.Filter):
+    """As another process does: something is written while data are prepared, namely before they are told of."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def filter(self, _: logging.LogRecord) -> bool:
+        self._path.parent.mkdir(exist_ok=True)
+        self._path.write_text("mine")
+        return True
+
+
+def test_what_appears_meanwhile_is_not_replaced(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = tmp_path / "out" / "note"
+
+    with caplog.filtering(Meanwhile(note)), pytest.raises(InputError, match="exists and is not"):
+        prepare([corpus], tmp_path / "out", TOKENIZER, held_out=0)
+
+    assert "nothing is held out" in caplog.text
+    assert note.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
