@@ -71,7 +71,8 @@ def prepare(
     beside : dict of str to bytes, optional
         Other files to put there, by name.
     """
-    output = Path(output)
+    # A link to a directory stays one.
+    output = Path(output).resolve()
     for name, size in (
         ("shard_tokens", shard_tokens),
         ("max_file_bytes", max_file_bytes),
@@ -84,7 +85,7 @@ def prepare(
     dropped: Counter[str] = Counter()
     found = find_sources(patterns, max_bytes=max_file_bytes, revision=revision)
     # Before this writes files of its own.
-    files = [each for each in found.files if output.resolve() not in each[1].parents]
+    files = [each for each in found.files if output not in each[1].parents]
     sources = replace(found, files=files)
     reading = Reading(held_out=held_out, column=column, chat=chat, near_duplicates=near_duplicates)
     # A piece of a conversation is none.

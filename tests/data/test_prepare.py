@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nanochat.data.documents import documents
+from nanochat.data.index import DataIndex
 from nanochat.data.prepare import prepare
 from nanochat.data.shards import Shards
 from nanochat.errors import DataError, InputError, SaveError
@@ -126,6 +127,18 @@ def test_what_appears_meanwhile_is_not_replaced(
     assert "nothing is held out" in caplog.text
     assert note.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_directory_stays_one(corpus: Path, tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "disk" / "data"
+    link.symlink_to(target)
+
+    prepare([corpus], link, TOKENIZER, held_out=0.2)
+    again = prepare([corpus], link, TOKENIZER, held_out=0.3, overwrite=True)
+
+    assert link.is_symlink()
+    assert DataIndex.read(target) == again
+    assert [path.name for path in target.parent.iterdir()] == ["data"]
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
@@ -275,6 +288,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from nanochat.data import encoding
+from nanochat.data.index import DataIndex
 from nanochat.data.prepare import prepare
 from nanochat.text.tokenizer import Tokenizer
 
@@ -304,6 +318,7 @@ def test_a_process_that_dies_is_an_error_and_no_hang(
 # No file may be larger, as if the disk were full.
 FULL = """
 import resource, signal, sys
+from nanochat.data.index import DataIndex
 from nanochat.data.prepare import prepare
 from nanochat.text.tokenizer import Tokenizer
 
