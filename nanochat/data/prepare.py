@@ -165,6 +165,10 @@ def _first(read: Iterator[Document], sample_bytes: int) -> Iterator[str]:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    if output.is_mount():
+        raise InputError(
+            f"{output} is a mount point, which cannot be replaced: pass a directory below it"
+        )
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     try:

@@ -141,6 +141,15 @@ def test_a_link_to_a_directory_stays_one(corpus: Path, tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["data"]
 
 
+def test_what_cannot_be_replaced_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+
+    with pytest.raises(InputError, match="cannot be replaced: pass a directory below it"):
+        prepare(["nothing"], tmp_path, TOKENIZER)
+
+
 def test_a_large_vocabulary_is_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
     # Every pair of bytes is a token.
     pairs = [(left, right) for left in BYTES for right in BYTES]
