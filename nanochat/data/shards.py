@@ -76,6 +76,9 @@ class Shards:
             shard.open(self.directory, token_type(self.index.vocab_size)) for shard in self._shards
         ]
         self._starts = list(accumulate((len(array) for array in self._arrays), initial=0))
+        answers = self._split.answers
+        # Where answers begin and end, alternately; none of text, of which all is learnt.
+        self._answers = None if answers is None else self._places(answers)
         self._packed_by_length: dict[int, Packed] = {}
         # Of this epoch and the next one, and of no other source.
         self._window_starts = functools.lru_cache(maxsize=2)(window_starts)
@@ -117,11 +120,6 @@ class Shards:
             raise self._misplaced(self._split.starts)
         return starts
 
-    @functools.cached_property
-    def _answers(self) -> NDArray[np.int64] | None:
-        """Where answers begin and end, alternately; none of text, of which all is learnt."""
-        return None if self._split.answers is None else self._places(self._split.answers)
-
     def _places(self, beside: Beside) -> NDArray[np.int64]:
         found = beside.open(self.directory)
         if len(found) and (
@@ -147,7 +145,7 @@ class Shards:
         """Return the number of sequences in one epoch of :meth:`batch`."""
         if layout.packing == "best-fit":
             return len(self._packed(layout.length).firsts) - 1
-        return self._num_windows(layout.length)
+        return self._num_windows(layout)
 
     def batch(self, step: int, batch_size: int, layout: Layout, *, order: int = 0) -> Batch:
         """Return the batch of one training step.
@@ -210,10 +208,14 @@ class Shards:
             # By size, as they were packed, the first would be pieces of the longest documents.
             return epoch_order(self.num_sequences(layout), (0, 0)).tolist(), layout
         layout = replace(layout, length=min(layout.length, self.num_tokens - 1))
-        self._num_windows(layout.length)
+        self._num_windows(layout)
         return range(0, self.num_tokens - layout.length, layout.length), layout
 
-    def _num_windows(self, length: int) -> int:
+    def _num_windows(self, layout: Layout) -> int:
+        length = layout.length
+        if layout.document_masks:
+            # Here, and not when the first batch asks for them, it is told if they are damaged.
+            _ = self.document_starts
         if not 1 <= length < self.num_tokens:
             raise DataError(
                 f"{self.directory}: no window of {length} tokens in {self.num_tokens} tokens: a window and its "
