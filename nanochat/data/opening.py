@@ -30,6 +30,8 @@ def open_splits(
         If the tokenizer has more tokens than the model, or a mixture names what is not there.
     DataError
         If there are no data, or too few for one sequence.
+    FormatError
+        If a token is outside the vocabulary, or a file damaged otherwise.
     """
     named = data if isinstance(data, Mapping) else {"": data}
     for name in named:
@@ -50,7 +52,9 @@ def open_splits(
             f"the tokenizer of {shards} has {vocab_size} tokens but the model has vocab_size={model.vocab_size}: pass "
             f"--set model.vocab_size={vocab_size}, or prepare the data with a smaller --vocab-size"
         )
-    # Now, not when the first batch or evaluation asks for one.
+    # Now, not when a batch or evaluation comes to it.
+    for source in (*shards.sources.values(), *held_out.sources.values()):
+        source.require_known_tokens()
     for layout in layouts:
         shards.require(layout)
         held_out.num_in_order(layout)

@@ -107,6 +107,16 @@ class Shards:
                     f"{path}: not the SHA-256 in {FILE_NAME}; copy or prepare it again"
                 )
 
+    def require_known_tokens(self) -> None:
+        """Read every token, at gigabytes a second, and refuse one that is outside the vocabulary."""
+        vocab_size = self.tokenizer.vocab_size
+        for shard, tokens in zip(self._shards, self._arrays, strict=True):
+            if (largest := tokens.max(initial=0)) >= vocab_size:
+                raise FormatError(
+                    f"{self.directory / shard.name}: token {largest} is outside the vocabulary of {vocab_size}; "
+                    "copy or prepare it again"
+                )
+
     @functools.cached_property
     def document_starts(self) -> NDArray[np.int64]:
         """Where each document starts in the stream, with its ``<|bos|>``, ascending; memory mapped."""
@@ -281,9 +291,4 @@ class Shards:
             tokens[filled : filled + len(part)] = part
             filled += len(part)
             shard, offset = shard + 1, 0
-        if tokens.max() >= self.index.vocab_size:
-            raise FormatError(
-                f"{self.directory}: token {tokens.max()} near position {start} is outside the "
-                f"vocabulary of {self.index.vocab_size}; prepare the data again"
-            )
         return tokens

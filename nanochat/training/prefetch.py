@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nanochat.data.batch import Batch, Layout
 from nanochat.data.mixture import Mixture
-from nanochat.errors import NanochatError, TrainingError
+from nanochat.errors import TrainingError
 
 __all__ = ["Prefetched"]
 
@@ -30,7 +30,7 @@ class Prefetched:
         self._source = source
         self._workers = workers
         self._following: tuple[int, int, Layout, int] | None = None
-        self._batches: Iterator[Batch | NanochatError] = iter(())
+        self._batches: Iterator[Batch] = iter(())
 
     def __enter__(self) -> Self:
         """Start nothing yet."""
@@ -61,12 +61,9 @@ class Prefetched:
         if self._following != (step, batch_size, layout, order):
             self._batches = self._begin(step, _Numbered(self._source, batch_size, layout, order))
         self._following = (step + 1, batch_size, layout, order)
-        found = next(self._batches)
-        if isinstance(found, NanochatError):
-            raise found
-        return found
+        return next(self._batches)
 
-    def _begin(self, step: int, batches: "_Numbered") -> Iterator[Batch | NanochatError]:
+    def _begin(self, step: int, batches: "_Numbered") -> Iterator[Batch]:
         # Those of before end first.
         self._batches = iter(())
         with warnings.catch_warnings():
@@ -84,8 +81,8 @@ class Prefetched:
             return iter(loader)
 
 
-class _Numbered(Dataset[Batch | NanochatError]):
-    """The batches by their numbers; what is wrong with one is told by the process that asked for it."""
+class _Numbered(Dataset[Batch]):
+    """The batches by their numbers."""
 
     def __init__(self, source: Mixture, batch_size: int, layout: Layout, order: int) -> None:
         self._source = source
@@ -93,11 +90,8 @@ class _Numbered(Dataset[Batch | NanochatError]):
         self._layout = layout
         self._order = order
 
-    def __getitem__(self, step: int) -> Batch | NanochatError:
-        try:
-            return self._source.batch(step, self._batch_size, self._layout, order=self._order)
-        except NanochatError as error:
-            return error
+    def __getitem__(self, step: int) -> Batch:
+        return self._source.batch(step, self._batch_size, self._layout, order=self._order)
 
 
 def _unchanged(found: Any) -> Any:

@@ -17,6 +17,17 @@ MODEL = recipe().model
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
+def test_one_token_outside_the_vocabulary_is_found(copy: Path, split: str) -> None:
+    path = copy / f"{split}-00000.npy"
+    tokens = np.load(path)
+    tokens[-1] = 60_000
+    np.save(path, tokens)
+
+    with pytest.raises(FormatError, match=rf"{path}: token 60000 is outside the vocabulary of 290"):
+        open_splits(copy, MODEL, 0, [Layout(length=64)])
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
 @pytest.mark.parametrize(
     "layout",
     [Layout(length=64, document_masks=True), Layout(length=64, packing="best-fit")],
