@@ -7,28 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 from nanochat.data.chat import Messages, messages_of, text_of_chat
+from nanochat.data.reading import Reading, Unit
 from nanochat.data.records import Chunk, text_of
 from nanochat.data.sources import Sources, find_sources
 from nanochat.data.splits import is_held_out, pieces
-from nanochat.errors import DataError, InputError, counted, how_to_install
+from nanochat.errors import DataError, counted, how_to_install
 
 __all__ = [
     "Document",
     "Met",
-    "Reading",
     "Text",
-    "Unit",
     "choose_unit",
     "documents",
     "documents_of",
     "log_dropped",
     "texts_in",
 ]
-
-Unit = Literal["document", "piece"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,39 +74,11 @@ def documents(
         are a million characters long, or shorter.
     """
     counts: Counter[str] = Counter() if dropped is None else dropped
-    sources = find_sources(patterns, max_bytes=max_file_bytes)
-    reading = Reading(held_out=held_out, unit=unit, column=column)
+    sources = find_sources(patterns)
+    reading = Reading(held_out=held_out, unit=unit, column=column, max_bytes=max_file_bytes)
     yield from documents_of(sources, reading, counts)
     if dropped is None:
         log_dropped(counts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How records become documents.
-
-    Parameters
-    ----------
-    held_out, unit, column
-        See `documents`.
-    chat : bool
-        Whether records are conversations, of which those without an answer are left out.
-    near_duplicates : float
-        From which resemblance on a text is left out for an earlier one; 0 keeps all.
-    """
-
-    held_out: float
-    unit: Unit = "document"
-    column: str = "text"
-    chat: bool = False
-    near_duplicates: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.near_duplicates <= 1:
-            raise InputError(
-                f"near_duplicates={self.near_duplicates} is no resemblance: pass 0 to keep all, or up to 1; 0.8 is "
-                "usual"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +114,7 @@ class Met:
 def documents_of(sources: Sources, reading: Reading, counts: Counter[str]) -> Iterator[Document]:
     """Yield what `documents` does, of sources that are found already; `counts` receives what is left out."""
     met = Met(reading)
-    for chunk in sources.chunks(counts):
+    for chunk in sources.chunks(reading, counts):
         for text in texts_in(chunk, reading, counts):
             if met.is_new(text, counts):
                 yield from text.documents

@@ -18,8 +18,9 @@ from typing import TypeVar
 import numpy as np
 
 from nanochat.data.chat import encode_chat
-from nanochat.data.documents import Document, Met, Reading, Text, documents_of, texts_in
+from nanochat.data.documents import Document, Met, Text, documents_of, texts_in
 from nanochat.data.index import Tokens, token_type
+from nanochat.data.reading import Reading
 from nanochat.data.records import Chunk
 from nanochat.data.sources import Sources
 from nanochat.errors import DataError
@@ -70,7 +71,9 @@ def encoded_documents(
             yield from _encode(batch, tokenizer)
         return
     met = Met(reading)
-    for found, dropped in _elsewhere(sources.chunks(counts), reading, tokenizer, processes):
+    for found, dropped in _elsewhere(
+        sources.chunks(reading, counts), reading, tokenizer, processes
+    ):
         counts.update(dropped)
         for text, encoded in found:
             if met.is_new(text, counts):

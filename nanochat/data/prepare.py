@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nanochat.data.documents import Document, Reading, choose_unit, documents_of, log_dropped
+from nanochat.data.documents import Document, choose_unit, documents_of, log_dropped
 from nanochat.data.encoding import encoded_documents
 from nanochat.data.index import DataIndex, Split, token_type
+from nanochat.data.reading import Reading
 from nanochat.data.sources import find_sources
 from nanochat.data.splits import position
 from nanochat.data.writing import write_splits
@@ -83,11 +84,17 @@ def prepare(
             raise InputError(f"{name}={size} leaves no room: pass 1 or more")
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
-    found = find_sources(patterns, max_bytes=max_file_bytes, revision=revision)
+    found = find_sources(patterns, revision=revision)
     # Before this writes files of its own.
     files = [each for each in found.files if output not in each[1].parents]
     sources = replace(found, files=files)
-    reading = Reading(held_out=held_out, column=column, chat=chat, near_duplicates=near_duplicates)
+    reading = Reading(
+        held_out=held_out,
+        column=column,
+        chat=chat,
+        near_duplicates=near_duplicates,
+        max_bytes=max_file_bytes,
+    )
     # A piece of a conversation is none.
     if not chat:
         reading = replace(reading, unit=choose_unit(sources, reading))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from nanochat.data.reading import Reading
 from nanochat.data.records import Chunk, TextFile, line_chunks, opened
 from nanochat.errors import DataError, how_to_install
 
@@ -30,45 +31,20 @@ class Sources:
         Relative and real path of each file.
     streams : dict of str to str
         Data sets of the Hub, by name, and the commit of each; none of a directory that stands for one.
-    max_bytes : int
-        Files of text, and records, that are larger are left out.
     """
 
     files: Sequence[tuple[str, Path]]
     streams: Mapping[str, str | None]
-    max_bytes: int
 
-    def chunks(self, dropped: Counter[str]) -> Iterator[Chunk]:
+    def chunks(self, reading: Reading, dropped: Counter[str]) -> Iterator[Chunk]:
         """Everything, in order, in parts that can be read by themselves."""
         for name, path in self.files:
-            yield from self._chunks(name, path, dropped)
+            yield from _chunks(name, path, reading, dropped)
         for source, commit in self.streams.items():
             yield from _hub(source).hub_rows(source, commit)
 
-    def _chunks(self, name: str, path: Path, dropped: Counter[str]) -> Iterator[Chunk]:
-        lower = path.name.lower()
-        if lower.endswith(".parquet"):
-            yield from _arrow(path).row_groups(name, path)
-        elif lower.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-            file = _arrow(path).opened_zstd(path) if lower.endswith(".zst") else opened(path)
-            with file:
-                yield from line_chunks(name, path, file, self.max_bytes, dropped)
-        else:
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError(
-                    f"{path}: {error.strerror}; make it readable or leave it out"
-                ) from error
-            if size > self.max_bytes:
-                dropped[f"larger than {self.max_bytes} bytes"] += 1
-            else:
-                yield TextFile(name=name, path=path, size=size)
 
-
-def find_sources(
-    patterns: Sequence[str | Path], *, max_bytes: int, revision: str | None = None
-) -> Sources:
+def find_sources(patterns: Sequence[str | Path], *, revision: str | None = None) -> Sources:
     """Find what patterns match, and data sets that they name as ``hub:org/name``, at a revision."""
     if isinstance(patterns, str | Path) or not patterns:
         raise DataError(f"patterns is {patterns!r}: pass a list with at least one path or glob")
@@ -79,7 +55,6 @@ def find_sources(
     return Sources(
         files=find_files(files) if files else [],
         streams={name: _hub(name).pinned(name, revision) for name in names},
-        max_bytes=max_bytes,
     )
 
 
@@ -99,6 +74,27 @@ def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
         for path in files:
             found.setdefault(path.resolve(), path.relative_to(base).as_posix())
     return sorted((name, path) for path, name in found.items())
+
+
+def _chunks(name: str, path: Path, reading: Reading, dropped: Counter[str]) -> Iterator[Chunk]:
+    lower = path.name.lower()
+    if lower.endswith(".parquet"):
+        yield from _arrow(path).row_groups(name, path)
+    elif lower.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        file = _arrow(path).opened_zstd(path) if lower.endswith(".zst") else opened(path)
+        with file:
+            yield from line_chunks(name, path, file, reading.max_bytes, dropped)
+    else:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(
+                f"{path}: {error.strerror}; make it readable or leave it out"
+            ) from error
+        if size > reading.max_bytes:
+            dropped[f"larger than {reading.max_bytes} bytes"] += 1
+        else:
+            yield TextFile(name=name, path=path, size=size)
 
 
 def _expand(pattern: str) -> tuple[Path, list[Path]]:
