@@ -20,12 +20,13 @@ _ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
-    """Rows of a Parquet file, the first of which has the number `first`; only text and lists are read of them."""
+    """Rows of a Parquet file, the first of which has the number `first`; other columns than these are empty in them."""
 
     name: str
     path: Path
     first: int
     group: int
+    columns: tuple[str, ...]
     size: int
 
     def records(self, dropped: Counter[str]) -> Iterator[Record]:  # noqa: ARG002
@@ -33,17 +34,21 @@ class RowGroup:
         number = self.first
         try:
             with parquet.ParquetFile(self.path) as file:
-                for rows in file.iter_batches(_ROWS, row_groups=[self.group]):
-                    for fields in rows.to_pylist():
+                names = file.schema_arrow.names
+                wanted = [name for name in names if name in self.columns]
+                for rows in file.iter_batches(_ROWS, row_groups=[self.group], columns=wanted):
+                    for found in rows.to_pylist():
                         place = f"{self.path}, row {number + 1}"
+                        fields = {**dict.fromkeys(names), **found}
                         yield Record(name=f"{self.name}#{number}", place=place, fields=fields)
                         number += 1
-        except (OSError, pyarrow.ArrowException) as error:
+        # Of bytes that are no text it is a ValueError.
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise _damaged(self.path, error) from error
 
 
-def row_groups(name: str, path: Path) -> Iterator[RowGroup]:
-    """The parts of a Parquet file."""
+def row_groups(name: str, path: Path, columns: tuple[str, ...]) -> Iterator[RowGroup]:
+    """The parts of a Parquet file, of which these columns are read."""
     try:
         with parquet.ParquetFile(path) as file:
             found = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
@@ -52,7 +57,7 @@ def row_groups(name: str, path: Path) -> Iterator[RowGroup]:
         raise _damaged(path, error) from error
     first = 0
     for group, (rows, size) in enumerate(sizes):
-        yield RowGroup(name=name, path=path, first=first, group=group, size=size)
+        yield RowGroup(name=name, path=path, first=first, group=group, columns=columns, size=size)
         first += rows
 
 

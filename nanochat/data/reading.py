@@ -33,6 +33,11 @@ class Reading:
     near_duplicates: float = 0.0
     max_bytes: int
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields of a record that are read, if it has them."""
+        return ("messages", "conversations") if self.chat else (self.column,)
+
     def __post_init__(self) -> None:
         if not 0 <= self.near_duplicates <= 1:
             raise InputError(

@@ -79,7 +79,7 @@ def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
 def _chunks(name: str, path: Path, reading: Reading, dropped: Counter[str]) -> Iterator[Chunk]:
     lower = path.name.lower()
     if lower.endswith(".parquet"):
-        yield from _arrow(path).row_groups(name, path)
+        yield from _arrow(path).row_groups(name, path, reading.columns)
     elif lower.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
         file = _arrow(path).opened_zstd(path) if lower.endswith(".zst") else opened(path)
         with file:

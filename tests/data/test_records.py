@@ -91,6 +91,17 @@ def test_half_of_a_character_is_no_text(chat: bool, tmp_path: Path) -> None:
     assert index.dropped == {"not UTF-8": 1}
 
 
+def test_of_a_table_only_the_column_with_the_text_is_read(tmp_path: Path) -> None:
+    # Python has no date so late.
+    times = pyarrow.array([2**60, 0], pyarrow.timestamp("us"))
+    table = pyarrow.table({"time": times, "text": ["a", "b"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+
+    assert [document.text for document in documents([tmp_path])] == ["a", "b"]
+    with pytest.raises(DataError, match=r"no field 'texts'.*: choose one of time, text with"):
+        list(documents([tmp_path], column="texts"))
+
+
 def test_a_line_that_is_too_long_is_left_out_and_the_others_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
@@ -167,6 +178,14 @@ def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(DataError, match=r"a\.parquet: .*copy it again"):
+        list(documents([tmp_path]))
+
+
+def test_a_table_with_bytes_that_are_no_text_is_named(tmp_path: Path) -> None:
+    damaged = pyarrow.array([b"a\xff"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": damaged}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match=r"a\.parquet: .*utf-8.*; copy it again or leave it out"):
         list(documents([tmp_path]))
 
 
