@@ -126,8 +126,11 @@ def texts_in(chunk: Chunk, reading: Reading, counts: Counter[str]) -> Iterator[T
     for record in chunk.records(counts):
         messages = messages_of(record) if reading.chat else ()
         text = text_of_chat(messages) if reading.chat else text_of(record, reading.column)
-        if not _has_utf8(text):
+        size = _num_bytes(text)
+        if size is None:
             counts["not UTF-8"] += 1
+        elif size > reading.max_bytes:
+            counts[f"larger than {reading.max_bytes} bytes"] += 1
         elif not text.strip():
             counts["empty"] += 1
         elif reading.chat and not any(message["role"] == "assistant" for message in messages):
@@ -184,13 +187,12 @@ def _near(threshold: float) -> ModuleType:
     return near
 
 
-def _has_utf8(text: str) -> bool:
-    """Whether a text can be written; JSON can spell half of a character, a lone surrogate."""
+def _num_bytes(text: str) -> int | None:
+    """The size of a text in UTF-8; none if it has no such form, as half of a character, which JSON can spell."""
     try:
-        text.encode()
+        return len(text.encode())
     except UnicodeEncodeError:
-        return False
-    return True
+        return None
 
 
 def _contents(text: str) -> bytes:

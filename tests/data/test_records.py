@@ -114,6 +114,17 @@ def test_a_line_that_is_too_long_is_left_out_and_the_others_keep_their_numbers(
     assert dropped == {"larger than 99 bytes": 1}
 
 
+def test_a_row_that_is_too_long_is_left_out(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a", "é" * 50, "c"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    dropped: Counter[str] = Counter()
+
+    read = list(documents([tmp_path], max_file_bytes=99, dropped=dropped))
+
+    assert [document.text for document in read] == ["a", "c"]
+    assert dropped == {"larger than 99 bytes": 1}
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_does_not_grow_with_the_file(kind: str, tmp_path: Path) -> None:
     rows = [{"text": f"{i} " + "a long text " * 2000} for i in range(400)]
