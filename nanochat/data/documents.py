@@ -26,6 +26,7 @@ __all__ = [
     "texts_in",
 ]
 
+_PART_CHARACTERS = 2**20
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -196,8 +197,17 @@ def _num_bytes(text: str) -> int | None:
 
 
 def _contents(text: str) -> bytes:
-    """A hash of all but whitespace."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest()
+    """A hash of the words, and of no more than that there is whitespace between them."""
+    digest = hashlib.blake2b(digest_size=16)
+    in_word = False
+    # In parts, for the words of a text take ten times its memory.
+    for start in range(0, len(text), _PART_CHARACTERS):
+        part = text[start : start + _PART_CHARACTERS]
+        if words := " ".join(part.split()):
+            continues = in_word and not part[0].isspace()
+            digest.update((words if continues else f" {words}").encode())
+        in_word = not part[-1].isspace()
+    return digest.digest()
 
 
 def _pieces(whole: Document, reading: Reading) -> Iterator[Document]:

@@ -1,6 +1,7 @@
 """Prepared data holds each document once, in one split."""
 
 import logging
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,36 @@ def test_files_that_cannot_serve_are_left_out_with_a_count(tmp_path: Path) -> No
 
     assert [document.name for document in read] == ["a.txt"]
     assert dropped == {"duplicate": 1, "not UTF-8": 1, "empty": 1, "larger than 100 bytes": 1}
+
+
+def test_texts_are_compared_by_their_words_wherever_whitespace_is(tmp_path: Path) -> None:
+    words = [f"word{number}" for number in range(300_000)]
+    half = len(words) // 2
+    texts = {
+        "a": " ".join(words),
+        "b": "  \n".join(words) + " ",
+        "c": " ".join(words[:half]) + " " * 3_000_000 + " ".join(words[half:]),
+        "d": " ".join(words[:half]) + "".join(words[half:]),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    dropped: Counter[str] = Counter()
+
+    read = list(documents([tmp_path], dropped=dropped))
+
+    assert [document.name for document in read] == ["a", "d"]
+    assert dropped == {"duplicate": 2}
+
+
+def test_a_long_text_takes_a_few_times_its_size_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a few words\n" * 500_000)
+    tracemalloc.start()
+
+    (document,) = documents([tmp_path])
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * len(document.text)
 
 
 def test_the_log_counts_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
