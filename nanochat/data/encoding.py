@@ -65,10 +65,8 @@ def encoded_documents(
         If a process dies.
     """
     if processes == 1:
-        read = documents_of(sources, reading, counts)
         # The tokenizer uses all cores.
-        for batch in _grouped(read, lambda each: len(each.text), _BATCH_CHARACTERS):
-            yield from _encode(batch, tokenizer)
+        yield from _encode(documents_of(sources, reading, counts), tokenizer)
         return
     met = Met(reading)
     for found, dropped in _elsewhere(
@@ -80,7 +78,12 @@ def encoded_documents(
                 yield from encoded
 
 
-def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+def _encode(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    for batch in _grouped(documents, lambda each: len(each.text), _BATCH_CHARACTERS):
+        yield from _encode_batch(batch, tokenizer)
+
+
+def _encode_batch(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Encoded]:
     kind = token_type(tokenizer.vocab_size)
     is_chat = any(document.messages for document in documents)
     texts = [] if is_chat else [document.text for document in documents]
@@ -160,7 +163,7 @@ def _find(group: Sequence[Chunk]) -> tuple[_Found, Counter[str]]:
     assert isinstance(tokenizer, Tokenizer)
     dropped: Counter[str] = Counter()
     texts = [text for chunk in group for text in texts_in(chunk, reading, dropped)]
-    encoded = _encode([document for text in texts for document in text.documents], tokenizer)
+    encoded = _encode((document for text in texts for document in text.documents), tokenizer)
     found: _Found = []
     for text in texts:
         tokens = list(itertools.islice(encoded, len(text.documents)))

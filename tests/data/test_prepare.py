@@ -4,13 +4,15 @@ import json
 import logging
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanochat.data.documents import documents
+from nanochat.data import encoding
+from nanochat.data.documents import Document, documents
 from nanochat.data.index import DataIndex
 from nanochat.data.prepare import prepare
 from nanochat.data.shards import Shards
@@ -283,6 +285,19 @@ def test_processes_write_the_same_bytes_whatever_their_number(kind: str, tmp_pat
 
 def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "say"}, {"role": "assistant", "content": text}]
+
+
+def test_tokens_take_their_own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 10_000)
+    text = " ".join(np.random.default_rng(0).choice(WORDS, 1000))
+    read = [Document(name="", text=text, held_out=False) for _ in range(100)]
+    tracemalloc.start()
+
+    found = list(encoding._encode(read, TOKENIZER))
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * sum(each.tokens.nbytes for each in found)
 
 
 def test_what_a_process_cannot_read_is_named_as_if_there_were_one(tmp_path: Path) -> None:
