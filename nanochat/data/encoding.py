@@ -7,12 +7,13 @@ alone, so the outcome is the same for any number.
 import itertools
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 import numpy as np
@@ -152,9 +153,18 @@ _OWN: dict[str, object] = {}
 def _begin(reading: Reading, pieces: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
     # The process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Others run beside it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _OWN.update(reading=reading, tokenizer=Tokenizer(list(pieces), list(merges)))
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that started this one, which ends nobody if it is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _find(group: Sequence[Chunk]) -> tuple[_Found, Counter[str]]:

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,50 @@ def test_a_process_that_dies_is_an_error_and_no_hang(
     assert "a process that reads text died" in last
     assert "pass fewer --processes" in last
     assert not (tmp_path / "out").exists()
+
+
+# Its process reads, and waits for more.
+WAITING = """
+import multiprocessing, sys, time
+from collections import Counter
+from nanochat.data.encoding import encoded_documents
+from nanochat.data.reading import Reading
+from nanochat.data.sources import find_sources
+from nanochat.text.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    reading = Reading(held_out=0.2, max_bytes=10**6)
+    sources, tokenizer = find_sources([sys.argv[1]]), Tokenizer.load(sys.argv[2])
+    found = encoded_documents(sources, reading, Counter(), tokenizer, 2)
+    next(found)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_no_process_outlives_one_that_is_killed(corpus: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    words = [sys.executable, *map(str, (tmp_path / "waiting.py", corpus, data))]
+    # Python counts aloud what it cleans up then.
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=quiet, text=True) as run:
+        assert run.stdout is not None
+        pids = list(map(int, run.stdout.readline().split()))
+        run.kill()
+
+    assert pids
+    end = time.monotonic() + 10
+    while any(map(lives, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(lives, pids))
+
+
+def lives(pid: int) -> bool:
+    try:
+        # Of one that has ended, and that nobody has waited for, it is empty.
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
 
 
 # No file may be larger, as if the disk were full.
