@@ -145,19 +145,20 @@ def prepare(
     return index
 
 
-def _sample(read: Iterator[Document], sample_bytes: int) -> list[str]:
+def _sample(read: Iterator[Document], sample_bytes: int) -> Iterator[str]:
     """The texts to train a tokenizer on: those whose names have the lowest hashes, of about so many bytes in all."""
-    chosen: list[tuple[float, str, str]] = []
-    size = 0
+    chosen: list[tuple[float, str, int, str]] = []
+    total = 0
     for document in read:
         if document.held_out:
             continue
-        heapq.heappush(chosen, (-position(document.name, "sample"), document.name, document.text))
-        size += len(document.text.encode())
-        while (least := size - len(chosen[0][2].encode())) >= sample_bytes:
+        name, size = document.name, len(document.text.encode())
+        heapq.heappush(chosen, (-position(name, "sample"), name, size, document.text))
+        total += size
+        while (least := total - chosen[0][2]) >= sample_bytes:
             heapq.heappop(chosen)
-            size = least
-    return [text for _, _, text in chosen]
+            total = least
+    yield from (text for *_, text in chosen)
 
 
 def _first(read: Iterator[Document], sample_bytes: int) -> Iterator[str]:

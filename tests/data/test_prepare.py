@@ -229,6 +229,14 @@ def test_options_that_cannot_work_are_refused(
         prepare([corpus], tmp_path / "out", **({"tokenizer": TOKENIZER} | options))
 
 
+def test_a_vocabulary_that_cannot_be_is_refused_before_all_is_read(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"text {number}"}) for number in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, "damaged"]))
+
+    with pytest.raises(InputError, match="cannot train a vocabulary of 100 tokens"):
+        prepare([tmp_path], tmp_path / "out", 100, held_out=0.2)
+
+
 def test_a_directory_that_cannot_be_written_is_named_once(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "below" / "out"
