@@ -123,7 +123,7 @@ def prepare(
                 max_file_bytes=max_file_bytes,
                 vocab_size=tokenizer.vocab_size,
                 tokenizer=tokenizer.fingerprint,
-                dropped=dict(dropped),
+                dropped=dict(sorted(dropped.items())),
                 splits=splits,
             )
             index.write(new)

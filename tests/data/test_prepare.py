@@ -292,6 +292,18 @@ def test_processes_write_the_same_bytes_whatever_their_number(kind: str, tmp_pat
     assert found[0].dropped == {"duplicate": 500, "near-duplicate": 100}
 
 
+def test_what_is_left_out_is_written_in_one_order(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in ("a", "a", "", "b")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}"
+        prepare([tmp_path / "a.jsonl"], output, TOKENIZER, held_out=0, processes=processes)
+
+    one, two = ((tmp_path / name / "data.json").read_text() for name in ("1", "2"))
+    assert one == two
+
+
 def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "say"}, {"role": "assistant", "content": text}]
 
