@@ -11,9 +11,9 @@ from types import ModuleType
 from nanochat.data.chat import Messages, messages_of, text_of_chat
 from nanochat.data.reading import Reading, Unit
 from nanochat.data.records import Chunk, text_of
-from nanochat.data.sources import Sources, find_sources
+from nanochat.data.sources import Sources, find_sources, packages_for
 from nanochat.data.splits import is_held_out, pieces
-from nanochat.errors import DataError, counted, how_to_install
+from nanochat.errors import counted
 
 __all__ = [
     "Document",
@@ -179,12 +179,8 @@ def log_dropped(dropped: Counter[str]) -> None:
 
 
 def _near(threshold: float) -> ModuleType:
-    try:
+    with packages_for(f"near_duplicates={threshold}"):
         from nanochat.data import near
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"near_duplicates={threshold} needs the package {error.name}: {how_to_install('data')}"
-        ) from error
     return near
 
 

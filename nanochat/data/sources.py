@@ -8,6 +8,7 @@ import glob
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from nanochat.data.reading import Reading
 from nanochat.data.records import Chunk, TextFile, line_chunks, opened
 from nanochat.errors import DataError, how_to_install
 
-__all__ = ["Sources", "find_files", "find_sources"]
+__all__ = ["Sources", "find_sources", "packages_for"]
 
 _HUB = "hub:"
 
@@ -53,15 +54,13 @@ def find_sources(patterns: Sequence[str | Path], *, revision: str | None = None)
         raise DataError(f"revision={revision!r:.80} is of no data set: name one as hub:org/name")
     files = [each for each in patterns if not str(each).startswith(_HUB)]
     return Sources(
-        files=find_files(files) if files else [],
+        files=_found(files),
         streams={name: _hub(name).pinned(name, revision) for name in names},
     )
 
 
-def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """Return the relative and the real path of each file that `patterns` match, once, sorted."""
-    if isinstance(patterns, str | Path) or not patterns:
-        raise DataError(f"patterns is {patterns!r}: pass a list with at least one path or glob")
+def _found(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
+    """The relative and the real path of each file that `patterns` match, once, sorted."""
     found: dict[Path, str] = {}
     for pattern in patterns:
         base, paths = _expand(str(pattern))
@@ -74,6 +73,17 @@ def find_files(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
         for path in files:
             found.setdefault(path.resolve(), path.relative_to(base).as_posix())
     return sorted((name, path) for path, name in found.items())
+
+
+@contextmanager
+def packages_for(what: str) -> Iterator[None]:
+    """A block that imports what few texts need; `what` needs it, as is said if it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{what} needs the package {error.name}: {how_to_install('data')}"
+        ) from error
 
 
 def _chunks(name: str, path: Path, reading: Reading, dropped: Counter[str]) -> Iterator[Chunk]:
@@ -112,20 +122,12 @@ def _expand(pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _arrow(path: Path) -> ModuleType:
-    try:
+    with packages_for(str(path)):
         from nanochat.data import arrow
-    except ModuleNotFoundError as error:
-        raise _missing(str(path), error) from error
     return arrow
 
 
 def _hub(source: str) -> ModuleType:
-    try:
+    with packages_for(_HUB + source):
         from nanochat.data import hub
-    except ModuleNotFoundError as error:
-        raise _missing(_HUB + source, error) from error
     return hub
-
-
-def _missing(what: str, error: ModuleNotFoundError) -> DataError:
-    return DataError(f"{what} needs the package {error.name}: {how_to_install('data')}")

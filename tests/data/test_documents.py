@@ -1,6 +1,7 @@
 """Prepared data holds each document once, in one split."""
 
 import logging
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -11,24 +12,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nanochat.data
 from nanochat.data.documents import documents
-from nanochat.data.sources import find_files
+from nanochat.data.prepare import prepare
+from nanochat.data.sources import find_sources
 from nanochat.data.splits import is_held_out, position
 from nanochat.errors import DataError, InputError
+from tests.data.streams import TOKENIZER
 
 
 def test_a_glob_a_directory_and_a_file_find_the_same_files(corpus: Path) -> None:
-    by_directory = find_files([corpus])
+    by_directory = find_sources([corpus]).files
 
     assert len(by_directory) == 60
-    assert find_files([corpus / "**/*.rs"]) == by_directory
-    assert find_files([f"{corpus}/crate*/file*.rs"]) == by_directory
-    assert find_files([corpus, corpus / "crate0/file0.rs"]) == by_directory
+    assert find_sources([corpus / "**/*.rs"]).files == by_directory
+    assert find_sources([f"{corpus}/crate*/file*.rs"]).files == by_directory
+    assert find_sources([corpus, corpus / "crate0/file0.rs"]).files == by_directory
 
 
 def test_names_are_relative_to_the_pattern(corpus: Path) -> None:
-    below_one_crate = find_files([corpus / "crate1/*11.rs"])
-    below_all_crates = find_files([corpus / "crate*/*11.rs"])
+    below_one_crate = find_sources([corpus / "crate1/*11.rs"]).files
+    below_all_crates = find_sources([corpus / "crate*/*11.rs"]).files
 
     assert [name for name, _ in below_one_crate] == ["file11.rs"]
     assert [name for name, _ in below_all_crates] == ["crate1/file11.rs"]
@@ -123,10 +127,33 @@ def test_the_split_of_a_file_is_fixed_for_ever() -> None:
 )
 def test_patterns_without_files_are_refused(patterns: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        find_files(patterns)
+        find_sources(patterns)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_outside_zero_to_one_is_refused(share: float) -> None:
     with pytest.raises(InputError, match="pass 0 <= held_out < 1"):
         is_held_out("lib.rs", share)
+
+
+@pytest.mark.parametrize(
+    ("package", "pattern", "what"),
+    [
+        ("pyarrow", "a.parquet", r"a\.parquet"),
+        ("pyarrow", "a.jsonl.zst", r"a\.jsonl\.zst"),
+        ("datasets", "hub:org/name", "hub:org/name"),
+        ("rensa", "a.txt", r"near_duplicates=0\.8"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_by_what_needs_it(
+    package: str, pattern: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("arrow", "hub", "near"):
+        monkeypatch.delitem(sys.modules, f"nanochat.data.{name}", raising=False)
+        monkeypatch.delattr(nanochat.data, name, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    Path(pattern.removeprefix("hub:").replace("/", "-")).write_text("a")
+
+    with pytest.raises(DataError, match=rf"{what} needs the package {package}: pip install"):
+        prepare([pattern], "out", TOKENIZER, near_duplicates=0.8)
