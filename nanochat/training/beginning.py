@@ -1,8 +1,10 @@
 """This file holds weights that a run begins with in place of random ones: those of another run, or of a model."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ from nanochat.training.snapshot import find_snapshot, holds_run, load_record, lo
 from nanochat.weights import Spec, Stored, Weights, leaf_of, map_leaves, named_leaves
 
 __all__ = ["Beginning", "begin_with", "config_of"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ def config_of(path: Path) -> ModelConfig:
 def begin_with(path: Path, config: ModelConfig) -> Beginning:
     """Read the weights in the directory of a run, of its snapshot or of a model, for a model of that configuration.
 
-    A run has the numbers that it rounds; of a model these are the rounded ones.
+    A run has the numbers that it rounds; of a model these are the rounded ones. What the configuration has no place
+    for, such as heads for later tokens, is left out with a warning.
 
     Raises
     ------
@@ -73,7 +78,14 @@ def begin_with(path: Path, config: ModelConfig) -> Beginning:
             )
         return leaf_of(spec, values)
 
-    return Beginning(weights=map_leaves(leaf, shapes(config)), tokenizer=tokenizer)
+    model = shapes(config)
+    if rest := found.keys() - dict(named_leaves(model)).keys():
+        _LOGGER.warning(
+            "%s has parameters that the model has not: %s are left out",
+            path,
+            shorten(", ".join(sorted(rest)), 200),
+        )
+    return Beginning(weights=map_leaves(leaf, model), tokenizer=tokenizer)
 
 
 def _is_snapshot(path: Path) -> bool:

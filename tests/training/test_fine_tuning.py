@@ -14,6 +14,7 @@ from nanochat.export.formats import load
 from nanochat.init import widened
 from nanochat.presets import preset
 from nanochat.text.tokenizer import Tokenizer
+from nanochat.training.beginning import begin_with
 from nanochat.training.loop import Trainer
 from nanochat.training.plan import plan
 from nanochat.training.recipe import recipe_to_dict
@@ -106,6 +107,15 @@ def test_a_run_begins_with_the_numbers_of_a_model(
     values = dict(named_leaves(load(model).weights))
     for name, parameter in trainer.model.named_parameters():
         np.testing.assert_array_equal(parameter.detach().numpy(), widened(name, values[name]))
+
+
+def test_weights_that_have_no_place_are_told(
+    pretrained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin_with(pretrained, recipe(model={"num_layers": 1}).model)
+
+    assert "has parameters that the model has not: layers.1." in caplog.text
+    assert "left out" in caplog.text
 
 
 def test_a_run_that_began_with_weights_resumes_exactly_without_them(
