@@ -238,11 +238,18 @@ class Shards:
         if length < 1:
             raise DataError(f"length={length}: pass 1 or more")
         if length not in self._packed_by_length:
+            starts = self.document_starts
+            if self._answers is not None:
+                begins = self._answers[::2]
+                before = begins - starts[np.searchsorted(starts, begins, side="right") - 1]
+                if before.min() > length:
+                    raise DataError(
+                        f"{self.directory}: no answer in a conversation begins within {length} tokens: pass a length "
+                        f"of {before.min()} or more (--set data.length of a run)"
+                    )
             # The rest of a conversation answers what cannot be seen any more.
-            whole = self._split.answers is None
-            self._packed_by_length[length] = pack(
-                self.document_starts, self.num_tokens, length, with_rest=whole
-            )
+            whole = self._answers is None
+            self._packed_by_length[length] = pack(starts, self.num_tokens, length, with_rest=whole)
         return self._packed_by_length[length]
 
     def _laid_out(self, found: Sequence[int], layout: Layout) -> Batch:

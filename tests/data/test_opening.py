@@ -9,7 +9,8 @@ import pytest
 from nanochat.data.batch import Layout
 from nanochat.data.opening import open_splits
 from nanochat.data.prepare import prepare
-from nanochat.errors import FormatError
+from nanochat.data.shards import Shards
+from nanochat.errors import DataError, FormatError
 from tests.data.streams import TOKENIZER
 from tests.training.runs import recipe
 
@@ -55,3 +56,17 @@ def test_places_of_answers_that_cannot_be_are_found(tmp_path: Path, split: str) 
 
     with pytest.raises(FormatError, match=rf"{path}: not ascending places"):
         open_splits(data, MODEL, 0, [Layout(length=64)])
+
+
+def test_conversations_of_which_no_answer_can_be_seen_are_refused(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "say "}, {"role": "assistant", "content": "hi"}]
+    rows = [{"messages": [{"role": "system", "content": f"{n}"}, *said]} for n in range(10, 50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = tmp_path / "out"
+    prepare([tmp_path / "a.jsonl"], data, TOKENIZER, chat=True, held_out=0.2)
+    whole = Shards(data).batch(0, 1, Layout(length=64, packing="best-fit"))
+    first = int(np.flatnonzero(whole.targets[0] >= 0)[0]) + 1
+
+    open_splits(data, MODEL, 0, [Layout(length=first, packing="best-fit")])
+    with pytest.raises(DataError, match=rf"within {first - 1} tokens: pass a length of {first} or"):
+        open_splits(data, MODEL, 0, [Layout(length=first - 1, packing="best-fit")])
