@@ -16,6 +16,7 @@ from nanochat.backends.torch.linears import Leaf
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.data.batch import Layout
 from nanochat.data.mixture import Mixture
+from nanochat.errors import TrainingError
 from nanochat.generation.engine import Engine
 from nanochat.generation.session import generate
 from nanochat.init import freeze
@@ -47,6 +48,11 @@ def scores(
     Sequences are scored in whole batches, each without what stood before it, and of each of several sources there is
     one at least. `watch` is called with the number of sequences that are done and of all, at the start and after each
     batch.
+
+    Raises
+    ------
+    TrainingError
+        If none of them has a target.
     """
     num_batches = max(len(held_out.sources), math.ceil(num_windows / batch_size))
     total = sum(rows for _, rows in held_out.turns(batch_size, layout)[:num_batches])
@@ -74,6 +80,12 @@ def scores(
             done += len(batch.inputs)
             watch(done, total)
             interruption.check()
+    # Of conversations, some sequences hold no answer.
+    if not any(num_bytes.values()):
+        raise TrainingError(
+            f"nothing is to be predicted in {done} sequences of the held-out text of {held_out}: pass a larger "
+            "run.evaluation_windows, or data.packing=best-fit"
+        )
     each = sum(nats.values()) / num_tokens
     return {
         HELD_OUT: sum(nats.values()) / math.log(2) / sum(num_bytes.values()),
@@ -84,7 +96,7 @@ def scores(
         **{
             f"{HELD_OUT}_{name}": nats[name] / math.log(2) / num_bytes[name]
             for name in num_bytes
-            if name
+            if name and num_bytes[name]
         },
     }
 

@@ -1,5 +1,6 @@
 """What an evaluation says of a model is what the model that is written does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 
 import nanochat
 from nanochat.data.batch import Layout
+from nanochat.data.prepare import prepare
+from nanochat.errors import TrainingError
+from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
 from nanochat.training.progress import progress
 from nanochat.training.run_log import LogEntry
@@ -106,3 +110,35 @@ def test_nothing_is_written_by_an_unquantised_model(data: Path, tmp_path: Path) 
     trainer.run(quiet)
 
     assert "sample" not in trainer.evaluate(2)
+
+
+@pytest.fixture
+def asked_at_length(data: Path, tmp_path: Path) -> Path:
+    """Conversations whose answers come after several windows of 64 tokens."""
+    said = [{"role": "user", "content": "why? " * 200}, {"role": "assistant", "content": "hi"}]
+    rows = [{"messages": [{"role": "system", "content": f"{n}"}, *said]} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = Tokenizer.load(data)
+    prepare([tmp_path / "a.jsonl"], tmp_path / "chats", tokenizer, chat=True, held_out=0.2)
+    return tmp_path / "chats"
+
+
+def test_an_evaluation_of_nothing_is_refused(asked_at_length: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        recipe(), asked_at_length, tmp_path / "run", num_threads=1, compile_model=False
+    )
+
+    with pytest.raises(TrainingError, match=r"nothing .* in 2 sequences .*run\.evaluation_windows"):
+        trainer.evaluate(2)
+
+
+def test_a_source_of_which_nothing_is_evaluated_has_no_line(
+    asked_at_length: Path, data: Path, tmp_path: Path
+) -> None:
+    sources = {"text": data, "chats": asked_at_length}
+    trainer = Trainer(recipe(), sources, tmp_path / "run", num_threads=1, compile_model=False)
+
+    found = trainer.evaluate(2)
+
+    assert found["held_out_bits_per_byte"] == found["held_out_bits_per_byte_text"]
+    assert "held_out_bits_per_byte_chats" not in found
