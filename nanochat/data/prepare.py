@@ -1,5 +1,6 @@
 """This file holds the way from text to training data: a directory that appears complete or not at all."""
 
+import glob
 import heapq
 import logging
 import tempfile
@@ -85,8 +86,15 @@ def prepare(
     _check_output(output, overwrite)
     dropped: Counter[str] = Counter()
     found = find_sources(patterns, revision=revision)
+    # What `tempfile` adds to a name has eight characters.
+    left = [*output.parent.glob(f".{glob.escape(output.name)}.{'?' * 8}")]
+    for path in left:
+        _LOGGER.warning(
+            "%s is left of a process that did not end: delete it if none is running", path
+        )
     # Before this writes files of its own.
-    files = [each for each in found.files if output not in each[1].parents]
+    own = {output, *left}
+    files = [each for each in found.files if own.isdisjoint(each[1].parents)]
     sources = replace(found, files=files)
     reading = Reading(
         held_out=held_out,

@@ -259,6 +259,21 @@ def test_data_in_the_directory_of_their_text_are_no_part_of_it(tmp_path: Path) -
     assert first == second
 
 
+def test_what_a_killed_process_left_is_told_and_no_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.rs").write_text(f"fn f{number}() {{}}\n" * 9)
+    left = tmp_path / ".data.abcd_123" / "new"
+    left.mkdir(parents=True)
+    (left / "tokenizer.json").write_text("no text")
+
+    index = prepare([tmp_path], tmp_path / "data", TOKENIZER, held_out=0.2)
+
+    assert sum(split.files for split in index.splits.values()) == 20
+    assert f"{left.parent} is left of a process that did not end" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["text", "records", "chats"])
 def test_processes_write_the_same_bytes_whatever_their_number(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
