@@ -106,15 +106,15 @@ def prepare(
     # A piece of a conversation is none.
     if not chat:
         reading = replace(reading, unit=choose_unit(sources, reading))
-    if isinstance(tokenizer, int):
-        sample = _first if sources.streams else _sample
-        read = documents_of(sources, reading, Counter())
-        tokenizer = Tokenizer.train(sample(read, sample_bytes), tokenizer)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
             new = Path(aside) / "new"
             new.mkdir()
+            if isinstance(tokenizer, int):
+                sample = _first if sources.streams else _sample
+                read = documents_of(sources, reading, Counter())
+                tokenizer = Tokenizer.train(sample(read, sample_bytes), tokenizer)
             for name, content in {**tokenizer.files(), **(beside or {})}.items():
                 (new / name).write_bytes(content)
             encoded = encoded_documents(sources, reading, dropped, tokenizer, processes)

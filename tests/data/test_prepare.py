@@ -229,12 +229,22 @@ def test_options_that_cannot_work_are_refused(
         prepare([corpus], tmp_path / "out", **({"tokenizer": TOKENIZER} | options))
 
 
-def test_a_vocabulary_that_cannot_be_is_refused_before_all_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("output", "vocab_size", "error", "message"),
+    [
+        ("out", 100, InputError, "cannot train a vocabulary of 100 tokens"),
+        ("a.jsonl/below/out", 300, SaveError, "cannot write .*: Not a directory"),
+    ],
+    ids=["vocabulary", "output"],
+)
+def test_what_cannot_be_is_refused_before_all_is_read(
+    output: str, vocab_size: int, error: type[Exception], message: str, tmp_path: Path
+) -> None:
     rows = [json.dumps({"text": f"text {number}"}) for number in range(50)]
     (tmp_path / "a.jsonl").write_text("\n".join([*rows, "damaged"]))
 
-    with pytest.raises(InputError, match="cannot train a vocabulary of 100 tokens"):
-        prepare([tmp_path], tmp_path / "out", 100, held_out=0.2)
+    with pytest.raises(error, match=message):
+        prepare([tmp_path / "a.jsonl"], tmp_path / output, vocab_size, held_out=0.2)
 
 
 def test_a_directory_that_cannot_be_written_is_named_once(corpus: Path, tmp_path: Path) -> None:
