@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -55,10 +56,10 @@ def encoded_documents(
     sources: Sources,
     reading: Reading,
     counts: Counter[str],
-    tokenizer: Tokenizer,
+    tokenizer: Path,
     processes: int,
 ) -> Iterator[Encoded]:
-    """Yield the tokens of `documents_of`, read by so many processes.
+    """Yield the tokens of `documents_of`, read by so many processes, with the tokenizer in a directory.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def encoded_documents(
     """
     if processes == 1:
         # The tokenizer uses all cores.
-        yield from _encode(documents_of(sources, reading, counts), tokenizer)
+        yield from _encode(documents_of(sources, reading, counts), Tokenizer.load(tokenizer))
         return
     met = Met(reading)
     for found, dropped in _elsewhere(
@@ -120,7 +121,7 @@ def _grouped(
 
 
 def _elsewhere(
-    chunks: Iterable[Chunk], reading: Reading, tokenizer: Tokenizer, processes: int
+    chunks: Iterable[Chunk], reading: Reading, tokenizer: Path, processes: int
 ) -> Iterator[tuple[_Found, Counter[str]]]:
     """What processes find in chunks, in their order; few groups are under way at a time."""
     waiting: deque[Future[tuple[_Found, Counter[str]]]] = deque()
@@ -129,7 +130,8 @@ def _elsewhere(
         processes,
         mp_context=get_context("spawn"),
         initializer=_begin,
-        initargs=(reading, tokenizer.pieces, tokenizer.merges),
+        # What is more than a pipe holds is written to one that dies before it reads for ever.
+        initargs=(reading, tokenizer),
     )
     try:
         for group in _grouped(chunks, lambda each: each.size, _GROUP_BYTES):
@@ -140,7 +142,8 @@ def _elsewhere(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that reads text died, perhaps for want of memory: pass fewer --processes (processes= in Python)"
+            "a process that reads text died, perhaps for want of memory: pass fewer --processes (processes= in Python, "
+            'in a script below `if __name__ == "__main__":`)'
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -150,13 +153,13 @@ def _elsewhere(
 _OWN: dict[str, object] = {}
 
 
-def _begin(reading: Reading, pieces: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
+def _begin(reading: Reading, tokenizer: Path) -> None:
     # The process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Others run beside it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _OWN.update(reading=reading, tokenizer=Tokenizer(list(pieces), list(merges)))
+    _OWN.update(reading=reading, tokenizer=Tokenizer.load(tokenizer))
 
 
 def _end_with_parent() -> None:

@@ -117,7 +117,7 @@ def prepare(
                 tokenizer = Tokenizer.train(sample(read, sample_bytes), tokenizer)
             for name, content in {**tokenizer.files(), **(beside or {})}.items():
                 (new / name).write_bytes(content)
-            encoded = encoded_documents(sources, reading, dropped, tokenizer, processes)
+            encoded = encoded_documents(sources, reading, dropped, new, processes)
             splits = write_splits(encoded, new, token_type(tokenizer.vocab_size), shard_tokens)
             log_dropped(dropped)
             _check_splits(splits, held_out)

@@ -385,19 +385,48 @@ def test_a_process_that_dies_is_an_error_and_no_hang(
     assert not (tmp_path / "out").exists()
 
 
+# Every process begins as the script does, and may not start others.
+UNGUARDED = """
+import sys
+from nanochat.data.prepare import prepare
+from nanochat.text.tokenizer import Tokenizer
+
+prepare([sys.argv[1]], sys.argv[2], Tokenizer.load(sys.argv[3]), held_out=0.2, processes=2)
+"""
+
+
+def test_a_process_that_does_not_begin_is_an_error_and_no_hang(
+    corpus: Path, tmp_path: Path
+) -> None:
+    pairs = [(left, right) for left in [*BYTES][:40] for right in BYTES]
+    # Of more pieces than a pipe holds.
+    Tokenizer([*SPECIALS, *BYTES, *map("".join, pairs)], pairs).save(tmp_path / "tokenizer")
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    words = [tmp_path / "script.py", corpus, tmp_path / "out", tmp_path / "tokenizer"]
+
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    (line,) = (line for line in result.stderr.splitlines() if "DataError: " in line)
+    assert "a process that reads text died" in line
+    assert 'in a script below `if __name__ == "__main__":`' in line
+    assert not (tmp_path / "out").exists()
+
+
 # Its process reads, and waits for more.
 WAITING = """
 import multiprocessing, sys, time
 from collections import Counter
+from pathlib import Path
 from nanochat.data.encoding import encoded_documents
 from nanochat.data.reading import Reading
 from nanochat.data.sources import find_sources
-from nanochat.text.tokenizer import Tokenizer
 
 if __name__ == "__main__":
     reading = Reading(held_out=0.2, max_bytes=10**6)
-    sources, tokenizer = find_sources([sys.argv[1]]), Tokenizer.load(sys.argv[2])
-    found = encoded_documents(sources, reading, Counter(), tokenizer, 2)
+    sources = find_sources([sys.argv[1]])
+    found = encoded_documents(sources, reading, Counter(), Path(sys.argv[2]), 2)
     next(found)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
     time.sleep(60)
