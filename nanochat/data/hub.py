@@ -50,7 +50,8 @@ def pinned(source: str, revision: str | None) -> str | None:
         If there is no such data set, or no network.
     """
     name, _, _ = source.partition(":")
-    if Path(name).is_dir():
+    # Nothing would be the directory that this runs in.
+    if name and Path(name).is_dir():
         if revision:
             raise DataError(
                 f"hub:{source} is a directory, without revisions: leave out {revision!r:.80}"

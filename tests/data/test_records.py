@@ -253,6 +253,12 @@ def test_without_a_network_nothing_is_written_and_one_line_says_why(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["hub:", "hub::configuration"])
+def test_a_data_set_without_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name}: .*: the data set must be on the Hub"):
+        prepare([name], tmp_path / "out", TOKENIZER)
+
+
 def test_a_directory_has_no_revisions(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a directory, without revisions: leave out 'v1'"):
         prepare([f"hub:{dataset}"], tmp_path / "out", TOKENIZER, revision="v1")
