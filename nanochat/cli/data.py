@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,8 @@ def prepare(
         raise click.UsageError(
             "pass either --vocab-size, to train a tokenizer, or --tokenizer, to use one"
         )
+    # As Ctrl-C does, it leaves nothing half-written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The options are declared with the names and types of the arguments.
     index = prepare_data(patterns, out, source, **given)
     note(f"wrote {out}")

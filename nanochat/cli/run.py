@@ -1,7 +1,7 @@
 """This file holds the run of a command: every mistake of a user becomes one line and an exit code.
 
 Codes: 0 done, 1 the work failed, 2 wrong use, 3 nothing proven (of `models verify`), 130 interrupted (Ctrl-C; of
-`train`, SIGTERM too, for what is saved goes on alike), 141 the reader of the output went away.
+`data prepare`, and of `train`, for what is saved goes on alike, SIGTERM too), 141 the reader of the output went away.
 """
 
 import io

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -383,6 +384,24 @@ def test_a_process_that_dies_is_an_error_and_no_hang(
     assert "a process that reads text died" in last
     assert "pass fewer --processes" in last
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_behind(number: signal.Signals, data: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"{row} " + " ".join(WORDS) * 20}) for row in range(20_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    words = ["prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--tokenizer", data]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "nanochat", "data", *map(str, words)], stderr=subprocess.DEVNULL
+    )
+    while not [*tmp_path.glob(".out.*/new")]:
+        assert run.poll() is None
+        time.sleep(0.01)
+
+    run.send_signal(number)
+
+    assert run.wait(60) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 # Every process begins as the script does, and may not start others.
