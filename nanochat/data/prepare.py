@@ -94,7 +94,7 @@ def prepare(
         )
     # Before this writes files of its own.
     own = {output, *left}
-    files = [each for each in found.files if own.isdisjoint(each[1].parents)]
+    files = [each for each in found.files if own.isdisjoint(each[1].resolve().parents)]
     sources = replace(found, files=files)
     reading = Reading(
         held_out=held_out,

@@ -29,7 +29,7 @@ class Sources:
     Parameters
     ----------
     files : sequence of pairs
-        Relative and real path of each file.
+        Relative and absolute path of each file.
     streams : dict of str to str
         Data sets of the Hub, by name, and the commit of each; none of a directory that stands for one.
     """
@@ -60,8 +60,8 @@ def find_sources(patterns: Sequence[str | Path], *, revision: str | None = None)
 
 
 def _found(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
-    """The relative and the real path of each file that `patterns` match, once, sorted."""
-    found: dict[Path, str] = {}
+    """The relative and the absolute path of each file that `patterns` match, once, sorted."""
+    found: dict[Path, tuple[str, Path]] = {}
     for pattern in patterns:
         base, paths = _expand(str(pattern))
         files = [path for path in paths if path.is_file()]
@@ -70,9 +70,11 @@ def _found(patterns: Sequence[str | Path]) -> list[tuple[str, Path]]:
                 f"{pattern} matches no file below {Path.cwd()}: correct the path, and quote a glob "
                 "in the shell"
             )
-        for path in files:
-            found.setdefault(path.resolve(), path.relative_to(base).as_posix())
-    return sorted((name, path) for path, name in found.items())
+        # Links first: in the Hub's cache they have the names that say how files are read.
+        for path in sorted(files, key=lambda path: (not path.is_symlink(), path)):
+            names = path.relative_to(base).as_posix(), path.absolute()
+            found.setdefault(path.resolve(), names)
+    return sorted(found.values())
 
 
 @contextmanager

@@ -56,6 +56,21 @@ def test_records_of_every_kind_of_file_are_documents(name: str, tmp_path: Path) 
     assert 30 < sum(document.held_out for document in read) < 90
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_link_says_what_kind_of_file_it_leads_to(name: str, tmp_path: Path) -> None:
+    # As in the Hub's cache.
+    WRITERS[name](tmp_path / name)
+    (tmp_path / name).rename(tmp_path / "blob")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blob")
+
+    read, both = (list(documents([each])) for each in (tmp_path / "snapshot", tmp_path))
+
+    assert [document.text for document in read] == TEXTS
+    assert read[0].place.startswith(str(tmp_path / "snapshot" / name))
+    assert [document.text for document in both] == TEXTS
+
+
 def test_records_that_are_appended_move_no_other(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(ROWS[:200]))
