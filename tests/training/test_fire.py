@@ -45,12 +45,23 @@ def test_matrices_take_the_published_iterations(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_many_iterations_give_the_nearest_orthogonal_matrix() -> None:
-    left, _, right = torch.linalg.svd(matrix(24, 24))
+@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24)], ids=str)
+def test_many_iterations_give_the_nearest_orthogonal_matrix(shape: tuple[int, int]) -> None:
+    left, _, right = torch.linalg.svd(matrix(*shape), full_matrices=False)
 
-    found = reinitialized(matrix(24, 24), Fire(iterations=40, scale="shape"))
+    found = reinitialized(matrix(*shape), Fire(iterations=40, scale="shape"))
 
-    torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-4)
+    expected = left @ right * (shape[0] / shape[1]) ** 0.5
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24)], ids=str)
+def test_many_iterations_make_nothing_large_of_a_matrix_of_low_rank(shape: tuple[int, int]) -> None:
+    low = matrix(shape[0], 6) @ matrix(6, shape[1])
+
+    found = reinitialized(low, Fire(iterations=40, scale="shape"))
+
+    assert torch.linalg.matrix_norm(found, 2) < 1.01 * (shape[0] / shape[1]) ** 0.5
 
 
 def test_a_kept_scale_keeps_the_mean_magnitude_of_each_matrix() -> None:

@@ -27,6 +27,8 @@ _POLAR_EXPRESS = (
 )
 # Jordan's quintic, the same five times; github.com/KellerJordan/Muon, commit 857d1ad.
 _POLYNOMIALS = {"polar-express": _POLAR_EXPRESS, "jordan": ((3.4445, -4.7750, 2.0315),) * 5}
+# Polynomials of one Gram matrix.
+_MOST_BY_GRAM = 5
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -131,7 +133,9 @@ def orthogonalize(
     norm = (x**2).sum((-2, -1), keepdims=True) ** 0.5
     x = x / (norm * margin + 1e-7)
     if x.shape[-1] >= 3 * x.shape[-2]:
-        x = _by_gram(x, polynomials)
+        # The matrix that is multiplied drifts from that of x, and after many polynomials has nothing to do with it.
+        for first in range(0, len(polynomials), _MOST_BY_GRAM):
+            x = _by_gram(x, polynomials[first : first + _MOST_BY_GRAM])
     else:
         for a, b, c in polynomials:
             gram = x @ transposed(x)
