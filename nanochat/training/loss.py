@@ -59,9 +59,10 @@ def terms(
       the real one.
     * *z_loss*, *entropy*: squared log partition and entropy of the predicted distributions. Like the one before they
       are those of a loop's steps by the probability of leaving after each.
-    * *later_tokens*: cross-entropies of the tokens after the next one, by the same logits, times their factors.
+    * *later_tokens*: cross-entropies of the tokens after the next one, by the same logits, times their factors: sums
+      over those that there are, by the number of next tokens.
     * *distillation*: divergence from a teacher's distributions at the temperature, whose square belongs to its factor.
-    * *ahead*: mean cross-entropy of the extra heads.
+    * *ahead*: the same of the extra heads, their mean.
     * *balance*, *router_z*: means over the mixtures of experts.
 
     A term of factor 0 is not part of the sum. It is measured all the same where that takes no pass through the head.
@@ -73,9 +74,9 @@ def terms(
     top_k : int
         Experts that serve a token; unused without experts.
     weights : tensor, shape (B, T), optional
-        Factor of each target's loss in the sums. By default targets count alike and the factors sum to 1: sums are
-        means. A mask over its sum trains on a part of the text only; advantages over the number of targets give the
-        policy gradient of sampled tokens.
+        Factor of each target's loss in the sums. By default targets count alike and the factors of next tokens sum to
+        1: their sums are means. A mask over its sum trains on a part of the text only; advantages over the number of
+        targets give the policy gradient of sampled tokens.
     rows : int64 tensor, optional
         From `nanochat.training.objectives.readout.counted_rows`: the tokens that the head reads. Others must have no
         target that counts. By default it reads all.

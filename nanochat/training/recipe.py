@@ -48,7 +48,8 @@ class DataSettings:
         Sequences of one update, tokens of one sequence.
     microbatch : int
         Sequences that are computed at a time, whose gradients are summed: fewer take less memory. 0 is all. The sum is
-        that of the whole batch, but for the balance of experts, which is that of each microbatch.
+        that of the whole batch, but for the terms of routers and, where sequences have fewer targets than tokens are
+        kept (`objective.keep_tokens`), the loss of those: they are means of each microbatch.
     packing : {"windows", "best-fit"}
         Stretches of the text, wherever documents end; or whole documents, as many as fit, none of which sees another.
     document_masks : bool

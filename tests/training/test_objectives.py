@@ -214,7 +214,7 @@ def test_later_tokens_are_predicted_by_the_same_logits(factors: tuple[float, ...
             seen = log_softmax(outputs, step)[:, : T + 1 - distance]
             lost = -np.take_along_axis(seen, later.clip(0)[..., None], axis=-1)[..., 0]
             lost = lost * shares[step][:, : T + 1 - distance]
-            expected += factor * float(lost[later >= 0].mean())
+            expected += factor * float(lost[later >= 0].sum() / (ids >= 0).sum())
     plain = sum(mean(shares[i] * losses(outputs, i)) for i in range(2))
     assert found["later_tokens"].item() == pytest.approx(expected, rel=1e-6)
     assert found["objective"].item() == pytest.approx(plain + expected, rel=1e-6)
@@ -231,10 +231,10 @@ def test_tokens_of_another_document_are_no_later_targets() -> None:
     found = terms(outputs, ends, OPS, settings, top_k=1, segments=segments)
 
     lost = -log_softmax(outputs, 0)
-    # Of all rows, only these have the token after the next one in their document.
-    assert found["later_tokens"].item() == pytest.approx(0.5 * lost[0, 2:4, 3].mean(), rel=1e-6)
+    # Of all rows, only these have the token after the next one in their document, and six the next one.
+    assert found["later_tokens"].item() == pytest.approx(0.5 * lost[0, 2:4, 3].sum() / 6, rel=1e-6)
     heads = -log_softmax(replace(outputs, steps=outputs.ahead), 0)
-    assert found["ahead"].item() == pytest.approx(heads[0, 2:4, 3].mean(), rel=1e-6)
+    assert found["ahead"].item() == pytest.approx(heads[0, 2:4, 3].sum() / 6, rel=1e-6)
 
 
 def test_factors_of_zero_for_later_tokens_are_exactly_the_plain_loss() -> None:

@@ -32,7 +32,7 @@ class Readout:
     targets : int64 tensor, shape (B, T)
         The token after each input token; below 0 where there is none.
     weights : tensor, shape (B, T), optional
-        Factor of each target's loss; by default all count alike, and the factors sum to 1.
+        Factor of each target's loss; by default all count alike, and the factors of next tokens sum to 1.
     rows : int64 tensor, shape (N,), optional
         The tokens that are read out, counted through the batch, from `counted_rows`; by default all B * T.
     segments : tensor, shape (B, T), optional
@@ -109,10 +109,13 @@ class Readout:
         return values.where(shares != 0, 0.0) * shares
 
     def shares(self, distance: int = 1) -> Tensor:
-        """The factor of each token's loss, (N,), for the target at that distance: 0 where there is none."""
+        """The factor of each token's loss, (N,), for the target at that distance: 0 where there is none.
+
+        A target further on counts as much as the next one, so that parts of a batch add up to it.
+        """
         count = self._targets(distance) >= 0
         if self.weights is None:
-            return count / count.sum().clamp(min=1)
+            return count / (self._targets(1) >= 0).sum().clamp(min=1)
         return self.picked(_later(self.weights, distance, 0)).where(count, 0.0)
 
     def _targets(self, distance: int) -> Tensor:
