@@ -72,7 +72,9 @@ def scores(
                 for each, filler in ((batch.inputs, 0), (batch.targets, -1), (batch.segments, 0))
             )
             with interruption.abandonable(), compiling():
-                lost, right = model(inputs, partial(_scored, model), ids, segments=segments)
+                lost, right = model(
+                    inputs, partial(_scored, model), ids, segments=segments, has_heads=False
+                )
                 nats[name] += float(lost)
                 num_right += int(right)
             num_tokens += int((batch.targets >= 0).sum())

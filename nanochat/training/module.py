@@ -6,6 +6,7 @@ Its ``state_dict()`` keys are the names of the weights tree, so DDP, FSDP2, ``to
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -132,19 +133,21 @@ class LanguageModel(nn.Module):
         *arguments: Tensor,
         segments: Tensor | None = None,
         ops: TorchOps | None = None,
+        has_heads: bool = True,
     ) -> Result:
         """``loss(outputs, *arguments)`` of the `TrainingOutputs` for tokens (B, T), perhaps in packed documents.
 
         The loss is formed inside the pass, because there sharded parameters are whole. `ops` stands for the model's
-        own.
+        own, and `has_heads` says whether the extra heads run.
         """
-        config = self.config
-        count = config.num_ahead if config.ahead_kind == "sequential" else 0
-        later = [functional.pad(tokens[:, n:], (0, n)) for n in range(1, count + 1)]
+        weights = self.tree()
+        if not has_heads:
+            weights = replace(weights, ahead=(), joins=())
+        later = [functional.pad(tokens[:, n:], (0, n)) for n in range(1, len(weights.joins) + 1)]
         outputs = training_outputs(
             tokens,
-            self.tree(),
-            config,
+            weights,
+            self.config,
             ops or self.ops,
             segments,
             later=later,

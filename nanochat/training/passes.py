@@ -1,6 +1,7 @@
 """This file holds the pass of a batch through a model in training, and through others that its objective asks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ class Passes:
         rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What `nanochat.training.loss.terms` gives for a batch."""
+        if objective.exits == "improvement":
+            # Nothing but the gate is minimised, which asks no other model.
+            objective = replace(
+                objective, keep_tokens=1, drop_attention_gradients=False, distillation=0, ahead=0
+            )
         reference = teaching = None
         if self._reference is not None and objective.keep_tokens < 1:
             reference = self._reference.losses(tokens, targets, segments)
@@ -96,13 +102,16 @@ class Passes:
         ops = kept = None
         if objective.drop_attention_gradients:
             with torch.no_grad():
-                kept = model(tokens, partial(choose_tokens, **given), targets, segments=segments)
+                choose = partial(choose_tokens, **given)
+                kept = model(tokens, choose, targets, segments=segments, has_heads=False)
             ops = self._filtering(model.ops)
             ops.is_kept = torch.zeros_like(targets, dtype=torch.bool)
             ops.is_kept.view(-1)[kept.rows] = True
         top_k = model.config.experts_per_token
         loss = partial(terms, **given, top_k=top_k, kept=kept, teaching=teaching)
-        found: dict[str, Tensor] = model(tokens, loss, targets, segments=segments, ops=ops)
+        found: dict[str, Tensor] = model(
+            tokens, loss, targets, segments=segments, ops=ops, has_heads=objective.ahead > 0
+        )
         return found
 
     def _filtering(self, ops: TorchOps) -> FilteringOps:
