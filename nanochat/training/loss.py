@@ -16,7 +16,7 @@ from nanochat.backends.torch.ops import TorchOps
 from nanochat.model import TrainingOutputs
 from nanochat.training.objectives.exits import exit_distribution, exit_entropies, gate_losses
 from nanochat.training.objectives.experts import balance, router_z
-from nanochat.training.objectives.filtering import Kept, num_kept
+from nanochat.training.objectives.filtering import Kept, num_kept, still_where_dropped
 from nanochat.training.objectives.readout import Readout
 from nanochat.training.objectives.settings import Objective
 from nanochat.training.objectives.tokens import (
@@ -95,8 +95,12 @@ def terms(
     if objective.exits == "improvement":
         return _of_gate(readout, outputs, objective)
     found: dict[str, Tensor] = {}
+    routing: Sequence[Tensor] = outputs.routing
     if objective.keep_tokens < 1:
         kept = kept or _chosen(readout, outputs, objective, reference)
+        if objective.drop_attention_gradients:
+            is_kept = kept.mask(targets.shape)
+            routing = [still_where_dropped(logits, is_kept) for logits in routing]
         found["loss"] = kept.loss
         readout = readout.of_kept(kept.rows)
     steps = _Steps(readout, outputs, objective, teaching)
@@ -122,9 +126,9 @@ def terms(
         add("distillation", factor, lambda: steps.mean(divergences))
     if outputs.ahead and objective.ahead:
         add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
-    if outputs.routing:
-        add("balance", objective.balance, lambda: balance(outputs.routing, top_k))
-        add("router_z", objective.router_z, lambda: router_z(outputs.routing))
+    if routing:
+        add("balance", objective.balance, lambda: balance(routing, top_k))
+        add("router_z", objective.router_z, lambda: router_z(routing))
     return {"objective": minimised.total, **found}
 
 

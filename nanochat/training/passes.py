@@ -105,8 +105,7 @@ class Passes:
                 choose = partial(choose_tokens, **given)
                 kept = model(tokens, choose, targets, segments=segments, has_heads=False)
             ops = self._filtering(model.ops)
-            ops.is_kept = torch.zeros_like(targets, dtype=torch.bool)
-            ops.is_kept.view(-1)[kept.rows] = True
+            ops.is_kept = kept.mask(targets.shape)
         top_k = model.config.experts_per_token
         loss = partial(terms, **given, top_k=top_k, kept=kept, teaching=teaching)
         found: dict[str, Tensor] = model(

@@ -57,8 +57,11 @@ def test_kept_keys_and_values_agree_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(attend, inputs)
 
 
-def test_nothing_of_a_dropped_token_has_a_gradient(data: Path, tmp_path: Path) -> None:
-    settings = recipe(model={"tie_embeddings": False, "num_layers": 3}, objective=DROPPING)
+@pytest.mark.parametrize("model", [{}, {"num_experts": 4, "expert_width": 128}], ids=str)
+def test_nothing_of_a_dropped_token_has_a_gradient(
+    model: dict[str, object], data: Path, tmp_path: Path
+) -> None:
+    settings = recipe(model={"tie_embeddings": False, "num_layers": 3, **model}, objective=DROPPING)
     trainer = Trainer(settings, data, tmp_path, num_threads=1, compile_model=False)
     inputs = torch.from_numpy(np.random.default_rng(0).permutation(300)[:128].reshape(2, 64))
     embedding = trainer.model.get_parameter("embedding")

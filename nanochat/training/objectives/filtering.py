@@ -14,7 +14,7 @@ from torch import Tensor
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.backends.torch.state import TorchState
 
-__all__ = ["FilteringOps", "Kept", "kept_rows", "num_kept"]
+__all__ = ["FilteringOps", "Kept", "kept_rows", "num_kept", "still_where_dropped"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,6 +23,12 @@ class Kept:
 
     rows: Tensor
     loss: Tensor
+
+    def mask(self, shape: torch.Size) -> Tensor:
+        """Whether each token of the batch (B, T) is kept."""
+        found = torch.zeros(shape, dtype=torch.bool, device=self.rows.device)
+        found.view(-1)[self.rows] = True
+        return found
 
 
 class FilteringOps(TorchOps):
@@ -49,9 +55,14 @@ class FilteringOps(TorchOps):
         slot: int,
         segments: Tensor | None = None,
     ) -> Tensor:
-        is_kept = self.is_kept[:, :, None, None]
-        k, v = torch.where(is_kept, k, k.detach()), torch.where(is_kept, v, v.detach())
+        k, v = still_where_dropped(k, self.is_kept), still_where_dropped(v, self.is_kept)
         return super().attention(q, k, v, state=state, slot=slot, segments=segments)
+
+
+def still_where_dropped(of_tokens: Tensor, is_kept: Tensor) -> Tensor:
+    """Numbers of tokens (B, T, ...), of which those of dropped ones have no gradient."""
+    mask = is_kept.view(*is_kept.shape, *[1] * (of_tokens.ndim - 2))
+    return torch.where(mask, of_tokens, of_tokens.detach())
 
 
 def num_kept(share: float, length: int) -> int:
