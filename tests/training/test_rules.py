@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.training.rules.adamw import AdamW, adamw
+from nanochat.training.rules.adamw import AdamW
 from nanochat.training.rules.arrays import Kept
 from nanochat.training.rules.blocks import dequantized, quantized
-from nanochat.training.rules.lion import Lion, lion
+from nanochat.training.rules.lion import Lion
 from nanochat.training.rules.low_rank import _subspace
-from nanochat.training.rules.muon import _POLAR_EXPRESS, Muon, muon, orthogonalize
+from nanochat.training.rules.muon import _POLAR_EXPRESS, Muon, orthogonalize
 from nanochat.training.rules.rule import Rule, kept, updated
 
 RULES_WITH_STATES: list[Rule] = [
@@ -41,7 +41,7 @@ def test_adamw_takes_the_same_three_steps_as_torch() -> None:
 
     for step, gradient in enumerate(gradients, start=1):
         settings = AdamW(weight_decay=0.1)
-        ours, state = adamw(ours, gradient, state, settings, rate=0.01, step=step)
+        ours, state = updated(ours, gradient, state, settings, rate=0.01, step=step)
         theirs.grad = gradient.clone()
         optimizer.step()
 
@@ -51,7 +51,7 @@ def test_adamw_takes_the_same_three_steps_as_torch() -> None:
 def test_lion_moves_every_number_by_the_learning_rate() -> None:
     start, gradient = matrix(4, 6), matrix(4, 6)
 
-    moved, _ = lion(start, gradient, {}, Lion(), rate=0.5, step=1)
+    moved, _ = updated(start, gradient, {}, Lion(), rate=0.5, step=1)
 
     torch.testing.assert_close(moved, start - 0.5 * gradient.sign())
 
@@ -108,7 +108,7 @@ def test_muon_takes_the_same_three_steps_as_torch(
     start, state = ours, dict[str, torch.Tensor]()
 
     for step, gradient in enumerate(gradients, start=1):
-        ours, state = muon(ours, gradient, state, settings, rate=0.02, step=step)
+        ours, state = updated(ours, gradient, state, settings, rate=0.02, step=step)
         theirs.grad = gradient.clone()
         optimizer.step()
 
@@ -166,7 +166,7 @@ def test_muon_takes_the_steps_of_its_papers(
     ours, state = start, dict[str, torch.Tensor]()
 
     for step, gradient in enumerate(gradients, start=1):
-        ours, state = muon(ours, gradient, state, settings, rate=0.1, step=step)
+        ours, state = updated(ours, gradient, state, settings, rate=0.1, step=step)
 
     expected = torch.stack(
         [
@@ -189,7 +189,7 @@ def test_a_rule_keeps_what_it_says(settings: Rule, shape: tuple[int, ...]) -> No
 
 def test_an_average_in_eight_bits_takes_a_quarter_of_the_bytes() -> None:
     def num_bytes(settings: Muon) -> int:
-        _, state = muon(matrix(256, 384), matrix(256, 384), {}, settings, rate=0.1, step=1)
+        _, state = updated(matrix(256, 384), matrix(256, 384), {}, settings, rate=0.1, step=1)
         return sum(each.nbytes for each in state.values())
 
     assert num_bytes(Muon(average="int8")) < 0.27 * num_bytes(Muon())
@@ -241,6 +241,39 @@ def test_galore_takes_the_steps_of_its_paper(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("scale", ["shape", "spectral", "rms"])
+@pytest.mark.parametrize("average", ["float32", "int8"])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)], ids=str)
+def test_muon_in_a_subspace_has_the_scale_of_the_whole_matrix(
+    shape: tuple[int, int], average: Literal["float32", "int8"], scale: Any
+) -> None:
+    gradients = [matrix(*shape).roll(k, 1) * (k + 1.0) for k in range(3)]
+    settings = Muon(rank=5, alpha=0.5, average=average, scale=scale, weight_decay=0.1)
+    ours, state = matrix(*shape), dict[str, torch.Tensor]()
+    expected, tall = matrix(*shape).double(), shape[0] > shape[1]
+    before = torch.zeros(()).double()
+    factor = {
+        "shape": max(1, shape[0] / shape[1]) ** 0.5,
+        "spectral": (shape[0] / shape[1]) ** 0.5,
+        "rms": 0.2 * max(shape) ** 0.5,
+    }[scale]
+
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = updated(ours, gradient, state, settings, rate=0.1, step=step)
+        basis = state["basis"].double()
+        low = gradient.double() @ basis if tall else basis.mT @ gradient.double()
+        before = 0.95 * before + low
+        update = orthogonalize(low + 0.95 * before)
+        back = update @ basis.mT if tall else basis @ update
+        expected = expected * (1 - 0.1 * 0.1) - 0.1 * 0.5 * factor * back
+        if average == "int8":
+            # A block for all 200 numbers.
+            block = before.abs().max() / 127
+            before = torch.round(before / block) * block
+
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-4)
+
+
 def test_a_subspace_holds_as_much_of_a_matrix_as_any_of_its_rank_can() -> None:
     # Singular values that fall slowly are the hard case.
     numbers = matrix(96, 160)
@@ -263,7 +296,7 @@ def test_galore_of_a_quarter_takes_less_than_half_the_bytes_of_adamw() -> None:
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16)], ids=str)
 def test_a_spectral_scale_is_the_root_of_rows_over_columns(shape: tuple[int, int]) -> None:
     start = torch.zeros(*shape)
-    moved, _ = muon(start, matrix(*shape), {}, Muon(scale="spectral"), rate=1.0, step=1)
+    moved, _ = updated(start, matrix(*shape), {}, Muon(scale="spectral"), rate=1.0, step=1)
 
     expected = -orthogonalize(matrix(*shape)) * (shape[0] / shape[1]) ** 0.5
 
@@ -272,7 +305,7 @@ def test_a_spectral_scale_is_the_root_of_rows_over_columns(shape: tuple[int, int
 
 def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
     settings = Muon(polynomials="jordan")
-    moved, _ = muon(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)
+    moved, _ = updated(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)
 
     values = torch.linalg.svdvals(moved)
     assert values.max() < 1.2
@@ -283,10 +316,10 @@ def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
 def test_cautious_decay_shrinks_what_the_update_makes_smaller() -> None:
     start, gradient = matrix(16, 16), matrix(16, 16).flip(0)
     settings = Muon(weight_decay=0.5)
-    plain, _ = muon(start, gradient, {}, Muon(), rate=0.1, step=1)
-    all_of_it, _ = muon(start, gradient, {}, settings, rate=0.1, step=1)
+    plain, _ = updated(start, gradient, {}, Muon(), rate=0.1, step=1)
+    all_of_it, _ = updated(start, gradient, {}, settings, rate=0.1, step=1)
 
-    found, _ = muon(start, gradient, {}, replace(settings, cautious=True), rate=0.1, step=1)
+    found, _ = updated(start, gradient, {}, replace(settings, cautious=True), rate=0.1, step=1)
 
     smaller = (plain - start) * start < 0
     assert 0.2 < smaller.float().mean() < 0.8

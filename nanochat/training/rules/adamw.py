@@ -7,7 +7,6 @@ from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State
 from nanochat.training.rules.low_rank import Projected
-from nanochat.training.rules.rated import shrunk
 from nanochat.training.values import CHECKED, Positive, Share
 
 __all__ = ["AdamW", "adamw", "kept_by_adamw"]
@@ -34,22 +33,27 @@ class AdamW(Projected):
 
 
 def adamw(
-    parameter: Array, gradient: Array, state: State, settings: AdamW, *, rate: float, step: int
+    gradient: Array,
+    state: State,
+    settings: AdamW,
+    *,
+    shape: Sequence[int],
+    rate: float,
+    step: int,
 ) -> tuple[Array, State]:
-    """Parameters and state after a step of AdamW; `step` counts those of this state, from 1.
+    """What a step of AdamW adds to parameters, and the state after it; `step` counts those of this state, from 1.
 
     References
     ----------
     .. [1] I. Loshchilov and F. Hutter, 2019, algorithm 2. arXiv:1711.05101
     """
+    del shape
     first_beta, second_beta = settings.first_beta, settings.second_beta
     first = state.get("first", gradient * 0) * first_beta + gradient * (1 - first_beta)
     second = state.get("second", gradient * 0) * second_beta + gradient**2 * (1 - second_beta)
     mean = first / (1 - first_beta**step)
     root = (second / (1 - second_beta**step)) ** 0.5
-    change = mean / (root + settings.epsilon) * -rate
-    moved = shrunk(parameter, change, settings, rate) + change
-    return moved, {"first": first, "second": second}
+    return mean / (root + settings.epsilon) * -rate, {"first": first, "second": second}
 
 
 def kept_by_adamw(settings: AdamW, shape: Sequence[int]) -> dict[str, Kept]:

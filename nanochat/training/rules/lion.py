@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from nanochat.training.rules.arrays import Array, Kept, State, library
-from nanochat.training.rules.rated import Rated, shrunk
+from nanochat.training.rules.rated import Rated
 from nanochat.training.values import CHECKED, Positive, Share
 
 __all__ = ["Lion", "kept_by_lion", "lion"]
@@ -30,21 +30,20 @@ class Lion(Rated):
 
 
 def lion(
-    parameter: Array, gradient: Array, state: State, settings: Lion, *, rate: float, step: int
+    gradient: Array, state: State, settings: Lion, *, shape: Sequence[int], rate: float, step: int
 ) -> tuple[Array, State]:
-    """Parameters and state after a step of Lion.
+    """What a step of Lion adds to parameters, and the state after it.
 
     References
     ----------
     .. [1] X. Chen et al., 2023, algorithm 2. arXiv:2302.06675
     """
-    del step
+    del shape, step
     first_beta, second_beta = settings.first_beta, settings.second_beta
     average = state.get("average", gradient * 0)
     direction = average * first_beta + gradient * (1 - first_beta)
-    change = library(parameter).sign(direction) * -rate
-    parameter = shrunk(parameter, change, settings, rate) + change
-    return parameter, {"average": average * second_beta + gradient * (1 - second_beta)}
+    change = library(gradient).sign(direction) * -rate
+    return change, {"average": average * second_beta + gradient * (1 - second_beta)}
 
 
 def kept_by_lion(settings: Lion, shape: Sequence[int]) -> dict[str, Kept]:

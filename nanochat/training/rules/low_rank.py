@@ -28,7 +28,7 @@ from nanochat.training.rules.arrays import (
     library,
     transposed,
 )
-from nanochat.training.rules.rated import Rated, shrunk
+from nanochat.training.rules.rated import Rated
 from nanochat.training.values import CHECKED, Count, Positive, Whole
 
 __all__ = ["Projected", "in_subspace", "kept_in_subspace"]
@@ -60,24 +60,23 @@ class Projected(Rated):
 
 def in_subspace(
     update: Callable[..., tuple[Array, State]],
-    parameter: Array,
     gradient: Array,
     state: State,
     settings: Projected,
     *,
+    shape: Sequence[int],
     rate: float,
     step: int,
 ) -> tuple[Array, State]:
-    """Parameters and state after a step of a rule's `update` in the subspace; for matrices (..., R, C)."""
-    tall = _is_tall(parameter.shape)
+    """What a step of a rule's `update` in the subspace adds to matrices (..., R, C), and the state after it."""
+    tall = _is_tall(shape)
     wide = transposed(gradient) if tall else gradient
     basis = state[_BASIS] if (step - 1) % settings.period else _subspace(wide, settings.rank)
     projected = gradient @ basis if tall else transposed(basis) @ gradient
     before = {kind: each for kind, each in state.items() if kind != _BASIS}
-    # From zero, a rule moves by its update alone.
-    moved, after = update(projected * 0, projected, before, settings, rate=rate, step=step)
-    change = (moved @ transposed(basis) if tall else basis @ moved) * settings.alpha
-    return shrunk(parameter, change, settings, rate) + change, {**after, _BASIS: basis}
+    change, after = update(projected, before, settings, shape=shape, rate=rate, step=step)
+    back = change @ transposed(basis) if tall else basis @ change
+    return back * settings.alpha, {**after, _BASIS: basis}
 
 
 def kept_in_subspace(

@@ -11,7 +11,6 @@ from pydantic.dataclasses import dataclass
 from nanochat.training.rules.arrays import Array, Kept, State, transposed
 from nanochat.training.rules.blocks import dequantized, kept_as_codes, quantized
 from nanochat.training.rules.low_rank import Projected
-from nanochat.training.rules.rated import shrunk
 from nanochat.training.values import CHECKED, Positive, Share, Whole
 
 __all__ = ["Muon", "kept_by_muon", "muon", "orthogonalize"]
@@ -74,9 +73,9 @@ class Muon(Projected):
 
 
 def muon(
-    parameter: Array, gradient: Array, state: State, settings: Muon, *, rate: float, step: int
+    gradient: Array, state: State, settings: Muon, *, shape: Sequence[int], rate: float, step: int
 ) -> tuple[Array, State]:
-    """Parameters and state after a step of Muon; for matrices (..., R, C).
+    """What a step of Muon adds to matrices of that shape (..., R, C), and the state after it.
 
     References
     ----------
@@ -97,8 +96,7 @@ def muon(
         left = dict(zip(("codes", "scales"), quantized(average), strict=True))
     if settings.row_beta:
         update, left["rows"] = _even(update, state.get("rows", 0.0), settings.row_beta)
-    change = update * (-rate * _scale(settings, *parameter.shape[-2:]))
-    return shrunk(parameter, change, settings, rate) + change, left
+    return update * (-rate * _scale(settings, *shape[-2:])), left
 
 
 def kept_by_muon(settings: Muon, shape: Sequence[int]) -> dict[str, Kept]:

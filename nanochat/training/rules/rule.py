@@ -15,6 +15,7 @@ from nanochat.training.rules.arrays import Array, Kept, State
 from nanochat.training.rules.lion import Lion, kept_by_lion, lion
 from nanochat.training.rules.low_rank import Projected, in_subspace, kept_in_subspace
 from nanochat.training.rules.muon import Muon, kept_by_muon, muon
+from nanochat.training.rules.rated import shrunk
 
 __all__ = ["SETTINGS", "Rule", "kept", "updated"]
 
@@ -47,7 +48,9 @@ def updated(
         Number of this step since the state was empty, from 1.
     """
     update, _ = _of(settings)
-    return update(parameter, gradient, state, settings, rate=rate, step=step)
+    shape = parameter.shape
+    change, after = update(gradient, state, settings, shape=shape, rate=rate, step=step)
+    return shrunk(parameter, change, settings, rate) + change, after
 
 
 def kept(settings: Rule, shape: Sequence[int]) -> dict[str, Kept]:
