@@ -146,7 +146,8 @@ def _spike(past: _Past, _: int, values: Mapping[str, Any]) -> str | None:
 
 def _exit_collapse(past: _Past, _: int, values: Mapping[str, Any]) -> str | None:
     count = past.setting("model.loop_count", 1)
-    if "exit_entropy" not in values or count < 2:
+    # A gate that is trained alone shall be sure, and no entropy is minimised with it.
+    if "exit_entropy" not in values or "exit_improvement" in values or count < 2:
         return None
     found, least = values["exit_entropy"], _COLLAPSED * math.log(count)
     if found >= least:

@@ -115,6 +115,13 @@ def test_exits_that_collapse_are_told_again_after_a_hundred_steps() -> None:
     assert "--set objective.exit_entropy=0.04" in because([recipe, *lines])
 
 
+def test_a_gate_that_learns_to_be_sure_is_no_collapse() -> None:
+    recipe = begin(model={"loop_count": 4}, objective={"exits": "improvement"})
+    lines = steps(noisy(150, 0.1), exit_entropy=0.01, exit_improvement=0.5)
+
+    assert told([recipe, *lines]) == []
+
+
 def test_the_advice_begins_from_the_settings_of_the_phase() -> None:
     phases = [{"steps": 50}, {"objective": {"exit_entropy": 0.1}}]
     recipe = begin(model={"loop_count": 4}, objective={"exit_entropy": 0.02}, phases=phases)
