@@ -303,6 +303,18 @@ def test_a_spectral_scale_is_the_root_of_rows_over_columns(shape: tuple[int, int
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-4)
 
 
+def test_jordans_polynomials_are_those_of_a_matrix_of_norm_one() -> None:
+    settings = Muon(polynomials="jordan")
+    moved, _ = updated(torch.zeros(16, 24), matrix(16, 24), {}, settings, rate=1.0, step=1)
+
+    expected = matrix(16, 24).double()
+    expected = expected / expected.norm()
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = (3.4445 * torch.eye(16) - 4.7750 * gram + 2.0315 * gram @ gram) @ expected
+    torch.testing.assert_close(moved.double(), -expected, rtol=0, atol=1e-5)
+
+
 def test_jordans_polynomials_bring_singular_values_where_they_should() -> None:
     settings = Muon(polynomials="jordan")
     moved, _ = updated(torch.zeros(64, 64), matrix(64, 64), {}, settings, rate=1.0, step=1)

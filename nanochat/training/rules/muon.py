@@ -24,8 +24,11 @@ _POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+# What the norm is multiplied by for them, by which a matrix is divided before.
+_MARGIN = 1.01
 # Jordan's quintic, the same five times; github.com/KellerJordan/Muon, commit 857d1ad.
-_POLYNOMIALS = {"polar-express": _POLAR_EXPRESS, "jordan": ((3.4445, -4.7750, 2.0315),) * 5}
+_JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
+_POLYNOMIALS = {"polar-express": (_POLAR_EXPRESS, _MARGIN), "jordan": (_JORDAN, 1.0)}
 # Polynomials of one Gram matrix.
 _MOST_BY_GRAM = 5
 
@@ -90,7 +93,8 @@ def muon(
         before = dequantized(state["codes"], state["scales"])
     average = before * momentum + gradient
     seen = gradient + average * momentum if settings.nesterov else average
-    update = orthogonalize(seen, _POLYNOMIALS[settings.polynomials][: settings.iterations])
+    polynomials, margin = _POLYNOMIALS[settings.polynomials]
+    update = orthogonalize(seen, polynomials[: settings.iterations], margin=margin)
     left = {"average": average}
     if settings.average == "int8":
         left = dict(zip(("codes", "scales"), quantized(average), strict=True))
@@ -113,7 +117,7 @@ def orthogonalize(
     matrix: Array,
     polynomials: Sequence[tuple[float, float, float]] = _POLAR_EXPRESS,
     *,
-    margin: float = 1.01,
+    margin: float = _MARGIN,
 ) -> Array:
     """The nearest matrix with singular values of about 1, over the last two axes.
 
