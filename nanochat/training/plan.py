@@ -36,6 +36,7 @@ from nanochat.training.recipe import ENDLESS, Recipe, merged, recipe_from_dict, 
 from nanochat.training.run_log import LogEntry
 from nanochat.training.settings import change_setting
 from nanochat.training.snapshot import holds_run, load_record
+from nanochat.training.unused import warn_of_unused
 from nanochat.zoo.catalog import CATALOG, canonical
 
 __all__ = ["Plan", "events", "find_shape", "plan", "recipe_of", "run_watched", "train"]
@@ -253,7 +254,7 @@ def plan(
         weights = weights or (None if start else whole.weights)
         recipe = _recipe(preset_name, whole, start, weights, changes)
         # Before the text is prepared, which may take hours.
-        stages(recipe)
+        warn_of_unused(stages(recipe))
     found = data or whole.text
     if found is None:
         found = out / "data"
