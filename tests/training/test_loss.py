@@ -101,6 +101,26 @@ def test_routing_everything_to_one_expert_costs_more() -> None:
     assert total - loss > 3.9
 
 
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_routers_are_balanced_by_their_formulas(top_k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    routing = tuple(torch.randn(2, 5, 6, generator=generator) for _ in range(2))
+
+    found = terms(outputs(routing=routing), TARGETS, OPS, Objective(), top_k=top_k)
+
+    balances, squares = [], []
+    for logits in routing:
+        rows = logits.double().numpy().reshape(10, 6)
+        powers, shares = np.exp(rows), np.zeros(6)
+        for row in rows:
+            shares[np.argsort(row)[-top_k:]] += 1 / (10 * top_k)
+        means = (powers / powers.sum(axis=1, keepdims=True)).mean(axis=0)
+        balances.append(6 * (shares * means).sum())
+        squares.append((np.log(powers.sum(axis=1)) ** 2).mean())
+    assert float(found["balance"]) == pytest.approx(np.mean(balances), rel=1e-5)
+    assert float(found["router_z"]) == pytest.approx(np.mean(squares), rel=1e-5)
+
+
 def test_the_loss_is_that_of_the_next_token_whatever_is_minimised() -> None:
     given = outputs(ahead=(torch.zeros(2, 5, 8),), routing=(torch.eye(4).repeat(2, 1)[None],))
 

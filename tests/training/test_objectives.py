@@ -156,6 +156,7 @@ def agrees_with_finite_differences(
         ({"label_smoothing": 0.1, "z_loss": 0.1, "entropy": 0.1}, 3),
         ({"keep_tokens": 0.4}, 2),
         ({"later_tokens": (0.5, 0.25)}, 2),
+        ({"later_tokens": (0.5, 0.25), "keep_tokens": 0.6, "z_loss": 0.1}, 2),
     ],
     ids=str,
 )
@@ -235,6 +236,22 @@ def test_tokens_of_another_document_are_no_later_targets() -> None:
     assert found["later_tokens"].item() == pytest.approx(0.5 * lost[0, 2:4, 3].sum() / 6, rel=1e-6)
     heads = -log_softmax(replace(outputs, steps=outputs.ahead), 0)
     assert found["ahead"].item() == pytest.approx(heads[0, 2:4, 3].sum() / 6, rel=1e-6)
+
+
+def test_extra_heads_count_as_much_as_each_other() -> None:
+    outputs, ids = given(ahead=2), TARGETS.numpy()
+
+    found = minimised(outputs, Objective(ahead=0.5))
+
+    parts = []
+    for distance in (2, 3):
+        heads = log_softmax(replace(outputs, steps=outputs.ahead), distance - 2)
+        later = ids[:, distance - 1 :]
+        lost = -np.take_along_axis(heads[:, : later.shape[1]], later.clip(0)[..., None], axis=-1)
+        parts.append(lost[later >= 0].sum() / (ids >= 0).sum())
+    assert found["ahead"].item() == pytest.approx(np.mean(parts), rel=1e-6)
+    total = mean(losses(outputs)) + 0.5 * np.mean(parts)
+    assert found["objective"].item() == pytest.approx(total, rel=1e-6)
 
 
 def test_factors_of_zero_for_later_tokens_are_exactly_the_plain_loss() -> None:
@@ -467,22 +484,3 @@ def test_tokens_without_a_target_are_not_read_out() -> None:
     expected = minimised(outputs, everything)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected["objective"], outputs.table))
-
-
-@pytest.mark.parametrize(
-    ("targets", "farthest", "rows"),
-    [
-        ([[1, 2, 3]], 1, None),
-        ([[1, 2, -1]], 1, [0, 1]),
-        ([[-1, -1, 3], [-1, 2, 3]], 1, [2, 4, 5]),
-        ([[-1, -1, 3], [4, 5, -1]], 2, [1, 2, 3, 4]),
-        ([[-1, -1, -1]], 1, []),
-    ],
-    ids=str,
-)
-def test_the_rows_that_count_are_those_with_a_target(
-    targets: list[list[int]], farthest: int, rows: list[int] | None
-) -> None:
-    found = counted_rows(np.array(targets), farthest)
-
-    assert (None if found is None else found.tolist()) == rows

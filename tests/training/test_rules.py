@@ -48,12 +48,19 @@ def test_adamw_takes_the_same_three_steps_as_torch() -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_lion_moves_every_number_by_the_learning_rate() -> None:
-    start, gradient = matrix(4, 6), matrix(4, 6)
+def test_lion_takes_the_steps_of_its_paper() -> None:
+    ours, gradients = matrix(5, 7), [matrix(5, 7).roll(k, 1) * (k + 0.5) for k in range(4)]
+    expected, average = ours.double(), torch.zeros(5, 7).double()
+    state: dict[str, torch.Tensor] = {}
+    settings = Lion(first_beta=0.6, second_beta=0.9, weight_decay=0.1)
 
-    moved, _ = updated(start, gradient, {}, Lion(), rate=0.5, step=1)
+    for step, gradient in enumerate(gradients, start=1):
+        ours, state = updated(ours, gradient, state, settings, rate=0.05, step=step)
+        direction = (0.6 * average + 0.4 * gradient.double()).sign()
+        expected = expected - 0.05 * (direction + 0.1 * expected)
+        average = 0.9 * average + 0.1 * gradient.double()
 
-    torch.testing.assert_close(moved, start - 0.5 * gradient.sign())
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8), (1, 5)], ids=str)
