@@ -111,24 +111,24 @@ def terms(
     if steps.exits is not None:
         of_exits = exit_entropies(steps.exits)
         found["expected_cross_entropy"] = minimised.total = steps.expected(losses)
-        add("exit_entropy", -objective.exit_entropy, lambda: readout.weighed(of_exits).sum())
+        add("exit_entropy", -objective.exit_entropy, readout.weighed(of_exits).sum())
     if objective.label_smoothing:
         minimised.total = minimised.total - objective.label_smoothing * steps.expected(losses)
-        add("label_smoothing", objective.label_smoothing, lambda: steps.mean(uniform_losses))
+        add("label_smoothing", objective.label_smoothing, steps.mean(uniform_losses))
     if objective.z_loss:
-        add("z_loss", objective.z_loss, lambda: steps.mean(z_losses))
+        add("z_loss", objective.z_loss, steps.mean(z_losses))
     if objective.entropy:
-        add("entropy", -objective.entropy, lambda: steps.mean(entropies))
+        add("entropy", -objective.entropy, steps.mean(entropies))
     if any(objective.later_tokens):
-        add("later_tokens", 1, lambda: steps.later(objective.later_tokens))
+        add("later_tokens", 1, steps.later(objective.later_tokens))
     if objective.distillation:
         factor = objective.distillation * objective.temperature**2
-        add("distillation", factor, lambda: steps.mean(divergences))
+        add("distillation", factor, steps.mean(divergences))
     if outputs.ahead and objective.ahead:
-        add("ahead", objective.ahead, lambda: _ahead(readout, outputs.ahead))
+        add("ahead", objective.ahead, _ahead(readout, outputs.ahead))
     if routing:
-        add("balance", objective.balance, lambda: balance(routing, top_k))
-        add("router_z", objective.router_z, lambda: router_z(routing))
+        add("balance", objective.balance, balance(routing, top_k))
+        add("router_z", objective.router_z, router_z(routing))
     return {"objective": minimised.total, **found}
 
 
@@ -139,12 +139,11 @@ class _Sum:
         self.found = found
         self.total = total
 
-    def add(self, name: str, factor: float, term: Callable[[], Tensor]) -> None:
-        """Add a term; one of factor 0 is measured, and has no part in the sum and its gradient."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
-            self.found[name] = term()
+    def add(self, name: str, factor: float, term: Tensor) -> None:
+        """Add a term; one of factor 0 is measured, and has no part in the sum."""
+        self.found[name] = term
         if factor:
-            self.total = self.total + factor * self.found[name]
+            self.total = self.total + factor * term
 
 
 class _Steps:
@@ -158,13 +157,14 @@ class _Steps:
         teaching: Teaching | None,
     ) -> None:
         self.readout = readout
+        taught = None if teaching is None else readout.of_teacher(teaching)
         self.readings = [
             readout.read(
                 x,
                 distances_of(objective.later_tokens),
                 means=objective.label_smoothing > 0,
                 entropies=objective.entropy > 0,
-                teaching=None if teaching is None else readout.of_teacher(teaching),
+                teaching=taught,
             )
             for x in outputs.steps
         ]

@@ -213,6 +213,8 @@ def test_terms_of_factor_zero_leave_exactly_the_plain_loss() -> None:
     found = terms(given, TARGETS, OPS, nothing, top_k=1)
 
     assert torch.equal(found["objective"], found["loss"])
+    # That would be another pass through the head.
+    assert "ahead" not in found
 
 
 SMALL = {"vocab_size": 16, **MODEL}

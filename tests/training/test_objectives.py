@@ -408,6 +408,7 @@ def test_the_tokens_of_the_highest_excess_loss_are_kept(share: float, has_refere
     assert found["objective"].item() == pytest.approx(expected, rel=1e-6)
     assert found["kept_loss"].item() == pytest.approx(every[chosen].mean(), rel=1e-6)
     assert found["loss"].item() == pytest.approx(mean(every), rel=1e-12)
+    assert not found["loss"].requires_grad
 
 
 def test_the_number_of_tokens_that_are_read_is_fixed() -> None:

@@ -51,6 +51,6 @@ def gate_losses(
         (torch.ones_like(survival[0]), *survival), survival, losses, losses[1:], strict=False
     ):
         go_on = (after / before.clamp(min=_SURE))[..., 0].clamp(_SURE, 1 - _SURE)
-        wanted = (slope * ((now - later).detach().clamp(min=0) - margin)).sigmoid()
+        wanted = (slope * ((now - later).clamp(min=0) - margin)).sigmoid()
         found.append(functional.binary_cross_entropy(go_on, wanted, reduction="none"))
     return torch.stack(found).mean(dim=0)
