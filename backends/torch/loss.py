@@ -16,6 +16,10 @@ from nanochat.backends.reference.ops import pieces
 
 __all__ = ["Readings", "Teaching", "readings"]
 
+# Rows of one product that is added to the table's gradient, where it has another type: of 128 rows, a piece of a large
+# vocabulary, the addition takes longer than the product.
+_SUMMED = 512
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Teaching:
@@ -149,6 +153,7 @@ def _backward(
     factor = table.to(dtype)
     others = (of_partitions, of_means, of_entropies)
     is_plain = targets.shape[1] == 1 and all(upstream is None for upstream in others)
+    summed: list[tuple[Tensor, Tensor]] = []
     for rows in pieces(len(x), len(table)):
         inputs = x[rows].to(dtype)
         logarithms = (inputs @ factor.T).to(x.dtype).sub_(partitions[rows, None])
@@ -174,8 +179,12 @@ def _backward(
         of_x[rows] = of_logits @ factor
         if dtype == table.dtype:
             of_table.addmm_(of_logits.T, inputs)
-        else:
-            of_table += of_logits.T @ inputs
+            continue
+        summed.append((of_logits, inputs))
+        if len(summed) * len(of_logits) >= _SUMMED or rows.stop >= len(x):
+            left, right = (torch.cat(parts) for parts in zip(*summed, strict=True))
+            of_table += left.T @ right
+            summed.clear()
     return of_x, of_table
 
 

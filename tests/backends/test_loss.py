@@ -246,6 +246,28 @@ def test_readings_in_several_pieces_are_those_of_one(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(gradients(), whole)
 
 
+@pytest.mark.parametrize("count", [1, 3, 256, 600])
+def test_gradients_of_products_in_another_type_are_those_of_all_pieces(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from nanochat.backends.torch import loss
+
+    generator = torch.Generator().manual_seed(0)
+    x, table = (torch.randn(n, 8, generator=generator, requires_grad=True) for n in (700, 11))
+    ids = torch.randint(11, (700, 1), generator=generator)
+    monkeypatch.setattr(
+        loss, "pieces", lambda *_: [slice(i, i + count) for i in range(0, 700, count)]
+    )
+
+    found = loss.readings(x, table, ids, torch.bfloat16).losses.sum()
+    gradients = torch.autograd.grad(found, [x, table])
+
+    whole = torch.nn.functional.cross_entropy(x @ table.T, ids[:, 0], reduction="sum")
+    for found, expected in zip(gradients, torch.autograd.grad(whole, [x, table]), strict=True):
+        assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_compiler_sees_readings_as_one_node(asked: bool) -> None:
     torch, x, table, ids = logit_readings(11, 1)
