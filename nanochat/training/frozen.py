@@ -1,17 +1,11 @@
 """This file holds models that a run reads besides its own, without training them: of their losses and distributions."""
 
-from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from nanochat.backends.torch.linears import (
-    FloatLinear,
-    Leaf,
-    rounded_activations,
-    rows_of,
-)
+from nanochat.backends.torch.linears import Leaf, rounded_activations, rows_of
 from nanochat.backends.torch.loss import Teaching
 from nanochat.backends.torch.ops import TorchOps
 from nanochat.config import ModelConfig
@@ -21,7 +15,7 @@ from nanochat.lm import from_pretrained
 from nanochat.model import hidden_states
 from nanochat.text.codec import TextCodec
 from nanochat.training.module import LanguageModel
-from nanochat.weights import Weights, map_leaves
+from nanochat.weights import Weights
 
 __all__ = ["FrozenModel"]
 
@@ -80,15 +74,8 @@ class FrozenModel:
     @classmethod
     @torch.no_grad()
     def of(cls, model: LanguageModel) -> Self:
-        """A model in training as it is now, rounded as a pass rounds it."""
-
-        def still(_: str, leaf: Leaf) -> Leaf:
-            if isinstance(leaf, FloatLinear):
-                return replace(leaf, values=leaf.values.detach().clone())
-            assert isinstance(leaf, Tensor)
-            return leaf.detach().clone()
-
-        return cls(model.config, map_leaves(still, model.tree()), model.ops)
+        """A model that is trained no further, rounded as a pass rounds it."""
+        return cls(model.config, model.tree(), model.ops)
 
     @property
     def device(self) -> str:
