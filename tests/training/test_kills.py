@@ -73,6 +73,8 @@ def settings(*, workers: int) -> Recipe:
     )
 
 
+# Of the compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     *, compiled: bool, data: Path, tmp_path: Path, pytestconfig: pytest.Config
@@ -82,7 +84,8 @@ def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     assert run.run(quiet)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(settings(workers=2))))
     arguments = [*options(data, killed), *(["--compile"] if compiled else [])]
-    number = MANY if pytestconfig.getoption("--long") else FEW
+    # Compiling, of which a part is done anew each time, takes most of a compiled run's time.
+    number = MANY if pytestconfig.getoption("--long") and not compiled else FEW
     steps = np.sort(np.random.default_rng(number).integers(1, STEPS - 6, number))
 
     for count, step in enumerate(steps):
