@@ -15,6 +15,18 @@ if sys.platform != "win32":
 __all__ = ["locked"]
 
 _LOGGER = logging.getLogger(__name__)
+# Descriptors by which this process has locks. One that it forks, to prepare batches, has a share in them, and would
+# hold them for the seconds until it misses its parent.
+_HELD: set[int] = set()
+
+
+def _let_go() -> None:
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -51,7 +63,9 @@ def locked(directory: Path) -> Iterator[None]:
         _LOGGER.warning(
             "%s cannot be locked (%s): do not start a second process on it", directory, error
         )
+    _HELD.add(descriptor)
     try:
         yield
     finally:
+        _HELD.remove(descriptor)
         os.close(descriptor)

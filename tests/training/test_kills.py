@@ -79,7 +79,7 @@ def settings(*, workers: int) -> Recipe:
 def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     *, compiled: bool, data: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed, said = (tmp_path / name for name in ("whole", "killed", "said"))
     run = Trainer(settings(workers=0), data, whole, num_threads=1, compile_model=compiled)
     assert run.run(quiet)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe_to_dict(settings(workers=2))))
@@ -91,14 +91,16 @@ def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     for count, step in enumerate(steps):
         begin = ["--resume"] if holds_run(killed) else [str(tmp_path / "recipe.json")]
         words = [str(step), PLACES[count % len(PLACES)], *arguments, *begin]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, *words],
-            env={**os.environ, "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        # Not to a pipe, which processes that prepare batches hold for the seconds until they miss this one.
+        with said.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, "-c", KILLED, *words],
+                env={**os.environ, "COLUMNS": "200"},
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                check=False,
+            )
+        assert done.returncode == -signal.SIGKILL, said.read_text()
     resumed = subprocess.run(
         [sys.executable, "-m", "nanochat", *arguments, "--resume"],
         capture_output=True,
