@@ -24,7 +24,7 @@ MISTAKES = [
     (["generate", "MODEL", "--spcial", "a"], 2, "Did you mean '--special'?"),
     (["generate", "MODEL", "a", "--prompt", "a"], 2, "PROMPT and --prompt are two ways"),
     (["chat", "MODEL", "a", "--message", "a"], 2, "MESSAGE and --message are two ways"),
-    (["data", "bake"], 2, "there is no verb 'bake': choose from prepare, show"),
+    (["data", "bake"], 2, "there is no verb 'bake': choose from logits, prepare, show"),
     (["--loud"], 2, "No such option '--loud'"),
     (["generate"], 2, "there is no prompt: write it behind MODEL, or pass --prompt; see nanochat"),
     (["generate", "MODEL", "--prompt", ""], 2, "the prompt is empty"),

@@ -386,13 +386,23 @@ def test_a_process_that_dies_is_an_error_and_no_hang(
     assert not (tmp_path / "out").exists()
 
 
+# What a shell starts in the background ignores Ctrl-C, and so do these tests' processes then.
+HEARING = """
+import signal
+from nanochat.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_behind(number: signal.Signals, data: Path, tmp_path: Path) -> None:
     rows = [json.dumps({"text": f"{row} " + " ".join(WORDS) * 20}) for row in range(20_000)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     words = ["prepare", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--tokenizer", data]
     run = subprocess.Popen(
-        [sys.executable, "-m", "nanochat", "data", *map(str, words)], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", HEARING, "data", *map(str, words)], stderr=subprocess.DEVNULL
     )
     while not [*tmp_path.glob(".out.*/new")]:
         assert run.poll() is None

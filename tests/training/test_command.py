@@ -81,7 +81,6 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
     # What was compiled before is in no cache.
     cache = str(tmp_path / "cache")
     refused = command(*words, CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
-    followed = command(*words, "--no-compile", CXX=str(program), TORCHINDUCTOR_CACHE_DIR=cache)
 
     reason = {"none": "No working C\\+\\+ compiler", "without headers": "fatal error: Python.h"}
     assert refused.returncode == 1
@@ -90,7 +89,6 @@ def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
         rf"error: torch.compile cannot run here \(.*{reason[compiler]}.*\): install a C\+\+ compiler",
         refused.stderr.splitlines()[-1],
     )
-    assert followed.returncode == 0
 
 
 def test_a_run_that_ends_unquantised_says_that_it_wrote_no_model(
