@@ -1,13 +1,17 @@
 """This file holds small runs for tests: their recipe, their command line, and what their logs say."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from nanochat.cli import _nanochat
+from nanochat.cli.run import run
 from nanochat.data.batch import Layout
 from nanochat.training.batches import Inputs, microbatches
 from nanochat.training.loop import Trainer
@@ -18,6 +22,7 @@ __all__ = [
     "MODEL",
     "batch_of",
     "command",
+    "command_here",
     "entries",
     "losses",
     "options",
@@ -96,6 +101,15 @@ def write_log(path: Path, *lines: Mapping[str, object] | str) -> Path:
 
 def options(data: Path, run: Path) -> list[str]:
     return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
+
+
+def command_here(*words: object) -> subprocess.CompletedProcess[str]:
+    """`nanochat` in this process, which begins no run: importing what training needs takes two seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    arguments = [*map(str, words)]
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(_nanochat, "nanochat", arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.training.recipe import recipe_to_dict
-from tests.training.runs import MODEL, command, entries, options, recipe
+from tests.training.runs import MODEL, command, command_here, entries, options, recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def test_a_directory_without_a_snapshot_is_named(
 ) -> None:
     words = [*options(data, tmp_path / "run"), settings]
 
-    result = command(*words, "--start", data)
+    result = command_here(*words, "--start", data)
 
     assert result.returncode == 1
     assert f"error: {data} holds no snapshot: pass the directory" in result.stderr
@@ -179,7 +179,7 @@ def test_a_shape_of_the_catalog_is_trained_as_one_of_ours(data: Path, tmp_path: 
     ],
 )
 def test_a_name_without_a_shape_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    result = command(*options(tmp_path, tmp_path / "run"), "--preset", name)
+    result = command_here(*options(tmp_path, tmp_path / "run"), "--preset", name)
 
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}")

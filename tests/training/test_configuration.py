@@ -19,7 +19,7 @@ from nanochat.training.configuration import TextSettings, prepared, read_configu
 from nanochat.training.estimate import estimate
 from nanochat.training.plan import recipe_of
 from nanochat.training.run_log import LogEntry
-from tests.training.runs import command, entries, losses, quiet
+from tests.training.runs import command, command_here, entries, losses, quiet
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--no-compile", "--threads", "1")
@@ -244,7 +244,7 @@ def test_a_configuration_that_cannot_be_read_names_the_file_and_the_rule(
     ids=str,
 )
 def test_what_lacks_is_named(words: list[str], message: str) -> None:
-    result = command("train", *words)
+    result = command_here("train", *words)
 
     assert result.returncode == 2
     assert message in result.stderr

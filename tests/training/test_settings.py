@@ -15,7 +15,7 @@ from nanochat.training.rules.adamw import AdamW
 from nanochat.training.rules.lion import Lion
 from nanochat.training.rules.muon import Muon
 from nanochat.training.settings import change_setting, setting_groups, titles
-from tests.training.runs import command, options
+from tests.training.runs import command, command_here, options
 
 LISTED = "`nanochat train --settings` lists them all"
 
@@ -165,7 +165,7 @@ def test_the_list_holds_every_setting_once() -> None:
 def change_by_command(folder: Path, *words: str) -> str:
     """What is said of a run that cannot begin, because there is no data."""
     changes = itertools.chain(*(("--set", word) for word in words))
-    result = command(*options(folder, folder / "run"), "--preset", "tiny", *changes)
+    result = command_here(*options(folder, folder / "run"), "--preset", "tiny", *changes)
     assert result.returncode in (1, 2)
     return result.stderr
 
