@@ -250,8 +250,10 @@ class Places(Generic[State]):
         return self.prefixes is not None and self.prefixes.forget()
 
     def _release(self, text: Text) -> None:
-        if text.place >= 0:
-            self.state.release(text.place)
+        if text.place < 0:
+            # Another text of its prompt may be reading that.
+            return
+        self.state.release(text.place)
         text.place, text.read = -1, 0
         if not text.prompt.is_told:
             text.prompt.logprobs.clear()

@@ -47,8 +47,8 @@ def random_engine(*, context_length: int = 64) -> AnyEngine:
     return Engine(config, ops.prepare(silent_weights(config)), ops)
 
 
-def engine_of(ops: AnyOps, kind: str) -> AnyEngine:
-    config = replace(random_config(context_length=400), **KINDS[kind])
+def engine_of(ops: AnyOps, kind: str, *, context_length: int = 400) -> AnyEngine:
+    config = replace(random_config(context_length=context_length), **KINDS[kind])
     return Engine(config, ops.prepare(freeze(random_weights(config))), ops)
 
 
@@ -86,6 +86,24 @@ def test_a_text_whose_kept_beginning_is_given_up_waits_for_who_reads_it(ops: Any
 
     found = [piece.token for piece in pieces if piece.row == row]
     assert [found] == alone(engine, [*ids, 8], {"max_tokens": 5, **options})
+
+
+def test_a_text_that_leaves_before_it_began_takes_nothing_of_its_prompt(ops: AnyOps) -> None:
+    engine = engine_of(ops, "attention")
+    ids = np.random.default_rng(0).integers(5, 60, 100).tolist()
+    options: Any = {"max_tokens": 3, "seed": 1, "prompt_logprobs": 0}
+    session = Session(engine, TOKENIZER, rows=2, capacity=200)
+    first, second = session.add(ids, n=2, **options)
+    # Of the prompt, 64 tokens.
+    pieces = session.step()
+
+    session.cancel(second)
+
+    while not session.is_idle:
+        pieces += session.step()
+    assert [[piece.token for piece in pieces]] == alone(engine, ids, options)
+    assert len(pieces[0].prompt_logprobs) == len(ids) - 1
+    assert {piece.row for piece in pieces} == {first}
 
 
 @pytest.mark.usefixtures("many_guesses")
