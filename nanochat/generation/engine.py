@@ -25,7 +25,7 @@ from nanochat.shapes import shapes
 from nanochat.slots import slots
 from nanochat.weights import Weights, leaf_of, named_leaves
 
-__all__ = ["PREFILL_CHUNK", "Choices", "Engine", "Runner", "check_ids", "choose"]
+__all__ = ["PREFILL_CHUNK", "Choices", "Engine", "Runner", "check_ids"]
 
 Array = TypeVar("Array")
 Leaf = TypeVar("Leaf")
@@ -50,23 +50,6 @@ class Choices:
     normalizers: NDArray[np.float64]
     logits: NDArray[np.float32] | None
     ahead: NDArray[np.float32] | None = None
-
-
-def choose(
-    logits: NDArray[np.float32],
-    samplers: Sequence[Sampler],
-    *,
-    vocab_size: int,
-    guessed: Sequence[Sequence[int]] = (),
-) -> Choices:
-    """Choose a token for each sampler from its row of logits, the first of (M, V), by NumPy.
-
-    With guessed tokens, a sampler has a row for each of them, too; see `nanochat.generation.sampling.fill_draws`.
-    """
-    count = len(samplers) + sum(map(len, guessed))
-    draws = Draws.greedy(count, vocab_size=vocab_size)
-    fill_draws(draws, samplers, guessed=guessed)
-    return Choices(**vars(sample(logits[:count], draws)), logits=logits)
 
 
 @runtime_checkable
@@ -161,7 +144,28 @@ class Runner(Described, Protocol[State]):
         guessed, _, drawn = _of_drafts(tokens, drafted)
         logits = self.step(state, rows, tokens, every=bool(drafted))
         logits = logits[drawn] if drafted else logits
-        return choose(logits, samplers, vocab_size=vocab_size, guessed=guessed)
+        return self.choose(logits, samplers, vocab_size=vocab_size, guessed=guessed)
+
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        samplers: Sequence[Sampler],
+        *,
+        vocab_size: int,
+        guessed: Sequence[Sequence[int]] = (),
+    ) -> "Choices":
+        """Choose a token for each sampler from its row of logits, the first of (M, V), with the bits of `draw`.
+
+        With guessed tokens, a sampler has a row for each of them, too; see `nanochat.generation.sampling.fill_draws`.
+        """
+        count = len(samplers) + sum(map(len, guessed))
+        draws = Draws.greedy(count, vocab_size=vocab_size)
+        fill_draws(draws, samplers, guessed=guessed)
+        return Choices(**vars(self._sample(logits[:count], draws)), logits=logits)
+
+    def _sample(self, logits: NDArray[np.float32], draws: Draws) -> Drawn:
+        """What `draws` draw of rows of logits (M, V)."""
+        return sample(logits, draws)
 
     def extend(self, state: State, row: int, ids: Sequence[int]) -> NDArray[np.float32]:
         """Let one row read tokens, in parts if they are many; the logits after the last one, (V,)."""
@@ -343,6 +347,9 @@ class Engine(Runner[State], Generic[Array, Leaf, State]):
             logits=self.ops.numpy(logits)[0, of_rows] if wanted else None,
             ahead=np.stack([self.ops.numpy(y)[0, chosen] for y in heads], 1) if heads else None,
         )
+
+    def _sample(self, logits: NDArray[np.float32], draws: Draws) -> Drawn:
+        return self.ops.sample(self.ops.array(logits), draws)
 
     def _begin(
         self, state: State, rows: Sequence[int], tokens: Sequence[Sequence[int]]

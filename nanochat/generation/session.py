@@ -17,7 +17,7 @@ from nanochat.errors import ContextLengthError, InputError, MemoryShortageError
 from nanochat.generation.cache import PromptCache
 from nanochat.generation.drafter import Drafter
 from nanochat.generation.drafts import Guess
-from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids, choose
+from nanochat.generation.engine import PREFILL_CHUNK, Choices, Runner, check_ids
 from nanochat.generation.options import (
     GenerationOptions,
     Piece,
@@ -396,7 +396,9 @@ class Session(Generic[State]):
     def _first(self, text: Text, logits: NDArray[np.float32]) -> list[Piece]:
         """Begin a text whose prompt's last logits, (V,), are there."""
         try:
-            choices = choose(logits[None], [text.sampler], vocab_size=self.tokenizer.vocab_size)
+            choices = self.runner.choose(
+                logits[None], [text.sampler], vocab_size=self.tokenizer.vocab_size
+            )
         except Exception as error:
             return self._left(text, [failed_piece(text, error)])
         return self._push(text, choices, 0)
