@@ -348,13 +348,13 @@ def test_a_server_that_goes_and_comes_back_costs_no_text(browser: Chromium) -> N
         assert shown(page, ".error:not([hidden]) p").startswith("The server does not answer")
         page.evaluate("document.getElementById('prompt').focus()")
         page.insert("what I write meanwhile")
-        status = shown(page, "#status")
+        status = "document.getElementById('status').textContent"
+        page.wait(f"{status}.startsWith('The server does not answer')")
         with running(*words):
-            page.wait("document.getElementById('status').textContent === 'The server answers.'")
+            page.wait(f"{status} === 'The server answers.'")
             click(page, ".error:not([hidden]) button")
             assert wait_for_end(page)
 
-        assert status.startswith("The server does not answer")
         assert shown_all(page, ".content")[0:3] == ["Hello", first, "Are you there?"]
         assert page.evaluate("document.getElementById('prompt').value") == "what I write meanwhile"
         assert len(kept(page)[0]["messages"]) == 4
