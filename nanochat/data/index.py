@@ -8,9 +8,11 @@ them an ``int64`` array says where in the stream each document starts, and of co
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,16 @@ from numpy.typing import NDArray
 from nanochat.errors import DataError, FormatError, VersionError
 from nanochat.files import parse_json, read_bytes, record_file
 
-__all__ = ["FILE_NAME", "Beside", "DataIndex", "Shard", "Split", "Tokens", "token_type"]
+__all__ = [
+    "FILE_NAME",
+    "Beside",
+    "DataIndex",
+    "Shard",
+    "Split",
+    "Tokens",
+    "array_file",
+    "token_type",
+]
 
 Tokens = NDArray[np.unsignedinteger]
 
@@ -216,13 +227,25 @@ def _split(found: dict[str, Any]) -> Split:
     return Split(**{**found, "shards": shards, **beside})
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
-    """As `numpy.save`, which tells nobody if the disk has no room for the last kilobytes."""
+@contextmanager
+def array_file(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A file in NumPy's format, into which the bytes of an array are written in their order.
+
+    On a full disk `numpy.save` loses the last kilobytes without a word, and a mapped file ends the process by a signal;
+    here it is an `OSError`.
+    """
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).data)
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with array_file(path, array.dtype, array.shape) as file:
+        file.write(np.ascontiguousarray(array).data)
 
 
 def _mapped(path: Path, size: int, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -9,9 +9,8 @@ Legend: S sequences, T tokens, K logits of each.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from nanochat.backends.reference.ops import pieces
 from nanochat.backends.torch.loss import Teaching
-from nanochat.data.index import token_type
+from nanochat.data.index import array_file, token_type
 from nanochat.data.opening import open_splits
 from nanochat.errors import ConfigError, InputError, TrainingError
 from nanochat.files import atomic_directory, parse_json, read_bytes
@@ -193,9 +192,9 @@ def store_logits(
     shape, id_type = (num_sequences, length, count), token_type(vocab_size)
     with (
         atomic_directory(out) as new,
-        _array_file(new / "keys.npy", np.dtype(np.uint8), (num_sequences, _KEY_BYTES)) as keys,
-        _array_file(new / "ids.npy", id_type, shape) as ids,
-        _array_file(new / "logits.npy", _LOGIT_TYPE, shape) as logits,
+        array_file(new / "keys.npy", np.dtype(np.uint8), (num_sequences, _KEY_BYTES)) as keys,
+        array_file(new / "ids.npy", id_type, shape) as ids,
+        array_file(new / "logits.npy", _LOGIT_TYPE, shape) as logits,
     ):
         done = 0
         for tokens, _, segments, _ in batches():
@@ -226,17 +225,6 @@ def _largest(
     ]
     ids, values = torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
     return ids.cpu().numpy(), values.cpu().numpy()
-
-
-@contextmanager
-def _array_file(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    """A file of that array, to be written in its order: a map has no error for a full disk, but a signal."""
-    with path.open("wb") as file:
-        descr = np.lib.format.dtype_to_descr(dtype)
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": descr, "fortran_order": False, "shape": shape}
-        )
-        yield file
 
 
 def _keys(tokens: Tensor, segments: Tensor | None) -> list[bytes]:
