@@ -10,15 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import nanochat
-from nanochat import cli
-from nanochat.cli.run import run as run_command
 from nanochat.errors import BackendError
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import recipe_to_dict
 from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import remove_snapshot, snapshot_steps
 from nanochat.training.tensorboard import TensorBoard
-from tests.training.runs import command, options, recipe
+from tests.training.runs import command, command_here, options, recipe
 
 RECIPE = recipe(
     steps=14, schedule={"decay_steps": 0}, model={"num_layers": 1}, run={"sample_tokens": 4}
@@ -190,16 +188,17 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("absent")
 def test_the_command_says_how_to_install_what_is_missing_before_anything_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
-    words = ["train", "--preset", "tiny", "--out", str(tmp_path / "run"), "--tensorboard"]
+    words = ["--preset", "tiny", "--out", tmp_path / "run", "--tensorboard"]
 
-    code = run_command(cli._nanochat, "nanochat", words)
+    result = command_here("train", *words)
 
-    said = capsys.readouterr().err
-    assert code == 1
-    assert said.startswith("error: the package tensorboard must be installed: pip install ")
-    assert said.count("\n") == 1
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "error: the package tensorboard must be installed: pip install "
+    )
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("absent")
