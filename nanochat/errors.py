@@ -20,6 +20,7 @@ __all__ = [
     "ModelNotFoundError",
     "NanochatError",
     "NumericError",
+    "SandboxError",
     "SaveError",
     "ShapeError",
     "TrainingError",
@@ -69,6 +70,10 @@ class SaveError(NanochatError, OSError):
 
 class BackendError(NanochatError, RuntimeError):
     """A backend that is unknown or cannot run on this machine."""
+
+
+class SandboxError(NanochatError, RuntimeError):
+    """Programs that nobody trusts cannot be kept apart from this machine."""
 
 
 class MemoryShortageError(NanochatError, MemoryError):
