@@ -1,0 +1,196 @@
+"""This file holds the sandbox: jobs go in, outcomes come out, and nothing of a job is left."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nanochat.errors import SandboxError
+from nanochat.sandbox.child import Layers
+from nanochat.sandbox.job import Job, Outcome
+from nanochat.sandbox.layers import Kind, choose
+
+__all__ = ["Sandbox"]
+
+# How often a job is tried that the machine has failed.
+_ATTEMPTS = 3
+# How often a helper is started anew before that is an error.
+_LOST_HELPERS = 3
+_START = (
+    "import sys; sys.path.insert(0, {root!r}); from nanochat.sandbox.helper import main; main()"
+)
+
+
+class Sandbox:
+    r"""Runs programs that nobody trusts, a few at a time.
+
+    Parameters
+    ----------
+    kind : "auto", "bubblewrap", "landlock", "seatbelt" or "none"
+        What jobs run in. "auto" is the first of them that a canary cannot leave; "none" runs them with limits alone.
+    parallel : int
+        How many jobs run at once; 0 for as many as there are processors.
+
+    Raises
+    ------
+    SandboxError
+        If there is no such sandbox on this machine.
+
+    Examples
+    --------
+    >>> with Sandbox("none") as sandbox:
+    ...     outcome = sandbox.run(Job(command=("/bin/echo", "a word")))
+    >>> outcome.ending, outcome.status, outcome.output
+    ('exit', 0, b'a word\n')
+    """
+
+    def __init__(self, kind: Kind = "auto", *, parallel: int = 0) -> None:
+        self._parallel = parallel or _processors()
+        self._lock = threading.Lock()
+        self._number = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-")
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._requests: Connection | None = None
+        try:
+            self._start()
+            self.kind, self._layers = choose(kind, self._folder.name, self._try)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of what is between a job and the machine."""
+        layers = self._layers
+        found = {
+            "bubblewrap": layers.bubblewrap,
+            "landlock": layers.landlock,
+            "seccomp": layers.seccomp,
+            "seatbelt": layers.seatbelt,
+        }
+        return tuple(name for name, there in found.items() if there)
+
+    def run(self, job: Job) -> Outcome:
+        """Run one job, as :meth:`run_all` does."""
+        return self.run_all([job])[0]
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run jobs, and return their outcomes in the same order.
+
+        What the machine has failed is run again, alone, before its outcome is "infrastructure".
+
+        Raises
+        ------
+        SandboxError
+            If helpers cannot be kept running.
+        """
+        with self._lock:
+            outcomes = self._run_all(jobs, self._layers, self._parallel)
+            for _ in range(_ATTEMPTS - 1):
+                failed = [
+                    i for i, outcome in enumerate(outcomes) if outcome.ending == "infrastructure"
+                ]
+                for i in failed:
+                    outcomes[i] = self._run_all([jobs[i]], self._layers, 1)[0]
+            return outcomes
+
+    def close(self) -> None:
+        """Kill what runs, and leave nothing."""
+        if self._requests is not None:
+            self._requests.close()
+        if self._helper is not None:
+            self._helper.wait()
+        self._helper = self._requests = None
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _try(self, job: Job, layers: Layers) -> Outcome:
+        return self._run_all([job], layers, 1)[0]
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            root = str(Path(__file__).parents[2])
+            self._helper = subprocess.Popen(
+                # Without what is installed, and what variables say, it starts in a few milliseconds.
+                [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+        self._requests = Connection(ours.detach())
+
+    def _run_all(self, jobs: Sequence[Job], layers: Layers, parallel: int) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(jobs)
+        for _ in range(_LOST_HELPERS):
+            waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
+            try:
+                self._exchange(jobs, layers, parallel, waiting, outcomes)
+            except (EOFError, OSError):
+                self._start_again()
+            else:
+                return [outcome for outcome in outcomes if outcome is not None]
+        raise SandboxError(
+            f"the process that runs programs was killed {_LOST_HELPERS} times: look into the system's log, "
+            "perhaps for want of memory"
+        )
+
+    def _exchange(
+        self,
+        jobs: Sequence[Job],
+        layers: Layers,
+        parallel: int,
+        waiting: list[int],
+        outcomes: list[Outcome | None],
+    ) -> None:
+        """Send jobs, no more than `parallel` at a time, and take their outcomes as they come."""
+        connection = self._requests
+        if connection is None:
+            raise SandboxError("the sandbox is closed: make another")
+        places: dict[int, int] = {}
+        try:
+            while waiting or places:
+                while waiting and len(places) < parallel:
+                    self._number += 1
+                    places[self._number] = waiting.pop(0)
+                    connection.send((self._number, jobs[places[self._number]], layers))
+                number, outcome = connection.recv()
+                # Of one that was called off, nobody waits for the answer.
+                if number in places:
+                    outcomes[places.pop(number)] = outcome
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for number in places:
+                    connection.send((number, None, layers))
+            raise
+
+    def _start_again(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+        if self._helper is not None:
+            self._helper.wait()
+        self._start()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,141 @@
+"""Which layers hold on this machine, shown by taking them away, and what is said where they are missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanochat.errors import SandboxError
+from nanochat.sandbox import landlock, seatbelt, seccomp
+from nanochat.sandbox.canary import ATTEMPTS
+from nanochat.sandbox.child import Layers
+from nanochat.sandbox.job import Job, Outcome
+from nanochat.sandbox.layers import choose, escapes, layers_of
+from nanochat.sandbox.sandbox import Sandbox
+
+# What each layer stops by itself.
+STOPS = {
+    "bubblewrap": {
+        "read a file",
+        "write a file",
+        "change a file's mode",
+        "connect to this machine",
+        "signal a process",
+    },
+    "landlock": {"read a file", "write a file", "connect to this machine", "signal a process"},
+    "seccomp": {
+        "change a file's mode",
+        "open a socket",
+        "connect to this machine",
+        "signal a process",
+        "start a process",
+        "map memory without a name",
+    },
+}
+
+
+def alone(name: str, all_layers: Layers) -> Layers:
+    """One layer of all."""
+    return {
+        "bubblewrap": replace(all_layers, landlock=False, seccomp=False),
+        "landlock": Layers(landlock=True),
+        "seccomp": Layers(seccomp=True),
+    }[name]
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_layer_alone_stops_what_is_its_own(name: str, tmp_path: Path) -> None:
+    with Sandbox("none") as sandbox:
+        escaped = escapes(alone(name, layers_of("bubblewrap", str(tmp_path))), sandbox._try)
+
+    assert set(ATTEMPTS) - set(escaped) == STOPS[name]
+
+
+def test_landlock_holds_within_bubblewrap(tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    word.write_text("word")
+    within = replace(layers_of("bubblewrap", str(tmp_path)), seccomp=False)
+    job = Job(command=("/usr/bin/cat", str(word)), readable=("/usr/lib", "/lib64", "/lib"))
+    bound = replace(job, readable=(*job.readable, str(word)))
+
+    with Sandbox("none") as sandbox:
+        outcome = sandbox._try(bound, within)
+        # Bubblewrap shows the file by another name, which the rules do not know.
+        hidden = sandbox._try(job, within)
+
+    assert outcome.output == b"word"
+    assert hidden.output == b""
+
+
+def test_nothing_stops_the_canary_without_a_layer() -> None:
+    with Sandbox("none") as sandbox:
+        assert escapes(Layers(), sandbox._try) == ATTEMPTS
+
+
+def test_auto_is_bubblewrap_with_all_layers() -> None:
+    with Sandbox() as sandbox:
+        assert sandbox.kind == "bubblewrap"
+        assert sandbox.layers == ("bubblewrap", "landlock", "seccomp")
+
+
+def test_auto_without_bubblewrap_is_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with Sandbox() as sandbox:
+        assert sandbox.layers == ("landlock", "seccomp")
+
+
+def test_bubblewrap_where_namespaces_are_forbidden_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "bwrap"
+    program.write_text(
+        "#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(SandboxError, match=r"setting up uid map.*apparmor_restrict"):
+        Sandbox("bubblewrap")
+
+
+def test_a_machine_without_any_layer_is_refused_with_all_reasons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+
+    with pytest.raises(
+        SandboxError,
+        match=r"no sandbox works here: bubblewrap: there is no bwrap on the PATH: apt install bubblewrap.*"
+        r"landlock: this kernel offers no Landlock.*seatbelt: .*; give --sandbox none",
+    ):
+        Sandbox()
+
+
+def test_a_layer_that_the_canary_leaves_is_not_used(tmp_path: Path) -> None:
+    def run(job: Job, layers: Layers) -> Outcome:
+        del job, layers
+        return Outcome(ending="exit", output=b"read a file\ndone\n")
+
+    with pytest.raises(
+        SandboxError, match="a program behind it could read a file, so it is not used"
+    ):
+        choose("landlock", str(tmp_path), run)
+
+
+def test_a_processor_without_a_list_of_calls_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seccomp, "architecture", lambda: None)
+
+    with pytest.raises(SandboxError, match="no filter of system calls is written for Linux on"):
+        Sandbox("landlock")
+
+
+def test_the_profile_of_macos_denies_what_it_does_not_name() -> None:
+    command = seatbelt.arguments(Job(command=("/bin/echo", "word"), writable='/w"'))
+
+    assert command[:2] == ["/usr/bin/sandbox-exec", "-p"]
+    assert command[2].splitlines()[:2] == ["(version 1)", "(deny default)"]
+    assert '(subpath "/w\\"")' in command[2]
+    assert "process-fork" not in command[2]
+    assert command[3:] == ["/bin/echo", "word"]

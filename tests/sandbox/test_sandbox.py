@@ -1,0 +1,251 @@
+"""What a sandbox leaves behind, and what happens to it: nothing, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nanochat.errors import ConfigError, SandboxError
+from nanochat.sandbox.job import Job, Limits
+from nanochat.sandbox.layers import Kind
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import HOLD_UPS, OURS
+
+SLEEP = "import time; time.sleep(1000)"
+
+
+def processes_with(word: str) -> list[int]:
+    """The processes that have `word` among their arguments."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if word.encode() in arguments:
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait, for half a minute at most."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def helper_of(process: int) -> int:
+    """The process that starts jobs for `process`."""
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[-1])
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_nothing_is_left_of_many_programs(kind: Kind, request: pytest.FixtureRequest) -> None:
+    rounds = 1250 if request.config.getoption("--long") else 1
+    jobs = [OURS.job(program, "left-over") for program, _ending in HOLD_UPS.values()]
+    with Sandbox(kind) as sandbox:
+        sandbox.run_all(jobs)
+        helper = helper_of(os.getpid())
+        before = _resources(helper)
+
+        for _ in range(rounds):
+            sandbox.run_all(jobs)
+
+        assert _resources(helper) == before
+        assert processes_with("left-over") == []
+        assert Path(f"/proc/{helper}/task/{helper}/children").read_text() == ""
+    assert not Path(f"/proc/{helper}").exists()
+
+
+def _resources(process: int) -> tuple[int, int]:
+    """How many files a process has open, and how many tens of megabytes of memory it takes."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return len(list(Path(f"/proc/{process}/fd").iterdir())), pages * 4096 // 10**7
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> None:
+    with Sandbox(kind) as sandbox:
+        helper = helper_of(os.getpid())
+        results = []
+        job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=1, wall_seconds=3))
+        running = threading.Thread(target=lambda: results.append(sandbox.run(job)))
+
+        running.start()
+        wait_until(lambda: processes_with(f"orphan-{kind}") != [])
+        first = processes_with(f"orphan-{kind}")
+        os.kill(helper, signal.SIGKILL)
+        wait_until(lambda: not set(first) & set(processes_with(f"orphan-{kind}")))
+        running.join()
+
+        assert results[0].ending == "wall limit"
+        assert helper_of(os.getpid()) != helper
+        assert processes_with(f"orphan-{kind}") == []
+
+
+def test_a_helper_that_is_killed_again_and_again_is_an_error() -> None:
+    with Sandbox("none") as sandbox:
+        # The parent of a job that nothing confines is the helper.
+        job = OURS.job("import os, time; os.kill(os.getppid(), 9); time.sleep(1000)")
+
+        with pytest.raises(SandboxError, match="was killed 3 times"):
+            sandbox.run(job)
+
+        assert sandbox.run(OURS.job("print(1)")).output == b"1\n"
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_a_killed_owner_takes_all_along(kind: Kind) -> None:
+    word = f"follower-{kind}"
+    program = f"""
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+from tests.sandbox.test_sandbox import SLEEP
+with Sandbox({kind!r}) as sandbox:
+    sandbox.run(OURS.job(SLEEP, {word!r}))
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program])
+    wait_until(lambda: processes_with(word) != [])
+    helper = helper_of(owner.pid)
+
+    owner.kill()
+    owner.wait()
+
+    wait_until(lambda: processes_with(word) == [] and not Path(f"/proc/{helper}").exists())
+
+
+def test_what_is_interrupted_is_killed_and_the_sandbox_goes_on() -> None:
+    with Sandbox("bubblewrap") as sandbox:
+
+        def interrupt() -> None:
+            wait_until(lambda: processes_with("interrupted") != [])
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run_all([OURS.job(SLEEP, "interrupted")] * 3)
+        thread.join()
+
+        assert sandbox.run(OURS.job("print(1)")).output == b"1\n"
+        assert processes_with("interrupted") == []
+
+
+def test_a_program_that_the_machine_lets_wait_has_not_failed() -> None:
+    program = """
+import os, subprocess, sys
+from nanochat.sandbox.job import Limits
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+loop = "while True: pass"
+# A session gets its share, however many its processes.
+command = [sys.executable, "-c", loop]
+rivals = [subprocess.Popen(command, start_new_session=True) for _ in range(5)]
+limits = Limits(cpu_seconds=0.5, wall_seconds=1.5)
+try:
+    with Sandbox("bubblewrap") as sandbox:
+        outcome = sandbox.run(OURS.job(loop, limits=limits))
+    print(outcome.ending, outcome.detail)
+finally:
+    for rival in rivals:
+        rival.kill()
+        rival.wait()
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout.startswith("infrastructure in 1.5 s it had a processor for 0.")
+
+
+def test_verdicts_do_not_depend_on_load() -> None:
+    rivals = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with Sandbox("bubblewrap") as sandbox:
+            jobs = [OURS.job(program) for program, _ending in HOLD_UPS.values()]
+            endings = [outcome.ending for outcome in sandbox.run_all(jobs)]
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
+
+    assert endings == [ending for _program, ending in HOLD_UPS.values()]
+
+
+def test_a_job_writes_where_it_may_and_in_no_other_place(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine.mkdir()
+    other.mkdir()
+    program = f"""
+open('here', 'w').write('x')
+try:
+    open({str(other / "there")!r}, 'w')
+except OSError:
+    print('held')
+"""
+    job = OURS.job(program)
+    for kind in ("bubblewrap", "landlock"):
+        with Sandbox(kind) as sandbox:
+            outcome = sandbox.run(
+                Job(
+                    command=job.command,
+                    readable=job.readable,
+                    writable=str(mine),
+                    limits=job.limits,
+                )
+            )
+
+        assert outcome.output == b"held\n"
+        assert (mine / "here").read_text() == "x"
+        assert list(other.iterdir()) == []
+        (mine / "here").unlink()
+
+
+def test_a_file_has_an_end(tmp_path: Path) -> None:
+    job = OURS.job("open('large', 'wb').write(bytes(2**21))")
+    limits = Limits(file_bytes=2**20)
+    with Sandbox("bubblewrap") as sandbox:
+        outcome = sandbox.run(
+            Job(command=job.command, readable=job.readable, writable=str(tmp_path), limits=limits)
+        )
+
+    assert outcome.status != 0
+    assert (tmp_path / "large").stat().st_size <= 2**20
+
+
+def test_a_program_that_is_not_there_is_an_exit_as_in_a_shell() -> None:
+    with Sandbox("landlock") as sandbox:
+        outcome = sandbox.run(Job(command=("/nowhere",)))
+
+    assert outcome.ending == "infrastructure"
+    assert outcome.detail == "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere'"
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (lambda: Limits(cpu_seconds=2, wall_seconds=5), "give three times as many"),
+        (lambda: Limits(memory_bytes=1000), "1000 bytes of memory are too few"),
+    ],
+    ids=["wall", "memory"],
+)
+def test_limits_that_cannot_work_are_refused(limits: Callable[[], Limits], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        limits()
+
+
+def test_a_closed_sandbox_says_so() -> None:
+    sandbox = Sandbox("none")
+    sandbox.close()
+
+    with pytest.raises(SandboxError, match="the sandbox is closed"):
+        sandbox.run(OURS.job("pass"))
