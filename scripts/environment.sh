@@ -32,14 +32,15 @@ install_into() {
         --root-user-action=ignore --constraint constraints.txt "$@"
 }
 
-# require_program NAME USE: as root, installs Debian's package of that name if there is no such program.
+# require_program NAME USE [PACKAGE]: as root, installs Debian's package of it if there is no such program.
 require_program() {
+    local package="${3:-$1}"
     command -v "$1" >/dev/null && return
     if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
         echo "Installing $1 ..." >&2
-        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq "$1" >/dev/null
+        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq "$package" >/dev/null
     fi
     command -v "$1" >/dev/null && return
-    echo "error: no $1 on the PATH, $2: install it, for example with 'apt install $1'" >&2
+    echo "error: no $1 on the PATH, $2: install it, for example with 'apt install $package'" >&2
     return 1
 }

@@ -43,12 +43,15 @@ class _Backend(NamedTuple):
 def doctor(*, as_json: bool) -> None:
     """Show this machine, which backends can run on it and why others cannot, and what auto chooses.
 
+    The kinds of sandbox are those in which programs that models write can be tried.
+
     How fast it reads memory is measured, for a second, and remembered: `nanochat models show` tells by it how fast a
     model will be.
 
     The exit code is 1 if nothing can be chosen.
     """
     from nanochat import backends
+    from nanochat.sandbox.survey import survey
 
     machine, packages, environment = _machine(), _versions(), _environment()
     found = [_try(name) for name in backends.BACKENDS]
@@ -59,6 +62,7 @@ def doctor(*, as_json: bool) -> None:
     except BackendError as error:
         chosen, reason = "", str(error)
     advice = _advice(chosen, reason) if any(b.name == chosen and b.ready for b in found) else ()
+    sandboxes = survey()
     if as_json:
         print_json(
             {
@@ -68,6 +72,7 @@ def doctor(*, as_json: bool) -> None:
                 "backends": [backend._asdict() for backend in found],
                 "numba": None if kernels is None else asdict(kernels),
                 "bandwidth": None if bandwidth is None else asdict(bandwidth),
+                "sandboxes": [sandbox._asdict() for sandbox in sandboxes],
                 "auto": {"backend": chosen or None, "reason": reason},
                 "faster": advice,
             }
@@ -81,6 +86,9 @@ def doctor(*, as_json: bool) -> None:
         if kernels is not None:
             write("\n")
             print_table([*_rows(kernels), *_speeds(bandwidth)])
+        write("\n")
+        rows = [(s.name, "holds" if s.ready else "no", s.detail) for s in sandboxes]
+        print_table(rows, header=("sandbox", "here", "its layers, or the reason and what to do"))
         write(f"\nauto is {chosen or 'no backend'}: {reason}\n")
         for text in advice:
             write(f"to use more of this machine: {text}\n")

@@ -494,6 +494,20 @@ def test_show_tells_speeds_by_what_the_doctor_measured(
 
 
 @pytest.mark.usefixtures("soon_measured")
+def test_doctor_says_which_sandboxes_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandboxes = run("doctor", "--json").last_json["sandboxes"]
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    shown = run("doctor").out
+
+    assert sandboxes == [
+        {"name": "bubblewrap", "ready": True, "detail": "bubblewrap, landlock, seccomp"},
+        {"name": "landlock", "ready": True, "detail": "landlock, seccomp"},
+    ]
+    assert "there is no bwrap on the PATH: apt install bubblewrap" in shown
+    assert "landlock, seccomp" in shown
+
+
 def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BACKEND", "abacus")
 
