@@ -96,6 +96,7 @@ fn with_plural(count: u32, noun: &str) -> String {
 /// Returns the price of a ticket: 0 below the age of 6, 4 below 18 and from 65 on, else 9.
 // inputs: age in 0..=100
 // edges: 5; 6; 17; 18; 64; 65
+// equivalent: 5..=17
 fn ticket_price(age: u8) -> u32 {
     match age {
         0..=5 => 0,
@@ -153,7 +154,8 @@ fn longer_text<'a>(first: &'a str, second: &'a str) -> &'a str {
 }
 
 /// Returns the quarter of the plane in which a point lies, 1 to 4 counterclockwise, or 0 on an axis.
-// edges: (3, 5); (-3, 5); (-3, -5); (3, -5); (0, 5); (3, 0)
+// edges: (3, 5); (-3, 5); (-3, -5); (3, -5); (0, 5); (3, 0); (1, 1); (-1, 1); (-1, -1); (1, -1)
+// equivalent: y >= 0; x >= 0; x <= 0; x < 1
 fn quarter_of_plane(x: i32, y: i32) -> u8 {
     if x == 0 || y == 0 {
         0
@@ -250,7 +252,8 @@ fn item_at(items: &[i32], place: usize) -> Option<i32> {
 /// Returns the number that is neither the smallest nor the largest of three.
 // inputs: a in -9..=9, b in -9..=9, c in -9..=9
 // edges: (1, 2, 3); (2, 1, 3); (3, 1, 2); (1, 3, 2); (2, 3, 1); (3, 2, 1)
-// equivalent: a >= b; b >= c; a >= c
+// edges: (2, 2, 1); (1, 2, 2); (2, 1, 2); (2, 1, 1); (1, 1, 2)
+// equivalent: b >= c; a >= c
 fn middle_of_three(a: i32, b: i32, c: i32) -> i32 {
     if (a > b) == (b > c) {
         b
@@ -369,7 +372,7 @@ fn quotient_or_error(dividend: i32, divisor: i32) -> Result<i32, String> {
 /// Returns the fare for a distance: 3 for the first two kilometres, 1 for each further one.
 // inputs: kilometres in 0..=30
 // edges: 0; 1; 2; 3; 4
-// equivalent: kilometres < 2
+// equivalent: kilometres < 2; kilometres <= 1
 fn taxi_fare(kilometres: u32) -> u32 {
     if kilometres <= 2 {
         3

@@ -227,7 +227,7 @@ fn mean_temperature(temperatures: &[f64]) -> Option<f64> {
 
 /// Returns how many of the prices do not exceed the money at hand.
 // inputs: prices in 0..=20, money in 0..=20
-// edges: [5, 6, 7], 6
+// edges: ([5, 6, 7], 6)
 fn affordable(prices: &[u32], money: u32) -> usize {
     prices.iter().filter(|&&price| price <= money).count()
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// A single day is a stretch of length 1.
 // inputs: levels in 0..=6
 // edges: []; [4]; [1, 2, 2, 3, 4]; [3, 2, 1]
+// equivalent: current = 1
 fn longest_climb(levels: &[u32]) -> usize {
     let mut longest = 0;
     let mut current = 0;
@@ -25,6 +26,7 @@ fn longest_climb(levels: &[u32]) -> usize {
 /// Returns the places of all peaks: heights above both of their neighbours.
 // inputs: heights in 0..=5
 // edges: [1, 2, 1]; [1, 2, 2, 1]; [0, 3, 0, 4, 0]; [5, 1]
+// equivalent: max(2)
 fn peaks(heights: &[i32]) -> Vec<usize> {
     let mut found = Vec::new();
     for place in 1..heights.len().max(1) - 1 {
@@ -51,6 +53,7 @@ fn worst_loss(prices: &[i32]) -> i32 {
 /// Returns the character that occurs most often in a text; of several, the smallest one.
 // inputs: text in made of "a" "b" "c" "x"
 // edges: "abba"; "baa"; "bbaac"
+// equivalent: or_insert(1); += 2
 fn favourite_character(text: &str) -> Option<char> {
     let mut counts = BTreeMap::new();
     for letter in text.chars() {
@@ -160,7 +163,7 @@ fn merge_queues(one: &[i32], other: &[i32]) -> Vec<i32> {
 
 /// Returns the seats after each guest has moved on by so many places; who leaves the end sits down at the front.
 // inputs: places in 0..=12
-// edges: ["a", "b", "c"], 1; ["a", "b", "c"], 4; [], 3
+// edges: (["a", "b", "c"], 1); (["a", "b", "c"], 4); ([], 3)
 fn moved_on(guests: &[String], places: usize) -> Vec<String> {
     let mut seats = guests.to_vec();
     if !seats.is_empty() {
@@ -172,7 +175,7 @@ fn moved_on(guests: &[String], places: usize) -> Vec<String> {
 
 /// Returns the sums of groups of so many neighbours; the last group may be smaller, and a size of 0 has no groups.
 // inputs: numbers in -9..=9, size in 0..=4
-// edges: [1, 2, 3, 4, 5], 2; [1, 2], 0
+// edges: ([1, 2, 3, 4, 5], 2); ([1, 2], 0)
 fn sums_of_groups(numbers: &[i32], size: usize) -> Vec<i32> {
     if size == 0 {
         return Vec::new();
@@ -285,7 +288,7 @@ fn mirrored_letters(text: &str) -> String {
         .collect()
 }
 
-/// Returns a name such as `maxLineWidth` in small letters, with a dash before each former capital but the first character.
+/// Returns a name such as `maxLineWidth` in small letters, with a dash before each capital that does not begin it.
 // inputs: name in made of "max" "Line" "W" "e"
 fn dashed_name(name: &str) -> String {
     let mut dashed = String::new();
@@ -377,6 +380,7 @@ fn first_free_seat(taken: &[u32]) -> u32 {
 
 /// Deals items alternately from two decks; when one is used up, the rest of the other follows.
 // inputs: left in 1..=9 of length 0..=5, right in 11..=19 of length 0..=5
+// equivalent: 0..=left
 fn dealt_in_turn(left: &[u8], right: &[u8]) -> Vec<u8> {
     let mut dealt = Vec::new();
     for place in 0..left.len().max(right.len()) {
@@ -426,7 +430,6 @@ fn total_time(laps: &[(u32, u32)]) -> (u32, u32) {
 
 /// Returns how few coins of 10, 5, 2 and 1 make up an amount.
 // inputs: amount in 0..=99
-// equivalent: [10, 5, 2, 0]
 fn coins_for(amount: u32) -> u32 {
     let mut rest = amount;
     let mut coins = 0;
@@ -438,13 +441,14 @@ fn coins_for(amount: u32) -> u32 {
 }
 
 /// Tells whether one version such as `1.10.2` is newer than another one; its numbers count from the left.
-// inputs: one in one of "{0..=2}.{8..=11}" "1.{0..=2}.{0..=2}" "{0..=2}", other in one of "{0..=2}.{8..=11}" "1.{0..=2}.{0..=2}" "{0..=2}"
+// inputs: one in one of "{0..=2}.{8..=11}" "1.{0..=2}.{0..=2}" "{0..=2}"
+// inputs: other in one of "{0..=2}.{8..=11}" "1.{0..=2}.{0..=2}" "{0..=2}"
 // edges: ("1.10", "1.9"); ("1.0", "1"); ("1.2.3", "1.2.3"); ("0.9", "1.0")
 fn is_newer(one: &str, other: &str) -> bool {
     let numbers = |version: &str| -> Vec<u32> {
         version
             .split('.')
-            .map(|part| part.parse().unwrap_or(0))
+            .filter_map(|part| part.parse().ok())
             .collect()
     };
     numbers(one) > numbers(other)
@@ -478,6 +482,7 @@ fn fair_mean(marks: &[f64]) -> Option<f64> {
 ///
 /// The first and the last one stay as they are.
 // inputs: signal in -30..=30
+// equivalent: max(2)
 fn smoothed(signal: &[i32]) -> Vec<i32> {
     let mut result = signal.to_vec();
     for place in 1..signal.len().max(1) - 1 {
@@ -532,7 +537,7 @@ fn basket_price(basket: &[String], prices: &HashMap<String, u32>) -> u32 {
 
 /// Tells whether two lists have the same members, however often and in whatever order.
 // inputs: one in 1..=3 of length 0..=4, other in 1..=3 of length 0..=4
-// edges: [1, 2, 2], [2, 1]; [1], [2]; [], []
+// edges: ([1, 2, 2], [2, 1]); ([1], [2]); ([], [])
 fn same_members(one: &[u8], other: &[u8]) -> bool {
     let one: HashSet<u8> = one.iter().copied().collect();
     let other: HashSet<u8> = other.iter().copied().collect();

@@ -49,7 +49,7 @@ fn pages_in_short(pages: &[u32]) -> String {
 /// Counted from the right, every second digit is doubled, and 9 is taken off what is then above 9. The sum of all must
 /// be divisible by 10. Spaces are ignored; other characters, or fewer than two digits, are a mistake.
 // inputs: text in one of "{10..=99}{10..=99}" "{0..=9} {0..=9}" "{0..=99}-{0..=9}" "{100..=999} {10..=99}"
-// edges: "18"; "0"; "00"; "59"; "5 9"; "5a9"; "79927398713"; "79927398710"; ""; "91"
+// edges: "18"; "0"; "00"; "59"; "5 9"; "5a9"; "79927398713"; "79927398710"; ""; "91"; "a9"
 fn card_number_fits(text: &str) -> bool {
     let mut sum = 0;
     let mut count = 0;
@@ -135,8 +135,10 @@ fn robot_place(commands: &str) -> (i32, i32) {
 ///
 /// A square is `X`, `O` or a dot. Rows, columns and both diagonals count; if nobody has three, there is no winner. No
 /// board has two winners.
-// inputs: board in one of "XXX.OO..." "O..XOX..O" ".X.OX..X." "..OXO.O.X" "X.OXO.X.." "XOXOXOOXO" "........." "XO.XO.OX."
-// edges: "OOOXX.X.."; ".....XOOX"; "X.OX.OX.."; "X...X...X"; "XX.OO...."
+// inputs: board in one of "XXX.OO..." "O..XOX..O" "........." "XO.XO.OX."
+// edges: "XXX.OO..."; "OO.XXX..."; "X.X.O.OOO"; "X..XO.X.O"; ".O.XO..O."; "..X.OXO.X"; "X.O.XO..X"; "X.OXO.O.."
+// edges: ".XX.OO.XX"; "X.XO.OX.X"; "XX.OO.XX."; "XOXXOX..."; "...XOXXOX"; "XOX...XOX"
+// edges: "X...X...."; "....X...X"; "X.......X"; "..O.O...."; "....O.O.."; "..O...O.."
 fn three_in_a_row(board: &str) -> Option<char> {
     let squares: Vec<char> = board.chars().collect();
     let lines = [
@@ -198,7 +200,7 @@ fn joined_stretches(stretches: &[(u32, u32)]) -> Vec<(u32, u32)> {
 /// People have the numbers from 0 to `people - 1`, and each pair of numbers is an acquaintance; pairs with other
 /// numbers are ignored.
 // inputs: people in 0..=8, acquaintances in 0..=7 of length 0..=6
-// edges: 4, [(0, 1), (2, 3), (1, 2)]; 3, []; 2, [(0, 5)]
+// edges: (4, [(0, 1), (2, 3), (1, 2)]); (3, []); (2, [(0, 5)]); (2, [(2, 0)]); (2, [(0, 2)]); (3, [(0, 2)])
 fn circles_of_friends(people: usize, acquaintances: &[(usize, usize)]) -> usize {
     let mut circle: Vec<usize> = (0..people).collect();
     for &(one, other) in acquaintances {
@@ -222,6 +224,8 @@ fn circles_of_friends(people: usize, acquaintances: &[(usize, usize)]) -> usize 
 /// or right. There is no way if one of the two squares is a wall, or if the map has no square.
 // inputs: map in one of "..." ".#." "..#" "#.." "..." of length 1..=4
 // edges: ["...", "##.", "..."]; ["..", "##", ".."]; ["."]; ["#"]; []; ["....", ".##.", "...."]
+// edges: ["...", ".", ".."]; [".#...", ".#.#.", "...#."]; ["...", "##.", "...", ".##", "..."]
+// equivalent: next.0 <= squares.len()
 fn steps_through(map: &[&str]) -> Option<usize> {
     let squares: Vec<Vec<char>> = map.iter().map(|line| line.chars().collect()).collect();
     let goal = (
@@ -261,7 +265,8 @@ fn steps_through(map: &[&str]) -> Option<usize> {
 ///
 /// Water is `~`. A square that is not water, or not on the map, belongs to no lake of any size.
 // inputs: map in made of "~" "~~" "." of length 0..=4, row in 0..=3, column in 0..=3
-// edges: ["~~.", ".~.", "~.~"], 0, 0; ["~"], 1, 0; ["~."], 0, 1
+// edges: (["~~.", ".~.", "~.~"], 0, 0); (["~"], 1, 0); (["~."], 0, 1)
+// edges: (["~.~", "~.~", "~~~"], 0, 0); (["~~~", "..~", "~~~"], 0, 0); (["~", "~"], 0, 0); (["~~"], 0, 1)
 fn lake_size(map: &[String], row: usize, column: usize) -> usize {
     let mut squares: Vec<Vec<char>> = map.iter().map(|line| line.chars().collect()).collect();
     let mut waiting = vec![(row, column)];
@@ -284,7 +289,8 @@ fn lake_size(map: &[String], row: usize, column: usize) -> usize {
 ///
 /// Tasks have the numbers from 0 to `count - 1`. Tasks that wait for each other in a circle are never done.
 // inputs: count in 4..=5, pairs in 0..=3 of length 0..=4
-// edges: 3, [(0, 1), (1, 2)]; 2, [(0, 1), (1, 0)]; 1, []; 2, [(1, 1)]
+// edges: (3, [(0, 1), (1, 2)]); (2, [(0, 1), (1, 0)]); (1, []); (2, [(1, 1)])
+// equivalent: for _ in 0..=count
 fn can_be_finished(count: usize, pairs: &[(usize, usize)]) -> bool {
     let mut done = vec![false; count];
     for _ in 0..count {
@@ -301,7 +307,7 @@ fn can_be_finished(count: usize, pairs: &[(usize, usize)]) -> bool {
 ///
 /// The fraction is `above` over `below`; with `below` at zero the list is empty.
 // inputs: above in 0..=60, below in 0..=25
-// edges: 45, 16; 3, 0; 0, 4; 1, 3
+// edges: (45, 16); (3, 0); (0, 4); (1, 3)
 fn continued_fraction(above: u64, below: u64) -> Vec<u64> {
     let (mut above, mut below) = (above, below);
     let mut parts = Vec::new();
@@ -328,6 +334,7 @@ fn gray_codes(digits: u32) -> Vec<u32> {
 
 /// Returns a picture turned by a quarter to the right; all its rows are equally long.
 // inputs: picture in rectangular 0..=9 of length 0..=4
+// equivalent: picture.last()
 fn turned_right(picture: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let width = picture.first().map_or(0, Vec::len);
     (0..width)
@@ -339,7 +346,7 @@ fn turned_right(picture: &[Vec<u8>]) -> Vec<Vec<u8>> {
 ///
 /// Words are separated by white space, and in a line by one space.
 // inputs: text in made of "a " "word " "to " "longest " "it ", width in 1..=12
-// edges: "to be or not", 5; "to be or not", 6; "", 4; "longest a", 3
+// edges: ("to be or not", 5); ("to be or not", 6); ("", 4); ("longest a", 3)
 fn broken_into_lines(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
@@ -356,7 +363,8 @@ fn broken_into_lines(text: &str, width: usize) -> Vec<String> {
 
 /// Writes a number from 0 to 99 in English words, such as `seven` or `forty-two`; larger ones have no words here.
 // inputs: n in 0..=110
-// edges: 0; 10; 11; 12; 13; 15; 18; 19; 20; 21; 30; 40; 50; 58; 60; 76; 80; 99; 100
+// edges: 0; 10; 11; 12; 13; 15; 18; 19; 20; 21; 30; 40; 50; 58; 60; 76; 80; 99; 100; 70; 90
+// equivalent: 19..=99; 21..=99 => Some; 20..99 if; 20..=98 if; 20..=100
 fn in_words(n: u8) -> Option<String> {
     let small = "zero one two three four five six seven eight nine ten eleven twelve thirteen \
                  fourteen fifteen sixteen seventeen eighteen nineteen";
@@ -430,7 +438,7 @@ fn query_parts(query: &str) -> Vec<(String, String)> {
 ///
 /// Frequent words come first; words that are equally frequent follow the alphabet.
 // inputs: text in made of "sun " "moon " "star " "sky ", most in 0..=4
-// edges: "b a b c", 2; "c b a", 2; "", 1
+// edges: ("b a b c", 2); ("c b a", 2); ("", 1)
 fn frequent_words(text: &str, most: usize) -> Vec<(String, usize)> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for word in text.split_whitespace() {
@@ -449,7 +457,8 @@ fn frequent_words(text: &str, most: usize) -> Vec<(String, usize)> {
 ///
 /// Counting starts at number 1, and goes on behind who left. Without people, or with a step of 0, nobody remains.
 // inputs: people in 0..=12, step in 0..=5
-// edges: 7, 3; 1, 2; 0, 2; 4, 0; 5, 1
+// edges: (7, 3); (1, 2); (0, 2); (4, 0); (5, 1)
+// equivalent: 1..=people
 fn last_in_circle(people: u32, step: u32) -> Option<u32> {
     if people == 0 || step == 0 {
         return None;
@@ -513,6 +522,7 @@ fn next_higher(heights: &[u32]) -> Vec<Option<u32>> {
 /// Water runs off at both ends.
 // inputs: walls in 0..=5
 // edges: [2, 0, 2]; [3, 1, 2]; [0, 3, 0, 2, 0]; [1, 2, 3]
+// equivalent: 1..walls.len(); unwrap_or(1)
 fn rain_between(walls: &[u32]) -> u32 {
     let mut water = 0;
     for place in 0..walls.len() {
@@ -525,7 +535,9 @@ fn rain_between(walls: &[u32]) -> u32 {
 
 /// Tells whether one word becomes the other by one change: a letter replaced, added or removed. Equal words need none.
 // inputs: one in made of "a" "b" "c", other in made of "a" "b" "c"
-// edges: ("car", "cat"); ("car", "cart"); ("cart", "cat"); ("car", "car"); ("car", "dog"); ("ab", "ba"); ("", "a"); ("", "")
+// edges: ("car", "cat"); ("car", "cart"); ("cart", "cat"); ("car", "car"); ("car", "dog"); ("ab", "ba"); ("", "a")
+// edges: ("", "")
+// edges: ("abcb", "acb")
 fn one_change_apart(one: &str, other: &str) -> bool {
     let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
     let front = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
@@ -567,7 +579,7 @@ fn can_be_halved(numbers: &[u32]) -> bool {
 
 /// Returns the arrangement of digits that is the next larger number made of the same digits, if there is one.
 // inputs: digits in 0..=4 of length 0..=5
-// edges: [1, 2, 3]; [3, 2, 1]; [1, 3, 2]; [2, 3, 1, 1]; []
+// edges: [1, 2, 3]; [3, 2, 1]; [1, 3, 2]; [2, 3, 1, 1]; []; [1, 2, 1]
 fn next_arrangement(digits: &[u8]) -> Option<Vec<u8>> {
     let mut digits = digits.to_vec();
     let place = (1..digits.len())
@@ -585,7 +597,11 @@ fn next_arrangement(digits: &[u8]) -> Option<Vec<u8>> {
 ///
 /// A table that is not square, or has no numbers, is not magic.
 // inputs: square in rectangular 1..=2 of length 0..=3
-// edges: [[2, 7, 6], [9, 5, 1], [4, 3, 8]]; [[1, 1], [1, 1]]; [[1, 2], [2, 1]]; []; [[5]]; [[1, 2]]; [[2, 7, 6], [9, 5, 1], [4, 8, 3]]; [[1, 2, 3], [2, 2, 2], [3, 2, 1]]; [[1, 3, 2], [3, 2, 1], [2, 1, 3]]; [[3, 1, 2], [1, 2, 3], [2, 3, 1]]; [[1, 2, 1], [2, 1, 1], [1, 1, 2]]
+// edges: [[2, 7, 6], [9, 5, 1], [4, 3, 8]]; [[1, 1], [1, 1]]; [[1, 2], [2, 1]]; []; [[5]]; [[1, 2]]
+// edges: [[2, 7, 6], [9, 5, 1], [4, 8, 3]]; [[1, 2, 3], [2, 2, 2], [3, 2, 1]]; [[1, 3, 2], [3, 2, 1], [2, 1, 3]]
+// edges: [[3, 1, 2], [1, 2, 3], [2, 3, 1]]; [[1, 2, 1], [2, 1, 1], [1, 1, 2]]
+// edges: [[1], [1, 2]]; [[2, 2, 2], [1, 1, 1], [3, 3, 3]]; [[2, 1, 3], [2, 1, 3], [2, 1, 3]]
+// equivalent: (1..size).all
 fn is_magic_square(square: &[Vec<i32>]) -> bool {
     let size = square.len();
     if size == 0 || square.iter().any(|row| row.len() != size) {
@@ -600,7 +616,7 @@ fn is_magic_square(square: &[Vec<i32>]) -> bool {
         && (0..size).all(|column| square.iter().map(|row| row[column]).sum::<i32>() == wanted)
 }
 
-/// Returns the places, as row and column, of numbers that are the largest of their row and the smallest of their column.
+/// Returns the places, as row and column, of numbers that none in their row exceeds, and none in their column is below.
 // inputs: table in rectangular 0..=4 of length 0..=3
 // edges: [[9, 8, 7], [5, 3, 2], [6, 6, 7]]; [[1, 1], [1, 1]]
 fn saddle_places(table: &[Vec<u32>]) -> Vec<(usize, usize)> {
@@ -617,7 +633,7 @@ fn saddle_places(table: &[Vec<u32>]) -> Vec<(usize, usize)> {
 }
 
 /// Reads a colour such as `#ff8000` as its red, green and blue parts of two hexadecimal digits each.
-// inputs: text in one of "#{10..=99}{10..=99}{10..=99}" "#0f{10..=99}A0" "{10..=99}{10..=99}{10..=99}" "#{10..=99}" "#{10..=99}{10..=99}g0"
+// inputs: text in one of "#{10..=99}{10..=99}{10..=99}" "#0f{10..=99}A0" "{100..=999}000" "#{10..=99}" "#{10..=99}11g0"
 // edges: "#ff8000"; "#FF8000"; "#12345"; "#1234567"; ""; "#+1+2+3"
 fn colour_parts(text: &str) -> Option<(u8, u8, u8)> {
     let digits = text.strip_prefix('#')?;
@@ -632,7 +648,9 @@ fn colour_parts(text: &str) -> Option<(u8, u8, u8)> {
 ///
 /// Months have the numbers 1 to 12. In leap years the second month has 29 days instead of 28.
 // inputs: day in 0..=32, month in 0..=13
-// edges: 1, 1, false; 29, 2, true; 29, 2, false; 31, 12, false; 31, 12, true; 31, 4, false; 1, 3, true; 0, 5, true; 1, 13, true; 1, 0, false
+// edges: (1, 1, false); (29, 2, true); (29, 2, false); (31, 12, false); (31, 12, true); (31, 4, false); (1, 3, true)
+// edges: (0, 5, true); (1, 13, true); (1, 0, false)
+// edges: (32, 12, true)
 fn day_of_year(day: u32, month: usize, leap: bool) -> Option<u32> {
     let february = if leap { 29 } else { 28 };
     let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
@@ -647,7 +665,7 @@ fn day_of_year(day: u32, month: usize, leap: bool) -> Option<u32> {
 ///
 /// The lamps stand in a row. Those at the ends have one neighbour only, and that one decides.
 // inputs: lamps of length 0..=6, rounds in 0..=4
-// edges: [true, false, false, false], 1; [true], 1; [], 2
+// edges: ([true, false, false, false], 1); ([true], 1); ([], 2)
 fn lamps_after(lamps: &[bool], rounds: u32) -> Vec<bool> {
     let mut now = lamps.to_vec();
     for _ in 0..rounds {
@@ -663,7 +681,7 @@ fn lamps_after(lamps: &[bool], rounds: u32) -> Vec<bool> {
 ///
 /// Each customer needs a certain time, and goes to the clerk who is free first. Without a clerk nobody is served.
 // inputs: times in 0..=9, clerks in 0..=3
-// edges: [5, 3, 4], 2; [2, 2], 3; [], 1; [1], 0
+// edges: ([5, 3, 4], 2); ([2, 2], 3); ([], 1); ([1], 0)
 fn time_until_served(times: &[u32], clerks: usize) -> Option<u32> {
     let mut free_at = vec![0; clerks];
     for time in times {
@@ -691,7 +709,7 @@ fn triangle_row(size: usize) -> Vec<u64> {
 ///
 /// Each floor is visited once; a call from the lift's own floor comes first, without a move.
 // inputs: start in 0..=6, calls in 0..=6
-// edges: 3, [5, 1, 4, 2]; 2, [2]; 0, []
+// edges: (3, [5, 1, 4, 2]); (2, [2]); (0, [])
 fn lift_stops(start: u8, calls: &[u8]) -> Vec<u8> {
     let mut stops: Vec<u8> = calls
         .iter()
@@ -744,7 +762,7 @@ fn quotes_are_closed(text: &str) -> bool {
 
 /// Returns the smallest number of neighbours in a row that hold at least `kinds` different values, if the row does.
 // inputs: shelf in 1..=4, kinds in 0..=4
-// edges: [1, 1, 2, 3, 1], 3; [1, 2], 3; [], 0; [5], 1
+// edges: ([1, 1, 2, 3, 1], 3); ([1, 2], 3); ([], 0); ([5], 1)
 fn shortest_varied_stretch(shelf: &[u8], kinds: usize) -> Option<usize> {
     for size in 0..=shelf.len() {
         for start in 0..=shelf.len() - size {
@@ -757,4 +775,74 @@ fn shortest_varied_stretch(shelf: &[u8], kinds: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// Returns how many minutes a parking place was free in a day of `open` minutes, given when cars came and left.
+///
+/// Stays may overlap, since the place is wide; what lies after the end of the day does not count.
+// inputs: open in 0..=15, stays in sorted 0..=20 of length 0..=5
+// edges: (10, [(2, 4), (3, 7)]); (5, []); (5, [(0, 9)]); (8, [(1, 2), (4, 5)])
+fn free_minutes(open: u32, stays: &[(u32, u32)]) -> usize {
+    (0..open)
+        .filter(|minute| stays.iter().all(|(from, to)| minute < from || minute >= to))
+        .count()
+}
+
+/// Returns the steps of a knitting pattern, in which `3(k p) k` means `k p` three times and then `k`.
+///
+/// A pattern is a text of single letters, of spaces, which do nothing, and of numbers of one digit, each before letters
+/// in round brackets, which do not contain brackets. A number is at least 1.
+// inputs: pattern in made of "k" "p" " " "{1..=4}(k)" "{1..=3}(pk p)" "2()"
+// edges: "3(k p) k"; ""; "k"; "2(kp)3(p)"; "9(k)"
+// equivalent: times = 0
+fn knitted(pattern: &str) -> String {
+    let mut steps = String::new();
+    let mut group = String::new();
+    let mut times = 1;
+    for symbol in pattern.chars() {
+        match symbol {
+            '1'..='9' => times = symbol as usize - '0' as usize,
+            '(' | ' ' => {}
+            ')' => {
+                steps += &group.repeat(times);
+                group.clear();
+                times = 1;
+            }
+            letter if times > 1 => group.push(letter),
+            letter => steps.push(letter),
+        }
+    }
+    steps
+}
+
+/// Returns the shortest text that starts with `head`, ends with `tail`, and lets them overlap as far as they agree.
+// inputs: head in made of "a" "b" "c" of length 0..=5, tail in made of "a" "b" "c" of length 0..=5
+// edges: ("abc", "bcd"); ("abc", "abc"); ("ab", "cd"); ("", "x"); ("aab", "aba"); ("abab", "abab")
+// equivalent: 0..head.len()
+fn overlapped(head: &str, tail: &str) -> String {
+    let start = (0..=head.len()).find(|&start| tail.starts_with(&head[start..]));
+    head[..start.unwrap_or(head.len())].to_string() + tail
+}
+
+/// Returns the lengths of the bars of a code: how many equal cells follow each other, in order, beginning with white.
+///
+/// A cell is true if it is black. If the first one is black, the list begins with 0; without cells it is empty.
+// inputs: cells of length 0..=7
+// edges: [true, true, false]; [false]; [true]; []
+fn bar_lengths(cells: &[bool]) -> Vec<u32> {
+    let mut lengths = Vec::new();
+    let mut black = false;
+    for &cell in cells {
+        if lengths.is_empty() {
+            lengths.push(0);
+        }
+        if cell != black {
+            lengths.push(0);
+            black = cell;
+        }
+        if let Some(last) = lengths.last_mut() {
+            *last += 1;
+        }
+    }
+    lengths
 }

@@ -191,6 +191,7 @@ fn is_zero(n: T) -> bool {
 // types: signed
 // arguments: one
 // names: is_positive above_zero | exceeds_zero
+// edges: 0; 1
 fn is_positive(n: T) -> bool {
     n > 0
 }
@@ -199,6 +200,7 @@ fn is_positive(n: T) -> bool {
 // types: signed
 // arguments: one
 // names: is_negative below_zero_mark | under_zero
+// edges: 0; -1
 fn is_negative(n: T) -> bool {
     n < 0
 }
