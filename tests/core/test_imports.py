@@ -35,7 +35,7 @@ ROWS = (
     ("ops",),
     ("blocks", "draws", "rotary", "shapes"),
     ("presets", "ternary", "weights"),
-    ("config", "files"),
+    ("config", "files", "rust"),
     ("errors",),
 )
 
