@@ -28,7 +28,7 @@ ROWS = (
     ("export",),
     ("proof",),
     ("memory",),
-    ("backends", "bundle", "checkpoint"),
+    ("backends", "bundle", "checkpoint", "problems"),
     ("data", "generation"),
     ("cost", "init", "tensors", "text"),
     ("model", "rows", "slots"),
