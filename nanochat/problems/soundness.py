@@ -67,7 +67,7 @@ def trivial_bodies(problem: Problem) -> Iterator[str]:
             yield parameter.name
         elif (parameter.type, signature.returns) == ("&str", "String"):
             yield f"{parameter.name}.to_string()"
-        elif f"Vec<{parameter.type.removeprefix('&').strip('[]')}>" == signature.returns:
+        elif f"Vec<{parameter.type[2:-1]}>" == signature.returns and parameter.type[:2] == "&[":
             yield f"{parameter.name}.to_vec()"
 
 

@@ -45,6 +45,7 @@ _VALUES = {
     "Ok": "::core::result::Result::Ok",
 }
 _MACROS = {name: f"::std::{name}" for name in ("format", "vec")}
+_NAMES = {**_PATHS, **_VALUES, "core": "::core", "std": "::std"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def absolute_expression(text: str) -> str:
         [*(token.text for token in found[1:]), ""],
         strict=False,
     ):
-        known = _MACROS if after == "!" else {**_VALUES, **_PATHS}
+        known = _MACROS if after == "!" else _NAMES
         # Of a path and of a method the name says nothing by itself.
         if token.kind == "name" and before not in (".", "::"):
             pieces += [text[end : token.start], known.get(token.text, token.text)]

@@ -132,6 +132,7 @@ fn bits_set(bits: u64) -> u32 {
 }
 
 /// Tells whether water freezes at a temperature in degrees Celsius: at zero and below.
+// edges: 0.0; 0.5; -0.5
 fn is_freezing(celsius: f64) -> bool {
     celsius <= 0.0
 }
@@ -209,7 +210,7 @@ fn in_digits(number: i64) -> String {
 }
 
 /// Returns how many items are on a shelf.
-// family: count
+// family: length
 fn num_items(shelf: &[u16]) -> usize {
     shelf.len()
 }
@@ -282,7 +283,7 @@ fn capital(letter: char) -> char {
 }
 
 /// Tells whether a character is one of the decimal digits 0 to 9.
-fn is_decimal(symbol: char) -> bool {
+fn is_decimal_digit(symbol: char) -> bool {
     symbol.is_ascii_digit()
 }
 

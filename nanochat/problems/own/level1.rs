@@ -206,6 +206,7 @@ fn fahrenheit(celsius: i32) -> i32 {
 }
 
 /// Returns `below`, `above` or `level`, according to the sign of an altitude.
+// edges: 0; 1; -1
 fn altitude_word(altitude: i32) -> &'static str {
     if altitude < 0 {
         "below"

@@ -1,6 +1,7 @@
 //! Level 2: one loop, or one chain of iterators, over a list, a text or a range.
 
 /// Returns how often a letter occurs in a text.
+// inputs: text in made of "a" "b" "ä" " ", letter in one of "a" "b" "ä"
 fn times_in_text(text: &str, letter: char) -> usize {
     text.chars().filter(|&c| c == letter).count()
 }
@@ -278,7 +279,7 @@ fn widest_line(lines: &[&str]) -> usize {
 
 /// Returns the numbers with each negative one replaced by zero.
 // inputs: numbers in -9..=9
-// equivalent: number >= 0; number > 1; number > -1; number < 1; number <= 0
+// equivalent: number < 1; number <= 0
 fn without_debts(numbers: &[i32]) -> Vec<i32> {
     numbers
         .iter()

@@ -95,6 +95,7 @@ fn minutes_since_midnight(text: &str) -> Option<u32> {
 
 /// Returns the sum of the whole numbers in a list that is separated by semicolons; what is no number is skipped.
 // inputs: list in made of "{-99..=99}" ";" ";" "x" " "
+// edges: " 3;4 "; "5;x;-7"; ""
 fn sum_of_list(list: &str) -> i64 {
     list.split(';')
         .filter_map(|part| part.trim().parse::<i64>().ok())
@@ -145,7 +146,7 @@ fn missing_guests(first: &[&str], second: &[&str]) -> Vec<String> {
 
 /// Returns how many letters two words have in common at their beginnings.
 // inputs: one in made of "a" "b" "é", other in made of "a" "b" "é"
-// edges: ("car", "cat"); ("", "cat"); ("ab", "ab"); ("bab", "aab")
+// edges: ("car", "cat"); ("", "cat"); ("ab", "ab"); ("bab", "aab"); ("abba", "abc"); ("aé", "aéb")
 fn shared_beginning(one: &str, other: &str) -> usize {
     one.chars()
         .zip(other.chars())
@@ -263,7 +264,6 @@ fn sorted_by_ending(words: &[&str]) -> Vec<String> {
 
 /// Returns how often each of the dice values 1 to 6 was thrown; other values count for nothing.
 // inputs: throws in 0..=7
-// equivalent: throw >= 0
 fn dice_counts(throws: &[usize]) -> [usize; 6] {
     let mut counts = [0; 6];
     for &throw in throws {

@@ -114,6 +114,7 @@ fn said_aloud(digits: &str) -> String {
 ///
 /// `F` moves it one step forward, `L` and `R` turn it by a quarter; other letters do nothing.
 // inputs: commands in made of "F" "L" "R" "FF" "x"
+// edges: "LF"; "RFF"; "LLF"; "FRFRFFRF"
 fn robot_place(commands: &str) -> (i32, i32) {
     let (mut x, mut y) = (0, 0);
     let (mut dx, mut dy) = (0, 1);
@@ -267,6 +268,7 @@ fn steps_through(map: &[&str]) -> Option<usize> {
 // inputs: map in made of "~" "~~" "." of length 0..=4, row in 0..=3, column in 0..=3
 // edges: (["~~.", ".~.", "~.~"], 0, 0); (["~"], 1, 0); (["~."], 0, 1)
 // edges: (["~.~", "~.~", "~~~"], 0, 0); (["~~~", "..~", "~~~"], 0, 0); (["~", "~"], 0, 0); (["~~"], 0, 1)
+// edges: (["~", "~"], 1, 0)
 fn lake_size(map: &[String], row: usize, column: usize) -> usize {
     let mut squares: Vec<Vec<char>> = map.iter().map(|line| line.chars().collect()).collect();
     let mut waiting = vec![(row, column)];
@@ -762,7 +764,7 @@ fn quotes_are_closed(text: &str) -> bool {
 
 /// Returns the smallest number of neighbours in a row that hold at least `kinds` different values, if the row does.
 // inputs: shelf in 1..=4, kinds in 0..=4
-// edges: ([1, 1, 2, 3, 1], 3); ([1, 2], 3); ([], 0); ([5], 1)
+// edges: ([1, 1, 2, 3, 1], 3); ([1, 2], 3); ([], 0); ([5], 1); ([1, 2, 1], 3)
 fn shortest_varied_stretch(shelf: &[u8], kinds: usize) -> Option<usize> {
     for size in 0..=shelf.len() {
         for start in 0..=shelf.len() - size {

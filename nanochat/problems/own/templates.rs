@@ -136,7 +136,7 @@ fn opposite(n: T) -> T {
 /// Returns the sum of both numbers.
 // types: whole
 // arguments: two
-// names: plus sum total | add_up
+// names: plus sum_of_both total | add_up
 // inputs: a in half, b in half
 fn plus(a: T, b: T) -> T {
     a + b
@@ -145,7 +145,7 @@ fn plus(a: T, b: T) -> T {
 /// Returns the first number minus the second one.
 // types: signed
 // arguments: two
-// names: minus difference subtract | less_by
+// names: minus difference_of_both subtracted | less_by
 // inputs: a in half, b in half
 fn minus(a: T, b: T) -> T {
     a - b
@@ -154,7 +154,7 @@ fn minus(a: T, b: T) -> T {
 /// Returns the product of both numbers.
 // types: whole
 // arguments: two
-// names: times product multiply | multiplied
+// names: times product_of_both | multiplied
 // inputs: a in root, b in root
 fn times(a: T, b: T) -> T {
     a * b
@@ -217,9 +217,9 @@ fn is_even(n: T) -> bool {
 /// Tells whether the number is not divisible by two.
 // types: whole
 // arguments: one
-// names: is_odd odd not_even | has_odd_value
+// names: odd not_even not_divisible_by_two | has_odd_value
 // inputs: n in -60..=100
-fn is_odd(n: T) -> bool {
+fn odd(n: T) -> bool {
     n % 2 != 0
 }
 
@@ -327,7 +327,7 @@ fn not(flag: bool) -> bool {
 // level: 1
 // types: whole
 // arguments: two
-// names: larger max maximum | bigger
+// names: larger max upper_of_both | bigger
 // inputs: a in -99..=99, b in -99..=99
 // equivalent: a >= b
 fn larger(a: T, b: T) -> T {
@@ -342,7 +342,7 @@ fn larger(a: T, b: T) -> T {
 // level: 1
 // types: whole
 // arguments: two
-// names: smaller min minimum | lesser
+// names: smaller min lower_of_both | lesser
 // inputs: a in -99..=99, b in -99..=99
 // equivalent: a <= b
 fn smaller(a: T, b: T) -> T {
@@ -539,8 +539,8 @@ fn product_all(numbers: &[T]) -> T {
 // level: 2
 // types: whole
 // arguments: slice
-// names: count length size_of_list | how_many
-fn count(numbers: &[T]) -> usize {
+// names: length size_of_list num_values | how_many
+fn length(numbers: &[T]) -> usize {
     numbers.len()
 }
 
@@ -566,8 +566,8 @@ fn smallest(numbers: &[T]) -> Option<T> {
 // level: 2
 // types: whole
 // arguments: slice
-// names: first head first_of | front
-fn first(numbers: &[T]) -> Option<T> {
+// names: first_value head first_of | front
+fn first_value(numbers: &[T]) -> Option<T> {
     numbers.first().copied()
 }
 
@@ -575,8 +575,8 @@ fn first(numbers: &[T]) -> Option<T> {
 // level: 2
 // types: whole
 // arguments: slice
-// names: last final_value last_of | back
-fn last(numbers: &[T]) -> Option<T> {
+// names: last_value final_value last_of | back
+fn last_value(numbers: &[T]) -> Option<T> {
     numbers.last().copied()
 }
 
@@ -702,8 +702,8 @@ fn any_zero(numbers: &[T]) -> bool {
 // level: 2
 // types: whole
 // arguments: slice
-// names: is_sorted is_ascending never_falls | is_ordered
+// names: ascends is_ascending never_falls | is_ordered
 // inputs: numbers in 0..=4 of length 0..=4
-fn is_sorted(numbers: &[T]) -> bool {
+fn ascends(numbers: &[T]) -> bool {
     numbers.windows(2).all(|pair| pair[0] <= pair[1])
 }
