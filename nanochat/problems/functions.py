@@ -1,7 +1,15 @@
 """This file holds the reading of Rust files whose functions are problems: comments, directives, signature, body.
 
-A comment ``// word: text`` between a function's description and the function is a directive. The same word may stand
-on several lines, whose texts are joined with ``; ``.
+A comment ``// word: text`` between a function's description and the function is a directive; one word may stand on
+several lines. Where none is needed, none is written.
+
+* ``inputs: n in 0..=9, text in words``: of which values arguments are drawn, see `nanochat.problems.strategy`.
+* ``edges: (0, "a"); (9, "")``: arguments that are always tried. A single argument stands without parentheses, lists
+  and the pairs of maps stand in brackets.
+* ``equivalent: a >= b; max(2)``: pieces of changed bodies that are right, too, see `nanochat.problems.mutants`.
+* ``family: larger``: of which meaning the function is, if that has another name.
+* ``level: 2``: how hard it is, if the file does not say it.
+* ``types``, ``arguments``, ``names``: of templates, see `nanochat.problems.templates`.
 """
 
 from collections.abc import Iterator, Mapping

@@ -14,22 +14,7 @@ __all__ = ["draw_arguments"]
 
 _FEW = 40
 _SMALL = 10
-_WORDS = (
-    "ant",
-    "bee",
-    "crow",
-    "deer",
-    "eel",
-    "fox",
-    "goat",
-    "hen",
-    "ibis",
-    "jay",
-    "kiwi",
-    "level",
-    "moth",
-    "noon",
-)
+_WORDS = ("ant", "bee", "crow", "deer", "eel", "fox", "hen", "kiwi", "level", "moth", "noon")
 _PLAIN = "abcxyzABZ059 _-.,!?"
 _BEYOND_ASCII = "éßÉ字ñ"
 
@@ -71,7 +56,7 @@ class _Deck:
 
 
 def _simple(of: RustType, strategy: Strategy, wanted: str, call: "_Call") -> Value:
-    """Zero, or an end of the range, of a number; nothing, or one item, where there may be less than one."""
+    """A number that is zero, or an end of its range, as is wanted; with zero go options and lists that are empty."""
     if of.name in ("&", "&mut"):
         return _simple(of.arguments[0], strategy, wanted, call)
     if of.name in INTEGERS:
@@ -95,7 +80,7 @@ class _Call:
 
     def value(self, of: RustType, strategy: Strategy) -> Value:
         match of.name:
-            case "&" | "&mut" | "Box":
+            case "&" | "&mut":
                 return self.value(of.arguments[0], strategy)
             case "bool":
                 return self.stream.below(2) == 1
@@ -134,11 +119,8 @@ class _Call:
         if name in ("f32", "f64"):
             # Sums, products and halves of quarters are exact in any order, and have one way to be printed.
             low, high = strategy.range_of(name)
-            return (
-                self.number(low * 4, high * 4) / 4
-                if self.stream.below(2)
-                else float(self.number(low, high))
-            )
+            parts = 4 if self.stream.below(2) else 1
+            return self.number(low * parts, high * parts) / parts
         if name == "char":
             return self.character(strategy)
         return self.text(strategy)
@@ -153,11 +135,9 @@ class _Call:
         if kind < 5 and low <= _SMALL and high >= -_SMALL:
             return self.stream.between(max(low, -_SMALL), min(high, _SMALL))
         size = 1 << self.stream.between(4, (high - low).bit_length())
-        return (
-            self.stream.between(max(low, -size), min(high, size))
-            if low < size
-            else self.stream.between(low, high)
-        )
+        if low < size and high > -size:
+            low, high = max(low, -size), min(high, size)
+        return self.stream.between(low, high)
 
     def character(self, strategy: Strategy) -> str:
         if strategy.texts == "one of":

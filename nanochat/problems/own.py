@@ -47,13 +47,13 @@ def read_problems(text: str, name: str, *, level: int = -1) -> Iterator[Problem]
     Raises
     ------
     FormatError
-        If a directive cannot be understood.
+        If a directive cannot be understood, or an argument's type has no known values.
     """
     for function in read_functions(text, name):
         signature = read_signature(function.prompt)
         family = function.directives.get("family", function.name)
         inputs, edges, equivalent = directive_values(function, signature)
-        yield Problem(
+        problem = Problem(
             id=f"{name.removesuffix('.rs')}/{function.name}",
             family=family,
             level=int(function.directives.get("level", level)),
@@ -66,6 +66,11 @@ def read_problems(text: str, name: str, *, level: int = -1) -> Iterator[Problem]
             edges=edges,
             equivalent=equivalent,
         )
+        try:
+            problem.calls(0)
+        except InputError as error:
+            raise FormatError(f"{function.place}: {error}") from error
+        yield problem
 
 
 def directive_values(

@@ -13,6 +13,7 @@ A strategy follows the argument's name and `in`. Its words, each of which may be
 * ``with``: what stands behind it is for the values of a map, or for the second part of a tuple.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,9 +21,10 @@ from typing import Literal
 
 from nanochat.errors import InputError
 from nanochat.problems.types import value_range
+from nanochat.problems.values import text_of
 from nanochat.rust.lexer import Token, tokens
 
-__all__ = ["Strategy", "parse_strategy", "text_of"]
+__all__ = ["Strategy", "parse_strategy"]
 
 _WORDS = ("distinct", "half", "rectangular", "root", "sorted", "words")
 
@@ -41,16 +43,23 @@ class Strategy:
     second: "Strategy | None" = None
 
     def range_of(self, name: str) -> tuple[int, int]:
-        """The smallest and the largest number of an integer type, or of quarters of a float, that may be drawn."""
+        """The smallest and the largest number of a type that may be drawn.
+
+        Raises
+        ------
+        InputError
+            If the type holds none of those that the strategy wants.
+        """
         low, high = (-100, 100) if name in ("f32", "f64") else value_range(name)
         match self.numbers:
             case "half":
-                return -(-low // 2), high // 2
+                low, high = -(-low // 2), high // 2
             case "root":
-                root = int((high + 1) ** 0.5) - 1
-                return max(low, -root), root
+                low, high = max(low, -math.isqrt(high)), math.isqrt(high)
             case (lowest, highest):
-                return max(low, lowest), min(high, highest)
+                low, high = max(low, lowest), min(high, highest)
+        if low > high:
+            raise InputError(f"no {name} is in {self.numbers}: use another range")
         return low, high
 
 
@@ -70,7 +79,7 @@ def parse_strategy(text: str) -> Strategy:
     while place < len(found):
         words = [token.text for token in found[place : place + 2]]
         if words in (["one", "of"], ["made", "of"]):
-            pieces = [text_of(token) for token in _strings(found[place + 2 :])]
+            pieces = [text_of(token.text) for token in _strings(found[place + 2 :])]
             kind: Literal["one of", "made of"] = "one of" if words[0] == "one" else "made of"
             strategy = replace(strategy, texts=kind, pieces=tuple(pieces))
             place += 2 + len(pieces)
@@ -84,12 +93,6 @@ def parse_strategy(text: str) -> Strategy:
             numbers, place = _range(text, found, place)
             strategy = replace(strategy, numbers=numbers)
     return strategy
-
-
-def text_of(token: Token) -> str:
-    """What a literal of a text or a character stands for; of Rust's escapes those of quotes and lines are known."""
-    escapes = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
-    return re.sub(r"\\(.)", lambda found: escapes.get(found[1], found[1]), token.text[1:-1])
 
 
 def _with_word(strategy: Strategy, word: str) -> Strategy:

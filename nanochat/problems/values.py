@@ -12,9 +12,11 @@ from nanochat.errors import InputError
 from nanochat.problems.types import INTEGERS, MAPS, RustType, value_range
 from nanochat.rust.lexer import tokens
 
-__all__ = ["Value", "read_value", "written"]
+__all__ = ["Value", "read_value", "text_of", "written"]
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
+
+_SIGNS = {"&": "&", "&mut": "&mut "}
 
 
 def written(value: Value, of: RustType) -> str:
@@ -29,8 +31,11 @@ def written(value: Value, of: RustType) -> str:
     if of.name in ("&", "&mut"):
         inner = of.arguments[0]
         # A text in quotes is a reference already.
-        sign = "" if inner.name == "str" else of.name.ljust(2) if of.name == "&mut" else "&"
-        return sign + written(value, inner)
+        return (
+            written(value, inner)
+            if inner.name == "str"
+            else _SIGNS[of.name] + written(value, inner)
+        )
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -45,7 +50,7 @@ def written(value: Value, of: RustType) -> str:
 
 def _written_parts(parts: tuple[Value, ...], of: RustType) -> str:
     if of.name in ("&", "&mut"):
-        return f"{of.name}{' ' * (of.name == '&mut')}{_written_parts(parts, of.arguments[0])}"
+        return _SIGNS[of.name] + _written_parts(parts, of.arguments[0])
     if of.name == "Option":
         inside = f"Some({written(parts[0], of.arguments[0])})" if parts else "None"
         return f"::core::option::Option::{inside}"
@@ -81,6 +86,16 @@ def read_value(text: str, of: RustType) -> Value:
     value = reader.value(of)
     reader.expect("", of)
     return value
+
+
+def text_of(literal: str) -> str:
+    r"""What a literal of a text or of a character stands for.
+
+    >>> text_of(r"'\u{e9}'"), text_of(r'"\"a\""')
+    ('é', '"a"')
+    """
+    # Python's escapes are the same but for these.
+    return str(ast.literal_eval(re.sub(r"\\u\{(\w+)\}", lambda code: f"\\U{code[1]:0>8}", literal)))
 
 
 class _Reader:
@@ -150,10 +165,7 @@ class _Reader:
         quote = "'" if of.name == "char" else '"'
         if len(literal) < 2 or not literal.startswith(quote):
             raise self.error(of)
-        # Python's escapes are the same but for these.
-        return str(
-            ast.literal_eval(re.sub(r"\\u\{(\w+)\}", lambda code: f"\\U{code[1]:0>8}", literal))
-        )
+        return text_of(literal)
 
     def next(self) -> str:
         return self.rest.pop(0) if self.rest else ""

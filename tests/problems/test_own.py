@@ -1,5 +1,6 @@
 """The project's own problems can be read, are plain Rust, and are held out by family and by name."""
 
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_imports_are_in_the_prompts_of_those_functions_that_need_them() -> None:
             "// inputs: n in 0..1", "mine.rs:2: '0..1' says nothing about values", id="range"
         ),
         pytest.param("// inputs: n in ordered 0..=1", "from 'ordered' on", id="strategy"),
+        pytest.param("// inputs: n in 300..=400", "mine.rs:2: no u8 is in", id="type"),
+        pytest.param("// edges: 300", "mine.rs:2: .300. holds no u8", id="edge"),
     ],
 )
 def test_a_directive_that_cannot_be_understood_is_named_with_its_place(
@@ -134,3 +137,11 @@ def test_the_files_are_those_that_the_package_reads() -> None:
     assert [file.read_text(encoding="utf-8") for file in FILES] == [
         own_text(file.name) for file in FILES
     ]
+
+
+def test_no_example_of_a_description_is_a_test_s_input() -> None:
+    for problem in own_problems():
+        lines = [line for line in problem.prompt.splitlines() if line.startswith("///")]
+        examples = re.findall("such as `([^`]+)`", " ".join(lines))
+        calls = " ".join(call for seed in range(4) for call in problem.calls(seed))
+        assert not [example for example in examples if f'("{example}"' in calls], problem.id

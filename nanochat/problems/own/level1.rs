@@ -193,7 +193,7 @@ fn hour_on_dial(hour: u8) -> u8 {
     }
 }
 
-/// Returns a time of day such as 7 and 5 in the form `07:05`.
+/// Returns a time of day in the form `07:05`: two digits each, with a colon between.
 // inputs: hours in 0..=23, minutes in 0..=59
 fn clock_text(hours: u8, minutes: u8) -> String {
     format!("{hours:02}:{minutes:02}")

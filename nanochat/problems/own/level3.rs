@@ -491,7 +491,7 @@ fn smoothed(signal: &[i32]) -> Vec<i32> {
     result
 }
 
-/// Returns a number with the ending that English ordinals have, such as `2nd` or `13th`.
+/// Returns a number with the ending that it has as an English ordinal: `st`, `nd`, `rd` or `th`.
 // inputs: n in 0..=130
 // edges: 1; 2; 3; 4; 11; 12; 13; 21; 102; 111; 113; 123
 fn ordinal(n: u32) -> String {
