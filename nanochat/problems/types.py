@@ -12,6 +12,7 @@ from nanochat.errors import InputError
 from nanochat.rust.lexer import tokens
 
 __all__ = [
+    "COLLECTIONS",
     "INTEGERS",
     "MAPS",
     "RustType",
@@ -24,13 +25,13 @@ __all__ = [
 _WIDTHS = {"8": 8, "16": 16, "32": 32, "64": 64, "128": 128, "size": 64}
 INTEGERS = tuple(f"{sign}{width}" for sign in "iu" for width in _WIDTHS)
 MAPS = ("HashMap", "BTreeMap")
-_COLLECTIONS = (*MAPS, "HashSet", "BTreeSet", "VecDeque")
+COLLECTIONS = (*MAPS, "HashSet", "BTreeSet", "VecDeque")
 _PATHS = {
     **{
         name: f"::core::primitive::{name}"
         for name in (*INTEGERS, "f32", "f64", "bool", "char", "str")
     },
-    **{name: f"::std::collections::{name}" for name in _COLLECTIONS},
+    **{name: f"::std::collections::{name}" for name in COLLECTIONS},
     "Box": "::std::boxed::Box",
     "Option": "::core::option::Option",
     "Ordering": "::core::cmp::Ordering",

@@ -123,6 +123,18 @@ def test_problems_without_tests_are_refused_or_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "item", ["use std::f64::consts::PI;", "const NINE: i32 = 9;", "fn nine() -> i32 { 9 }"]
+)
+def test_calls_with_names_that_only_the_module_knows_stay_in_it(tmp_path: Path, item: str) -> None:
+    test = str(MODULE["test"]).replace("use super::*;", f"use super::*;\n    {item}")
+
+    (problem,) = load(written(tmp_path / "set.jsonl", {**MODULE, "test": test})).problems
+
+    assert problem.asserted == ()
+    assert item in problem.tests
+
+
+@pytest.mark.parametrize(
     ("rows", "message"),
     [
         pytest.param(
@@ -135,6 +147,17 @@ def test_problems_without_tests_are_refused_or_left_out(tmp_path: Path) -> None:
             [{**MODULE, "prompt": 3}], "set.jsonl:1: prompt is 3: write a text", id="type"
         ),
         pytest.param([{**MULTIPL_E, "prompt": "fn"}], "set.jsonl:1: ", id="prompt"),
+        pytest.param(
+            [
+                {
+                    **MODULE,
+                    "test": "#[test]\n#[should_panic]\nfn f() { assert!(false) }\n"
+                    + MODULE["test"],
+                }
+            ],
+            "set.jsonl:1: a test has attributes besides",
+            id="attribute",
+        ),
         pytest.param([3], "set.jsonl:1: 3 is no JSON object", id="object"),
         pytest.param([MODULE, MODULE], "two problems have the same name", id="names"),
     ],
