@@ -14,7 +14,7 @@ from nanochat.problems.types import INTEGERS, RustType, parse_type
 from nanochat.rust.lexer import tokens
 from nanochat.rust.signature import read_signature
 
-__all__ = ["Candidate", "candidates", "is_trivial", "trivial_bodies"]
+__all__ = ["Candidate", "candidates", "is_trivial", "num_outcomes", "trivial_bodies"]
 
 _LITERALS = {
     "integer": ("0", "1"),
@@ -55,6 +55,13 @@ def candidates(problem: Problem) -> Iterator[Candidate]:
             yield Candidate(body=mutant.body, kind="equivalent", passes=True)
         else:
             yield Candidate(body=mutant.body, kind="mutant", passes=False)
+
+
+def num_outcomes(problem: Problem) -> int:
+    """How many different results a problem's calls must have at least: both truth values, three of other types."""
+    if not read_signature(problem.prompt).parameters:
+        return 1
+    return 2 if problem.returns == "bool" else 3
 
 
 def trivial_bodies(problem: Problem) -> Iterator[str]:

@@ -5,7 +5,7 @@ import pytest
 from nanochat.problems.mutants import is_equivalent, mutants
 from nanochat.problems.own import own_problems, read_problems
 from nanochat.problems.problem import Problem
-from nanochat.problems.soundness import candidates, is_trivial, trivial_bodies
+from nanochat.problems.soundness import candidates, is_trivial, num_outcomes, trivial_bodies
 from nanochat.problems.templates import template_problems
 
 
@@ -105,3 +105,11 @@ def test_of_a_trivial_problem_only_bodies_without_a_result_must_fail() -> None:
         " todo!() }",
         " loop {} }",
     ]
+
+
+@pytest.mark.parametrize(
+    ("signature", "least"),
+    [("() -> u8", 1), ("(a: u8) -> bool", 2), ("(a: bool) -> Option<u8>", 3)],
+)
+def test_results_must_differ_as_far_as_their_type_can(signature: str, least: int) -> None:
+    assert num_outcomes(problem(f"fn f{signature} {{\n    todo!()\n}}\n")) == least

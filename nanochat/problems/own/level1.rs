@@ -1,11 +1,13 @@
 //! Level 1: a branch, a comparison, a value that may be missing.
 
-/// Returns what it costs to send an order: nothing from 50 on, else 5.
+/// Returns what it costs to send an order: nothing from 50 on, 3 from 20 on, else 5.
 // inputs: total in 0..=100
-// edges: 49; 50
+// edges: 49; 50; 19; 20
 fn shipping_cost(total: u32) -> u32 {
     if total >= 50 {
         0
+    } else if total >= 20 {
+        3
     } else {
         5
     }

@@ -287,7 +287,7 @@ fn without_debts(numbers: &[i32]) -> Vec<i32> {
         .collect()
 }
 
-/// Returns the first number of a list that is greater than all of the list's places are many.
+/// Returns the first number that is greater than the length of the list it is in, if there is one.
 // inputs: numbers in 0..=9
 fn first_above_length(numbers: &[usize]) -> Option<usize> {
     numbers
@@ -306,7 +306,7 @@ fn before_zero(numbers: &[i8]) -> Vec<i8> {
         .collect()
 }
 
-/// Returns the digits of a number's list without the zeros at its front.
+/// Returns a list of digits without the zeros at its front.
 // inputs: digits in 0..=2
 // edges: [0, 0, 7, 0]; [0]; [1, 0]
 fn without_leading_zeros(digits: &[u8]) -> Vec<u8> {

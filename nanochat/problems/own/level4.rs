@@ -305,7 +305,7 @@ fn can_be_finished(count: usize, pairs: &[(usize, usize)]) -> bool {
     done.into_iter().all(|is_done| is_done)
 }
 
-/// Returns the digits of a positive fraction as a continued fraction: whole parts of what remains turned upside down.
+/// Returns a fraction as a continued one: its whole part, that of what remains turned upside down, and so on.
 ///
 /// The fraction is `above` over `below`; with `below` at zero the list is empty.
 // inputs: above in 0..=60, below in 0..=25
