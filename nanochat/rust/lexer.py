@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 __all__ = [
+    "BEYOND_ASCII",
     "CHAR_BODY",
     "NAME_START",
     "STRING_BODY",
@@ -30,9 +31,9 @@ __all__ = [
 Kind = Literal["comment", "string", "char", "lifetime", "open", "name", "number", "punctuation"]
 
 # Beyond ASCII these leave out white space: U+0085, U+200E, U+200F, U+2028 and U+2029.
-_BEYOND_ASCII = r"\x80-\x84\x86-\u200d\u2010-\u2027\u202a-\U0010ffff"
-NAME_START = rf"[A-Za-z_{_BEYOND_ASCII}]"
-WORD = rf"[0-9A-Za-z_{_BEYOND_ASCII}]"
+BEYOND_ASCII = r"\x80-\x84\x86-\u200d\u2010-\u2027\u202a-\U0010ffff"
+NAME_START = rf"[A-Za-z_{BEYOND_ASCII}]"
+WORD = rf"[0-9A-Za-z_{BEYOND_ASCII}]"
 # What may stand between quotes. That of a character ends before a comment and with the line, so that a quote too many
 # does not hide what follows.
 STRING_BODY = r'(?:[^"\\]|\\.)*+'
@@ -44,7 +45,7 @@ _TOKEN = re.compile(
     [\t-\r\ \x85\u200e\u200f\u2028\u2029]*+
     (?:
         (?P<name> (?: r\#(?={NAME_START}) | (?! b?+' | [bc]?+r?+" | [bc]?+r\# ) ) {NAME_START}{WORD}*+ )
-      | (?P<punctuation> :: | -> | [^0-9A-Za-z_"'/{_BEYOND_ASCII}] | /(?![/*]) )
+      | (?P<punctuation> :: | -> | [^0-9A-Za-z_"'/{BEYOND_ASCII}] | /(?![/*]) )
       | (?P<comment> //[^\n]*+ )
       | (?P<block> /\* )
       | (?P<string>

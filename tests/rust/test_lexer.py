@@ -4,18 +4,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nanochat.rust.lexer import Kind, tokens
 from tests.rust.compiler import complaints, rust_files
+from tests.rust.pieces import texts
 from tests.rust.slow_lexer import slow_tokens
 
 HARD = Path(__file__).with_name("hard.rs").read_text(encoding="utf-8")
-PIECES = [
-    *"{}()[]'\"\\/*#rbcfx01eE_é→!.:->+ \n\r\t$&\u200e\ufeff\ud800\0",
-    *("br", "cr", "r#", "'a", "b'", "//", "/*", "*/", "..", "::", "->", "0x", "0b", "1.0", "e5"),
-    *("'{'", '"{"', 'r#"', '"#', "'r#", "#!", "\\u{7D}", "///", "b'}'", "'\\''"),
-]
 CLOSERS = {")": "(", "]": "[", "}": "{"}
 
 
@@ -92,7 +87,7 @@ def test_the_start_of_a_file_is_read_as_rustc_reads_it(source: str, expected: li
 
 
 @settings(max_examples=2000)
-@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+@given(texts())
 def test_any_text_has_the_tokens_that_a_plain_lexer_finds(source: str) -> None:
     assert [*tokens(source)] == slow_tokens(source)
 
