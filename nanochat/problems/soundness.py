@@ -11,7 +11,7 @@ from typing import Literal
 from nanochat.problems.mutants import is_equivalent, mutants
 from nanochat.problems.problem import Problem
 from nanochat.problems.types import INTEGERS, RustType, parse_type
-from nanochat.rust.lexer import tokens
+from nanochat.rust import trivial
 from nanochat.rust.signature import read_signature
 
 __all__ = ["Candidate", "candidates", "is_trivial", "num_outcomes", "trivial_bodies"]
@@ -79,10 +79,8 @@ def trivial_bodies(problem: Problem) -> Iterator[str]:
 
 
 def is_trivial(problem: Problem) -> bool:
-    """Whether the reference is a literal or an argument, so that a trivial body is the right one."""
-    words = [token.text for token in tokens(problem.reference) if token.kind != "comment"][:-1]
-    bodies = ([token.text for token in tokens(body)] for body in trivial_bodies(problem))
-    return len(words) == 1 or words in [*bodies] or words in (["Vec", "::", "new", "(", ")"],)
+    """Whether the reference is trivial in the sense of `nanochat.rust.trivial`, so that such bodies may be right."""
+    return trivial.is_trivial(problem.prompt, problem.reference.removesuffix("}"))
 
 
 def _kind(of: RustType) -> str:

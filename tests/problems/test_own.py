@@ -10,6 +10,8 @@ from nanochat.errors import FormatError
 from nanochat.problems.own import own_problems, own_text, read_problems
 from nanochat.problems.problem import Problem
 from nanochat.problems.templates import template_problems
+from nanochat.rust.bounds import needs_own_crate, refusal
+from nanochat.rust.completion import end_of_function
 from tests.rust.compiler import complaints
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,15 @@ def test_a_prompt_ends_with_the_brace_that_opens_the_body() -> None:
         assert problem.prompt.endswith(" {"), problem.id
         assert problem.reference.endswith("}"), problem.id
         assert problem.prompt.startswith(("///", "use ")), problem.id
+
+
+def test_a_body_ends_where_completions_do_and_is_not_refused() -> None:
+    for problem in [*own_problems(), *template_problems()[::20]]:
+        source = problem.prompt + problem.reference
+        longer = problem.reference + "\n\nfn next() {}\n"
+        assert end_of_function(problem.prompt, longer) == len(problem.reference), problem.id
+        assert refusal(source) is None, problem.id
+        assert not needs_own_crate(source), problem.id
 
 
 def test_ids_and_prompts_are_of_one_problem_each() -> None:
