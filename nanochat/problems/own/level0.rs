@@ -146,6 +146,7 @@ fn is_passed(points: u8) -> bool {
 
 /// Tells whether two letters are the same.
 // family: equal
+// edges: ('a', 'a'); ('a', 'A')
 fn same_letter(a: char, b: char) -> bool {
     a == b
 }

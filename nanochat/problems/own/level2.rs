@@ -2,6 +2,7 @@
 
 /// Returns how often a letter occurs in a text.
 // inputs: text in made of "a" "b" "ä" " ", letter in one of "a" "b" "ä"
+// edges: ("abba", 'a'); ("abab b", 'b'); ("ä", 'ä')
 fn times_in_text(text: &str, letter: char) -> usize {
     text.chars().filter(|&c| c == letter).count()
 }

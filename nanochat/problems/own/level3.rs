@@ -147,6 +147,7 @@ fn missing_guests(first: &[&str], second: &[&str]) -> Vec<String> {
 /// Returns how many letters two words have in common at their beginnings.
 // inputs: one in made of "a" "b" "é", other in made of "a" "b" "é"
 // edges: ("car", "cat"); ("", "cat"); ("ab", "ab"); ("bab", "aab"); ("abba", "abc"); ("aé", "aéb")
+// edges: ("abab", "abab"); ("b", "ba")
 fn shared_beginning(one: &str, other: &str) -> usize {
     one.chars()
         .zip(other.chars())
@@ -560,6 +561,7 @@ fn ploughed(table: &[Vec<u8>]) -> Vec<u8> {
 
 /// Returns the longest distance in places between two equal numbers, if any two are equal.
 // inputs: numbers in 0..=5
+// edges: [1, 2, 3]; [4, 4]; [1, 2, 1, 2]; []
 fn widest_repeat(numbers: &[u16]) -> Option<usize> {
     numbers
         .iter()

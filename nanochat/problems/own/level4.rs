@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 ///
 /// Parts are separated by commas. A part is a number or two numbers with a dash between, the second not smaller than
 /// the first. Anything else, an empty list too, has no meaning.
-// inputs: text in made of "{1..=9}" "{2..=4}-{4..=6}" "," ","
 // edges: "2-4,9"; "5-5"; "6-4"; ""; "1,,2"; "2-"; "a"; "1-2-3"; "0,1"
+// inputs: text in one of "{1..=30},{2..=5}-{4..=8}" "{1..=9}-{1..=12}" "{1..=9},{1..=9}" "{1..=9}-" "7,{9..=12},x"
 fn page_list(text: &str) -> Option<Vec<u32>> {
     let mut pages = Vec::new();
     for part in text.split(',') {
