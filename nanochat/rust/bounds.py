@@ -7,7 +7,7 @@ takes to refuse something, or to die of it; the second keeps a source out of the
 from collections.abc import Iterator, Sequence
 
 from nanochat.errors import counted
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import BRACKETS, Token, code_tokens
 
 __all__ = ["needs_own_crate", "refusal"]
 
@@ -18,7 +18,6 @@ _MAX_NESTING = 256
 # in a row, of 1,770 `?`, of 2,975 `&`.
 _MAX_UNSEPARATED = 1_000
 
-_PARTNERS = {"(": ")", "[": "]", "{": "}"}
 _KEYWORDS = {"extern", "unsafe"}
 _ATTRIBUTES = {"export_name", "global_allocator", "link_section", "macro_export", "no_mangle"}
 _MACROS = {
@@ -61,7 +60,7 @@ def refusal(source: str) -> str | None:
     """
     if excess := _excess(source):
         return excess
-    code = [token for token in tokens(source) if token.kind != "comment"]
+    code = code_tokens(source)
     for found in (_too_deep(code), _forbidden(code)):
         for token, what in found:
             return f"line {_line(source, token.start)} has {what}, which is refused"
@@ -83,7 +82,7 @@ def needs_own_crate(source: str) -> bool:
     >>> needs_own_crate("fn f() -> i32 { super::other::f() }")
     True
     """
-    code = [token for token in tokens(source) if token.kind != "comment"]
+    code = code_tokens(source)
     texts = [*(_plain(token) for token in code), "", ""]
     closers: list[str] = []
     for index, token in enumerate(code):
@@ -96,9 +95,9 @@ def needs_own_crate(source: str) -> bool:
             return True
         if text == "impl" and not _is_before_type(code[index - 1] if index else None):
             return True
-        if text in _PARTNERS:
-            closers.append(_PARTNERS[text])
-        elif text in _PARTNERS.values() and (not closers or closers.pop() != text):
+        if text in BRACKETS:
+            closers.append(BRACKETS[text])
+        elif text in BRACKETS.values() and (not closers or closers.pop() != text):
             return True
     return bool(closers)
 
@@ -140,8 +139,8 @@ def _too_deep(code: Sequence[Token]) -> Iterator[tuple[Token, str]]:
     for token in code:
         lengths[-1] += 1
         total += 1
-        if token.text in _PARTNERS:
-            closers.append(_PARTNERS[token.text])
+        if token.text in BRACKETS:
+            closers.append(BRACKETS[token.text])
             lengths.append(0)
         elif closers and token.text == closers[-1]:
             closers.pop()
@@ -173,7 +172,7 @@ def _forbidden(code: Sequence[Token]) -> Iterator[tuple[Token, str]]:
         elif text == "#" and following == "[" and _names_file(texts, index + 1):
             yield token, "an attribute with `path`"
         elif text in _MACROS and (
-            (following == "!" and third in _PARTNERS) or (in_use and following == "as")
+            (following == "!" and third in BRACKETS) or (in_use and following == "as")
         ):
             yield token, f"`{text}!`"
         elif text in _LIBRARIES and in_use and following == "as":

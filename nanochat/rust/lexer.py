@@ -18,17 +18,21 @@ from typing import Literal, NamedTuple, get_args
 
 __all__ = [
     "BEYOND_ASCII",
+    "BRACKETS",
     "CHAR_BODY",
     "NAME_START",
     "STRING_BODY",
     "WORD",
     "Kind",
     "Token",
+    "code_tokens",
     "start_of_code",
     "tokens",
 ]
 
 Kind = Literal["comment", "string", "char", "lifetime", "open", "name", "number", "punctuation"]
+
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 # Beyond ASCII these leave out white space: U+0085, U+200E, U+200F, U+2028 and U+2029.
 BEYOND_ASCII = r"\x80-\x84\x86-\u200d\u2010-\u2027\u202a-\U0010ffff"
@@ -111,6 +115,11 @@ def tokens(source: str) -> Iterator[Token]:
         line = source[:start].lstrip("\ufeff")
         yield Token("comment", line, start - len(line))
     yield from _tokens_from(source, start)
+
+
+def code_tokens(source: str) -> list[Token]:
+    """Return the tokens that mean something to a compiler: all but the comments."""
+    return [token for token in tokens(source) if token.kind != "comment"]
 
 
 def start_of_code(source: str) -> int:

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nanochat.errors import InputError
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import BRACKETS, Token, code_tokens
 
 __all__ = ["Parameter", "Signature", "read_signature"]
 
-_CLOSERS = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_CLOSERS = {**BRACKETS, "<": ">"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def read_signature(prompt: str) -> Signature:
     >>> [(parameter.name, parameter.type) for parameter in signature.parameters]
     [('words', "&[&'a str]"), ('least', 'usize')]
     """
-    code = [token for token in tokens(prompt) if token.kind != "comment"]
+    code = code_tokens(prompt)
     start = _last_function(code)
     if start is None:
         raise InputError(
@@ -120,7 +120,9 @@ def _find(code: Sequence[Token], text: str) -> int:
         if token.text in _CLOSERS:
             closers.append(_CLOSERS[token.text])
         # What looks like an angle bracket may be an operator: it closes nothing else, and others close it.
-        elif token.text in closers and (token.text != ">" or closers[-1] == ">"):
+        elif token.text == ">" and closers[-1:] != [">"]:
+            continue
+        elif token.text in _CLOSERS.values() and token.text in closers:
             while closers.pop() != token.text:
                 pass
     return len(code)

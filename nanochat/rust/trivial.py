@@ -6,13 +6,12 @@ much its other rates are worth.
 
 from collections.abc import Sequence
 
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import BRACKETS, Token, code_tokens
 from nanochat.rust.signature import read_signature
 
 __all__ = ["is_trivial"]
 
 _CONSTANTS = {"None", "false", "true"}
-_PARTNERS = {"(": ")", "[": "]", "{": "}"}
 # Of a path without arguments.
 _EMPTY = {"default", "new"}
 # Methods without arguments.
@@ -46,7 +45,7 @@ def is_trivial(prompt: str, body: str) -> bool:
     (True, False)
     """
     names = {parameter.name for parameter in read_signature(prompt).parameters}
-    code = [token for token in tokens(body) if token.kind != "comment"]
+    code = code_tokens(body)
     value = _bare(code)
     if len(value) == 1:
         token = value[0]
@@ -92,11 +91,11 @@ def _partners(code: Sequence[Token]) -> dict[int, int]:
     partners = {}
     opened: list[int] = []
     for index, token in enumerate(code):
-        if token.text in _PARTNERS:
+        if token.text in BRACKETS:
             opened.append(index)
-        elif token.text in _PARTNERS.values() and opened:
+        elif token.text in BRACKETS.values() and opened:
             start = opened.pop()
-            if _PARTNERS[code[start].text] == token.text:
+            if BRACKETS[code[start].text] == token.text:
                 partners[start] = index
     return partners
 
@@ -109,7 +108,7 @@ def _is_empty_list(value: Sequence[Token]) -> bool:
     texts = [token.text for token in value]
     if texts[:2] == ["vec", "!"]:
         texts = texts[2:]
-        return len(texts) == 2 and _PARTNERS.get(texts[0]) == texts[1]
+        return len(texts) == 2 and BRACKETS.get(texts[0]) == texts[1]
     return texts == ["[", "]"]
 
 

@@ -5,26 +5,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from nanochat.rust.lexer import Kind, tokens
+from nanochat.rust.lexer import BRACKETS, Kind, tokens
 from tests.rust.compiler import complaints, rust_files
 from tests.rust.pieces import texts
 from tests.rust.slow_lexer import slow_tokens
 
 HARD = Path(__file__).with_name("hard.rs").read_text(encoding="utf-8")
-CLOSERS = {")": "(", "]": "[", "}": "{"}
 
 
 def unbalanced(source: str) -> str:
     """Return which bracket has no partner, or which token no end; nothing if there is none."""
-    opened = []
+    closers = []
     for token in tokens(source):
         if token.kind == "open":
             return f"{token.text[:20]!r} at {token.start}"
-        if token.text in CLOSERS.values():
-            opened.append(token)
-        elif token.text in CLOSERS and (not opened or opened.pop().text != CLOSERS[token.text]):
+        if token.text in BRACKETS:
+            closers.append(BRACKETS[token.text])
+        elif token.text in BRACKETS.values() and (not closers or closers.pop() != token.text):
             return f"{token.text} at {token.start}"
-    return f"{opened[-1].text} at {opened[-1].start}" if opened else ""
+    return f"no {closers[-1]} at the end" if closers else ""
 
 
 @pytest.mark.parametrize(
