@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from nanochat.errors import InputError
 from nanochat.problems.types import absolute, absolute_expression, parse_type
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import BRACKETS, Token, code_tokens
 
 __all__ = ["split_assertions"]
 
-_OPEN = {"(": ")", "[": "]", "{": "}"}
 # What makes a `String` of a text in quotes.
 _OWNED = {"String", "into", "to_owned", "to_string"}
 
@@ -42,7 +41,7 @@ def split_assertions(
     """
     if not _is_printed_alike(returns):
         return None
-    found = _code(text)
+    found = code_tokens(text)
     pairs = []
     while found:
         words = [token.text for token in found[:3]]
@@ -51,7 +50,9 @@ def split_assertions(
         if end == len(found) or len(sides) != 2:
             return None
         call, value = sides if _is_call(sides[0], function) else sides[::-1]
-        if not _is_call(call, function) or any(token.text == function for token in _code(value)):
+        if not _is_call(call, function) or any(
+            token.text == function for token in code_tokens(value)
+        ):
             return None
         pairs.append(
             (entry + absolute_expression(call.removeprefix(function)), _typed(value, returns))
@@ -68,11 +69,7 @@ def _is_printed_alike(returns: str) -> bool:
         absolute(returns)
     except InputError:
         return False
-    return not any(token.text in ("HashMap", "HashSet") for token in tokens(returns))
-
-
-def _code(text: str) -> list[Token]:
-    return [token for token in tokens(text) if token.kind != "comment"]
+    return not any(token.text in ("HashMap", "HashSet") for token in code_tokens(returns))
 
 
 def _sides(macro: str, text: str, inside: Sequence[Token]) -> list[str]:
@@ -82,7 +79,7 @@ def _sides(macro: str, text: str, inside: Sequence[Token]) -> list[str]:
         return parts[:2]
     if macro != "assert" or not parts:
         return []
-    sides = [*_split(parts[0], _code(parts[0]), "==")]
+    sides = [*_split(parts[0], code_tokens(parts[0]), "==")]
     if len(sides) == 1:
         is_denied = sides[0].startswith("!")
         return [sides[0].removeprefix("!").strip(), "false" if is_denied else "true"]
@@ -95,8 +92,8 @@ def _split(text: str, found: Sequence[Token], separator: str) -> Iterator[str]:
     closers: list[str] = []
     while place < len(found):
         word = found[place].text
-        if word in _OPEN:
-            closers.append(_OPEN[word])
+        if word in BRACKETS:
+            closers.append(BRACKETS[word])
         elif word == "<" and (">" in closers or (place and found[place - 1].text == "::")):
             closers.append(">")
         elif closers and word == closers[-1]:
@@ -115,9 +112,9 @@ def _closing(found: Sequence[Token], place: int) -> int:
     """Where the bracket that is opened at a place is closed."""
     depth = 0
     for index in range(place, len(found)):
-        if found[index].text in _OPEN:
+        if found[index].text in BRACKETS:
             depth += 1
-        elif found[index].text in _OPEN.values():
+        elif found[index].text in BRACKETS.values():
             depth -= 1
         if depth == 0:
             return index
@@ -126,7 +123,7 @@ def _closing(found: Sequence[Token], place: int) -> int:
 
 def _is_call(text: str, function: str) -> bool:
     """Whether this is a call of the function, and no more."""
-    found = _code(text)
+    found = code_tokens(text)
     words = [token.text for token in found[:2]]
     return words == [function, "("] and _closing(found, 1) == len(found) - 1
 
@@ -144,7 +141,7 @@ def _typed(value: str, returns: str) -> str:
     What may be equal to a `Vec` is an array, too, and what may be equal to a `String` is a text in quotes; these are
     printed alike.
     """
-    found = _code(value)
+    found = code_tokens(value)
     expression = absolute_expression(value)
     is_list = parse_type(returns).name == "Vec"
     if is_list and found[0].text == "&":

@@ -13,7 +13,7 @@ from nanochat.errors import FormatError, InputError
 from nanochat.problems.assertions import split_assertions
 from nanochat.problems.problem import Problem
 from nanochat.problems.rows import Row
-from nanochat.rust.lexer import tokens
+from nanochat.rust.lexer import code_tokens
 from nanochat.rust.signature import read_signature
 
 __all__ = ["FIELDS", "multipl_e_problem"]
@@ -58,7 +58,7 @@ def multipl_e_problem(row: Row) -> Problem | None:
 
 def _statements(tests: str) -> tuple[str, str]:
     """What the main function does behind its first statement, which gives the function another name, and that name."""
-    found = [token for token in tokens(tests) if token.kind != "comment"]
+    found = code_tokens(tests)
     words = [token.text for token in found]
     if (
         words[:6] != ["fn", "main", "(", ")", "{", "let"]

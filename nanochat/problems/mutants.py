@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import Token, code_tokens
 
 __all__ = ["Mutant", "is_equivalent", "mutants"]
 
@@ -108,9 +108,7 @@ def is_equivalent(mutant: Mutant, pieces: Sequence[str]) -> bool:
 def _words(text: str) -> list[Token]:
     """The tokens of a text but for comments, those of an operator as one."""
     words: list[Token] = []
-    for token in tokens(text):
-        if token.kind == "comment":
-            continue
+    for token in code_tokens(text):
         last = words[-1] if words else token
         together = last.text + token.text
         is_joined = last.start + len(last.text) == token.start and token.kind == "punctuation"

@@ -15,7 +15,7 @@ from nanochat.problems.own import own_problems, read_problems
 from nanochat.problems.problem import Problem, Split
 from nanochat.problems.rows import Row, read_rows
 from nanochat.problems.templates import template_problems
-from nanochat.rust.lexer import tokens
+from nanochat.rust.lexer import code_tokens
 
 __all__ = ["ProblemSet", "forbidden_for_training", "load"]
 
@@ -143,4 +143,4 @@ def _problem(row: Row) -> Problem | None:
 
 
 def _signature(problem: Problem) -> tuple[str, ...]:
-    return tuple(token.text for token in tokens(problem.prompt) if token.kind != "comment")
+    return tuple(token.text for token in code_tokens(problem.prompt))

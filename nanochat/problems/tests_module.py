@@ -20,7 +20,7 @@ from nanochat.problems.assertions import split_assertions
 from nanochat.problems.problem import Problem
 from nanochat.problems.rows import Row
 from nanochat.problems.types import COLLECTIONS
-from nanochat.rust.lexer import Token, tokens
+from nanochat.rust.lexer import Token, code_tokens
 from nanochat.rust.signature import read_signature
 
 __all__ = ["FIELDS", "tests_module_problem"]
@@ -40,7 +40,7 @@ def tests_module_problem(row: Row) -> Problem | None:
         If a field is missing, or the prompt ends in no function.
     """
     test = row.text("test")
-    found = [token for token in tokens(test) if token.kind != "comment"]
+    found = code_tokens(test)
     starts = [
         i + len(_MARK) for i in range(len(found)) if _words(found[i : i + len(_MARK)]) == _MARK
     ]
@@ -99,7 +99,7 @@ def _has_tests_only(words: Sequence[str], num_tests: int) -> bool:
 
 def _without_crates(prompt: str) -> str:
     """A prompt without the imports of what is not installed with Rust."""
-    found = [token for token in tokens(prompt) if token.kind != "comment"]
+    found = code_tokens(prompt)
     kept = []
     end = 0
     for index, token in enumerate(found):

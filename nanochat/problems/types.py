@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanochat.errors import InputError
-from nanochat.rust.lexer import tokens
+from nanochat.rust.lexer import code_tokens
 
 __all__ = [
     "COLLECTIONS",
@@ -94,7 +94,7 @@ def absolute_expression(text: str) -> str:
     """
     pieces = []
     end = 0
-    found = [token for token in tokens(text) if token.kind != "comment"]
+    found = code_tokens(text)
     for before, token, after in zip(
         ["", *(token.text for token in found)],
         found,
@@ -128,7 +128,7 @@ def parse_type(text: str) -> RustType:
     InputError
         If it is none of those that values can be written of and printed: closures, traits, own types.
     """
-    found = [token.text for token in tokens(text)]
+    found = [token.text for token in code_tokens(text)]
     reader = _Reader(text, found)
     whole = reader.type()
     if reader.place != len(found):

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from nanochat.errors import InputError
 from nanochat.problems.types import INTEGERS, MAPS, RustType, value_range
-from nanochat.rust.lexer import tokens
+from nanochat.rust.lexer import code_tokens
 
 __all__ = ["Value", "read_value", "text_of", "written"]
 
@@ -101,7 +101,7 @@ def text_of(literal: str) -> str:
 class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
-        self.rest = [token.text for token in tokens(text)]
+        self.rest = [token.text for token in code_tokens(text)]
 
     def error(self, of: RustType) -> InputError:
         return InputError(
