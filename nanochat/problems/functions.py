@@ -39,6 +39,19 @@ class Function:
     body: str
     directives: Mapping[str, str]
 
+    def level(self, default: int) -> int:
+        """The level that a directive says, or another one if there is no such directive.
+
+        Raises
+        ------
+        FormatError
+            If it is none.
+        """
+        level = self.directives.get("level", str(default))
+        if level not in ("-1", "0", "1", "2", "3", "4"):
+            raise FormatError(f"{self.place}: {level!r} is no level: use 0 to 4")
+        return int(level)
+
 
 def read_functions(text: str, name: str) -> Iterator[Function]:
     """Yield the functions of a file, which are all that it has but for imports and comments.
@@ -67,6 +80,8 @@ def read_functions(text: str, name: str) -> Iterator[Function]:
             continue
         end = _end_of_item(found, place)
         where = f"{name}:{text.count(chr(10), 0, token.start) + 1}"
+        if token.text in ("fn", "use") and found[end - 1].text not in ("}", ";"):
+            raise FormatError(f"{where}: what begins with {token.text} is not closed: add its end")
         if token.text == "use":
             imports.update(_names(text, found[place:end]))
         elif token.text == "fn":
@@ -113,7 +128,7 @@ def _function(
     text: str, item: list[Token], comments: list[Token], imports: Mapping[str, str], where: str
 ) -> Function:
     if item[-1].text != "}":
-        raise FormatError(f"{where}: the function is not closed: add its brace")
+        raise FormatError(f"{where}: the function has no body: add one")
     described = [comment.text for comment in comments if comment.text.startswith("///")]
     brace = next(token for token in item if token.text == "{")
     end = item[-1].start + 1

@@ -16,12 +16,12 @@ from nanochat.problems.rows import Row
 from nanochat.rust.lexer import code_tokens
 from nanochat.rust.signature import read_signature
 
-__all__ = ["FIELDS", "multipl_e_problem"]
+__all__ = ["FIELDS", "problem_of"]
 
 FIELDS = ("name", "language", "prompt", "tests")
 
 
-def multipl_e_problem(row: Row) -> Problem | None:
+def problem_of(row: Row) -> Problem | None:
     """The problem of a row; nothing if the row has no tests.
 
     Raises

@@ -124,8 +124,9 @@ def _changes(body: str, words: Sequence[Token], index: int) -> Iterator[tuple[in
     word = words[index]
     text = word.text
     following = [other.text for other in words[index + 1 : index + 6]]
-    spaced = body[word.start - 1 : word.start].isspace()
-    if text in _OPERATORS and spaced and body[word.start + len(text)].isspace():
+    end = word.start + len(text)
+    spaced = body[word.start - 1 : word.start].isspace() and body[end : end + 1].isspace()
+    if text in _OPERATORS and spaced:
         yield from ((1, other) for other in _OPERATORS[text])
     elif text in _RANGES:
         yield 1, _RANGES[text]

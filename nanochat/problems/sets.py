@@ -129,9 +129,9 @@ def forbidden_for_training(problems: ProblemSet, known: Iterable[ProblemSet] = (
 
 def _problem(row: Row) -> Problem | None:
     if row.has(multipl_e.FIELDS):
-        return multipl_e.multipl_e_problem(row)
+        return multipl_e.problem_of(row)
     if row.has(tests_module.FIELDS):
-        return tests_module.tests_module_problem(row)
+        return tests_module.problem_of(row)
     # Where all but one are there, that one is missing.
     forms = (multipl_e.FIELDS, tests_module.FIELDS)
     nearest = max(forms, key=lambda fields: sum(name in row.fields for name in fields))

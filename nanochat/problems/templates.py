@@ -98,7 +98,7 @@ class _Template:
         return Problem(
             id=f"templates/{self.function.name}/{name}({', '.join(arguments)}){of and f'/{of}'}",
             family=self.family,
-            level=int(self.function.directives.get("level", 0)),
+            level=self.function.level(0),
             split=split,
             prompt=prompt,
             entry=name,

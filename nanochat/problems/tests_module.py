@@ -23,7 +23,7 @@ from nanochat.problems.types import COLLECTIONS
 from nanochat.rust.lexer import Token, code_tokens
 from nanochat.rust.signature import read_signature
 
-__all__ = ["FIELDS", "tests_module_problem"]
+__all__ = ["FIELDS", "problem_of"]
 
 FIELDS = ("task_id", "prompt", "canonical_solution", "test")
 _WITH_RUST = ("std", "core", "alloc", "self", "crate", "super")
@@ -31,7 +31,7 @@ _WITH_RUST = ("std", "core", "alloc", "self", "crate", "super")
 _MARK = ["#", "[", "test", "]", "fn"]
 
 
-def tests_module_problem(row: Row) -> Problem | None:
+def problem_of(row: Row) -> Problem | None:
     """The problem of a row; nothing if the row has no tests.
 
     Raises

@@ -105,6 +105,7 @@ def test_imports_are_in_the_prompts_of_those_functions_that_need_them() -> None:
         ),
         pytest.param("// inputs: n in ordered 0..=1", "from 'ordered' on", id="strategy"),
         pytest.param("// inputs: n in 300..=400", "mine.rs:2: no u8 is in", id="type"),
+        pytest.param("// level: hard", "mine.rs:2: .hard. is no level: use 0 to 4", id="level"),
         pytest.param("// edges: 300", "mine.rs:2: .300. holds no u8", id="edge"),
     ],
 )
@@ -118,7 +119,7 @@ def test_a_directive_that_cannot_be_understood_is_named_with_its_place(
 
 
 def test_a_function_that_is_not_closed_is_named_with_its_place() -> None:
-    with pytest.raises(FormatError, match=r"mine\.rs:3: the function is not closed"):
+    with pytest.raises(FormatError, match=r"mine\.rs:3: what begins with fn is not closed"):
         list(read_problems("\n\nfn f() {\n    1\n", "mine.rs"))
 
 
