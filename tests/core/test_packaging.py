@@ -42,6 +42,7 @@ def test_every_folder_with_code_is_a_regular_package() -> None:
         "zoo/models",
         "zoo/weights",
         "export/web/page",
+        "nanochat/problems/own",
         "nanochat/serve/page",
         "nanochat/training/report_page",
     ],
