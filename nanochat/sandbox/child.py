@@ -177,10 +177,12 @@ def _fork(
         nothing = os.open(os.devnull, os.O_RDONLY)
         for descriptor, target in ((nothing, 0), (output, 1), (errors, 2)):
             os.dup2(descriptor, target)
-        os.chdir(job.writable or "/")
+        folder = job.writable or "/"
+        os.chdir(folder)
         command = seatbelt.arguments(job) if layers.seatbelt else list(job.command)
         _give_up(job, layers, rules, code)
-        os.execve(command[0], command, dict(job.environment))
+        # Bubblewrap adds its folder to the environment of every job, and a program should see the same everywhere.
+        os.execve(command[0], command, {"PWD": folder, **dict(job.environment)})
     except BaseException as error:
         os.write(status, f"{type(error).__name__}: {error}".encode())
     finally:

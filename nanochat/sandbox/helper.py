@@ -110,10 +110,6 @@ class _Helper:
             self._ended = True
             return
         number, job, layers = request
-        if job is None:
-            if number in self._running:
-                self._running[number].kill("infrastructure", "it was called off")
-            return
         try:
             child = start(job, layers)
         except OSError as error:
@@ -265,4 +261,7 @@ def main() -> None:
     if sys.platform == "linux":
         # What jobs leave behind becomes a child of this process, which reaps it.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _Helper(Connection(int(sys.argv[1]))).run()
+    requests = Connection(int(sys.argv[1]))
+    # A job that had it could speak to the owner of this process.
+    os.set_inheritable(requests.fileno(), False)
+    _Helper(requests).run()

@@ -2,12 +2,12 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from nanochat.errors import SandboxError
 from nanochat.sandbox.child import Layers
 from nanochat.sandbox.job import Job, Outcome
 from nanochat.sandbox.layers import Kind, choose
+from nanochat.sandbox.workspace import workspace
 
 __all__ = ["Sandbox"]
 
@@ -53,15 +54,16 @@ class Sandbox:
     """
 
     def __init__(self, kind: Kind = "auto", *, parallel: int = 0) -> None:
-        self._parallel = parallel or _processors()
+        self.parallel = parallel or _processors()
         self._lock = threading.Lock()
         self._number = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-")
+        self._opened = contextlib.ExitStack()
+        self._folder = str(self._opened.enter_context(workspace("sandbox")))
         self._helper: subprocess.Popen[bytes] | None = None
         self._requests: Connection | None = None
         try:
             self._start()
-            self.kind, self._layers = choose(kind, self._folder.name, self._try)
+            self.kind, self._layers = choose(kind, self._folder, self._try)
         except BaseException:
             self.close()
             raise
@@ -93,7 +95,7 @@ class Sandbox:
             If helpers cannot be kept running.
         """
         with self._lock:
-            outcomes = self._run_all(jobs, self._layers, self._parallel)
+            outcomes = self._run_all(jobs, self._layers, self.parallel)
             for _ in range(_ATTEMPTS - 1):
                 failed = [
                     i for i, outcome in enumerate(outcomes) if outcome.ending == "infrastructure"
@@ -104,12 +106,8 @@ class Sandbox:
 
     def close(self) -> None:
         """Kill what runs, and leave nothing."""
-        if self._requests is not None:
-            self._requests.close()
-        if self._helper is not None:
-            self._helper.wait()
-        self._helper = self._requests = None
-        self._folder.cleanup()
+        self._end_helper()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,7 +145,7 @@ class Sandbox:
             try:
                 self._exchange(jobs, layers, parallel, waiting, outcomes)
             except (EOFError, OSError):
-                self._start_again()
+                continue
             else:
                 return [outcome for outcome in outcomes if outcome is not None]
         raise SandboxError(
@@ -175,21 +173,51 @@ class Sandbox:
                     places[self._number] = waiting.pop(0)
                     connection.send((self._number, jobs[places[self._number]], layers))
                 number, outcome = connection.recv()
-                # Of one that was called off, nobody waits for the answer.
-                if number in places:
-                    outcomes[places.pop(number)] = outcome
+                outcomes[places.pop(number)] = outcome
         except BaseException:
-            with contextlib.suppress(OSError):
-                for number in places:
-                    connection.send((number, None, layers))
+            # Whatever is running ends with its helper, and an answer may have been cut in two.
+            self._end_helper()
+            self._start()
             raise
 
-    def _start_again(self) -> None:
+    def _end_helper(self) -> None:
         if self._requests is not None:
             self._requests.close()
         if self._helper is not None:
             self._helper.wait()
-        self._start()
+            if self._helper.returncode:
+                self._kill_orphans()
+        self._helper = self._requests = None
+
+    def _kill_orphans(self) -> None:
+        """Kill what the helper had only just started: a job dies with its helper, but not in its first millisecond."""
+        while orphans := [*self._orphans()]:
+            # One that stands still starts no other while its children are looked for.
+            for process in orphans:
+                _signal(process, signal.SIGSTOP)
+            for process in orphans:
+                for child in _children(process):
+                    _signal(child, signal.SIGKILL)
+                _signal(process, signal.SIGKILL)
+
+    def _orphans(self) -> Iterator[int]:
+        """The processes that have this sandbox's folder among their arguments, as bubblewrap has."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._folder.encode() in (process / "cmdline").read_bytes():
+                    yield int(process.name)
+
+
+def _children(process: int) -> list[int]:
+    try:
+        return [*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
+    except OSError:
+        return []
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(process, number)
 
 
 def _processors() -> int:

@@ -27,6 +27,8 @@ _CLONE_THREAD = 0x00010000
 # Namespaces: time, mount, cgroup, uts, ipc, user, pid, net.
 _CLONE_NEW = 0x7E020080
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _MODE_FILTER = 1, 22, 2
+# ioctl's FIONBIO and FIOCLEX.
+_PIPE_REQUESTS = (0x5421, 0x5451)
 # fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX send any signal to any process of the same user.
 _SIGNALS_BY_FILES = (8, 10, 15)
 
@@ -73,7 +75,6 @@ def program(*, may_spawn: bool) -> bytes:
         *_return_if(_GREATER, NEWEST, _ERROR | errno.ENOSYS),
         # Its flags are in memory, where no filter looks. The C library then calls clone.
         *_return_if(_EQUAL, known.numbers["clone3"], _ERROR | errno.ENOSYS),
-        *_return_if(_EQUAL, known.numbers["ioctl"], _ERROR | errno.ENOTTY),
     ]
     for name in denied:
         if name in known.numbers:
@@ -83,6 +84,13 @@ def program(*, may_spawn: bool) -> bytes:
     code += _on_argument(
         known.numbers["clone"], 0, forbidden_bits if may_spawn else forbidden_bits + only_threads
     )
+    # Nothing is a terminal, but pipes may be told not to block, and not to be inherited.
+    requests = [
+        _Instruction(_EQUAL, len(_PIPE_REQUESTS) - i, 0, request)
+        for i, request in enumerate(_PIPE_REQUESTS)
+    ]
+    requests.append(_Instruction(_RETURN, 0, 0, _ERROR | errno.ENOTTY))
+    code += _on_argument(known.numbers["ioctl"], 1, requests)
     signals: list[_Instruction] = []
     only_null = _return_unless(_EQUAL, 0, _ERROR | errno.EPERM)
     itself = _return_unless(_EQUAL, _PROCESS, _ERROR | errno.EPERM)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nanochat.sandbox.canary import PYTHON_FILES
 from nanochat.sandbox.job import SYSTEM_LIBRARIES, Job, Limits
 
-LIMITS = Limits(cpu_seconds=0.5, wall_seconds=3.0)
+LIMITS = Limits(cpu_seconds=0.4, wall_seconds=1.5)
 
 # Each prints "escaped" if it could do what it should not. `call` makes system calls that Python has no name for.
 ESCAPES = {
@@ -53,14 +53,18 @@ ESCAPES = {
     "becomes somebody else": "os.getuid() == 1000 and refuse() or os.setuid(1000)",
     "makes a device": "os.mknod('/tmp/d', 0o20666, os.makedev(1, 1))",
     "finds secrets in its environment": "os.environ['SECRET']",
-    "finds descriptors": "[os.fstat(i) for i in range(3, 256)]",
-    "writes to a descriptor": "[os.write(i, b'escaped') for i in range(3, 256)]",
+    "finds descriptors": "any(is_open(i) for i in range(3, 256)) or refuse()",
 }
 
 _SETTING = """
 import ctypes, fcntl, os, resource, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def refuse(): raise PermissionError
+def is_open(descriptor):
+    try:
+        return os.fstat(descriptor)
+    except OSError:
+        return None
 def call(*arguments):
     if libc.syscall(*arguments) < 0: refuse()
 """

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 def helper_of(process: int) -> int:
     """The process that starts jobs for `process`."""
-    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[-1])
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"PPid:\t{process}\n" in (folder / "status").read_text():
+                return int(folder.name)
+    raise AssertionError(f"{process} has no child")
 
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
