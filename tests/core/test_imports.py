@@ -27,7 +27,7 @@ ROWS = (
     ("zoo",),
     ("export",),
     ("proof",),
-    ("memory",),
+    ("judge", "memory"),
     ("backends", "bundle", "checkpoint", "problems"),
     ("data", "generation"),
     ("cost", "init", "tensors", "text"),
