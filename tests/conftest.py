@@ -1,6 +1,7 @@
-"""What holds for all tests, and the Hub on loopback for those that ask for it."""
+"""What holds for all tests, and the command line and the Hub on loopback for those that ask for them."""
 
 import functools
+import io
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,8 +11,10 @@ import huggingface_hub
 import pytest
 from hypothesis import settings
 
-from nanochat import backends
+from nanochat import backends, cli
+from nanochat.cli import export
 from nanochat.generation import costs
+from tests.core.command_line import Result, Run
 from tests.parity.guesses import some_guesses
 from tests.zoo.hub_client import HubClient
 from tests.zoo.hub_server import hub_server
@@ -22,6 +25,7 @@ settings.register_profile("unhurried", deadline=None, derandomize=True, database
 settings.load_profile("unhurried")
 
 
+MAINS = {"nanochat": cli.main, "nanochat-export": export.main}
 _CORES = pytest.StashKey[set[int]]()
 
 
@@ -46,6 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CORES] = cores
         number = int(worker["workerid"].removeprefix("gw"))
         os.sched_setaffinity(0, sorted(cores)[number :: worker["workercount"]] or cores)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process."""
+
+    def run_here(*arguments: object, stdin: bytes = b"", program: str = "nanochat") -> Result:
+        monkeypatch.setenv("NANOCHAT_BACKEND", os.environ.get("NANOCHAT_BACKEND", "reference"))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as end:
+            MAINS[program](list(map(str, arguments)))
+        captured = capsys.readouterr()
+        return Result(code=int(end.value.code or 0), out=captured.out, err=captured.err)
+
+    return run_here
 
 
 @pytest.fixture

@@ -1,33 +1,11 @@
-"""This file holds the command line and the model directories that tests of it share."""
+"""This file holds the model directories that tests of the command line share."""
 
-import io
-import os
 from pathlib import Path
 
 import pytest
 
-from nanochat import cli
-from nanochat.cli import export
 from nanochat.export.directory import save_model
-from tests.core.command_line import Result, Run
 from tests.parity.random_models import answering_bundle, random_model
-
-MAINS = {"nanochat": cli.main, "nanochat-export": export.main}
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process."""
-
-    def run_here(*arguments: object, stdin: bytes = b"", program: str = "nanochat") -> Result:
-        monkeypatch.setenv("NANOCHAT_BACKEND", os.environ.get("NANOCHAT_BACKEND", "reference"))
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        with pytest.raises(SystemExit) as end:
-            MAINS[program](list(map(str, arguments)))
-        captured = capsys.readouterr()
-        return Result(code=int(end.value.code or 0), out=captured.out, err=captured.err)
-
-    return run_here
 
 
 @pytest.fixture(scope="session")
