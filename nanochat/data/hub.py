@@ -68,13 +68,19 @@ def pinned(source: str, revision: str | None) -> str | None:
         ) from error
 
 
-def hub_rows(source: str, commit: str | None) -> Iterator[HubRows]:
-    """Stream the rows of a data set's training split."""
+def hub_rows(source: str, commit: str | None, *, split: str = "train") -> Iterator[HubRows]:
+    """Stream the rows of a split of a data set.
+
+    Raises
+    ------
+    DataError
+        If there is no such data set or split, or no network.
+    """
     name, _, configuration = source.partition(":")
     try:
         rows = iter(
             datasets.load_dataset(
-                name, configuration or None, split="train", streaming=True, revision=commit
+                name, configuration or None, split=split, streaming=True, revision=commit
             )
         )
         first = 0
@@ -83,7 +89,7 @@ def hub_rows(source: str, commit: str | None) -> Iterator[HubRows]:
             first += len(part)
     except Exception as error:
         raise DataError(
-            f"hub:{source}: {_first_line(error)}: pass a data set with text in its training split, as "
+            f"hub:{source}: {_first_line(error)}: pass a data set with text in its split {split}, as "
             "hub:org/name or hub:org/name:configuration"
         ) from error
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from nanochat.rust.lexer import code_tokens
 __all__ = ["ProblemSet", "forbidden_for_training", "load"]
 
 _OWN = {"own": own_problems, "templates": template_problems}
+_HUB = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?::([\w.-]+))?")
 _KNOWN_SETS = re.compile(r"human.?eval|mbpp|multipl.?e", re.IGNORECASE)
 _KNOWN_IDS = re.compile(r"(human.?eval|mbpp|rust|python)[_/]\d+", re.IGNORECASE)
 
@@ -57,7 +59,9 @@ def load(text: str, *, untested: Literal["refuse", "leave out"] = "refuse") -> P
     text : str
         ``own`` or ``templates``, which are this project's, or the path of a file: functions of Rust
         (`nanochat.problems.own`), or lines of JSON in the form of MultiPL-E (`nanochat.problems.multipl_e`) or with
-        modules of tests (`nanochat.problems.tests_module`), whichever fields they have.
+        modules of tests (`nanochat.problems.tests_module`), whichever fields they have. Or such rows of the Hub's data
+        set ``owner/name``, with ``@revision`` and ``:configuration`` behind it, of the split ``test``; the name of the
+        set tells the commit.
     untested : {"refuse", "leave out"}
         What becomes of problems that have no tests.
 
@@ -70,34 +74,18 @@ def load(text: str, *, untested: Literal["refuse", "leave out"] = "refuse") -> P
     """
     if text in _OWN:
         return ProblemSet(text, _OWN[text]())
-    path = Path(text)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there are no problems at {text}: pass a file, or one of {', '.join(_OWN)}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{text} cannot be read: {error}; pass a file of Rust or of JSON lines"
-        ) from error
-    if path.suffix == ".rs":
-        problems = [*read_problems(content, path.name)]
+    if (hub := _HUB.fullmatch(text)) and not Path(text).exists():
+        name, found_rows = _hub_rows(hub[1], hub[2], hub[3])
+        problems = _problems(found_rows, name, untested)
     else:
-        rows = [*read_rows(content, path.name)]
-        found = [_problem(row) for row in rows]
-        problems = [problem for problem in found if problem is not None]
-        if len(problems) < len(found) and untested == "refuse":
-            places = [
-                row.place for row, problem in zip(rows, found, strict=True) if problem is None
-            ]
-            raise FormatError(
-                f"{text}: {counted(len(places), 'problem')} of {len(rows)} without tests, which all bodies would pass "
-                f"({', '.join(places[:3])}{', ...' * (len(places) > 3)}): leave them out"
-            )
+        name, content = _read(text)
+        if name.endswith(".rs"):
+            problems = [*read_problems(content, name)]
+        else:
+            problems = _problems([*read_rows(content, name)], name, untested)
     if len({problem.id for problem in problems}) < len(problems):
         raise FormatError(f"{text}: two problems have the same name: name each one differently")
-    return ProblemSet(path.name, tuple(problems))
+    return ProblemSet(name, tuple(problems))
 
 
 def forbidden_for_training(problems: ProblemSet, known: Iterable[ProblemSet] = ()) -> str | None:
@@ -125,6 +113,52 @@ def forbidden_for_training(problems: ProblemSet, known: Iterable[ProblemSet] = (
         if problem.split != "train":
             return f"{problem.id} of {problems.name} is held out: select the split train"
     return None
+
+
+def _read(text: str) -> tuple[str, str]:
+    """The name of a file, and what it holds."""
+    path = Path(text)
+    try:
+        return path.name, path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there are no problems at {text}: pass a file, owner/name of the Hub, or one of {', '.join(_OWN)}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"{text} cannot be read: {error}; pass a file of Rust or of JSON lines"
+        ) from error
+
+
+def _hub_rows(
+    source: str, revision: str | None, configuration: str | None
+) -> tuple[str, list[Row]]:
+    """The name of a data set with its commit, and its rows."""
+    from nanochat.data.hub import hub_rows, pinned
+
+    commit = pinned(source, revision)
+    name = f"{source}@{commit}" + (f":{configuration}" if configuration else "")
+    rows = hub_rows(source + (f":{configuration}" if configuration else ""), commit, split="test")
+    found = (record for chunk in rows for record in chunk.records(Counter()))
+    return name, [
+        Row(fields=dict(record.fields), place=record.place)
+        for record in found
+        if not isinstance(record.fields, str)
+    ]
+
+
+def _problems(
+    rows: Sequence[Row], name: str, untested: Literal["refuse", "leave out"]
+) -> list[Problem]:
+    found = [_problem(row) for row in rows]
+    problems = [problem for problem in found if problem is not None]
+    if len(problems) < len(found) and untested == "refuse":
+        places = [row.place for row, problem in zip(rows, found, strict=True) if problem is None]
+        raise FormatError(
+            f"{name}: {counted(len(places), 'problem')} of {len(rows)} without tests, which all bodies would pass "
+            f"({', '.join(places[:3])}{', ...' * (len(places) > 3)}): leave them out"
+        )
+    return problems
 
 
 def _problem(row: Row) -> Problem | None:

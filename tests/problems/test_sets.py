@@ -188,7 +188,8 @@ def test_a_line_that_is_no_json_is_named_with_its_place(tmp_path: Path) -> None:
 
 def test_a_set_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(
-        InputError, match="no problems at nowhere: pass a file, or one of own, templates"
+        InputError,
+        match="no problems at nowhere: pass a file, owner/name of the Hub, or one of own",
     ):
         load("nowhere")
 
