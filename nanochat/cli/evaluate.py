@@ -1,0 +1,302 @@
+"""This file holds `nanochat eval` and `nanochat judge`."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import click
+
+from nanochat.cli.options import (
+    as_json_option,
+    backend_option,
+    model_argument,
+    threads_option,
+    unpinned_option,
+)
+from nanochat.cli.output import note, print_json, print_table, write
+from nanochat.problems.problem import Split
+from nanochat.sandbox.layers import KINDS
+
+__all__ = ["evaluate", "judge"]
+
+_EXAMPLES = """
+\b
+Examples:
+  nanochat eval nanochat-tiny
+  nanochat eval nanochat-tiny --problems templates --split held-out --limit 100 --out evals/templates
+  nanochat eval runs/mine --problems nuprl/MultiPL-E:humaneval-rs --samples 20 --temperature 0.2 --max-tokens 512
+  nanochat eval --compare evals/before evals/after
+"""
+_EXAMPLES_OF_JUDGE = """
+\b
+Examples:
+  nanochat judge evals/nanochat-tiny/samples.jsonl
+  nanochat judge samples.jsonl --problems problems.jsonl --out verdicts.jsonl --sandbox landlock
+"""
+
+_problems_option = click.option(
+    "--problems",
+    default="own",
+    show_default=True,
+    metavar="SET",
+    help="own, templates, a file, or owner/name[@revision][:config] of the Hub.",
+)
+_ks_option = click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="For which k pass@k is told; repeatable.",
+)
+_levels_option = click.option(
+    "--level",
+    "levels",
+    type=click.IntRange(0, 4),
+    multiple=True,
+    help="Only problems of this level; repeatable.  [default: all]",
+)
+_splits_option = click.option(
+    "--split",
+    "splits",
+    type=click.Choice(get_args(Split)),
+    multiple=True,
+    help="Only problems of this split; repeatable.  [default: all]",
+)
+_limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=0,
+    help="So many problems at most, always the same ones.  [default: all]",
+)
+_sandbox_option = click.option(
+    "--sandbox",
+    type=click.Choice(KINDS),
+    default="auto",
+    show_default=True,
+    help="What programs run in; `nanochat doctor` shows what holds here.",
+)
+_input_seed_option = click.option(
+    "--input-seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Of the arguments with which programs are tried.",
+)
+_overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Begin again, and delete what was written before."
+)
+
+
+@click.command("eval", epilog=_EXAMPLES)
+@model_argument
+@_problems_option
+@_levels_option
+@_splits_option
+@_limit_option
+@click.option(
+    "--samples",
+    "num_samples",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Of each problem.",
+)
+@_ks_option
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.8,
+    show_default=True,
+    help="How evenly tokens are drawn; 0 takes the most probable.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Draw among the most probable tokens that have this probability together.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Of each sample.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@_input_seed_option
+@_sandbox_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of what is written; an interrupted run goes on there.  [default: evals/MODEL]",
+)
+@_overwrite_option
+@click.option(
+    "--compare",
+    "compared",
+    type=click.Path(path_type=Path),
+    nargs=2,
+    metavar="BEFORE AFTER",
+    help="Compare the results in two folders, and evaluate nothing.",
+)
+@backend_option
+@threads_option
+@unpinned_option
+@as_json_option
+def evaluate(
+    *,
+    model: str,
+    out: Path | None,
+    overwrite: bool,
+    compared: tuple[Path, Path] | None,
+    backend: str,
+    threads: int | None,
+    unpinned: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure how many of the programs that a model writes compile, run and are right.
+
+    Each problem is the beginning of a Rust function, which the model completes. What it writes is compiled and run in a
+    sandbox, on arguments whose right results it never sees. Rates are over all samples, also those that never end.
+    """
+    if compared:
+        _compare(compared, as_json=as_json)
+        return
+    from nanochat.evaluation.completing import Drawing
+    from nanochat.evaluation.evaluate import evaluate_programs, model_record
+    from nanochat.evaluation.results import markdown, save
+    from nanochat.files import atomic_write
+    from nanochat.lm import Model
+
+    drawing = Drawing(
+        **{
+            name: asked.pop(name)
+            for name in ("num_samples", "temperature", "top_p", "max_tokens", "seed")
+        }
+    )
+    programs = _programs(asked, drawing=drawing)
+    folder = out or Path("evals", Path(model).name)
+    if overwrite and (folder / "samples.jsonl").exists():
+        shutil.rmtree(folder)
+    with Model.from_pretrained(
+        model, backend=backend, num_threads=threads, unpinned=unpinned
+    ) as loaded:
+        record = model_record(loaded)
+        with _progress() as progress:
+            found = evaluate_programs(loaded, programs, folder, progress)
+    result = {
+        "model": {**record, "backend": backend},
+        "drawing": vars(drawing),
+        "programs": found,
+    }
+    path = save(folder, result)
+    atomic_write(folder / "card.md", markdown(result).encode())
+    if as_json:
+        print_json(result)
+    else:
+        _print(found)
+    note(f"wrote {path}, {folder / 'card.md'}, and every sample with its verdict beside them")
+
+
+@click.command(epilog=_EXAMPLES_OF_JUDGE)
+@click.argument("file", type=click.Path(path_type=Path))
+@_problems_option
+@_levels_option
+@_splits_option
+@_limit_option
+@_ks_option
+@_input_seed_option
+@_sandbox_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File of the verdicts.  [default: verdicts.jsonl beside FILE]",
+)
+@_overwrite_option
+@as_json_option
+def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **asked: Any) -> None:
+    """Judge programs again that `nanochat eval` has written down, without the model that wrote them.
+
+    FILE is the samples.jsonl of an evaluation. The problems must be those that it was drawn for.
+    """
+    from nanochat.evaluation.evaluate import judge_again
+    from nanochat.evaluation.programs import VERDICTS_FILE
+
+    into = out or file.with_name(VERDICTS_FILE)
+    if overwrite:
+        into.unlink(missing_ok=True)
+    with _progress() as progress:
+        found = judge_again(file, into, _programs(asked), progress)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    note(f"wrote {into}")
+
+
+def _programs(asked: Mapping[str, Any], **more: Any) -> Any:
+    from nanochat.evaluation.evaluate import Programs
+
+    return Programs(**asked, **more)
+
+
+def _compare(folders: tuple[Path, Path], *, as_json: bool) -> None:
+    from nanochat.evaluation.comparing import compare
+
+    found = compare(*folders)
+    if as_json:
+        print_json({name: estimate._asdict() for name, estimate in found.items()})
+        return
+    rows = [
+        (name, f"{100 * e.value:+.1f} %", f"{100 * e.low:+.1f} to {100 * e.high:+.1f} %")
+        for name, e in found.items()
+    ]
+    print_table(rows, header=("rate", f"{folders[1]} over {folders[0]}", "95 %"))
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    from nanochat.evaluation.results import estimates
+
+    rows = [
+        (name, f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %", meaning)
+        for name, e, meaning in estimates(found)
+    ]
+    print_table(rows, header=("rate", "value", "95 %", "meaning"))
+    write("\n")
+    levels = cast(Mapping[str, Mapping[str, Any]], found["by_level"])
+    names = ("compiles", "runs", "passes")
+    table = [
+        (
+            level,
+            of["num_problems"],
+            *(f"{100 * of['rates'][name]['value']:.1f} %" for name in names),
+        )
+        for level, of in levels.items()
+    ]
+    print_table(table, header=("level", "problems", *names))
+    write("\n")
+    print_table(list(found["verdicts"].items()), header=("verdict", "samples"))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def update(work: str, done: int, total: int) -> None:
+            if work not in tasks:
+                tasks[work] = bars.add_task(work, total=total)
+            bars.update(tasks[work], completed=done, total=total)
+
+        yield update
