@@ -61,7 +61,7 @@ def load(text: str, *, untested: Literal["refuse", "leave out"] = "refuse") -> P
         (`nanochat.problems.own`), or lines of JSON in the form of MultiPL-E (`nanochat.problems.multipl_e`) or with
         modules of tests (`nanochat.problems.tests_module`), whichever fields they have. Or such rows of the Hub's data
         set ``owner/name``, with ``@revision`` and ``:configuration`` behind it, of the split ``test``; the name of the
-        set tells the commit.
+        set tells the commit. A directory of that name is read in the same way.
     untested : {"refuse", "leave out"}
         What becomes of problems that have no tests.
 
@@ -74,7 +74,7 @@ def load(text: str, *, untested: Literal["refuse", "leave out"] = "refuse") -> P
     """
     if text in _OWN:
         return ProblemSet(text, _OWN[text]())
-    if (hub := _HUB.fullmatch(text)) and not Path(text).exists():
+    if (hub := _HUB.fullmatch(text)) and not Path(text).is_file():
         name, found_rows = _hub_rows(hub[1], hub[2], hub[3])
         problems = _problems(found_rows, name, untested)
     else:
@@ -137,7 +137,9 @@ def _hub_rows(
     from nanochat.data.hub import hub_rows, pinned
 
     commit = pinned(source, revision)
-    name = f"{source}@{commit}" + (f":{configuration}" if configuration else "")
+    name = (
+        source + (f"@{commit}" if commit else "") + (f":{configuration}" if configuration else "")
+    )
     rows = hub_rows(source + (f":{configuration}" if configuration else ""), commit, split="test")
     found = (record for chunk in rows for record in chunk.records(Counter()))
     return name, [

