@@ -30,6 +30,8 @@ SUMMARIES = {
     "sampling": "microseconds to draw a token, compiled and in NumPy",
     "steps": "tokens a second of training on this CPU, its start and its memory",
     "resume": "a training run that is killed at random moments, beside the same that is not",
+    "judge": "what a completion costs to draw, to check, to build, to run and to judge",
+    "evaluation": "what `nanochat eval` finds of the models that ship",
     "training": "what the shipped model's training log says, beside its unquantised twin's",
 }
 # With `parity --exports`: every export in the runtime of its users, compared with the reference.
