@@ -24,7 +24,7 @@ from nanochat.weights import (
     scale_dtype,
 )
 
-__all__ = ["freeze", "freeze_leaf", "init", "initial_leaf", "widened"]
+__all__ = ["freeze", "freeze_leaf", "init", "initial_leaf", "latent_values", "widened"]
 
 
 def init(config: ModelConfig, generator: np.random.Generator) -> Weights[Stored]:
@@ -83,6 +83,15 @@ def widened(name: str, leaf: Stored) -> NDArray[np.float32]:
             return leaf.values.astype(np.float32)
         case Latent():
             raise AssertionError
+
+
+def latent_values(name: str, leaf: Stored) -> NDArray[np.float32]:
+    """Numbers that training rounds to just this leaf, as `freeze_leaf` does."""
+    leaf = plain(leaf)
+    if isinstance(leaf, Ternary):
+        codes = ternary.unpack(leaf.packed, columns=leaf.columns, name=name)
+        return ternary.latent(codes, leaf.scales)
+    return widened(name, leaf)
 
 
 def initial_leaf(

@@ -23,6 +23,7 @@ __all__ = [
     "SMALLEST_SCALE",
     "block_products",
     "dequantize",
+    "latent",
     "num_blocks",
     "pack",
     "quantize",
@@ -137,6 +138,31 @@ def dequantize(
             f"{count} scales a row cannot share {columns} columns evenly: codes and scales are of two matrices"
         )
     return codes.astype(np.float32) * np.repeat(scales.astype(np.float32), columns // count, axis=1)
+
+
+def latent(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Weights that `quantize` rounds to just these codes and scales.
+
+    Codes times scales would not be: their mean magnitude is smaller than the scale by the share of codes that are not
+    zero, so each round trip would shrink all scales.
+
+    Parameters
+    ----------
+    codes : int8 array, shape (R, C)
+    scales : float16 array, shape (R, C / block)
+        That of a block of zeros is lost: it becomes the smallest.
+
+    Examples
+    --------
+    >>> codes, scales = np.array([[1, 0, 0, -1]], np.int8), np.array([[0.5]], np.float16)
+    >>> latent(codes, scales).tolist()
+    [[1.0, 0.0, 0.0, -1.0]]
+    """
+    rows, count = scales.shape
+    blocks = codes.reshape(rows, count, -1)
+    share: NDArray[np.float32] = (blocks != 0).mean(axis=2, dtype=np.float32)
+    share[share == 0] = 1
+    return dequantize(codes, scales.astype(np.float32) / share)
 
 
 def recover(

@@ -13,7 +13,7 @@ from nanochat.config import ModelConfig
 from nanochat.data.mixture import Mixture
 from nanochat.errors import NanochatError, TrainingError
 from nanochat.export.formats import load, load_config
-from nanochat.init import widened
+from nanochat.init import latent_values, widened
 from nanochat.shapes import shapes
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.snapshot import find_snapshot, holds_run, load_record, load_snapshot
@@ -45,10 +45,11 @@ def config_of(path: Path) -> ModelConfig:
     return load_record(path).recipe.model if _is_snapshot(path) else load_config(path)
 
 
-def begin_with(path: Path, config: ModelConfig) -> Beginning:
+def begin_with(path: Path, config: ModelConfig, *, rounds: bool = True) -> Beginning:
     """Read the weights in the directory of a run, of its snapshot or of a model, for a model of that configuration.
 
-    A run has the numbers that it rounds; of a model these are the rounded ones. What the configuration has no place
+    A run has the numbers that it rounds; of a model these are some that round to what it has, or, for a run that
+    does not round, just those that it has. What the configuration has no place
     for, such as heads for later tokens, is left out with a warning.
 
     Raises
@@ -64,7 +65,8 @@ def begin_with(path: Path, config: ModelConfig) -> Beginning:
         tokenizer = Tokenizer.load(folder).fingerprint if folder.is_dir() else None
     else:
         bundle = load(path)
-        found = {name: widened(name, leaf) for name, leaf in named_leaves(bundle.weights)}
+        values_of = latent_values if rounds else widened
+        found = {name: values_of(name, leaf) for name, leaf in named_leaves(bundle.weights)}
         known = bundle.tokenizer
         tokenizer = known.fingerprint if isinstance(known, Tokenizer) else None
 

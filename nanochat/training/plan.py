@@ -79,7 +79,11 @@ class Plan:
         self, *, device: str = "auto", num_threads: int | None = None, compile_model: bool = True
     ) -> Trainer:
         """The run, ready to go, with tokens prepared if they are not there; see `Trainer`."""
-        beginning = None if self.weights is None else begin_with(self.weights, self.recipe.model)
+        beginning = None
+        if self.weights is not None:
+            first = stages(self.recipe)[0].recipe
+            rounds = first.precision.weights == "ternary"
+            beginning = begin_with(self.weights, self.recipe.model, rounds=rounds)
         data = prepared(self.data, self.out) if isinstance(self.data, TextSettings) else self.data
         trainer = Trainer(
             self.recipe,

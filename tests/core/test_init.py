@@ -8,18 +8,25 @@ from numpy.typing import NDArray
 
 from nanochat.config import ModelConfig
 from nanochat.errors import NumericError
-from nanochat.init import freeze, init
+from nanochat.init import freeze, init, latent_values
+from nanochat.lm import Model
+from nanochat.proof.golden import tensor_digests
 from nanochat.shapes import shapes
 from nanochat.ternary import dequantize, quantize, unpack
 from nanochat.weights import (
     Dense,
     Int8,
     Latent,
+    Spec,
     Stored,
     Ternary,
     Weights,
+    leaf_of,
+    map_leaves,
     named_leaves,
 )
+from tests.parity.cases import CASES
+from tests.parity.random_models import random_weights
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -236,3 +243,28 @@ def test_freezing_names_the_leaf_that_is_not_finite(name: str, bad: float) -> No
 
     with pytest.raises(NumericError, match=f"^{name} holds {bad} at"):
         freeze(weights)
+
+
+def rounded_again(weights: Weights[Stored], config: ModelConfig) -> Weights[Stored]:
+    """What training's first pass makes of the numbers that a model is trained on from."""
+    kept = dict(named_leaves(weights))
+
+    def leaf(name: str, spec: Spec) -> Stored:
+        return leaf_of(spec, latent_values(name, kept[name]))
+
+    return freeze(map_leaves(leaf, shapes(config)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_goes_on_from_a_model_with_just_its_codes_and_scales(name: str) -> None:
+    weights = freeze(random_weights(CASES[name]))
+
+    assert tensor_digests(rounded_again(weights, CASES[name])) == tensor_digests(weights)
+
+
+def test_training_goes_on_from_the_model_that_ships() -> None:
+    model = Model.from_pretrained("nanochat-tiny", backend="reference")
+
+    again = rounded_again(model.weights, model.config)
+
+    assert tensor_digests(again) == tensor_digests(model.weights)

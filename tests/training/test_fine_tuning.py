@@ -11,8 +11,9 @@ import nanochat
 from nanochat.data.prepare import prepare
 from nanochat.errors import ConfigError, TrainingError
 from nanochat.export.formats import load
-from nanochat.init import widened
+from nanochat.init import freeze, widened
 from nanochat.presets import preset
+from nanochat.proof.golden import tensor_digests
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.beginning import begin_with
 from nanochat.training.loop import Trainer
@@ -103,6 +104,17 @@ def test_a_run_begins_with_the_numbers_of_a_model(
     planned = plan({**settings(), "weights": str(model)}, data=chats, out=tmp_path / "run")
 
     trainer = planned.trainer(**QUICK)
+
+    begun = freeze(trainer.model.stored())
+    assert tensor_digests(begun) == tensor_digests(load(model).weights)
+
+
+def test_a_run_that_does_not_round_begins_with_the_rounded_numbers(
+    pretrained: Path, chats: Path, tmp_path: Path
+) -> None:
+    model = pretrained / "model"
+    fields = {**settings(), "weights": str(model), "precision": {"weights": "float"}}
+    trainer = plan(fields, data=chats, out=tmp_path / "run").trainer(**QUICK)
 
     values = dict(named_leaves(load(model).weights))
     for name, parameter in trainer.model.named_parameters():
