@@ -32,7 +32,7 @@ Examples:
 """
 
 
-class _Backend(NamedTuple):
+class _Finding(NamedTuple):
     name: str
     ready: bool
     detail: str
@@ -43,7 +43,7 @@ class _Backend(NamedTuple):
 def doctor(*, as_json: bool) -> None:
     """Show this machine, which backends can run on it and why others cannot, and what auto chooses.
 
-    The kinds of sandbox are those in which programs that models write can be tried.
+    Programs that models write are judged by a Rust compiler, in one of the sandboxes that hold here.
 
     How fast it reads memory is measured, for a second, and remembered: `nanochat models show` tells by it how fast a
     model will be.
@@ -62,7 +62,7 @@ def doctor(*, as_json: bool) -> None:
     except BackendError as error:
         chosen, reason = "", str(error)
     advice = _advice(chosen, reason) if any(b.name == chosen and b.ready for b in found) else ()
-    sandboxes = survey()
+    sandboxes, compiler = survey(), _compiler()
     if as_json:
         print_json(
             {
@@ -73,6 +73,7 @@ def doctor(*, as_json: bool) -> None:
                 "numba": None if kernels is None else asdict(kernels),
                 "bandwidth": None if bandwidth is None else asdict(bandwidth),
                 "sandboxes": [sandbox._asdict() for sandbox in sandboxes],
+                "rustc": compiler._asdict(),
                 "auto": {"backend": chosen or None, "reason": reason},
                 "faster": advice,
             }
@@ -88,7 +89,10 @@ def doctor(*, as_json: bool) -> None:
             print_table([*_rows(kernels), *_speeds(bandwidth)])
         write("\n")
         rows = [(s.name, "holds" if s.ready else "no", s.detail) for s in sandboxes]
-        print_table(rows, header=("sandbox", "here", "its layers, or the reason and what to do"))
+        rows.append((compiler.name, "ready" if compiler.ready else "no", compiler.detail))
+        print_table(
+            rows, header=("to judge", "here", "layers of a sandbox, or the reason and what to do")
+        )
         write(f"\nauto is {chosen or 'no backend'}: {reason}\n")
         for text in advice:
             write(f"to use more of this machine: {text}\n")
@@ -96,25 +100,35 @@ def doctor(*, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _try(name: str) -> _Backend:
+def _try(name: str) -> _Finding:
     from nanochat import backends
 
     reason = backends.unavailable(name)
     if reason is not None:
-        return _Backend(name, False, reason)
+        return _Finding(name, False, reason)
     device = "cpu, for .onnx files, or a model that is exported to one when it is loaded"
     try:
         if name not in backends.graphs():
             device = backends.get(name).device
     except NanochatError as error:
-        return _Backend(name, False, str(error))
+        return _Finding(name, False, str(error))
     # A broken installation may raise anything, and to say so is what this verb is for.
     except Exception as error:
         text = (
             f"it is installed, but does not start ({type(error).__name__}: {error}): reinstall it"
         )
-        return _Backend(name, False, " ".join(text.split()))
-    return _Backend(name, True, device)
+        return _Finding(name, False, " ".join(text.split()))
+    return _Finding(name, True, device)
+
+
+def _compiler() -> _Finding:
+    """What compiles the programs of models."""
+    from nanochat.rust.toolchain import find_toolchain
+
+    try:
+        return _Finding("rustc", True, find_toolchain().version)
+    except BackendError as error:
+        return _Finding("rustc", False, str(error))
 
 
 def _advice(name: str, reason: str) -> tuple[str, ...]:

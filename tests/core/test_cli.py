@@ -21,6 +21,7 @@ from nanochat.cost import cost
 from nanochat.generation.options import GenerationOptions, read_options
 from nanochat.ops import Slot
 from nanochat.presets import preset
+from nanochat.rust.toolchain import find_toolchain
 from nanochat.shapes import num_parameters
 from tests.core.command_line import GREEDY, ROOT, Run
 from tests.parity.random_models import random_model, random_tokenizer
@@ -495,17 +496,20 @@ def test_show_tells_speeds_by_what_the_doctor_measured(
 
 @pytest.mark.usefixtures("soon_measured")
 def test_doctor_says_which_sandboxes_hold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    sandboxes = run("doctor", "--json").last_json["sandboxes"]
+    found = run("doctor", "--json").last_json
     monkeypatch.setenv("PATH", "/nowhere")
+    find_toolchain.cache_clear()
 
     shown = run("doctor").out
 
-    assert sandboxes == [
+    assert found["sandboxes"] == [
         {"name": "bubblewrap", "ready": True, "detail": "bubblewrap, landlock, seccomp"},
         {"name": "landlock", "ready": True, "detail": "landlock, seccomp"},
     ]
     assert "there is no bwrap on the PATH: apt install bubblewrap" in shown
     assert "landlock, seccomp" in shown
+    assert re.search(r"'name': 'rustc', 'ready': True, 'detail': 'rustc 1", str(found["rustc"]))
+    assert "there is no rustc on the PATH" in shown
 
 
 def test_doctor_fails_if_nothing_can_be_chosen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
