@@ -21,7 +21,7 @@ ROWS = (
     ("__main__",),
     ("cli",),
     ("serve", "rl", "training"),
-    ("eval",),
+    ("evaluation",),
     ("lm",),
     ("publish",),
     ("zoo",),
