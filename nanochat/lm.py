@@ -30,7 +30,7 @@ from nanochat.generation.cache import CacheOwner
 from nanochat.generation.engine import Engine, Runner, check_ids
 from nanochat.generation.options import GenerationOptions
 from nanochat.generation.prompts import Prompts, read_prompts
-from nanochat.generation.scoring import Score, score
+from nanochat.generation.scoring import Score, score, scored_ids
 from nanochat.generation.stated import stated_options
 from nanochat.generation.writer import Writer
 from nanochat.init import freeze
@@ -417,14 +417,7 @@ class Model(Writer):
         InputError
             If the text is empty or not a string.
         """
-        ids = self.encode_prompt(text)
-        if not self.tokenizer.opening and self.tokenizer.eos is not None:
-            # In training the end of another text stood before it.
-            ids = [self.tokenizer.eos, *ids]
-        if len(ids) < 2:
-            raise InputError(
-                "the text is one token, and this model's tokenizer has none to stand before it: pass a longer text"
-            )
+        ids = scored_ids(text, self.tokenizer)
         return score(self.engine, ids, num_bytes=len(text.encode()))
 
     @with_options(PushOptions)
