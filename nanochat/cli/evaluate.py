@@ -1,10 +1,10 @@
 """This file holds `nanochat eval` and `nanochat judge`."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import click
 
@@ -16,6 +16,7 @@ from nanochat.cli.options import (
     unpinned_option,
 )
 from nanochat.cli.output import note, print_json, print_table, write
+from nanochat.generation.scoring import Convention
 from nanochat.problems.problem import Split
 from nanochat.sandbox.layers import KINDS
 
@@ -25,6 +26,7 @@ _EXAMPLES = """
 \b
 Examples:
   nanochat eval nanochat-tiny
+  nanochat eval runs/mine --text 'books/*.txt'
   nanochat eval nanochat-tiny --problems templates --split held-out --limit 100 --out evals/templates
   nanochat eval runs/mine --problems nuprl/MultiPL-E:humaneval-rs --samples 20 --temperature 0.2 --max-tokens 512
   nanochat eval --compare evals/before evals/after
@@ -36,13 +38,7 @@ Examples:
   nanochat judge samples.jsonl --problems problems.jsonl --out verdicts.jsonl --sandbox landlock
 """
 
-_problems_option = click.option(
-    "--problems",
-    default="own",
-    show_default=True,
-    metavar="SET",
-    help="own, templates, a file, or owner/name[@revision][:config] of the Hub.",
-)
+_SET = "own, templates, a file, or owner/name[@revision][:config] of the Hub."
 _ks_option = click.option(
     "--k",
     "ks",
@@ -93,7 +89,23 @@ _overwrite_option = click.option(
 
 @click.command("eval", epilog=_EXAMPLES)
 @model_argument
-@_problems_option
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="PATH",
+    help="Score this text, too: a file, a folder, a glob, hub:org/name, or own; repeatable.",
+)
+@click.option(
+    "--convention",
+    type=click.Choice(get_args(Convention)),
+    default="overlapping",
+    show_default=True,
+    help="How windows lie in a text that is longer than the context.",
+)
+@click.option(
+    "--problems", metavar="SET", help=f"{_SET}  [default: own, unless only texts are asked for]"
+)
 @_levels_option
 @_splits_option
 @_limit_option
@@ -151,6 +163,9 @@ _overwrite_option = click.option(
 def evaluate(
     *,
     model: str,
+    texts: Sequence[str],
+    convention: Convention,
+    problems: str | None,
     out: Path | None,
     overwrite: bool,
     compared: tuple[Path, Path] | None,
@@ -160,16 +175,18 @@ def evaluate(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Measure how many of the programs that a model writes compile, run and are right.
+    """Measure a model: bits for a byte of text, and how many of the programs that it writes are right.
 
     Each problem is the beginning of a Rust function, which the model completes. What it writes is compiled and run in a
     sandbox, on arguments whose right results it never sees. Rates are over all samples, also those that never end.
+
+    Without --text and --problems, both are this package's own.
     """
     if compared:
         _compare(compared, as_json=as_json)
         return
     from nanochat.evaluation.completing import Drawing
-    from nanochat.evaluation.evaluate import evaluate_programs, model_record
+    from nanochat.evaluation.evaluate import evaluate_programs, evaluate_texts, model_record
     from nanochat.evaluation.results import markdown, save
     from nanochat.files import atomic_write
     from nanochat.lm import Model
@@ -180,33 +197,35 @@ def evaluate(
             for name in ("num_samples", "temperature", "top_p", "max_tokens", "seed")
         }
     )
-    programs = _programs(asked, drawing=drawing)
+    both = not texts and problems is None
+    programs = _programs(asked, problems=problems or "own", drawing=drawing)
     folder = out or Path("evals", Path(model).name)
     if overwrite and (folder / "samples.jsonl").exists():
         shutil.rmtree(folder)
-    with Model.from_pretrained(
-        model, backend=backend, num_threads=threads, unpinned=unpinned
-    ) as loaded:
-        record = model_record(loaded)
-        with _progress() as progress:
-            found = evaluate_programs(loaded, programs, folder, progress)
-    result = {
-        "model": {**record, "backend": backend},
-        "drawing": vars(drawing),
-        "programs": found,
-    }
+    with (
+        Model.from_pretrained(
+            model, backend=backend, num_threads=threads, unpinned=unpinned
+        ) as loaded,
+        _progress() as progress,
+    ):
+        result: dict[str, Any] = {"model": model_record(loaded)}
+        if texts or both:
+            result["text"] = evaluate_texts(loaded, texts or ("own",), convention, progress)
+        if problems is not None or both:
+            result["drawing"] = vars(drawing)
+            result["programs"] = evaluate_programs(loaded, programs, folder, progress)
     path = save(folder, result)
     atomic_write(folder / "card.md", markdown(result).encode())
     if as_json:
         print_json(result)
     else:
-        _print(found)
-    note(f"wrote {path}, {folder / 'card.md'}, and every sample with its verdict beside them")
+        _print(result)
+    note(f"wrote {path} and {folder / 'card.md'}")
 
 
 @click.command(epilog=_EXAMPLES_OF_JUDGE)
 @click.argument("file", type=click.Path(path_type=Path))
-@_problems_option
+@click.option("--problems", default="own", show_default=True, metavar="SET", help=_SET)
 @_levels_option
 @_splits_option
 @_limit_option
@@ -236,7 +255,7 @@ def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **ask
     if as_json:
         print_json(found)
     else:
-        _print(found)
+        _print({"programs": found})
     note(f"wrote {into}")
 
 
@@ -260,28 +279,39 @@ def _compare(folders: tuple[Path, Path], *, as_json: bool) -> None:
     print_table(rows, header=("rate", f"{folders[1]} over {folders[0]}", "95 %"))
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def _print(result: Mapping[str, Any]) -> None:
     from nanochat.evaluation.results import estimates
 
-    rows = [
-        (name, f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %", meaning)
-        for name, e, meaning in estimates(found)
-    ]
-    print_table(rows, header=("rate", "value", "95 %", "meaning"))
-    write("\n")
-    levels = cast(Mapping[str, Mapping[str, Any]], found["by_level"])
-    names = ("compiles", "runs", "passes")
-    table = [
-        (
-            level,
-            of["num_problems"],
-            *(f"{100 * of['rates'][name]['value']:.1f} %" for name in names),
+    if text := result.get("text"):
+        print_table(
+            [
+                ("bits per byte", f"{text['bits_per_byte']:.4f}"),
+                ("perplexity", f"{text['perplexity']:.2f}"),
+                ("texts, tokens, bytes", f"{text['documents']}, {text['tokens']}, {text['bytes']}"),
+                ("windows", f"{text['window']} tokens, {text['convention']}"),
+            ]
         )
-        for level, of in levels.items()
-    ]
-    print_table(table, header=("level", "problems", *names))
-    write("\n")
-    print_table(list(found["verdicts"].items()), header=("verdict", "samples"))
+    if found := result.get("programs"):
+        if text:
+            write("\n")
+        rows = [
+            (name, f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %", meaning)
+            for name, e, meaning in estimates(found)
+        ]
+        print_table(rows, header=("rate", "value", "95 %", "meaning"))
+        write("\n")
+        names = ("compiles", "runs", "passes")
+        table = [
+            (
+                level,
+                of["num_problems"],
+                *(f"{100 * of['rates'][name]['value']:.1f} %" for name in names),
+            )
+            for level, of in found["by_level"].items()
+        ]
+        print_table(table, header=("level", "problems", *names))
+        write("\n")
+        print_table(list(found["verdicts"].items()), header=("verdict", "samples"))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""This file holds the evaluation of a model by the programs that it writes: what is asked, and what is found."""
+"""This file holds the evaluation of a model: what is asked of it, and what is found of its texts and programs."""
 
 import hashlib
 import json
@@ -10,14 +10,17 @@ from nanochat.errors import InputError
 from nanochat.evaluation.completing import Drawing
 from nanochat.evaluation.programs import SAMPLES, VERDICTS_FILE, draw, judge
 from nanochat.evaluation.rates import Rates, rates
+from nanochat.evaluation.texts import read_texts, score_texts
+from nanochat.generation.scoring import Convention
 from nanochat.judge.judge import Judge
 from nanochat.lm import Model
+from nanochat.problems.own import OWN_FILES, own_text
 from nanochat.problems.problem import Split
 from nanochat.problems.sets import ProblemSet, load
 from nanochat.proof.golden import config_digest, tensor_digests, tokenizer_digest
 from nanochat.sandbox.layers import Kind
 
-__all__ = ["Programs", "evaluate_programs", "judge_again", "model_record"]
+__all__ = ["Programs", "evaluate_programs", "evaluate_texts", "judge_again", "model_record"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -99,6 +102,24 @@ def model_record(model: Model) -> dict[str, object]:
     }
     text = json.dumps(digests, sort_keys=True)
     return {"name": model.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def evaluate_texts(
+    model: Model, paths: Sequence[str], convention: Convention, progress: Progress
+) -> dict[str, object]:
+    """Score texts: those that `nanochat.evaluation.texts.read_texts` reads, and "own", the sources of our problems."""
+    texts: dict[str, str] = {}
+    if others := [path for path in paths if path != "own"]:
+        texts |= read_texts(others)
+    if len(others) < len(paths):
+        texts |= {name: own_text(name) for name in OWN_FILES}
+    found = score_texts(
+        model,
+        texts,
+        convention=convention,
+        progress=lambda done, total: progress("scoring texts", done, total),
+    )
+    return found.record()
 
 
 def evaluate_programs(

@@ -66,6 +66,12 @@ def estimates(programs: Mapping[str, Any]) -> Iterator[tuple[str, Estimate, str]
 def markdown(result: Mapping[str, Any]) -> str:
     """Results as a section of a model card."""
     lines = ["## Evaluation", ""]
+    if text := result.get("text"):
+        lines += [
+            f"{text['bits_per_byte']:.4f} bits per byte (perplexity {text['perplexity']:.2f}) of {text['documents']} "
+            f"texts, {text['bytes']} bytes, in windows of {text['window']} tokens ({text['convention']}).",
+            "",
+        ]
     if programs := result.get("programs"):
         drawing = result["drawing"]
         lines += [

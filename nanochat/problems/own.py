@@ -12,9 +12,10 @@ from nanochat.problems.splits import is_family_held_out
 from nanochat.problems.strategy import parse_strategy
 from nanochat.rust.signature import Signature, read_signature
 
-__all__ = ["directive_values", "own_problems", "own_text", "read_problems"]
+__all__ = ["OWN_FILES", "directive_values", "own_problems", "own_text", "read_problems"]
 
-_LEVELS = range(5)
+# By level.
+OWN_FILES = tuple(f"level{level}.rs" for level in range(5))
 
 
 @cache
@@ -22,8 +23,8 @@ def own_problems() -> tuple[Problem, ...]:
     """All problems of this project that are no templates, from easy to hard."""
     return tuple(
         problem
-        for level in _LEVELS
-        for problem in read_problems(own_text(f"level{level}.rs"), f"level{level}.rs", level=level)
+        for level, name in enumerate(OWN_FILES)
+        for problem in read_problems(own_text(name), name, level=level)
     )
 
 

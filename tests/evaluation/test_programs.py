@@ -8,12 +8,26 @@ from typing import Any
 import pytest
 
 from nanochat.export.directory import save_model
+from nanochat.lm import Model
 from nanochat.problems.sets import load
 from tests.core.command_line import Run
 from tests.parity.random_models import random_tokenizer, reciting_bundle
 
 # Of level 0 and 1: what was written, and what becomes of it.
-FEW = ["--level", "0", "--limit", "6", "--samples", "4", "--max-tokens", "16", "--temperature", "1"]
+FEW = [
+    "--problems",
+    "own",
+    "--level",
+    "0",
+    "--limit",
+    "6",
+    "--samples",
+    "4",
+    "--max-tokens",
+    "16",
+    "--temperature",
+    "1",
+]
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -186,6 +200,34 @@ def test_two_models_are_compared_problem_by_problem(run: Run, tmp_path: Path) ->
     assert same.last_json["passes"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert other.code == 2
     assert "differ in temperature (1.0 and 0.5)" in other.err
+
+
+def test_texts_are_scored_beside_programs(run: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.rs"
+    text.write_text('fn main() {\n    println!("{}", 1);\n}\n')
+
+    alone = run("eval", "nanochat-tiny", "--text", text, "--out", tmp_path / "alone", "--json")
+    both = run(
+        "eval",
+        "nanochat-tiny",
+        "--text",
+        text,
+        *FEW,
+        "--out",
+        tmp_path / "both",
+        "--convention",
+        "disjoint",
+    )
+
+    model = Model.from_pretrained("nanochat-tiny", backend="reference")
+    assert alone.code == 0, alone.err
+    assert alone.last_json["text"]["bits_per_byte"] == model.score(text.read_text()).bits_per_byte  # type: ignore[index]
+    assert "programs" not in alone.last_json
+    assert both.code == 0, both.err
+    assert "bits per byte" in both.out
+    assert "disjoint" in both.out
+    assert "compiles" in both.out
+    assert "bits per byte" in (tmp_path / "both" / "card.md").read_text()
 
 
 @pytest.mark.parametrize(
