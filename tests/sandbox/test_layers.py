@@ -1,5 +1,8 @@
 """Which layers hold on this machine, shown by taking them away, and what is said where they are missing."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +73,35 @@ def test_landlock_holds_within_bubblewrap(tmp_path: Path) -> None:
 def test_nothing_stops_the_canary_without_a_layer() -> None:
     with Sandbox("none") as sandbox:
         assert escapes(Layers(), sandbox._try) == ATTEMPTS
+
+
+# Prints a process's capabilities: effective, permitted and inheritable, twice.
+CAPABILITIES = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+version, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(version, sets) == 0
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to leave")
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_capabilities_that_are_inherited_are_given_up(kind: str) -> None:
+    program = f"""
+{CAPABILITIES}
+sets[2], sets[5] = sets[1], sets[4]
+assert libc.capset(version, sets) == 0 and any(sets)
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+with Sandbox({kind!r}) as sandbox:
+    print(sandbox.run(OURS.job({CAPABILITIES + "print(any(sets))"!r})).output)
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "b'False\\n'\n"
 
 
 def test_auto_is_bubblewrap_with_all_layers() -> None:
