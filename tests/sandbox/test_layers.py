@@ -1,6 +1,7 @@
 """Which layers hold on this machine, shown by taking them away, and what is said where they are missing."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from nanochat.sandbox.child import Layers
 from nanochat.sandbox.job import Job, Outcome
 from nanochat.sandbox.layers import choose, escapes, layers_of
 from nanochat.sandbox.sandbox import Sandbox
+from nanochat.sandbox.system_calls import ALWAYS, PROCESSES, SYSTEM_CALLS
 
 # What each layer stops by itself.
 STOPS = {
@@ -161,6 +163,25 @@ def test_a_processor_without_a_list_of_calls_is_named(monkeypatch: pytest.Monkey
 
     with pytest.raises(SandboxError, match="no filter of system calls is written for Linux on"):
         Sandbox("landlock")
+
+
+# What says the numbers of calls, which some machines have, and a number in it.
+HEADERS = {
+    "x86_64": (Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), r"__NR_(\w+)\s+(\d+)"),
+    "aarch64": (Path("/usr/include/asm-generic/unistd.h"), r"__NR(?:3264)?_(\w+)\s+(\d+)"),
+}
+
+
+@pytest.mark.parametrize("processor", HEADERS)
+def test_the_numbers_of_calls_are_those_of_the_kernel(processor: str) -> None:
+    header, number = HEADERS[processor]
+    if not header.exists():
+        pytest.skip(f"there is no {header}")
+    right = {name: int(value) for name, value in re.findall(number, header.read_text())}
+    ours = SYSTEM_CALLS[processor].numbers
+
+    assert ours == {name: right[name] for name in ours}
+    assert {*ALWAYS, *PROCESSES} & {*right} <= {*ours}
 
 
 def test_the_profile_of_macos_denies_what_it_does_not_name() -> None:
