@@ -30,20 +30,25 @@ __all__ = ["Judge", "Judgement", "Sample"]
 
 LIMITS = Limits(cpu_seconds=1, wall_seconds=5, memory_bytes=512 * 2**20, output_bytes=64 * 2**10)
 _PANICKED = 101
-# How many are remembered, of a few hundred bytes each.
-_REMEMBERED = 100_000
+# How many verdicts are remembered, of a few hundred bytes each, and how many keys, of one or two thousand.
+_REMEMBERED, _REMEMBERED_KEYS = 100_000, 20_000
+# How many programs lie on the disk at once, of half a megabyte each if all are crates of their own.
+_AT_ONCE = 512
 # Whoever says none of these returns the same every time: without them there is no clock, thread, address or hash seed.
+# A function has an address when it is cast, or is of a type that a body names by `fn`.
 _VARYING = {
-    "std",
-    "core",
-    "alloc",
-    "HashMap",
-    "HashSet",
-    "RandomState",
-    "as_ptr",
-    "as_mut_ptr",
-    "const",
-    "ptr",
+    *("std", "core", "alloc", "HashMap", "HashSet", "RandomState"),
+    *(
+        "as",
+        "fn",
+        "raw",
+        "const",
+        "ptr",
+        "as_ptr",
+        "as_mut_ptr",
+        "as_ptr_range",
+        "as_mut_ptr_range",
+    ),
 }
 
 
@@ -98,7 +103,7 @@ class Judge:
     ) -> None:
         self._limits = limits
         self._known: dict[str, Judgement] = {}
-        self._keys: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._keys: dict[tuple[Problem, int], tuple[str, ...]] = {}
         self._varied = 0
         self._word = secrets.token_hex()
         with ExitStack() as opened:
@@ -140,8 +145,11 @@ class Judge:
                 text.write(seed, self._word)
                 if text.key not in self._known:
                     new.setdefault(text.key, text)
-        if new:
-            self._find(list(new.values()), seed)
+        for edition in {text.problem.edition for text in new.values()}:
+            self._toolchain.require_edition(edition)
+        wanted = list(new.values())
+        for start in range(0, len(wanted), _AT_ONCE):
+            self._find(wanted[start : start + _AT_ONCE], seed)
         found = [text.found or self._known[text.key] for text in texts]
         self._forget()
         return found
@@ -162,8 +170,6 @@ class Judge:
         self.close()
 
     def _find(self, texts: Sequence["_Text"], seed: int) -> None:
-        for problem in {text.problem.id: text.problem for text in texts}.values():
-            self._toolchain.require_edition(problem.edition)
         try:
             self._find_keys([text.problem for text in texts], seed)
             programs = []
@@ -181,7 +187,7 @@ class Judge:
         outcomes = self._sandbox.run_all([self._job(program) for _, program in programs])
         again = []
         for (text, program), outcome in zip(programs, outcomes, strict=True):
-            verdict, message = _verdict(outcome, self._keys[text.problem.id, seed])
+            verdict, message = _verdict(outcome, self._keys[text.problem, seed])
             if verdict == "panic" and text.problem.tests:
                 # So do tests that fail.
                 verdict = "wrong"
@@ -205,24 +211,26 @@ class Judge:
 
     def _find_keys(self, problems: Sequence[Problem], seed: int) -> None:
         """Find out what is expected of problems, by programs that hold no text of a model."""
-        wanted = {p.id: p for p in problems if (p.id, seed) not in self._keys}
-        for problem in [problem for problem in wanted.values() if problem.tests]:
-            self._keys[problem.id, seed] = (self._word,)
-            del wanted[problem.id]
-        if not wanted:
-            return
-        modules = ((_key_module(p, seed), p.edition) for p in wanted.values())
-        built = self._compiler.build([Source(m, e, needs_own_crate(m)) for m, e in modules])
+        wanted = []
+        for problem in dict.fromkeys(problems):
+            if problem.tests:
+                self._keys[problem, seed] = (self._word,)
+            elif (problem, seed) not in self._keys:
+                wanted.append(problem)
+        modules = [_key_module(problem, seed) for problem in wanted]
+        built = self._compiler.build(
+            [Source(m, p.edition, needs_own_crate(m)) for p, m in zip(wanted, modules, strict=True)]
+        )
         programs = []
-        for problem, answer in zip(wanted.values(), built, strict=True):
+        for problem, answer in zip(wanted, built, strict=True):
             if isinstance(answer, Failure):
                 raise _unsound(problem, answer.verdict, answer.message)
             programs.append(answer)
         outcomes = self._sandbox.run_all([self._job(program) for program in programs])
-        for problem, outcome in zip(wanted.values(), outcomes, strict=True):
+        for problem, outcome in zip(wanted, outcomes, strict=True):
             if outcome.ending != "exit" or outcome.status:
                 raise _unsound(problem, *_verdict(outcome, ()))
-            self._keys[problem.id, seed] = _lines(outcome.output)
+            self._keys[problem, seed] = _lines(outcome.output)
 
     def _note(self, text: "_Text", verdict: Verdict, message: str) -> None:
         self._known[text.key] = Judgement(verdict, text.body, _shown(message))
@@ -231,8 +239,10 @@ class Judge:
         # What the machine has failed may go well the next time.
         for key in [k for k, known in self._known.items() if known.verdict == "infrastructure"]:
             del self._known[key]
-        for key in list(self._known)[: max(0, len(self._known) - _REMEMBERED)]:
-            del self._known[key]
+        for old in [*self._known][:-_REMEMBERED]:
+            del self._known[old]
+        for old_key in [*self._keys][:-_REMEMBERED_KEYS]:
+            del self._keys[old_key]
 
 
 class _Text:
@@ -258,17 +268,17 @@ class _Text:
         self.source = Source(
             text, self.problem.edition, needs_own_crate(self.problem.prompt + self.body)
         )
-        self.key = hashlib.sha256(f"{self.problem.id}\0{self.source}".encode()).hexdigest()
+        self.key = hashlib.sha256(f"{self.problem}\0{self.source}".encode()).hexdigest()
 
     @property
     def may_vary(self) -> bool:
         """Whether it may return something else the next time."""
-        words = (
-            token.text
-            for token in tokens(self.problem.prompt + self.body)
-            if token.kind != "comment"
-        )
-        return any(word in _VARYING or ":p}" in word for word in words)
+        for text, words in ((self.problem.prompt, _VARYING - {"fn"}), (self.body, _VARYING)):
+            for token in tokens(text):
+                # In a string, it asks for an address.
+                if token.text in words or (token.kind == "string" and "p}" in token.text):
+                    return True
+        return False
 
 
 def _key_module(problem: Problem, seed: int) -> str:

@@ -2,7 +2,7 @@
 
 Starting the compiler takes far longer than a small function, so sources are modules of one crate. The compiler stops
 after each of its phases, so errors come in rounds: the modules that they point at are taken out, and the rest is tried
-again. What cannot be told apart in that way is compiled alone.
+again. What cannot be told apart in that way is compiled in smaller groups, and in the end alone.
 """
 
 import itertools
@@ -28,17 +28,16 @@ ENTRY = "nanochat_entry"
 _GROUP = 64
 # Fewer are not worth a start of the compiler.
 _LEAST = 8
-# Together the time by which one source can hold up all: that of its group, and its own when it is compiled alone.
-_OF_A_GROUP, _OF_ONE = (
-    Limits(
-        cpu_seconds=seconds,
-        wall_seconds=5 * seconds,
-        memory_bytes=3 * 2**30,
-        output_bytes=8 * 2**20,
-        file_bytes=2**28,
-        open_files=1024,
-    )
-    for seconds in (4, 2)
+# Into how many parts a group is cut of which one source, nobody knows which, holds up all.
+_PARTS = 8
+# A group takes no more than one source may take, so that none passes in company that fails alone.
+_LIMITS = Limits(
+    cpu_seconds=3,
+    wall_seconds=15,
+    memory_bytes=3 * 2**30,
+    output_bytes=8 * 2**20,
+    file_bytes=2**28,
+    open_files=1024,
 )
 _FLAGS = (
     "--error-format=json",
@@ -130,10 +129,8 @@ class Compiler:
                 rest = [i for i in crate.group if i not in answers]
                 if not any(isinstance(answer, Program) for answer in answers.values()):
                     shutil.rmtree(crate.folder, ignore_errors=True)
-                if answers:
-                    groups += [rest] if rest else []
-                else:
-                    groups += [[i] for i in rest]
+                size = max(1, len(rest) if answers else math.ceil(len(rest) / _PARTS))
+                groups += [rest[i : i + size] for i in range(0, len(rest), size)]
         return [found[i] for i in range(len(sources))]
 
     def _grouped(self, sources: Sequence[Source]) -> list[list[int]]:
@@ -171,7 +168,7 @@ class Compiler:
                 ("LD_LIBRARY_PATH", f"{toolchain.sysroot}/lib"),
             ),
             may_spawn=True,
-            limits=_OF_ONE if len(crate.group) == 1 else _OF_A_GROUP,
+            limits=_LIMITS,
         )
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import signal
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from nanochat.sandbox.job import Job
 __all__ = ["Child", "Layers", "start"]
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+# linux/capability.h
+_CAPABILITY_VERSION = 0x20080522
 # What is opened for a child is numbered from here on, below which its own descriptors are put.
 _FIRST_FREE = 10
 
@@ -197,7 +201,7 @@ def _give_up(job: Job, layers: Layers, rules: int, code: bytes) -> None:
         resource.setrlimit(kind, (bound, bound))
     if sys.platform != "linux":
         return
-    if os.geteuid() == 0 and layers.landlock:
+    if layers.landlock:
         _drop_capabilities()
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if layers.seccomp:
@@ -221,9 +225,17 @@ def _die_with(parent: int) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Let root start programs that may do no more than an ordinary user with root's files."""
+    """Let root start programs that may do no more than an ordinary user with root's files.
+
+    A program that root starts has what is in the bounding set, and what is inheritable, which in some containers is
+    much; one that another user starts has what is ambient.
+    """
     libc = ctypes.CDLL(None)
     number = 0
+    # Who may not drop them has none to lose.
     while libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
         libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
         number += 1
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    if libc.capset(struct.pack("<Ii", _CAPABILITY_VERSION, 0), bytes(24)):
+        raise PermissionError("capabilities cannot be given up")

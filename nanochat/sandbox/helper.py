@@ -1,7 +1,7 @@
 """This file holds the helper: a small process that starts jobs, watches their limits, kills and reaps them.
 
-It is apart from the process that trains, which is large, has threads, and must not be forked. When that one ends,
-however it ends, the connection closes, and the helper kills what runs and ends, too.
+It is apart from the process that trains, which is large, has threads, and must not be forked. When that one closes the
+connection or ends, however it ends, the helper kills what runs and ends, too.
 """
 
 import contextlib
@@ -51,7 +51,9 @@ class _Running:
         for line in bytes(self.written[self.child.status]).splitlines():
             with contextlib.suppress(ValueError):
                 self.statement |= json.loads(line)
-        self.inner = self.statement.get("child-pid", 0)
+        # Once bubblewrap has reaped it, its number may be another's.
+        ended = "exit-code" in self.statement
+        self.inner = 0 if ended else self.statement.get("child-pid", 0)
 
     def kill(self, why: Ending, detail: str = "") -> None:
         """End the job and all that it started; the first reason is the one that counts."""
@@ -70,8 +72,9 @@ class _Running:
 
 
 class _Helper:
-    def __init__(self, requests: Connection) -> None:
+    def __init__(self, requests: Connection, owner: int) -> None:
         self._requests = requests
+        self._owner = owner
         self._selector = selectors.DefaultSelector()
         self._running: dict[int, _Running] = {}
         self._ended = False
@@ -86,10 +89,13 @@ class _Helper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(woken, selectors.EVENT_READ)
         self._selector.register(self._requests, selectors.EVENT_READ)
+        owner = self._watch_owner()
         while not self._ended:
             for key, _ in self._selector.select(_SECONDS_BETWEEN_LOOKS if self._running else None):
                 if key.fileobj is self._requests:
                     self._take()
+                elif key.fd == owner:
+                    self._ended = True
                 elif key.fd == woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(woken, _PIECE)
@@ -102,6 +108,17 @@ class _Helper:
             running.kill("infrastructure")
         while self._running:
             self._reap(wait=True)
+
+    def _watch_owner(self) -> int:
+        """Listen to the end of the owner, whose forks may keep the connection open; -1 if the system cannot tell."""
+        try:
+            owner = os.pidfd_open(self._owner)
+        except (AttributeError, OSError):
+            return -1
+        self._selector.register(owner, selectors.EVENT_READ)
+        # If it had ended, this number may have been another's.
+        self._ended = os.getppid() != self._owner
+        return owner
 
     def _take(self) -> None:
         try:
@@ -256,7 +273,7 @@ def _seconds_waited(pid: int) -> float:
 
 
 def main() -> None:
-    """Serve the connection whose file descriptor is the argument."""
+    """Serve the connection whose file descriptor is the first argument, for the process that is the second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # What jobs leave behind becomes a child of this process, which reaps it.
@@ -264,4 +281,4 @@ def main() -> None:
     requests = Connection(int(sys.argv[1]))
     # A job that had it could speak to the owner of this process.
     os.set_inheritable(requests.fileno(), False)
-    _Helper(requests).run()
+    _Helper(requests, int(sys.argv[2])).run()

@@ -1,5 +1,7 @@
 """This file holds what is asked of a sandbox, a job, and what it answers, an outcome."""
 
+import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -88,6 +90,26 @@ class Job:
     environment: tuple[tuple[str, str], ...] = ()
     may_spawn: bool = False
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        paths = [*self.command[:1], *self.readable, *filter(None, [self.writable])]
+        for path in paths or [""]:
+            if not path.startswith("/"):
+                raise ConfigError(
+                    f"{path!r} is no absolute path of a program, file or folder: give one"
+                )
+        for text in (*self.command, *paths, *itertools.chain(*self.environment)):
+            if not _can_be_said(text):
+                raise ConfigError(
+                    f"{text!r} cannot be said to a program: leave out NUL and halves of characters"
+                )
+
+
+def _can_be_said(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,10 @@ class Sandbox:
 
     def __init__(self, kind: Kind = "auto", *, parallel: int = 0) -> None:
         self.parallel = parallel or _processors()
-        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        # A handler of signals may close it while it runs something.
+        self._lock = threading.RLock()
+        self._closed = False
         self._number = 0
         self._opened = contextlib.ExitStack()
         self._folder = str(self._opened.enter_context(workspace("sandbox")))
@@ -105,9 +108,22 @@ class Sandbox:
             return outcomes
 
     def close(self) -> None:
-        """Kill what runs, and leave nothing."""
-        self._end_helper()
-        self._opened.close()
+        """Kill what runs, in any thread, and leave nothing; what ran for others is an error of theirs.
+
+        In a fork of the process that made it, this closes the fork's copy of the connection alone.
+        """
+        self._closed = True
+        connection = self._requests
+        if connection is not None and os.getpid() == self._owner:
+            with (
+                contextlib.suppress(OSError),
+                socket.socket(fileno=os.dup(connection.fileno())) as it,
+            ):
+                # The helper hears of it although another thread reads from it.
+                it.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._end_helper()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +145,10 @@ class Sandbox:
             root = str(Path(__file__).parents[2])
             self._helper = subprocess.Popen(
                 # Without what is installed, and what variables say, it starts in a few milliseconds.
-                [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(theirs.fileno())],
+                [
+                    *(sys.executable, "-I", "-S", "-c", _START.format(root=root)),
+                    *(str(theirs.fileno()), str(self._owner)),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -163,8 +182,12 @@ class Sandbox:
     ) -> None:
         """Send jobs, no more than `parallel` at a time, and take their outcomes as they come."""
         connection = self._requests
-        if connection is None:
+        if self._closed or connection is None:
             raise SandboxError("the sandbox is closed: make another")
+        if os.getpid() != self._owner:
+            raise SandboxError(
+                "the sandbox belongs to the process that this one is a fork of: make another here"
+            )
         places: dict[int, int] = {}
         try:
             while waiting or places:
@@ -177,7 +200,8 @@ class Sandbox:
         except BaseException:
             # Whatever is running ends with its helper, and an answer may have been cut in two.
             self._end_helper()
-            self._start()
+            if not self._closed:
+                self._start()
             raise
 
     def _end_helper(self) -> None:

@@ -32,6 +32,8 @@ _PIPE_REQUESTS = (0x5421, 0x5451)
 # fcntl's F_SETOWN, F_SETSIG and F_SETOWN_EX send any signal to any process of the same user.
 _SIGNALS_BY_FILES = (8, 10, 15)
 
+_SIGKILL = 9
+
 # Stands where the number of the process will be, and is none: those end at 2**22.
 _PROCESS = 0x7FABCDEF
 
@@ -94,8 +96,17 @@ def program(*, may_spawn: bool) -> bytes:
     signals: list[_Instruction] = []
     only_null = _return_unless(_EQUAL, 0, _ERROR | errno.EPERM)
     itself = _return_unless(_EQUAL, _PROCESS, _ERROR | errno.EPERM)
-    for name in ("kill", "tgkill"):
-        code += _on_argument(known.numbers[name], 0, itself)
+    for name, signal_argument in (("kill", 1), ("tgkill", 2)):
+        code += _on_argument(
+            known.numbers[name],
+            0,
+            [
+                *itself,
+                _Instruction(_LOAD, 0, 0, _ARGUMENTS[signal_argument]),
+                # Whoever dies of that one was killed by the machine.
+                *_return_if(_EQUAL, _SIGKILL, _ERROR | errno.EPERM),
+            ],
+        )
     # Limits may be asked for. A new one is a pointer, of which both words are looked at.
     null = [*only_null, _Instruction(_LOAD, 0, 0, _ARGUMENTS[2] + 4), *only_null]
     code += _on_argument(known.numbers["prlimit64"], 2, null)

@@ -87,6 +87,48 @@ def test_messages_hold_nothing_that_a_terminal_obeys() -> None:
     assert found.message == "\\u{1b}[31m\\u{202e}"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        " if larger as usize % 8192 < 4096 { a } else { b } }",
+        ' let s = format!("{:?}", larger as fn(i32, i32) -> i32); s.len() as i32 }',
+        ' let f: fn(i32, i32) -> i32 = larger; format!("{f:?}").len() }',
+        ' format!("{:#20p}", &a).len() }',
+        " [a, b].as_ptr_range().start.addr() }",
+        " { &raw const a }.addr() }",
+    ],
+)
+def test_what_asks_for_an_address_may_vary(body: str) -> None:
+    assert judges._Text(Sample(LARGER, body)).may_vary
+
+
+def test_what_computes_does_not_vary() -> None:
+    assert not judges._Text(Sample(LARGER, " // as\n if a > b { a } else { b } }")).may_vary
+
+
+def test_problems_of_one_name_are_told_apart() -> None:
+    smaller = replace(LARGER, reference=" a.min(b) }")
+    with Judge() as judge:
+        found = judge.judge([Sample(p, " a.max(b) }") for p in (LARGER, smaller)], seed=0)
+        again = judge.judge([Sample(p, " a.min(b) }") for p in (LARGER, smaller)], seed=0)
+
+    assert [of.verdict for of in [*found, *again]] == ["pass", "wrong", "wrong", "pass"]
+
+
+def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_REMEMBERED", "_REMEMBERED_KEYS", "_AT_ONCE"):
+        monkeypatch.setattr(judges, name, 2)
+    with Judge() as judge:
+        found = [
+            judge.judge([Sample(LARGER, f" a.max(b) + {i} }}") for i in range(3)], seed=seed)
+            for seed in range(3)
+        ]
+
+        assert [[of.verdict for of in some] for some in found] == [["pass", "wrong", "wrong"]] * 3
+        assert len(judge._known) == 2
+        assert len(judge._keys) == 2
+
+
 def test_a_problem_whose_reference_fails_is_named() -> None:
     broken = replace(LARGER, id="broken", reference=" todo!() }")
     with (

@@ -83,6 +83,7 @@ def test_nothing_is_left_once_programs_are_cleared(compiler: Compiler, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(find_toolchain().release < (1, 85), reason="this rustc knows no edition 2024")
 def test_editions_are_compiled_apart(compiler: Compiler) -> None:
     # A keyword since 2024.
     text = f"fn f(gen: i32) -> i32 {{ gen }}\n{_CALLS}"
@@ -93,13 +94,15 @@ def test_editions_are_compiled_apart(compiler: Compiler) -> None:
 
 
 def test_what_kills_the_compiler_does_not_harm_its_group(compiler: Compiler) -> None:
+    # Before 1.72, no constant took long.
+    found_alone = "compile-limit" if find_toolchain().release >= (1, 72) else "type"
     endless = "fn f(a: i32) -> i32 { #[allow(long_running_const_eval)] const N: i32 = { let mut i = 0u64; "
     texts = [endless + "while i < u64::MAX { i += 1; } 1 }; N }", *SOURCES]
 
     found = kinds(compiler.check([Source(f"{text}\n{_CALLS}", "2021", False) for text in texts]))
 
     assert found == [
-        "compile-limit",
+        found_alone,
         *("" if said.isdecimal() else said for said in SOURCES.values()),
     ]
 

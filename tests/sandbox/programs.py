@@ -34,6 +34,8 @@ ESCAPES = {
     "signals its parent": "os.kill(os.getppid(), 0) if os.getppid() else refuse()",
     "signals all": "os.kill(-1, 0)",
     "signals its group": "os.kill(0, 0)",
+    "dies like one that the machine kills": "os.kill(os.getpid(), 9)",
+    "has itself killed by a timer": "call(222, 0, struct.pack('qii48x', 0, 9, 0), ctypes.create_string_buffer(8))",
     "signals by pidfd": "os.pidfd_open(os.getppid() or 1)",
     "makes namespaces": "call(272, 0x10000000)",
     "clones into namespaces": "call(56, 0x10000011, 0, 0, 0, 0)",
@@ -42,6 +44,7 @@ ESCAPES = {
     "traces": "call(101, 16, os.getppid() or 1, 0, 0)",
     "maps memory without a name": "os.memfd_create('m')",
     "shares memory": "call(29, 0, 4096, 0o1600)",
+    "deletes a queue of the machine": "libc.syscall(71, 9, 0, 0); ctypes.get_errno() != 1 or refuse()",
     "opens a ring": "call(425, 8, ctypes.create_string_buffer(120))",
     "asks for keys": "call(250, 0, -3, 1)",
     "loads a filter program": "call(321, 0, ctypes.create_string_buffer(72), 72)",
@@ -57,7 +60,7 @@ ESCAPES = {
 }
 
 _SETTING = """
-import ctypes, fcntl, os, resource, socket, sys
+import ctypes, fcntl, os, resource, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def refuse(): raise PermissionError
 def is_open(descriptor):

@@ -1,5 +1,9 @@
 """Which layers hold on this machine, shown by taking them away, and what is said where they are missing."""
 
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from nanochat.sandbox.child import Layers
 from nanochat.sandbox.job import Job, Outcome
 from nanochat.sandbox.layers import choose, escapes, layers_of
 from nanochat.sandbox.sandbox import Sandbox
+from nanochat.sandbox.system_calls import ALWAYS, PROCESSES, SYSTEM_CALLS
 
 # What each layer stops by itself.
 STOPS = {
@@ -72,6 +77,35 @@ def test_nothing_stops_the_canary_without_a_layer() -> None:
         assert escapes(Layers(), sandbox._try) == ATTEMPTS
 
 
+# Prints a process's capabilities: effective, permitted and inheritable, twice.
+CAPABILITIES = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+version, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(version, sets) == 0
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to leave")
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_capabilities_that_are_inherited_are_given_up(kind: str) -> None:
+    program = f"""
+{CAPABILITIES}
+sets[2], sets[5] = sets[1], sets[4]
+assert libc.capset(version, sets) == 0 and any(sets)
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+with Sandbox({kind!r}) as sandbox:
+    print(sandbox.run(OURS.job({CAPABILITIES + "print(any(sets))"!r})).output)
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "b'False\\n'\n"
+
+
 def test_auto_is_bubblewrap_with_all_layers() -> None:
     with Sandbox() as sandbox:
         assert sandbox.kind == "bubblewrap"
@@ -129,6 +163,25 @@ def test_a_processor_without_a_list_of_calls_is_named(monkeypatch: pytest.Monkey
 
     with pytest.raises(SandboxError, match="no filter of system calls is written for Linux on"):
         Sandbox("landlock")
+
+
+# What says the numbers of calls, which some machines have, and a number in it.
+HEADERS = {
+    "x86_64": (Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), r"__NR_(\w+)\s+(\d+)"),
+    "aarch64": (Path("/usr/include/asm-generic/unistd.h"), r"__NR(?:3264)?_(\w+)\s+(\d+)"),
+}
+
+
+@pytest.mark.parametrize("processor", HEADERS)
+def test_the_numbers_of_calls_are_those_of_the_kernel(processor: str) -> None:
+    header, number = HEADERS[processor]
+    if not header.exists():
+        pytest.skip(f"there is no {header}")
+    right = {name: int(value) for name, value in re.findall(number, header.read_text())}
+    ours = SYSTEM_CALLS[processor].numbers
+
+    assert ours == {name: right[name] for name in ours}
+    assert {*ALWAYS, *PROCESSES} & {*right} <= {*ours}
 
 
 def test_the_profile_of_macos_denies_what_it_does_not_name() -> None:

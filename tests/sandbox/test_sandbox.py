@@ -126,6 +126,76 @@ with Sandbox({kind!r}) as sandbox:
     wait_until(lambda: processes_with(word) == [] and not Path(f"/proc/{helper}").exists())
 
 
+def test_a_killed_owner_takes_all_along_although_its_fork_lives() -> None:
+    program = """
+import os, signal, time
+from nanochat.sandbox.job import Limits
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+from tests.sandbox.test_sandbox import SLEEP
+with Sandbox("bubblewrap") as sandbox:
+    fork = os.fork()
+    if fork:
+        print(fork, flush=True)
+        sandbox.run(OURS.job(SLEEP, "heir", limits=Limits(wall_seconds=1000)))
+    time.sleep(1000)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    fork = int(owner.stdout.readline())
+    wait_until(lambda: processes_with("heir") != [])
+
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+
+    try:
+        wait_until(lambda: processes_with("heir") == [])
+    finally:
+        os.kill(fork, signal.SIGKILL)
+
+
+def test_a_sandbox_is_its_makers_and_no_forks() -> None:
+    with Sandbox("bubblewrap") as sandbox:
+        read, write = os.pipe()
+        fork = os.fork()
+        if not fork:
+            try:
+                sandbox.run(OURS.job("pass"))
+            except SandboxError as error:
+                os.write(write, str(error).encode())
+            finally:
+                sandbox.close()
+                os._exit(0)
+        os.waitpid(fork, 0)
+
+        assert b"the sandbox belongs to the process that this one is a fork of" in os.read(
+            read, 999
+        )
+        assert sandbox.run(OURS.job("print(1)")).output == b"1\n"
+
+
+def test_a_sandbox_is_closed_at_once_although_another_thread_runs_a_job() -> None:
+    sandbox = Sandbox("landlock")
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            sandbox.run(OURS.job(SLEEP, "closed", limits=Limits(wall_seconds=1000)))
+        except SandboxError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: processes_with("closed") != [])
+
+    sandbox.close()
+    thread.join(30)
+
+    assert errors == ["the sandbox is closed: make another"]
+    assert processes_with("closed") == []
+
+
 def test_what_is_interrupted_is_killed_and_the_sandbox_goes_on() -> None:
     with Sandbox("bubblewrap") as sandbox:
 
@@ -236,16 +306,21 @@ def test_a_program_that_is_not_there_is_an_exit_as_in_a_shell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "said"),
+    ("make", "said"),
     [
         (lambda: Limits(cpu_seconds=2, wall_seconds=5), "give three times as many"),
         (lambda: Limits(memory_bytes=1000), "1000 bytes of memory are too few"),
+        (lambda: Job(command=()), "'' is no absolute path"),
+        (lambda: Job(command=("echo",)), "'echo' is no absolute path"),
+        (lambda: Job(command=("/bin/echo",), readable=(".",)), "'.' is no absolute path"),
+        (lambda: Job(command=("/bin/echo", "\0")), "cannot be said to a program: leave out NUL"),
+        (lambda: Job(command=("/bin/echo", "\ud800")), "cannot be said to a program"),
     ],
-    ids=["wall", "memory"],
+    ids=["wall", "memory", "nothing", "program", "folder", "nul", "half"],
 )
-def test_limits_that_cannot_work_are_refused(limits: Callable[[], Limits], said: str) -> None:
+def test_what_cannot_be_run_is_refused(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        limits()
+        make()
 
 
 def test_a_closed_sandbox_says_so() -> None:
