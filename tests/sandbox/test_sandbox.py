@@ -42,6 +42,12 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def helper_in(sandbox: Sandbox) -> int:
+    """The process that starts jobs for a sandbox of this process, which may have several."""
+    assert sandbox._helper is not None
+    return sandbox._helper.pid
+
+
 def helper_of(process: int) -> int:
     """The process that starts jobs for `process`."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -57,7 +63,7 @@ def test_nothing_is_left_of_many_programs(kind: Kind, request: pytest.FixtureReq
     jobs = [OURS.job(program, "left-over") for program, _ending in HOLD_UPS.values()]
     with Sandbox(kind) as sandbox:
         sandbox.run_all(jobs)
-        helper = helper_of(os.getpid())
+        helper = helper_in(sandbox)
         before = _resources(helper)
 
         for _ in range(rounds):
@@ -78,7 +84,7 @@ def _resources(process: int) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
 def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> None:
     with Sandbox(kind) as sandbox:
-        helper = helper_of(os.getpid())
+        helper = helper_in(sandbox)
         results = []
         job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=1, wall_seconds=3))
         running = threading.Thread(target=lambda: results.append(sandbox.run(job)))
@@ -91,7 +97,7 @@ def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> Non
         running.join()
 
         assert results[0].ending == "wall limit"
-        assert helper_of(os.getpid()) != helper
+        assert helper_in(sandbox) != helper
         assert processes_with(f"orphan-{kind}") == []
 
 
