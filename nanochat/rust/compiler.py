@@ -51,6 +51,8 @@ _FLAGS = (
     "-Coverflow-checks=on",
     "-Cdebug-assertions=on",
     "-Cdebuginfo=0",
+    # Nine tenths of a small program are what the standard library has for debuggers.
+    "-Cstrip=debuginfo",
     "-Copt-level=0",
     "-Ccodegen-units=4",
 )
@@ -168,6 +170,7 @@ class Compiler:
                 ("LD_LIBRARY_PATH", f"{toolchain.sysroot}/lib"),
             ),
             may_spawn=True,
+            links=(("/proc/self/exe", toolchain.rustc),) if toolchain.asks_for_itself else (),
             limits=_LIMITS,
         )
 

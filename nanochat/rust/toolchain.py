@@ -67,6 +67,12 @@ class Toolchain:
             )
 
     @property
+    def asks_for_itself(self) -> bool:
+        """Whether it dies if it is not told which file it is, as old ones do."""
+        # Later ones come with a linker of their own, which must not be told that it were the compiler.
+        return self.release < (1, 80)
+
+    @property
     def release(self) -> tuple[int, int]:
         """Its version in numbers."""
         found = re.match(r"rustc (\d+)\.(\d+)", self.version)

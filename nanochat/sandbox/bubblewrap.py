@@ -45,6 +45,8 @@ def arguments(bubblewrap: str, job: Job, *, launcher: str, filtered: bool) -> li
         command += ["--setenv", name, value]
     for path in (job.command[0], *job.readable):
         command += ["--ro-bind", path, path]
+    for place, target in job.links:
+        command += ["--symlink", target, place]
     if job.writable:
         command += ["--bind", job.writable, job.writable, "--chdir", job.writable]
     if launcher:

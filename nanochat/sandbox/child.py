@@ -148,6 +148,8 @@ def _bounds(job: Job) -> dict[int, int]:
         resource.RLIMIT_FSIZE: job.limits.file_bytes,
         resource.RLIMIT_NOFILE: job.limits.open_files,
         resource.RLIMIT_CORE: 0,
+        # What most systems give, so that it is the same on all of them how deep a program can go.
+        resource.RLIMIT_STACK: 8 * 2**20,
     }
     # macOS refuses it.
     if sys.platform == "linux":

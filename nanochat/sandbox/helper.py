@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import selectors
 import signal
 import sys
@@ -33,6 +34,8 @@ class _Running:
     layers: Layers
     child: Child
     started: float
+    # How many processes the machine had killed by then.
+    killed: int
     written: dict[int, bytearray]
     why: Ending = "exit"
     detail: str = ""
@@ -78,6 +81,7 @@ class _Helper:
         self._selector = selectors.DefaultSelector()
         self._running: dict[int, _Running] = {}
         self._ended = False
+        self._killed = _killed_by_machine()
 
     def run(self) -> None:
         """Serve until the connection is closed."""
@@ -134,7 +138,12 @@ class _Helper:
             return
         pipes = (child.output, child.errors, child.status)
         self._running[number] = _Running(
-            job, layers, child, time.monotonic(), {pipe: bytearray() for pipe in pipes}
+            job,
+            layers,
+            child,
+            time.monotonic(),
+            self._killed,
+            {pipe: bytearray() for pipe in pipes},
         )
         for pipe in pipes:
             self._selector.register(pipe, selectors.EVENT_READ, number)
@@ -165,6 +174,8 @@ class _Helper:
         ran = _cpu_seconds(running.program) if running.program else 0.0
         if ran > limits.cpu_seconds:
             running.kill("cpu limit")
+        elif running.program and _threads(running.program) > limits.threads:
+            running.kill("thread limit")
         elif passed > limits.wall_seconds:
             waited = _seconds_waited(running.program) if running.program else passed
             # What neither ran nor waited for a processor has slept.
@@ -201,17 +212,19 @@ class _Helper:
         self._drop(running)
         del self._running[number]
         child = running.child
-        status = 128 - code if code < 0 else code
+        status = running.statement.get("exit-code", 128 - code if code < 0 else code)
         why, detail = running.why, running.detail
         if cpu_seconds > running.job.limits.cpu_seconds and why in ("exit", "wall limit"):
             why = "cpu limit"
         elif why == "exit" and (failure := _failure(running, code)):
             why, detail = "infrastructure", failure
+        elif why == "exit" and status and self._short_of_memory(running):
+            why, detail = "infrastructure", "something was killed for want of memory while it ran"
         self._answer(
             number,
             Outcome(
                 ending=why,
-                status=running.statement.get("exit-code", status),
+                status=status,
                 output=bytes(running.written[child.output]),
                 errors=bytes(running.written[child.errors]),
                 cpu_seconds=cpu_seconds,
@@ -219,6 +232,11 @@ class _Helper:
                 detail=detail,
             ),
         )
+
+    def _short_of_memory(self, running: _Running) -> bool:
+        """Whether a program that failed may have failed since the machine killed it, or one that it started."""
+        self._killed = _killed_by_machine()
+        return self._killed > running.killed
 
     def _filled(self, number: int, pipe: int) -> bool:
         before = len(self._running[number].written[pipe])
@@ -261,6 +279,25 @@ def _cpu_seconds(pid: int) -> float:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
         return 0.0
+
+
+def _killed_by_machine() -> int:
+    """How many processes the kernel has killed for want of memory; 0 where nobody tells."""
+    try:
+        counts = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^oom_kill (\d+)$", counts, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _threads(pid: int) -> int:
+    """How many threads a process has; 0 where nobody tells."""
+    try:
+        # Like every folder, it has a link for itself, one in its parent, and one in each folder in it.
+        return Path(f"/proc/{pid}/task").stat().st_nlink - 2
+    except OSError:
+        return 0
 
 
 def _seconds_waited(pid: int) -> float:

@@ -20,7 +20,9 @@ SYSTEM_LIBRARIES = tuple(
 # The helper takes the limit upon itself for a moment, and has to live with it.
 _LEAST_MEMORY = 64 * 2**20
 
-Ending = Literal["exit", "cpu limit", "wall limit", "output limit", "infrastructure"]
+Ending = Literal[
+    "exit", "cpu limit", "wall limit", "output limit", "thread limit", "infrastructure"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Limits:
         Of each file that it writes.
     open_files : int
         Files open at once.
+    threads : int
+        Of the program's own process. A kernel has but so many for all, and those that sleep cost no time.
     """
 
     cpu_seconds: float = 2.0
@@ -50,6 +54,7 @@ class Limits:
     output_bytes: int = 64 * 2**10
     file_bytes: int = 64 * 2**20
     open_files: int = 256
+    threads: int = 256
 
     def __post_init__(self) -> None:
         if self.wall_seconds < 3 * self.cpu_seconds:
@@ -75,6 +80,8 @@ class Job:
         Absolute paths of the files and folders that it may read and execute, beside itself. Nothing else is there.
     writable : str
         A folder in which it may write, and where it starts; "" for none.
+    links : tuple of (str, str)
+        Symbolic links that a program wants to find, and what they say, where a sandbox has no such place otherwise.
     environment : tuple of (str, str)
         All of its environment.
     may_spawn : bool
@@ -87,6 +94,7 @@ class Job:
     command: tuple[str, ...]
     readable: tuple[str, ...] = ()
     writable: str = ""
+    links: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     may_spawn: bool = False
     limits: Limits = field(default_factory=Limits)

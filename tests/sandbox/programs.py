@@ -103,6 +103,11 @@ HOLD_UPS = {
         "import sys\nwhile True: print('x' * 1000, file=sys.stderr)",
         "output limit",
     ),
+    "starts threads for ever": (
+        "import threading\nthreading.stack_size(2**15)\nwait = threading.Event()\n"
+        "while True: threading.Thread(target=wait.wait).start()",
+        "thread limit",
+    ),
     "loops in many threads": (
         "import threading\ndef loop():\n  while True: pass\n"
         "for _ in range(4): threading.Thread(target=loop).start()",

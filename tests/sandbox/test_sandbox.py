@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,63 @@ finally:
     assert said.stdout.startswith("infrastructure in 1.5 s it had a processor for 0.")
 
 
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A group of processes that together may have 200 MB."""
+    group = Path(f"/sys/fs/cgroup/memory/nanochat-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no groups of processes can be made here")
+    (group / "memory.limit_in_bytes").write_text("200M")
+    yield group
+    group.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_a_program_that_is_killed_for_want_of_memory_has_not_failed(
+    kind: Kind, little_memory: Path
+) -> None:
+    program = f"""
+import os
+from pathlib import Path
+from nanochat.sandbox.job import Limits
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+Path({str(little_memory / "cgroup.procs")!r}).write_text(str(os.getpid()))
+with Sandbox({kind!r}) as sandbox:
+    large = sandbox.run(OURS.job("bytearray(2**28)", limits=Limits(memory_bytes=2**29)))
+    small = sandbox.run(OURS.job("raise SystemExit(137)"))
+print(large.ending, small.ending, small.status)
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "infrastructure exit 137\n"
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_a_stack_is_as_large_on_every_machine(kind: Kind) -> None:
+    program = f"""
+import resource
+hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+resource.setrlimit(resource.RLIMIT_STACK, (hard, hard))
+from nanochat.sandbox.sandbox import Sandbox
+from tests.sandbox.programs import OURS
+with Sandbox({kind!r}) as sandbox:
+    job = OURS.job("import resource; print(resource.getrlimit(resource.RLIMIT_STACK)[0])")
+    print(sandbox.run(job).output)
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+
+    assert said.stdout == "b'8388608\\n'\n"
+
+
 def test_verdicts_do_not_depend_on_load() -> None:
     rivals = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
@@ -289,6 +347,15 @@ except OSError:
         assert (mine / "here").read_text() == "x"
         assert list(other.iterdir()) == []
         (mine / "here").unlink()
+
+
+def test_a_link_is_there_in_a_tree_of_its_own() -> None:
+    job = replace(
+        OURS.job("import os; print(os.readlink('/proc/self/exe'))"),
+        links=(("/proc/self/exe", "/a/program"),),
+    )
+    with Sandbox("bubblewrap") as sandbox:
+        assert sandbox.run(job).output == b"/a/program\n"
 
 
 def test_a_file_has_an_end(tmp_path: Path) -> None:
