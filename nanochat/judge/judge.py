@@ -5,6 +5,7 @@ asked for, and breaking the source that calls it all lose. What is expected is f
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -297,8 +298,7 @@ def _verdict(outcome: Outcome, expected: tuple[str, ...]) -> tuple[Verdict, str]
     if outcome.ending != "exit":
         return "limit", f"it was stopped at its {outcome.ending}"
     if outcome.status == _PANICKED:
-        said = outcome.errors.decode(errors="replace").strip().splitlines()
-        return "panic", next((line for line in said if not line.startswith("thread '")), "")
+        return "panic", _panic(outcome.errors.decode(errors="replace"))
     if outcome.status:
         return "crash", f"it ended with {outcome.status}"
     lines = _lines(outcome.output)
@@ -311,6 +311,15 @@ def _verdict(outcome: Outcome, expected: tuple[str, ...]) -> tuple[Verdict, str]
                 f"result {number} of {len(expected)} is {line[:80]}, and {right[:80]} is right",
             )
     return "pass", ""
+
+
+def _panic(said: str) -> str:
+    """The first line of a panic's message: it is behind the line that says where, or, before Rust 1.73, within."""
+    within = re.search(r"^thread '.*' panicked at '(.*)", said, re.MULTILINE)
+    if within:
+        return re.sub(r"', \S+:\d+:\d+$", "", within[1])
+    lines = said.strip().splitlines()
+    return next((line for line in lines if not line.startswith("thread '")), "")
 
 
 def _lines(output: bytes) -> tuple[str, ...]:

@@ -129,6 +129,20 @@ def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(judge._keys) == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("\nthread 'main' panicked at 0.rs:1:2:\nit's 'so'\nnote: run with", "it's 'so'"),
+        ("thread 'main' panicked at 'it's 'so'', 0.rs:1:2\nnote: run with", "it's 'so'"),
+        ("thread 'main' panicked at 'one\ntwo', 0.rs:1:2\nnote: run with", "one"),
+        ("", ""),
+    ],
+    ids=["since 1.73", "before", "many lines before", "nothing"],
+)
+def test_a_panic_says_what_it_is_about(said: str, message: str) -> None:
+    assert judges._panic(said) == message
+
+
 def test_a_problem_whose_reference_fails_is_named() -> None:
     broken = replace(LARGER, id="broken", reference=" todo!() }")
     with (
