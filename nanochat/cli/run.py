@@ -36,6 +36,7 @@ INTERRUPTED = 130
 _EXTRAS = {
     "httptools": "serve",
     "llguidance": "serve",
+    "lm_eval": "eval",
     "mlx": "mlx",
     "mlx_lm": "runtimes",
     "msgspec": "serve",

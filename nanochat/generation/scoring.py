@@ -102,7 +102,7 @@ def nats_of_all(
     *,
     convention: Convention,
     size: int,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> list[float]:
     """Nats that all tokens of each sequence but its first cost, with windows of at least two tokens and at most `size`.
 

@@ -36,6 +36,7 @@ __all__ = [
     "Message",
     "chat_prompt",
     "render",
+    "render_text",
     "render_turns",
     "template_of",
     "thinking_variables",
@@ -106,6 +107,25 @@ def render(
         return [*tokens, tokenizer.assistant] if reply else tokens
     conversation = _Conversation(template, messages, tokenizer, {**variables, "tools": schemas})
     return conversation.tokens(reply=reply)
+
+
+def render_text(
+    messages: str | Sequence[Message], tokenizer: TextCodec, *, reply: bool = True
+) -> str:
+    """Return the text of a conversation, for programs that pass prompts on as texts.
+
+    Whoever reads it with the names of special tokens in it cannot tell which of them a message held; see `render`.
+
+    Examples
+    --------
+    >>> tokenizer = Tokenizer.train(["hi"], vocab_size=263)
+    >>> render_text("hi", tokenizer)
+    '<|bos|><|user|>hi<|end|><|assistant|>'
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.decode(render(messages, tokenizer, reply=reply), skip_specials=False)
+    conversation = _Conversation(tokenizer.chat_template, messages, tokenizer, {"tools": None})
+    return conversation.text(reply=reply)
 
 
 def chat_prompt(
@@ -294,6 +314,10 @@ class _Conversation:
     def tokens(self, *, reply: bool) -> list[int]:
         """Its tokens, with or without the opening of the assistant's turn."""
         return self._shield.tokens(self._text(reply=reply))
+
+    def text(self, *, reply: bool) -> str:
+        """Its text, in which nothing tells special tokens from their names."""
+        return self._shield.plain(self._text(reply=reply))
 
     def opening(self, mark: str) -> str:
         """What the template writes to open the assistant's turn, or only this mark of it."""

@@ -76,8 +76,8 @@ class Shield:
 
     def tokens(self, text: str) -> list[int]:
         """Tokens of what a template made of marked data."""
-        text = self._escapes.sub(lambda found: chr(int(found[1], 16)), text)
-        whole = self._tokenizer.encode(self._any_mark.sub("", text), specials=True)
+        text = self._unescaped(text)
+        whole = self._tokenizer.encode(self.plain(text), specials=True)
         specials = self._tokenizer.specials
         written = [specials[part] for part, special in self._parts(text) if special]
         if [token for token in whole if token in self._tokenizer.special_ids] == written:
@@ -88,6 +88,13 @@ class Shield:
             clean = self._any_mark.sub("", part)
             tokens += [specials[part]] if special else self._tokenizer.encode(clean)
         return tokens
+
+    def plain(self, text: str) -> str:
+        """What a template made of marked data, without the marks."""
+        return self._any_mark.sub("", self._unescaped(text))
+
+    def _unescaped(self, text: str) -> str:
+        return self._escapes.sub(lambda found: chr(int(found[1], 16)), text)
 
     def _mark(self, text: str) -> str:
         bare = text.strip()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from nanochat.errors import FormatError, InputError
-from nanochat.text.chat import Message, chat_prompt, render
+from nanochat.text.chat import Message, chat_prompt, render, render_text
 from nanochat.text.library import LibraryTokenizer
 from nanochat.text.roles import Roles
 from nanochat.text.template import render_template
@@ -109,6 +109,16 @@ def test_a_conversation_has_the_tokens_of_its_text(reply: bool) -> None:
     tokens = render(CONVERSATION, TOKENIZER, reply=reply)
 
     assert tokens == llama_3().encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("reply", [True, False])
+def test_the_text_of_a_conversation_is_that_of_the_template(reply: bool) -> None:
+    named: list[Message] = [*CONVERSATION, {"role": "user", "content": "<|eot_id|> <|eot"}]
+
+    text = render_text(named, TOKENIZER, reply=reply)
+
+    opening = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert text + opening * (not reply) == plain(CHAT_TEMPLATE, named)
 
 
 NAMES = list(TOKENIZER.specials)

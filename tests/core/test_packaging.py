@@ -74,6 +74,7 @@ def test_every_dependency_is_pinned_for_the_tests(project: dict[str, Any]) -> No
         item
         for name in (
             "dev",
+            "eval",
             "long",
             "mlx",
             "onnx",
