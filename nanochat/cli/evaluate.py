@@ -16,6 +16,7 @@ from nanochat.cli.options import (
     unpinned_option,
 )
 from nanochat.cli.output import note, print_json, print_table, write
+from nanochat.cli.run import require_packages
 from nanochat.generation.scoring import Convention
 from nanochat.problems.problem import Split
 from nanochat.sandbox.layers import KINDS
@@ -106,6 +107,19 @@ _overwrite_option = click.option(
 @click.option(
     "--problems", metavar="SET", help=f"{_SET}  [default: own, unless only texts are asked for]"
 )
+@click.option(
+    "--lm-eval",
+    "tasks",
+    multiple=True,
+    metavar="TASK",
+    help="A task of EleutherAI's lm-evaluation-harness, or a YAML file of one; repeatable.",
+)
+@click.option(
+    "--few-shot",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Examples before each question of --lm-eval.  [default: as the task says]",
+)
 @_levels_option
 @_splits_option
 @_limit_option
@@ -166,6 +180,8 @@ def evaluate(
     texts: Sequence[str],
     convention: Convention,
     problems: str | None,
+    tasks: Sequence[str],
+    few_shot: int | None,
     out: Path | None,
     overwrite: bool,
     compared: tuple[Path, Path] | None,
@@ -180,7 +196,7 @@ def evaluate(
     Each problem is the beginning of a Rust function, which the model completes. What it writes is compiled and run in a
     sandbox, on arguments whose right results it never sees. Rates are over all samples, also those that never end.
 
-    Without --text and --problems, both are this package's own.
+    Without --text, --problems and --lm-eval, text and problems are this package's own.
     """
     if compared:
         _compare(compared, as_json=as_json)
@@ -191,13 +207,15 @@ def evaluate(
     from nanochat.files import atomic_write
     from nanochat.lm import Model
 
+    if tasks:
+        require_packages("eval", "lm_eval")
     drawing = Drawing(
         **{
             name: asked.pop(name)
             for name in ("num_samples", "temperature", "top_p", "max_tokens", "seed")
         }
     )
-    both = not texts and problems is None
+    both = not texts and problems is None and not tasks
     programs = _programs(asked, problems=problems or "own", drawing=drawing)
     folder = out or Path("evals", Path(model).name)
     if overwrite and (folder / "samples.jsonl").exists():
@@ -209,6 +227,12 @@ def evaluate(
         _progress() as progress,
     ):
         result: dict[str, Any] = {"model": model_record(loaded)}
+        if tasks:
+            from nanochat.evaluation.tasks import run_tasks
+
+            result["lm_eval"] = run_tasks(
+                loaded, tasks, num_fewshot=few_shot, limit=asked["limit"] or None, seed=drawing.seed
+            )
         if texts or both:
             result["text"] = evaluate_texts(loaded, texts or ("own",), convention, progress)
         if problems is not None or both:
@@ -291,9 +315,16 @@ def _print(result: Mapping[str, Any]) -> None:
                 ("windows", f"{text['window']} tokens, {text['convention']}"),
             ]
         )
+    if tasks := result.get("lm_eval"):
+        rows = [
+            (name, metric, f"{of['value']:.4f}", f"{of['stderr']:.4f}" if of["stderr"] else "")
+            for name, task in tasks["tasks"].items()
+            for metric, of in task["metrics"].items()
+        ]
+        write("\n" * bool(text))
+        print_table(rows, header=("task", "metric", "value", "standard error"))
     if found := result.get("programs"):
-        if text:
-            write("\n")
+        write("\n" * bool(text or tasks))
         rows = [
             (name, f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %", meaning)
             for name, e, meaning in estimates(found)

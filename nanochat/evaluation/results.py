@@ -72,6 +72,20 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"texts, {text['bytes']} bytes, in windows of {text['window']} tokens ({text['convention']}).",
             "",
         ]
+    if tasks := result.get("lm_eval"):
+        lines += [
+            f"Tasks of lm-evaluation-harness {tasks['lm_eval']}:",
+            "",
+            "| task | version | examples | metric | value | standard error |",
+            "|---|---|---:|---|---:|---:|",
+            *(
+                f"| {name} | {task['version']} | {task['num_fewshot']} | {metric} | {of['value']:.4f} "
+                f"| {'' if of['stderr'] is None else format(of['stderr'], '.4f')} |"
+                for name, task in tasks["tasks"].items()
+                for metric, of in task["metrics"].items()
+            ),
+            "",
+        ]
     if programs := result.get("programs"):
         drawing = result["drawing"]
         lines += [

@@ -113,6 +113,8 @@ def _manager(
         if all(isinstance(_configuration(manager, name).get("task"), str) for name in names):
             _require_harmless(manager, names)
             return manager, [*names]
+    elif all(Path(name).is_file() for name in names):
+        return TaskManager(include_defaults=False), [*names]
     manager = TaskManager(include_path=include_path and str(include_path))
     found: list[str] = []
     for name in names:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import sys
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ from nanochat.errors import DataError, InputError
 from nanochat.evaluation.harness import NanochatLM
 from nanochat.evaluation.tasks import run_tasks
 from nanochat.evaluation.texts import score_texts
+from tests.core.command_line import Run
 from tests.evaluation.models import RUNNERS, model
 from tests.evaluation.task_folders import QUESTIONS, TEXTS, write_tasks
 
@@ -198,3 +200,25 @@ def test_patterns_name_several_tasks() -> None:
 
     assert isinstance(found, dict)
     assert found.keys() == {"perplexity", "choose"}
+
+
+def test_the_command_shows_what_tasks_say(run: Run, folder: Path, tmp_path: Path) -> None:
+    result = run("eval", "nanochat-tiny", "--lm-eval", folder / "choose.yaml", "--out", tmp_path)
+
+    assert result.code == 0, result.err
+    assert "choose" in result.out
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["lm_eval"]["tasks"]["choose"]["metrics"]["acc"]["value"] >= 0
+    assert "| choose |" in (tmp_path / "card.md").read_text()
+
+
+def test_the_command_without_the_harness_says_how_to_get_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["nanochat.cli.run"], "find_spec", lambda _name: None)
+
+    result = run("eval", "nanochat-tiny", "--lm-eval", "hellaswag", "--out", tmp_path)
+
+    assert result.code == 1
+    assert "lm_eval must be installed" in result.err
+    assert "[eval]" in result.err
