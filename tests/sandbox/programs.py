@@ -7,7 +7,9 @@ from typing import NamedTuple
 from nanochat.sandbox.canary import PYTHON_FILES
 from nanochat.sandbox.job import SYSTEM_LIBRARIES, Job, Limits
 
-LIMITS = Limits(cpu_seconds=0.4, wall_seconds=1.5)
+# As little as a busy machine leaves to a Python that starts.
+LIMITS = Limits(cpu_seconds=0.3, wall_seconds=1)
+SLEEP = "import time; time.sleep(1000)"
 
 # Each prints "escaped" if it could do what it should not. `call` makes system calls that Python has no name for.
 ESCAPES = {
@@ -83,6 +85,11 @@ else:
 
 # Each is bound to be stopped: how it ends.
 HOLD_UPS = {
+    "prints for ever": ("while True: print('x' * 1000)", "output limit"),
+    "complains for ever": (
+        "import sys\nwhile True: print('x' * 1000, file=sys.stderr)",
+        "output limit",
+    ),
     "loops": ("while True: pass", "cpu limit"),
     "sleeps": ("import time; time.sleep(1000)", "wall limit"),
     "closes its outputs and loops": (
@@ -97,11 +104,6 @@ HOLD_UPS = {
         "import signal\nfor s in set(signal.valid_signals()) - {9, 19}: signal.signal(s, signal.SIG_IGN)\n"
         "while True: pass",
         "cpu limit",
-    ),
-    "prints for ever": ("while True: print('x' * 1000)", "output limit"),
-    "complains for ever": (
-        "import sys\nwhile True: print('x' * 1000, file=sys.stderr)",
-        "output limit",
     ),
     "starts threads for ever": (
         "import threading\nthreading.stack_size(2**15)\nwait = threading.Event()\n"

@@ -17,9 +17,7 @@ from nanochat.errors import ConfigError, SandboxError
 from nanochat.sandbox.job import Job, Limits
 from nanochat.sandbox.layers import Kind
 from nanochat.sandbox.sandbox import Sandbox
-from tests.sandbox.programs import HOLD_UPS, OURS
-
-SLEEP = "import time; time.sleep(1000)"
+from tests.sandbox.programs import HOLD_UPS, OURS, SLEEP
 
 
 def processes_with(word: str) -> list[int]:
@@ -43,14 +41,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def helper_in(sandbox: Sandbox) -> int:
-    """The process that starts jobs for a sandbox of this process, which may have several."""
+def helper_of(sandbox: Sandbox) -> int:
+    """The process that starts a sandbox's jobs."""
     assert sandbox._helper is not None
     return sandbox._helper.pid
 
 
-def helper_of(process: int) -> int:
-    """The process that starts jobs for `process`."""
+def child_of(process: int) -> int:
+    """The only child of a process."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"PPid:\t{process}\n" in (folder / "status").read_text():
@@ -63,8 +61,8 @@ def test_nothing_is_left_of_many_programs(kind: Kind, request: pytest.FixtureReq
     rounds = 1250 if request.config.getoption("--long") else 1
     jobs = [OURS.job(program, "left-over") for program, _ending in HOLD_UPS.values()]
     with Sandbox(kind) as sandbox:
-        sandbox.run_all(jobs)
-        helper = helper_in(sandbox)
+        sandbox.run_all(jobs[:2])
+        helper = helper_of(sandbox)
         before = _resources(helper)
 
         for _ in range(rounds):
@@ -85,9 +83,9 @@ def _resources(process: int) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
 def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> None:
     with Sandbox(kind) as sandbox:
-        helper = helper_in(sandbox)
+        helper = helper_of(sandbox)
         results = []
-        job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=1, wall_seconds=3))
+        job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=0.5, wall_seconds=1.5))
         running = threading.Thread(target=lambda: results.append(sandbox.run(job)))
 
         running.start()
@@ -98,7 +96,7 @@ def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> Non
         running.join()
 
         assert results[0].ending == "wall limit"
-        assert helper_in(sandbox) != helper
+        assert helper_of(sandbox) != helper
         assert processes_with(f"orphan-{kind}") == []
 
 
@@ -118,14 +116,13 @@ def test_a_killed_owner_takes_all_along(kind: Kind) -> None:
     word = f"follower-{kind}"
     program = f"""
 from nanochat.sandbox.sandbox import Sandbox
-from tests.sandbox.programs import OURS
-from tests.sandbox.test_sandbox import SLEEP
+from tests.sandbox.programs import OURS, SLEEP
 with Sandbox({kind!r}) as sandbox:
     sandbox.run(OURS.job(SLEEP, {word!r}))
 """
     owner = subprocess.Popen([sys.executable, "-c", program])
     wait_until(lambda: processes_with(word) != [])
-    helper = helper_of(owner.pid)
+    helper = child_of(owner.pid)
 
     owner.kill()
     owner.wait()
@@ -138,8 +135,7 @@ def test_a_killed_owner_takes_all_along_although_its_fork_lives() -> None:
 import os, signal, time
 from nanochat.sandbox.job import Limits
 from nanochat.sandbox.sandbox import Sandbox
-from tests.sandbox.programs import OURS
-from tests.sandbox.test_sandbox import SLEEP
+from tests.sandbox.programs import OURS, SLEEP
 with Sandbox("bubblewrap") as sandbox:
     fork = os.fork()
     if fork:
@@ -234,7 +230,7 @@ rivals = [subprocess.Popen(command, start_new_session=True) for _ in range(5)]
 limits = Limits(cpu_seconds=0.5, wall_seconds=1.5)
 try:
     with Sandbox("bubblewrap") as sandbox:
-        outcome = sandbox.run(OURS.job(loop, limits=limits))
+        outcome = sandbox._try(OURS.job(loop, limits=limits), sandbox._layers)
     print(outcome.ending, outcome.detail)
 finally:
     for rival in rivals:
