@@ -5,7 +5,6 @@ and takes a third of the time that a fork of Python takes. What else there is, i
 """
 
 import contextlib
-import ctypes
 import fcntl
 import math
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 
 from nanochat.sandbox import bubblewrap, landlock, seatbelt, seccomp
 from nanochat.sandbox.job import Job
+from nanochat.sandbox.libc import libc
 
 __all__ = ["Child", "Layers", "start"]
 
@@ -205,7 +205,7 @@ def _give_up(job: Job, layers: Layers, rules: int, code: bytes) -> None:
         return
     if layers.landlock:
         _drop_capabilities()
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if layers.seccomp:
         seccomp.install(seccomp.for_process(code, os.getpid()))
     if layers.landlock:
@@ -221,7 +221,7 @@ def _rules(job: Job, *more: str) -> int:
 
 def _die_with(parent: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise ProcessLookupError("the process that started this one has ended")
 
@@ -232,12 +232,11 @@ def _drop_capabilities() -> None:
     A program that root starts has what is in the bounding set, and what is inheritable, which in some containers is
     much; one that another user starts has what is ambient.
     """
-    libc = ctypes.CDLL(None)
     number = 0
     # Who may not drop them has none to lose.
-    while libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
-        libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
+    while libc().prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        libc().prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
         number += 1
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    if libc.capset(struct.pack("<Ii", _CAPABILITY_VERSION, 0), bytes(24)):
+    libc().prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    if libc().capset(struct.pack("<Ii", _CAPABILITY_VERSION, 0), bytes(24)):
         raise PermissionError("capabilities cannot be given up")

@@ -5,7 +5,6 @@ connection or ends, however it ends, the helper kills what runs and ends, too.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from nanochat.sandbox.child import Child, Layers, start
 from nanochat.sandbox.job import Ending, Job, Outcome
+from nanochat.sandbox.libc import libc
 
 __all__ = ["main"]
 
@@ -314,7 +314,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # What jobs leave behind becomes a child of this process, which reaps it.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     requests = Connection(int(sys.argv[1]))
     # A job that had it could speak to the owner of this process.
     os.set_inheritable(requests.fileno(), False)

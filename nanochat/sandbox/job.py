@@ -34,8 +34,9 @@ class Limits:
     cpu_seconds : float
         Time on a processor. This is what ends a program that does not end, for it depends on no other program.
     wall_seconds : float
-        Time that passes, at least three times `cpu_seconds`: it ends a program that sleeps. One that wanted to run for
-        half of it, but had no processor, has not failed: its outcome is "infrastructure".
+        Time that passes, at least four times `cpu_seconds`: it ends a program that sleeps. One that ran, or wanted to
+        run but had no processor, for half of it has not failed: its outcome is "infrastructure". A program's threads
+        that wait for one another do not get there: they may run for a quarter, so none waits for more.
     memory_bytes : int
         Address space of each process.
     output_bytes : int
@@ -57,10 +58,10 @@ class Limits:
     threads: int = 256
 
     def __post_init__(self) -> None:
-        if self.wall_seconds < 3 * self.cpu_seconds:
+        if self.wall_seconds < 4 * self.cpu_seconds:
             raise ConfigError(
                 f"{self.wall_seconds} s on the wall are too few for {self.cpu_seconds} s on a processor: "
-                "give three times as many, or a busy machine looks like a program that sleeps"
+                "give four times as many, or a busy machine looks like a program that sleeps"
             )
         if self.memory_bytes < _LEAST_MEMORY:
             raise ConfigError(

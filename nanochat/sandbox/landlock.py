@@ -10,6 +10,8 @@ import stat
 import struct
 from collections.abc import Iterable
 
+from nanochat.sandbox.libc import libc
+
 __all__ = ["MINIMUM_ABI", "RESTRICT_SELF", "abi", "restrict", "ruleset"]
 
 # Of all architectures.
@@ -30,8 +32,7 @@ _PORTS, _SCOPES = 0b11, 0b11
 
 
 def _call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(number, *arguments)
+    result: int = libc().syscall(number, *arguments)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"Landlock: {os.strerror(error)}")

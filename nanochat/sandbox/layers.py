@@ -154,10 +154,20 @@ def _why_not(outcome: Outcome) -> str:
     return said or f"a trial ended with {outcome.ending} {outcome.status}"
 
 
-# What bubblewrap says where it may not make namespaces, and what allows them.
+_APPARMOR = (
+    "this system lets no ordinary program make user namespaces; on Ubuntu, allow bwrap by a profile of AppArmor "
+    "(package apparmor-profiles), or all by sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+)
+_DOCKER = "in a container of Docker, start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+# What bubblewrap says where it may not make namespaces, or use them, and what allows them; the first that fits.
 _ADVICE: Mapping[str, str] = {
-    "uid map": "this system lets no ordinary program make user namespaces; on Ubuntu, allow bwrap by a profile "
-    "of AppArmor (package apparmor-profiles), or all by sysctl kernel.apparmor_restrict_unprivileged_userns=0",
-    "namespace": "namespaces are forbidden here; in a container of Docker, start it with "
-    "--security-opt seccomp=unconfined, and on Debian set sysctl kernel.unprivileged_userns_clone=1",
+    "uid map": _APPARMOR,
+    # Namespaces are made, but without any capability in them.
+    "loopback": _APPARMOR,
+    "exceeded": "so many namespaces are not allowed here: set sysctl user.max_user_namespaces to some thousands",
+    "namespace": f"namespaces are forbidden here; {_DOCKER}, and on Debian set sysctl "
+    "kernel.unprivileged_userns_clone=1",
+    "make / slave": f"mounts are forbidden here; {_DOCKER}",
+    "pivot_root": f"mounts are forbidden here; {_DOCKER}",
+    "Unknown option": "this bubblewrap is too old: install a newer one",
 }

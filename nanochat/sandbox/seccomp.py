@@ -13,6 +13,7 @@ import platform
 import struct
 from typing import NamedTuple
 
+from nanochat.sandbox.libc import libc
 from nanochat.sandbox.system_calls import ALWAYS, NEWEST, PROCESSES, SYSTEM_CALLS, Architecture
 
 __all__ = ["architecture", "for_process", "install", "program"]
@@ -155,8 +156,7 @@ def install(code: bytes) -> None:
     OSError
         If the kernel has no filters.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     filter_program = _Program(len(code) // 8, code)
-    if libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(filter_program), 0, 0):
+    if libc().prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(filter_program), 0, 0):
         error = ctypes.get_errno()
         raise OSError(error, f"seccomp: {os.strerror(error)}")

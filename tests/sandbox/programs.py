@@ -8,7 +8,7 @@ from nanochat.sandbox.canary import PYTHON_FILES
 from nanochat.sandbox.job import SYSTEM_LIBRARIES, Job, Limits
 
 # As little as a busy machine leaves to a Python that starts.
-LIMITS = Limits(cpu_seconds=0.3, wall_seconds=1)
+LIMITS = Limits(cpu_seconds=0.25, wall_seconds=1)
 SLEEP = "import time; time.sleep(1000)"
 
 # Each prints "escaped" if it could do what it should not. `call` makes system calls that Python has no name for.

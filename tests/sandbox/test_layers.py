@@ -119,17 +119,29 @@ def test_auto_without_bubblewrap_is_landlock(monkeypatch: pytest.MonkeyPatch) ->
         assert sandbox.layers == ("landlock", "seccomp")
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("setting up uid map: Permission denied", "apparmor_restrict"),
+        ("loopback: Failed RTM_NEWADDR: Operation not permitted", "apparmor_restrict"),
+        (
+            "nesting depth or /proc/sys/user/max_*_namespaces exceeded (ENOSPC)",
+            "user.max_user_names",
+        ),
+        ("Creating new namespace failed: Operation not permitted", "seccomp=unconfined"),
+        ("Failed to make / slave: Permission denied", "apparmor=unconfined"),
+        ("Unknown option --json-status-fd", "too old"),
+    ],
+)
 def test_bubblewrap_where_namespaces_are_forbidden_names_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    said: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "bwrap"
-    program.write_text(
-        "#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n"
-    )
+    program.write_text(f"#!/bin/sh\necho 'bwrap: {said}' >&2; exit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(SandboxError, match=r"setting up uid map.*apparmor_restrict"):
+    with pytest.raises(SandboxError, match=f"{re.escape(said)}.*{remedy}"):
         Sandbox("bubblewrap")
 
 

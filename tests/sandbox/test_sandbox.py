@@ -85,7 +85,7 @@ def test_a_killed_helper_takes_its_jobs_along_and_is_replaced(kind: Kind) -> Non
     with Sandbox(kind) as sandbox:
         helper = helper_of(sandbox)
         results = []
-        job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=0.5, wall_seconds=1.5))
+        job = OURS.job(SLEEP, f"orphan-{kind}", limits=Limits(cpu_seconds=0.4, wall_seconds=1.6))
         running = threading.Thread(target=lambda: results.append(sandbox.run(job)))
 
         running.start()
@@ -227,7 +227,7 @@ loop = "while True: pass"
 # A session gets its share, however many its processes.
 command = [sys.executable, "-c", loop]
 rivals = [subprocess.Popen(command, start_new_session=True) for _ in range(5)]
-limits = Limits(cpu_seconds=0.5, wall_seconds=1.5)
+limits = Limits(cpu_seconds=0.4, wall_seconds=1.6)
 try:
     with Sandbox("bubblewrap") as sandbox:
         outcome = sandbox._try(OURS.job(loop, limits=limits), sandbox._layers)
@@ -242,7 +242,7 @@ finally:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
 
-    assert said.stdout.startswith("infrastructure in 1.5 s it had a processor for 0.")
+    assert said.stdout.startswith("infrastructure in 1.6 s it had a processor for 0.")
 
 
 @pytest.fixture
@@ -377,7 +377,7 @@ def test_a_program_that_is_not_there_is_an_exit_as_in_a_shell() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Limits(cpu_seconds=2, wall_seconds=5), "give three times as many"),
+        (lambda: Limits(cpu_seconds=2, wall_seconds=7), "give four times as many"),
         (lambda: Limits(memory_bytes=1000), "1000 bytes of memory are too few"),
         (lambda: Job(command=()), "'' is no absolute path"),
         (lambda: Job(command=("echo",)), "'echo' is no absolute path"),
