@@ -7,6 +7,7 @@ asked for, and breaking the source that calls it all lose. What is expected is f
 import hashlib
 import re
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ class Judge:
         self._known: dict[str, Judgement] = {}
         self._keys: dict[tuple[Problem, int], tuple[str, ...]] = {}
         self._varied = 0
+        # Programs lie on the disk until all of a call have been run.
+        self._lock = threading.Lock()
         self._word = secrets.token_hex()
         with ExitStack() as opened:
             toolchain = find_toolchain()
@@ -144,15 +147,15 @@ class Judge:
         for text in texts:
             if text.found is None:
                 text.write(seed, self._word)
-                if text.key not in self._known:
-                    new.setdefault(text.key, text)
+                new.setdefault(text.key, text)
         for edition in {text.problem.edition for text in new.values()}:
             self._toolchain.require_edition(edition)
-        wanted = list(new.values())
-        for start in range(0, len(wanted), _AT_ONCE):
-            self._find(wanted[start : start + _AT_ONCE], seed)
-        found = [text.found or self._known[text.key] for text in texts]
-        self._forget()
+        with self._lock:
+            wanted = [text for key, text in new.items() if key not in self._known]
+            for start in range(0, len(wanted), _AT_ONCE):
+                self._find(wanted[start : start + _AT_ONCE], seed)
+            found = [text.found or self._known[text.key] for text in texts]
+            self._forget()
         return found
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,14 @@ def test_what_asks_for_an_address_may_vary(body: str) -> None:
 
 def test_what_computes_does_not_vary() -> None:
     assert not judges._Text(Sample(LARGER, " // as\n if a > b { a } else { b } }")).may_vary
+
+
+def test_threads_share_a_judge() -> None:
+    batches = [[Sample(LARGER, f" a.max(b) + {i} - {i} }}") for i in (n, n + 1)] for n in range(6)]
+    with Judge() as judge, ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda batch: judge.judge(batch, seed=0), batches))
+
+    assert {of.verdict for some in found for of in some} == {"pass"}
 
 
 def test_problems_of_one_name_are_told_apart() -> None:
