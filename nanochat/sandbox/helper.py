@@ -179,11 +179,11 @@ class _Helper:
         elif passed > limits.wall_seconds:
             waited = _seconds_waited(running.program) if running.program else passed
             # What neither ran nor waited for a processor has slept.
-            if ran + waited > passed / 2:
+            if ran + waited <= passed / 2:
+                running.kill("wall limit")
+            elif passed > limits.patience * limits.wall_seconds:
                 detail = f"in {passed:.1f} s it had a processor for {ran:.1f} s"
                 running.kill("infrastructure", detail)
-            else:
-                running.kill("wall limit")
 
     def _reap(self, *, wait: bool = False) -> None:
         numbers = {running.child.pid: number for number, running in self._running.items()}

@@ -34,9 +34,12 @@ class Limits:
     cpu_seconds : float
         Time on a processor. This is what ends a program that does not end, for it depends on no other program.
     wall_seconds : float
-        Time that passes, at least four times `cpu_seconds`: it ends a program that sleeps. One that ran, or wanted to
-        run but had no processor, for half of it has not failed: its outcome is "infrastructure". A program's threads
-        that wait for one another do not get there: they may run for a quarter, so none waits for more.
+        Time that passes, at least four times `cpu_seconds`: it ends a program that sleeps, which neither ran nor wanted
+        to run for half of it.
+    patience : float
+        How many times `wall_seconds` a program may take that had no processor, so that a busy machine changes no
+        outcome. Then nothing is known of it: its outcome is "infrastructure". A program's threads that wait for one
+        another do not get there: they may run for a quarter of the time, so none waits for more.
     memory_bytes : int
         Address space of each process.
     output_bytes : int
@@ -51,6 +54,7 @@ class Limits:
 
     cpu_seconds: float = 2.0
     wall_seconds: float = 10.0
+    patience: float = 10.0
     memory_bytes: int = 512 * 2**20
     output_bytes: int = 64 * 2**10
     file_bytes: int = 64 * 2**20

@@ -90,7 +90,7 @@ def names() -> set[str]:
 
 
 # Keys of other people's files, which are not for the caller to pass; and what Ray Serve is told.
-OTHERS = {"hidden_size", "num_attention_heads"} | {"replicas"}
+OTHERS = {"hidden_size", "num_attention_heads", "max_gen_toks"} | {"replicas"}
 
 
 def test_there_are_hundreds() -> None:
