@@ -42,12 +42,14 @@ Examples:
 def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if not asked or context.resilient_parsing:
         return
-    from nanochat.training.settings import setting_groups, titles
+    from nanochat.training.settings import TRAINING
 
     listing = context.make_formatter()
     listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
-    for prefix, title in titles():
-        groups = [(each.names, f"{each.meaning}  [{each.kind}]") for each in setting_groups(prefix)]
+    for prefix, title in TRAINING.titles():
+        groups = [
+            (each.names, f"{each.meaning}  [{each.kind}]") for each in TRAINING.groups(prefix)
+        ]
         with listing.section(title.rstrip(".")):
             listing.write_dl(groups)
     write(listing.getvalue().lstrip("\n"))

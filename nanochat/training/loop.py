@@ -1,7 +1,8 @@
-"""This file holds the training loop: steps, evaluations, snapshots, the log, and a clean end when interrupted."""
+"""This file holds training: what a step, an evaluation and a snapshot are of a run on text."""
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,12 +18,11 @@ from nanochat.init import init
 from nanochat.shapes import shapes
 from nanochat.training.batches import microbatches
 from nanochat.training.budget import Budget
+from nanochat.training.course import Course
 from nanochat.training.estimate import flops_per_token
 from nanochat.training.evaluation import looks, scores
 from nanochat.training.fire import fired
-from nanochat.training.interruption import Interruption
 from nanochat.training.layers import compiled_layer, compiling, recomputed
-from nanochat.training.lock import locked
 from nanochat.training.machine import machine, warn_of_changes
 from nanochat.training.model_directory import write_model_directory
 from nanochat.training.module import LanguageModel
@@ -31,15 +31,14 @@ from nanochat.training.passes import Passes
 from nanochat.training.phases import learning_rate_factor, num_tokens, stage_at, stages
 from nanochat.training.prefetch import Prefetched
 from nanochat.training.products import measured, with_products
-from nanochat.training.recipe import ENDLESS, Recipe, recipe_to_dict
-from nanochat.training.retention import drop_later_snapshots, keep_snapshots, planned_steps
-from nanochat.training.run_log import LogEntry, RunLog
+from nanochat.training.recipe import ENDLESS, Recipe, RunSettings, recipe_to_dict
+from nanochat.training.retention import drop_later_snapshots, planned_steps
+from nanochat.training.run_log import RunLog
 from nanochat.training.setbacks import (
     MOST_RETURNS,
     MOST_SKIPPED,
     NotFiniteError,
     Setbacks,
-    require_finite,
 )
 from nanochat.training.snapshot import (
     Snapshot,
@@ -49,7 +48,6 @@ from nanochat.training.snapshot import (
     largest_numbers,
     load_record,
     load_snapshot,
-    remove_leftovers,
     save_snapshot,
     snapshot_directory,
 )
@@ -63,7 +61,7 @@ def _ignore(*_: int) -> None:
     """What is told nobody."""
 
 
-class Trainer:
+class Trainer(Course):
     """A run: a model, its optimizer and its data, and a directory that they are saved in.
 
     Parameters
@@ -71,7 +69,7 @@ class Trainer:
     data : Path or dict of str to Path
         Token shards, from `nanochat.data.prepare.prepare`; several by their names in ``data.mixture``.
     directory : Path
-        Of the run: ``log.jsonl``, ``snapshots/`` and in the end ``model/``, unless the last phase is unquantised.
+        Of the run; in the end it holds ``model/``, too, unless the last phase is unquantised.
     start : Path, optional
         A run, or its snapshot, to go on from; its step counts.
     weights : tree of latent and dense leaves, optional
@@ -110,8 +108,8 @@ class Trainer:
         if any(stage.recipe.precision.products != "float32" for stage in stages(recipe)):
             self._speeds = measured(recipe.model.width, ops.torch_device)
             recipe = with_products(recipe, self._speeds)
+        super().__init__(directory)
         self.recipe = recipe
-        self.directory = directory
         self._stages = stages(recipe)
         layouts = {stage.layout for stage in self._stages}
         self.shards, self.held_out = open_splits(data, recipe.model, recipe.seed, layouts)
@@ -122,8 +120,6 @@ class Trainer:
             self._stages, self.shards.tokenizer, directory=directory, device=ops.device
         )
         self._specs = dict(named_leaves(shapes(recipe.model)))
-        self.step = 0
-        self.setbacks = Setbacks()
         self._stage = self._stages[0]
         self._enter({} if start is None else self._restore(start))
         # A branch is a run of its own, with a recipe of its own in its log. A run may have ended before its evaluation.
@@ -144,101 +140,12 @@ class Trainer:
             spent = then.seconds
             warn_of_changes(then.machine, self._machine)
         self._budget = Budget(spent)
-        # Whether the log in the directory is of this run, and an entry that its disk had no space for.
-        self._begun = resumed
-        self._unwritten: LogEntry | None = None
+        if resumed:
+            self._resume()
         if compile_model:
             self.model.layer = compiled_layer()
         if recipe.run.activation_checkpointing:
             self.model.layer = recomputed(self.model.layer)
-        self._interruption = Interruption()
-        # The step of the last snapshot that stands in the directory.
-        self._saved = self.step if resumed else -1
-
-    def run(
-        self, show: Callable[[LogEntry], None], watch: Callable[[int, int], None] = _ignore
-    ) -> bool:
-        """Train to the recipe's last step; every entry is written to the log and shown.
-
-        SIGINT and SIGTERM end the run with a snapshot, after the current step or batch of an evaluation; a second
-        signal does not wait for that.
-
-        Parameters
-        ----------
-        show : callable
-            Is called with every entry.
-        watch : callable
-            Is called with the number of sequences done and of all of them, at the start of an evaluation and after
-            every batch of it.
-
-        Returns
-        -------
-        bool
-            Whether the last step was reached and evaluated; the model directory is then written, if its weights are
-            ternary.
-        """
-        kept = self.step if self._begun else -1
-        batch = self.step + self.setbacks.skipped
-        # Whoever sees the log may interrupt the run.
-        with (
-            self._interruption,
-            locked(self.directory),
-            RunLog(self.directory / "log.jsonl", step=kept, batch=batch) as log,
-            self._batches,
-        ):
-            self._begun = True
-            remove_leftovers(self.directory)
-
-            def report(values: dict[str, object]) -> None:
-                self._unwritten = entry = LogEntry(step=self.step, values=values)
-                log.write(self.step, values)
-                self._unwritten = None
-                try:
-                    show(entry)
-                except Exception:
-                    # It is no fault of the run, and costs it nothing.
-                    self._save_step(log)
-                    raise
-                while log.untold:
-                    report(log.untold[0])
-
-            if self._unwritten is not None:
-                log.write(self._unwritten.step, self._unwritten.values)
-                self._unwritten = None
-            elif log.first_step is None:
-                speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
-                report({"recipe": recipe_to_dict(self.recipe), "machine": self._machine | speeds})
-            # A process before this one may have ended between a line and them.
-            while log.untold:
-                report(log.untold[0])
-            try:
-                # First what a run that goes on has still to do at the step of its snapshot.
-                while True:
-                    self._interruption.check()
-                    try:
-                        # An evaluation may take longer than all the steps before it, and fail.
-                        if self._is_snapshot_due(log):
-                            self._save_step(log)
-                        if self._is_evaluation_due(log):
-                            report(self.evaluate(self._num_windows(), watch))
-                            self._keep(log)
-                        if self.step == self.recipe.steps:
-                            break
-                        report(self._advance())
-                        if self._is_decided():
-                            decay = self.recipe.schedule.decay_steps
-                            report({"decided_steps": self.recipe.steps, "decay_steps": decay})
-                    except NotFiniteError as error:
-                        values = self._go_back(error, log)
-                        log.cut(self.step)
-                        report(values)
-            except KeyboardInterrupt:
-                self.model.zero_grad()
-                self._save_step(log)
-                return False
-        if self._stage.recipe.precision.weights == "ternary":
-            self.write_model(self.directory / "model")
-        return True
 
     def evaluate(
         self, num_windows: int, watch: Callable[[int, int], None] = _ignore
@@ -263,14 +170,7 @@ class Trainer:
             seen = looks(self.model, tokens, self.held_out, run.sample_tokens)
         return {**found, **seen}
 
-    def save(self) -> None:
-        """Write the snapshot of this step.
-
-        Raises
-        ------
-        NotFiniteError
-            If a number of it is infinite or none.
-        """
+    def _write_snapshot(self) -> None:
         snapshot = Snapshot(
             step=self.step,
             phase=self._stage.number,
@@ -285,12 +185,36 @@ class Trainer:
         # A finite gradient may still be too large a step.
         self._require_finite(largest_numbers(snapshot))
         save_snapshot(snapshot_directory(self.directory, self.step), snapshot)
-        self._saved = self.step
 
     def write_model(self, directory: Path) -> None:
         """Write the model directory: rounded weights, configuration and tokenizer."""
         name = self.directory.resolve().name
         write_model_directory(self.model, self.shards.tokenizer, directory, name=name)
+
+    @property
+    def _last_step(self) -> int:
+        return self.recipe.steps
+
+    @property
+    def _settings(self) -> RunSettings:
+        return self.recipe.run
+
+    def _head(self) -> dict[str, object]:
+        speeds = {} if self._speeds is None else {"gflops": asdict(self._speeds)}
+        return {"recipe": recipe_to_dict(self.recipe), "machine": self._machine | speeds}
+
+    def _opened(self) -> AbstractContextManager[object]:
+        return self._batches
+
+    def _evaluate(self, watch: Callable[[int, int], None]) -> dict[str, object]:
+        return self.evaluate(self._num_windows(), watch)
+
+    def _abandon(self) -> None:
+        self.model.zero_grad()
+
+    def _finish(self) -> None:
+        if self._stage.recipe.precision.weights == "ternary":
+            self.write_model(self.directory / "model")
 
     def _terms(
         self,
@@ -301,30 +225,6 @@ class Trainer:
     ) -> dict[str, Tensor]:
         objective = self._stage.recipe.objective
         return self._passes.terms(self.model, objective, tokens, targets, segments, rows)
-
-    def _is_evaluation_due(self, log: RunLog) -> bool:
-        if self.step in (0, log.first_step) or self.step in log.evaluations:
-            return False
-        return self._evaluates(self.step)
-
-    def _evaluates(self, step: int) -> bool:
-        return step == self.recipe.steps or not step % self.recipe.run.evaluate_every
-
-    def _is_snapshot_due(self, log: RunLog) -> bool:
-        if self.step in (0, log.first_step):
-            return False
-        return self.step == self.recipe.steps or not self.step % self.recipe.run.snapshot_every
-
-    def _save_step(self, log: RunLog) -> None:
-        if self._saved != self.step:
-            self.save()
-            self._keep(log)
-
-    def _keep(self, log: RunLog) -> None:
-        """Save what the last evaluation found best, and delete the snapshots that are not kept."""
-        if log.best_step == self.step != self._saved:
-            self.save()
-        keep_snapshots(self.directory, self.recipe, log)
 
     def _num_windows(self) -> int:
         if self.step < self.recipe.steps:
@@ -387,18 +287,18 @@ class Trainer:
             "waiting_seconds": waited,
         }
 
-    def _is_decided(self) -> bool:
-        """Whether the steps of a run that has a time are decided now."""
+    def _decide(self) -> dict[str, object] | None:
+        """The steps of a run that has a time, if they are decided now."""
         if self.recipe.steps != ENDLESS:
-            return False
+            return None
         there = self.held_out.num_in_order(self._stage.layout)
         last = min(self._trained_windows(), there) * self._stage.recipe.data.length
         decided = self._budget.ending(self.recipe, self.step, last_tokens=last)
         if decided is None:
-            return False
+            return None
         self.recipe, self._stages = decided, stages(decided)
         self._stage = stage_at(self._stages, self.step)
-        return True
+        return {"decided_steps": decided.steps, "decay_steps": decided.schedule.decay_steps}
 
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Leave the gradients of a batch, and return its terms: both are means over its targets."""
@@ -416,16 +316,12 @@ class Trainer:
                     means[name] = means[name] + mean if name in means else mean
         return means
 
-    def _require_finite(self, values: Mapping[str, float]) -> None:
-        start = self.directory if self._saved >= 0 else None
-        require_finite(values, step=self.step, start=start)
-
     def _go_back(self, error: NotFiniteError, log: RunLog) -> dict[str, object]:
         """Go on from an earlier snapshot, with other batches than those that led here, and return what the log says."""
         met = self.setbacks
         steps = [
             step
-            for step in planned_steps(self.directory, self.recipe, log)
+            for step in planned_steps(self.directory, self.recipe.steps, self.recipe.run, log)
             # Where no batch was bad, an evaluation was, and would be again.
             if step < self.step or met.in_a_row
         ]

@@ -34,7 +34,7 @@ from nanochat.training.phases import stages
 from nanochat.training.progress import progress
 from nanochat.training.recipe import ENDLESS, Recipe, merged, recipe_from_dict, recipe_to_dict
 from nanochat.training.run_log import LogEntry
-from nanochat.training.settings import change_setting
+from nanochat.training.settings import TRAINING
 from nanochat.training.snapshot import holds_run, load_record
 from nanochat.training.unused import warn_of_unused
 from nanochat.zoo.catalog import CATALOG, canonical
@@ -334,7 +334,7 @@ def _recipe(
         if name in LENGTHS[1:]:
             asked[name] = value
         else:
-            change_setting(asked, name, value)
+            TRAINING.change(asked, name, value)
     return _with_steps(asked)
 
 

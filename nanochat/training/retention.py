@@ -3,35 +3,35 @@
 import math
 from pathlib import Path
 
-from nanochat.training.recipe import Recipe
+from nanochat.training.recipe import RunSettings
 from nanochat.training.run_log import RunLog
 from nanochat.training.snapshot import remove_snapshot, snapshot_steps
 
 __all__ = ["drop_later_snapshots", "keep_snapshots", "planned_steps"]
 
 
-def planned_steps(directory: Path, recipe: Recipe, log: RunLog) -> list[int]:
+def planned_steps(directory: Path, last: int, settings: RunSettings, log: RunLog) -> list[int]:
     """The steps of those snapshots that are there and would be if nobody had interrupted the run.
 
-    It saves at regular steps, and after an evaluation that is better than all before.
+    It saves at regular steps, at the last one, and after an evaluation that is better than all before.
     """
     best = set()
     least = math.inf
-    for step, bits in sorted(log.evaluations.items()):
-        if bits < least:
+    for step, cost in sorted(log.evaluations.items()):
+        if cost < least:
             best.add(step)
-            least = bits
+            least = cost
     return [
         step
         for step in snapshot_steps(directory)
         if step != log.first_step
-        and (step == recipe.steps or not step % recipe.run.snapshot_every or step in best)
+        and (step == last or not step % settings.snapshot_every or step in best)
     ]
 
 
-def keep_snapshots(directory: Path, recipe: Recipe, log: RunLog) -> None:
-    """Delete the snapshots that the recipe does not keep; that of an interruption stays until there is a later one."""
-    planned = planned_steps(directory, recipe, log)[-recipe.run.keep_snapshots :]
+def keep_snapshots(directory: Path, last: int, settings: RunSettings, log: RunLog) -> None:
+    """Delete the snapshots that the settings do not keep; that of an interruption stays until there is a later one."""
+    planned = planned_steps(directory, last, settings, log)[-settings.keep_snapshots :]
     steps = snapshot_steps(directory)
     for step in steps[:-1]:
         if step != log.best_step and step not in planned:

@@ -20,7 +20,7 @@ from nanochat.export.formats import format_named
 from nanochat.export.transform import unroll, with_exit_threshold
 from nanochat.lm import Model, from_pretrained
 from nanochat.training.recipe import Recipe
-from nanochat.training.settings import change_setting
+from nanochat.training.settings import TRAINING
 from tests.core.foreign_tokenizers import llama_3
 from tests.core.test_chat_template import tokenizer
 from tests.parity.random_models import random_bundle, random_model
@@ -144,7 +144,7 @@ def test_settings_in_messages_and_documents_exist() -> None:
     for name, value in named:
         fields: dict[str, object] = {}
         # A value that a message fills in is a count.
-        change_setting(fields, *change_of(f"{name}={value or 1}"))
+        TRAINING.change(fields, *change_of(f"{name}={value or 1}"))
         assert fields
 
 

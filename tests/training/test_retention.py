@@ -42,7 +42,7 @@ def test_interruptions_add_no_snapshot_to_those_of_a_run(log: RunLog, tmp_path: 
     save(tmp_path, 0, 4, 5, 7, 8, 10, 12, 17, 31, 32)
 
     # The first step has none; 4, 8 and 17 were the best so far; 32 is the last.
-    assert planned_steps(tmp_path, SETTINGS, log) == [4, 5, 8, 10, 17, 32]
+    assert planned_steps(tmp_path, SETTINGS.steps, SETTINGS.run, log) == [4, 5, 8, 10, 17, 32]
 
 
 def test_the_best_and_the_last_snapshots_are_kept(log: RunLog, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_best_and_the_last_snapshots_are_kept(log: RunLog, tmp_path: Path) -
     # That of a run which was killed while it deleted.
     (snapshot_directory(tmp_path, 10) / "snapshot.json").unlink()
 
-    keep_snapshots(tmp_path, SETTINGS, log)
+    keep_snapshots(tmp_path, SETTINGS.steps, SETTINGS.run, log)
 
     assert snapshot_steps(tmp_path) == [17, 20, 25]
 
@@ -60,10 +60,10 @@ def test_a_snapshot_of_an_interruption_takes_the_place_of_none_and_goes_with_the
 ) -> None:
     save(tmp_path, 17, 20, 25, 27)
 
-    keep_snapshots(tmp_path, SETTINGS, log)
+    keep_snapshots(tmp_path, SETTINGS.steps, SETTINGS.run, log)
     interrupted = snapshot_steps(tmp_path)
     save(tmp_path, 30)
-    keep_snapshots(tmp_path, SETTINGS, log)
+    keep_snapshots(tmp_path, SETTINGS.steps, SETTINGS.run, log)
 
     assert interrupted == [17, 20, 25, 27]
     assert snapshot_steps(tmp_path) == [17, 25, 30]

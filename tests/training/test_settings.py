@@ -14,7 +14,7 @@ from nanochat.training.roles import ROLES
 from nanochat.training.rules.adamw import AdamW
 from nanochat.training.rules.lion import Lion
 from nanochat.training.rules.muon import Muon
-from nanochat.training.settings import change_setting, setting_groups, titles
+from nanochat.training.settings import TRAINING
 from tests.training.runs import command, command_here, options
 
 LISTED = "`nanochat train --settings` lists them all"
@@ -47,21 +47,21 @@ def fields() -> dict[str, object]:
 )
 def test_an_unknown_setting_names_the_nearest_and_the_list(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        change_setting(fields(), name, 1)
+        TRAINING.change(fields(), name, 1)
 
     assert str(raised.value) == f"there is no setting {name!r}{hint}: {LISTED}"
 
 
 def test_a_group_is_no_setting() -> None:
     with pytest.raises(ConfigError, match=r"^model is a group of settings: .* model\.NAME$"):
-        change_setting(fields(), "model", 1)
+        TRAINING.change(fields(), "model", 1)
 
 
 def test_a_setting_is_changed_in_its_group() -> None:
     changed = fields()
 
     for name, value in (("steps", 70), ("model.num_streams", 1), ("objective.ahead", 0.5)):
-        change_setting(changed, name, value)
+        TRAINING.change(changed, name, value)
 
     recipe = recipe_from_dict(changed)
     assert (recipe.steps, recipe.model.num_streams, recipe.objective.ahead) == (70, 1, 0.5)
@@ -71,7 +71,7 @@ def test_a_group_that_the_recipe_lacks_is_made() -> None:
     changed = fields()
     del changed["objective"]
 
-    change_setting(changed, "objective.ahead", 0.5)
+    TRAINING.change(changed, "objective.ahead", 0.5)
 
     assert recipe_from_dict(changed).objective == Objective(ahead=0.5)
 
@@ -79,22 +79,22 @@ def test_a_group_that_the_recipe_lacks_is_made() -> None:
 def test_another_rule_has_its_own_numbers() -> None:
     changed = fields()
 
-    change_setting(changed, "optimizer.norms.rule", "lion")
-    change_setting(changed, "optimizer.norms.second_beta", 0.98)
+    TRAINING.change(changed, "optimizer.norms.rule", "lion")
+    TRAINING.change(changed, "optimizer.norms.second_beta", 0.98)
 
     assert recipe_from_dict(changed).optimizer.norms == Lion(second_beta=0.98)
     with pytest.raises(
         ConfigError, match=r"^lion has no 'epsilon', .* set .*norms\.rule=adamw first"
     ):
-        change_setting(changed, "optimizer.norms.epsilon", 1e-7)
+        TRAINING.change(changed, "optimizer.norms.epsilon", 1e-7)
 
 
 def test_the_same_rule_again_keeps_its_numbers() -> None:
     changed = fields()
 
     for _ in range(2):
-        change_setting(changed, "optimizer.matrices.rate", 0.005)
-        change_setting(changed, "optimizer.matrices.rule", "muon")
+        TRAINING.change(changed, "optimizer.matrices.rate", 0.005)
+        TRAINING.change(changed, "optimizer.matrices.rule", "muon")
 
     assert recipe_from_dict(changed).optimizer.matrices == Muon(rate=0.005)
 
@@ -122,7 +122,7 @@ def test_a_value_that_no_recipe_may_have_is_refused_at_once(name: str, value: ob
     last = name.rpartition(".")[2]
 
     with pytest.raises(ConfigError, match=rf"^([a-z_.]*\.)?{last}="):
-        change_setting(fields(), name, value)
+        TRAINING.change(fields(), name, value)
 
 
 def test_values_that_fit_together_only_may_come_one_after_the_other() -> None:
@@ -134,13 +134,15 @@ def test_values_that_fit_together_only_may_come_one_after_the_other() -> None:
         ("model.expert_width", 256),
         ("model.layer_pattern", ["delta", "attention"]),
     ):
-        change_setting(changed, name, value)
+        TRAINING.change(changed, name, value)
 
     assert recipe_from_dict(changed).model.layer_pattern == ("delta", "attention")
 
 
 def listed() -> list[str]:
-    groups = itertools.chain.from_iterable(setting_groups(prefix) for prefix, _ in titles())
+    groups = itertools.chain.from_iterable(
+        TRAINING.groups(prefix) for prefix, _ in TRAINING.titles()
+    )
     return [setting for group in groups for setting in group.names.split(", ")]
 
 
