@@ -12,6 +12,7 @@ from nanochat.cli.options import (
     as_json_option,
     backend_option,
     model_argument,
+    sandbox_option,
     threads_option,
     unpinned_option,
 )
@@ -19,7 +20,6 @@ from nanochat.cli.output import note, print_json, print_table, write
 from nanochat.cli.run import require_packages
 from nanochat.generation.scoring import Convention
 from nanochat.problems.problem import Split
-from nanochat.sandbox.layers import KINDS
 
 __all__ = ["evaluate", "judge"]
 
@@ -68,13 +68,6 @@ _limit_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     help="So many problems at most, always the same ones.  [default: all]",
-)
-_sandbox_option = click.option(
-    "--sandbox",
-    type=click.Choice(KINDS),
-    default="auto",
-    show_default=True,
-    help="What programs run in; `nanochat doctor` shows what holds here.",
 )
 _input_seed_option = click.option(
     "--input-seed",
@@ -155,7 +148,7 @@ _overwrite_option = click.option(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @_input_seed_option
-@_sandbox_option
+@sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -202,7 +195,12 @@ def evaluate(
         _compare(compared, as_json=as_json)
         return
     from nanochat.evaluation.completing import Drawing
-    from nanochat.evaluation.evaluate import evaluate_programs, evaluate_texts, model_record
+    from nanochat.evaluation.evaluate import (
+        evaluate_programs,
+        evaluate_texts,
+        model_record,
+        texts_of,
+    )
     from nanochat.evaluation.results import markdown, save
     from nanochat.files import atomic_write
     from nanochat.lm import Model
@@ -217,6 +215,7 @@ def evaluate(
     )
     both = not texts and problems is None and not tasks
     programs = _programs(asked, problems=problems or "own", drawing=drawing)
+    named = texts_of(texts or ("own",)) if texts or both else {}
     folder = out or Path("evals", Path(model).name)
     if overwrite and (folder / "samples.jsonl").exists():
         shutil.rmtree(folder)
@@ -227,17 +226,18 @@ def evaluate(
         _progress() as progress,
     ):
         result: dict[str, Any] = {"model": model_record(loaded)}
+        # First what may find a mistake.
+        if problems is not None or both:
+            result["drawing"] = vars(drawing)
+            result["programs"] = evaluate_programs(loaded, programs, folder, progress)
+        if named:
+            result["text"] = evaluate_texts(loaded, named, convention, progress)
         if tasks:
             from nanochat.evaluation.tasks import run_tasks
 
             result["lm_eval"] = run_tasks(
                 loaded, tasks, num_fewshot=few_shot, limit=asked["limit"] or None, seed=drawing.seed
             )
-        if texts or both:
-            result["text"] = evaluate_texts(loaded, texts or ("own",), convention, progress)
-        if problems is not None or both:
-            result["drawing"] = vars(drawing)
-            result["programs"] = evaluate_programs(loaded, programs, folder, progress)
     path = save(folder, result)
     atomic_write(folder / "card.md", markdown(result).encode())
     if as_json:
@@ -255,7 +255,7 @@ def evaluate(
 @_limit_option
 @_ks_option
 @_input_seed_option
-@_sandbox_option
+@sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from nanochat import backends
 from nanochat.cli.run import as_file_errors
 from nanochat.errors import InputError
+from nanochat.sandbox.layers import KINDS
 
 if TYPE_CHECKING:
     from nanochat.config import ModelConfig
@@ -24,6 +25,7 @@ __all__ = [
     "find_stated",
     "meant_to_think",
     "model_argument",
+    "sandbox_option",
     "tables_option",
     "threads_option",
     "unpinned_option",
@@ -52,6 +54,13 @@ backend_option = click.option(
     default="auto",
     show_default=True,
     help="What computes; `nanochat doctor` shows what auto chooses.",
+)
+sandbox_option = click.option(
+    "--sandbox",
+    type=click.Choice(KINDS),
+    default="auto",
+    show_default=True,
+    help="What programs run in; `nanochat doctor` shows what holds here.",
 )
 threads_option = click.option(
     "--threads",

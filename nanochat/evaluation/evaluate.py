@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from nanochat.problems.sets import ProblemSet, load
 from nanochat.proof.golden import config_digest, tensor_digests, tokenizer_digest
 from nanochat.sandbox.layers import Kind
 
-__all__ = ["Programs", "evaluate_programs", "evaluate_texts", "judge_again", "model_record"]
+__all__ = [
+    "Programs",
+    "evaluate_programs",
+    "evaluate_texts",
+    "judge_again",
+    "model_record",
+    "texts_of",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,15 +111,20 @@ def model_record(model: Model) -> dict[str, object]:
     return {"name": model.name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def evaluate_texts(
-    model: Model, paths: Sequence[str], convention: Convention, progress: Progress
-) -> dict[str, object]:
-    """Score texts: those that `nanochat.evaluation.texts.read_texts` reads, and "own", the sources of our problems."""
+def texts_of(paths: Sequence[str]) -> dict[str, str]:
+    """The texts that paths name: see `nanochat.evaluation.texts.read_texts`; "own" is the sources of our problems."""
     texts: dict[str, str] = {}
     if others := [path for path in paths if path != "own"]:
         texts |= read_texts(others)
     if len(others) < len(paths):
         texts |= {name: own_text(name) for name in OWN_FILES}
+    return texts
+
+
+def evaluate_texts(
+    model: Model, texts: Mapping[str, str], convention: Convention, progress: Progress
+) -> dict[str, object]:
+    """Score texts by name."""
     found = score_texts(
         model,
         texts,

@@ -212,8 +212,9 @@ def test_what_is_interrupted_is_killed_and_the_sandbox_goes_on() -> None:
 
         thread = threading.Thread(target=interrupt)
         thread.start()
+        job = OURS.job(SLEEP, "interrupted", limits=Limits(wall_seconds=1000))
         with pytest.raises(KeyboardInterrupt):
-            sandbox.run_all([OURS.job(SLEEP, "interrupted")] * 3)
+            sandbox.run_all([job] * 3)
         thread.join()
 
         assert sandbox.run(OURS.job("print(1)")).output == b"1\n"

@@ -110,12 +110,12 @@ def test_a_body_that_is_no_request_is_refused(server: Process, body: bytes, mess
 
 def test_a_key_that_is_there_twice_is_found_among_many_at_once() -> None:
     names = [f'"{number}":1' for number in range(20_000)]
-    began = time.monotonic()
+    began = time.process_time()
 
     with pytest.raises(ApiError, match="the key '19999' is there twice"):
         read_request(f"{{{','.join([*names, names[-1]])}}}".encode(), TokenizeRequest)
 
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_number_that_is_longer_than_python_reads_is_no_id(server: Process) -> None:

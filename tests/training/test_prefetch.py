@@ -86,8 +86,8 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(data: Path, tmp_path: Path) 
         run.run(kill)
 
     assert time.monotonic() - begin < 30
-    # What was saved before is whole.
-    assert trainer(data, tmp_path, start=tmp_path, steps=10_000).step == 5
+    # What was saved before is whole; a batch that was prepared before may have been trained on.
+    assert trainer(data, tmp_path, start=tmp_path, steps=10_000).step in (5, 10)
 
 
 def test_no_process_is_left_at_the_end(data: Path, tmp_path: Path) -> None:
