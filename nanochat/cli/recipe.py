@@ -1,9 +1,17 @@
 """This file holds the argument and options that say what a run trains."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from nanochat.cli.options import Command
+from nanochat.cli.output import write
+
+if TYPE_CHECKING:
+    from nanochat.training.settings import Settings
 
 __all__ = [
     "change_of",
@@ -12,6 +20,7 @@ __all__ = [
     "data_option",
     "device_option",
     "preset_option",
+    "settings_option",
 ]
 
 
@@ -51,6 +60,34 @@ def _changes(
     _: click.Context, __: click.Parameter, given: tuple[str, ...]
 ) -> list[tuple[str, object]]:
     return [*map(change_of, given)]
+
+
+def settings_option(settings: "Callable[[], Settings]") -> Callable[[Command], Command]:
+    """``--settings``, which lists all of a recipe's and exits; it is called late, since they take time to import."""
+
+    def show(context: click.Context, _: click.Parameter, asked: bool) -> None:
+        if not asked or context.resilient_parsing:
+            return
+        found = settings()
+        listing = context.make_formatter()
+        listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
+        for prefix, title in found.titles():
+            groups = [
+                (each.names, f"{each.meaning}  [{each.kind}]") for each in found.groups(prefix)
+            ]
+            with listing.section(title.rstrip(".")):
+                listing.write_dl(groups)
+        write(listing.getvalue().lstrip("\n"))
+        context.exit()
+
+    return click.option(
+        "--settings",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="List all settings with their defaults, and exit.",
+    )
 
 
 config_argument = click.argument(

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table, write
+from nanochat.cli.output import format_bytes, format_count, note, print_json, print_table
 from nanochat.cli.recipe import (
     changes_option,
     config_argument,
     data_option,
     device_option,
     preset_option,
+    settings_option,
 )
 from nanochat.cli.run import INTERRUPTED, require_packages
 from nanochat.errors import counted
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nanochat.config import ModelConfig
     from nanochat.training.recipe import Recipe
     from nanochat.training.run_log import LogEntry
+    from nanochat.training.settings import Settings
 
 __all__ = ["train"]
 
@@ -39,35 +41,17 @@ Examples:
 """
 
 
-def _list_settings(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    if not asked or context.resilient_parsing:
-        return
+def _settings() -> "Settings":
     from nanochat.training.settings import TRAINING
 
-    listing = context.make_formatter()
-    listing.write_text("Settings for --set NAME=VALUE, with their defaults.")
-    for prefix, title in TRAINING.titles():
-        groups = [
-            (each.names, f"{each.meaning}  [{each.kind}]") for each in TRAINING.groups(prefix)
-        ]
-        with listing.section(title.rstrip(".")):
-            listing.write_dl(groups)
-    write(listing.getvalue().lstrip("\n"))
-    context.exit()
+    return TRAINING
 
 
 @click.command(epilog=_EXAMPLES)
 @config_argument
 @preset_option
 @changes_option
-@click.option(
-    "--settings",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_settings,
-    help="List all settings with their defaults, and exit.",
-)
+@settings_option(_settings)
 @click.option(
     "--tokens-per-parameter",
     type=float,

@@ -28,6 +28,7 @@ __all__ = [
     "configuration_of",
     "prepared",
     "read_configuration",
+    "read_fields",
 ]
 
 # How long a run is, in one of these ways.
@@ -94,7 +95,7 @@ def read_configuration(path: Path) -> Configuration:
     ConfigError
         If it is neither, or says what no run can be.
     """
-    return configuration_of(_whole(path), str(path))
+    return configuration_of(read_fields(path), str(path))
 
 
 def configuration_of(found: Mapping[str, object], source: str) -> Configuration:
@@ -151,7 +152,7 @@ def prepared(text: TextSettings, run: Path) -> Path:
     return directory
 
 
-def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_fields(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a file says, over what its base does."""
     if path.resolve() in above:
         names = " -> ".join(each.name for each in (*above, path))
@@ -164,7 +165,7 @@ def _whole(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: base={base!r}: there is no such file in {path.parent}: correct that name"
         )
-    below = _whole(path.parent / base, (*above, path.resolve()))
+    below = read_fields(path.parent / base, (*above, path.resolve()))
     if any(name in found for name in LENGTHS):
         below = {name: value for name, value in below.items() if name not in LENGTHS}
     return cast("dict[str, Any]", merged(below, found))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat.training.interruption import Interruption
 from nanochat.training.lock import locked
-from nanochat.training.recipe import RunSettings
+from nanochat.training.recipe import Rhythm
 from nanochat.training.retention import keep_snapshots
 from nanochat.training.run_log import LogEntry, RunLog
 from nanochat.training.setbacks import NotFiniteError, Setbacks, require_finite
@@ -141,7 +141,7 @@ class Course(ABC):
 
     @property
     @abstractmethod
-    def _settings(self) -> RunSettings:
+    def _settings(self) -> Rhythm:
         """When it evaluates and saves."""
 
     @abstractmethod

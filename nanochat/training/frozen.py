@@ -93,9 +93,17 @@ class FrozenModel:
         return self._ops.project(x, self._table)[0]
 
     @torch.no_grad()
-    def losses(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Nats that each target costs after its token, (B, T); 0 where there is none."""
-        return self._ops.cross_entropy(self.hidden(tokens, segments), self._table, targets)
+    def losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Nats that each target costs after its token at a temperature, (B, T); 0 where there is none."""
+        x = self.hidden(tokens, segments)
+        # Of hidden states that are divided, the logits are.
+        return self._ops.cross_entropy(x / temperature, self._table, targets)
 
     @torch.no_grad()
     def teaching(

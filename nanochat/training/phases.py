@@ -4,14 +4,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from nanochat.data.batch import Layout
 from nanochat.errors import ConfigError
 from nanochat.training.fire import Fire
 from nanochat.training.recipe import Recipe, Schedule, merged, recipe_from_dict, recipe_to_dict
 
-__all__ = ["Stage", "learning_rate_factor", "num_tokens", "stage_at", "stages"]
+__all__ = ["Stage", "learning_rate_factor", "num_tokens", "rate_factor", "stage_at", "stages"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,17 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(found)
 
 
-def stage_at(found: Sequence[Stage], step: int) -> Stage:
+class _Ending(Protocol):
+    """Steps to before `end`."""
+
+    @property
+    def end(self) -> int: ...
+
+
+EndingT = TypeVar("EndingT", bound=_Ending)
+
+
+def stage_at(found: Sequence[EndingT], step: int) -> EndingT:
     """That of the update after `step` others; at the end, the last one."""
     return next((stage for stage in found if step < stage.end), found[-1])
 
@@ -104,11 +114,14 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
     >>> [round(learning_rate_factor(stage, step), 2) for step in range(10)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    schedule = stage.recipe.schedule
-    done = step - stage.schedule_first
+    return rate_factor(stage.recipe.schedule, step - stage.schedule_first, stage.schedule_steps)
+
+
+def rate_factor(schedule: Schedule, done: int, steps: int) -> float:
+    """Share of the peak learning rate at the update after so many of so many others."""
     if done < schedule.warmup_steps:
         return (done + 1) / schedule.warmup_steps
-    left = (stage.schedule_steps - done) / max(1, schedule.decay_steps)
+    left = (steps - done) / max(1, schedule.decay_steps)
     if not schedule.decay_steps or left >= 1:
         return 1.0
     match schedule.tail:

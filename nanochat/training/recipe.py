@@ -26,6 +26,7 @@ __all__ = [
     "Phase",
     "Precision",
     "Recipe",
+    "Rhythm",
     "RunSettings",
     "Schedule",
     "merged",
@@ -111,8 +112,8 @@ class Precision:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class RunSettings:
-    """How a run goes, which changes no number of it.
+class Rhythm:
+    """When a run is evaluated and saved, which changes no number of it.
 
     Parameters
     ----------
@@ -120,6 +121,19 @@ class RunSettings:
         Steps between held-out evaluations and between snapshots.
     keep_snapshots : int
         Snapshots that are kept, the last ones, besides that of the best evaluation.
+    """
+
+    evaluate_every: Count = 100
+    snapshot_every: Count = 100
+    keep_snapshots: Count = 2
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RunSettings(Rhythm):
+    """How a run goes, which changes no number of it.
+
+    Parameters
+    ----------
     evaluation_windows : int
         Held-out sequences in an evaluation during the run; the last one uses as many as were trained on, if they are
         more.
@@ -134,9 +148,6 @@ class RunSettings:
         time.
     """
 
-    evaluate_every: Count = 100
-    snapshot_every: Count = 100
-    keep_snapshots: Count = 2
     evaluation_windows: Count = 64
     workers: Whole = 0
     budget: NotNegative = 0.0

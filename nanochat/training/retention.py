@@ -3,14 +3,14 @@
 import math
 from pathlib import Path
 
-from nanochat.training.recipe import RunSettings
+from nanochat.training.recipe import Rhythm
 from nanochat.training.run_log import RunLog
 from nanochat.training.snapshot import remove_snapshot, snapshot_steps
 
 __all__ = ["drop_later_snapshots", "keep_snapshots", "planned_steps"]
 
 
-def planned_steps(directory: Path, last: int, settings: RunSettings, log: RunLog) -> list[int]:
+def planned_steps(directory: Path, last: int, settings: Rhythm, log: RunLog) -> list[int]:
     """The steps of those snapshots that are there and would be if nobody had interrupted the run.
 
     It saves at regular steps, at the last one, and after an evaluation that is better than all before.
@@ -29,7 +29,7 @@ def planned_steps(directory: Path, last: int, settings: RunSettings, log: RunLog
     ]
 
 
-def keep_snapshots(directory: Path, last: int, settings: RunSettings, log: RunLog) -> None:
+def keep_snapshots(directory: Path, last: int, settings: Rhythm, log: RunLog) -> None:
     """Delete the snapshots that the settings do not keep; that of an interruption stays until there is a later one."""
     planned = planned_steps(directory, last, settings, log)[-settings.keep_snapshots :]
     steps = snapshot_steps(directory)

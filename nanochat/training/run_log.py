@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,10 @@ from nanochat.training.anomalies import Anomalies
 __all__ = ["HELD_OUT", "LogEntry", "RunLog"]
 
 HELD_OUT = "held_out_bits_per_byte"
+
+
+def _held_out(values: Mapping[str, object]) -> object:
+    return values.get(HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,14 @@ class RunLog:
     step, batch : int
         The run has done that step, and reads that batch next: lines of later ones are dropped, for they will be written
         again, the same. Below 0, all are.
+    cost : callable
+        What the values of a line say of how bad the model is, a float, if they are of an evaluation; by default
+        held-out bits per byte.
 
     Attributes
     ----------
     evaluations : dict of int to float
-        Held-out bits per byte, by step.
+        The cost at each evaluation, by step.
     first_step : int, optional
         That of the first line.
     untold : list of dict
@@ -50,7 +57,15 @@ class RunLog:
         If the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, *, step: int, batch: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        step: int,
+        batch: int,
+        cost: Callable[[Mapping[str, object]], object] = _held_out,
+    ) -> None:
+        self._cost = cost
         self._path = path
         self._step = step
         self._batch = batch
@@ -112,9 +127,9 @@ class RunLog:
     def _note(self, step: int, values: Mapping[str, object]) -> None:
         if self.first_step is None:
             self.first_step = step
-        bits = values.get(HELD_OUT)
-        if isinstance(bits, float):
-            self.evaluations[step] = bits
+        cost = self._cost(values)
+        if isinstance(cost, float):
+            self.evaluations[step] = cost
         if "anomaly" in values:
             self.untold = [each for each in self.untold if each["anomaly"] != values["anomaly"]]
         else:

@@ -57,7 +57,7 @@ class Snapshot:
     """A run after `step` updates and so many seconds; `data` is the fingerprint of what it saw, `machine` where.
 
     `phase` is the number of the last one that has begun, which may be that of the next step; snapshots did not always
-    say it.
+    say it. `beside` is what a run of another kind keeps with it, ready for JSON.
     """
 
     step: int
@@ -67,6 +67,7 @@ class Snapshot:
     recipe: Recipe
     data: str
     machine: Mapping[str, object] = field(default_factory=dict)
+    beside: Mapping[str, object] = field(default_factory=dict)
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, State]
 
@@ -99,6 +100,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> None:
         "data": snapshot.data,
         "machine": dict(snapshot.machine),
         "recipe": recipe_to_dict(snapshot.recipe),
+        **({"beside": dict(snapshot.beside)} if snapshot.beside else {}),
     }
     with atomic_directory(directory) as new:
         parameters, optimizer = _tensor_files(new, _FORMAT, snapshot.step)
@@ -226,7 +228,9 @@ def _read_text(directory: Path) -> tuple[int, Snapshot]:
         raise FormatError(
             f"{path}: step {step!r}, its data or its recipe is damaged; use an earlier snapshot"
         )
-    machine, seconds, phase = (text.get(name) for name in ("machine", "seconds", "phase"))
+    machine, seconds, phase, beside = (
+        text.get(name) for name in ("machine", "seconds", "phase", "beside")
+    )
     return version, Snapshot(
         step=step,
         phase=phase if isinstance(phase, int) else None,
@@ -235,6 +239,7 @@ def _read_text(directory: Path) -> tuple[int, Snapshot]:
         recipe=recipe_from_dict(nested(recipe)),
         data=data,
         machine=machine if isinstance(machine, dict) else {},
+        beside=beside if isinstance(beside, dict) else {},
         parameters={},
         optimizer={},
     )
