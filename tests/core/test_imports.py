@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("serve", "rl", "training"),
+    ("rl",),
+    ("serve", "training"),
     ("evaluation",),
     ("lm",),
     ("publish",),
@@ -63,7 +64,7 @@ FRAMEWORKS = {
     "onnxruntime": ("export/onnx/*",),
     "opentelemetry": ("nanochat/serve/spans.py",),
     "prometheus_client": ("nanochat/serve/*",),
-    "pydantic": ("nanochat/training/*",),
+    "pydantic": ("nanochat/rl/*", "nanochat/training/*"),
     "psutil": ("backends/free_memory.py",),
     "pyarrow": ("nanochat/data/arrow.py",),
     "ray": ("nanochat/serve/ray.py",),
@@ -75,6 +76,7 @@ FRAMEWORKS = {
     "torch": (
         "backends/torch/*",
         "export/stock/transformers_run.py",
+        "nanochat/rl/*",
         "nanochat/training/*",
     ),
     "tqdm": ("nanochat/evaluation/harness.py",),
