@@ -1,0 +1,206 @@
+"""This file holds rollouts: which problems a step draws, what a model writes for them, and what that earns."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat.evaluation.completing import Completion, Drawing, Request, complete, seed_of
+from nanochat.generation.engine import Runner
+from nanochat.generation.prompts import encode_prompt
+from nanochat.judge.judge import Judge, Judgement, Sample
+from nanochat.problems.problem import Problem
+from nanochat.problems.soundness import is_trivial
+from nanochat.rl.advantages import have_signal
+from nanochat.rl.recipe import Problems, Recipe
+from nanochat.rl.rewards import reward_of
+from nanochat.text.codec import TextCodec
+
+__all__ = ["Curriculum", "Group", "Rollouts", "draw", "trained_on"]
+
+# How many times the problems of a step are drawn at most, where those without a signal are replaced.
+_MOST_DRAWN = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Samples of one problem: what was written, what was found of it, and what it earned.
+
+    Parameters
+    ----------
+    prompt : tuple of int
+        The tokens of the problem's prompt.
+    judgements : tuple of Judgement
+        Of each completion; none where no judge was asked.
+    rewards : tuple of float
+        NaN of one that nobody could judge.
+    """
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    judgements: tuple[Judgement, ...]
+    rewards: tuple[float, ...]
+
+
+class Curriculum:
+    """The problems of each step, which follow from a seed and the step's number alone.
+
+    Families count alike, however many instances they have.
+    """
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._seed = seed
+        self._families: dict[str, list[Problem]] = {}
+        for problem in problems:
+            self._families.setdefault(problem.family, []).append(problem)
+
+    def of_step(self, step: int) -> Iterator[Problem]:
+        """Problems without end, of which as many as there are families come from unlike ones; none comes twice."""
+        generator = np.random.default_rng([self._seed, step])
+        left = {
+            name: [members[i] for i in generator.permutation(len(members))]
+            for name, members in self._families.items()
+        }
+        while left:
+            for name in generator.permutation(sorted(left)):
+                yield left[name].pop()
+                if not left[name]:
+                    del left[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What a step has drawn.
+
+    Parameters
+    ----------
+    groups : tuple of Group
+        What is learnt from.
+    left_out : tuple of Group
+        Problems without a signal in whose place others were drawn, or that do not count.
+    seconds : dict of str to float
+        What drawing and judging took.
+    """
+
+    groups: tuple[Group, ...]
+    left_out: tuple[Group, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """The rewards of `groups`, (P, G)."""
+        return np.array([group.rewards for group in self.groups])
+
+
+def trained_on(problems: Sequence[Problem], settings: Problems) -> list[Problem]:
+    """Those that a run draws from: of the split ``train``, of the levels, and perhaps none that is trivial."""
+    return [
+        problem
+        for problem in problems
+        if problem.split == "train"
+        and (not settings.levels or problem.level in settings.levels)
+        and not (settings.nontrivial and is_trivial(problem))
+    ]
+
+
+def draw(
+    engine: Runner[Any],
+    tokenizer: TextCodec,
+    problems: Iterator[Problem],
+    judge: Judge | None,
+    recipe: Recipe,
+    step: int,
+    *,
+    clock: Callable[[], float],
+) -> Rollouts:
+    """Let a model complete the problems of a step, and judge what it writes.
+
+    Parameters
+    ----------
+    problems : iterator of Problem
+        Of the step, in their order: see `Curriculum`.
+    judge : Judge, optional
+        Without one, all rewards are 0.
+    clock : callable
+        Tells the time in seconds.
+    """
+    settings = recipe.rollout
+    drawing = Drawing(
+        num_samples=settings.samples,
+        temperature=settings.temperature,
+        top_p=1.0,
+        max_tokens=settings.max_tokens,
+        seed=seed_of(recipe.seed, "rollout", step),
+    )
+    seconds = {"drawing": 0.0, "judging": 0.0}
+    kept: list[Group] = []
+    left_out: list[Group] = []
+    for _ in range(_MOST_DRAWN if settings.groups == "resample" else 1):
+        wanted = [*islice(problems, settings.prompts - len(kept))]
+        if not wanted:
+            break
+        begin = clock()
+        written = _written(engine, tokenizer, wanted, drawing)
+        seconds["drawing"] += clock() - begin
+        begin = clock()
+        found = _judged(wanted, written, tokenizer, judge, recipe)
+        seconds["judging"] += clock() - begin
+        signal = have_signal(np.array([group.rewards for group in found]))
+        for group, is_told in zip(found, signal, strict=True):
+            stays = is_told or settings.groups == "keep" or judge is None
+            (kept if stays else left_out).append(group)
+    return Rollouts(groups=tuple(kept), left_out=tuple(left_out), seconds=seconds)
+
+
+def _written(
+    engine: Runner[Any], tokenizer: TextCodec, problems: Sequence[Problem], drawing: Drawing
+) -> dict[str, list[Completion]]:
+    """The completions of each problem, in the order of their numbers."""
+    requests = [
+        Request(problem.id, problem.prompt, range(drawing.num_samples)) for problem in problems
+    ]
+    written: dict[str, list[Completion]] = {problem.id: [] for problem in problems}
+    for completion in complete(engine, tokenizer, requests, drawing):
+        written[completion.id].append(completion)
+    for completions in written.values():
+        completions.sort(key=lambda each: each.sample)
+    return written
+
+
+def _judged(
+    problems: Sequence[Problem],
+    written: Mapping[str, Sequence[Completion]],
+    tokenizer: TextCodec,
+    judge: Judge | None,
+    recipe: Recipe,
+) -> list[Group]:
+    samples = [Sample(p, each.text) for p in problems for each in written[p.id]]
+    # Other arguments each time would make one text right in one step and wrong in the next.
+    found = [] if judge is None else judge.judge(samples, seed=recipe.seed)
+    groups = []
+    for number, problem in enumerate(problems):
+        completions = written[problem.id]
+        first = number * len(completions)
+        judgements = found[first : first + len(completions)]
+        rewards = [_reward(one, problem, recipe) for one in judgements] or [0.0] * len(completions)
+        groups.append(
+            Group(
+                problem=problem,
+                prompt=tuple(encode_prompt(problem.prompt, tokenizer)),
+                completions=tuple(completions),
+                judgements=tuple(judgements),
+                rewards=tuple(rewards),
+            )
+        )
+    return groups
+
+
+def _reward(found: Judgement, problem: Problem, recipe: Recipe) -> float:
+    settings = recipe.reward
+    assert settings.kind != "teacher"
+    reward = reward_of(found, problem, settings.kind, trivial=settings.trivial)
+    return float("nan") if reward is None else reward
