@@ -305,7 +305,7 @@ class Reinforcement(Course):
             )
             self.updater.update(norm=norms["gradient_norm"], factor=factor)
             sums |= values
-        for name in ("entropy", "kl", "clipped", "mismatch"):
+        for name in ("entropy", "kl", "teacher_kl", "clipped", "mismatch"):
             if name in sums:
                 sums[name] /= num_tokens
         found_of: dict[str, object] = {**sums, "learning_rate_factor": factor}

@@ -64,8 +64,9 @@ def terms(
 
     * *objective*: minus what the tokens are worth by their ratios, times their weights; with the other two terms.
     * *logprobs*: of all targets, (B, T), without a gradient; 0 where there is none.
-    * Sums over tokens, without a gradient: *entropy*, *kl* (k3) if there is a reference, *clipped* (tokens), *mismatch*
-      (distance from where they were drawn); and *mismatch_max*.
+    * Sums over tokens, without a gradient: *entropy*, *kl* (k3) if there is a reference, *teacher_kl* (how much
+      likelier they are here than there) if one teaches, *clipped* (tokens), *mismatch* (how far they are from where
+      they were drawn); and *mismatch_max*.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def terms(
     before = now if given.before is None else readout.picked(given.before)
     worth = readout.picked(given.advantages)
     if given.teacher is not None:
-        worth = (readout.picked(given.teacher) - before).where(counts, 0.0)
+        worth = (readout.picked(given.teacher) - now).where(counts, 0.0)
     distance = (before - readout.picked(given.drawn)).where(counts, 0.0)
     ratios = (logprobs - before).exp()
     clipped = ratios.clamp(1 - policy.clip_low, 1 + policy.clip_high)
@@ -103,6 +104,8 @@ def terms(
         "mismatch": distance.abs().sum(),
         "mismatch_max": distance.abs().max(),
     }
+    if given.teacher is not None:
+        seen["teacher_kl"] = -worth.sum()
     if given.reference is not None:
         change = (readout.picked(given.reference) - logprobs).where(counts, 0.0)
         divergence = change.exp() - change - 1
