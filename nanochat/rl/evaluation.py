@@ -73,9 +73,9 @@ def evaluate(
     """What the log says of a policy.
 
     Of each split the shares of samples that *compiles*, *runs*, *passes* and *trivial* count (see
-    `nanochat.evaluation.rates`), and of the likeliest texts *greedy_passes* and how many are *greedy_distinct*;
-    *held_out_passes* is the mean of the splits that are not learnt from, or of all. *rewarded_texts* are the ten that
-    earn the most.
+    `nanochat.evaluation.rates`), the share of problems *solved* by one of their samples, and of the likeliest texts
+    *greedy_passes* and how many are *greedy_distinct*; *held_out_passes* is the mean of the splits that are not learnt
+    from, or of all. *rewarded_texts* are the ten that earn the most.
 
     Parameters
     ----------
@@ -114,6 +114,8 @@ def evaluate(
             texts = {_shape(each) for each in given if each.found.verdict != "open"}
             tables.setdefault("greedy_distinct", {})[split] = len(texts)
             continue
+        solved = {each.problem.id for each in given if each.found.verdict == "pass"}
+        tables.setdefault("solved", {})[split] = len(solved) / len(problems[split])
         for name in _RATES:
             value = measured.rates[name].value
             # A share of none is no number, for which JSON has no word.

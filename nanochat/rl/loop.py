@@ -109,6 +109,8 @@ class Reinforcement(Course):
         self.recipe = recipe
         self._stages = stages(recipe)
         self._stage = self._stages[0]
+        # The first one begins with the first step.
+        self._begun_stage = -1
         self._problems = problems
         self._curricula = [
             Curriculum(trained_on(problems.problems, stage.recipe.problems), recipe.seed)
@@ -216,8 +218,7 @@ class Reinforcement(Course):
                 check=self._interruption.check,
             )
             if self._texts:
-                texts = evaluate_texts(self.drawing, self._texts, "overlapping", lambda *_: None)
-                found[HELD_OUT] = texts["bits_per_byte"]
+                found[HELD_OUT] = self._bits_per_byte()
         now = codes(self.model, self._specs)
         found["flips_since_start"] = flips(self._codes_at_start, now, self._specs)
         if self.step:
@@ -228,8 +229,9 @@ class Reinforcement(Course):
         clock = time.perf_counter
         begin = clock()
         done: dict[str, object] = {}
-        if self._stage != stage_at(self._stages, self.step):
-            self._stage = stage_at(self._stages, self.step)
+        stage = stage_at(self._stages, self.step)
+        if stage.number != self._begun_stage:
+            self._stage, self._begun_stage = stage, stage.number
             done = self._begin_stage()
         recipe = self._stage.recipe
         judge = None if recipe.reward.kind == "teacher" else self._judge
@@ -368,7 +370,15 @@ class Reinforcement(Course):
         if not renewed:
             return {}
         self._hand_over()
-        return {"fire": f"matrices made nearly orthogonal: {len(renewed)}"}
+        found: dict[str, object] = {"fire": f"matrices made nearly orthogonal: {len(renewed)}"}
+        if self._texts:
+            # What that costs, which the next evaluation does not tell any more.
+            found[f"{HELD_OUT}_after_fire"] = self._bits_per_byte()
+        return found
+
+    def _bits_per_byte(self) -> object:
+        found = evaluate_texts(self.drawing, self._texts, "overlapping", lambda *_: None)
+        return found["bits_per_byte"]
 
     def _enter(self, states: Mapping[str, State]) -> None:
         self.updater = Updater(self.model, self._specs, self._stage.recipe.optimizer, states)
@@ -389,7 +399,7 @@ class Reinforcement(Course):
     def _write_snapshot(self) -> None:
         snapshot = Snapshot(
             step=self.step,
-            phase=self._stage.number,
+            phase=self._begun_stage,
             recipe=self._as_training(),
             data=self._problems.identity,
             machine=self._machine,
@@ -415,7 +425,9 @@ class Reinforcement(Course):
         require_states(snapshot.optimizer, self._specs, settings, source=str(self.directory))
         self.step = snapshot.step
         self._num_drawn = int(str(snapshot.beside["drawn"]))
-        self._stage = self._stages[snapshot.phase or 0]
+        assert snapshot.phase is not None
+        self._begun_stage = snapshot.phase
+        self._stage = self._stages[max(0, snapshot.phase)]
         return snapshot.optimizer
 
 

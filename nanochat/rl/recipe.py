@@ -106,6 +106,8 @@ class Reward:
         Whether a literal or a parameter that is not right earns what "staged" and "compile" give.
     truncated : {"count", "mask"}
         Whether samples that were cut off are learnt from as what they are, wrong, or not at all.
+    shuffled : bool
+        Whether what samples of a problem earn is dealt out among them by chance: a control, which must learn nothing.
     teacher : str
         A model with the same tokenizer, by its directory or name.
     collapse : float
@@ -116,6 +118,7 @@ class Reward:
     kind: RewardKind = "pass"
     trivial: bool = True
     truncated: Literal["count", "mask"] = "count"
+    shuffled: bool = False
     teacher: str = ""
     collapse: Part = 0.5
 

@@ -147,7 +147,7 @@ def draw(
         written = _written(engine, tokenizer, wanted, drawing)
         seconds["drawing"] += clock() - begin
         begin = clock()
-        found = _judged(wanted, written, tokenizer, judge, recipe)
+        found = _judged(wanted, written, tokenizer, judge, recipe, step)
         seconds["judging"] += clock() - begin
         signal = have_signal(np.array([group.rewards for group in found]))
         for group, is_told in zip(found, signal, strict=True):
@@ -177,16 +177,20 @@ def _judged(
     tokenizer: TextCodec,
     judge: Judge | None,
     recipe: Recipe,
+    step: int,
 ) -> list[Group]:
     samples = [Sample(p, each.text) for p in problems for each in written[p.id]]
-    # Other arguments each time would make one text right in one step and wrong in the next.
-    found = [] if judge is None else judge.judge(samples, seed=recipe.seed)
+    seed = seed_of(recipe.seed, "judging", step)
+    # What is right for the arguments of one step only is found out in another.
+    found = [] if judge is None else judge.judge(samples, seed=seed)
     groups = []
     for number, problem in enumerate(problems):
         completions = written[problem.id]
         first = number * len(completions)
         judgements = found[first : first + len(completions)]
         rewards = [_reward(one, problem, recipe) for one in judgements] or [0.0] * len(completions)
+        if recipe.reward.shuffled:
+            np.random.default_rng(seed_of(seed, problem.id)).shuffle(rewards)
         groups.append(
             Group(
                 problem=problem,

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.lm import Model, from_pretrained
 from nanochat.rl.evaluation import require_variety
+from nanochat.rl.rollouts import draw
 from nanochat.training.beginning import begin_with
 from nanochat.training.history import read_history
 from nanochat.training.report import summaries
@@ -129,17 +131,36 @@ def test_phases_change_what_is_paid_for_and_may_begin_with_fire(tmp_path: Path) 
         {"steps": 1, "reward": {"kind": "compile"}},
         {"steps": 1, "fire": {"iterations": 10}, "reward": {"kind": "pass"}},
     ]
+    text = tmp_path / "text.rs"
+    text.write_text("fn main() {}\n")
     rhythm = {"evaluate_every": 1, "snapshot_every": 1}
-    run = reinforcement(tmp_path, steps=2, phases=phases, run=rhythm)
+    run = reinforcement(
+        tmp_path / "run", steps=2, phases=phases, run=rhythm, evaluation={"texts": [str(text)]}
+    )
 
     assert run.run(quiet)
 
-    lines = log_of(tmp_path)
+    lines = log_of(tmp_path / "run")
     (fire,) = (line for line in lines if "fire" in line)
     assert fire["step"] == 2
     assert "nearly orthogonal" in fire["fire"]
+    bits = [line["held_out_bits_per_byte"] for line in lines if "passes" in line]
+    assert fire["held_out_bits_per_byte_after_fire"] > bits[1]
     # It flips signs and zeros.
     assert lines[-1]["flips_since_start"]["ternary"] > 0.01
+
+
+def test_the_first_phase_may_begin_with_fire_once(tmp_path: Path) -> None:
+    phases = [{"steps": 3, "fire": {"iterations": 10}}]
+
+    def interrupt(entry: LogEntry) -> None:
+        if "reward" in entry.values:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert not reinforcement(tmp_path, steps=3, phases=phases).run(interrupt)
+    assert reinforcement(tmp_path, resume=True).run(quiet)
+
+    assert ["fire" in line for line in log_of(tmp_path) if "reward" in line] == [True, False, False]
 
 
 def test_a_run_whose_codes_stand_still_is_stopped(tmp_path: Path) -> None:
@@ -190,6 +211,33 @@ def test_a_teacher_is_followed_without_a_judge(tmp_path: Path) -> None:
     assert np.mean(divergences[-2:]) < 0.7 * divergences[0]
     # A model that is its own teacher: what is left are sums in another order.
     assert log_of(tmp_path / "own")[1]["teacher_kl"] < 1e-2
+
+
+def test_a_control_earns_the_same_for_no_reason(tmp_path: Path) -> None:
+    def rewards(name: str, *, shuffled: bool) -> list[list[float]]:
+        run = reinforcement(
+            tmp_path / name,
+            rollout={"samples": 64},
+            reward={"kind": "compile", "shuffled": shuffled},
+        )
+        (curriculum,) = run._curricula
+        assert run._judge is not None
+        found = draw(
+            run.drawing.engine,
+            run.drawing.tokenizer,
+            curriculum.of_step(0),
+            run._judge,
+            run.recipe,
+            0,
+            clock=time.perf_counter,
+        )
+        run.close()
+        return [[*group.rewards] for group in found.groups]
+
+    plain, control = rewards("plain", shuffled=False), rewards("control", shuffled=True)
+
+    assert plain != control
+    assert [sorted(each) for each in plain] == [sorted(each) for each in control]
 
 
 def test_several_updates_of_a_step_are_limited(tmp_path: Path) -> None:
