@@ -62,18 +62,19 @@ class Microbatch:
 def learnt(rollouts: Rollouts, recipe: Recipe, step: int) -> list[Learnt]:
     """The samples of a step that are learnt from, which are all whose gradient is not 0.
 
-    Of negatives that are too many, some are chosen by the seed and the step, and weigh as much as all of them.
+    Of those worth more, or less, than the mean that are too many, some are chosen by the seed and the step, and weigh
+    as much as all of them.
     """
     policy, teaches = recipe.policy, recipe.reward.kind == "teacher"
     values = advantages(rollouts.rewards, policy.advantage) if rollouts.groups else np.zeros((0, 0))
-    generator = np.random.default_rng(seed_of(recipe.seed, "negatives", step))
-    # What everything is divided by does not depend on which negatives are chosen.
+    generator = np.random.default_rng(seed_of(recipe.seed, "choosing", step))
+    # What everything is divided by does not depend on which are chosen.
     lengths = np.array(
         [[len(each.tokens) for each in group.completions] for group in rollouts.groups]
     )
     found: list[Learnt] = []
     for group, worth in zip(rollouts.groups, values, strict=True):
-        shares = _shares(worth, policy.negatives, generator)
+        shares = _shares(worth, policy, generator)
         for completion, reward, value, share in zip(
             group.completions, group.rewards, worth, shares, strict=True
         ):
@@ -107,14 +108,15 @@ def microbatches(
 
 
 def _shares(
-    worth: NDArray[np.float64], most: int, generator: np.random.Generator
+    worth: NDArray[np.float64], policy: Policy, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The factor of each sample of a problem: 1, or of negatives that are too many 0, or what makes up for those."""
+    """The factor of each sample of a problem: 1, or of those that are too many 0, or what makes up for these."""
     shares = np.ones_like(worth)
-    negatives = np.flatnonzero(worth < 0)
-    if most and len(negatives) > most:
-        shares[negatives] = 0
-        shares[generator.choice(negatives, most, replace=False)] = len(negatives) / most
+    for most, alike in ((policy.negatives, worth < 0), (policy.positives, worth > 0)):
+        places = np.flatnonzero(alike)
+        if most and len(places) > most:
+            shares[places] = 0
+            shares[generator.choice(places, most, replace=False)] = len(places) / most
     return shares
 
 

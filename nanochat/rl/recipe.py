@@ -143,9 +143,9 @@ class Policy:
         Factor of the divergence from the model that the run began with.
     entropy : float
         Factor of the entropy of the next token, which is to stay.
-    negatives : int
-        Samples of a problem that are worth less than the others, and are learnt from, chosen at random and weighed so
-        that nothing is biased; 0 is all. The others cost no time.
+    positives, negatives : int
+        Samples of a problem that are worth more, and less, than its mean, and are learnt from, chosen at random and
+        weighed so that nothing is biased; 0 is all. The others cost no time.
     ratio_cap : float
         Weighs a token by how much likelier it is in training than where it was drawn, to this at most; 0 does not.
     microbatch : int
@@ -159,6 +159,7 @@ class Policy:
     clip_high: Positive = 0.28
     kl: NotNegative = 0.0
     entropy: NotNegative = 0.0
+    positives: Whole = 0
     negatives: Whole = 0
     ratio_cap: NotNegative = 0.0
     microbatch: Count = 1024

@@ -110,14 +110,16 @@ def test_the_normaliser_is_that_of_the_advantage() -> None:
     assert found == ["constant", "constant", "sequence", "token"]
 
 
-def test_of_negatives_that_are_chosen_the_sum_is_that_of_all() -> None:
+@pytest.mark.parametrize(("chosen", "sign"), [("negatives", 1), ("positives", -1)])
+def test_of_samples_that_are_chosen_the_sum_is_that_of_all(chosen: str, sign: int) -> None:
     lengths = [1, 2, 3, 4, 5, 6, 7, 8]
-    one = rollouts(group([1, 0, 0, 0, 0, 0, 0, 0], lengths))
-    whole = learnt(one, recipe(negatives=0), 0)
-    samples = [learnt(one, recipe(negatives=2), step) for step in range(3000)]
+    rewards = [1.0, 0, 0, 0, 0, 0, 0, 0]
+    one = rollouts(group(rewards if sign > 0 else [1 - each for each in rewards], lengths))
+    whole = learnt(one, recipe(), 0)
+    samples = [learnt(one, recipe(**{chosen: 2}), step) for step in range(3000)]
 
     assert {len(each) for each in samples} == {3}
-    assert all(each[0].advantage > 0 for each in samples)
+    assert all(sign * each[0].advantage > 0 for each in samples)
     assert len({tuple(len(s.tokens) for s in each) for each in samples}) == 21
     # What is minimised is linear in this.
     sums = [[s.weight * s.advantage * len(s.tokens) for s in each] for each in (whole, *samples)]
