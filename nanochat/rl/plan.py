@@ -17,7 +17,7 @@ from nanochat.sandbox.layers import Kind
 from nanochat.training.beginning import begin_with, config_of
 from nanochat.training.configuration import read_fields
 from nanochat.training.recipe import merged
-from nanochat.training.snapshot import holds_run, load_record
+from nanochat.training.snapshot import find_snapshot, holds_run, load_record
 from nanochat.zoo.hub import resolve
 
 __all__ = ["Plan", "plan"]
@@ -169,7 +169,15 @@ def _find(name: str) -> tuple[Path, Bundle]:
         raise ConfigError(
             f"model={name!r:.80} is one file: pass a model directory, of which latent weights can be made"
         )
-    directory = place / "model" if holds_run(place) else place
+    try:
+        snapshot = find_snapshot(place)
+    except TrainingError:
+        return place, load(place)
+    found = load_record(snapshot).beside.get("rl")
+    if isinstance(found, Mapping):
+        # A run has the tokenizer of what it began with, and all else that is said of that.
+        return place, _find(str(found["model"]))[1]
+    directory = snapshot.parents[1] / "model"
     if not directory.is_dir():
         raise ConfigError(
             f"model={name!r:.80} is a run that has not ended, and has no model yet: resume it, or pass a model"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nanochat.errors import ConfigError, InputError, NanochatError, TrainingError
@@ -112,6 +113,10 @@ def test_a_run_is_not_overwritten_and_goes_on_with_its_own_recipe(tmp_path: Path
     with pytest.raises(ConfigError, match="--resume takes the recipe of the snapshot"):
         plan(FIELDS, out=tmp_path, resume=True)
     assert plan(out=tmp_path, resume=True).recipe == run.recipe
+    branch = plan({**FIELDS, "model": str(tmp_path / "snapshots" / "2")}, out=tmp_path / "branch")
+    begun = branch.run(backend="numba")
+    assert np.array_equal(begun.drawing.logits([1, 5]), run.drawing.logits([1, 5]))
+    begun.close()
     with pytest.raises(TrainingError, match="holds no snapshot"):
         plan(out=tmp_path / "none", resume=True)
 
