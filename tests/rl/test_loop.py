@@ -15,8 +15,9 @@ from nanochat.evaluation.completing import Drawing, Request, complete
 from nanochat.generation.engine import Engine
 from nanochat.init import freeze
 from nanochat.lm import Model, from_pretrained
+from nanochat.rl.advantages import have_signal
 from nanochat.rl.evaluation import require_variety
-from nanochat.rl.rollouts import draw
+from nanochat.rl.rollouts import Rollouts, draw
 from nanochat.training.beginning import begin_with
 from nanochat.training.history import read_history
 from nanochat.training.report import summaries
@@ -213,31 +214,52 @@ def test_a_teacher_is_followed_without_a_judge(tmp_path: Path) -> None:
     assert log_of(tmp_path / "own")[1]["teacher_kl"] < 1e-2
 
 
+def drawn(out: Path, **changes: object) -> Rollouts:
+    run = reinforcement(out, **changes)
+    (curriculum,) = run._curricula
+    assert run._judge is not None
+    found = draw(
+        run.drawing.engine,
+        run.drawing.tokenizer,
+        curriculum.of_step(0),
+        run._judge,
+        run.recipe,
+        0,
+        clock=time.perf_counter,
+    )
+    run.close()
+    return found
+
+
 def test_a_control_earns_the_same_for_no_reason(tmp_path: Path) -> None:
-    def rewards(name: str, *, shuffled: bool) -> list[list[float]]:
-        run = reinforcement(
-            tmp_path / name,
-            rollout={"samples": 64},
-            reward={"kind": "compile", "shuffled": shuffled},
-        )
-        (curriculum,) = run._curricula
-        assert run._judge is not None
-        found = draw(
-            run.drawing.engine,
-            run.drawing.tokenizer,
-            curriculum.of_step(0),
-            run._judge,
-            run.recipe,
-            0,
-            clock=time.perf_counter,
-        )
-        run.close()
+    def rewards(*, shuffled: bool) -> list[list[float]]:
+        reward = {"kind": "compile", "shuffled": shuffled}
+        found = drawn(tmp_path, rollout={"samples": 64}, reward=reward)
         return [[*group.rewards] for group in found.groups]
 
-    plain, control = rewards("plain", shuffled=False), rewards("control", shuffled=True)
+    plain, control = rewards(shuffled=False), rewards(shuffled=True)
 
     assert plain != control
     assert [sorted(each) for each in plain] == [sorted(each) for each in control]
+
+
+def test_problems_without_a_signal_stay_or_make_room_for_others(tmp_path: Path) -> None:
+    def found(groups: str) -> tuple[list[str], list[str]]:
+        rollout = {"prompts": 2, "samples": 64, "groups": groups}
+        of = drawn(tmp_path, rollout=rollout)
+        left_out = [have_signal(np.array([group.rewards])).any() for group in of.left_out]
+        assert not any(left_out)
+        return [g.problem.id for g in of.groups], [g.problem.id for g in of.left_out]
+
+    kept, none = found("keep")
+    dropped, left_out = found("drop")
+    resampled, replaced = found("resample")
+
+    assert (len(kept), none) == (2, [])
+    assert sorted(dropped + left_out) == sorted(kept)
+    assert left_out
+    assert resampled[: len(dropped)] == dropped
+    assert set(resampled + replaced) > set(kept)
 
 
 def test_several_updates_of_a_step_are_limited(tmp_path: Path) -> None:
