@@ -1,13 +1,23 @@
 """This file holds `nanochat eval` and `nanochat judge`."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from nanochat.cli.judging import (
+    SET,
+    input_seed_option,
+    levels_option,
+    max_tokens_option,
+    overwrite_option,
+    progress_bars,
+    seed_option,
+    temperature_option,
+    top_p_option,
+)
 from nanochat.cli.options import (
     as_json_option,
     backend_option,
@@ -39,7 +49,6 @@ Examples:
   nanochat judge samples.jsonl --problems problems.jsonl --out verdicts.jsonl --sandbox landlock
 """
 
-_SET = "own, templates, a file, or owner/name[@revision][:config] of the Hub."
 _ks_option = click.option(
     "--k",
     "ks",
@@ -48,13 +57,6 @@ _ks_option = click.option(
     default=(1,),
     show_default=True,
     help="For which k pass@k is told; repeatable.",
-)
-_levels_option = click.option(
-    "--level",
-    "levels",
-    type=click.IntRange(0, 4),
-    multiple=True,
-    help="Only problems of this level; repeatable.  [default: all]",
 )
 _splits_option = click.option(
     "--split",
@@ -68,16 +70,6 @@ _limit_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     help="So many problems at most, always the same ones.  [default: all]",
-)
-_input_seed_option = click.option(
-    "--input-seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Of the arguments with which programs are tried.",
-)
-_overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Begin again, and delete what was written before."
 )
 
 
@@ -98,7 +90,7 @@ _overwrite_option = click.option(
     help="How windows lie in a text that is longer than the context.",
 )
 @click.option(
-    "--problems", metavar="SET", help=f"{_SET}  [default: own, unless only texts are asked for]"
+    "--problems", metavar="SET", help=f"{SET}  [default: own, unless only texts are asked for]"
 )
 @click.option(
     "--lm-eval",
@@ -113,7 +105,7 @@ _overwrite_option = click.option(
     metavar="N",
     help="Examples before each question of --lm-eval.  [default: as the task says]",
 )
-@_levels_option
+@levels_option
 @_splits_option
 @_limit_option
 @click.option(
@@ -125,36 +117,18 @@ _overwrite_option = click.option(
     help="Of each problem.",
 )
 @_ks_option
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.8,
-    show_default=True,
-    help="How evenly tokens are drawn; 0 takes the most probable.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    help="Draw among the most probable tokens that have this probability together.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Of each sample.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
-@_input_seed_option
+@temperature_option
+@top_p_option
+@max_tokens_option
+@seed_option
+@input_seed_option
 @sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of what is written; an interrupted run goes on there.  [default: evals/MODEL]",
 )
-@_overwrite_option
+@overwrite_option
 @click.option(
     "--compare",
     "compared",
@@ -223,7 +197,7 @@ def evaluate(
         Model.from_pretrained(
             model, backend=backend, num_threads=threads, unpinned=unpinned
         ) as loaded,
-        _progress() as progress,
+        progress_bars() as progress,
     ):
         result: dict[str, Any] = {"model": model_record(loaded)}
         # First what may find a mistake.
@@ -249,19 +223,19 @@ def evaluate(
 
 @click.command(epilog=_EXAMPLES_OF_JUDGE)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--problems", default="own", show_default=True, metavar="SET", help=_SET)
-@_levels_option
+@click.option("--problems", default="own", show_default=True, metavar="SET", help=SET)
+@levels_option
 @_splits_option
 @_limit_option
 @_ks_option
-@_input_seed_option
+@input_seed_option
 @sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="File of the verdicts.  [default: verdicts.jsonl beside FILE]",
 )
-@_overwrite_option
+@overwrite_option
 @as_json_option
 def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **asked: Any) -> None:
     """Judge programs again that `nanochat eval` has written down, without the model that wrote them.
@@ -274,7 +248,7 @@ def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **ask
     into = out or file.with_name(VERDICTS_FILE)
     if overwrite:
         into.unlink(missing_ok=True)
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = judge_again(file, into, _programs(asked), progress)
     if as_json:
         print_json(found)
@@ -343,21 +317,3 @@ def _print(result: Mapping[str, Any]) -> None:
         print_table(table, header=("level", "problems", *names))
         write("\n")
         print_table(list(found["verdicts"].items()), header=("verdict", "samples"))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(work: str, done: int, total: int) -> None:
-            if work not in tasks:
-                tasks[work] = bars.add_task(work, total=total)
-            bars.update(tasks[work], completed=done, total=total)
-
-        yield update
