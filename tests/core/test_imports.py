@@ -21,6 +21,7 @@ ROWS = (
     ("__main__",),
     ("cli",),
     ("serve", "rl", "training"),
+    ("experience",),
     ("evaluation",),
     ("lm",),
     ("publish",),
