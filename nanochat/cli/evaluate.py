@@ -28,6 +28,8 @@ from nanochat.cli.options import (
 )
 from nanochat.cli.output import note, print_json, print_table, write
 from nanochat.cli.run import require_packages
+from nanochat.errors import InputError
+from nanochat.experience.examples import Choice
 from nanochat.generation.scoring import Convention
 from nanochat.problems.problem import Split
 
@@ -40,6 +42,7 @@ Examples:
   nanochat eval runs/mine --text 'books/*.txt'
   nanochat eval nanochat-tiny --problems templates --split held-out --limit 100 --out evals/templates
   nanochat eval runs/mine --problems nuprl/MultiPL-E:humaneval-rs --samples 20 --temperature 0.2 --max-tokens 512
+  nanochat eval runs/mine --experience lessons.json --out evals/after
   nanochat eval --compare evals/before evals/after
 """
 _EXAMPLES_OF_JUDGE = """
@@ -121,6 +124,23 @@ _limit_option = click.option(
 @top_p_option
 @max_tokens_option
 @seed_option
+@click.option(
+    "--experience",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What the model reads before each problem: a library that `nanochat learn` has written.",
+)
+@click.option(
+    "--examples",
+    "choice",
+    type=click.Choice(get_args(Choice)),
+    help="Which examples of that library.  [default: similar]",
+)
+@click.option(
+    "--experience-seed",
+    type=int,
+    help="Of the draw among its examples.  [default: 0]",
+)
 @input_seed_option
 @sandbox_option
 @click.option(
@@ -152,6 +172,9 @@ def evaluate(
     out: Path | None,
     overwrite: bool,
     compared: tuple[Path, Path] | None,
+    experience: Path | None,
+    choice: Choice | None,
+    experience_seed: int | None,
     backend: str,
     threads: int | None,
     unpinned: bool,
@@ -176,11 +199,17 @@ def evaluate(
         texts_of,
     )
     from nanochat.evaluation.results import markdown, save
+    from nanochat.experience.library import read_library
+    from nanochat.experience.opening import Experience
     from nanochat.files import atomic_write
     from nanochat.lm import Model
 
     if tasks:
         require_packages("eval", "lm_eval")
+    if experience is None and (choice is not None or experience_seed is not None):
+        raise InputError(
+            "--examples and --experience-seed choose from a library: pass one as --experience"
+        )
     drawing = Drawing(
         **{
             name: asked.pop(name)
@@ -188,6 +217,9 @@ def evaluate(
         }
     )
     both = not texts and problems is None and not tasks
+    if experience is not None and problems is None and not both:
+        raise InputError("--experience stands before problems: pass --problems, or leave it out")
+    library = None if experience is None else read_library(experience)
     programs = _programs(asked, problems=problems or "own", drawing=drawing)
     named = texts_of(texts or ("own",)) if texts or both else {}
     folder = out or Path("evals", Path(model).name)
@@ -202,8 +234,18 @@ def evaluate(
         result: dict[str, Any] = {"model": model_record(loaded)}
         # First what may find a mistake.
         if problems is not None or both:
+            opening = None
+            if library is not None:
+                opening = Experience(
+                    library,
+                    loaded.tokenizer,
+                    room=loaded.config.context_length - drawing.max_tokens,
+                    choice=choice or "similar",
+                    seed=experience_seed or 0,
+                )
+                result["experience"] = opening.describe()
             result["drawing"] = vars(drawing)
-            result["programs"] = evaluate_programs(loaded, programs, folder, progress)
+            result["programs"] = evaluate_programs(loaded, programs, folder, progress, opening)
         if named:
             result["text"] = evaluate_texts(loaded, named, convention, progress)
         if tasks:
