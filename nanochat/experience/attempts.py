@@ -12,7 +12,7 @@ from nanochat.evaluation.completing import Drawing, Request, complete, seed_of
 from nanochat.evaluation.programs import Opening
 from nanochat.judge.judge import Judge, Judgement, Sample
 from nanochat.lm import Model
-from nanochat.problems.problem import Problem
+from nanochat.problems.problem import Problem, Split
 from nanochat.problems.sets import ProblemSet, forbidden_for_training, load
 
 __all__ = ["Attempts", "Batch", "attempts", "batches", "require_trainable", "trainable"]
@@ -63,12 +63,13 @@ def trainable(text: str, *, levels: Sequence[int] = ()) -> ProblemSet:
         If there are none.
     """
     every = load(text)
-    found = every.select(splits=("train",))
+    train: Sequence[Split] = ("train",)
+    found = every.select(splits=train)
     if not found.problems:
         raise InputError(
             f"nothing of {text} may be learnt from: {forbidden_for_training(every)}; pass other --problems"
         )
-    chosen = found.select(levels=levels, splits=("train",)) if levels else found
+    chosen = found.select(levels=levels, splits=train) if levels else found
     if not chosen.problems:
         there = ", ".join(map(str, sorted({problem.level for problem in found.problems})))
         raise InputError(

@@ -192,7 +192,7 @@ def _entry(row: object, wanted: Mapping[str, type], where: str) -> dict[str, Any
         raise FormatError(f"{where} has {has} field {name!r}: {_again()}")
     for name, kind in wanted.items():
         value = fields[name]
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             what = {int: "count", str: "text", list: "list", dict: "JSON object"}[kind]
             raise FormatError(f"{where}: {name} is {value!r:.40}, and no {what}: {_again()}")
     return fields

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanochat.errors import InputError
-from nanochat.evaluation.completing import Drawing
+from nanochat.evaluation.completing import Drawing, complete
 from nanochat.experience.attempts import trainable
 from nanochat.experience.learning import Learning, learn, learn_references
 from nanochat.experience.library import Library, read_library
@@ -74,11 +74,10 @@ def test_attempts_are_made_with_what_was_learnt_before(
     from nanochat.experience import attempts
 
     before: list[set[str]] = []
-    real = attempts.complete
 
     def watched(engine: Any, tokenizer: Any, requests: Any, drawing: Drawing) -> Any:
         before.append({request.before for request in requests})
-        return real(engine, tokenizer, requests, drawing)
+        return complete(engine, tokenizer, requests, drawing)
 
     monkeypatch.setattr(attempts, "complete", watched)
 

@@ -126,7 +126,7 @@ def test_the_least_used_leave_first_and_of_equals_the_oldest() -> None:
     ]
     whole = len(lines_of(lessons))
 
-    left = []
+    left: list[list[str]] = []
     for budget in range(whole, -1, -1):
         names = [lesson.id for lesson in kept(lessons, budget=budget, count=len)]
         if not left or left[-1] != names:

@@ -50,7 +50,7 @@ class Faulty:
                     self.close_connection = True
                     return
                 self.send_response(status)
-                if status == 307:
+                if status in (302, 307):
                     self.send_header("Location", "http://127.0.0.1:1/v1")
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -172,12 +172,21 @@ def test_without_a_retry_left_it_says_why(faulty: Callable[..., Faulty], status:
     [
         ((400, b"too long"), "answered with 400: too long"),
         ((404, b"nothing here"), "often ends in /v1"),
+        ((302, b""), "sends on to http://127.0.0.1:1/v1: pass that address"),
         ((307, b""), "sends on to http://127.0.0.1:1/v1: pass that address"),
         ((200, b"<html>"), "'<html>', which is no chat completion"),
         ((200, b'{"choices": []}'), "which is no chat completion"),
         ((200, b"[1]"), "which is no chat completion"),
     ],
-    ids=["refused", "another page", "a redirect", "a page", "no choice", "a list"],
+    ids=[
+        "refused",
+        "another page",
+        "a redirect",
+        "one that keeps the method",
+        "a page",
+        "no choice",
+        "a list",
+    ],
 )
 def test_what_no_retry_helps_is_told_at_once(
     faulty: Callable[..., Faulty], answer: Answer, said: str
