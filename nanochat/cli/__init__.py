@@ -23,6 +23,7 @@ _VERBS = {
     "check": ("nanochat.cli.check", "check", "Train, export and run a small model, as a trial."),
     "eval": ("nanochat.cli.evaluate", "evaluate", "Measure how good a model's programs are."),
     "judge": ("nanochat.cli.evaluate", "judge", "Judge programs again, without the model."),
+    "learn": ("nanochat.cli.learn", "learn", "Learn lessons for prompts, weights untouched."),
     "report": ("nanochat.cli.report", "report", "Compare training runs on a page."),
     "tune": ("nanochat.cli.tune", "tune", "Measure what is fastest on this processor."),
     "doctor": ("nanochat.cli.doctor", "doctor", "Show what this machine can run, and why."),
