@@ -25,6 +25,7 @@ __all__ = [
     "ShapeError",
     "TrainingError",
     "VersionError",
+    "WriterError",
     "counted",
     "did_you_mean",
     "how_to_install",
@@ -90,6 +91,10 @@ class DataError(NanochatError, ValueError):
 
 class TrainingError(NanochatError, RuntimeError):
     """A training run that cannot start, continue or resume."""
+
+
+class WriterError(NanochatError, RuntimeError):
+    """A model at an address that cannot be asked, or whose answer cannot be read."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -28,6 +28,7 @@ _VERBS = {
         "reinforce",
         "Train a model by what a compiler says of its programs.",
     ),
+    "learn": ("nanochat.cli.learn", "learn", "Learn lessons for prompts, weights untouched."),
     "report": ("nanochat.cli.report", "report", "Compare training runs on a page."),
     "tune": ("nanochat.cli.tune", "tune", "Measure what is fastest on this processor."),
     "doctor": ("nanochat.cli.doctor", "doctor", "Show what this machine can run, and why."),

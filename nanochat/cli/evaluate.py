@@ -1,13 +1,23 @@
 """This file holds `nanochat eval` and `nanochat judge`."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from nanochat.cli.judging import (
+    SET,
+    input_seed_option,
+    levels_option,
+    max_tokens_option,
+    overwrite_option,
+    progress_bars,
+    seed_option,
+    temperature_option,
+    top_p_option,
+)
 from nanochat.cli.options import (
     as_json_option,
     backend_option,
@@ -18,6 +28,8 @@ from nanochat.cli.options import (
 )
 from nanochat.cli.output import note, print_json, print_table, write
 from nanochat.cli.run import require_packages
+from nanochat.errors import InputError
+from nanochat.experience.examples import Choice
 from nanochat.generation.scoring import Convention
 from nanochat.problems.problem import Split
 
@@ -30,6 +42,7 @@ Examples:
   nanochat eval runs/mine --text 'books/*.txt'
   nanochat eval nanochat-tiny --problems templates --split held-out --limit 100 --out evals/templates
   nanochat eval runs/mine --problems nuprl/MultiPL-E:humaneval-rs --samples 20 --temperature 0.2 --max-tokens 512
+  nanochat eval runs/mine --experience lessons.json --out evals/after
   nanochat eval --compare evals/before evals/after
 """
 _EXAMPLES_OF_JUDGE = """
@@ -39,7 +52,6 @@ Examples:
   nanochat judge samples.jsonl --problems problems.jsonl --out verdicts.jsonl --sandbox landlock
 """
 
-_SET = "own, templates, a file, or owner/name[@revision][:config] of the Hub."
 _ks_option = click.option(
     "--k",
     "ks",
@@ -48,13 +60,6 @@ _ks_option = click.option(
     default=(1,),
     show_default=True,
     help="For which k pass@k is told; repeatable.",
-)
-_levels_option = click.option(
-    "--level",
-    "levels",
-    type=click.IntRange(0, 4),
-    multiple=True,
-    help="Only problems of this level; repeatable.  [default: all]",
 )
 _splits_option = click.option(
     "--split",
@@ -68,16 +73,6 @@ _limit_option = click.option(
     type=click.IntRange(min=0),
     default=0,
     help="So many problems at most, always the same ones.  [default: all]",
-)
-_input_seed_option = click.option(
-    "--input-seed",
-    type=int,
-    default=0,
-    show_default=True,
-    help="Of the arguments with which programs are tried.",
-)
-_overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Begin again, and delete what was written before."
 )
 
 
@@ -98,7 +93,7 @@ _overwrite_option = click.option(
     help="How windows lie in a text that is longer than the context.",
 )
 @click.option(
-    "--problems", metavar="SET", help=f"{_SET}  [default: own, unless only texts are asked for]"
+    "--problems", metavar="SET", help=f"{SET}  [default: own, unless only texts are asked for]"
 )
 @click.option(
     "--lm-eval",
@@ -113,7 +108,7 @@ _overwrite_option = click.option(
     metavar="N",
     help="Examples before each question of --lm-eval.  [default: as the task says]",
 )
-@_levels_option
+@levels_option
 @_splits_option
 @_limit_option
 @click.option(
@@ -125,36 +120,35 @@ _overwrite_option = click.option(
     help="Of each problem.",
 )
 @_ks_option
+@temperature_option
+@top_p_option
+@max_tokens_option
+@seed_option
 @click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.8,
-    show_default=True,
-    help="How evenly tokens are drawn; 0 takes the most probable.",
+    "--experience",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What the model reads before each problem: a library that `nanochat learn` has written.",
 )
 @click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    help="Draw among the most probable tokens that have this probability together.",
+    "--examples",
+    "choice",
+    type=click.Choice(get_args(Choice)),
+    help="Which examples of that library.  [default: similar]",
 )
 @click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Of each sample.",
+    "--experience-seed",
+    type=int,
+    help="Of the draw among its examples.  [default: 0]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
-@_input_seed_option
+@input_seed_option
 @sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder of what is written; an interrupted run goes on there.  [default: evals/MODEL]",
 )
-@_overwrite_option
+@overwrite_option
 @click.option(
     "--compare",
     "compared",
@@ -178,6 +172,9 @@ def evaluate(
     out: Path | None,
     overwrite: bool,
     compared: tuple[Path, Path] | None,
+    experience: Path | None,
+    choice: Choice | None,
+    experience_seed: int | None,
     backend: str,
     threads: int | None,
     unpinned: bool,
@@ -202,11 +199,17 @@ def evaluate(
         texts_of,
     )
     from nanochat.evaluation.results import markdown, save
+    from nanochat.experience.library import read_library
+    from nanochat.experience.opening import Experience
     from nanochat.files import atomic_write
     from nanochat.lm import Model
 
     if tasks:
         require_packages("eval", "lm_eval")
+    if experience is None and (choice is not None or experience_seed is not None):
+        raise InputError(
+            "--examples and --experience-seed choose from a library: pass one as --experience"
+        )
     drawing = Drawing(
         **{
             name: asked.pop(name)
@@ -214,6 +217,9 @@ def evaluate(
         }
     )
     both = not texts and problems is None and not tasks
+    if experience is not None and problems is None and not both:
+        raise InputError("--experience stands before problems: pass --problems, or leave it out")
+    library = None if experience is None else read_library(experience)
     programs = _programs(asked, problems=problems or "own", drawing=drawing)
     named = texts_of(texts or ("own",)) if texts or both else {}
     folder = out or Path("evals", Path(model).name)
@@ -223,13 +229,23 @@ def evaluate(
         Model.from_pretrained(
             model, backend=backend, num_threads=threads, unpinned=unpinned
         ) as loaded,
-        _progress() as progress,
+        progress_bars() as progress,
     ):
         result: dict[str, Any] = {"model": model_record(loaded)}
         # First what may find a mistake.
         if problems is not None or both:
+            opening = None
+            if library is not None:
+                opening = Experience(
+                    library,
+                    loaded.tokenizer,
+                    room=loaded.config.context_length - drawing.max_tokens,
+                    choice=choice or "similar",
+                    seed=experience_seed or 0,
+                )
+                result["experience"] = opening.describe()
             result["drawing"] = vars(drawing)
-            result["programs"] = evaluate_programs(loaded, programs, folder, progress)
+            result["programs"] = evaluate_programs(loaded, programs, folder, progress, opening)
         if named:
             result["text"] = evaluate_texts(loaded, named, convention, progress)
         if tasks:
@@ -249,19 +265,19 @@ def evaluate(
 
 @click.command(epilog=_EXAMPLES_OF_JUDGE)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--problems", default="own", show_default=True, metavar="SET", help=_SET)
-@_levels_option
+@click.option("--problems", default="own", show_default=True, metavar="SET", help=SET)
+@levels_option
 @_splits_option
 @_limit_option
 @_ks_option
-@_input_seed_option
+@input_seed_option
 @sandbox_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="File of the verdicts.  [default: verdicts.jsonl beside FILE]",
 )
-@_overwrite_option
+@overwrite_option
 @as_json_option
 def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **asked: Any) -> None:
     """Judge programs again that `nanochat eval` has written down, without the model that wrote them.
@@ -274,7 +290,7 @@ def judge(*, file: Path, out: Path | None, overwrite: bool, as_json: bool, **ask
     into = out or file.with_name(VERDICTS_FILE)
     if overwrite:
         into.unlink(missing_ok=True)
-    with _progress() as progress:
+    with progress_bars() as progress:
         found = judge_again(file, into, _programs(asked), progress)
     if as_json:
         print_json(found)
@@ -343,21 +359,3 @@ def _print(result: Mapping[str, Any]) -> None:
         print_table(table, header=("level", "problems", *names))
         write("\n")
         print_table(list(found["verdicts"].items()), header=("verdict", "samples"))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(work: str, done: int, total: int) -> None:
-            if work not in tasks:
-                tasks[work] = bars.add_task(work, total=total)
-            bars.update(tasks[work], completed=done, total=total)
-
-        yield update

@@ -55,11 +55,16 @@ class Drawing:
 
 
 class Request(NamedTuple):
-    """A prompt whose function shall be completed, and the numbers of the samples that are wanted of it."""
+    """A prompt whose function shall be completed, and the numbers of the samples that are wanted of it.
+
+    `before` is read by the model in front of the prompt, and belongs to no program: a function ends where it would
+    without it.
+    """
 
     id: str
     prompt: str
     samples: Sequence[int]
+    before: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def complete(
     ContextLengthError
         If a prompt leaves no room for an answer, before any is completed.
     """
-    prompts = [encode_prompt(request.prompt, tokenizer) for request in requests]
+    prompts = [encode_prompt(request.before + request.prompt, tokenizer) for request in requests]
     context = engine.config.context_length
     for request, ids in zip(requests, prompts, strict=True):
         if len(ids) >= context:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanochat.errors import InputError
 from nanochat.evaluation.completing import Drawing
-from nanochat.evaluation.programs import SAMPLES, VERDICTS_FILE, draw, judge
+from nanochat.evaluation.programs import SAMPLES, VERDICTS_FILE, Opening, draw, judge
 from nanochat.evaluation.rates import Rates, rates
 from nanochat.evaluation.texts import read_texts, score_texts
 from nanochat.generation.scoring import Convention
@@ -135,7 +135,7 @@ def evaluate_texts(
 
 
 def evaluate_programs(
-    model: Model, asked: Programs, folder: Path, progress: Progress
+    model: Model, asked: Programs, folder: Path, progress: Progress, opening: Opening | None = None
 ) -> dict[str, object]:
     """Let a model write programs and judge them; what has been done before in `folder` is not done again."""
     problems = asked.load()
@@ -147,6 +147,7 @@ def evaluate_programs(
             asked.drawing,
             folder / SAMPLES,
             model=model_record(model),
+            opening=opening,
             progress=lambda done, total: progress("writing programs", done, total),
         )
         return _judged(

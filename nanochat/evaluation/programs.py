@@ -7,7 +7,7 @@ interrupted. The second follows from the first without the model.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nanochat.errors import FormatError, SandboxError
 from nanochat.evaluation.completing import Completion, Drawing, Request, complete
@@ -20,12 +20,22 @@ from nanochat.problems.sets import ProblemSet
 from nanochat.rust.trivial import is_trivial
 from nanochat.text.codec import TextCodec
 
-__all__ = ["SAMPLES", "VERDICTS_FILE", "draw", "judge", "read_judged"]
+__all__ = ["SAMPLES", "VERDICTS_FILE", "Opening", "draw", "judge", "read_judged"]
 
 SAMPLES, VERDICTS_FILE = "samples.jsonl", "verdicts.jsonl"
 # Samples that are judged at once, and written then.
 _AT_ONCE = 256
 Progress = Callable[[int, int], None]
+
+
+class Opening(Protocol):
+    """Texts that a model reads before prompts, such as examples."""
+
+    def before(self, prompt: str) -> str:
+        """The text that stands before a prompt; it may be empty."""
+
+    def describe(self) -> Record:
+        """What all of the texts follow from."""
 
 
 def draw(
@@ -36,6 +46,7 @@ def draw(
     path: Path,
     *,
     model: Mapping[str, object],
+    opening: Opening | None = None,
     progress: Progress,
 ) -> Records:
     """Let a model complete the functions of a set, and write each sample down as it ends.
@@ -48,6 +59,8 @@ def draw(
         The file of the samples.
     model : mapping
         What the model is, which the file says.
+    opening : Opening, optional
+        What the model reads before each prompt, which the file says, too; absent is nothing.
     progress : callable
         Is told how many of how many samples there are.
     """
@@ -58,11 +71,18 @@ def draw(
         "problems_sha256": problems.identity,
         **asdict(drawing),
     }
+    if opening is not None:
+        of = {**of, "experience": opening.describe()}
     total = len(wanted) * drawing.num_samples
     with recording(path, of) as file:
         done = {(row["problem"], row["sample"]) for row in file.rows}
         requests = [
-            Request(problem.id, problem.prompt, numbers)
+            Request(
+                problem.id,
+                problem.prompt,
+                numbers,
+                opening.before(problem.prompt) if opening else "",
+            )
             for problem in problems.problems
             if (numbers := [n for n in wanted[problem.id] if (problem.id, n) not in done])
         ]

@@ -88,12 +88,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         ]
     if programs := result.get("programs"):
         drawing = result["drawing"]
+        experience = result.get("experience", {})
+        before = f", after experience `{experience['sha256'][:12]}`" if experience else ""
         lines += [
             f"Rust functions to complete: {programs['num_problems']} problems of `{programs['problems']}` "
             f"(`{programs['problems_sha256'][:12]}`), {programs['num_samples']} samples each, temperature "
             f"{drawing['temperature']:g}, top-p {drawing['top_p']:g}, at most {drawing['max_tokens']} tokens, seed "
-            f"{drawing['seed']}; {programs['rustc']}, sandbox {', '.join(programs['sandbox'])}. Intervals of 95 % by "
-            "resampling problems.",
+            f"{drawing['seed']}{before}; {programs['rustc']}, sandbox {', '.join(programs['sandbox'])}. "
+            "Intervals of 95 % by resampling problems.",
             "",
             "| rate | value | 95 % | meaning |",
             "|---|---:|---|---|",

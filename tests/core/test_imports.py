@@ -22,6 +22,7 @@ ROWS = (
     ("cli",),
     ("rl",),
     ("serve", "training"),
+    ("experience",),
     ("evaluation",),
     ("lm",),
     ("publish",),

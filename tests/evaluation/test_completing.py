@@ -94,6 +94,23 @@ def test_near_the_end_of_the_context_there_are_fewer_tokens(model: Model) -> Non
     assert all(len(one.tokens) <= left for one in found)
 
 
+def test_what_stands_before_a_prompt_is_read_and_closes_nothing(model: Model) -> None:
+    before = 'fn open() {\n    let text = "{{{";\n\n'
+    whole = REQUESTS[0]._replace(samples=range(3))
+    with_it = whole._replace(before=before)
+
+    found = drawn(model, [with_it])
+
+    (ids,) = {one.tokens for one in drawn(model, [with_it._replace(samples=[1])])}
+    assert ids == found[1].tokens
+    assert [one.text for one in found] != [one.text for one in drawn(model, [whole])]
+    losses = model.engine.losses([*model.encode_prompt(before + whole.prompt), *ids])
+    assert found[1].logprobs == pytest.approx([-loss for loss in losses[-len(ids) :]], abs=1e-5)
+    for one in found:
+        end = end_of_function(whole.prompt, one.text)
+        assert (end is not None) == (one.finish == "closed")
+
+
 def test_neighbouring_seeds_have_nothing_in_common() -> None:
     seeds = {seed_of(run, "p", sample) for run in range(100) for sample in range(100)}
 

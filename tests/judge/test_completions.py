@@ -202,3 +202,17 @@ def test_tests_that_do_not_come_apart_are_run_to_their_end() -> None:
 
     assert [of.verdict for of in found] == ["pass", "wrong", "refused", "limit"]
     assert unseen[0].verdict == "wrong"
+
+
+def test_what_is_expected_is_told_to_whoever_keeps_it_from_models() -> None:
+    asserted = replace(LARGER, asserted=(("larger(1, 2)", "2"), ("larger(4, 3)", "4")))
+    whole = replace(LARGER, tests="fn main() { assert!(larger(1, 2) == 2); }")
+    with Judge() as judge:
+        drawn = judge.expected(LARGER, seed=0)
+        found = judge.expected(asserted, seed=0)
+
+        assert judge.expected(whole, seed=0) == ()
+        assert judge.judge([Sample(LARGER, " a.max(b) }")], seed=0)[0].verdict == "pass"
+
+    assert drawn[:3] == ("2", "2", "3")
+    assert found == ("2", "4")
