@@ -11,7 +11,7 @@ from nanochat.data.shards import Shards
 from nanochat.errors import DataError
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
-from tests.training.runs import command, entries, options, quiet, recipe
+from tests.training.runs import command_here, entries, options, quiet, recipe
 
 LINE = "fn main() {}\n"
 TOKENIZER = Tokenizer.train([LINE] * 2, vocab_size=270)
@@ -153,8 +153,8 @@ def test_a_model_trains_on_one_file(held_out: list[str], file: Path, tmp_path: P
     small = ("steps=2", "schedule.warmup_steps=0", "data.batch_size=1", "model.num_layers=1")
     settings = [word for setting in small for word in ("--set", setting)]
 
-    prepared = command("data", "prepare", file, "--out", data, "--vocab-size", 270, *held_out)
-    trained = command(*options(data, run), "--preset", "tiny", *settings)
+    prepared = command_here("data", "prepare", file, "--out", data, "--vocab-size", 270, *held_out)
+    trained = command_here(*options(data, run), "--preset", "tiny", *settings)
 
     assert (prepared.returncode, trained.returncode) == (0, 0), prepared.stderr + trained.stderr
     num_tokens = Shards(data, "held_out").num_tokens
