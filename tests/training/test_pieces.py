@@ -115,13 +115,17 @@ def test_a_new_tokenizer_learns_from_the_pieces_to_train_on(tmp_path: Path) -> N
     assert "evaluation" not in pieces
 
 
-def test_a_sample_of_a_long_text_is_a_part_of_it(tmp_path: Path) -> None:
+def test_a_sample_of_a_long_text_is_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A long text is cut into sections, which are a sixteenth as long here.
+    monkeypatch.setattr("nanochat.data.splits._SECTION_CHARACTERS", 2**16)
     # As a file, it would be held out.
     path = tmp_path / "main.rs"
-    path.write_text("".join(f"line {number}\n" for number in range(400_000)))
+    path.write_text("".join(f"line {number}\n" for number in range(40_000)))
 
     whole = prepare([path], tmp_path / "whole", 290, held_out=0.22)
-    sample = prepare([path], tmp_path / "sample", 290, held_out=0.22, sample_bytes=2_000_000)
+    sample = prepare([path], tmp_path / "sample", 290, held_out=0.22, sample_bytes=200_000)
 
     assert whole.tokenizer != sample.tokenizer
 
