@@ -394,9 +394,11 @@ def block_products(
     """
     tokens, columns = x_codes.shape
     count = num_blocks(columns, block)
-    # float64 holds every partial sum exactly (127 * 127 * C < 2**53), and its product is far faster than int32's.
-    left = x_codes.reshape(tokens, count, block).transpose(1, 0, 2).astype(np.float64)
-    right = codes.reshape(-1, count, block).transpose(1, 2, 0).astype(np.float64)
+    # Both hold every partial sum exactly (float64 as 127 * 127 * C < 2**53), and their products are far faster than
+    # int32's; float32's twice as fast again.
+    exact: type[np.floating] = np.float32 if 127 * 127 * block <= 2**24 else np.float64
+    left = x_codes.reshape(tokens, count, block).transpose(1, 0, 2).astype(exact)
+    right = codes.reshape(-1, count, block).transpose(1, 2, 0).astype(exact)
     return (left @ right).astype(np.int32)
 
 

@@ -67,12 +67,12 @@ class _Library:
 class Genai:
     """onnxruntime-genai, which knows no text in which the names of special tokens are data."""
 
-    def __init__(self, path: Path, *, starts: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.tokenizer: Any = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(path)))
+
+    def encode(self, text: str, *, starts: bool = True) -> list[int]:
         # It begins texts where it is asked to, as prompts of its examples are conversations.
         self.tokenizer.update_options(add_special_tokens=str(starts).lower())
-
-    def encode(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text)]
 
     def chat(self, messages: list[Message], *, reply: bool) -> str:

@@ -25,7 +25,7 @@ class Crowd:
 
     words: tuple[str, ...]
     clients: int = 64
-    texts: int = 80
+    texts: int = 30
     tokens: int = 250
     seconds: float = 6.0
 

@@ -10,6 +10,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nanochat.cli import _nanochat
 from nanochat.cli.run import run
 from nanochat.data.batch import Layout
@@ -103,17 +105,20 @@ def options(data: Path, run: Path) -> list[str]:
     return ["train", "--data", str(data), "--out", str(run), "--no-compile", "--threads", "1"]
 
 
-def command_here(*words: object) -> subprocess.CompletedProcess[str]:
-    """`nanochat` in this process, which begins no run: importing what training needs takes two seconds."""
+def command_here(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`nanochat` in this process, which has imported what training needs (five seconds); its lines are wide."""
     out, err = io.StringIO(), io.StringIO()
     arguments = [*map(str, words)]
-    with redirect_stdout(out), redirect_stderr(err):
-        code = run(_nanochat, "nanochat", arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"COLUMNS": "200", **environment}.items():
+            patch.setenv(name, value)
+        with redirect_stdout(out), redirect_stderr(err):
+            code = run(_nanochat, "nanochat", arguments)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`nanochat` in a process of its own, whose lines are wide."""
+    """The same in a process of its own, for what only a process can show."""
     return subprocess.run(
         [sys.executable, "-m", "nanochat", *map(str, words)],
         env={**os.environ, "COLUMNS": "200", **environment},

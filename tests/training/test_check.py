@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from nanochat.cli import main
 from nanochat.lm import Model
-from tests.training.runs import command
+from tests.training.runs import command_here
 
 
 def test_the_whole_way_is_tried_and_told() -> None:
-    result = command("check")
+    result = command_here("check")
 
     assert result.returncode == 0, result.stderr
     steps = re.findall(r"^(.+?) +\d+\.\d s$", result.stdout, re.MULTILINE)

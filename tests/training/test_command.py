@@ -38,7 +38,7 @@ def run(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def shown(data: Path, settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("shown") / "run"
     words = [*options(data, folder), settings]
-    result = command(*words, TTY_COMPATIBLE="1", TERM="xterm")
+    result = command_here(*words, TTY_COMPATIBLE="1", TERM="xterm")
     return Finished(folder=folder, said=re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.stderr))
 
 
@@ -96,7 +96,7 @@ def test_a_run_that_ends_unquantised_says_that_it_wrote_no_model(
 ) -> None:
     words = [*options(data, tmp_path / "run"), settings]
 
-    result = command(*words, "--set", "precision.weights=float")
+    result = command_here(*words, "--set", "precision.weights=float")
 
     assert result.returncode == 0, result.stderr
     assert "wrote no model: the last weights are not rounded (precision.weights=float)" in (
@@ -111,7 +111,7 @@ def test_a_branch_starts_from_the_directory_of_a_run_and_with_its_recipe(
 ) -> None:
     branch = options(data, tmp_path / "branch")
 
-    result = command(*branch, "--start", run.folder / named, "--set", "steps=3")
+    result = command_here(*branch, "--start", run.folder / named, "--set", "steps=3")
 
     assert result.returncode == 0, result.stderr
     assert entries(tmp_path / "branch")[0]["recipe"] == {
@@ -135,8 +135,10 @@ def test_a_directory_without_a_snapshot_is_named(
 def test_a_finished_run_that_is_resumed_says_how_to_train_on(
     data: Path, run: Finished, tmp_path: Path
 ) -> None:
-    resumed = command(*options(data, run.folder), "--resume")
-    branch = command(*options(data, tmp_path / "on"), "--start", run.folder, "--set", "steps=4")
+    resumed = command_here(*options(data, run.folder), "--resume")
+    branch = command_here(
+        *options(data, tmp_path / "on"), "--start", run.folder, "--set", "steps=4"
+    )
 
     assert f"another run with --start {run.folder} and more --set steps" in resumed.stderr
     assert (resumed.returncode, branch.returncode) == (0, 0)
@@ -148,7 +150,7 @@ def test_who_cannot_run_the_model_is_said_before_it_is_trained(
 ) -> None:
     words = [*options(data, tmp_path / "run"), settings]
 
-    result = command(*words, "--set", f"model.num_streams={streams}")
+    result = command_here(*words, "--set", f"model.num_streams={streams}")
 
     assert result.returncode == 0
     line = (
@@ -163,7 +165,9 @@ def test_a_shape_of_the_catalog_is_trained_as_one_of_ours(data: Path, tmp_path: 
     settings = ["steps=2", "schedule.warmup_steps=0", *(f"model.{k}={v}" for k, v in small.items())]
     changes = [word for setting in settings for word in ("--set", setting)]
 
-    result = command(*options(data, tmp_path / "run"), "--preset", "ternary-bonsai-1.7b", *changes)
+    result = command_here(
+        *options(data, tmp_path / "run"), "--preset", "ternary-bonsai-1.7b", *changes
+    )
 
     assert result.returncode == 0, result.stderr
     trained = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
@@ -190,7 +194,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
 ) -> None:
     words = ["train", settings, "--out", tmp_path / "run", "--dry-run", "--threads", "1"]
 
-    shown, as_json = command(*words), command(*words, "--json")
+    shown, as_json = command_here(*words), command_here(*words, "--json")
 
     found = json.loads(as_json.stdout)
     assert (found["steps"], found["tokens"], found["parameters"]) == (2, 256, 236_032)

@@ -19,7 +19,7 @@ from nanochat.training.configuration import TextSettings, prepared, read_configu
 from nanochat.training.estimate import estimate
 from nanochat.training.plan import recipe_of
 from nanochat.training.run_log import LogEntry
-from tests.training.runs import command, command_here, entries, losses, quiet
+from tests.training.runs import command_here, entries, losses, quiet
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--no-compile", "--threads", "1")
@@ -55,8 +55,8 @@ def test_the_first_run_needs_a_file_and_nothing_else(tmp_path: Path) -> None:
     words = [word for each in sets for word in ("--set", each)]
     run = tmp_path / "run"
 
-    trained = command("train", ROOT / "configs" / "tiny.toml", "--out", run, *QUICK, *words)
-    written = command("generate", run / "model", "--prompt", "def main():", "--max-tokens", 4)
+    trained = command_here("train", ROOT / "configs" / "tiny.toml", "--out", run, *QUICK, *words)
+    written = command_here("generate", run / "model", "--prompt", "def main():", "--max-tokens", 4)
 
     assert trained.returncode == 0, trained.stderr
     assert "preparing the text of {python}/*.py" in trained.stderr
@@ -64,9 +64,9 @@ def test_the_first_run_needs_a_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_text_that_it_had(small: Path, tmp_path: Path) -> None:
-    begun = command("train", small, *QUICK)
-    resumed = command("train", "--resume", "--out", tmp_path / "run", *QUICK)
-    again = command("train", small, *QUICK)
+    begun = command_here("train", small, *QUICK)
+    resumed = command_here("train", "--resume", "--out", tmp_path / "run", *QUICK)
+    again = command_here("train", small, *QUICK)
 
     assert (begun.returncode, resumed.returncode) == (0, 0), begun.stderr + resumed.stderr
     model = entries(tmp_path / "run")[0]["recipe"]["model"]

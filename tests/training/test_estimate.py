@@ -13,7 +13,7 @@ from nanochat.shapes import num_parameters
 from nanochat.training.estimate import estimate, flops_per_token
 from nanochat.training.loop import Trainer
 from nanochat.training.recipe import recipe_from_dict, recipe_to_dict
-from tests.training.runs import command, recipe
+from tests.training.runs import command_here, recipe
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_layers_that_are_computed_again_take_less_and_shorter_sequences_as_well(
 def test_a_run_of_a_time_is_counted_for_its_steps_even_if_they_are_too_few_to_warm_up() -> None:
     words = ["--preset", "tiny", "--set", "budget=1s", "--set", "schedule.warmup_steps=900"]
 
-    done = command("train", *words, "--dry-run", "--json", "--threads", "1")
+    done = command_here("train", *words, "--dry-run", "--json", "--threads", "1")
 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

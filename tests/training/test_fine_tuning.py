@@ -21,7 +21,7 @@ from nanochat.training.plan import plan
 from nanochat.training.recipe import recipe_to_dict
 from nanochat.training.snapshot import load_snapshot
 from nanochat.weights import named_leaves
-from tests.training.runs import MODEL, command, entries, quiet, recipe
+from tests.training.runs import MODEL, command_here, entries, quiet, recipe
 
 ANSWERS = {"ping": "pong", "red": "green", "up": "down"}
 QUICK: dict[str, Any] = {"compile_model": False, "num_threads": 1}
@@ -165,7 +165,7 @@ def test_weights_that_the_run_cannot_begin_with_are_refused(
     given = [word.replace("{run}", str(pretrained)) for word in words]
     steps = [] if "--resume" in words else ["--set", "steps=100"]
 
-    result = command(
+    result = command_here(
         *("train", *given, *steps, "--weights", pretrained, "--data", chats),
         *("--out", tmp_path / "run", "--no-compile"),
     )

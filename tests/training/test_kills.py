@@ -18,12 +18,13 @@ from tests.training.runs import entries, options, quiet, recipe
 FEW, MANY = 6, 24
 STEPS = 60
 
-# The command, in a process that dies when it comes to a place from a step on: in a batch, before its update, in an
-# evaluation, between the files of a snapshot, while old ones are deleted, before a line of the log.
+# Commands, each in a process that dies when it comes to a place from a step on: in a batch, before its update, in an
+# evaluation, between the files of a snapshot, while old ones are deleted, before a line of the log. They come of one
+# that has imported what a run needs, which takes longer than the run, and has begun none.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from nanochat.cli import main
-from nanochat.training import evaluation, loop, run_log, snapshot, updater
+from nanochat.training import evaluation, loop, plan, progress, run_log, snapshot, updater
 
 places = {
     "batch": (loop.Trainer, "_gradients"),
@@ -33,22 +34,34 @@ places = {
     "deletion": (snapshot.shutil, "rmtree"),
     "log": (run_log.RunLog, "write"),
 }
-step, (owner, name) = int(sys.argv[1]), places[sys.argv[2]]
-function, run, seen = getattr(owner, name), loop.Trainer.run, []
 
-def die(*words, **options):
-    # The second file, of two.
-    if seen[0].step >= step and (name != "_save" or "optimizer" in str(words[1])):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*words, **options)
+def run(step, place, words):
+    (owner, name), run, seen = places[place], loop.Trainer.run, []
+    function = getattr(owner, name)
 
-def note(self, *words):
-    seen.append(self)
-    return run(self, *words)
+    def die(*words, **options):
+        # The second file, of two.
+        if seen[0].step >= step and (name != "_save" or "optimizer" in str(words[1])):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*words, **options)
 
-loop.Trainer.run = note
-setattr(owner, name, die)
-main(sys.argv[3:])
+    def note(self, *words):
+        seen.append(self)
+        return run(self, *words)
+
+    loop.Trainer.run = note
+    setattr(owner, name, die)
+    main(words)
+
+import torch._dynamo
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(0, 1)
+        run(*json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 PLACES = ("batch", "update", "evaluation", "files", "deletion", "log")
 
@@ -73,6 +86,12 @@ def settings(*, workers: int) -> Recipe:
     )
 
 
+def send(process: subprocess.Popen[str], *what: object) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(what) + "\n")
+    process.stdin.flush()
+
+
 # Of the compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
@@ -88,27 +107,26 @@ def test_a_run_that_is_killed_anywhere_has_the_losses_of_another(
     number = MANY if pytestconfig.getoption("--long") and not compiled else FEW
     steps = np.sort(np.random.default_rng(number).integers(1, STEPS - 6, number))
 
-    for count, step in enumerate(steps):
-        begin = ["--resume"] if holds_run(killed) else [str(tmp_path / "recipe.json")]
-        words = [str(step), PLACES[count % len(PLACES)], *arguments, *begin]
-        # Not to a pipe, which processes that prepare batches hold for the seconds until they miss this one.
-        with said.open("w") as file:
-            done = subprocess.run(
-                [sys.executable, "-c", KILLED, *words],
-                env={**os.environ, "COLUMNS": "200"},
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                check=False,
-            )
-        assert done.returncode == -signal.SIGKILL, said.read_text()
-    resumed = subprocess.run(
-        [sys.executable, "-m", "nanochat", *arguments, "--resume"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Not to a pipe, which processes that prepare batches hold for the seconds until they miss this one.
+    with (
+        said.open("w") as file,
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED],
+            env={**os.environ, "COLUMNS": "200"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for count, step in enumerate(steps):
+            begin = ["--resume"] if holds_run(killed) else [str(tmp_path / "recipe.json")]
+            send(process, int(step), PLACES[count % len(PLACES)], [*arguments, *begin])
+            assert process.stdout.readline() == f"{-signal.SIGKILL}\n", said.read_text()
+        send(process, STEPS + 1, "batch", [*arguments, "--resume"])
+        assert process.stdout.readline() == "0\n", said.read_text()
 
-    assert resumed.returncode == 0, resumed.stderr
     assert entries(killed)[1:] == entries(whole)[1:]
     last, expected = (load_snapshot(run).parameters for run in (killed, whole))
     assert all((last[name] == expected[name]).all() for name in expected)

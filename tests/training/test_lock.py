@@ -10,7 +10,7 @@ import pytest
 from nanochat.errors import TrainingError
 from nanochat.training.lock import locked
 from nanochat.training.loop import Trainer
-from tests.training.runs import command, entries, options, quiet, recipe
+from tests.training.runs import command_here, entries, options, quiet, recipe
 
 HOLDER = """
 import sys, time
@@ -37,9 +37,9 @@ def test_a_run_that_another_process_writes_is_refused_and_stays_as_it_is(
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        refused = command(*options(data, tmp_path), "--resume")
+        refused = command_here(*options(data, tmp_path), "--resume")
         holder.send_signal(signal.SIGKILL)
-    resumed = command(*options(data, tmp_path), "--resume")
+    resumed = command_here(*options(data, tmp_path), "--resume")
 
     assert refused.returncode == 1
     assert f"another process writes the run in {tmp_path}: wait for it" in refused.stderr

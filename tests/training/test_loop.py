@@ -24,7 +24,7 @@ from nanochat.training.loop import Trainer
 from nanochat.training.recipe import Recipe, recipe_from_dict, recipe_to_dict
 from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import load_snapshot
-from tests.training.runs import entries, losses, options, quiet, recipe
+from tests.training.runs import command_here, entries, losses, options, quiet, recipe
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +212,10 @@ def test_a_killed_run_resumes_with_the_same_losses(whole: Path, data: Path, tmp_
     )
     reached = max(losses(killed))
 
-    resumed = subprocess.run(
-        [sys.executable, "-m", "nanochat", *options(data, killed), "--resume"],
-        capture_output=True,
-        check=False,
-    )
+    resumed = command_here(*options(data, killed), "--resume")
 
     assert (first.returncode, reached) == (-signal.SIGKILL, 12)
-    assert resumed.returncode == 0, resumed.stderr.decode()
+    assert resumed.returncode == 0, resumed.stderr
     assert losses(killed) == losses(whole)
 
 

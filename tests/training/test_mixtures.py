@@ -12,7 +12,7 @@ from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
 from nanochat.training.phases import stages
 from nanochat.training.recipe import recipe_to_dict
-from tests.training.runs import command, entries, quiet, recipe
+from tests.training.runs import command_here, entries, quiet, recipe
 
 HELD_OUT = "held_out_bits_per_byte"
 
@@ -141,7 +141,7 @@ def test_data_that_cannot_be_mixed_are_refused_before_the_run(
     given = [each for word in words for each in ([word] if word[0] in "-d" else ["--data", word])]
     sets = ["--preset", "tiny", "--set", "steps=100", "--no-compile"]
 
-    result = command("train", *map(filled, given), *sets, "--out", tmp_path / "run")
+    result = command_here("train", *map(filled, given), *sets, "--out", tmp_path / "run")
 
     assert result.returncode == 2
     assert filled(message) in " ".join(result.stderr.split())

@@ -11,7 +11,7 @@ from nanochat.data.shards import Shards
 from nanochat.errors import DataError
 from nanochat.text.tokenizer import Tokenizer
 from nanochat.training.loop import Trainer
-from tests.training.runs import command, entries, options, quiet, recipe
+from tests.training.runs import command_here, entries, options, quiet, recipe
 
 LINE = "fn main() {}\n"
 TOKENIZER = Tokenizer.train([LINE] * 2, vocab_size=270)
@@ -115,13 +115,17 @@ def test_a_new_tokenizer_learns_from_the_pieces_to_train_on(tmp_path: Path) -> N
     assert "evaluation" not in pieces
 
 
-def test_a_sample_of_a_long_text_is_a_part_of_it(tmp_path: Path) -> None:
+def test_a_sample_of_a_long_text_is_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A long text is cut into sections, which are a sixteenth as long here.
+    monkeypatch.setattr("nanochat.data.splits._SECTION_CHARACTERS", 2**16)
     # As a file, it would be held out.
     path = tmp_path / "main.rs"
-    path.write_text("".join(f"line {number}\n" for number in range(400_000)))
+    path.write_text("".join(f"line {number}\n" for number in range(40_000)))
 
     whole = prepare([path], tmp_path / "whole", 290, held_out=0.22)
-    sample = prepare([path], tmp_path / "sample", 290, held_out=0.22, sample_bytes=2_000_000)
+    sample = prepare([path], tmp_path / "sample", 290, held_out=0.22, sample_bytes=200_000)
 
     assert whole.tokenizer != sample.tokenizer
 
@@ -153,8 +157,8 @@ def test_a_model_trains_on_one_file(held_out: list[str], file: Path, tmp_path: P
     small = ("steps=2", "schedule.warmup_steps=0", "data.batch_size=1", "model.num_layers=1")
     settings = [word for setting in small for word in ("--set", setting)]
 
-    prepared = command("data", "prepare", file, "--out", data, "--vocab-size", 270, *held_out)
-    trained = command(*options(data, run), "--preset", "tiny", *settings)
+    prepared = command_here("data", "prepare", file, "--out", data, "--vocab-size", 270, *held_out)
+    trained = command_here(*options(data, run), "--preset", "tiny", *settings)
 
     assert (prepared.returncode, trained.returncode) == (0, 0), prepared.stderr + trained.stderr
     num_tokens = Shards(data, "held_out").num_tokens

@@ -13,7 +13,7 @@ from nanochat.training.plan import plan
 from nanochat.training.products import Speeds, measured, with_products
 from nanochat.training.recipe import Recipe
 from nanochat.training.run_log import LogEntry
-from tests.training.runs import command, entries, options, recipe
+from tests.training.runs import command_here, entries, options, recipe
 
 FAST, SLOW = Speeds(float32=100.0, bfloat16=180.0), Speeds(float32=100.0, bfloat16=11.0)
 
@@ -93,7 +93,7 @@ def test_a_run_says_what_it_took_and_goes_on_with_it(
 def test_the_command_says_it_aloud(data: Path, tmp_path: Path) -> None:
     words = ["--preset", "tiny", "--set", "steps=1", "--set", "schedule.warmup_steps=0"]
 
-    result = command(*options(data, tmp_path / "run"), *words, "--set", "data.length=64")
+    result = command_here(*options(data, tmp_path / "run"), *words, "--set", "data.length=64")
 
     assert result.returncode == 0, result.stderr
     assert "products in " in result.stderr

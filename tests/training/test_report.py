@@ -13,7 +13,7 @@ import pytest
 from nanochat.training.history import read_history
 from nanochat.training.loop import Trainer
 from nanochat.training.report import comparison, html, summaries
-from tests.training.runs import command, quiet, recipe, write_log
+from tests.training.runs import command_here, quiet, recipe, write_log
 
 REAL = Path(__file__).parents[2] / "bench" / "results" / "training"
 
@@ -179,14 +179,14 @@ def test_the_command_writes_a_page_in_place_of_another(runs: list[Path], tmp_pat
     page = tmp_path / "report.html"
     page.write_text("old")
 
-    done = command("report", *runs, runs[0], "--out", page)
+    done = command_here("report", *runs, runs[0], "--out", page)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", f"wrote {page}\n")
     assert [run["name"] for run in data_of(page.read_text())["runs"]] == ["seed-0", "seed-1"]
 
 
 def test_the_command_prints_the_table_as_json(runs: list[Path]) -> None:
-    done = command("report", *runs, "--json")
+    done = command_here("report", *runs, "--json")
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["runs"] == summaries([*map(read_history, runs)])
@@ -207,7 +207,7 @@ def test_the_command_refuses_in_one_line(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
 
-    done = command("report", *words)
+    done = command_here("report", *words)
 
     assert done.returncode == 2
     assert message in done.stderr

@@ -15,7 +15,7 @@ from nanochat.training.rules.adamw import AdamW
 from nanochat.training.rules.lion import Lion
 from nanochat.training.rules.muon import Muon
 from nanochat.training.settings import TRAINING
-from tests.training.runs import command, command_here, options
+from tests.training.runs import command_here, options
 
 LISTED = "`nanochat train --settings` lists them all"
 
@@ -225,7 +225,7 @@ def test_the_first_mistake_is_named_and_what_is_missing_last(
 
 
 def test_the_list_needs_nothing_else() -> None:
-    result = command("train", "--settings")
+    result = command_here("train", "--settings")
 
     assert result.returncode == 0
     assert "optimizer.matrices.rate=0.02" in result.stdout

@@ -16,7 +16,7 @@ from nanochat.training.recipe import recipe_to_dict
 from nanochat.training.run_log import LogEntry
 from nanochat.training.snapshot import remove_snapshot, snapshot_steps
 from nanochat.training.tensorboard import TensorBoard
-from tests.training.runs import command, command_here, options, recipe
+from tests.training.runs import command_here, options, recipe
 
 RECIPE = recipe(
     steps=14, schedule={"decay_steps": 0}, model={"num_layers": 1}, run={"sample_tokens": 4}
@@ -171,8 +171,8 @@ def test_the_command_writes_and_goes_on(data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps({**recipe_to_dict(RECIPE), "steps": 2}))
     words = [*options(data, tmp_path / "run"), "--tensorboard"]
 
-    first = command(*words, tmp_path / "recipe.json", "--set", "schedule.warmup_steps=0")
-    second = command(*words, "--resume")
+    first = command_here(*words, tmp_path / "recipe.json", "--set", "schedule.warmup_steps=0")
+    second = command_here(*words, "--resume")
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert_same(tmp_path / "run")
