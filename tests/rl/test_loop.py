@@ -214,7 +214,7 @@ def test_a_teacher_is_followed_without_a_judge(tmp_path: Path) -> None:
     assert log_of(tmp_path / "own")[1]["teacher_kl"] < 1e-2
 
 
-def drawn(out: Path, **changes: object) -> Rollouts:
+def drawn(out: Path, **changes: Any) -> Rollouts:
     run = reinforcement(out, **changes)
     (curriculum,) = run._curricula
     assert run._judge is not None
