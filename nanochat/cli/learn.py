@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from nanochat.cli.judging import (
     SET,
@@ -34,6 +35,19 @@ if TYPE_CHECKING:
     from nanochat.lm import Model
 
 __all__ = ["learn"]
+
+# What --references has no use for.
+_OF_ATTEMPTS = {
+    "num_samples": "--samples",
+    "batch_size": "--batch",
+    "epochs": "--epochs",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "max_tokens": "--max-tokens",
+    "seed": "--seed",
+    "input_seed": "--input-seed",
+    "model": "--model",
+}
 
 _EXAMPLES = """
 \b
@@ -189,6 +203,13 @@ def _require_sense(method: str, writer: str | None, writer_model: str, *, refere
         raise InputError("--writer and --writer-model are for --method lessons: leave them out")
     if method == "lessons" and references:
         raise InputError("--references is for --method examples: leave it out")
+    if references:
+        context = click.get_current_context()
+        for name, option in _OF_ATTEMPTS.items():
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise InputError(
+                    f"{option} is for attempts, of which --references makes none: leave one of them out"
+                )
     if writer_model and not _is_address(writer):
         raise InputError(
             "--writer-model is a name at an address: pass the address as --writer, or leave it out"

@@ -122,6 +122,11 @@ MISTAKES = {
         2,
         "--writer and --writer-model are for --method lessons",
     ),
+    "attempts of references": (
+        ["--method", "examples", "--references", "--samples", "4"],
+        2,
+        "--samples is for attempts, of which --references makes none",
+    ),
     "references for lessons": ([*METHOD, "--references"], 2, "--references is for --method examp"),
     "a name without an address": (
         [*METHOD, "--writer", "nanochat-tiny", "--writer-model", "a"],
