@@ -31,7 +31,7 @@ class Footprint:
         Whether leaves are prepared so anyhow.
     loading : function
         A leaf's share of what loading takes at its height, where everything is loaded at once.
-    unpacked : float
+    unpacked : function
         For each number of a matrix that is being multiplied.
     per_feature, per_product : int
         For each token and feature of the widest activation, and of the integer sums of the widest linear.
@@ -43,7 +43,7 @@ class Footprint:
     least: Callable[[Spec], int] | None = None
     is_least: Callable[[Sequence[Spec]], bool] = lambda _: False
     loading: Callable[[Spec], int] = lambda _: 0
-    unpacked: float = 0
+    unpacked: Callable[[Spec], float] = lambda _: 0
     per_feature: int
     per_product: int = 0
 
@@ -73,10 +73,13 @@ class Footprint:
         widest = features + max(max(spec.shape) for spec in linears)
         products = max(math.prod(spec.shape) // spec.activation_block for spec in linears)
         layer = tokens * (self.per_feature * widest + self.per_product * products)
-        layer += int(self.unpacked * max(math.prod(spec.shape) for spec in linears))
+        layer += max(map(self._unpacked_bytes, linears))
         # A dense table is there in float32, and unpacked by nobody.
-        tables = (math.prod(spec.shape) for spec in specs if spec.kind == "int8")
-        return max(layer, int(self.unpacked * max(tables, default=0)))
+        tables = (self._unpacked_bytes(spec) for spec in specs if spec.kind == "int8")
+        return max(layer, max(tables, default=0))
+
+    def _unpacked_bytes(self, spec: Spec) -> int:
+        return int(self.unpacked(spec) * math.prod(spec.shape))
 
 
 @dataclass(frozen=True, kw_only=True)

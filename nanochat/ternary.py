@@ -23,6 +23,7 @@ __all__ = [
     "SMALLEST_SCALE",
     "block_products",
     "dequantize",
+    "exact_sums",
     "latent",
     "num_blocks",
     "pack",
@@ -375,6 +376,14 @@ def _bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.view(np.float32)
 
 
+def exact_sums(block: int) -> type[np.floating]:
+    """The fastest type that holds every sum of a block of products of 8-bit codes exactly.
+
+    Products of int32 are far slower than those of float64, which holds them all, and those of float32 twice as fast.
+    """
+    return np.float32 if 127 * 127 * block <= 2**24 else np.float64
+
+
 def block_products(
     x_codes: NDArray[np.int8], codes: NDArray[np.int8], *, block: int
 ) -> NDArray[np.int32]:
@@ -394,9 +403,7 @@ def block_products(
     """
     tokens, columns = x_codes.shape
     count = num_blocks(columns, block)
-    # Both hold every partial sum exactly (float64 as 127 * 127 * C < 2**53), and their products are far faster than
-    # int32's; float32's twice as fast again.
-    exact: type[np.floating] = np.float32 if 127 * 127 * block <= 2**24 else np.float64
+    exact = exact_sums(block)
     left = x_codes.reshape(tokens, count, block).transpose(1, 0, 2).astype(exact)
     right = codes.reshape(-1, count, block).transpose(1, 2, 0).astype(exact)
     return (left @ right).astype(np.int32)

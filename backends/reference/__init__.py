@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from nanochat.backends.backend import Backend, Footprint
 from nanochat.ops import Ops
+from nanochat.ternary import exact_sums
 from nanochat.weights import Spec
 
 __all__ = ["BACKEND"]
@@ -36,8 +39,8 @@ BACKEND = Backend(
     footprint=Footprint(
         runtime=40_000_000,
         kept=_kept,
-        # As float64 while they are multiplied.
-        unpacked=8.5,
+        # As floats while they are multiplied, and a little beside.
+        unpacked=lambda spec: 0.5 + np.dtype(exact_sums(spec.activation_block)).itemsize,
         per_feature=40,
         per_product=12,
     ),

@@ -53,7 +53,7 @@ BACKEND = Backend(
         runtime=160_000_000,
         kept=_kept,
         copies=lambda _: 2,
-        unpacked=6,
+        unpacked=lambda _: 6,
         per_feature=27,
         per_product=12,
     ),

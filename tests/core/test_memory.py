@@ -196,7 +196,7 @@ def test_the_refusal_names_what_is_needed_what_is_free_and_what_helps() -> None:
     with pytest.raises(MemoryShortageError) as caught:
         require_room("org/model", CONFIG, "reference", free=GIB // 2, others=["numba", "mlx"])
 
-    assert str(caught.value).startswith("org/model needs about 0.89 GB on backend reference, ")
+    assert str(caught.value).startswith("org/model needs about 0.80 GB on backend reference, ")
     assert "and 0.54 GB of memory are free: choose backend numba (0." in str(caught.value)
     assert str(caught.value).endswith("close other programs, or choose a smaller model")
     assert isinstance(caught.value, NanochatError)
@@ -356,6 +356,6 @@ def test_a_process_that_may_not_take_as_much_is_told_so() -> None:
     )
 
     assert done.returncode == 1
-    assert "MemoryShortageError: org/model needs about 0.9" in done.stderr
+    assert "MemoryShortageError: org/model needs about 0.8" in done.stderr
     # Of 2**28 bytes of address space, half are kept for what is not the model's.
     assert "and 0.13 GB of memory are free" in done.stderr

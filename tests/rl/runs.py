@@ -16,7 +16,7 @@ FIELDS: dict[str, Any] = {
     "model": "nanochat-tiny",
     "steps": 4,
     "problems": {"source": str(EASY)},
-    "rollout": {"prompts": 4, "samples": 16, "max_tokens": 8, "temperature": 0.8},
+    "rollout": {"prompts": 4, "samples": 4, "max_tokens": 8, "temperature": 0.8},
     "policy": {"negatives": 4, "kl": 0.01},
     "evaluation": {"splits": ["train"], "problems": 2, "samples": 2, "texts": []},
     "schedule": {"warmup_steps": 1},

@@ -32,7 +32,7 @@ def test_a_run_raises_what_it_earns_and_writes_the_model_that_does(tmp_path: Pat
         tmp_path,
         steps=10,
         rollout={"samples": 64},
-        policy={"negatives": 16, "kl": 0.0},
+        policy={"positives": 8, "negatives": 8, "kl": 0.0},
         evaluation={"problems": 4, "samples": 16},
         run={"evaluate_every": 10, "snapshot_every": 10},
     )
@@ -197,11 +197,12 @@ def test_a_teacher_is_followed_without_a_judge(tmp_path: Path) -> None:
     reinforcement(tmp_path / "student", steps=2, phases=phases).run(quiet)
     fields: dict[str, Any] = {
         "reward": {"kind": "teacher", "teacher": "nanochat-tiny"},
+        "rollout": {"samples": 8},
         "policy": {"kl": 0.0},
         "run": {"evaluate_every": 100},
     }
 
-    run = reinforcement(tmp_path / "run", steps=8, model=str(tmp_path / "student"), **fields)
+    run = reinforcement(tmp_path / "run", steps=6, model=str(tmp_path / "student"), **fields)
     assert run.run(quiet)
     own = reinforcement(tmp_path / "own", steps=1, **fields)
     own.run(quiet)
@@ -266,9 +267,9 @@ def test_several_updates_of_a_step_are_limited(tmp_path: Path) -> None:
     run = reinforcement(
         tmp_path,
         steps=2,
-        rollout={"samples": 32},
-        reward={"kind": "compile"},
-        policy={"updates": 3, "clip_low": 0.01, "clip_high": 0.01},
+        reward={"kind": "teacher", "teacher": "nanochat-tiny"},
+        policy={"updates": 3, "clip_low": 1e-3, "clip_high": 1e-3},
+        schedule={"warmup_steps": 0},
     )
 
     run.run(quiet)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,7 +204,11 @@ def test_a_sandbox_is_closed_at_once_although_another_thread_runs_a_job() -> Non
 
 
 def test_what_is_interrupted_is_killed_and_the_sandbox_goes_on() -> None:
-    with Sandbox("bubblewrap") as sandbox:
+    # Who is started in the background of a shell ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ExitStack() as opened:
+        opened.callback(signal.signal, signal.SIGINT, before)
+        sandbox = opened.enter_context(Sandbox("bubblewrap"))
 
         def interrupt() -> None:
             wait_until(lambda: processes_with("interrupted") != [])
