@@ -132,7 +132,7 @@ class Reinforcement(Course):
         self._start = FrozenModel(bundle.config, ops.prepare(freeze(weights)), ops)
         self._codes_at_start = codes(self.model, self._specs)
         self._teachers: dict[str, FrozenModel] = {}
-        longest = recipe.rollout.max_tokens
+        longest = bundle.config.context_length
         for name in dict.fromkeys(stage.recipe.reward.teacher for stage in self._stages):
             if name:
                 self._teachers[name] = FrozenModel.load(

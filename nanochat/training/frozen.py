@@ -65,8 +65,8 @@ class FrozenModel:
             )
         if model.config.context_length < length:
             raise ConfigError(
-                f"{setting}={name!r} reads {model.config.context_length} tokens at most: set "
-                f"data.length={model.config.context_length}, or choose another model"
+                f"{setting}={name!r} reads {model.config.context_length} tokens at most, and sequences may have "
+                f"{length}: choose another model, or shorter sequences: data.length={model.config.context_length}"
             )
         assert isinstance(model.engine, Engine)
         return cls(model.config, model.engine.weights, ops)
