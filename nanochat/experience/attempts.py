@@ -13,12 +13,9 @@ from nanochat.evaluation.programs import Opening
 from nanochat.judge.judge import Judge, Judgement, Sample
 from nanochat.lm import Model
 from nanochat.problems.problem import Problem, Split
-from nanochat.problems.sets import ProblemSet, forbidden_for_training, load
+from nanochat.problems.sets import ProblemSet, forbidden_for_training, load, measured_with
 
 __all__ = ["Attempts", "Batch", "attempts", "batches", "require_trainable", "trainable"]
-
-# The sets that models of this project are measured with.
-_MEASURED = ("own", "templates")
 
 
 class Batch(NamedTuple):
@@ -87,12 +84,7 @@ def require_trainable(problems: ProblemSet) -> None:
     InputError
         If one of them is.
     """
-    held_out = []
-    for name in _MEASURED:
-        every = load(name)
-        kept = tuple(problem for problem in every.problems if problem.split != "train")
-        held_out.append(ProblemSet(name, kept))
-    if reason := forbidden_for_training(problems, held_out):
+    if reason := forbidden_for_training(problems, measured_with()):
         raise InputError(
             f"a library is learnt from other problems than it is measured with: {reason}"
         )

@@ -18,7 +18,7 @@ from nanochat.problems.rows import Row, read_rows
 from nanochat.problems.templates import template_problems
 from nanochat.rust.lexer import code_tokens
 
-__all__ = ["ProblemSet", "forbidden_for_training", "load"]
+__all__ = ["ProblemSet", "forbidden_for_training", "load", "measured_with"]
 
 _OWN = {"own": own_problems, "templates": template_problems}
 _HUB = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?::([\w.-]+))?")
@@ -113,6 +113,11 @@ def forbidden_for_training(problems: ProblemSet, known: Iterable[ProblemSet] = (
         if problem.split != "train":
             return f"{problem.id} of {problems.name} is held out: select the split train"
     return None
+
+
+def measured_with() -> list[ProblemSet]:
+    """What models are measured with of this project's own sets: all that is not of the split ``train``."""
+    return [load(name).select(splits=("held-out", "other-types", "other-names")) for name in _OWN]
 
 
 def _read(text: str) -> tuple[str, str]:

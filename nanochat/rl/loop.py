@@ -450,7 +450,7 @@ def _told(rollouts: Rollouts) -> dict[str, object]:
     """What the log says of what was drawn."""
     groups: list[Group] = [*rollouts.groups, *rollouts.left_out]
     rewards = np.array([group.rewards for group in groups])
-    judged = [(g, one) for group in groups for g, one in ((group, o) for o in group.judgements)]
+    judged = [(group, one) for group in groups for one in group.judgements]
     lengths = [len(each.tokens) for group in groups for each in group.completions]
     cut = [each.finish == "length" for group in groups for each in group.completions]
     found: dict[str, object] = {

@@ -9,7 +9,7 @@ from nanochat.bundle import Bundle
 from nanochat.errors import ConfigError, InputError, TrainingError
 from nanochat.export.formats import load
 from nanochat.problems import sets
-from nanochat.problems.sets import ProblemSet, forbidden_for_training
+from nanochat.problems.sets import ProblemSet, forbidden_for_training, measured_with
 from nanochat.rl.loop import Reinforcement
 from nanochat.rl.recipe import SETTINGS, Recipe, recipe_from_dict, stages
 from nanochat.rl.rollouts import trained_on
@@ -21,9 +21,6 @@ from nanochat.training.snapshot import find_snapshot, holds_run, load_record
 from nanochat.zoo.hub import resolve
 
 __all__ = ["Plan", "plan"]
-
-# What models are measured with, whose problems that are held out nobody learns from, by whatever file.
-_KNOWN = ("own", "templates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +138,7 @@ def plan(
 def _problems(recipe: Recipe) -> ProblemSet:
     """The set that a run learns from, if it may."""
     found = sets.load(recipe.problems.source)
-    known = [
-        sets.load(name).select(splits=("held-out", "other-types", "other-names")) for name in _KNOWN
-    ]
+    known = measured_with()
     for stage in stages(recipe):
         settings = stage.recipe.problems
         if settings.source != recipe.problems.source:
