@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanochat.errors import FormatError, SandboxError
+from nanochat.errors import FormatError
 from nanochat.evaluation.completing import Completion, Drawing, Request, complete
 from nanochat.evaluation.rates import Judged
 from nanochat.evaluation.records import Record, Records, read_records, recording
 from nanochat.generation.engine import Runner
-from nanochat.judge.judge import Judge, Judgement, Sample
+from nanochat.judge.judge import Judge, Judgement, Sample, require_judged
 from nanochat.problems.problem import Problem
 from nanochat.problems.sets import ProblemSet
 from nanochat.rust.trivial import is_trivial
@@ -166,12 +166,7 @@ def _verdicts(
             )
         asked.append(Sample(problem, completion))
     found = judge.judge(asked, seed=seed)
-    failed = [one for one in found if one.verdict == "infrastructure"]
-    if failed:
-        raise SandboxError(
-            f"{len(failed)} programs could not be run, since the machine failed ({failed[0].message}): what is judged "
-            "is written, so run this again on a quieter machine"
-        )
+    require_judged(found, "what is judged is written, so run this again on a quieter machine")
     return [_found(row, sample, one) for row, sample, one in zip(rows, asked, found, strict=True)]
 
 

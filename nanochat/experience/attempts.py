@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from nanochat.errors import InputError, SandboxError
+from nanochat.errors import InputError
 from nanochat.evaluation.completing import Drawing, Request, complete, seed_of
 from nanochat.evaluation.programs import Opening
-from nanochat.judge.judge import Judge, Judgement, Sample
+from nanochat.judge.judge import Judge, Judgement, Sample, require_judged
 from nanochat.lm import Model
 from nanochat.problems.problem import Problem, Split
 from nanochat.problems.sets import ProblemSet, forbidden_for_training, load, measured_with
@@ -136,12 +136,7 @@ def attempts(
         progress(len(texts), len(requests) * len(numbers))
     samples = [Sample(one, texts[one.id, number]) for one in batch.problems for number in numbers]
     found = judge.judge(samples, seed=input_seed)
-    failed = [one for one in found if one.verdict == "infrastructure"]
-    if failed:
-        raise SandboxError(
-            f"{len(failed)} programs could not be run, since the machine failed ({failed[0].message}): all batches "
-            "before are written, so run this again on a quieter machine"
-        )
+    require_judged(found, "all batches before are written, so run this again on a quieter machine")
     size = len(numbers)
     return [
         Attempts(problem=one, found=found[place * size : (place + 1) * size])

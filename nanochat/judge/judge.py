@@ -28,7 +28,7 @@ from nanochat.sandbox.layers import Kind
 from nanochat.sandbox.sandbox import Sandbox
 from nanochat.sandbox.workspace import workspace
 
-__all__ = ["Judge", "Judgement", "Sample"]
+__all__ = ["Judge", "Judgement", "Sample", "require_judged"]
 
 LIMITS = Limits(cpu_seconds=1, wall_seconds=5, memory_bytes=512 * 2**20, output_bytes=64 * 2**10)
 _PANICKED = 101
@@ -78,6 +78,21 @@ class Judgement:
     verdict: Verdict
     body: str = ""
     message: str = ""
+
+
+def require_judged(found: Sequence[Judgement], advice: str) -> None:
+    """Refuse to go on where programs have no verdict; `advice` says what is kept, and what to do.
+
+    Raises
+    ------
+    SandboxError
+        If the machine failed to run one, again and again.
+    """
+    failed = [one for one in found if one.verdict == "infrastructure"]
+    if failed:
+        raise SandboxError(
+            f"{len(failed)} programs could not be run, since the machine failed ({failed[0].message}): {advice}"
+        )
 
 
 class Judge:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nanochat.errors import SandboxError, TrainingError
+from nanochat.errors import TrainingError
 from nanochat.evaluation.completing import Completion, Drawing, Request, complete
 from nanochat.evaluation.evaluate import Programs
 from nanochat.evaluation.rates import Judged, Rates, rates
 from nanochat.generation.engine import Runner
-from nanochat.judge.judge import Judge, Judgement, Sample
+from nanochat.judge.judge import Judge, Judgement, Sample, require_judged
 from nanochat.problems.problem import Problem
 from nanochat.rl.recipe import Recipe, Reward
 from nanochat.rl.rewards import reward_of, writes_nothing
@@ -165,12 +165,7 @@ def _judge(
 ) -> list[_Answer]:
     by_id = {problem.id: problem for problem in problems}
     found = judge.judge([Sample(by_id[each.id], each.text) for each in written], seed=_SEED)
-    failed = [one for one in found if one.verdict == "infrastructure"]
-    if failed:
-        raise SandboxError(
-            f"{len(failed)} programs of an evaluation could not be run, since the machine failed "
-            f"({failed[0].message}): resume on a quieter machine"
-        )
+    require_judged(found, "resume on a quieter machine")
     return [_Answer(by_id[w.id], w, one) for w, one in zip(written, found, strict=True)]
 
 
