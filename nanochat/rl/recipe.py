@@ -258,12 +258,7 @@ class Recipe:
             raise ConfigError(
                 f"steps={self.steps} but the phases have {' + '.join(map(str, lengths))}: change one of them"
             )
-        schedule = self.schedule
-        if schedule.warmup_steps + schedule.decay_steps > self.steps:
-            raise ConfigError(
-                f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
-                f"steps={self.steps}: train longer, or shorten them: schedule.warmup_steps=0, say"
-            )
+        self.schedule.require(self.steps)
         if self.precision.weights != "ternary":
             raise ConfigError(
                 f"precision.weights={self.precision.weights!r}: samples are drawn by an engine, whose codes are "

@@ -93,6 +93,20 @@ class Schedule:
     tail: Literal["linear", "1-sqrt", "cosine"] = "linear"
     floor: Share = 0.0
 
+    def require(self, steps: int) -> None:
+        """Refuse a run of so few steps that it cannot both warm up and decay.
+
+        Raises
+        ------
+        ConfigError
+            If that is so.
+        """
+        if self.warmup_steps + self.decay_steps > steps:
+            raise ConfigError(
+                f"schedule.warmup_steps={self.warmup_steps} and schedule.decay_steps={self.decay_steps} exceed "
+                f"steps={steps}: train longer, or shorten them: schedule.warmup_steps=0, say"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Precision:
@@ -197,7 +211,7 @@ class Recipe:
     phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:
-        model, schedule, length = self.model, self.schedule, self.data.length
+        model, length = self.model, self.data.length
         lengths = [phase.steps for phase in self.phases]
         if lengths and sum(lengths) != self.steps:
             raise ConfigError(
@@ -208,11 +222,7 @@ class Recipe:
             raise ConfigError(
                 "the first phase has fire, which is for matrices that have learned: give it to a later one"
             )
-        if schedule.warmup_steps + schedule.decay_steps > self.steps:
-            raise ConfigError(
-                f"schedule.warmup_steps={schedule.warmup_steps} and schedule.decay_steps={schedule.decay_steps} exceed "
-                f"steps={self.steps}: train longer, or shorten them: schedule.warmup_steps=0, say"
-            )
+        self.schedule.require(self.steps)
         if self.data.microbatch and self.data.batch_size % self.data.microbatch:
             raise ConfigError(
                 f"data.microbatch={self.data.microbatch} does not divide data.batch_size={self.data.batch_size}: "
