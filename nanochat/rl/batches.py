@@ -14,7 +14,7 @@ from nanochat.rl.rollouts import Rollouts
 
 __all__ = ["Learnt", "Microbatch", "learnt", "microbatches"]
 
-# Lengths are multiples of it, so that few differ, each of which a compiler would compile for.
+# Lengths are multiples of it where a compiler would compile for each of them.
 _MULTIPLE = 32
 
 
@@ -62,8 +62,8 @@ class Microbatch:
 def learnt(rollouts: Rollouts, recipe: Recipe, step: int) -> list[Learnt]:
     """The samples of a step that are learnt from, which are all whose gradient is not 0.
 
-    Of those worth more, or less, than the mean that are too many, some are chosen by the seed and the step, and weigh
-    as much as all of them.
+    Of those worth more than the mean, and of the others, some are chosen by the seed and the step if they are too many,
+    and weigh as much as all of them.
     """
     policy, teaches = recipe.policy, recipe.reward.kind == "teacher"
     values = advantages(rollouts.rewards, policy.advantage) if rollouts.groups else np.zeros((0, 0))
@@ -94,13 +94,14 @@ def microbatches(
 ) -> Iterator[Microbatch]:
     """Samples side by side, those of alike lengths together, of at most so many tokens; one may be longer.
 
-    With `full`, all of a length are of one shape, filled up with rows that have no target.
+    With `full`, lengths are rounded up, and all of a length are of one shape, filled up with rows that have no target.
     """
     ordered = sorted(samples, key=lambda each: len(each.prompt) + len(each.tokens), reverse=True)
     first = 0
     while first < len(ordered):
         length = len(ordered[first].prompt) + len(ordered[first].tokens) - 1
-        length = -(-length // _MULTIPLE) * _MULTIPLE
+        if full:
+            length = -(-length // _MULTIPLE) * _MULTIPLE
         count = max(1, size // length)
         chosen = ordered[first : first + count]
         yield _side_by_side(chosen, (count if full else len(chosen), length))
@@ -112,7 +113,7 @@ def _shares(
 ) -> NDArray[np.float64]:
     """The factor of each sample of a problem: 1, or of those that are too many 0, or what makes up for these."""
     shares = np.ones_like(worth)
-    for most, alike in ((policy.negatives, worth < 0), (policy.positives, worth > 0)):
+    for most, alike in ((policy.negatives, worth <= 0), (policy.positives, worth > 0)):
         places = np.flatnonzero(alike)
         if most and len(places) > most:
             shares[places] = 0

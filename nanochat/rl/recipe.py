@@ -144,8 +144,8 @@ class Policy:
     entropy : float
         Factor of the entropy of the next token, which is to stay.
     positives, negatives : int
-        Samples of a problem that are worth more, and less, than its mean, and are learnt from, chosen at random and
-        weighed so that nothing is biased; 0 is all. The others cost no time.
+        Samples of a problem that are worth more than its mean, and others, that are learnt from, chosen at random and
+        weighed so that nothing is biased; 0 is all. The rest costs no time.
     ratio_cap : float
         Weighs a token by how much likelier it is in training than where it was drawn, to this at most; 0 does not.
     microbatch : int
