@@ -17,7 +17,6 @@ from nanochat.generation.engine import Runner
 from nanochat.judge.judge import Judge, Judgement, Sample, require_judged
 from nanochat.problems.problem import Problem
 from nanochat.problems.sets import ProblemSet
-from nanochat.rust.trivial import is_trivial
 from nanochat.text.codec import TextCodec
 
 __all__ = ["SAMPLES", "VERDICTS_FILE", "Opening", "draw", "judge", "read_judged"]
@@ -167,16 +166,15 @@ def _verdicts(
         asked.append(Sample(problem, completion))
     found = judge.judge(asked, seed=seed)
     require_judged(found, "what is judged is written, so run this again on a quieter machine")
-    return [_found(row, sample, one) for row, sample, one in zip(rows, asked, found, strict=True)]
+    return [_found(row, one) for row, one in zip(rows, found, strict=True)]
 
 
-def _found(row: Record, sample: Sample, found: Judgement) -> Record:
-    body = found.body.removesuffix("}")
+def _found(row: Record, found: Judgement) -> Record:
     return {
         "problem": row["problem"],
         "sample": row["sample"],
         "verdict": found.verdict,
-        "trivial": bool(found.body) and is_trivial(sample.problem.prompt, body),
+        "trivial": found.trivial,
         "message": found.message,
     }
 

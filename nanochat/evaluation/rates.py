@@ -21,7 +21,7 @@ MEANINGS = {
     "runs": "it compiles, and returns on all inputs without a panic or a limit",
     "passes": "it runs, and returns what is right",
     "correct": "of what compiles, how much passes",
-    "trivial": "of what runs, how much returns a literal or a parameter",
+    "trivial": "of what runs, how much returns a literal, a parameter or always the same",
 }
 
 

@@ -20,7 +20,6 @@ from nanochat.judge.judge import Judge
 from nanochat.lm import Model
 from nanochat.problems.problem import Problem
 from nanochat.problems.sets import ProblemSet
-from nanochat.rust.trivial import is_trivial
 
 __all__ = ["Learning", "Method", "learn", "learn_references"]
 
@@ -255,9 +254,9 @@ def _entry(batch: Batch, found: Sequence[Attempts]) -> dict[str, object]:
 
 def _passing(group: Attempts) -> Example | None:
     """An attempt that is right, and if possible no constant or argument as it came."""
-    bodies = [one.body for one in group.found if one.verdict == "pass"]
-    bodies.sort(key=lambda body: is_trivial(group.problem.prompt, body.removesuffix("}")))
-    return _example(group.problem, bodies[0]) if bodies else None
+    right = [one for one in group.found if one.verdict == "pass"]
+    right.sort(key=lambda one: one.trivial)
+    return _example(group.problem, right[0].body) if right else None
 
 
 def _example(problem: Problem, body: str) -> Example:

@@ -22,7 +22,8 @@ from nanochat.rust.compiler import Compiler, Failure, Program, Source
 from nanochat.rust.completion import end_of_function
 from nanochat.rust.lexer import tokens
 from nanochat.rust.toolchain import find_toolchain
-from nanochat.rust.verdict import Verdict
+from nanochat.rust.trivial import is_trivial
+from nanochat.rust.verdict import RUNS, Verdict
 from nanochat.sandbox.job import SYSTEM_LIBRARIES, Job, Limits, Outcome
 from nanochat.sandbox.layers import Kind
 from nanochat.sandbox.sandbox import Sandbox
@@ -73,11 +74,14 @@ class Judgement:
         What of the completion was judged: up to the brace that closes the function. Empty if there is none.
     message : str
         Why, on one line, with nothing in it that a terminal would obey.
+    trivial : bool
+        Whether the body is (`nanochat.rust.trivial`), or always returns the same, and the right one does not.
     """
 
     verdict: Verdict
     body: str = ""
     message: str = ""
+    trivial: bool = False
 
 
 def require_judged(found: Sequence[Judgement], advice: str) -> None:
@@ -225,14 +229,16 @@ class Judge:
         outcomes = self._sandbox.run_all([self._job(program) for _, program in programs])
         again = []
         for (text, program), outcome in zip(programs, outcomes, strict=True):
-            verdict, message = _verdict(outcome, self._keys[text.problem, seed])
+            expected = self._keys[text.problem, seed]
+            verdict, message = _verdict(outcome, expected)
             if verdict == "panic" and text.problem.tests:
                 # So do tests that fail.
                 verdict = "wrong"
             if verdict == "pass" and text.may_vary:
                 again.append((text, program, outcome.output))
             else:
-                self._note(text, verdict, message)
+                same = verdict in RUNS and len({*_lines(outcome.output)}) == 1 < len({*expected})
+                self._note(text, verdict, message, same=same)
         outcomes = self._sandbox.run_all([self._job(program) for _, program, _ in again])
         for (text, _, before), outcome in zip(again, outcomes, strict=True):
             if outcome.ending == "infrastructure":
@@ -270,8 +276,9 @@ class Judge:
                 raise _unsound(problem, *_verdict(outcome, ()))
             self._keys[problem, seed] = _lines(outcome.output)
 
-    def _note(self, text: "_Text", verdict: Verdict, message: str) -> None:
-        self._known[text.key] = Judgement(verdict, text.body, _shown(message))
+    def _note(self, text: "_Text", verdict: Verdict, message: str, *, same: bool = False) -> None:
+        trivial = same or is_trivial(text.problem.prompt, text.body.removesuffix("}"))
+        self._known[text.key] = Judgement(verdict, text.body, _shown(message), trivial)
 
     def _forget(self) -> None:
         # What the machine has failed may go well the next time.

@@ -14,7 +14,7 @@ from nanochat.generation.engine import Runner
 from nanochat.judge.judge import Judge, Judgement, Sample, require_judged
 from nanochat.problems.problem import Problem
 from nanochat.rl.recipe import Recipe, Reward
-from nanochat.rl.rewards import reward_of, writes_nothing
+from nanochat.rl.rewards import reward_of
 from nanochat.rust.lexer import code_tokens
 from nanochat.rust.signature import read_signature
 from nanochat.text.codec import TextCodec
@@ -172,14 +172,10 @@ def _judge(
 def _rates(answers: Sequence[_Answer]) -> Rates:
     return rates(
         [
-            Judged(a.problem.id, a.completion.sample, a.found.verdict, _is_trivial(a))
+            Judged(a.problem.id, a.completion.sample, a.found.verdict, a.found.trivial)
             for a in answers
         ]
     )
-
-
-def _is_trivial(answer: _Answer) -> bool:
-    return writes_nothing(answer.found, answer.problem)
 
 
 def _most_rewarded(answers: Sequence[_Answer], reward: Reward) -> list[list[object]]:

@@ -1,7 +1,6 @@
 """This file holds reinforcement learning: what a step, an evaluation and a snapshot are of a run on problems."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -9,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,15 +22,12 @@ from nanochat.init import freeze
 from nanochat.judge.judge import Judge
 from nanochat.lm import Model
 from nanochat.problems.sets import ProblemSet
-from nanochat.rl.advantages import have_signal
 from nanochat.rl.batches import Learnt, Microbatch, learnt, microbatches
 from nanochat.rl.evaluation import HELD_OUT_PASSES, evaluate, held_out, require_variety
 from nanochat.rl.flips import codes, flips
 from nanochat.rl.policy import Given, terms
 from nanochat.rl.recipe import Recipe, recipe_to_dict, stages
-from nanochat.rl.rewards import writes_nothing
-from nanochat.rl.rollouts import Curriculum, Group, Rollouts, draw, trained_on
-from nanochat.rust.verdict import RUNS
+from nanochat.rl.rollouts import Curriculum, described, draw, trained_on
 from nanochat.sandbox.layers import Kind
 from nanochat.shapes import shapes
 from nanochat.training import recipe as training
@@ -253,7 +248,7 @@ class Reinforcement(Course):
         self._require_flips(after)
         self._hand_over()
         self.step += 1
-        told = _told(rollouts)
+        told = described(rollouts)
         sampled = int(str(told["sampled_tokens"]))
         self._num_drawn += sampled
         seconds = {**rollouts.seconds, "learning": clock() - middle, "all": clock() - begin}
@@ -444,40 +439,3 @@ def _summed(seen: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         values = torch.stack([each[name].float() for each in seen])
         found[name] = float(values.max() if name.endswith("_max") else values.sum())
     return found
-
-
-def _told(rollouts: Rollouts) -> dict[str, object]:
-    """What the log says of what was drawn."""
-    groups: list[Group] = [*rollouts.groups, *rollouts.left_out]
-    rewards = np.array([group.rewards for group in groups])
-    judged = [(group, one) for group in groups for one in group.judgements]
-    lengths = [len(each.tokens) for group in groups for each in group.completions]
-    cut = [each.finish == "length" for group in groups for each in group.completions]
-    found: dict[str, object] = {
-        "reward": float(np.nanmean(rewards)),
-        "reward_spread": float(np.nanstd(rewards)),
-        "signal": float(have_signal(rewards).mean()),
-        "sampled_tokens": sum(lengths),
-        "length": float(np.mean(lengths)),
-        "truncated": float(np.mean(cut)),
-    }
-    if not judged:
-        return found
-    count = Counter(one.verdict for _, one in judged)
-    running = [(group, one) for group, one in judged if one.verdict in RUNS]
-    trivial = sum(writes_nothing(one, group.problem) for group, one in running)
-    passed = [[one.verdict == "pass" for one in group.judgements] for group in groups]
-    rewarded = {
-        one.body
-        for group in groups
-        for one, reward in zip(group.judgements, group.rewards, strict=True)
-        if reward > 0
-    }
-    return {
-        **found,
-        "verdicts": {verdict: n / len(judged) for verdict, n in count.items()},
-        "rollout_passes": float(np.mean(passed)),
-        "rollout_solved": float(np.any(passed, axis=1).mean()),
-        "rollout_trivial": trivial / max(1, len(running)),
-        "distinct_rewarded": len(rewarded),
-    }

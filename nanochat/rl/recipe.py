@@ -103,7 +103,8 @@ class Reward:
         1 for what passes; with "staged" 0.2 for what returns on all inputs, with "compile" 1 for what type-checks; and
         0 for all else. "teacher" asks no judge: each token earns what it is likelier by another model, `teacher`.
     trivial : bool
-        Whether a literal or a parameter that is not right earns what "staged" and "compile" give.
+        Whether what is not right and no attempt earns what "staged" and "compile" give: a literal, a parameter, what
+        always returns the same, and what never names one of the parameters.
     truncated : {"count", "mask"}
         Whether samples that were cut off are learnt from as what they are, wrong, or not at all.
     shuffled : bool

@@ -8,11 +8,12 @@ from nanochat.errors import InputError
 from nanochat.judge.judge import Judge, Judgement, Sample
 from nanochat.problems.problem import Problem
 from nanochat.problems.sets import load
-from nanochat.rust.trivial import is_trivial
+from nanochat.rust.lexer import code_tokens
+from nanochat.rust.signature import read_signature
 from nanochat.rust.verdict import COMPILES, RUNS
 from nanochat.sandbox.layers import Kind
 
-__all__ = ["CompilerReward", "reward_of", "writes_nothing"]
+__all__ = ["CompilerReward", "reward_of"]
 
 _STAGED = 0.2
 
@@ -32,7 +33,8 @@ def reward_of(
         "pass" pays for what is right. "staged" pays 0.2, too, for what returns on all inputs, so that a model learns
         which never is right; and "compile" 1 for what type-checks.
     trivial : bool
-        Whether these two pay for a literal or a parameter that is not right.
+        Whether these two pay for what is wrong and no attempt: a literal, a parameter, what returns always the same, or
+        what never names one of the parameters.
     """
     if found.verdict == "infrastructure":
         return None
@@ -41,12 +43,14 @@ def reward_of(
     paid = {"staged": _STAGED if found.verdict in RUNS else 0.0}
     paid["compile"] = 1.0 if found.verdict in COMPILES else 0.0
     reward = paid.get(kind, 0.0)
-    return reward if trivial or not writes_nothing(found, problem) else 0.0
+    return reward if trivial or _attempts(found, problem) else 0.0
 
 
-def writes_nothing(found: Judgement, problem: Problem) -> bool:
-    """Whether a body is trivial: see `nanochat.rust.trivial`."""
-    return bool(found.body) and is_trivial(problem.prompt, found.body.removesuffix("}"))
+def _attempts(found: Judgement, problem: Problem) -> bool:
+    if found.trivial:
+        return False
+    words = {token.text for token in code_tokens(found.body)}
+    return all(each.name in words for each in read_signature(problem.prompt).parameters)
 
 
 class CompilerReward:

@@ -1,5 +1,6 @@
 """This file holds rollouts: which problems a step draws, what a model writes for them, and what that earns."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,9 +18,10 @@ from nanochat.problems.soundness import is_trivial
 from nanochat.rl.advantages import have_signal
 from nanochat.rl.recipe import Problems, Recipe
 from nanochat.rl.rewards import reward_of
+from nanochat.rust.verdict import RUNS
 from nanochat.text.codec import TextCodec
 
-__all__ = ["Curriculum", "Group", "Rollouts", "draw", "trained_on"]
+__all__ = ["Curriculum", "Group", "Rollouts", "described", "draw", "trained_on"]
 
 # How many times the problems of a step are drawn at most, where those without a signal are replaced.
 _MOST_DRAWN = 2
@@ -208,3 +210,40 @@ def _reward(found: Judgement, problem: Problem, recipe: Recipe) -> float:
     assert settings.kind != "teacher"
     reward = reward_of(found, problem, settings.kind, trivial=settings.trivial)
     return float("nan") if reward is None else reward
+
+
+def described(rollouts: Rollouts) -> dict[str, object]:
+    """What the log says of what was drawn."""
+    groups: list[Group] = [*rollouts.groups, *rollouts.left_out]
+    rewards = np.array([group.rewards for group in groups])
+    judged = [one for group in groups for one in group.judgements]
+    lengths = [len(each.tokens) for group in groups for each in group.completions]
+    cut = [each.finish == "length" for group in groups for each in group.completions]
+    found: dict[str, object] = {
+        "reward": float(np.nanmean(rewards)),
+        "reward_spread": float(np.nanstd(rewards)),
+        "signal": float(have_signal(rewards).mean()),
+        "sampled_tokens": sum(lengths),
+        "length": float(np.mean(lengths)),
+        "truncated": float(np.mean(cut)),
+    }
+    if not judged:
+        return found
+    count = Counter(one.verdict for one in judged)
+    running = [one for one in judged if one.verdict in RUNS]
+    trivial = sum(one.trivial for one in running)
+    passed = [[one.verdict == "pass" for one in group.judgements] for group in groups]
+    rewarded = {
+        one.body
+        for group in groups
+        for one, reward in zip(group.judgements, group.rewards, strict=True)
+        if reward > 0
+    }
+    return {
+        **found,
+        "verdicts": {verdict: n / len(judged) for verdict, n in count.items()},
+        "rollout_passes": float(np.mean(passed)),
+        "rollout_solved": float(np.any(passed, axis=1).mean()),
+        "rollout_trivial": trivial / max(1, len(running)),
+        "distinct_rewarded": len(rewarded),
+    }

@@ -44,6 +44,14 @@ def test_every_completion_gets_its_verdict(judge: Judge) -> None:
     assert other == {}
 
 
+def test_what_needs_no_thought_is_trivial_and_so_is_what_always_returns_the_same() -> None:
+    bodies = [" a }", " 1 + 1 }", " a - a }", " b.min(a) }", " a.max(b) }", " 1 + }"]
+    with Judge() as judge:
+        found = judge.judge([Sample(LARGER, body) for body in bodies], seed=0)
+
+    assert [one.trivial for one in found] == [True, True, True, False, False, False]
+
+
 def test_the_sieve_is_not_what_protects(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judges, "refusal", lambda _source: None)
     names = [name for name, (_text, may) in ALL.items() if "refused" in may and len(may) > 1]

@@ -31,8 +31,11 @@ def test_each_verdict_earns_what_is_written(
     assert reward_of(found, LARGER, kind, trivial=False) == expected
 
 
-def test_a_parameter_that_is_wrong_may_earn_nothing() -> None:
-    wrong, right = Judgement("wrong", " a }"), Judgement("pass", " a }")
+@pytest.mark.parametrize(
+    ("body", "trivial"), [(" a }", True), (" a - b + b - a }", True), (" a + 1 /* b */ }", False)]
+)
+def test_what_is_no_attempt_may_earn_nothing_if_it_is_wrong(body: str, trivial: bool) -> None:
+    wrong, right = (Judgement(each, body, trivial=trivial) for each in ("wrong", "pass"))
 
     assert reward_of(wrong, LARGER, "staged") == 0.2
     assert reward_of(wrong, LARGER, "staged", trivial=False) == 0.0
