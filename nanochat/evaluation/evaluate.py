@@ -17,6 +17,7 @@ from nanochat.lm import Model
 from nanochat.problems.own import OWN_FILES, own_text
 from nanochat.problems.problem import Split
 from nanochat.problems.sets import ProblemSet, load
+from nanochat.problems.soundness import is_trivial
 from nanochat.proof.golden import config_digest, tensor_digests, tokenizer_digest
 from nanochat.sandbox.layers import Kind
 
@@ -42,6 +43,8 @@ class Programs:
         See `nanochat.problems.sets.load`.
     levels, splits : sequence
         Which of the problems; all, if there are none of these.
+    nontrivial : bool
+        Whether those are left out whose right answer is a literal or a parameter.
     limit : int
         How many problems at most, chosen by a hash of their names; 0 for all.
     drawing : Drawing
@@ -57,6 +60,7 @@ class Programs:
     problems: str = "own"
     levels: Sequence[int] = ()
     splits: Sequence[Split] = ()
+    nontrivial: bool = False
     limit: int = 0
     drawing: Drawing = field(default_factory=Drawing)
     ks: Sequence[int] = (1,)
@@ -85,6 +89,7 @@ class Programs:
             for problem in found.problems
             if (not self.levels or problem.level in self.levels)
             and (not self.splits or problem.split in self.splits)
+            and not (self.nontrivial and is_trivial(problem))
         ]
         if self.limit:
             kept.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).digest())

@@ -52,6 +52,7 @@ def held_out(recipe: Recipe) -> dict[str, tuple[Problem, ...]]:
             problems=asked.source or recipe.problems.source,
             levels=recipe.problems.levels,
             splits=(split,),
+            nontrivial=recipe.problems.nontrivial,
             limit=asked.problems,
         )
         .load()
@@ -74,7 +75,8 @@ def evaluate(
 
     Of each split the shares of samples that *compiles*, *runs*, *passes* and *trivial* count (see
     `nanochat.evaluation.rates`), the share of problems *solved* by one of their samples, and of the likeliest texts
-    *greedy_passes* and how many are *greedy_distinct*; *held_out_passes* is the mean of the splits that are not learnt
+    *greedy_passes* and how many are *greedy_distinct*; *passes_interval* is what 95 % of resampled problems say.
+    *held_out_passes* is the mean of the splits that are not learnt
     from, or of all. *rewarded_texts* are the ten that earn the most.
 
     Parameters
@@ -107,6 +109,7 @@ def evaluate(
             watch(done, total)
     found: dict[str, object] = {}
     tables: dict[str, dict[str, float]] = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for (split, is_greedy), given in answers.items():
         measured = _rates(given)
         if is_greedy:
@@ -116,6 +119,7 @@ def evaluate(
             continue
         solved = {each.problem.id for each in given if each.found.verdict == "pass"}
         tables.setdefault("solved", {})[split] = len(solved) / len(problems[split])
+        intervals[split] = measured.rates["passes"][1:]
         for name in _RATES:
             value = measured.rates[name].value
             # A share of none is no number, for which JSON has no word.
@@ -125,7 +129,11 @@ def evaluate(
     unseen = [value for split, value in passes.items() if split != "train"] or [*passes.values()]
     found[HELD_OUT_PASSES] = sum(unseen) / len(unseen)
     every = [each for (_, is_greedy), given in answers.items() if not is_greedy for each in given]
-    found |= {**tables, "rewarded_texts": _most_rewarded(every, recipe.reward)}
+    found |= {
+        **tables,
+        "passes_interval": intervals,
+        "rewarded_texts": _most_rewarded(every, recipe.reward),
+    }
     first = next(given for (_, is_greedy), given in answers.items() if is_greedy)[0]
     found["sample"] = first.problem.prompt + first.completion.text
     return found

@@ -60,7 +60,7 @@ class Problems:
     levels : list of int
         Which of its levels; all, if none is named.
     nontrivial : bool
-        Whether those are left out whose right answer is a literal or a parameter.
+        Whether those are left out whose right answer is a literal or a parameter, in evaluations, too.
     """
 
     source: str = "templates"
