@@ -27,6 +27,7 @@ from nanochat.rl.evaluation import HELD_OUT_PASSES, evaluate, held_out, require_
 from nanochat.rl.flips import codes, flips
 from nanochat.rl.policy import Given, terms
 from nanochat.rl.recipe import Recipe, recipe_to_dict, stages
+from nanochat.rl.rehearsal import Rehearsal, divergence
 from nanochat.rl.rollouts import Curriculum, described, draw, trained_on
 from nanochat.sandbox.layers import Kind
 from nanochat.shapes import shapes
@@ -139,14 +140,24 @@ class Reinforcement(Course):
             states = self._restore()
             self._resume()
         self._enter(states)
-        self.drawing = Model(
-            bundle.config,
-            self.model.stored(),
-            bundle.tokenizer,
-            backend=backend,
-            name=str(directory),
-            num_threads=num_threads,
-        )
+
+        def drawing(of: Weights[Stored]) -> Model:
+            return Model(
+                bundle.config,
+                of,
+                bundle.tokenizer,
+                backend=backend,
+                name=str(directory),
+                num_threads=num_threads,
+            )
+
+        self._rehearsal: Rehearsal | None = None
+        if any(stage.recipe.policy.rehearsal for stage in self._stages):
+            with drawing(weights) as model:
+                self._rehearsal = Rehearsal(
+                    model.engine, bundle.tokenizer, self._start, recipe.seed
+                )
+        self.drawing = drawing(self.model.stored())
 
     def close(self) -> None:
         """End what judges."""
@@ -294,6 +305,7 @@ class Reinforcement(Course):
                         known = replace(known, before=found["logprobs"])
                         given[place] = (targets, rows, tokens, known)
                     seen.append({k: v.detach() for k, v in found.items() if k != "logprobs"})
+                forgotten = self._rehearse()
             norms = gradient_norms(self.updater.gradients(), self._specs)
             sums = _summed(seen)
             values = {name: float(norm) for name, norm in norms.items()}
@@ -301,7 +313,7 @@ class Reinforcement(Course):
                 {"objective": sums["objective"], "gradient_norm": values["gradient_norm"]}
             )
             self.updater.update(norm=norms["gradient_norm"], factor=factor)
-            sums |= values
+            sums |= {**values, **forgotten}
         for name in ("entropy", "kl", "teacher_kl", "clipped", "mismatch"):
             if name in sums:
                 sums[name] /= num_tokens
@@ -310,6 +322,18 @@ class Reinforcement(Course):
             # Where tokens are drawn, their log-probabilities are those at temperature 1.
             del found_of["mismatch"], found_of["mismatch_max"]
         return found_of
+
+    def _rehearse(self) -> dict[str, float]:
+        """Add the gradient of what keeps texts from being forgotten, and return how far they are."""
+        policy = self._stage.recipe.policy
+        if self._rehearsal is None or not policy.rehearsal:
+            return {}
+        tokens, targets = self._rehearsal.of_step(self.step, policy.rehearsed)
+        with self._interruption.abandonable(), compiling():
+            loss = partial(divergence, start=self._start, ops=self.model.ops)
+            found = self.model(tokens, loss, targets, tokens, has_heads=False)
+            (policy.rehearsal * found).backward()
+        return {"rehearsal_kl": float(found.detach())}
 
     def _given(
         self, batch: Microbatch, *, watched: bool

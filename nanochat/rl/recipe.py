@@ -144,6 +144,11 @@ class Policy:
         Factor of the divergence from the model that the run began with.
     entropy : float
         Factor of the entropy of the next token, which is to stay.
+    rehearsal : float
+        Factor of the divergence, in nats a token, from the model that the run began with, on texts that this one wrote
+        freely before it: what keeps a model from forgetting them.
+    rehearsed : int
+        Tokens of such texts in a step.
     positives, negatives : int
         Samples of a problem that are worth more than its mean, and others, that are learnt from, chosen at random and
         weighed so that nothing is biased; 0 is all. The rest costs no time.
@@ -160,6 +165,8 @@ class Policy:
     clip_high: Positive = 0.28
     kl: NotNegative = 0.0
     entropy: NotNegative = 0.0
+    rehearsal: NotNegative = 0.0
+    rehearsed: Count = 1024
     positives: Whole = 0
     negatives: Whole = 0
     ratio_cap: NotNegative = 0.0

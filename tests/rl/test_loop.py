@@ -61,13 +61,14 @@ def test_a_run_raises_what_it_earns_and_writes_the_model_that_does(tmp_path: Pat
 
 def test_an_interrupted_run_has_the_lines_of_another(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    reinforcement(whole).run(quiet)
+    rehearsed = {"policy": {"rehearsal": 0.1, "rehearsed": 256}}
+    reinforcement(whole, **rehearsed).run(quiet)
 
     def interrupt(entry: LogEntry) -> None:
         if entry.step == 3 and "reward" in entry.values:
             os.kill(os.getpid(), signal.SIGINT)
 
-    assert not reinforcement(parts).run(interrupt)
+    assert not reinforcement(parts, **rehearsed).run(interrupt)
     assert snapshot_steps(parts)[-1] == 3
     assert reinforcement(parts, resume=True).run(quiet)
 
