@@ -105,6 +105,9 @@ class Reward:
     trivial : bool
         Whether what is not right and no attempt earns what "staged" and "compile" give: a literal, a parameter, what
         always returns the same, and what never names one of the parameters.
+    shared : bool
+        Whether samples of a problem that are wrong and wrote the same share what one of them would earn, which keeps a
+        policy from writing one text for everything.
     truncated : {"count", "mask"}
         Whether samples that were cut off are learnt from as what they are, wrong, or not at all.
     shuffled : bool
@@ -118,6 +121,7 @@ class Reward:
 
     kind: RewardKind = "pass"
     trivial: bool = True
+    shared: bool = False
     truncated: Literal["count", "mask"] = "count"
     shuffled: bool = False
     teacher: str = ""

@@ -1,5 +1,11 @@
-"""This file holds rewards: what a verdict earns, and a reward function as other people's trainers take them."""
+"""This file holds rewards: what a verdict earns, and a reward function as other people's trainers take them.
 
+References
+----------
+.. [1] Y. Song et al., "Outcome-based Exploration for LLM Reasoning", 2025: batch exploration. arXiv:2509.06941
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,7 +19,7 @@ from nanochat.rust.signature import read_signature
 from nanochat.rust.verdict import COMPILES, RUNS
 from nanochat.sandbox.layers import Kind
 
-__all__ = ["CompilerReward", "reward_of"]
+__all__ = ["CompilerReward", "reward_of", "shared"]
 
 _STAGED = 0.2
 
@@ -51,6 +57,20 @@ def _attempts(found: Judgement, problem: Problem) -> bool:
         return False
     words = {token.text for token in code_tokens(found.body)}
     return all(each.name in words for each in read_signature(problem.prompt).parameters)
+
+
+def shared(rewards: Sequence[float | None], judgements: Sequence[Judgement]) -> list[float | None]:
+    """What samples of a problem earn, if those that are wrong and wrote the same share what one of them would earn.
+
+    So a policy that writes one text for everything gains by writing another, which may be right, as with the penalty on
+    repeated answers of [1]_.
+    """
+    texts = [" ".join(token.text for token in code_tokens(each.body)) for each in judgements]
+    count = Counter(texts)
+    return [
+        reward if reward is None or each.verdict == "pass" else reward / count[text]
+        for reward, each, text in zip(rewards, judgements, texts, strict=True)
+    ]
 
 
 class CompilerReward:

@@ -1,5 +1,6 @@
 """This file holds rollouts: which problems a step draws, what a model writes for them, and what that earns."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from nanochat.judge.judge import Judge, Judgement, Sample
 from nanochat.problems.problem import Problem
 from nanochat.problems.soundness import is_trivial
 from nanochat.rl.advantages import have_signal
-from nanochat.rl.recipe import Problems, Recipe
-from nanochat.rl.rewards import reward_of
+from nanochat.rl.recipe import Problems, Recipe, Reward
+from nanochat.rl.rewards import reward_of, shared
 from nanochat.rust.verdict import RUNS
 from nanochat.text.codec import TextCodec
 
@@ -190,7 +191,7 @@ def _judged(
         completions = written[problem.id]
         first = number * len(completions)
         judgements = found[first : first + len(completions)]
-        rewards = [_reward(one, problem, recipe) for one in judgements] or [0.0] * len(completions)
+        rewards = _rewards(judgements, problem, recipe.reward) or [0.0] * len(completions)
         if recipe.reward.shuffled:
             np.random.default_rng(seed_of(seed, problem.id)).shuffle(rewards)
         groups.append(
@@ -205,11 +206,14 @@ def _judged(
     return groups
 
 
-def _reward(found: Judgement, problem: Problem, recipe: Recipe) -> float:
-    settings = recipe.reward
-    assert settings.kind != "teacher"
-    reward = reward_of(found, problem, settings.kind, trivial=settings.trivial)
-    return float("nan") if reward is None else reward
+def _rewards(judgements: Sequence[Judgement], problem: Problem, settings: Reward) -> list[float]:
+    if settings.kind == "teacher":
+        return []
+    kind, trivial = settings.kind, settings.trivial
+    rewards = [reward_of(one, problem, kind, trivial=trivial) for one in judgements]
+    if settings.shared:
+        rewards = shared(rewards, judgements)
+    return [math.nan if reward is None else reward for reward in rewards]
 
 
 def described(rollouts: Rollouts) -> dict[str, object]:

@@ -8,7 +8,7 @@ import pytest
 from nanochat.errors import InputError
 from nanochat.judge.judge import Judgement
 from nanochat.problems.problem import Problem
-from nanochat.rl.rewards import CompilerReward, reward_of
+from nanochat.rl.rewards import CompilerReward, reward_of, shared
 from nanochat.rust.verdict import VERDICTS, Verdict
 from tests.judge.completions import LARGER
 
@@ -40,6 +40,22 @@ def test_what_is_no_attempt_may_earn_nothing_if_it_is_wrong(body: str, trivial: 
     assert reward_of(wrong, LARGER, "staged") == 0.2
     assert reward_of(wrong, LARGER, "staged", trivial=False) == 0.0
     assert reward_of(right, LARGER, "staged", trivial=False) == 1.0
+
+
+def test_those_that_are_wrong_and_wrote_the_same_share_what_one_of_them_earns() -> None:
+    found = [
+        *[
+            Judgement("wrong", body)
+            for body in (" a + b }", "a+b }", " b + a }", " a + b /* ! */ }")
+        ],
+        *[Judgement("pass", " a.max(b) }")] * 2,
+        Judgement("infrastructure", " a + b }"),
+        Judgement("type", " a + c }"),
+    ]
+    rewards = [reward_of(each, LARGER, "staged") for each in found]
+
+    assert rewards == [0.2, 0.2, 0.2, 0.2, 1.0, 1.0, None, 0.0]
+    assert shared(rewards, found) == [0.05, 0.05, 0.2, 0.05, 1.0, 1.0, None, 0.0]
 
 
 PROBLEM: Problem = LARGER
