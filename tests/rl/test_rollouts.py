@@ -14,6 +14,7 @@ from nanochat.judge.judge import Judgement
 from nanochat.problems.sets import load
 from nanochat.problems.soundness import is_trivial
 from nanochat.rl.batches import learnt, microbatches
+from nanochat.rl.evaluation import held_out
 from nanochat.rl.recipe import Advantage, Policy, Problems, Recipe, Reward, Rollout
 from nanochat.rl.rollouts import Curriculum, Group, Rollouts, trained_on
 from tests.judge.completions import LARGER
@@ -29,6 +30,19 @@ def test_only_what_may_be_trained_on_is_drawn() -> None:
     assert {problem.level for problem in chosen} == {1}
     assert any(map(is_trivial, every))
     assert not any(map(is_trivial, chosen))
+
+
+def test_what_is_not_learnt_from_is_not_measured_with() -> None:
+    every, chosen = (
+        held_out(Recipe(model="m", steps=9, problems=Problems(levels=(0,), nontrivial=nontrivial)))
+        for nontrivial in (False, True)
+    )
+
+    assert set(chosen) == {"train", "other-types", "other-names", "held-out"}
+    assert {p.level for problems in chosen.values() for p in problems} == {0}
+    assert any(is_trivial(problem) for problem in every["held-out"])
+    assert not any(is_trivial(p) for problems in chosen.values() for p in problems)
+    assert {len(problems) for problems in chosen.values()} == {40}
 
 
 def test_the_problems_of_a_step_are_of_unlike_families_and_follow_from_its_number() -> None:
@@ -132,6 +146,7 @@ def test_samples_worth_nothing_cost_no_time_unless_something_else_is_asked_of_th
     assert learnt(alike, recipe(), 0) == []
     assert len(learnt(alike, recipe(kl=0.1), 0)) == 2
     assert len(learnt(alike, recipe(entropy=0.1), 0)) == 2
+    assert len(learnt(alike, recipe(entropy=0.1, negatives=1), 0)) == 1
 
 
 def test_what_was_cut_off_is_wrong_or_no_sample() -> None:
