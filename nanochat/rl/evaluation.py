@@ -76,8 +76,8 @@ def evaluate(
     Of each split the shares of samples that *compiles*, *runs*, *passes* and *trivial* count (see
     `nanochat.evaluation.rates`), the share of problems *solved* by one of their samples, and of the likeliest texts
     *greedy_passes* and how many are *greedy_distinct*; *passes_interval* is what 95 % of resampled problems say.
-    *held_out_passes* is the mean of the splits that are not learnt
-    from, or of all. *rewarded_texts* are the ten that earn the most.
+    *held_out_passes* is the mean of the splits that are not learnt from, or of all. *rewarded_texts* are the ten that
+    earn the most.
 
     Parameters
     ----------

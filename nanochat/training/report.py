@@ -73,6 +73,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "verdicts",
         "kl",
         "teacher_kl",
+        "rehearsal_kl",
         "length",
         "truncated",
         "mismatch",

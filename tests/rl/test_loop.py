@@ -61,7 +61,7 @@ def test_a_run_raises_what_it_earns_and_writes_the_model_that_does(tmp_path: Pat
 
 def test_an_interrupted_run_has_the_lines_of_another(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    rehearsed = {"policy": {"rehearsal": 0.1, "rehearsed": 256}}
+    rehearsed: dict[str, Any] = {"policy": {"rehearsal": 0.1, "rehearsed": 256}}
     reinforcement(whole, **rehearsed).run(quiet)
 
     def interrupt(entry: LogEntry) -> None:
