@@ -32,6 +32,7 @@ SUMMARIES = {
     "resume": "a training run that is killed at random moments, beside the same that is not",
     "judge": "what a completion costs to draw, to check, to build, to run and to judge",
     "evaluation": "what `nanochat eval` finds of the models that ship",
+    "rl": "what runs of `nanochat rl` reach, by advantage, beside a control",
     "training": "what the shipped model's training log says, beside its unquantised twin's",
 }
 # With `parity --exports`: every export in the runtime of its users, compared with the reference.
