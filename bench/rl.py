@@ -97,7 +97,8 @@ def plot(_: Sequence[Result], path: Path) -> None:
 
     draw_curves(
         {
-            "passes, unseen": curves(_unseen("passes")),
+            "passes, learnt from": curves(_of("passes", "train")),
+            "passes, other function names": curves(_of("passes", "other-names")),
             "compiles and returns, unseen": curves(_unseen("runs")),
             "bits per byte of ordinary Rust": curves(_bits),
         },
