@@ -65,7 +65,9 @@ exit 1
 """
 
 
-@pytest.mark.parametrize("compiler", ["none", "without headers"])
+@pytest.mark.parametrize(
+    "compiler", [pytest.param("none", marks=pytest.mark.long), "without headers"]
+)
 def test_a_machine_that_cannot_compile_gets_one_line_and_the_way_on(
     compiler: str, data: Path, settings: Path, tmp_path: Path
 ) -> None:

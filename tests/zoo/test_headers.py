@@ -166,7 +166,7 @@ def test_the_27b_models_are_what_their_headers_tell(
 @pytest.mark.parametrize(
     ("kind", "gigabytes", "tokens"),
     [
-        pytest.param(PQ2_0, 7.21, 300, id="PQ2_0"),
+        pytest.param(PQ2_0, 7.21, 300, id="PQ2_0", marks=pytest.mark.long),
         pytest.param(PQ2_0, 7.21, 248_320, id="PQ2_0, all tokens", marks=pytest.mark.long),
         pytest.param(PTQ1_0, 5.9, 300, id="PTQ1_0"),
     ],
