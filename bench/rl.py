@@ -5,6 +5,7 @@ The runs are those of `recipes/rl-tiny.json`; their commands are in `docs/rl.md`
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,10 +23,6 @@ _NAMES = {
     "grpo": "GRPO",
     "shuffled": "MaxRL, rewards shuffled (control)",
 }
-# Steps of the recipe's first phase.
-_FIRST_STAGE: int = json.loads((LOGS.parents[2] / "recipes" / "rl-tiny.json").read_text())[
-    "phases"
-][0]["steps"]
 _UNSEEN = ("other-types", "other-names", "held-out")
 _Evaluation = Mapping[str, Any]
 
@@ -60,7 +57,8 @@ _MEASURES: Mapping[str, tuple[str, Callable[[_Evaluation], float]]] = {
 def run(quick: bool) -> Iterator[Result]:  # noqa: ARG001
     """What each kind of run has reached at its end, beside the model that it began with."""
     for name, title in _NAMES.items():
-        if not (runs := _runs(name)):
+        runs = [evaluations for _, evaluations in _runs(name)]
+        if not runs:
             continue
         for what, (unit, measure) in _MEASURES.items():
             ends = [measure(evaluations[-1]) for evaluations in runs]
@@ -79,7 +77,7 @@ def run(quick: bool) -> Iterator[Result]:  # noqa: ARG001
                 ok=ok,
             )
         if name != "shuffled":
-            yield _second_stage(title, runs)
+            yield _second_stage(name, title)
 
 
 def plot(_: Sequence[Result], path: Path) -> None:
@@ -92,7 +90,7 @@ def plot(_: Sequence[Result], path: Path) -> None:
                 [(each[0]["step"], fmean(map(measure, each))) for each in zip(*runs, strict=True)],
             )
             for name, title in _NAMES.items()
-            if (runs := _runs(name))
+            if (runs := [evaluations for _, evaluations in _runs(name)])
         ]
 
     draw_curves(
@@ -107,12 +105,13 @@ def plot(_: Sequence[Result], path: Path) -> None:
     )
 
 
-def _second_stage(title: str, runs: Sequence[Sequence[_Evaluation]]) -> Result:
+def _second_stage(name: str, title: str) -> Result:
     """What the second phase has added, which is to be more than chance: no seed's intervals may meet."""
-    ends = []
-    for evaluations in runs:
-        middle = next(each for each in evaluations if each["step"] == _FIRST_STAGE)
-        ends.append((middle, evaluations[-1]))
+    runs = _runs(name)
+    ends = [
+        (next(each for each in evaluations if each["step"] == first_stage), evaluations[-1])
+        for first_stage, evaluations in runs
+    ]
     before, after = ([each["passes"]["train"] for each in of] for of in zip(*ends, strict=True))
     return Result(
         case="rl",
@@ -146,10 +145,12 @@ def _held_to(name: str, what: str, before: float, after: float) -> tuple[float |
     return None, True
 
 
-def _runs(name: str) -> list[list[_Evaluation]]:
-    """The evaluations of each seed."""
+@cache
+def _runs(name: str) -> list[tuple[int, list[_Evaluation]]]:
+    """Of each seed the steps of its first phase, and its evaluations."""
     found = []
     for path in sorted(LOGS.glob(f"{name}-*.jsonl")):
         lines = [json.loads(text) for text in path.read_text().splitlines()]
-        found.append([line for line in lines if "passes" in line])
+        first_stage = lines[0]["recipe"]["phases"][0]["steps"]
+        found.append((first_stage, [line for line in lines if "passes" in line]))
     return found
