@@ -17,7 +17,6 @@ from nanochat.lm import Model
 from nanochat.problems.own import OWN_FILES, own_text
 from nanochat.problems.problem import Split
 from nanochat.problems.sets import ProblemSet, load
-from nanochat.problems.soundness import is_trivial
 from nanochat.proof.golden import config_digest, tensor_digests, tokenizer_digest
 from nanochat.sandbox.layers import Kind
 
@@ -84,13 +83,8 @@ class Programs:
             If none are left.
         """
         found = load(self.problems)
-        kept = [
-            problem
-            for problem in found.problems
-            if (not self.levels or problem.level in self.levels)
-            and (not self.splits or problem.split in self.splits)
-            and not (self.nontrivial and is_trivial(problem))
-        ]
+        selected = found.select(levels=self.levels, splits=self.splits, nontrivial=self.nontrivial)
+        kept = [*selected.problems]
         if self.limit:
             kept.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
             kept = sorted(kept[: self.limit], key=lambda problem: problem.id)

@@ -66,7 +66,7 @@ def trainable(text: str, *, levels: Sequence[int] = ()) -> ProblemSet:
         raise InputError(
             f"nothing of {text} may be learnt from: {forbidden_for_training(every)}; pass other --problems"
         )
-    chosen = found.select(levels=levels, splits=train) if levels else found
+    chosen = found.select(levels=levels)
     if not chosen.problems:
         there = ", ".join(map(str, sorted({problem.level for problem in found.problems})))
         raise InputError(

@@ -15,6 +15,7 @@ from nanochat.problems import multipl_e, tests_module
 from nanochat.problems.own import own_problems, read_problems
 from nanochat.problems.problem import Problem, Split
 from nanochat.problems.rows import Row, read_rows
+from nanochat.problems.soundness import is_trivial
 from nanochat.problems.templates import template_problems
 from nanochat.rust.lexer import code_tokens
 
@@ -40,13 +41,22 @@ class ProblemSet:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def select(
-        self, *, levels: Collection[int] = range(-1, 5), splits: Collection[Split]
+        self,
+        *,
+        levels: Collection[int] = (),
+        splits: Collection[Split] = (),
+        nontrivial: bool = False,
     ) -> "ProblemSet":
-        """Those of the problems that are of some levels and splits, under the same name."""
+        """Those of the problems that are of some levels and splits, under the same name; of all, if none is named.
+
+        With `nontrivial`, those are left out whose right answer is a literal or a parameter.
+        """
         kept = (
             problem
             for problem in self.problems
-            if problem.level in levels and problem.split in splits
+            if (not levels or problem.level in levels)
+            and (not splits or problem.split in splits)
+            and not (nontrivial and is_trivial(problem))
         )
         return ProblemSet(self.name, tuple(kept))
 

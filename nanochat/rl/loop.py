@@ -109,7 +109,7 @@ class Reinforcement(Course):
         self._begun_stage = -1
         self._problems = problems
         self._curricula = [
-            Curriculum(trained_on(problems.problems, stage.recipe.problems), recipe.seed)
+            Curriculum(trained_on(problems, stage.recipe.problems).problems, recipe.seed)
             for stage in self._stages
         ]
         self._held_out = [held_out(stage.recipe) for stage in self._stages]

@@ -146,13 +146,13 @@ def _problems(recipe: Recipe) -> ProblemSet:
                 f"phase {stage.number + 1}: problems.source={settings.source!r}: a run learns from one set; leave it "
                 "out there"
             )
-        chosen = trained_on(found.problems, settings)
-        if not chosen:
+        chosen = trained_on(found, settings)
+        if not chosen.problems:
             levels = sorted({problem.level for problem in found.problems})
             raise InputError(
                 f"{settings.source} has no problems to train on of levels {[*settings.levels]}: choose among {levels}"
             )
-        if why := forbidden_for_training(ProblemSet(found.name, tuple(chosen)), known):
+        if why := forbidden_for_training(chosen, known):
             raise InputError(why)
     return found
 

@@ -14,8 +14,8 @@ from nanochat.evaluation.completing import Completion, Drawing, Request, complet
 from nanochat.generation.engine import Runner
 from nanochat.generation.prompts import encode_prompt
 from nanochat.judge.judge import Judge, Judgement, Sample
-from nanochat.problems.problem import Problem
-from nanochat.problems.soundness import is_trivial
+from nanochat.problems.problem import Problem, Split
+from nanochat.problems.sets import ProblemSet
 from nanochat.rl.advantages import have_signal
 from nanochat.rl.recipe import Problems, Recipe, Reward
 from nanochat.rl.rewards import reward_of, shared
@@ -99,15 +99,10 @@ class Rollouts:
         return np.array([group.rewards for group in self.groups])
 
 
-def trained_on(problems: Sequence[Problem], settings: Problems) -> list[Problem]:
+def trained_on(problems: ProblemSet, settings: Problems) -> ProblemSet:
     """Those that a run draws from: of the split ``train``, of the levels, and perhaps none that is trivial."""
-    return [
-        problem
-        for problem in problems
-        if problem.split == "train"
-        and (not settings.levels or problem.level in settings.levels)
-        and not (settings.nontrivial and is_trivial(problem))
-    ]
+    train: tuple[Split, ...] = ("train",)
+    return problems.select(levels=settings.levels, splits=train, nontrivial=settings.nontrivial)
 
 
 def draw(

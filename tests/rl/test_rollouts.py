@@ -19,12 +19,12 @@ from nanochat.rl.recipe import Advantage, Policy, Problems, Recipe, Reward, Roll
 from nanochat.rl.rollouts import Curriculum, Group, Rollouts, trained_on
 from tests.judge.completions import LARGER
 
-TEMPLATES = load("templates").problems
+TEMPLATES = load("templates")
 
 
 def test_only_what_may_be_trained_on_is_drawn() -> None:
-    every = trained_on(TEMPLATES, Problems())
-    chosen = trained_on(TEMPLATES, Problems(levels=(1,), nontrivial=True))
+    every = trained_on(TEMPLATES, Problems()).problems
+    chosen = trained_on(TEMPLATES, Problems(levels=(1,), nontrivial=True)).problems
 
     assert {problem.split for problem in every} == {"train"}
     assert {problem.level for problem in chosen} == {1}
@@ -46,10 +46,10 @@ def test_what_is_not_learnt_from_is_not_measured_with() -> None:
 
 
 def test_the_problems_of_a_step_are_of_unlike_families_and_follow_from_its_number() -> None:
-    curriculum = Curriculum(trained_on(TEMPLATES, Problems()), seed=3)
+    curriculum = Curriculum(trained_on(TEMPLATES, Problems()).problems, seed=3)
     steps = [[*islice(curriculum.of_step(step), 24)] for step in range(4)]
-    again = [*islice(Curriculum(trained_on(TEMPLATES, Problems()), seed=3).of_step(2), 24)]
-    other = [*islice(Curriculum(trained_on(TEMPLATES, Problems()), seed=4).of_step(2), 24)]
+    again = [*islice(Curriculum(trained_on(TEMPLATES, Problems()).problems, seed=3).of_step(2), 24)]
+    other = [*islice(Curriculum(trained_on(TEMPLATES, Problems()).problems, seed=4).of_step(2), 24)]
 
     for problems in steps:
         assert len({problem.family for problem in problems}) == 24
